@@ -16,6 +16,7 @@ from rich.table import Table
 from tests.services import S3Server
 from tests.services.ceph import Ceph, start_ceph
 from tests.services.moto import start_moto
+from tests.services.registry import Registry, start_registry
 from tests.support.chunks import SMALL_CHUNK
 from tests.support.mounts import MountedStore, OwnDirectory, let_in, mounted, unmount_dead, wait_until
 from tests.support.survival import COLUMNS, Survival, Survived
@@ -145,6 +146,13 @@ def ceph() -> Iterator[Ceph]:
 def moto() -> Iterator[S3Server]:
     """An emulated S3 server, for what the real one here lacks."""
     with start_moto() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def registry() -> Iterator[Registry]:
+    """An OCI registry that asks for no credentials."""
+    with start_registry() as server:
         yield server
 
 

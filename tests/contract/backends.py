@@ -3,14 +3,16 @@
 import os
 import uuid
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
 from tests.services import S3Server
 from tests.services.ceph import missing_programs
+from tests.services.registry import MODEL, Layer, Registry, packed, titled
 from trimsfs.options import MountOptions
 from trimsfs.stores import Retrying, RetryingStore, Store, open_store
 from trimsfs.types import Buffer, Generation
@@ -22,7 +24,9 @@ MAX_REQUESTS = 16
 
 
 class Backend(ABC):
-    """A place for objects."""
+    """A place for objects. One that ``keeps`` what is replaced or deleted still gives the bytes of a generation."""
+
+    keeps: ClassVar[bool] = False
 
     @abstractmethod
     def put(self, key: str, content: bytes) -> None:
@@ -92,6 +96,40 @@ class S3Backend(Backend):
 
 
 @dataclass(frozen=True, slots=True)
+class OciBackend(Backend):
+    """An artifact, for OciStore: each change is a push of the same tag. A file is a layer, or in one, a *tar*."""
+
+    registry: Registry
+    repository: str
+    tar: bool
+    layers: dict[str, Layer] = field(default_factory=dict)
+    keeps: ClassVar[bool] = True
+
+    def put(self, key: str, content: bytes) -> None:
+        archive = Layer(packed({key: content}), f"{MODEL}.weight.v1.tar") if self.tar else None
+        self.layers[key] = archive or titled(key, content)
+        self.push()
+
+    def delete(self, key: str) -> None:
+        del self.layers[key]
+        self.push()
+
+    def make_directory(self, key: str) -> None:
+        self.layers[f"{key}/"] = Layer(packed({key: None}), f"{MODEL}.weight.v1.tar")
+        self.push()
+
+    def push(self) -> None:
+        """Push all there is."""
+        created = {"org.opencontainers.image.created": datetime.now(UTC).isoformat()}
+        self.registry.push(f"{self.repository}:v1", list(self.layers.values()), annotations=created)
+
+    def open(self, prefix: str = "", *, missing: bool = False) -> Store:
+        repository = f"missing-{self.repository}" if missing else self.repository
+        url = f"oci://{self.registry.address}/{repository}:v1/{prefix}"
+        return open_store(MountOptions(store=url), max_requests=MAX_REQUESTS)
+
+
+@dataclass(frozen=True, slots=True)
 class RetryingBackend(Backend):
     """Another backend, its stores wrapped in RetryingStore."""
 
@@ -146,6 +184,13 @@ def new_bucket(client: "S3Client") -> S3Backend:
     bucket = f"contract-{uuid.uuid4().hex[:12]}"
     client.create_bucket(Bucket=bucket)
     return S3Backend(client, bucket)
+
+
+def new_artifact(registry: Registry, *, tar: bool) -> OciBackend:
+    """A new artifact with nothing in it."""
+    backend = OciBackend(registry, f"contract-{uuid.uuid4().hex[:12]}", tar)
+    backend.push()
+    return backend
 
 
 needs_ceph = pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())}")

@@ -13,6 +13,7 @@ from tests.contract.backends import (
     RetryingBackend,
     S3Backend,
     needs_ceph,
+    new_artifact,
     new_bucket,
     use_only,
 )
@@ -44,11 +45,13 @@ def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S3Bac
     return _bucket(request, request.param, monkeypatch)
 
 
-@pytest.fixture(params=["directory", CEPH, "moto", "fsspec", "retrying"])
+@pytest.fixture(params=["directory", CEPH, "moto", "oci", "oci-tar", "fsspec", "retrying"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Backend:
     """An empty backend of each kind."""
     if request.param in {"ceph", "moto"}:
         return _bucket(request, request.param, monkeypatch)
+    if request.param in {"oci", "oci-tar"}:
+        return new_artifact(request.getfixturevalue("registry"), tar=request.param == "oci-tar")
     root = tmp_path / "root"
     root.mkdir()
     if request.param == "fsspec":

@@ -95,13 +95,19 @@ class MountOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    store: str | None = Field(None, description="Where models come from: s3://BUCKET[/PREFIX] or a directory.")
+    store: str | None = Field(
+        None,
+        description="Where models come from: s3://BUCKET[/PREFIX], oci://REGISTRY/REPOSITORY[:TAG] or a directory.",
+    )
     allow_empty: bool = Field(False, description="Mount a prefix that holds no object yet.")
     endpoint_url: str | None = Field(None, description="Address of an S3 server other than AWS.")
     region: str | None = Field(None, description="S3 region.")
     profile: str | None = Field(None, description="Profile of the AWS configuration files.")
     addressing_style: Literal["auto", "path", "virtual"] = Field("auto", description="How S3 requests name the bucket.")
-    anonymous: bool = Field(False, description="Send unsigned S3 requests.")
+    anonymous: bool = Field(False, description="Send requests without credentials.")
+    plain_http: bool | None = Field(
+        None, description="Speak HTTP without TLS to an OCI registry. Default: yes for one on this host, else no."
+    )
     cache_dir: Path | None = Field(None, description="Directory of the disk tier; one server at a time may use it.")
     cache_size: ByteSize | None = Field(
         None, description="Most bytes of models on disk. Default: as many as --min-free leaves."

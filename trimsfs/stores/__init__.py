@@ -1,4 +1,4 @@
-"""Stores: where models come from, behind one protocol; S3, a directory, fsspec, and a retrying wrapper."""
+"""Stores: where models come from, behind one protocol; S3, OCI, a directory, fsspec, and a retrying wrapper."""
 
 import logging
 import re
@@ -33,6 +33,10 @@ def open_store(options: MountOptions, *, max_requests: int) -> Store:
         from trimsfs.stores.s3 import S3Store  # noqa: PLC0415 - boto3 is slow to load, and other stores do not need it
 
         return S3Store(bucket, prefix, options, max_requests=max_requests)
+    if url.startswith("oci://"):
+        from trimsfs.stores.oci import OciStore  # noqa: PLC0415 - other stores do not need it
+
+        return OciStore(url, options, max_requests=max_requests)
     if url.startswith("file://"):
         return DirectoryStore(Path(unquote(urlsplit(url).path)), share_links=share_links)
     if "://" in url:

@@ -1,6 +1,5 @@
 """The S3 store: a bucket, or a prefix of one; the only home of boto3."""
 
-import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -14,6 +13,7 @@ import trio
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreStalledError, TransientStoreError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
+from trimsfs.stores.bodies import PIECE, pass_on
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.s3.answers import Transport
 from trimsfs.stores.s3.client import make_client
@@ -30,12 +30,8 @@ KEY_MAX = 1024
 """Bytes in the longest key that S3 allows."""
 VERSION_MAX = 1024
 """Characters in the longest version id that S3 allows."""
-PIECE = 1 << 18
-"""Most bytes to read from a response at a time; each is followed by a check for a stall."""
 SMALL = 8 << 20
 """Bytes up to which an ETag that looks like a digest is compared without a request that tells whether it is one."""
-SLOWEST_RATE = 64 * 1024
-"""Bytes a second under which a response counts as stalled."""
 
 
 class _Continuation(TypedDict, total=False):
@@ -212,23 +208,7 @@ class S3Store:
 
     def _receive(self, body: Any, length: int, sink: Sink) -> None:
         with closing(body):
-            self._pass_on(body, length, sink)
-
-    def _pass_on(self, stream: Any, length: int, sink: Sink) -> None:
-        done = mark = 0
-        marked = time.monotonic()
-        while done < length:
-            # Take each piece as it arrives: a read that fills its buffer looks like a stall while bytes drip in.
-            piece = stream.read1(min(PIECE, length - done))
-            if not piece:
-                raise TransientStoreError(f"the body ended after {done} of {length} bytes")
-            sink(piece)
-            done += len(piece)
-            elapsed = time.monotonic() - marked
-            if elapsed > self._stall_timeout_s and done < length:
-                if done - mark < elapsed * SLOWEST_RATE:
-                    raise StoreStalledError(f"only {done - mark} bytes in {elapsed:.0f} s")
-                mark, marked = done, time.monotonic()
+            pass_on(body, length, sink, stall_timeout_s=self._stall_timeout_s)
 
 
 def _condition(generation: Generation) -> Condition:

@@ -1,22 +1,17 @@
 """Answers: bounds the size and time of those that the SDK reads whole, such as listings and errors."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from botocore.awsrequest import AWSResponse
 
-from trimsfs.errors import StoreStalledError, TransientStoreError
+from trimsfs.stores.bodies import received
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 T = TypeVar("T")
-
-ANSWER_LIMIT = 4 << 20
-"""Bytes of the longest answer: enough for 1000 names of 1024 bytes, each byte escaped as three."""
-_PIECE = 1 << 16
 
 
 class Transport:
@@ -43,7 +38,7 @@ class Transport:
         request.stream_output = streamed
         if streamed and response.status_code < 300:
             return response  # type: ignore[no-any-return]
-        body = _received(response.raw, self._timeout_s)
+        body = received(response.raw, self._timeout_s)
         return AWSResponse(response.url, response.status_code, response.headers, _Body(body))
 
     def watched(self, call: Callable[[], T], response: AWSResponse | None = None) -> tuple[T, Any]:
@@ -68,25 +63,6 @@ class _Call(threading.local):
 
     response: AWSResponse | None = None
     sent: Any = None
-
-
-def _received(raw: Any, timeout_s: float) -> bytes:
-    """The whole body. Raises TransientStoreError when it is too long or too slow."""
-    deadline = time.monotonic() + timeout_s
-    pieces, size = [], 0
-    try:
-        while piece := raw.read1(_PIECE):
-            pieces.append(piece)
-            size += len(piece)
-            if size > ANSWER_LIMIT:
-                raise TransientStoreError(f"answer larger than {ANSWER_LIMIT >> 20} MiB")
-            if time.monotonic() > deadline:
-                raise StoreStalledError(f"no complete answer in {timeout_s:g} s")
-    except BaseException:
-        raw.close()
-        raise
-    raw.release_conn()
-    return b"".join(pieces)
 
 
 class _Body:

@@ -1,0 +1,58 @@
+"""Bodies of HTTP answers: passed on as they arrive, within the stall timeout; short ones read whole."""
+
+import time
+from typing import Any, Protocol
+
+from trimsfs.errors import StoreStalledError, TransientStoreError
+from trimsfs.stores.base import Sink
+
+PIECE = 1 << 18
+"""Most bytes to read from a response at a time; each is followed by a check for a stall."""
+SLOWEST_RATE = 64 * 1024
+"""Bytes a second under which a response counts as stalled."""
+ANSWER_LIMIT = 4 << 20
+"""Bytes of the longest answer: enough for 1000 names of 1024 bytes, each byte escaped as three."""
+
+
+class Body(Protocol):
+    """The stream of an answer."""
+
+    def read1(self, amt: int, /) -> bytes:
+        """At most *amt* bytes, as soon as some are there; none at the end."""
+
+
+def pass_on(stream: Body, length: int, sink: Sink, *, stall_timeout_s: float) -> None:
+    """Pass the next *length* bytes of a body on. Raises TransientStoreError if it ends before; StoreStalledError."""
+    done = mark = 0
+    marked = time.monotonic()
+    while done < length:
+        # Take each piece as it arrives: a read that fills its buffer looks like a stall while bytes drip in.
+        piece = stream.read1(min(PIECE, length - done))
+        if not piece:
+            raise TransientStoreError(f"the body ended after {done} of {length} bytes")
+        sink(piece)
+        done += len(piece)
+        elapsed = time.monotonic() - marked
+        if elapsed > stall_timeout_s and done < length:
+            if done - mark < elapsed * SLOWEST_RATE:
+                raise StoreStalledError(f"only {done - mark} bytes in {elapsed:.0f} s")
+            mark, marked = done, time.monotonic()
+
+
+def received(raw: Any, timeout_s: float) -> bytes:
+    """The whole body of urllib3's stream *raw*. Raises TransientStoreError when it is too long or too slow."""
+    deadline = time.monotonic() + timeout_s
+    pieces, size = [], 0
+    try:
+        while piece := raw.read1(1 << 16):
+            pieces.append(piece)
+            size += len(piece)
+            if size > ANSWER_LIMIT:
+                raise TransientStoreError(f"answer larger than {ANSWER_LIMIT >> 20} MiB")
+            if time.monotonic() > deadline:
+                raise StoreStalledError(f"no complete answer in {timeout_s:g} s")
+    except BaseException:
+        raw.close()
+        raise
+    raw.release_conn()
+    return b"".join(pieces)
