@@ -17,6 +17,12 @@ __all__ = ["DirectoryStore", "FsspecStore", "Page", "Retrying", "RetryingStore",
 
 log = logging.getLogger(__name__)
 
+_ACCESS_POINT = re.compile(
+    r"arn:aws[a-z-]*:s3(?:-outposts)?:[a-z0-9-]*:[0-9]{12}:"
+    r"(?:outpost[/:][A-Za-z0-9-]+[/:])?accesspoint[/:][A-Za-z0-9.-]+(?=/|\Z)"
+)
+"""The ARN of an access point in one region or several, or on Outposts. It may hold slashes."""
+
 
 def open_store(options: MountOptions, *, max_requests: int) -> Store:
     """The store that ``options.store`` names; *max_requests* reads may be under way at once.
@@ -26,10 +32,7 @@ def open_store(options: MountOptions, *, max_requests: int) -> Store:
     url = options.store or ""
     share_links = options.signatures == "off"  # else a file signed at one path could be opened at others
     if url.startswith("s3://"):
-        # Not parsed as a URL: a prefix may hold any character.
-        bucket, _, prefix = url.removeprefix("s3://").partition("/")
-        if not re.fullmatch(r"[A-Za-z0-9._-]+", bucket):
-            raise ConfigurationError(f"store {url!r}: {bucket!r} is not a bucket name: write s3://BUCKET[/PREFIX]")
+        bucket, prefix = _bucket(url)
         from trimsfs.stores.s3 import S3Store  # noqa: PLC0415 - boto3 is slow to load, and other stores do not need it
 
         return S3Store(bucket, prefix, options, max_requests=max_requests)
@@ -44,6 +47,20 @@ def open_store(options: MountOptions, *, max_requests: int) -> Store:
     if url:
         return DirectoryStore(Path(url), share_links=share_links)
     raise ConfigurationError("no store: write s3://BUCKET[/PREFIX] or a directory")
+
+
+def _bucket(url: str) -> tuple[str, str]:
+    """The bucket, or the ARN of an access point, and the prefix in an S3 URL. Raises ConfigurationError."""
+    # Not parsed as a URL: a prefix may hold any character.
+    rest = url.removeprefix("s3://")
+    access_point = _ACCESS_POINT.match(rest)
+    if access_point is not None:
+        return access_point[0], rest[access_point.end() + 1 :]
+    bucket, _, prefix = rest.partition("/")
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", bucket):
+        form = "arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME" if bucket.startswith("arn:") else "BUCKET"
+        raise ConfigurationError(f"store {url!r}: {bucket!r} is not a bucket name: write s3://{form}[/PREFIX]")
+    return bucket, prefix
 
 
 async def reach(store: Store, options: MountOptions, *, deadline_s: float) -> None:
