@@ -14,7 +14,7 @@ _OTHER_ETAGS = ("aws:kms", "aws:kms:dsse")
 """Kinds of encryption whose ETags are no digests."""
 
 
-def digest_of(headers: Mapping[str, str], *, etags: bool) -> Digest | None:
+def digest_of(headers: Mapping[str, str], *, etags: bool = True) -> Digest | None:
     """The digest in the answer to a HEAD request with ``ChecksumMode``; None if there is none.
 
     *etags* says whether an ETag may be one.
