@@ -8,13 +8,12 @@ import json
 import os
 import sys
 import tarfile
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -39,6 +38,7 @@ from tests.services.registry import (
     start_registry,
     titled,
 )
+from tests.support.http_server import Server
 from trimsfs.errors import (
     BucketNotFoundError,
     ConfigurationError,
@@ -386,45 +386,6 @@ async def test_layer_that_the_registry_has_lost_is_another_generation(registry: 
 # Authorisation: the registry is real and checks tokens itself; the token service is the tests' own
 
 
-@dataclass
-class Server:
-    """An HTTP server of the tests' own: *answer* gets a request and gives status, headers and body."""
-
-    answer: Callable[[BaseHTTPRequestHandler], tuple[int, Mapping[str, str], bytes]]
-    url: str = ""
-    requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator["Server"]:
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                outer.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
-                status, headers, body = outer.answer(self)
-                self.send_response(status)
-                for name, value in {**headers, "Content-Length": str(len(body))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-            server.daemon_threads = True
-            self.url = f"http://127.0.0.1:{server.server_address[1]}"
-            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-            thread.start()
-            try:
-                yield self
-            finally:
-                server.shutdown()
-                thread.join()
-
-
 class TokenService:
     """Signs tokens for who has the password."""
 
@@ -675,7 +636,7 @@ def told(status: str, code: str) -> Answer:
         (
             respond("200 OK", b'{"layers": [{"mediaType": "x", "digest": "md5:1", "size": 1}]}'),
             StoreUnavailableError,
-            "",
+            None,
         ),
         (respond("200 OK", b" " * (5 * MIB)), TransientStoreError, "larger than 4 MiB"),
         (
