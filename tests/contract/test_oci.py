@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import ssl
 import sys
 import tarfile
 import time
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -90,7 +92,9 @@ def name() -> str:
 
 @pytest.fixture(autouse=True)
 def no_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A directory for Docker's configuration, with none in it."""
+    """A directory for Docker's configuration, with none in it; and no proxies."""
+    for variable in [variable for variable in os.environ if variable.lower().endswith("_proxy")]:
+        monkeypatch.delenv(variable)
     directory = tmp_path / "docker"
     directory.mkdir()
     monkeypatch.setenv("DOCKER_CONFIG", str(directory))
@@ -301,6 +305,18 @@ def huge_header() -> bytes:
     return member.tobuf(format=tarfile.GNU_FORMAT) + bytes(1024)
 
 
+def negative() -> bytes:
+    member = tarfile.TarInfo("model")
+    member.pax_headers = {"size": "-1024"}
+    return member.tobuf(format=tarfile.PAX_FORMAT) + bytes(1024)
+
+
+def endless_time() -> bytes:
+    member = tarfile.TarInfo("model")
+    member.pax_headers = {"mtime": "inf"}
+    return member.tobuf(format=tarfile.PAX_FORMAT) + bytes(1024)
+
+
 @pytest.mark.parametrize(
     ("archive", "told"),
     [
@@ -312,10 +328,27 @@ def huge_header() -> bytes:
         (too_long(), "model is longer than the layer"),
         (huge_header(), "a header of 8589"),
         (packed({"dir/.wh.model": b""}), "deletes a file of another layer"),
+        (negative(), "has -1024 bytes"),
+        (endless_time(), "infinity"),
     ],
-    ids=["text", "garbage", "gzip", "cut", "sparse", "long", "header", "whiteout"],
+    ids=["text", "garbage", "gzip", "cut", "sparse", "long", "header", "whiteout", "negative", "time"],
 )
 async def test_layer_that_cannot_be_shown_is_told(registry: Registry, name: str, archive: bytes, told: str) -> None:
+    registry.push(f"{name}:v1", [Layer(archive, f"{MODEL}.weight.v1.tar", {FILEPATH: "weights"})])
+    async with opened(f"oci://{registry.address}/{name}:v1") as store:
+        with pytest.raises(StoreUnavailableError, match=rf"(layer weights|not from a registry): .*{told}"):
+            await store.list_page("")
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"), [("tar_layer.MOST_FILES", "more than"), ("artifact.MOST_TEXT", "names take")]
+)
+async def test_layer_of_too_many_names_is_refused(
+    registry: Registry, name: str, monkeypatch: pytest.MonkeyPatch, limit: str, told: str
+) -> None:
+    """A registry cannot have the server run out of memory."""
+    monkeypatch.setattr(f"trimsfs.stores.oci.{limit}", 20)
+    archive = packed({f"dir/{number:03}": b"" for number in range(30)})
     registry.push(f"{name}:v1", [Layer(archive, f"{MODEL}.weight.v1.tar", {FILEPATH: "weights"})])
     async with opened(f"oci://{registry.address}/{name}:v1") as store:
         with pytest.raises(StoreUnavailableError, match=f"layer weights: .*{told}"):
@@ -386,30 +419,42 @@ async def test_layer_that_the_registry_has_lost_is_another_generation(registry: 
 # Authorisation: the registry is real and checks tokens itself; the token service is the tests' own
 
 
+def certificate_of(address: str, directory: Path) -> tuple[Path, Path]:
+    """The files of a new certificate of a server, and of its key."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tests")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    files = directory / "certificate.pem", directory / "key.pem"
+    files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    private = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    files[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, *private))
+    return files
+
+
 class TokenService:
     """Signs tokens for who has the password."""
 
     def __init__(self, directory: Path) -> None:
-        from cryptography import x509
-        from cryptography.hazmat.primitives import hashes, serialization
-        from cryptography.hazmat.primitives.asymmetric import rsa
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-        self.key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tokens")])
-        now = datetime.now(UTC)
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(subject)
-            .public_key(self.key.public_key())
-            .serial_number(1)
-            .not_valid_before(now - timedelta(days=1))
-            .not_valid_after(now + timedelta(days=1))
-            .sign(self.key, hashes.SHA256())
-        )
-        self.der = certificate.public_bytes(serialization.Encoding.DER)
-        self.bundle = directory / "bundle.pem"
-        self.bundle.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        self.bundle, key = certificate_of("127.0.0.1", directory)
+        self.key: Any = load_pem_private_key(key.read_bytes(), None)
+        self.der = ssl.PEM_cert_to_DER_cert(self.bundle.read_text())
         self.server = Server(self.answer)
 
     def answer(self, request: BaseHTTPRequestHandler) -> tuple[int, Mapping[str, str], bytes]:
@@ -638,6 +683,11 @@ def told(status: str, code: str) -> Answer:
             StoreUnavailableError,
             None,
         ),
+        (
+            respond("200 OK", b'{"layers": [{"mediaType": "x", "digest": "", "size": Infinity}]}'),
+            StoreUnavailableError,
+            "not from a registry",
+        ),
         (respond("200 OK", b" " * (5 * MIB)), TransientStoreError, "larger than 4 MiB"),
         (
             then(respond("200 OK", length=10**6), drip(b" ", times=10**6)),
@@ -753,3 +803,49 @@ async def test_registry_without_tls_is_told_with_the_option(registry: Registry, 
     async with opened(f"oci://{registry.address}/{name}:v1", plain_http=False) as store:
         with pytest.raises(TransientStoreError, match="set --plain-http if the registry has no TLS"):
             await store.probe()
+
+
+# Networks
+
+
+async def test_proxies_of_the_environment_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with raw_server(respond("200 OK", MANIFEST)) as server:
+        proxy = urlsplit(server.endpoint_url).netloc
+        monkeypatch.setenv("HTTP_PROXY", f"http://us%20er:secret@{proxy}")
+        monkeypatch.setenv("NO_PROXY", "other.example")
+        for host in ("r.example", "other.example"):
+            async with opened(f"oci://{host}/model:v1", plain_http=True) as store:
+                if host == "r.example":
+                    await store.probe()
+                else:
+                    with pytest.raises(TransientStoreError):
+                        await store.probe()
+    assert {request.partition(b" HTTP")[0] for request in server.requests} == {
+        b"HEAD http://r.example/v2/model/manifests/v1",
+        b"GET http://r.example/v2/model/manifests/v1",
+    }
+    credentials = base64.b64encode(b"us er:secret")
+    assert all(b"Basic " + credentials in request for request in server.requests)
+
+
+def test_proxy_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:1")
+    with pytest.raises(ConfigurationError, match="the proxy in HTTP_PROXY or HTTPS_PROXY is not http://HOST:PORT"):
+        open_store(options("oci://r.example/model"), max_requests=1)
+
+
+async def test_certificate_is_checked_by_the_systems_authorities_or_those_of_the_environment(
+    registry: Registry, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.push(f"{name}:v1", [titled("model", b"weights")])
+    certificate, key = certificate_of("127.0.0.1", tmp_path)
+    with start_registry(
+        {"http": {"tls": {"certificate": str(certificate), "key": str(key)}}}, data=registry.directory
+    ) as guarded:
+        url = f"oci://{guarded.address}/{name}:v1"
+        async with opened(url, plain_http=False) as store:
+            with pytest.raises(TransientStoreError, match=r"CERTIFICATE_VERIFY_FAILED.*: set SSL_CERT_FILE"):
+                await store.probe()
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        async with opened(url, plain_http=False) as store:
+            assert await content(store) == {"model": b"weights"}

@@ -160,8 +160,8 @@ def start_registry(settings: Mapping[str, Any] | None = None, *, data: Path | No
                 "filesystem": {"rootdirectory": str(data)},
                 "delete": {"enabled": True},
             },
-            "http": {"addr": f"{HOST}:{ports[0]}", "secret": "test"},
             **(settings or {}),
+            "http": {"addr": f"{HOST}:{ports[0]}", "secret": "test", **(settings or {}).get("http", {})},
         }
         file = directory / "config.yml"
         file.write_text(json.dumps(config))  # which YAML can read

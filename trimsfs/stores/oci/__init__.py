@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
-from tarfile import TarInfo
 from typing import Any, TypeVar
 
 import trio
@@ -17,6 +16,7 @@ from trimsfs.stores.oci import artifact, tar_layer
 from trimsfs.stores.oci.artifact import Artifact, Entries, Layer
 from trimsfs.stores.oci.reference import parse
 from trimsfs.stores.oci.registry import Registry, translated
+from trimsfs.stores.oci.tar_layer import Member
 from trimsfs.types import Generation
 
 T = TypeVar("T")
@@ -113,7 +113,7 @@ class OciStore:
 
     async def _load(self, digest: str) -> Artifact:
         layers = await self._ask(partial(self._layers, digest))
-        headers: dict[str, list[TarInfo] | StoreError] = {}
+        headers: dict[str, list[Member] | StoreError] = {}
 
         async def read_headers(layer: Layer) -> None:
             read = partial(translated, partial(self._members, layer))
@@ -127,9 +127,9 @@ class OciStore:
         async with trio.open_nursery() as nursery:
             for layer in {each.digest: each for each in layers if each.tar}.values():
                 nursery.start_soon(read_headers, layer)
-        return await trio.to_thread.run_sync(self._built, digest, layers, headers)
+        return await trio.to_thread.run_sync(translated, partial(self._built, digest, layers, headers))
 
-    def _built(self, digest: str, layers: list[Layer], headers: dict[str, list[TarInfo] | StoreError]) -> Artifact:
+    def _built(self, digest: str, layers: list[Layer], headers: dict[str, list[Member] | StoreError]) -> Artifact:
         entries: Entries = {}
         for layer in layers:
             if not layer.tar:
@@ -149,7 +149,7 @@ class OciStore:
             manifest = artifact.parsed(self._registry.manifest(child))
         return artifact.layers(manifest, subject)
 
-    def _members(self, layer: Layer) -> list[TarInfo]:
+    def _members(self, layer: Layer) -> list[Member]:
         fetch = partial(self._registry.read, layer.digest)
         try:
             return list(tar_layer.members(fetch, layer.size, f"{self._reference}: layer {layer.name}"))

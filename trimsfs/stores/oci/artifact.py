@@ -8,7 +8,6 @@ oras marks, and compresses.
 import json
 import posixpath
 import re
-import tarfile
 from bisect import bisect_right, insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 from trimsfs.errors import StoreUnavailableError
 from trimsfs.stores.base import Page, moment
+from trimsfs.stores.oci.tar_layer import Member
 from trimsfs.types import Generation
 
 _PATHS = ("org.cncf.model.filepath", "org.cnai.model.filepath", "org.opencontainers.image.title")
@@ -139,29 +139,28 @@ def add_file(entries: Entries, layer: Layer) -> None:
     )
 
 
-def add_members(entries: Entries, layer: Layer, members: Iterable[tarfile.TarInfo]) -> None:
+def add_members(entries: Entries, layer: Layer, members: Iterable[Member]) -> None:
     """Add the files and directories of a tar layer; of two with one path, the later counts. Links become the files to
     which they lead in the layer or those before it; other links, and special files, do not exist."""
     links: dict[str, str] = {}
     text = 0
     for member in members:
-        path = _path(member.name)
+        path = _path(member.path)
         text += len(path) * (1 + path.count("/"))  # for the names of the directories above it
         if text > MOST_TEXT:
-            raise StoreUnavailableError(
-                f"layer {layer.name}: its names take more than {MOST_TEXT >> 20} MiB: pack fewer"
-            )
-        if member.isreg():
-            links.pop(path, None)
-            modified = moment(int(member.mtime * 1_000_000_000)) if member.mtime > 0 else layer.modified_ns
-            content = Content(layer=layer.digest, offset=member.offset_data, size=member.size, modified_ns=modified)
-            _add(entries, path, content)
-        elif member.isdir() and path:
-            entries[path] = None
-        elif member.islnk():
-            links[path] = _path(member.linkname)
-        elif member.issym():
-            links[path] = posixpath.normpath(posixpath.join(posixpath.dirname(path), member.linkname))
+            raise StoreUnavailableError(f"layer {layer.name}: its names take {MOST_TEXT >> 20} MiB: pack fewer files")
+        links.pop(path, None)
+        match member.kind:
+            case "file":
+                modified = moment(int(member.mtime) * 1_000_000_000) if member.mtime > 0 else layer.modified_ns
+                content = Content(layer=layer.digest, offset=member.offset, size=member.size, modified_ns=modified)
+                _add(entries, path, content)
+            case "directory":
+                _add(entries, path, None)
+            case "hard link":
+                links[path] = _path(member.target)
+            case "symbolic link":
+                links[path] = posixpath.normpath(posixpath.join(posixpath.dirname(path), member.target))
     for path, target in links.items():
         for _ in range(_MOST_LINKS):
             target = links.get(target, target)  # noqa: PLW2901
@@ -170,7 +169,7 @@ def add_members(entries: Entries, layer: Layer, members: Iterable[tarfile.TarInf
             _add(entries, path, found)
 
 
-def _add(entries: Entries, path: str, content: Content) -> None:
+def _add(entries: Entries, path: str, content: Content | None) -> None:
     if path:
         entries[path] = content
 

@@ -6,7 +6,8 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import urllib3
 from cachetools import TTLCache
@@ -14,6 +15,7 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from trimsfs.errors import (
     BucketNotFoundError,
+    ConfigurationError,
     ObjectNotFoundError,
     StoreAccessError,
     StoreError,
@@ -43,6 +45,10 @@ MANIFEST_TYPES = (
 _REDIRECTS = {301, 302, 303, 307, 308}
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CONNECTION = re.compile(r"<[^<>]* object at 0x[0-9a-f]+>: |^HTTPS?Connection\([^)]*\): ")
+_REMEDIES = {
+    "WRONG_VERSION_NUMBER": "set --plain-http if the registry has no TLS",
+    "CERTIFICATE_VERIFY_FAILED": "set SSL_CERT_FILE to its authorities, if you trust them",
+}
 _TEXT_LIMIT = 300
 
 
@@ -57,7 +63,7 @@ class Registry:
         self._reference = reference
         self._base = f"{'http' if plain else 'https'}://{reference.host}/v2/{reference.path}"
         self._timeout_s = 2 * options.stall_timeout
-        self._pool = urllib3.PoolManager(
+        self._pools = _Pools(
             maxsize=connections,
             retries=False,
             timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=options.stall_timeout),
@@ -109,7 +115,7 @@ class Registry:
 
     def close(self) -> None:
         """Close the connections."""
-        self._pool.clear()
+        self._pools.clear()
 
     def _ask(self, method: str, path: str, headers: Mapping[str, str]) -> Any:
         """The answer to a request about the artifact itself."""
@@ -165,7 +171,8 @@ class Registry:
 
     def _exchange(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Any:
         """The answer to one request, its body unread."""
-        return self._pool.request(method, url, headers=headers, body=body, redirect=False, preload_content=False)
+        pool = self._pools.of(url)
+        return pool.request(method, url, headers=headers, body=body, redirect=False, preload_content=False)
 
     def _error(self, status: int, body: bytes) -> StoreError:
         said = _said(body) or f"HTTP status {status}"
@@ -180,6 +187,39 @@ class Registry:
         if status in {408, 425} or status >= 500:
             return TransientStoreError(f"{subject}: {said}")
         return StoreUnavailableError(f"{subject}: {said}")
+
+
+class _Pools:
+    """Connections, through the proxies that the environment names (``HTTPS_PROXY``, ``NO_PROXY``)."""
+
+    def __init__(self, **settings: Any) -> None:
+        self._direct = urllib3.PoolManager(**settings)
+        try:
+            self._proxied = {
+                scheme: urllib3.ProxyManager(proxy, proxy_headers=_proxy_headers(proxy), **settings)
+                for scheme, proxy in getproxies().items()
+                if scheme in {"http", "https"} and proxy
+            }
+        except (urllib3.exceptions.HTTPError, ValueError) as error:
+            raise ConfigurationError("the proxy in HTTP_PROXY or HTTPS_PROXY is not http://HOST:PORT") from error
+
+    def of(self, url: str) -> urllib3.PoolManager:
+        """The connections for a URL."""
+        parts = urlsplit(url)
+        if proxy_bypass(parts.hostname or ""):
+            return self._direct
+        return self._proxied.get(parts.scheme, self._direct)
+
+    def clear(self) -> None:
+        """Close the connections that are not in use."""
+        for pool in (self._direct, *self._proxied.values()):
+            pool.clear()
+
+
+def _proxy_headers(proxy: str) -> Any:
+    parts = urlsplit(proxy)
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    return urllib3.make_headers(proxy_basic_auth=f"{user}:{password}") if user else None
 
 
 def digest_of(content: bytes) -> str:
@@ -197,9 +237,9 @@ def translated(function: Callable[[], T]) -> T:
         raise StoreStalledError(f"timeout: {_one_line(error)}") from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
         said = _one_line(error)
-        remedy = ": set --plain-http if the registry has no TLS" if "WRONG_VERSION_NUMBER" in said else ""
-        raise TransientStoreError(said + remedy) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        remedies = [remedy for cause, remedy in _REMEDIES.items() if cause in said]
+        raise TransientStoreError(": ".join((said, *remedies))) from error
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise StoreUnavailableError(f"the answer is not from a registry: check the URL: {_one_line(error)}") from error
 
 

@@ -3,20 +3,41 @@
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 from trimsfs.errors import StoreUnavailableError
 
 WINDOW, LARGEST_WINDOW = 1 << 16, 1 << 20
 """Bytes read at a header, at first and while the headers are close together."""
-MOST_FILES = 200_000
-"""Files of an artifact: more would take too much memory."""
+MOST_FILES = 100_000
+"""Members of a layer: more would take too much memory."""
 TIMEOUT_S = 120.0
 """How long it may take to read the headers of a layer."""
 _WHITEOUT = ".wh."
+_KINDS: dict[Literal["file", "directory", "hard link", "symbolic link"], Callable[[tarfile.TarInfo], bool]] = {
+    "file": tarfile.TarInfo.isreg,
+    "directory": tarfile.TarInfo.isdir,
+    "hard link": tarfile.TarInfo.islnk,
+    "symbolic link": tarfile.TarInfo.issym,
+}
 
 
-def members(fetch: Callable[[int, int], bytes], size: int, subject: str) -> Iterator[tarfile.TarInfo]:
-    """The members of an uncompressed tar archive of *size* bytes; *fetch* gives bytes by offset and length.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A file of ``size`` bytes from ``offset`` on in its layer, a directory, or a link to the path ``target``."""
+
+    path: str
+    kind: Literal["file", "directory", "hard link", "symbolic link"]
+    offset: int
+    size: int
+    mtime: float
+    target: str
+
+
+def members(fetch: Callable[[int, int], bytes], size: int, subject: str) -> Iterator[Member]:
+    """The members of an uncompressed tar archive of *size* bytes, without special files; *fetch* gives bytes by offset
+    and length.
 
     Raises StoreUnavailableError, which names the *subject*, for what is no archive, or one that cannot be shown.
     """
@@ -30,7 +51,16 @@ def members(fetch: Callable[[int, int], bytes], size: int, subject: str) -> Iter
                 if count > MOST_FILES:
                     raise StoreUnavailableError(f"{subject}: more than {MOST_FILES} files: pack fewer")
                 _check(member, size, subject)
-                yield member
+                for kind, is_one in _KINDS.items():
+                    if is_one(member):
+                        yield Member(
+                            path=member.name,
+                            kind=kind,
+                            offset=member.offset_data,
+                            size=member.size,
+                            mtime=member.mtime,
+                            target=member.linkname,
+                        )
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise StoreUnavailableError(f"{subject}: no tar header at byte {archive.offset}: push it again")
@@ -40,9 +70,11 @@ def members(fetch: Callable[[int, int], bytes], size: int, subject: str) -> Iter
 
 def _check(member: tarfile.TarInfo, size: int, subject: str) -> None:
     """Raises StoreUnavailableError for a member that is not a range of the layer, or deletes files of other layers."""
+    if member.size < 0:
+        raise StoreUnavailableError(f"{subject}: {member.name} has {member.size} bytes: push it again")
     if member.issparse():
         raise StoreUnavailableError(f"{subject}: {member.name} is sparse: pack it without `tar --sparse`")
-    if member.isreg() and not 0 <= member.size <= size - member.offset_data:
+    if member.isreg() and member.size > size - member.offset_data:
         raise StoreUnavailableError(f"{subject}: {member.name} is longer than the layer: push it again")
     if member.name.rpartition("/")[2].startswith(_WHITEOUT):
         raise StoreUnavailableError(f"{subject}: {member.name} deletes a file of another layer: squash the layers")
