@@ -189,6 +189,16 @@ async def test_compressed_layer_is_told_with_its_name_and_the_remedy(
                 await store.list_page("")
 
 
+async def test_hostile_names_make_no_second_line_of_an_error(registry: Registry, name: str) -> None:
+    archive = packed({"dir\nforged: line/.wh.x": b""})
+    zipped = Layer(archive, f"{MODEL}.weight.v1.tar+gzip", {FILEPATH: "a\nb"})
+    for tag, layer in (("zipped", zipped), ("whiteout", Layer(archive, f"{MODEL}.weight.v1.tar", {FILEPATH: "a\nb"}))):
+        registry.push(f"{name}:{tag}", [layer])
+        async with opened(f"oci://{registry.address}/{name}:{tag}") as store:
+            with pytest.raises(StoreUnavailableError, match=r"\A[^\n]+\Z"):
+                await store.list_page("")
+
+
 async def test_file_that_happens_to_be_compressed_is_a_file(registry: Registry, name: str) -> None:
     registry.push(f"{name}:v1", [Layer(b"\x1f\x8b", "application/vnd.oci.image.layer.v1.tar+gzip", {TITLE: "a.tgz"})])
     async with opened(f"oci://{registry.address}/{name}:v1") as store:

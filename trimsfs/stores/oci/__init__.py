@@ -17,6 +17,7 @@ from trimsfs.stores.oci.artifact import Artifact, Entries, Layer
 from trimsfs.stores.oci.reference import parse
 from trimsfs.stores.oci.registry import Registry, translated
 from trimsfs.stores.oci.tar_layer import Member
+from trimsfs.text import printable
 from trimsfs.types import Generation
 
 T = TypeVar("T")
@@ -152,7 +153,7 @@ class OciStore:
     def _members(self, layer: Layer) -> list[Member]:
         fetch = partial(self._registry.read, layer.digest)
         try:
-            return list(tar_layer.members(fetch, layer.size, f"{self._reference}: layer {layer.name}"))
+            return list(tar_layer.members(fetch, layer.size, f"{self._reference}: layer {printable(layer.name)}"))
         except ObjectNotFoundError as error:
             raise StoreUnavailableError(f"{error}: the registry lacks layer {layer.digest}: push it again") from error
 

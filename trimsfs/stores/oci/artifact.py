@@ -17,6 +17,7 @@ from typing import Any
 from trimsfs.errors import StoreUnavailableError
 from trimsfs.stores.base import Page, moment
 from trimsfs.stores.oci.tar_layer import Member
+from trimsfs.text import printable
 from trimsfs.types import Generation
 
 _PATHS = ("org.cncf.model.filepath", "org.cnai.model.filepath", "org.opencontainers.image.title")
@@ -83,7 +84,7 @@ def children(manifest: Mapping[str, Any], subject: str) -> str | None:
         return None
     digests = [str(each["digest"]) for each in manifest["manifests"]]
     if len(digests) != 1 or not _DIGEST.fullmatch(digests[0]):
-        some = ", ".join(digests[:3])
+        some = ", ".join([digest for digest in digests if _DIGEST.fullmatch(digest)][:3])
         raise StoreUnavailableError(f"{subject}: an index of {len(digests)} manifests: name one by @DIGEST: {some}")
     return digests[0]
 
@@ -118,8 +119,9 @@ def _layer(descriptor: Mapping[str, Any], created: int, subject: str) -> Layer:
     packed, compression = form.groups() if form is not None else ("", None)
     if compression or (unpack and packed != "tar"):
         raise StoreUnavailableError(
-            f"{subject}: layer {named or digest} is compressed ({kind}), and cannot be read in part: push it "
-            "uncompressed: `kit pack --compression none`, files instead of directories with oras, raw with modctl"
+            f"{subject}: layer {printable(named or digest)} is compressed ({printable(kind)}), and cannot be read in "
+            "part: push it uncompressed: `kit pack --compression none`, files instead of directories with oras, raw "
+            "with modctl"
         )
     return Layer(
         digest=digest,
@@ -148,7 +150,9 @@ def add_members(entries: Entries, layer: Layer, members: Iterable[Member]) -> No
         path = _path(member.path)
         text += len(path) * (1 + path.count("/"))  # for the names of the directories above it
         if text > MOST_TEXT:
-            raise StoreUnavailableError(f"layer {layer.name}: its names take {MOST_TEXT >> 20} MiB: pack fewer files")
+            raise StoreUnavailableError(
+                f"layer {printable(layer.name)}: its names take {MOST_TEXT >> 20} MiB: pack fewer files"
+            )
         links.pop(path, None)
         match member.kind:
             case "file":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trimsfs.errors import StoreUnavailableError
+from trimsfs.text import printable
 
 WINDOW, LARGEST_WINDOW = 1 << 16, 1 << 20
 """Bytes read at a header, at first and while the headers are close together."""
@@ -65,19 +66,22 @@ def members(fetch: Callable[[int, int], bytes], size: int, subject: str) -> Iter
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise StoreUnavailableError(f"{subject}: no tar header at byte {archive.offset}: push it again")
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
-        raise StoreUnavailableError(f"{subject}: not an uncompressed tar archive: {error}: push it again") from error
+        raise StoreUnavailableError(
+            f"{subject}: not an uncompressed tar archive: {printable(str(error))}: push it again"
+        ) from error
 
 
 def _check(member: tarfile.TarInfo, size: int, subject: str) -> None:
     """Raises StoreUnavailableError for a member that is not a range of the layer, or deletes files of other layers."""
+    name = printable(member.name)
     if member.size < 0:
-        raise StoreUnavailableError(f"{subject}: {member.name} has {member.size} bytes: push it again")
+        raise StoreUnavailableError(f"{subject}: {name} has {member.size} bytes: push it again")
     if member.issparse():
-        raise StoreUnavailableError(f"{subject}: {member.name} is sparse: pack it without `tar --sparse`")
+        raise StoreUnavailableError(f"{subject}: {name} is sparse: pack it without `tar --sparse`")
     if member.isreg() and member.size > size - member.offset_data:
-        raise StoreUnavailableError(f"{subject}: {member.name} is longer than the layer: push it again")
+        raise StoreUnavailableError(f"{subject}: {name} is longer than the layer: push it again")
     if member.name.rpartition("/")[2].startswith(_WHITEOUT):
-        raise StoreUnavailableError(f"{subject}: {member.name} deletes a file of another layer: squash the layers")
+        raise StoreUnavailableError(f"{subject}: {name} deletes a file of another layer: squash the layers")
 
 
 class _RangeFile:
