@@ -29,8 +29,8 @@ DIST := .venv-dist
 DEMO_ENVIRONMENT := $(if $(HAS_MXNET),$(MXNET),$(FRAMEWORKS))
 
 APT_MAIN := fuse3 gcc libfuse3-dev pkg-config $(if $(filter /usr/bin/%,$(PYTHON)),python3-dev python3-venv)
-APT_TEST := attr btrfs-progs bubblewrap busybox-static ceph-common ceph-mon ceph-osd crun fio fish man-db mandoc \
-	openssl podman radosgw runc tmux xfsprogs zsh
+APT_TEST := attr btrfs-progs bubblewrap busybox-static ceph-common ceph-mon ceph-osd crun docker-registry fio fish \
+	man-db mandoc openssl podman radosgw runc tmux xfsprogs zsh
 APT_ALL := chromium fonts-dejavu-core
 APT_BENCH := s3fs
 APT_WHEELS := dpkg-dev pkg-config python3-dev python3-venv

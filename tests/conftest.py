@@ -19,6 +19,7 @@ from tests.services.ceph import Ceph, start_ceph
 from tests.services.fake_gcs import GoogleServer, start_fake_gcs
 from tests.services.hub import Hub, start_hub
 from tests.services.moto import start_moto
+from tests.services.registry import Registry, start_registry
 from tests.services.seaweed import start_seaweed
 from tests.support.chunks import SMALL_CHUNK
 from tests.support.mounts import MountedStore, OwnDirectory, let_in, mounted, unmount_dead, wait_until
@@ -177,6 +178,13 @@ def seaweed() -> Iterator[S3Server]:
 def azurite() -> Iterator[Azurite]:
     """A stand-in of Azure Blob Storage."""
     with start_azurite() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def registry() -> Iterator[Registry]:
+    """An OCI registry that asks for no credentials."""
+    with start_registry() as server:
         yield server
 
 

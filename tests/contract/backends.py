@@ -7,7 +7,8 @@ import os
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import quote, urlencode
@@ -21,6 +22,7 @@ from tests.services.ceph import missing_programs
 from tests.services.fake_gcs import GoogleServer
 from tests.services.fast_clouds import FastCloud
 from tests.services.hub import Hub
+from tests.services.registry import MODEL, Layer, Registry, packed, titled
 from trimsfs.options import MountOptions
 from trimsfs.stores import Page, Retrying, RetryingStore, Store, open_store
 from trimsfs.stores.cloud.azure import API_VERSION
@@ -230,6 +232,39 @@ class HubBackend(Backend):
 
 
 @dataclass(frozen=True, slots=True)
+class OciBackend(Backend):
+    """An artifact, for OciStore: each change is a push of the same tag. A file is a layer, or in one, a *tar*."""
+
+    registry: Registry
+    repository: str
+    tar: bool
+    layers: dict[str, Layer] = field(default_factory=dict)
+    keeps: ClassVar[bool] = True
+
+    def put(self, key: str, content: bytes) -> None:
+        archive = Layer(packed({key: content}), f"{MODEL}.weight.v1.tar") if self.tar else None
+        self.layers[key] = archive or titled(key, content)
+        self.push()
+
+    def delete(self, key: str) -> None:
+        del self.layers[key]
+        self.push()
+
+    def make_directory(self, key: str) -> None:
+        self.layers[f"{key}/"] = Layer(packed({key: None}), f"{MODEL}.weight.v1.tar")
+        self.push()
+
+    def push(self) -> None:
+        """Push all there is."""
+        created = {"org.opencontainers.image.created": datetime.now(UTC).isoformat()}
+        self.registry.push(f"{self.repository}:v1", list(self.layers.values()), annotations=created)
+
+    def options(self, prefix: str = "", *, missing: bool = False) -> MountOptions:
+        repository = f"missing-{self.repository}" if missing else self.repository
+        return MountOptions(store=f"oci://{self.registry.address}/{repository}:v1/{prefix}")
+
+
+@dataclass(frozen=True, slots=True)
 class RetryingBackend(Backend):
     """Another backend, its stores wrapped in RetryingStore."""
 
@@ -332,6 +367,13 @@ def new_bucket(client: "S3Client") -> S3Backend:
     bucket = f"contract-{uuid.uuid4().hex[:12]}"
     client.create_bucket(Bucket=bucket)
     return S3Backend(client, bucket)
+
+
+def new_artifact(registry: Registry, *, tar: bool) -> OciBackend:
+    """A new artifact with nothing in it."""
+    backend = OciBackend(registry, f"contract-{uuid.uuid4().hex[:12]}", tar)
+    backend.push()
+    return backend
 
 
 needs_ceph = pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())}")

@@ -16,6 +16,7 @@ from tests.contract.backends import (
     RetryingBackend,
     S3Backend,
     needs_ceph,
+    new_artifact,
     new_bucket,
     new_container,
     new_google_bucket,
@@ -55,7 +56,9 @@ def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S3Bac
     return _bucket(request, request.param, monkeypatch)
 
 
-@pytest.fixture(params=["directory", CEPH, "moto", "fake-gcs", "azurite", "fsspec", "hub", "retrying"])
+@pytest.fixture(
+    params=["directory", CEPH, "moto", "fake-gcs", "azurite", "hub", "oci", "oci-tar", "fsspec", "retrying"]
+)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Backend:
     """An empty backend of each kind."""
     return _backend(request, monkeypatch, tmp_path)
@@ -75,6 +78,8 @@ def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tm
         azure: Azurite = request.getfixturevalue("azurite")
         use_cloud(azure, monkeypatch)
         return new_container(azure)
+    if request.param in {"oci", "oci-tar"}:
+        return new_artifact(request.getfixturevalue("registry"), tar=request.param == "oci-tar")
     root = tmp_path / "root"
     root.mkdir()
     if request.param == "fsspec":

@@ -82,6 +82,7 @@ memstore_device_bytes = {memstore_device_bytes}
 rgw_data = {directory}/rgw
 rgw_frontends = beast endpoint={host}:{rgw_port} tcp_nodelay=1
 rgw_thread_pool_size = 64
+rgw_crypt_require_ssl = false
 rgw_gc_obj_min_wait = 2
 rgw_gc_processor_period = 5
 debug_rgw = 0

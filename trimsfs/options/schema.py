@@ -97,8 +97,8 @@ class MountOptions(BaseModel):
 
     store: str | None = Field(
         None,
-        description="Where models come from: s3://, gs:// or az://BUCKET[/PREFIX], hf://ORG/NAME[@REVISION] or a "
-        "directory.",
+        description="Where models come from: s3://, gs:// or az://BUCKET[/PREFIX], hf://ORG/NAME[@REVISION], "
+        "oci://REGISTRY/REPOSITORY[:TAG] or a directory.",
     )
     layout: Literal["plain", "hf-cache"] = Field(
         "plain",
@@ -112,6 +112,14 @@ class MountOptions(BaseModel):
     addressing_style: Literal["auto", "path", "virtual"] = Field("auto", description="How S3 requests name the bucket.")
     anonymous: bool = Field(
         False, description="Send requests without credentials: unsigned, and to a hub without a token."
+    )
+    requester_pays: bool = Field(False, description="Pay for requests to an S3 bucket that charges who asks.")
+    sse_c_key_file: Path | None = Field(
+        None, description="File with the key of objects that S3 encrypts by SSE-C: 32 bytes, or these in base64."
+    )
+    transfer_acceleration: bool = Field(False, description="Use the S3 Transfer Acceleration endpoint.")
+    plain_http: bool | None = Field(
+        None, description="Speak HTTP without TLS to an OCI registry. Default: yes for one on this host, else no."
     )
     cache_dir: Path | None = Field(None, description="Directory of the disk tier; one server at a time may use it.")
     cache_size: ByteSize | None = Field(
@@ -253,6 +261,7 @@ class MountOptions(BaseModel):
                 "store": _absolute(self.store) if self.store else str(default_store()),
                 "cache_dir": cache_dir.absolute(),
                 "fetch_processes": self.fetch_processes or min(4, max(2, os.cpu_count() or 1)),
+                "sse_c_key_file": self.sse_c_key_file.absolute() if self.sse_c_key_file is not None else None,
                 "signing_key": self.signing_key.absolute() if self.signing_key is not None else None,
                 "log_file": (self.log_file or log_file).absolute(),
                 "allow_other": root if self.allow_other is None else self.allow_other,

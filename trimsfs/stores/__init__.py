@@ -1,4 +1,4 @@
-"""Stores: where models come from, behind one protocol: S3, clouds, Hugging Face, a directory, fsspec; retries."""
+"""Stores: where models come from, behind one protocol: S3, clouds, hubs, OCI, a directory, fsspec; layouts; retries."""
 
 import logging
 import re
@@ -37,6 +37,11 @@ log = logging.getLogger(__name__)
 
 CLOUDS = ("gs://", "gcs://", "az://", "abfs://", "abfss://")
 """How the URLs of cloud stores begin."""
+_ACCESS_POINT = re.compile(
+    r"arn:aws[a-z-]*:s3(?:-outposts)?:[a-z0-9-]*:[0-9]{12}:"
+    r"(?:outpost[/:][A-Za-z0-9-]+[/:])?accesspoint[/:][A-Za-z0-9.-]+(?=/|\Z)"
+)
+"""The ARN of an access point in one region or several, or on Outposts. It may hold slashes."""
 
 
 def open_store(options: MountOptions, *, max_requests: int) -> Store:
@@ -74,6 +79,10 @@ def _open(options: MountOptions, max_requests: int, share_links: bool) -> Store:
         from trimsfs.stores.s3 import S3Store  # noqa: PLC0415 - boto3 is slow to load, and other stores do not need it
 
         return S3Store(bucket, prefix, options, max_requests=max_requests)
+    if url.startswith("oci://"):
+        from trimsfs.stores.oci import OciStore  # noqa: PLC0415 - other stores do not need it
+
+        return OciStore(url, options, max_requests=max_requests)
     if url.startswith("file://"):
         return DirectoryStore(Path(unquote(urlsplit(url).path)), share_links=share_links)
     if url.startswith(CLOUDS):
@@ -108,10 +117,16 @@ def open_writer(options: MountOptions, *, scratch: str, max_requests: int, condi
 
 
 def _bucket(url: str) -> tuple[str, str]:
-    """Bucket and prefix. They are not parsed as a URL: a prefix may hold any character."""
-    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    """The bucket, or the ARN of an access point, and the prefix in an S3 URL. Raises ConfigurationError."""
+    # Not parsed as a URL: a prefix may hold any character.
+    rest = url.removeprefix("s3://")
+    access_point = _ACCESS_POINT.match(rest)
+    if access_point is not None:
+        return access_point[0], rest[access_point.end() + 1 :]
+    bucket, _, prefix = rest.partition("/")
     if not re.fullmatch(r"[A-Za-z0-9._-]+", bucket):
-        raise ConfigurationError(f"store {url!r}: {bucket!r} is not a bucket name: write s3://BUCKET[/PREFIX]")
+        form = "arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME" if bucket.startswith("arn:") else "BUCKET"
+        raise ConfigurationError(f"store {url!r}: {bucket!r} is not a bucket name: write s3://{form}[/PREFIX]")
     return bucket, prefix
 
 

@@ -6,7 +6,7 @@ import os
 import stat as stat_module
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ import trio
 
 from trimsfs.errors import (
     BucketNotFoundError,
+    ConfigurationError,
     ObjectChangedError,
     ObjectNotFoundError,
     StoreAccessError,
@@ -60,6 +61,7 @@ class LocalReader:
 
     def __init__(self, root: Path, *, share_links: bool) -> None:
         self.root = Path(os.path.realpath(root))
+        _refuse_snapshot(self.root)
         self._share_links = share_links
 
     def probe(self) -> None:
@@ -193,6 +195,17 @@ class LocalReader:
         if path != str(self.root) and not path.startswith(above):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         return path[len(above) :]
+
+
+def _refuse_snapshot(root: Path) -> None:
+    """Raises ConfigurationError for a snapshot of a Hugging Face cache: its files are links to blobs outside of it."""
+    repository = root.parent.parent
+    if root.parent.name != "snapshots" or not (repository / "blobs").is_dir():
+        return
+    blobs = os.path.join(repository, "blobs", "")
+    with suppress(OSError), os.scandir(root) as entries:
+        if any(os.path.realpath(entry).startswith(blobs) for entry in entries if entry.is_symlink()):
+            raise ConfigurationError(f"store {root}: its links lead out of it, to {blobs}: mount {repository}")
 
 
 def _names(descriptor: int, start: int) -> Iterator[tuple[str, int]]:

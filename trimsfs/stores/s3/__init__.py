@@ -34,6 +34,10 @@ SMALL = 8 << 20
 """Bytes up to which an ETag that looks like a digest is compared without a request that tells whether it is one."""
 
 
+_DIRECTORY_BUCKETS = ("--x-s3", "--xa-s3")
+"""How the names of S3 Express's directory buckets, and of access points to them, end: their ETags are no digests."""
+
+
 class _Continuation(TypedDict, total=False):
     ContinuationToken: str
 
@@ -48,6 +52,7 @@ class S3Store:
     def __init__(self, bucket: str, prefix: str, options: MountOptions, *, max_requests: int) -> None:
         self._bucket = bucket
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
+        self._etags = options.sse_c_key_file is None and not bucket.endswith(_DIRECTORY_BUCKETS)
         self._stall_timeout_s = options.stall_timeout
         self._reads = trio.CapacityLimiter(max_requests)
         self._metadata = trio.CapacityLimiter(METADATA_THREADS)
@@ -99,7 +104,7 @@ class S3Store:
         return version
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
-        likely = None if certain else digest_by_etag(generation.etag)
+        likely = None if certain or not self._etags else digest_by_etag(generation.etag)
         if likely is not None and not likely.parts and generation.size <= SMALL:
             return likely  # without a request
         digest = await self._ask(partial(self._digest, generation), generation.key)
@@ -168,7 +173,7 @@ class S3Store:
 
     def _digest(self, generation: Generation) -> Digest | None:
         head = partial(self._objects.head, self._prefix + generation.key, **_condition(generation))
-        digest = digest_of(head(ChecksumMode="ENABLED").headers)
+        digest = digest_of(head(ChecksumMode="ENABLED").headers, etags=self._etags)
         if digest is None or not digest.parts:
             return digest
         try:

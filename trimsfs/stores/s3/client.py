@@ -1,6 +1,10 @@
 """The SDK's client for a mount's options."""
 
+import base64
+import hashlib
 import re
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -21,6 +25,10 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 3.0
 JOINING_S = 60.0
 """How long a store may take to answer a writer."""
+CUSTOMER_KEY = "x-amz-server-side-encryption-customer"
+"""How the headers about the key of SSE-C begin."""
+KEY_BYTES = 32
+_THIS_HOST = {"127.0.0.1", "::1", "localhost"}
 
 
 def make_client(options: MountOptions, connections: int, *, writes: bool = False) -> "S3Client":
@@ -30,15 +38,22 @@ def make_client(options: MountOptions, connections: int, *, writes: bool = False
     """
     if options.endpoint_url is not None:
         _check_endpoint(options.endpoint_url)
+    if options.transfer_acceleration and (options.endpoint_url is not None or options.addressing_style == "path"):
+        other = "--endpoint-url" if options.endpoint_url is not None else "--addressing-style path"
+        raise ConfigurationError(f"option --transfer-acceleration: AWS has one endpoint for it: leave out {other}")
     if options.region is not None and not re.fullmatch("[A-Za-z0-9-]+", options.region):
         raise ConfigurationError(f"S3: region {options.region!r} is not a region")
+    headers = _headers(options)
     config = Config(
         signature_version=UNSIGNED if options.anonymous else None,
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=max(options.stall_timeout, JOINING_S) if writes else options.stall_timeout,
         max_pool_connections=connections,
         retries={"total_max_attempts": 1},
-        s3={"addressing_style": options.addressing_style},
+        s3={
+            "addressing_style": options.addressing_style,
+            "use_accelerate_endpoint": options.transfer_acceleration,
+        },
         tcp_keepalive=True,
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
@@ -56,8 +71,55 @@ def make_client(options: MountOptions, connections: int, *, writes: bool = False
         )
     except (botocore.exceptions.BotoCoreError, ValueError) as error:
         raise ConfigurationError(f"S3: {error}") from error
+    for operation, added in headers.items():
+        client.meta.events.register(f"before-call.s3{operation}", partial(_add, added))
     client.meta.events.register_last("before-parameter-build.s3", _ask_for_the_region_once)
     return client
+
+
+def _headers(options: MountOptions) -> dict[str, dict[str, str]]:
+    """The headers to add to requests, by the operation; an empty one stands for all. Raises ConfigurationError."""
+    headers = {".CreateSession": {"x-amz-create-session-mode": "ReadOnly"}}
+    if options.requester_pays:
+        headers[""] = {"x-amz-request-payer": "requester"}
+    if options.sse_c_key_file is not None:
+        key = _customer_key(options.sse_c_key_file)
+        _check_secrecy(options.endpoint_url)
+        headers[".GetObject"] = headers[".HeadObject"] = {
+            f"{CUSTOMER_KEY}-algorithm": "AES256",
+            f"{CUSTOMER_KEY}-key": base64.b64encode(key).decode(),
+            f"{CUSTOMER_KEY}-key-md5": base64.b64encode(hashlib.md5(key, usedforsecurity=False).digest()).decode(),
+        }
+    return headers
+
+
+def _add(headers: dict[str, str], params: dict[str, Any], **_: object) -> None:
+    params["headers"].update(headers)
+
+
+def _customer_key(file: Path) -> bytes:
+    """The key in a file, raw or in base64."""
+    try:
+        content = file.read_bytes()
+        key = content if len(content) == KEY_BYTES else base64.b64decode(content.strip(), validate=True)
+    except OSError as error:
+        raise ConfigurationError(f"option --sse-c-key-file: {file}: {error.strerror}") from error
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise ConfigurationError(
+            f"option --sse-c-key-file: {file}: is not a key of {KEY_BYTES} bytes: run `openssl rand -base64 32`"
+        )
+    return key
+
+
+def _check_secrecy(endpoint_url: str | None) -> None:
+    """Refuse to send a key over a network without TLS. Raises ConfigurationError."""
+    parts = urlsplit(endpoint_url or "https://")
+    if parts.scheme == "http" and parts.hostname not in _THIS_HOST:
+        raise ConfigurationError(
+            f"option --sse-c-key-file: endpoint URL {endpoint_url}: the key would be sent in clear text: write https://"
+        )
 
 
 def _ask_for_the_region_once(model: Any, context: dict[str, Any], **_: object) -> None:

@@ -14,8 +14,11 @@ _OTHER_ETAGS = ("aws:kms", "aws:kms:dsse")
 """Kinds of encryption whose ETags are no digests."""
 
 
-def digest_of(headers: Mapping[str, str]) -> Digest | None:
-    """The digest in the answer to a HEAD request with ``ChecksumMode``; None if there is none."""
+def digest_of(headers: Mapping[str, str], *, etags: bool = True) -> Digest | None:
+    """The digest in the answer to a HEAD request with ``ChecksumMode``; None if there is none.
+
+    *etags* says whether an ETag may be one.
+    """
     for algorithm in _CHECKSUMS:
         told = headers.get(f"x-amz-checksum-{algorithm}")
         if told is None:
@@ -27,7 +30,7 @@ def digest_of(headers: Mapping[str, str]) -> Digest | None:
     encryption = headers.get("x-amz-server-side-encryption")
     customer_key = headers.get("x-amz-server-side-encryption-customer-algorithm")
     encrypted = encryption in _OTHER_ETAGS or customer_key is not None
-    return None if encrypted else digest_by_etag(headers["etag"])
+    return None if encrypted or not etags else digest_by_etag(headers["etag"])
 
 
 def digest_by_etag(etag: str) -> Digest | None:

@@ -1,0 +1,73 @@
+"""An artifact of a real registry, mounted."""
+
+import hashlib
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.services.registry import (
+    FILEPATH,
+    MODEL,
+    Layer,
+    Registry,
+    log_in,
+    packed,
+    password_of,
+    start_registry,
+    titled,
+)
+from tests.support.mounts import let_in, mounted, trimsfs, wait_until
+
+MIB = 1 << 20
+
+
+def test_an_artifact_is_mounted_with_roots_credentials_and_its_tag_is_followed(
+    registry: Registry, tmp_path: Path
+) -> None:
+    draw = random.Random(1)
+    same, old, new, member = (draw.randbytes(20 * MIB + number) for number in range(4))
+    archive = Layer(packed({"tar/first": b"x" * 5000, "tar/member": member}), f"{MODEL}.weight.v1.tar")
+    registry.push("mounted/model:prod", [titled("same", same), titled("model", old), archive])
+    home = tmp_path / "docker"
+    home.mkdir(mode=0o700)  # which the server's user cannot enter
+    with start_registry(password_of(tmp_path), data=registry.directory) as guarded:
+        log_in(home, guarded.address)
+        store = f"oci://{guarded.address}/mounted/model:prod"
+        with mounted(store, tmp_path / "mount", environment={"DOCKER_CONFIG": str(home)}) as mount:
+            for name, content in (("same", same), ("model", old), ("tar/member", member)):
+                assert (mount.path / name).read_bytes() == content
+            wait_until(lambda: mount.info("model")["verified"], timeout_s=60)
+            assert mount.info("model")["digest"] == f"sha256:{hashlib.sha256(old).hexdigest()}"
+            fetched = mount.metrics()["trimsfs_fetch_fetched_bytes_total"]
+
+            with (mount.path / "model").open("rb") as held:
+                registry.push("mounted/model:prod", [titled("same", same), titled("model", new), archive])
+                assert trimsfs("refresh", mount.path).returncode == 0
+                assert (mount.path / "model").read_bytes() == new
+                assert held.read() == old
+            assert (mount.path / "same").read_bytes() == same
+            assert (mount.path / "tar/member").read_bytes() == member
+            assert mount.metrics()["trimsfs_fetch_fetched_bytes_total"] == fetched + len(new)
+
+
+@pytest.mark.parametrize(
+    ("tag", "code", "message"),
+    [
+        ("none", 5, "artifact {store} does not exist"),
+        ("zipped", 7, "{store}: layer weights is compressed (application/vnd.cncf.model.weight.v1.tar+gzip)"),
+    ],
+)
+def test_artifact_that_cannot_be_mounted_gives_one_line_and_its_exit_code(
+    registry: Registry, tmp_path: Path, tag: str, code: int, message: str
+) -> None:
+    zipped = Layer(packed({"model": b"x"}, compress=True), f"{MODEL}.weight.v1.tar+gzip", {FILEPATH: "weights"})
+    registry.push("refused/model:zipped", [zipped])
+    store = f"oci://{registry.address}/refused/model:{tag}"
+    (tmp_path / "models").mkdir()
+    let_in(tmp_path)
+    places = ("--cache-dir", tmp_path / "cache", "--log-file", tmp_path / "log")
+    done = trimsfs("mount", tmp_path / "models", "--store", store, *places)
+    assert done.returncode == code
+    assert message.format(store=store) in done.stderr
+    assert done.stderr.count("\n") == 1

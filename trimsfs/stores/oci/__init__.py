@@ -1,0 +1,173 @@
+"""The OCI store: the files of an artifact in a registry, as ModelPack, KitOps and oras push models."""
+
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from typing import Any, TypeVar
+
+import trio
+
+from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, StoreStalledError, StoreUnavailableError
+from trimsfs.options import MountOptions
+from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
+from trimsfs.stores.bodies import PIECE, pass_on
+from trimsfs.stores.digests import Digest
+from trimsfs.stores.oci import artifact, tar_layer
+from trimsfs.stores.oci.artifact import Artifact, Entries, Layer
+from trimsfs.stores.oci.reference import parse
+from trimsfs.stores.oci.registry import Registry, translated
+from trimsfs.stores.oci.tar_layer import Member
+from trimsfs.text import printable
+from trimsfs.types import Generation
+
+T = TypeVar("T")
+
+METADATA_THREADS = 8
+
+
+class OciStore:
+    """The files of one artifact, by a tag, which is resolved to a digest at each question, or by a digest.
+
+    A file's ETag is the digest of its layer, with an offset if the layer is a tar archive. So a generation never
+    changes, and can be read for as long as the registry keeps its layer, whatever the tag names by then.
+    """
+
+    def __init__(self, url: str, options: MountOptions, *, max_requests: int) -> None:
+        self._reference = parse(url)
+        self._stall_timeout_s = options.stall_timeout
+        self._reads = trio.CapacityLimiter(max_requests)
+        self._metadata = trio.CapacityLimiter(METADATA_THREADS)
+        self._registry = Registry(self._reference, options, connections=max_requests + METADATA_THREADS)
+        self._known: Artifact | None = None
+        self._loading = trio.Lock()
+
+    @property
+    def identity(self) -> str:
+        return str(self._reference)
+
+    @property
+    def streaming(self) -> bool:
+        return True  # a layer never changes
+
+    @property
+    def forkable(self) -> bool:
+        return True
+
+    @property
+    def links(self) -> bool:
+        return False
+
+    async def probe(self) -> None:
+        await self._ask(self._registry.resolve)
+
+    async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
+        return (await self._artifact()).page(prefix, token, limit)
+
+    async def stat(self, key: str) -> Generation:
+        found = (await self._artifact()).file(key)
+        if found is None:
+            raise ObjectNotFoundError(f"{key}: no such file in {self._reference}")
+        return found
+
+    async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> None:
+        found = artifact.place(generation.etag)
+        if found is None:
+            raise ObjectNotFoundError(f"{generation.key}: not a file of {self._reference}")
+        layer, start = found
+        get = partial(self._get, generation.key, layer, start + offset, length)
+        # Two calls, so that an abandoned thread whose answer begins late passes nothing on.
+        if length <= PIECE:
+            sink(await self._ask(partial(self._get_small, get, length), limiter=self._reads))
+            return
+        body = await self._ask(get, limiter=self._reads)
+        receive = partial(self._receive, body, length, sink)
+        await trio.to_thread.run_sync(partial(translated, receive), limiter=self._reads, abandon_on_cancel=True)
+
+    async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
+        algorithm, _, value = generation.etag.partition(":")
+        whole = algorithm == "sha256" and "@" not in value
+        return Digest(algorithm="sha256", value=bytes.fromhex(value)) if whole else None
+
+    async def aclose(self) -> None:
+        self._registry.close()
+
+    async def _ask(self, function: Callable[[], T], *, limiter: trio.CapacityLimiter | None = None) -> T:
+        """Make a request in a thread, which is abandoned after twice the stall timeout. Raises StoreStalledError."""
+        timeout_s = 2 * self._stall_timeout_s
+        try:
+            with trio.fail_after(timeout_s):
+                return await trio.to_thread.run_sync(
+                    partial(translated, function), limiter=limiter or self._metadata, abandon_on_cancel=True
+                )
+        except trio.TooSlowError:
+            raise StoreStalledError(f"{self._reference}: no complete answer in {timeout_s:g} s") from None
+
+    async def _artifact(self) -> Artifact:
+        """The artifact that the reference names now. Its manifest and tar headers are read once."""
+        if self._reference.pinned and self._known is not None:
+            return self._known
+        digest = self._reference.reference if self._reference.pinned else await self._ask(self._registry.resolve)
+        async with self._loading:
+            if self._known is None or self._known.digest != digest:
+                self._known = await self._load(digest)
+            return self._known
+
+    async def _load(self, digest: str) -> Artifact:
+        layers = await self._ask(partial(self._layers, digest))
+        headers: dict[str, list[Member] | StoreError] = {}
+
+        async def read_headers(layer: Layer) -> None:
+            read = partial(translated, partial(self._members, layer))
+            try:
+                found = await trio.to_thread.run_sync(read, limiter=self._metadata, abandon_on_cancel=True)
+            except StoreError as error:
+                headers[layer.digest] = error
+            else:
+                headers[layer.digest] = found
+
+        async with trio.open_nursery() as nursery:
+            for layer in {each.digest: each for each in layers if each.tar}.values():
+                nursery.start_soon(read_headers, layer)
+        return await trio.to_thread.run_sync(translated, partial(self._built, digest, layers, headers))
+
+    def _built(self, digest: str, layers: list[Layer], headers: dict[str, list[Member] | StoreError]) -> Artifact:
+        entries: Entries = {}
+        for layer in layers:
+            if not layer.tar:
+                artifact.add_file(entries, layer)
+                continue
+            found = headers[layer.digest]
+            if isinstance(found, StoreError):
+                raise found
+            artifact.add_members(entries, layer, found)
+        return Artifact(digest, entries, self._reference.prefix, self._known)
+
+    def _layers(self, digest: str) -> list[Layer]:
+        subject = str(self._reference)
+        manifest = artifact.parsed(self._registry.manifest(digest))
+        child = artifact.children(manifest, subject)
+        if child is not None:
+            manifest = artifact.parsed(self._registry.manifest(child))
+        return artifact.layers(manifest, subject)
+
+    def _members(self, layer: Layer) -> list[Member]:
+        fetch = partial(self._registry.read, layer.digest)
+        try:
+            return list(tar_layer.members(fetch, layer.size, f"{self._reference}: layer {printable(layer.name)}"))
+        except ObjectNotFoundError as error:
+            raise StoreUnavailableError(f"{error}: the registry lacks layer {layer.digest}: push it again") from error
+
+    def _get(self, key: str, layer: str, offset: int, length: int) -> Any:
+        try:
+            return self._registry.blob(layer, offset, length)
+        except ObjectNotFoundError as error:
+            raise ObjectChangedError(f"{key}: the registry no longer has its layer {layer}") from error
+
+    def _get_small(self, get: Callable[[], Any], length: int) -> bytes:
+        data = bytearray()
+        self._receive(get(), length, data.extend)
+        return bytes(data)
+
+    def _receive(self, body: Any, length: int, sink: Sink) -> None:
+        with closing(body):
+            pass_on(body, length, sink, stall_timeout_s=self._stall_timeout_s)
