@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,6 +36,7 @@ class Proxy:
     strip: frozenset[str] = frozenset()
     """The headers, in lower case, that the server does not get: it must not check signatures then."""
     count: int = 0
+    passing: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -48,6 +50,13 @@ class Proxy:
             self.requests = []
             self.count = 0
             self.before = self.after = lambda _: False
+
+    def settle(self) -> None:
+        """Wait until the server has answered all that a dead client has asked."""
+        deadline = time.monotonic() + 30
+        while self.passing and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not self.passing
 
     def uploads(self) -> list[str]:
         """The paths of files and parts that the server took, without what describes versions."""
@@ -73,6 +82,15 @@ def proxy_of(target: S3Server) -> Iterator[Proxy]:
             """Nobody wants to know."""
 
         def forward(self) -> None:
+            with proxy.lock:
+                proxy.passing += 1
+            try:
+                self.pass_on()
+            finally:
+                with proxy.lock:
+                    proxy.passing -= 1
+
+        def pass_on(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             with proxy.lock:
                 proxy.count += 1

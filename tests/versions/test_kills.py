@@ -47,18 +47,18 @@ def proxy(own_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
     return own_proxy
 
 
-def seen(options: MountOptions, version: str) -> Manifest | None:
-    """The manifest of a version, after a check that all of its files are as it says; None if it is not published."""
+def seen(options: MountOptions, name: str) -> Manifest | None:
+    """The manifest of a model's version v, after a check that its files are as it says; None if it is not published."""
 
     async def look() -> Manifest | None:
         writer = open_writer(options, scratch="unused", max_requests=4)
         try:
-            found = await writer.read(f"m/.trims-versions/{version}.json")
+            found = await writer.read(f"{name}/.trims-versions/v.json")
             if found is None:
                 return None
             manifest = Manifest.parse(found[0])
             for path, file in manifest.files.items():
-                content = await writer.read(f"m/{version}/{path}")
+                content = await writer.read(f"{name}/v/{path}")
                 assert content is not None, path
                 assert (len(content[0]), hashlib.sha256(content[0]).hexdigest()) == (file.size, file.sha256), path
                 assert content[1] == file.etag
@@ -69,8 +69,8 @@ def seen(options: MountOptions, version: str) -> Manifest | None:
     return trio.run(look)
 
 
-def check_complete(options: MountOptions, version: str, model: Path) -> None:
-    manifest = seen(options, version)
+def check_complete(options: MountOptions, name: str, model: Path) -> None:
+    manifest = seen(options, name)
     assert manifest is not None
     sizes = {str(file.relative_to(model)): file.stat().st_size for file in model.rglob("*") if file.is_file()}
     assert {path: file.size for path, file in manifest.files.items()} == sizes
@@ -85,18 +85,19 @@ def killed_at_requests(
     server, log = proxy.server, directory / "log"
     environment = server.environment()
 
-    def push(version: str) -> list[str]:
-        return ["push", str(model), f"s3://{bucket}/m:{version}", "--addressing-style", "path"]
+    def push(name: str) -> list[str]:
+        return ["push", str(model), f"s3://{bucket}/{name}:v", "--addressing-style", "path"]
 
     options = s3_options(proxy.target.endpoint_url, bucket)
     proxy.restart()
     assert ran(push("whole"), log, environment) == 0, log.read_text()
     whole = len(proxy.uploads())
     assert whole == SMALL_FILES + 3
+    kept = 0
     for trial, (number, answered) in enumerate(choose(proxy.count)):
-        version = f"v{trial}"
+        name = f"m{trial}"
         proxy.restart()
-        with started(push(version), log, environment) as process:
+        with started(push(name), log, environment) as process:
 
             def kill(count: int, number: int = number, process: object = process) -> bool:
                 if count == number:
@@ -109,21 +110,23 @@ def killed_at_requests(
                 proxy.before = kill
             process.join(60)
             assert process.exitcode is not None
+        proxy.settle()
         first = set(proxy.uploads())
-        seen(options, version)
+        seen(options, name)
         proxy.restart()
-        assert ran(push(version), log, environment) == 0, log.read_text()
-        check_complete(options, version, model)
+        assert ran(push(name), log, environment) == 0, log.read_text()
+        check_complete(options, name, model)
         second = proxy.uploads()
         assert len(second) == len(set(second))
         assert not first & set(second), "what the killed push had uploaded was uploaded again"
         assert len(first) + len(second) == whole, (number, answered, first, second)
+        kept += len(first)
+    assert kept > 0
 
 
 def test_a_push_that_is_killed_at_some_requests(proxy: Proxy, model: Path, tmp_path: Path) -> None:
-    chance = random.Random(7)
     killed_at_requests(
-        proxy, model, tmp_path, lambda count: [(chance.randint(3, count), half > 2) for half in range(6)]
+        proxy, model, tmp_path, lambda count: [(count * part // 6, part % 2 > 0) for part in range(1, 7)]
     )
 
 
@@ -142,24 +145,26 @@ def killed_at_moments(model: Path, directory: Path, trials: int) -> None:
     store.mkdir()
     options = MountOptions(store=str(store))
     chance = random.Random(11)
-    assert ran(["push", str(model), f"{store}/m:first"], log) == 0, log.read_text()  # loads what is forked later
+    assert ran(["push", str(model), f"{store}/first:v"], log) == 0, log.read_text()  # loads what is forked later
     before = time.monotonic()
-    assert ran(["push", str(model), f"{store}/m:second"], log) == 0, log.read_text()
+    assert ran(["push", str(model), f"{store}/second:v"], log) == 0, log.read_text()
     usual = time.monotonic() - before
-    dead = 0
+    dead = kept = 0
     for trial in range(trials):
-        version = f"v{trial}"
-        with started(["push", str(model), f"{store}/m:{version}"], log) as process:
+        name = f"m{trial}"
+        with started(["push", str(model), f"{store}/{name}:v"], log) as process:
             process.join(chance.uniform(0, usual))
             process.kill()
             process.join(30)
             dead += process.exitcode != 0
-        seen(options, version)
-        files = {file: file.stat().st_ino for file in (store / "m" / version).rglob("*")}
-        assert ran(["push", str(model), f"{store}/m:{version}"], log) == 0, log.read_text()
-        check_complete(options, version, model)
+        seen(options, name)
+        files = {file: file.stat().st_ino for file in (store / name / "v").rglob("*")}
+        kept += len(files)
+        assert ran(["push", str(model), f"{store}/{name}:v"], log) == 0, log.read_text()
+        check_complete(options, name, model)
         assert {file: file.stat().st_ino for file in files} == files, "a file was written again"
-        assert list((store / "m/.trims-versions/scratch").iterdir()) == []
+        assert list((store / name / ".trims-versions/scratch").iterdir()) == []
+    assert kept > 0
     assert dead > 0
 
 

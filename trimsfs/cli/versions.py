@@ -107,15 +107,9 @@ def alias(model: str, alias: str, version: str, single_writer: bool, reach: dict
 
     One request to the store moves it. Of two people who move an alias at the same time, one is refused.
     """
-    move = partial(_move, alias=_checked(check_alias, alias), version=_checked(check_version, version))
-    moved = run_on_catalog(
-        partial(move, conditions=not single_writer), parse_model(model), reach, conditions=not single_writer
-    )
-    _tell(alias, moved)
-
-
-async def _move(catalog: Catalog, *, alias: str, version: str, conditions: bool) -> Alias:
-    return await aliases.move(catalog, alias, version, conditions=conditions)
+    name, target, conditions = _checked(check_alias, alias), _checked(check_version, version), not single_writer
+    move = partial(aliases.move, alias=name, version=target, conditions=conditions)
+    _tell(alias, run_on_catalog(move, parse_model(model), reach, conditions=conditions))
 
 
 @click.command(epilog=examples("trimsfs rollback s3://my-models/llama prod"))
@@ -129,10 +123,9 @@ def rollback(model: str, alias: str, single_writer: bool, reach: dict[str, Any])
 
     Each further rollback goes one version further back. Removed versions are skipped.
     """
-    name = _checked(check_alias, alias)
-    moved = run_on_catalog(
-        lambda catalog: aliases.rollback(catalog, name), parse_model(model), reach, conditions=not single_writer
-    )
+    name, conditions = _checked(check_alias, alias), not single_writer
+    back = partial(aliases.rollback, alias=name, conditions=conditions)
+    moved = run_on_catalog(back, parse_model(model), reach, conditions=conditions)
     _tell(alias, moved)
 
 
@@ -154,9 +147,12 @@ def rollback(model: str, alias: str, single_writer: bool, reach: dict[str, Any])
 )
 @click.option("--expired", is_flag=True, help="Delete the files of removed versions whose time is over.")
 @click.option("--unfinished", is_flag=True, help="Delete what a dead push has left of VERSION.")
+@single_writer
 @store_options
 @reported
-def rm(target: str, grace: timedelta, expired: bool, unfinished: bool, reach: dict[str, Any]) -> None:
+def rm(
+    target: str, grace: timedelta, expired: bool, unfinished: bool, single_writer: bool, reach: dict[str, Any]
+) -> None:
     """Remove a version of a model.
 
     Mounts show the version no more. Its files are deleted by the first push or rm of this model after the grace period.
@@ -178,7 +174,7 @@ def rm(target: str, grace: timedelta, expired: bool, unfinished: bool, reach: di
         deleted = await removal.expire(catalog)
         return f"{location}: removed; its files stay until {formats.text(tombstone.delete_after)}", deleted
 
-    told, deleted = run_on_catalog(act, location, reach)
+    told, deleted = run_on_catalog(act, location, reach, conditions=not single_writer)
     if told and version not in deleted:
         say(told)
     for one in deleted:

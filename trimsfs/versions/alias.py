@@ -28,15 +28,17 @@ async def move(catalog: Catalog, alias: str, version: str, *, conditions: bool =
     return await _move(catalog, alias, Alias(version=version, history=history, moved=now()), found)
 
 
-async def rollback(catalog: Catalog, alias: str) -> Alias:
+async def rollback(catalog: Catalog, alias: str, *, conditions: bool = True) -> Alias:
     """Let an alias lead to where it led before; the alias as it is now. It forgets where it leads to now.
 
     Versions that were removed meanwhile are skipped. Raises NoSuchEntryError when there is no alias or nothing before,
-    VersionConflictError when somebody else moves it at the same time.
+    and as `move`.
     """
     found = await catalog.alias(alias)
     if found is None:
         raise NoSuchEntryError(f"{catalog.of(alias)}: no such alias: see `trimsfs versions`")
+    if conditions:
+        await catalog.check_conditions()
     before = found[0]
     for place, version in enumerate(before.history):
         if await catalog.tombstone(version) is None and await catalog.manifest(version) is not None:

@@ -80,8 +80,8 @@ class Catalog:
             raise NoSuchEntryError(f"{self.of(version)}: {reason}")
         return manifest
 
-    async def contents(self) -> Contents:
-        """All objects of the model."""
+    async def contents(self, below: str = "") -> Contents:
+        """All objects of the model, or only those in a directory, such as ``aliases/``."""
         directory = f"{self.name}/{formats.DIRECTORY}/"
         manifests: dict[str, Manifest] = {}
         aliases: dict[str, Alias] = {}
@@ -94,7 +94,7 @@ class Catalog:
                 into[name] = found[0]
 
         async with trio.open_nursery() as nursery:
-            async for stored in self.writer.list(directory):
+            async for stored in self.writer.list(directory + below):
                 match stored.key.removeprefix(directory).split("/"):
                     case [file] if version := formats.version_of_manifest(file):
                         nursery.start_soon(read, manifests, stored.key, version, Manifest.parse)

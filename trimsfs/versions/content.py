@@ -52,11 +52,12 @@ class Bytes:
 
 
 class LocalFile:
-    """A file of this host. Raises ObjectChangedError when it gets shorter; `publish` notes any other change."""
+    """A file of this host, as it is when this is made. Raises ObjectChangedError once somebody has written to it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._size = path.stat().st_size
+        status = path.stat()
+        self._size, self._modified_ns = status.st_size, status.st_mtime_ns
 
     @property
     def size(self) -> int:
@@ -76,9 +77,10 @@ class LocalFile:
                 while done < length and (piece := os.pread(file.fileno(), length - done, offset + done)):
                     pieces.append(piece)
                     done += len(piece)
+                status = os.fstat(file.fileno())
         except OSError as error:
             raise NoSuchEntryError(f"{self.path}: {error.strerror}") from None
-        if done < length:
+        if done < length or (status.st_size, status.st_mtime_ns) != (self._size, self._modified_ns):
             raise ObjectChangedError(f"{self.path}: it changed while it was read")
         return b"".join(pieces)
 
@@ -159,6 +161,8 @@ async def files_of_store(store: Store, retrying: Retrying, url: str) -> tuple[di
         prefix, token = prefixes.pop(), None
         while True:
             page = await retrying.call(f"{url}: not listed", partial(store.list_page, prefix, token=token))
+            if len(found) > _MOST_FILES:
+                raise ConfigurationError(f"{url}: more than {_MOST_FILES} files")
             for generation in page.objects:
                 if generation.key.rpartition("/")[2].startswith("."):
                     hidden += 1

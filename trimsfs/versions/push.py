@@ -57,13 +57,11 @@ async def publish(
     manifest = await push.published()
     if manifest is None:
         await push.check_name()
-        await push.reserve(conditions)
-        # Again: a push that ends deletes its reservation after it has made the manifest.
-        manifest = await push.published()
+        manifest = await push.reserve(conditions)
         if manifest is None:
             await push.upload()
             manifest = await push.make_manifest()
-    await catalog.writer.delete([formats.reservation_key(catalog.name, version)])
+    await push.end_reservation()
     return Publication(manifest=manifest, sent_files=push.sent_files, sent_bytes=push.sent_bytes)
 
 
@@ -97,8 +95,26 @@ class _Push:
         if await self._catalog.alias(self._version) is not None:
             raise self._conflict("an alias has this name: choose another version")
 
-    async def reserve(self, conditions: bool) -> None:
-        """Reserve the version for these files, or go on with a push of them."""
+    async def reserve(self, conditions: bool) -> Manifest | None:
+        """Reserve the version for these files, or go on with a push of them. The manifest, if one has ended meanwhile.
+
+        Raises VersionConflictError and ConfigurationError as `publish` does.
+        """
+        if await self._make_reservation(conditions):
+            await self._writer.discard_uploads(self._prefix)  # of other content, from before a removal
+        try:
+            # Only now: a push that ends deletes its reservation after it has made the manifest.
+            return await self.published()
+        except VersionConflictError:
+            await self.end_reservation()
+            raise
+
+    async def end_reservation(self) -> None:
+        """Delete the reservation of a version that is published, or cannot be."""
+        await self._writer.delete([formats.reservation_key(self._catalog.name, self._version)])
+
+    async def _make_reservation(self, conditions: bool) -> bool:
+        """Returns whether this push has made it, and no earlier one of the same files."""
         key, content = formats.reservation_key(self._catalog.name, self._version), content_id(self._files)
         reservation = Reservation(version=self._version, content=content, started=now()).encode()
         while True:
@@ -113,17 +129,17 @@ class _Push:
                     f"`trimsfs rm --unfinished {self._catalog.of(self._version)}`"
                 )
             if found is not None:
-                return
+                return False
         if conditions:
             await self._check_conditions(key, reservation)
-        await self._writer.discard_uploads(self._prefix)  # parts of other content, from before the version was removed
+        return True
 
     async def _check_conditions(self, key: str, reservation: bytes) -> None:
         try:
             await self._writer.put_if_absent(key, reservation)
         except ObjectChangedError:
             return
-        await self._writer.delete([key])
+        await self.end_reservation()
         raise self._catalog.without_conditions("If-None-Match")
 
     async def upload(self) -> None:
@@ -236,7 +252,10 @@ class _Push:
         try:
             await self._writer.put_if_absent(formats.manifest_key(self._catalog.name, self._version), manifest.encode())
         except ObjectChangedError:  # by another push, or an attempt of which the answer was lost
-            return await self.published() or manifest
+            other = await self.published()
+            if other is None:
+                raise self._conflict("somebody has removed it while it was pushed: push again") from None
+            return other
         return manifest
 
     async def _put_fingerprints(self) -> None:
@@ -252,7 +271,9 @@ class _Push:
         self._progress(count)
 
     def _changed(self, path: str) -> TrimsError:
-        return ObjectChangedError(f"{path}: it changed while it was pushed: push again once nobody writes to it")
+        return ObjectChangedError(
+            f"{path}: it is not what its digest says: push again once nobody writes to it, or look at the source"
+        )
 
     def _foreign(self, path: str) -> VersionConflictError:
         return self._conflict(

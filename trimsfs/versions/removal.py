@@ -35,17 +35,15 @@ async def remove(catalog: Catalog, version: str, grace: timedelta) -> Tombstone:
 
 async def expire(catalog: Catalog) -> list[str]:
     """Delete the versions whose grace period is over; returns them."""
-    contents = await catalog.contents()
+    contents = await catalog.contents(f"{formats.REMOVED}/")
     expired = [version for version, tombstone in contents.removed.items() if tombstone.delete_after <= now()]
     for version in expired:
-        manifest = [
-            formats.manifest_key(catalog.name, version),
-            formats.signature_key(catalog.name, version),
-            formats.fingerprints_key(catalog.name, version),
-        ]
+        if await catalog.tombstone(version) != contents.removed[version]:
+            continue  # somebody else has deleted it, and maybe published it anew
         # The tombstone is last: a removal that dies is repeated, and the version stays hidden.
         await _delete_files(catalog, version)
-        await catalog.writer.delete(manifest)
+        keys = (formats.manifest_key, formats.signature_key, formats.fingerprints_key, formats.reservation_key)
+        await catalog.writer.delete([key(catalog.name, version) for key in keys])
         await catalog.writer.delete([formats.tombstone_key(catalog.name, version)])
     return expired
 
@@ -60,6 +58,7 @@ async def remove_unfinished(catalog: Catalog, version: str) -> None:
     reserved = await catalog.reservation(version) is not None
     # The reservation is first: a push looks for it before it makes the manifest.
     await catalog.writer.delete([formats.reservation_key(catalog.name, version)])
+    await catalog.writer.delete([formats.fingerprints_key(catalog.name, version)])
     deleted = await _delete_files(catalog, version)
     if not reserved and not deleted:
         raise NoSuchEntryError(f"{catalog.of(version)}: there is nothing of it: see `trimsfs versions`")
@@ -74,7 +73,7 @@ async def _delete_files(catalog: Catalog, version: str) -> int:
 
 
 async def _check_aliases(catalog: Catalog, version: str) -> None:
-    contents = await catalog.contents()
+    contents = await catalog.contents(f"{formats.ALIASES}/")
     leading = [alias for alias, target in contents.aliases.items() if target.version == version]
     if leading:
         raise InUseError(f"{catalog.of(version)}: alias {', '.join(leading)} leads to it: move that first")
