@@ -1,10 +1,14 @@
 """What cloud services and the network below them can do wrong, and what their stores make of it."""
 
+import base64
+import hashlib
+import hmac
 import json
 import os
 import random
+from contextlib import nullcontext
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 import trio
@@ -46,6 +50,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.stores import Retrying, Store
+from trimsfs.stores.cloud.azure import API_VERSION
 from trimsfs.stores.digests import Digest, compute
 from trimsfs.types import Generation
 
@@ -330,6 +335,36 @@ async def test_variables_of_the_az_command_name_account_and_key(
     monkeypatch.setenv("AZURE_STORAGE_KEY", KEY)
     async with opened(f"az://{container.container}", container.endpoint_url, anonymous=False) as store:
         assert await read(store, await store.stat("model")) == CONTENT
+
+
+@pytest.mark.promise("credentials", on="azurite")
+async def test_a_sas_token_reads_and_lists(container: AzureBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Azurite verifies the token."""
+    container.put("two words", CONTENT)
+    monkeypatch.delenv("AZURE_STORAGE_CONNECTION_STRING")
+    for key, refused in ((KEY, False), (SECRET, True)):
+        monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", f"?{sas_token(key)}")
+        async with opened(f"az://{container.container}", container.endpoint_url, anonymous=False) as store:
+            with pytest.raises(StoreAccessError) if refused else nullcontext():
+                (generation,) = (await store.list_page("")).objects
+                assert await read(store, generation) == CONTENT
+
+
+def sas_token(key: str) -> str:
+    """A token that may read and list all of the account, signed as Azure documents it."""
+    fields = {
+        "sp": "rl",
+        "ss": "b",
+        "srt": "sco",
+        "st": "",
+        "se": "2100-01-01T00:00:00Z",
+        "sip": "",
+        "spr": "https,http",
+    }
+    fields["sv"] = API_VERSION["x-ms-version"]
+    text = "\n".join([ACCOUNT, *fields.values(), "", ""])
+    signature = hmac.digest(base64.b64decode(key), text.encode(), hashlib.sha256)
+    return urlencode({**fields, "sig": base64.b64encode(signature).decode()})
 
 
 async def test_version_is_asked_for_where_the_account_keeps_versions(monkeypatch: pytest.MonkeyPatch) -> None:
