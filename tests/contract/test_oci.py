@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import modelpack_client
 import pytest
 import trio
 
@@ -151,6 +152,35 @@ async def test_what_oras_itself_pushes_is_found(registry: Registry, name: str, t
     async with opened(f"oci://{target}") as store:
         assert await content(store) == {"model.gguf": b"GGUF" * 100}
         assert store.identity == f"oci://{target}:latest"
+
+
+async def test_what_another_client_pushes_as_a_modelpack_is_found(
+    registry: Registry, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files as raw layers, a directory as a tar layer, each with the metadata of ModelPack."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    push_by_modelpack_client(registry, f"{name}:v1", tmp_path)
+    async with opened(f"oci://{registry.address}/{name}:v1") as store:
+        assert await content(store) == FILES
+        weights, config = await store.stat("shards/1.safetensors"), await store.stat("config.json")
+        assert (await store.digest(config), await store.digest(weights)) == (
+            Digest(algorithm="sha256", value=hashlib.sha256(FILES["config.json"]).digest()),
+            None,
+        )
+        assert config.modified_ns == 1_700_000_000 * 10**9
+
+
+def push_by_modelpack_client(registry: Registry, target: str, directory: Path) -> None:
+    for path, data in FILES.items():
+        (directory / path).parent.mkdir(exist_ok=True)
+        (directory / path).write_bytes(data)
+        os.utime(directory / path, (1_700_000_000, 1_700_000_000))
+    client = modelpack_client.ModelPackClient(insecure=True)
+    layers = [
+        modelpack_client.ModelLayer(directory / "config.json", media_type=f"{MODEL}.weight.config.v1.raw"),
+        modelpack_client.ModelLayer(directory / "shards", media_type=f"{MODEL}.weight.v1.tar"),
+    ]
+    client.push(f"{registry.address}/{target}", layers=layers, config=modelpack_client.ModelPackConfig())
 
 
 async def test_a_layer_without_a_name_is_named_for_its_digest(registry: Registry, name: str) -> None:
