@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import modelpack_client
 import pytest
 import trio
 
@@ -60,6 +61,7 @@ from trimsfs.stores.oci import reference, tar_layer
 from trimsfs.stores.oci.registry import Registry as RegistryClient
 
 MIB = 1 << 20
+IDENTITY_TOKEN = "identity+token=="
 FILES = {"config.json": b'{"layers": 2}', "shards/1.safetensors": b"one" * 999, "shards/2.safetensors": b"two" * 1001}
 
 
@@ -151,6 +153,35 @@ async def test_what_oras_itself_pushes_is_found(registry: Registry, name: str, t
     async with opened(f"oci://{target}") as store:
         assert await content(store) == {"model.gguf": b"GGUF" * 100}
         assert store.identity == f"oci://{target}:latest"
+
+
+async def test_what_another_client_pushes_as_a_modelpack_is_found(
+    registry: Registry, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files as raw layers, a directory as a tar layer, each with the metadata of ModelPack."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    push_by_modelpack_client(registry, f"{name}:v1", tmp_path)
+    async with opened(f"oci://{registry.address}/{name}:v1") as store:
+        assert await content(store) == FILES
+        weights, config = await store.stat("shards/1.safetensors"), await store.stat("config.json")
+        assert (await store.digest(config), await store.digest(weights)) == (
+            Digest(algorithm="sha256", value=hashlib.sha256(FILES["config.json"]).digest()),
+            None,
+        )
+        assert config.modified_ns == 1_700_000_000 * 10**9
+
+
+def push_by_modelpack_client(registry: Registry, target: str, directory: Path) -> None:
+    for path, data in FILES.items():
+        (directory / path).parent.mkdir(exist_ok=True)
+        (directory / path).write_bytes(data)
+        os.utime(directory / path, (1_700_000_000, 1_700_000_000))
+    client = modelpack_client.ModelPackClient(insecure=True)
+    layers = [
+        modelpack_client.ModelLayer(directory / "config.json", media_type=f"{MODEL}.weight.config.v1.raw"),
+        modelpack_client.ModelLayer(directory / "shards", media_type=f"{MODEL}.weight.v1.tar"),
+    ]
+    client.push(f"{registry.address}/{target}", layers=layers, config=modelpack_client.ModelPackConfig())
 
 
 async def test_a_layer_without_a_name_is_named_for_its_digest(registry: Registry, name: str) -> None:
@@ -468,13 +499,19 @@ class TokenService:
         self.server = Server(self.answer)
 
     def answer(self, request: BaseHTTPRequestHandler) -> tuple[int, Mapping[str, str], bytes]:
-        expected = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-        if request.headers.get("Authorization") != expected:
-            return 401, {}, b""
         query = parse_qs(urlsplit(request.path).query)
+        if request.command == "POST":
+            query = parse_qs(request.rfile.read(int(request.headers["Content-Length"])).decode())
+            if query["grant_type"] != ["refresh_token"] or query["refresh_token"] != [IDENTITY_TOKEN]:
+                return 401, {}, b""
+        elif (
+            request.headers.get("Authorization") != "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+        ):
+            return 401, {}, b""
         _, repository, actions = query["scope"][0].split(":")
         assert query["service"] == ["test"]
-        return 200, {}, json.dumps({"token": self.token(repository, actions)}).encode()
+        name = "access_token" if request.command == "POST" else "token"
+        return 200, {}, json.dumps({name: self.token(repository, actions)}).encode()
 
     def token(self, repository: str, actions: str) -> str:
         from cryptography.hazmat.primitives import hashes
@@ -527,6 +564,30 @@ async def test_token_is_fetched_once_and_renewed_when_it_is_refused(
             assert len(service.server.requests) == 2
 
 
+@pytest.mark.parametrize("source", ["file", "helper"])
+async def test_identity_token_is_exchanged_for_a_token(
+    registry: Registry, name: str, tmp_path: Path, no_configuration: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """As Azure's registry has them."""
+    registry.push(f"{name}:v1", [titled("model", b"weights")])
+    with with_tokens(registry, tmp_path) as (guarded, _):
+        config: dict[str, Any] = {"auths": {guarded.address: {"identitytoken": IDENTITY_TOKEN}}}
+        if source == "helper":
+            monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+            put_helper(tmp_path, json.dumps({"Username": "<token>", "Secret": IDENTITY_TOKEN}))
+            config = {"credsStore": "test", "auths": {guarded.address: {}}}
+        (no_configuration / "config.json").write_text(json.dumps(config))
+        async with opened(f"oci://{guarded.address}/{name}:v1") as store:
+            assert await content(store) == {"model": b"weights"}
+
+
+def put_helper(directory: Path, answer: str) -> None:
+    """A credential helper that gives this answer."""
+    helper = directory / "docker-credential-test"
+    helper.write_text(f"#!{sys.executable}\nimport sys\nassert sys.stdin.read()\nprint({answer!r})\n")
+    helper.chmod(0o755)
+
+
 @pytest.mark.parametrize("password", [None, "wrong"])
 async def test_registry_that_refuses_is_told_with_the_remedy(
     registry: Registry, name: str, tmp_path: Path, no_configuration: Path, password: str | None
@@ -557,11 +618,8 @@ async def test_passwords_come_from_dockers_configuration_or_its_helpers(
         log_in(no_configuration, f"https://{guarded.address}" if source == "file" else guarded.address)
         if "helper" in source:
             monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-            helper = tmp_path / "docker-credential-test"
             secret = {"ServerURL": guarded.address, "Username": USER, "Secret": PASSWORD}
-            text = "boom" if source == "broken helper" else json.dumps(secret)
-            helper.write_text(f"#!{sys.executable}\nimport sys\nassert sys.stdin.read()\nprint({text!r})\n")
-            helper.chmod(0o755)
+            put_helper(tmp_path, "boom" if source == "broken helper" else json.dumps(secret))
             named = {guarded.address: "missing" if source == "no helper" else "test"}
             (no_configuration / "config.json").write_text(json.dumps({"credHelpers": named}))
         async with opened(f"oci://{guarded.address}/{name}:v1", anonymous=source == "anonymous") as store:
