@@ -88,7 +88,9 @@ def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tm
     return RetryingBackend(directory) if request.param == "retrying" else directory
 
 
-@pytest.fixture(params=["directory", CEPH, "moto", "fast-gcs", "azurite", "fsspec", "retrying"])
+@pytest.fixture(
+    params=["directory", CEPH, "moto", "fast-gcs", "azurite", "hub", "oci", "oci-tar", "fsspec", "retrying"]
+)
 def paged_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Backend]:
     """As `backend`, but an endpoint of ours in place of fake-gcs: that repeats all directories on every page."""
     if request.param != "fast-gcs":
@@ -101,7 +103,7 @@ def paged_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         yield FastGoogleBackend(root)
 
 
-@pytest.fixture(params=["directory", CEPH, "moto", "fake-gcs", "azurite"])
+@pytest.fixture(params=["directory", CEPH, "moto", "fake-gcs", "azurite", "hub", "oci", "oci-tar"])
 def forkable_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Backend:
     """As `backend`, of those kinds whose stores work in forked processes."""
     return _backend(request, monkeypatch, tmp_path)

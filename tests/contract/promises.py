@@ -39,6 +39,9 @@ SERVERS = {
     "gs": ("gs://", "recorded"),
     "azurite": ("az://", "Azurite"),
     "az": ("az://", "recorded"),
+    "hub": ("hf://", "a fake hub"),
+    "oci": ("oci://", "docker-registry"),
+    "oci-tar": ("oci://", "docker-registry"),
     "directory": ("directory", "local files"),
     "fsspec": ("fsspec", "local files"),
 }
@@ -49,6 +52,7 @@ NOTES = {
         "gs://",
         "paged listing",
     ): "fake-gcs-server repeats all directories on each page; Google counts them.",
+    ("oci://", "digest"): "The SHA-256 of whole layers. Files in a tar layer have none of their own.",
     (
         "directory",
         "conditional ranged read",

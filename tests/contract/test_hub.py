@@ -79,6 +79,7 @@ async def opened(hub: Hub, url: str, **more: Any) -> AsyncIterator[Store]:
 # Commits
 
 
+@pytest.mark.promise("conditional ranged read", on="hub")
 async def test_a_file_is_read_at_the_commit_that_it_was_found_at(hub: Hub, model: str) -> None:
     async with opened(hub, f"hf://{model}") as store:
         (config, weights) = (await store.list_page("")).objects
@@ -144,6 +145,7 @@ async def test_mounts_of_other_revisions_are_other_stores(hub: Hub, model: str) 
 
 
 @pytest.mark.parametrize("content", [b"", b"small", WEIGHTS])
+@pytest.mark.promise("digest", on="hub")
 async def test_the_hub_tells_digests_without_a_request(hub: Hub, model: str, content: bytes) -> None:
     hub.put(f"model/{model}", "file", content)
     async with opened(hub, f"hf://{model}") as store:
@@ -219,6 +221,7 @@ def test_an_unused_store_works_in_a_forked_process(hub: Hub, model: str) -> None
 # Access
 
 
+@pytest.mark.promise("credentials", on="hub")
 async def test_a_private_repository_needs_the_token_which_the_cdn_never_sees(
     hub: Hub, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -399,6 +399,7 @@ async def test_layer_of_too_many_names_is_refused(
 # Tags and digests
 
 
+@pytest.mark.promise("digest", on="oci")
 async def test_digest_is_that_of_the_manifest_for_whole_layers_only(registry: Registry, name: str) -> None:
     layer = titled("whole", b"weights")
     registry.push(f"{name}:v1", [layer, Layer(packed({"in-tar": b"x"}), f"{MODEL}.weight.v1.tar")])
@@ -444,6 +445,7 @@ async def test_manifest_is_read_once_for_each_digest(
     assert len(asked) == 1
 
 
+@pytest.mark.promise("conditional ranged read", on="oci")
 async def test_layer_that_the_registry_has_lost_is_another_generation(registry: Registry, name: str) -> None:
     layer = titled("model", b"lost bytes")
     registry.push(f"{name}:v1", [layer])
@@ -605,6 +607,7 @@ async def test_registry_that_refuses_is_told_with_the_remedy(
 
 
 @pytest.mark.parametrize("source", ["file", "helper", "anonymous", "broken helper", "no helper"])
+@pytest.mark.promise("credentials", on="oci")
 async def test_passwords_come_from_dockers_configuration_or_its_helpers(
     registry: Registry,
     name: str,

@@ -17,4 +17,4 @@ def test_the_page_has_the_table_that_the_suite_shows() -> None:
 
 def test_a_promise_that_no_test_shows_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     page = written(PAGE.read_text(), {("S3", "digest"): ["Ceph"]})
-    assert "| Ceph | no | no | no [" in page
+    assert "| Ceph | no | no | no | no [" in page

@@ -26,7 +26,7 @@ from trimsfs.types import Buffer, Generation
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
-STREAMING = ("ceph", "moto", "fake-gcs", "azurite")
+STREAMING = ("ceph", "moto", "fake-gcs", "azurite", "hub", "oci", "oci-tar")
 """The backends whose stores answer a condition before the bytes."""
 
 ODD_NAMES = (
@@ -351,12 +351,12 @@ async def test_streaming_store_passes_on_no_byte_of_another_generation(
     backend.put("model", b"old" * MIB)
     old = await store.stat("model")
     backend.put("model", b"new" * MIB)
+    assert store.streaming == (request.node.callspec.params["backend"] in STREAMING)
     if backend.keeps:
         assert same(await read(store, old), b"old" * MIB)
         return
     with pytest.raises((ObjectChangedError, ObjectNotFoundError)):
         await store.read(old, 0, 3 * MIB, pieces.append)
-    assert store.streaming == (request.node.callspec.params["backend"] in STREAMING)
     assert not (store.streaming and pieces)
 
 
@@ -589,7 +589,7 @@ async def test_the_wrapper_tries_again_what_may_pass(backend: Backend) -> None:
 
     await store.probe()
     (listed,) = (await store.list_page("")).objects
-    assert listed == replace(await store.stat("model"), version_id=None)
+    assert replace(listed, version_id=None) == replace(await store.stat("model"), version_id=None)
     await store.digest(listed)
     assert await retrying.call("model", lambda: read(store, listed)) == b"weights"
     assert retrying.statistics().failed_attempts == 5
