@@ -117,6 +117,11 @@ async def test_a_commit_that_the_hub_has_dropped_is_read_at_the_newest_if_that_h
         assert await read(store, config) == b"{}"
         with pytest.raises(ObjectChangedError, match=r"\Amodel.safetensors: [^\n]+\Z"):
             await read(store, weights)
+    snapshot = f"models--{model.replace('/', '--')}/snapshots/{config.version_id}"
+    async with opened(hub, f"hf://{model}", layout="hf-cache") as store:
+        assert await read(store, replace(config, key=f"{snapshot}/config.json")) == b"{}"
+        with pytest.raises(ObjectChangedError):
+            await read(store, replace(weights, key=f"{snapshot}/model.safetensors"))
 
 
 @pytest.mark.parametrize("revision", ["v1", "refs/pr/1", "feature%2Fx", "COMMIT"])
