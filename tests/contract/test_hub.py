@@ -25,6 +25,7 @@ from trimsfs.errors import (
     StoreAccessError,
     StoreThrottledError,
     StoreUnavailableError,
+    TransientStoreError,
 )
 from trimsfs.options import MountOptions
 from trimsfs.stores import Retrying, RetryingStore, Store, open_store, reach
@@ -297,6 +298,12 @@ async def test_an_answer_without_an_end_is_not_taken_in(hub: Hub, model: str, mo
 async def test_what_is_no_hub_is_told(hub: Hub, model: str) -> None:
     async with opened(hub, f"hf://{model}", endpoint_url=f"{hub.endpoint}/elsewhere") as store:
         with pytest.raises(BucketNotFoundError, match="does not exist: check the spelling, and HF_ENDPOINT"):
+            await store.probe()
+
+
+async def test_a_hub_that_cannot_be_reached_is_a_failure_that_may_pass(hub: Hub) -> None:
+    async with opened(hub, "hf://org/m", endpoint_url="http://127.0.0.1:9") as store:
+        with pytest.raises(TransientStoreError, match=r"\A(?!timeout).*Connection refused"):
             await store.probe()
 
 
