@@ -8,11 +8,15 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 import urllib3
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
 
 from tests.contract.backends import names, pages, read
 from tests.services import HOST
@@ -75,6 +79,31 @@ async def opened(hub: Hub, url: str, **more: Any) -> AsyncIterator[Store]:
         yield store
     finally:
         await store.aclose()
+
+
+def test_the_fake_hub_answers_huggingface_hub_itself(hub: Hub, model: str, tmp_path: Path) -> None:
+    """So what the store is tested on is what the hub's own client takes for a hub."""
+    hub.tag(f"model/{model}", "v1")
+    api = HfApi(endpoint=hub.endpoint, token=False)
+    commit = api.model_info(model, revision="v1", expand=["sha", "lastModified"]).sha
+    refs = api.list_repo_refs(model).branches
+    assert {(ref.name, ref.target_commit) for ref in refs} == {("main", commit), ("v1", commit)}
+    listed = {entry.path: entry for entry in api.list_repo_tree(model, revision=commit)}
+    assert listed == {entry.path: entry for entry in api.get_paths_info(model, list(listed), revision=commit)}
+    config, weights = listed["config.json"], listed["model.safetensors"]
+    assert isinstance(config, RepoFile)
+    assert isinstance(weights, RepoFile)
+    assert weights.lfs is not None
+    assert (config.blob_id, weights.lfs.sha256) == (git_id(b"{}"), hashlib.sha256(WEIGHTS).hexdigest())
+    for name, content in (("config.json", b"{}"), ("model.safetensors", WEIGHTS)):
+        path = hf_hub_download(model, name, endpoint=hub.endpoint, cache_dir=tmp_path, token=False)
+        assert Path(path).read_bytes() == content
+    api.auth_check(model)
+    hub.restrict(f"model/{model}", "gated")
+    with pytest.raises(GatedRepoError):
+        api.auth_check(model)
+    with pytest.raises(RepositoryNotFoundError):
+        api.model_info(f"{model}-missing")
 
 
 # Commits
