@@ -8,11 +8,15 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 import urllib3
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
 
 from tests.contract.backends import names, pages, read
 from tests.services import HOST
@@ -25,6 +29,7 @@ from trimsfs.errors import (
     StoreAccessError,
     StoreThrottledError,
     StoreUnavailableError,
+    TransientStoreError,
 )
 from trimsfs.options import MountOptions
 from trimsfs.stores import Retrying, RetryingStore, Store, open_store, reach
@@ -76,6 +81,31 @@ async def opened(hub: Hub, url: str, **more: Any) -> AsyncIterator[Store]:
         await store.aclose()
 
 
+def test_the_fake_hub_answers_huggingface_hub_itself(hub: Hub, model: str, tmp_path: Path) -> None:
+    """So what the store is tested on is what the hub's own client takes for a hub."""
+    hub.tag(f"model/{model}", "v1")
+    api = HfApi(endpoint=hub.endpoint, token=False)
+    commit = api.model_info(model, revision="v1", expand=["sha", "lastModified"]).sha
+    refs = api.list_repo_refs(model).branches
+    assert {(ref.name, ref.target_commit) for ref in refs} == {("main", commit), ("v1", commit)}
+    listed = {entry.path: entry for entry in api.list_repo_tree(model, revision=commit)}
+    assert listed == {entry.path: entry for entry in api.get_paths_info(model, list(listed), revision=commit)}
+    config, weights = listed["config.json"], listed["model.safetensors"]
+    assert isinstance(config, RepoFile)
+    assert isinstance(weights, RepoFile)
+    assert weights.lfs is not None
+    assert (config.blob_id, weights.lfs.sha256) == (git_id(b"{}"), hashlib.sha256(WEIGHTS).hexdigest())
+    for name, content in (("config.json", b"{}"), ("model.safetensors", WEIGHTS)):
+        path = hf_hub_download(model, name, endpoint=hub.endpoint, cache_dir=tmp_path, token=False)
+        assert Path(path).read_bytes() == content
+    api.auth_check(model)
+    hub.restrict(f"model/{model}", "gated")
+    with pytest.raises(GatedRepoError):
+        api.auth_check(model)
+    with pytest.raises(RepositoryNotFoundError):
+        api.model_info(f"{model}-missing")
+
+
 # Commits
 
 
@@ -118,6 +148,11 @@ async def test_a_commit_that_the_hub_has_dropped_is_read_at_the_newest_if_that_h
         assert await read(store, config) == b"{}"
         with pytest.raises(ObjectChangedError, match=r"\Amodel.safetensors: [^\n]+\Z"):
             await read(store, weights)
+    snapshot = f"models--{model.replace('/', '--')}/snapshots/{config.version_id}"
+    async with opened(hub, f"hf://{model}", layout="hf-cache") as store:
+        assert await read(store, replace(config, key=f"{snapshot}/config.json")) == b"{}"
+        with pytest.raises(ObjectChangedError):
+            await read(store, replace(weights, key=f"{snapshot}/model.safetensors"))
 
 
 @pytest.mark.parametrize("revision", ["v1", "refs/pr/1", "feature%2Fx", "COMMIT"])
@@ -295,6 +330,12 @@ async def test_an_answer_without_an_end_is_not_taken_in(hub: Hub, model: str, mo
 async def test_what_is_no_hub_is_told(hub: Hub, model: str) -> None:
     async with opened(hub, f"hf://{model}", endpoint_url=f"{hub.endpoint}/elsewhere") as store:
         with pytest.raises(BucketNotFoundError, match="does not exist: check the spelling, and HF_ENDPOINT"):
+            await store.probe()
+
+
+async def test_a_hub_that_cannot_be_reached_is_a_failure_that_may_pass(hub: Hub) -> None:
+    async with opened(hub, "hf://org/m", endpoint_url="http://127.0.0.1:9") as store:
+        with pytest.raises(TransientStoreError, match=r"\A(?!timeout).*Connection refused"):
             await store.probe()
 
 

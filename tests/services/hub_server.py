@@ -98,7 +98,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
-    do_POST = do_PUT = do_GET  # noqa: N815 - the names are http.server's
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815 - the names are http.server's
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
@@ -113,7 +113,8 @@ class Handler(BaseHTTPRequestHandler):
             if value:
                 self.send_header(name, value.encode("ascii", "replace").decode())
         self.end_headers()
-        self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def _handle(self, path: str, query: str, body: bytes) -> Reply:
         state = self.server.state
@@ -144,7 +145,9 @@ class Handler(BaseHTTPRequestHandler):
         if found["call"] == "auth-check":
             return self._json({})
         if found["call"] == "refs":
-            branches = [{"name": ref, "targetCommit": sha} for ref, sha in repository.refs.items()]
+            branches = [
+                {"name": ref, "ref": f"refs/heads/{ref}", "targetCommit": sha} for ref, sha in repository.refs.items()
+            ]
             return self._json({"branches": branches, "tags": [], "converts": []})
         revision, _, path = rest.partition("/")
         commit = self._commit(repository, unquote(revision))

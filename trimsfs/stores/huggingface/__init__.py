@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from threading import Lock
@@ -254,7 +255,7 @@ class HubStore:
                 return self._open(found.repository, generation.version_id, found.path, generation, offset, length)
             except (BucketNotFoundError, ObjectNotFoundError):
                 pass  # the hub has dropped the commit, as when its owner squashes the history
-        newest = self._find(generation.key, found)
+        newest = self._find(generation.key, replace(found, revision=None))
         if (newest.etag, newest.size) != (generation.etag, generation.size) or newest.version_id is None:
             raise ObjectChangedError(f"its ETag is now {newest.etag}")
         return self._open(found.repository, newest.version_id, found.path, generation, offset, length)

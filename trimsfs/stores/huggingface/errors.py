@@ -30,6 +30,8 @@ def translated(function: Callable[[], T], subject: str, key: str = "") -> T:
         return function()
     except (ObjectChangedError, ObjectNotFoundError) as error:
         raise type(error)(f"{key}: {error}" if key else str(error)) from error
+    except exceptions.NewConnectionError as error:  # to urllib3 a timeout, too
+        raise TransientStoreError(_one_line(error)) from error
     except exceptions.TimeoutError as error:
         raise StoreStalledError(f"timeout: {_one_line(error)}") from error
     except (exceptions.HTTPError, OSError) as error:
