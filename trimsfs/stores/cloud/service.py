@@ -110,8 +110,8 @@ def _decoded(algorithm: Algorithm, told: str) -> bytes | None:
 
 
 def one_line(text: object) -> str:
-    """Foreign text as one line of bounded length."""
-    return " ".join(str(text)[: 2 * _TEXT_LIMIT].split())[:_TEXT_LIMIT]
+    """Foreign text as one line of bounded length, without a full stop: more follows."""
+    return " ".join(str(text)[: 2 * _TEXT_LIMIT].split())[:_TEXT_LIMIT].rstrip(".")
 
 
 def error_of(service: Service, answer: Answer, key: str) -> StoreError:
