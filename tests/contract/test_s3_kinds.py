@@ -76,6 +76,7 @@ class Recorder:
 
     def __init__(self, listing: bytes = EMPTY, etag: str = LOOKS_LIKE_MD5) -> None:
         self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.sessions, self.first_session_s = 0, 3600
         self._listing, self._etag = listing, etag
 
     def send(self, request: Any, **_: object) -> AWSResponse:
@@ -87,7 +88,9 @@ class Recorder:
         self.requests.append((request.method, request.url, headers))
         about = {"ETag": self._etag, "Last-Modified": "Wed, 21 Oct 2015 07:28:00 GMT"}
         if "?session" in request.url:
-            return _answer(request.url, 200, {}, _session())
+            self.sessions += 1
+            lasts_s = self.first_session_s if self.sessions == 1 else 3600
+            return _answer(request.url, 200, {}, _session(self.sessions, lasts_s))
         if request.method == "HEAD":
             return _answer(request.url, 200, {**about, "Content-Length": str(len(CONTENT))}, b"")
         if "range" in headers:
@@ -104,11 +107,12 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _session() -> bytes:
-    expiry = (datetime.now(UTC) + timedelta(days=36500)).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _session(number: int, lasts_s: float) -> bytes:
+    expiry = (datetime.now(UTC) + timedelta(seconds=lasts_s)).strftime("%Y-%m-%dT%H:%M:%SZ")
     return (
-        "<CreateSessionResult><Credentials><SessionToken>of-express</SessionToken><SecretAccessKey>s</SecretAccessKey>"
-        f"<AccessKeyId>ASIA</AccessKeyId><Expiration>{expiry}</Expiration></Credentials></CreateSessionResult>"
+        f"<CreateSessionResult><Credentials><SessionToken>session-{number}</SessionToken><SecretAccessKey>s"
+        f"</SecretAccessKey><AccessKeyId>ASIA</AccessKeyId><Expiration>{expiry}</Expiration></Credentials>"
+        "</CreateSessionResult>"
     ).encode()
 
 
@@ -233,7 +237,19 @@ async def test_session_of_s3_express_may_only_read_and_serves_many_requests() ->
     await store.aclose()
     (_, _, session), *reads = recorder.requests
     assert session["x-amz-create-session-mode"] == "ReadOnly"
-    assert [headers["x-amz-s3session-token"] for _, _, headers in reads] == ["of-express"] * 3
+    assert [headers["x-amz-s3session-token"] for _, _, headers in reads] == ["session-1"] * 3
+
+
+async def test_session_of_s3_express_that_ends_is_renewed() -> None:
+    recorder = Recorder()
+    recorder.first_session_s = 2  # less than the SDK has a request rely on
+    store = recorded(MountOptions(store=f"s3://{EXPRESS}", region="us-west-2"), recorder)
+    for number in range(4):
+        assert await read(store, generation(f"model-{number}")) == CONTENT
+    await store.aclose()
+    tokens = [headers.get("x-amz-s3session-token") for _, url, headers in recorder.requests if "?session" not in url]
+    assert tokens[-1] == "session-2"
+    assert recorder.sessions == 2
 
 
 @pytest.mark.parametrize("bucket", [EXPRESS, "point--usw2-az1--xa-s3"])

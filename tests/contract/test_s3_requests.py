@@ -226,7 +226,7 @@ async def test_other_signatures_are_left_to_the_sdk() -> None:
     assert all(b"Authorization: AWS AKIDEXAMPLE:" in request for request in server.requests)
 
 
-async def test_sessions_of_s3_express_are_left_to_the_sdk() -> None:
+async def test_session_of_s3_express_is_made_by_the_sdk_and_serves_all_requests() -> None:
     expiry = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
     session = respond(
         "200 OK",
@@ -238,6 +238,7 @@ async def test_sessions_of_s3_express_are_left_to_the_sdk() -> None:
     async with raw_server(session, PART) as server, watched(s3_options(server.endpoint_url, bucket)) as one:
         for _ in range(3):
             assert await read(one.store, generation("model")) == CONTENT
+        assert one.sdk_calls == 2  # for the session and the first read
     assert b"?session" in server.requests[0]
     assert len(server.requests) == 4
     assert all(b"x-amz-s3session-token: of-express" in request for request in server.requests[1:])

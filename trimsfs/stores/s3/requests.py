@@ -24,10 +24,16 @@ Operation = Literal["get_object", "head_object"]
 
 _HEADERS = {"Range": "Range", "IfMatch": "If-Match", "ChecksumMode": "x-amz-checksum-mode"}
 _QUERY = {"VersionId": "versionId", "PartNumber": "partNumber"}
-_SIGNATURES = {"v4", "s3v4", UNSIGNED}
-"""Signatures that need only credentials, signing name and region. The SDK makes all requests with other ones."""
+_SIGNATURES = {"v4", "s3v4", "v4-s3express", UNSIGNED}
+"""Signatures that need only credentials, or a session, signing name and region. The SDK makes all requests with other
+ones."""
+_SESSION = ("identity_cache", "cache_key")
+"""What of a request's signing context leads to the session of S3 Express, which the SDK renews."""
 _SIGNATURE = "trimsfs_signature"
-_BY_SIGNER = {"authorization", "date", "host", "x-amz-content-sha256", "x-amz-date", "x-amz-security-token"}
+_BY_SIGNER = {
+    *("authorization", "date", "host", "x-amz-content-sha256", "x-amz-date", "x-amz-security-token"),
+    "x-amz-s3session-token",
+}
 _INVOCATION, _ATTEMPT = "amz-sdk-invocation-id", "amz-sdk-request"
 _DIFFERENT_EACH_TIME = {"x-amz-date", "x-amz-security-token", _INVOCATION}
 
@@ -105,6 +111,7 @@ class _Template:
     signature_version: Any
     signing_name: str | None
     region: str | None
+    session: Mapping[str, Any]
     streamed: bool
 
     def request(self, client: Any, key: str, parameters: Parameters) -> AWSPreparedRequest:
@@ -119,7 +126,7 @@ class _Template:
         request.context["client_config"] = client.meta.config
         if self.signature_version is not UNSIGNED:
             client._request_signer.get_auth_instance(
-                self.signing_name, self.region, signature_version=self.signature_version
+                self.signing_name, self.region, signature_version=self.signature_version, **self.session
             ).add_auth(request)
         if self.attempt is not None:
             request.headers[_INVOCATION] = str(uuid.uuid4())
@@ -160,6 +167,7 @@ def _learned(client: Any, sent: Any, key: str, parameters: Parameters) -> _Templ
         signature_version=version,
         signing_name=signing.get("signing_name"),
         region=signing.get("region"),
+        session={name: signing[name] for name in _SESSION if name in signing},
         streamed=sent.stream_output,
     )
     return template if _same(template.request(client, key, parameters), sent) else None
