@@ -159,9 +159,9 @@ $(MAIN)/ready: pyproject.toml setup.py $(wildcard trimsfs/*/*.[ch]) | apt-main
 	touch $@
 
 # Azurite stands in for Azure.
-$(MAIN)/ready-dev: $(MAIN)/ready | apt-npm
+$(MAIN)/ready-dev: $(MAIN)/ready
 	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e '.[dev]'
-	npm install --silent --no-fund --no-audit --prefix $(MAIN)/node 'azurite@^3'
+	PATH="$(abspath $(MAIN))/bin:$$PATH" npm install --silent --no-fund --no-audit --prefix $(MAIN)/node 'azurite@^3'
 	touch $@
 
 $(MAIN)/ready-bench: $(MAIN)/ready

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 """The key of that account, which Azure's documentation gives."""
+_NODE = Path(sys.executable).with_name("node")
 _NODE_MODULES = Path(__file__).parents[2] / ".venv/node/node_modules"
 
 
@@ -41,14 +42,13 @@ def program() -> Path:
 @contextlib.contextmanager
 def start_azurite() -> Iterator[Azurite]:
     """Run an empty Azurite until the context ends. Raises ServiceError when it does not answer within 60 seconds."""
-    node = shutil.which("node") or "node"
     with (
         tempfile.TemporaryDirectory(prefix="trimsfs-azurite-", dir=SCRATCH) as directory,
         reserved_ports() as ports,
         run_daemon(
             "azurite",
             [
-                *(node, str(program()), "--blobHost", HOST, "--blobPort", str(ports[0]), "--inMemoryPersistence"),
+                *(str(_NODE), str(program()), "--blobHost", HOST, "--blobPort", str(ports[0]), "--inMemoryPersistence"),
                 *("--silent", "--disableTelemetry", "--skipApiVersionCheck"),
             ],
             Path(directory) / "azurite.log",
