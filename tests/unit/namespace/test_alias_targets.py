@@ -122,6 +122,17 @@ async def test_a_thread_of_another_pid_namespace_sees_the_newest(processes: Proc
     assert len(aliases.targets) == 0
 
 
+async def test_a_process_that_proc_hides_sees_the_newest_and_the_log_says_so_once(
+    processes: Processes, caplog: pytest.LogCaptureFixture
+) -> None:
+    aliases = Aliases()
+    assert await aliases.seen_by(os.getpid()) == "v1"  # it exists, and is not in the table
+    aliases.newest = "v2"
+    assert await aliases.seen_by(os.getpid()) == "v2"
+    assert caplog.text.count("/proc hides processes") == 1
+    caplog.clear()
+
+
 async def test_processes_that_have_ended_are_forgotten(processes: Processes) -> None:
     aliases = Aliases()
     for pid in range(10, 20):
