@@ -388,4 +388,11 @@ def writable(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     server: S3Server = request.getfixturevalue(request.param)
     use_only(server, monkeypatch)
     with contextlib.closing(server.client()) as client:
-        return s3_options(server.endpoint_url, new_bucket(client).bucket, "some/prefix")
+        return s3_options(server.endpoint_url, shared_bucket(client), f"some/{uuid.uuid4().hex}")
+
+
+def shared_bucket(client: "S3Client") -> str:
+    """The bucket of all tests that have a prefix of their own: SeaweedFS has no room for very many buckets."""
+    with contextlib.suppress(client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou):
+        client.create_bucket(Bucket="shared")
+    return "shared"

@@ -4,13 +4,14 @@ import base64
 import contextlib
 import hashlib
 import os
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import trio
 
-from tests.contract.backends import WRITABLE, s3_options, use_only, writable
+from tests.contract.backends import WRITABLE, s3_options, shared_bucket, use_only, writable
 from tests.services import S3Server
 from trimsfs.checksums import crc32c
 from trimsfs.errors import BucketNotFoundError, ConfigurationError, ObjectChangedError, StoreUnavailableError
@@ -195,15 +196,15 @@ async def test_the_store_knows_the_checksum_of_a_large_object(
     seaweed: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_only(seaweed, monkeypatch)
-    bucket = f"writers-{os.urandom(6).hex()}"
+    prefix = f"checksums/{uuid.uuid4().hex}"
     with contextlib.closing(seaweed.client()) as client:
-        client.create_bucket(Bucket=bucket)
-        async with opened(s3_options(seaweed.endpoint_url, bucket)) as writer:
+        bucket = shared_bucket(client)
+        async with opened(s3_options(seaweed.endpoint_url, bucket, prefix)) as writer:
             upload, _ = await put_parts(writer, "large", [0, 1, 2])
             await upload.complete()
             await writer.put_if_absent("small", b"small")
-        large = client.head_object(Bucket=bucket, Key="large", ChecksumMode="ENABLED")
-        small = client.head_object(Bucket=bucket, Key="small", ChecksumMode="ENABLED")
+        large = client.head_object(Bucket=bucket, Key=f"{prefix}/large", ChecksumMode="ENABLED")
+        small = client.head_object(Bucket=bucket, Key=f"{prefix}/small", ChecksumMode="ENABLED")
     assert base64.b64decode(large["ChecksumCRC32C"]) == crc32c(LARGE).to_bytes(4)
     assert base64.b64decode(small["ChecksumSHA256"]).hex() == sha256(b"small")
 

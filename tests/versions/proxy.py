@@ -70,6 +70,7 @@ class Proxy:
 @contextlib.contextmanager
 def proxy_of(target: S3Server) -> Iterator[Proxy]:
     """Run a proxy until the context ends."""
+    netloc = urlsplit(target.endpoint_url).netloc
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -91,14 +92,18 @@ def proxy_of(target: S3Server) -> Iterator[Proxy]:
                     proxy.passing -= 1
 
         def pass_on(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            expected = int(self.headers.get("Content-Length") or 0)
+            body = self.rfile.read(expected)
+            if len(body) < expected:
+                self.close_connection = True  # the client died while it sent this
+                return
             with proxy.lock:
                 proxy.count += 1
                 number = proxy.count
             if proxy.before(number):
                 self.close_connection = True
                 return
-            with contextlib.closing(http.client.HTTPConnection(urlsplit(target.endpoint_url).netloc)) as upstream:
+            with contextlib.closing(http.client.HTTPConnection(netloc, timeout=20)) as upstream:
                 headers = {
                     name: value for name, value in self.headers.items() if name.lower() not in {"expect", *proxy.strip}
                 }

@@ -108,7 +108,7 @@ class S3Writer:
                 abandon_on_cancel=True,
             )
 
-        return await self._retrying.call(f"{key}: not written", attempt)
+        return await self._retrying.call(f"{key}: no answer", attempt)
 
     @property
     def if_absent(self) -> dict[str, Any]:
