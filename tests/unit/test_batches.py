@@ -31,7 +31,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.fetch.fetcher import BATCH_LIMIT
+from trimsfs.fetch.store_fetcher import BATCH_LIMIT
 from trimsfs.tiers.blob import Blob, ChunkState
 
 MISSING, UNVERIFIED, VERIFIED = ChunkState

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def doctor(options: MountOptions, as_json: bool) -> None:
         ("memory", _memory),
         ("CUDA", _cuda),
         *([("GPUs", _gpus), ("/dev/nvidia*", _gpu_nodes)] if options.gpu != "off" else []),
-        ("store", _store),
+        *((f"store {path.rstrip('/')}".rstrip(), partial(_store, own)) for path, own in options.each_store()),
         ("mounts", _mounts),
     ]
     logging.getLogger("trimsfs").addHandler(logging.NullHandler())  # the checks report, not the log
@@ -302,7 +303,8 @@ def _nodes() -> list[Path]:
     ]
 
 
-def _store(options: MountOptions) -> str:
+def _store(options: MountOptions, _mount: MountOptions) -> str:
+    """Check a store, given its own options."""
     if options.store == str(default_store()) and not default_store().exists():
         return f"{options.store}: the first mount creates it"
 

@@ -22,6 +22,9 @@ from trimsfs.tiers.disk.residency import Residency
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Generation
 
+OPERATORS_LABELS = (b'{tenant="', b'{model="', b'{store="')
+"""The labels of metrics that tell what others read."""
+
 
 class Reports:
     """Makes the contents of control files. Callers learn only of files that they may read.
@@ -125,7 +128,7 @@ class Reports:
         return same_tenant and self._passthrough.ready(blob) and self._authorisation.may_read(key, caller)
 
     async def metrics(self, caller: Caller) -> bytes:
-        """All statistics as Prometheus text; those of tenants and models only for callers who may command."""
+        """All statistics as Prometheus text; those of tenants, models and stores only for who may command."""
         pieces = []
         for piece in self._render_metrics():
             pieces.append(piece)
@@ -133,7 +136,7 @@ class Reports:
         text = b"".join(pieces)
         if not self._authorisation.may_command(caller):
             lines = text.splitlines(keepends=True)
-            text = b"".join(line for line in lines if b'{tenant="' not in line and b'{model="' not in line)
+            text = b"".join(line for line in lines if not any(label in line for label in OPERATORS_LABELS))
         return text
 
     def traces(self, caller: Caller) -> ControlHandle:
@@ -146,7 +149,7 @@ class Reports:
         """Facts about the mount; its options, and who waits for what, for who may command."""
         facts = self._facts()
         if not self._authorisation.may_command(caller):
-            secret = {"options", "waits"}  # they name tenants, and what others read
+            secret = {"options", "waits", "stores"}  # they name tenants, and what others read
             facts = {name: fact for name, fact in facts.items() if name not in secret}
         return as_json(facts)
 

@@ -10,7 +10,8 @@ import trio
 from trimsfs.control.control_files import shows_content
 from trimsfs.errors import CacheFullError, TrimsError
 from trimsfs.fetch.access_pattern import AccessPattern
-from trimsfs.fetch.fetcher import Fetcher, lost_repeatedly
+from trimsfs.fetch.fetcher import Fetcher
+from trimsfs.fetch.store_fetcher import lost_repeatedly
 from trimsfs.integrity.signature_policy import SignaturePolicy, not_compared_with_signature
 from trimsfs.namespace.inodes import Inode
 from trimsfs.opening.cold_open import Interruptible, not_compared

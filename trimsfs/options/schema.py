@@ -6,6 +6,7 @@ One schema serves the configuration file, the environment and the command line; 
 import os
 import pwd
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,7 +18,6 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
-    field_validator,
     model_validator,
 )
 
@@ -64,6 +64,8 @@ def _local_address(value: str) -> str:
     return value
 
 
+SEVERAL = "several stores"
+"""The store of a mount whose configuration has ``[[store]]`` tables."""
 PASSWORD = re.compile(r"(?<=://)[^/]*:[^/]*(?=@)")
 """A user and a password in a URL."""
 
@@ -90,12 +92,38 @@ class Tenant(BaseModel):
     host_size: ByteSize | None = None
 
 
+def _without_password(value: str | None) -> str | None:
+    if value is not None and PASSWORD.search(value):
+        raise ValueError("credentials do not belong there: all users can read the URL in /proc/mounts")
+    return value
+
+
+class StoreTable(BaseModel):
+    """One of several stores of a mount, and where it is. What is None is as in the mount's options."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: InnerPath
+    store: Annotated[str, Field(min_length=1), AfterValidator(_without_password)]
+    allow_empty: bool | None = None
+    endpoint_url: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    addressing_style: Literal["auto", "path", "virtual"] | None = None
+    anonymous: bool | None = None
+    retry_deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    stall_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
 class MountOptions(BaseModel):
     """The options of a mount. Sizes are in bytes (``10GiB`` is accepted), times in seconds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    store: str | None = Field(None, description="Where models come from: s3://BUCKET[/PREFIX] or a directory.")
+    store: Annotated[str, AfterValidator(_without_password)] | None = Field(
+        None, description="Where models come from: s3://BUCKET[/PREFIX] or a directory."
+    )
+    stores: tuple[StoreTable, ...] = Field((), description="Several stores by path, instead of one. Only in a file.")
     allow_empty: bool = Field(False, description="Mount a prefix that holds no object yet.")
     endpoint_url: str | None = Field(None, description="Address of an S3 server other than AWS.")
     region: str | None = Field(None, description="S3 region.")
@@ -205,13 +233,6 @@ class MountOptions(BaseModel):
         "trimsfs.log in the cache directory.",
     )
 
-    @field_validator("store")
-    @classmethod
-    def _has_no_password(cls, value: str | None) -> str | None:
-        if value is not None and PASSWORD.search(value):
-            raise ValueError("credentials do not belong there: all users can read the URL in /proc/mounts")
-        return value
-
     @model_validator(mode="after")
     def _key_is_told(self) -> "MountOptions":
         if self.signatures != "off" and self.signing_key is None:
@@ -231,6 +252,28 @@ class MountOptions(BaseModel):
                 raise ValueError(f"tenants: their {name} add up to {shares} bytes, more than {name}, {total}")
         return self
 
+    @model_validator(mode="after")
+    def _stores_lie_apart(self) -> "MountOptions":
+        paths = sorted(f"{table.path}/" for table in self.stores)
+        for above, below in pairwise(paths):
+            if below.startswith(above):
+                raise ValueError(
+                    f"[[store]] path {below[:-1]}: lies at or below that of another, {above[:-1]}: choose another path"
+                )
+        return self
+
+    def each_store(self) -> list[tuple[str, "MountOptions"]]:
+        """Each store's path with a slash, and its options; the path is empty if the mount has a single one."""
+        if not self.stores:
+            return [("", self)]
+        return [
+            (
+                f"{table.path}/",
+                self.model_copy(update={**table.model_dump(exclude={"path"}, exclude_none=True), "stores": ()}),
+            )
+            for table in self.stores
+        ]
+
     def resolved(self, mountpoint: Path) -> "MountOptions":
         """These options, with the defaults that depend on the user and the mount point filled in."""
         root = os.geteuid() == 0
@@ -239,7 +282,8 @@ class MountOptions(BaseModel):
         log_file = Path("/var/log/trimsfs", f"{escape(mountpoint)}.log") if root else cache_dir / "trimsfs.log"
         return self.model_copy(
             update={
-                "store": _absolute(self.store) if self.store else str(default_store()),
+                "store": SEVERAL if self.stores else _absolute(self.store) if self.store else str(default_store()),
+                "stores": tuple(table.model_copy(update={"store": _absolute(table.store)}) for table in self.stores),
                 "cache_dir": cache_dir.absolute(),
                 "fetch_processes": self.fetch_processes or min(4, max(2, os.cpu_count() or 1)),
                 "signing_key": self.signing_key.absolute() if self.signing_key is not None else None,
@@ -254,8 +298,8 @@ class MountOptions(BaseModel):
         )
 
 
-TABLES = ("access", "tenants")
-"""The options that are tables of a configuration file, such as ``[[access]]``."""
+TABLES = {"access": "access", "tenants": "tenants", "stores": "store"}
+"""The options that are tables of a configuration file, and their names there, such as ``[[access]]``."""
 SCALARS = tuple(name for name in MountOptions.model_fields if name not in TABLES)
 """The options that the environment and the command line accept too."""
 

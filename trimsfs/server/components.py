@@ -21,6 +21,7 @@ from trimsfs.namespace.kept_listings import KeptListings
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.cold_open import ColdOpener
 from trimsfs.opening.passthrough import Backing, Passthrough
+from trimsfs.origins import ByPath
 from trimsfs.prefetch.prefetcher import Prefetcher
 from trimsfs.stores import Retrying
 from trimsfs.stores.circuit_breaker import CircuitBreaker
@@ -44,12 +45,18 @@ class Tiers:
 class Fetching:
     """The components that ask the store for names, bytes and digests."""
 
-    retrying: Retrying
+    retrying: ByPath[Retrying]
+    breakers: ByPath[CircuitBreaker]
     kept_listings: KeptListings
     namespace: Namespace
     fetcher: Fetcher
     tables: TensorTables
     digest_prefetch: DigestPrefetch
+
+    @property
+    def several(self) -> bool:
+        """Whether stores are at paths, instead of one that is all of the mount."""
+        return not self.breakers.covers("")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +87,7 @@ class Components:
     disk: DiskTier
     host: HostTier
     passthrough: Passthrough
-    breaker: CircuitBreaker
+    breakers: ByPath[CircuitBreaker]
     fetcher: Fetcher
     namespace: Namespace
     derived: DerivedBlobs

@@ -27,6 +27,7 @@ from trimsfs.server.environment import Environment
 from trimsfs.server.late_binding import LateBound
 from trimsfs.stores import DirectoryStore, Store, reach
 from trimsfs.stores.broker import Broker
+from trimsfs.stores.router import stores_of
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ async def serve(
         waits.bind(session.waits)
         try:
             if promotion.fuse is None:
-                await _reach_store(loaded.store, options, components)
+                await _reach_stores(loaded.store, options, components)
             await _serve(options, environment, components, session, keeper, promotion, settings, pool)
         finally:
             with trio.CancelScope(shield=True):
@@ -112,8 +113,9 @@ async def _serve(
             await nursery.start(pool.run)
             await components.start(nursery)
             nursery.start_soon(keeper.run)
-            if isinstance(environment.store, DirectoryStore) and isinstance(environment.store.broker, Broker):
-                nursery.start_soon(environment.store.broker.watch)
+            for _, store in stores_of(environment.store):
+                if isinstance(store, DirectoryStore) and isinstance(store.broker, Broker):
+                    nursery.start_soon(store.broker.watch)
             nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
             if environment.no_gpu is None:
                 await nursery.start(_serve_descriptors, keeper, components.gpu_interface)
@@ -199,22 +201,46 @@ def _ownership_has_changed(options: MountOptions, ledger: Ledger) -> bool:
     return bool(before)
 
 
-async def _reach_store(store: Store, options: MountOptions, components: Components) -> None:
-    """Probe the store. Raises StoreError; if the store's names are known, only warns when it does not answer."""
-    known = await components.namespace.recall_root()
+async def _reach_stores(store: Store, options: MountOptions, components: Components) -> None:
+    """Probe the stores. Raises StoreError.
+
+    If a store's names are known, or another store can serve, only warns when it does not answer.
+    """
+    stores, away = dict(stores_of(store)), dict[str, StoreUnavailableError]()
+
+    async def reach_one(path: str, own: MountOptions) -> None:
+        error = await _why_away(stores[path], path, own, components)
+        if error is not None:
+            away[path] = error
+
+    async with trio.open_nursery() as nursery:
+        for path, own in options.each_store():
+            nursery.start_soon(reach_one, path, own)
+    unknown = [path for path in away if not await components.namespace.recall_root(path)]
+    if len(unknown) == len(stores):
+        raise away[unknown[0]]
+    for path, error in away.items():
+        log.warning("serving what is cached until the store answers: %s", error)
+        components.breakers.of(path).give_up(StoreUnavailableError(str(error.__cause__)))
+
+
+async def _why_away(
+    store: Store, path: str, options: MountOptions, components: Components
+) -> StoreUnavailableError | None:
+    """Why a store does not answer, with the remedy; None if it does. Raises StoreError if it is missing or refuses."""
+    known = await components.namespace.recall_root(path)
     deadline_s = KNOWN_PROBE_DEADLINE_S if known else PROBE_DEADLINE_S
+    failure = StoreUnavailableError(f"no answer within {deadline_s:.0f} s")
     try:
         with trio.move_on_after(deadline_s if known else math.inf):
             await reach(store, options, deadline_s=deadline_s)
-            return
-        raise StoreUnavailableError(f"no answer within {deadline_s:.0f} s")
+            return None
     except StoreUnavailableError as error:
-        remedy = "check the network" + (" and --endpoint-url" if options.endpoint_url else "")
-        message = f"{options.store}: {error}: {remedy}"
-        if not known:
-            raise StoreUnavailableError(message) from error
-        log.warning("serving what is cached until the store answers: %s", message)
-        components.breaker.give_up(StoreUnavailableError(str(error)))
+        failure = error
+    remedy = "check the network" + (" and --endpoint-url" if options.endpoint_url else "")
+    told = StoreUnavailableError(f"{options.store}: {failure}: {remedy}")
+    told.__cause__ = failure
+    return told
 
 
 async def _stop_on_signal(scope: trio.CancelScope) -> None:

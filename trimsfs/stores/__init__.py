@@ -12,17 +12,36 @@ from trimsfs.stores.base import Page, Store
 from trimsfs.stores.directory import DirectoryStore
 from trimsfs.stores.fsspec import FsspecStore
 from trimsfs.stores.retrying import Retrying, RetryingStore
+from trimsfs.stores.router import StoreRouter
 
-__all__ = ["DirectoryStore", "FsspecStore", "Page", "Retrying", "RetryingStore", "Store", "open_store", "reach"]
+__all__ = [
+    "DirectoryStore",
+    "FsspecStore",
+    "Page",
+    "Retrying",
+    "RetryingStore",
+    "Store",
+    "StoreRouter",
+    "after_fork",
+    "max_requests_each",
+    "open_store",
+    "reach",
+]
 
 log = logging.getLogger(__name__)
 
+LEAST_REQUESTS = 4
+"""Fewest requests to one of several stores, however many they are."""
+
 
 def open_store(options: MountOptions, *, max_requests: int) -> Store:
-    """The store that ``options.store`` names; *max_requests* reads may be under way at once.
+    """The store that ``options.store`` names, or the several of ``options.stores``, each with a share of the requests.
 
-    Raises ConfigurationError when the URL names no store.
+    *max_requests* reads may be under way at once. Raises ConfigurationError when the URL names no store.
     """
+    if options.stores:
+        each = max_requests_each(max_requests, len(options.stores))
+        return StoreRouter({path: open_store(own, max_requests=each) for path, own in options.each_store()})
     url = options.store or ""
     share_links = options.signatures == "off"  # else a file signed at one path could be opened at others
     if url.startswith("s3://"):
@@ -40,6 +59,19 @@ def open_store(options: MountOptions, *, max_requests: int) -> Store:
     if url:
         return DirectoryStore(Path(url), share_links=share_links)
     raise ConfigurationError("no store: write s3://BUCKET[/PREFIX] or a directory")
+
+
+def after_fork(store: Store, options: MountOptions, *, max_requests: int) -> Store:
+    """The same store for a forked process: what does not work there is opened anew."""
+    if isinstance(store, StoreRouter):
+        own, each = dict(options.each_store()), max_requests_each(max_requests, len(options.stores))
+        return store.replaced(lambda path, part: after_fork(part, own[path], max_requests=each))
+    return store if store.forkable else open_store(options, max_requests=max_requests)
+
+
+def max_requests_each(max_requests: int, stores: int) -> int:
+    """The most requests to each of several stores: a store that is slow, or away, leaves the others theirs."""
+    return max(min(LEAST_REQUESTS, max_requests), max_requests // stores)
 
 
 async def reach(store: Store, options: MountOptions, *, deadline_s: float) -> None:

@@ -12,6 +12,7 @@ from typing import NoReturn, TypeVar, TypeVarTuple
 import trio
 
 from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError, TrimsError
+from trimsfs.origins import Origins
 from trimsfs.tiers.blob import Blob, ChunkState, FileChange
 from trimsfs.tiers.disk.blob_files import BlobFiles
 from trimsfs.tiers.disk.budget import Budget, DiskLimits
@@ -57,23 +58,23 @@ class DiskStatistics:
 
 
 class DiskTier:
-    """The blobs of one store in one cache directory, which no other server may use meanwhile.
+    """The blobs of a mount's stores in one cache directory, which no other server may use meanwhile.
 
     *lock* is the locked descriptor that an ended server left to this one. With it, an unusable directory is no error:
     nothing is cached, and ``unusable`` has the reason. ``damage`` takes reports of wrong bytes.
 
     A blob in use or pinned is never evicted; the policy chooses among the others. If that frees no space, `reserve`
-    declines, and the caller serves the bytes uncached. *load_cost* estimates the seconds to refetch a number of bytes.
-    *compares* says that blobs are compared with the store's digests.
+    declines, and the caller serves the bytes uncached. *load_cost* estimates the seconds to refetch a number of bytes
+    of an object. *compares* says that blobs are compared with the store's digests.
     """
 
     def __init__(
         self,
         directory: Path,
         *,
-        store: str,
+        store: str | Origins,
         limits: DiskLimits,
-        load_cost: Callable[[int], float],
+        load_cost: Callable[[str, int], float],
         compares: bool,
         events: TierEvents,
         lock: int | None = None,
@@ -85,6 +86,7 @@ class DiskTier:
         cache = CacheDirectory(directory, lock, chunk_size=chunk_size)
         self.unusable = cache.problem
         self.index = cache.index
+        self.index.origins = store if isinstance(store, Origins) else None
         self.lock_descriptor = cache.lock
         self.files = BlobFiles(
             cache.blobs, self.index, store, usable=self.unusable is None, compares=compares, chunk_size=chunk_size
