@@ -72,7 +72,7 @@ class Origins:
 
     def __init__(self, stores: Mapping[str, tuple[str, str]]) -> None:
         self._stores = ByPath(stores, elsewhere=("", ""))
-        self._bases = {identity: base for _, (identity, base) in reversed(list(self._stores.items()))}
+        self._bases = dict(reversed(self._stores.values()))
         self.identities = tuple(self._bases)
 
     def locate(self, key: str) -> tuple[str, str]:
@@ -81,7 +81,7 @@ class Origins:
         return identity, key[len(base) :]
 
     def name(self, identity: str, key: str) -> str:
-        """The mount's key of a store's own key: the same if the store is none of the mount's."""
+        """The mount's key of a store's own key, by the first of its paths; the same if it is none of the mount's."""
         return self._bases.get(identity, "") + key
 
 

@@ -31,11 +31,11 @@ from trimsfs.namespace.inodes import PASSTHROUGH_BIT, ROOT_INODE
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.cold_open import Interruptible
 from trimsfs.opening.passthrough import Backing, Passthrough
-from trimsfs.options import MountOptions, StoreTable
+from trimsfs.options import MountOptions, StoreTable, places
 from trimsfs.server.assembly import assemble
 from trimsfs.server.components import Components
 from trimsfs.server.environment import Environment
-from trimsfs.stores import StoreRouter
+from trimsfs.stores import routed
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.host.tier import HostTier
 
@@ -385,9 +385,10 @@ async def served(
     expired: list[tuple[int, bytes]] = []
     origin, stores = as_store(store), {MAIN: store, **(beside or {})}
     if beside is not None:
-        origin = StoreRouter({f"{path}/": as_store(each) for path, each in stores.items()})
         options["stores"] = tuple(StoreTable(path=path, store=each.identity) for path, each in stores.items())
     mount = mount_options(store, directory, chunk_size, **options)
+    if beside is not None:
+        origin = routed(places(mount), {f"{path}/": as_store(each) for path, each in stores.items()})
     environment = Environment(
         mountpoint=MOUNTPOINT,
         mounted_ns=MOUNTED_NS,

@@ -80,7 +80,8 @@ def _told_of_store(facts: dict[str, Any]) -> str:
         state = f"does not answer, serving from the cache: {facts['problem']}"
     else:
         state = f"{facts['requests']} requests, {facts['failed_attempts']} attempts failed"
-    return f"/{facts['path']}: {facts['store']}: {state}"
+    tenant = f", tenant {facts['tenant']}" if facts["tenant"] is not None else ""
+    return f"/{facts['path']}: {facts['store']}{tenant}: {state}"
 
 
 def _exit_code(facts: dict[str, Any]) -> int:

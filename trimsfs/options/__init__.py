@@ -1,5 +1,6 @@
 """The options of a mount: their schema, and the file, environment and command line that they are read from."""
 
+from trimsfs.options.places import Place, places
 from trimsfs.options.schema import (
     GPU_OFF,
     SCALARS,
@@ -32,6 +33,7 @@ __all__ = [
     "SEVERAL",
     "AccessRule",
     "MountOptions",
+    "Place",
     "PolicyName",
     "StoreTable",
     "Tenant",
@@ -41,5 +43,6 @@ __all__ = [
     "flag",
     "keeper_order",
     "load_options",
+    "places",
     "searchable",
 ]

@@ -54,6 +54,7 @@ def _inner_path(value: str) -> str:
     return path
 
 
+AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
 InnerPath = Annotated[str, AfterValidator(_inner_path)]
 
 
@@ -82,14 +83,39 @@ class AccessRule(BaseModel):
     dir_mode: Mode | None = None
 
 
+def _check_role(role_arn: str | None, web_identity_token_file: Path | None) -> None:
+    """Raise ValueError for a token without the role that it is for."""
+    if web_identity_token_file is not None and role_arn is None:
+        raise ValueError("web_identity_token_file: needs the role: set role_arn")
+
+
 class Tenant(BaseModel):
-    """A directory whose models have a quota of disk and memory. No other model can use it."""
+    """A directory whose models have a quota of disk and memory, or credentials of their own.
+
+    No other model can use the quota. With ``share_cache``, other paths of the same store may have one copy with it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: InnerPath
     cache_size: ByteSize | None = None
     host_size: ByteSize | None = None
+    profile: str | None = None
+    role_arn: str | None = None
+    web_identity_token_file: AbsolutePath | None = None
+    share_cache: bool = False
+
+    @property
+    def has_credentials(self) -> bool:
+        """Whether requests for what it reads are made with its own credentials."""
+        return self.profile is not None or self.role_arn is not None
+
+    @model_validator(mode="after")
+    def _credentials_are_whole(self) -> "Tenant":
+        _check_role(self.role_arn, self.web_identity_token_file)
+        if self.share_cache and not self.has_credentials:
+            raise ValueError("share_cache: without credentials of its own, a tenant's cache is the mount's anyway")
+        return self
 
 
 def _without_password(value: str | None) -> str | None:
@@ -99,7 +125,7 @@ def _without_password(value: str | None) -> str | None:
 
 
 class StoreTable(BaseModel):
-    """One of several stores of a mount, and where it is. What is None is as in the mount's options."""
+    """One of several stores of a mount, and where it is. What it does not say is as in the mount's options."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -109,6 +135,8 @@ class StoreTable(BaseModel):
     endpoint_url: str | None = None
     region: str | None = None
     profile: str | None = None
+    role_arn: str | None = None
+    web_identity_token_file: AbsolutePath | None = None
     addressing_style: Literal["auto", "path", "virtual"] | None = None
     anonymous: bool | None = None
     retry_deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -128,6 +156,10 @@ class MountOptions(BaseModel):
     endpoint_url: str | None = Field(None, description="Address of an S3 server other than AWS.")
     region: str | None = Field(None, description="S3 region.")
     profile: str | None = Field(None, description="Profile of the AWS configuration files.")
+    role_arn: str | None = Field(None, description="Role to assume for S3 requests, by STS.")
+    web_identity_token_file: AbsolutePath | None = Field(
+        None, description="File of the web identity token for --role-arn."
+    )
     addressing_style: Literal["auto", "path", "virtual"] = Field("auto", description="How S3 requests name the bucket.")
     anonymous: bool = Field(False, description="Send unsigned S3 requests.")
     cache_dir: Path | None = Field(None, description="Directory of the disk tier; one server at a time may use it.")
@@ -232,6 +264,13 @@ class MountOptions(BaseModel):
         description="File that a background mount logs to. Default: /var/log/trimsfs/NAME.log for root, else "
         "trimsfs.log in the cache directory.",
     )
+
+    @model_validator(mode="after")
+    def _token_has_a_role(self) -> "MountOptions":
+        _check_role(self.role_arn, self.web_identity_token_file)
+        for table in self.stores:
+            _check_role(table.role_arn or self.role_arn, table.web_identity_token_file)
+        return self
 
     @model_validator(mode="after")
     def _key_is_told(self) -> "MountOptions":

@@ -32,7 +32,7 @@ from trimsfs.opening.cold_open import ColdOpener
 from trimsfs.opening.opener import Opener
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.opening.reopens import Reopens
-from trimsfs.options import MountOptions
+from trimsfs.options import MountOptions, places
 from trimsfs.origins import ByPath
 from trimsfs.prefetch.prefetcher import Prefetcher
 from trimsfs.server.components import Checks, Components, Fetching, Gpu, Service, Tiers
@@ -40,7 +40,7 @@ from trimsfs.server.environment import Environment
 from trimsfs.server.fetching import assemble_fetching, store_speeds
 from trimsfs.server.late_binding import LateBound
 from trimsfs.server.statistics import facts, sources
-from trimsfs.stores import StoreRouter
+from trimsfs.stores import StoreRouter, probe
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.router import stores_of
 from trimsfs.telemetry.tracer import Tracer
@@ -68,7 +68,7 @@ class Calls:
 
 def assemble(options: MountOptions, environment: Environment) -> Components:
     """Build the components of a mount's server. *options* are resolved. Raises CacheError and TakeoverError."""
-    calls = Calls()
+    calls, stores = Calls(), dict(stores_of(environment.store))
     speed = store_speeds(options, environment)
     tiers = _tiers(options, environment, calls, speed)
     tracer = Tracer(share=options.trace_opens)
@@ -116,7 +116,10 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
             tiers.passthrough.run,
             fetching.fetcher.run,
             fetching.kept_listings.run,
-            *(partial(fetching.breakers.of(path).run, store.probe) for path, store in stores_of(environment.store)),
+            *(
+                partial(fetching.breakers.of(place.path).run, probe(stores[place.path], place))
+                for place in places(options)
+            ),
             fetching.digest_prefetch.run,
             reopens.run,
             prefetcher.run,
@@ -134,6 +137,7 @@ def _trust(options: MountOptions, tiers: Tiers, fetching: Fetching, checks: Chec
         tiers.passthrough,
         compared=_always_compared(options),
         signature_policy=checks.signature_policy,
+        rights=fetching.rights,
     )
 
 

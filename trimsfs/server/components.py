@@ -10,6 +10,7 @@ from trimsfs.control.commands import Commands
 from trimsfs.control.control_files import Control
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.filesystem.filesystem import Filesystem
+from trimsfs.filesystem.rights import Rights
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.interface import GpuInterface
 from trimsfs.integrity.digest_prefetch import DigestPrefetch
@@ -52,11 +53,12 @@ class Fetching:
     fetcher: Fetcher
     tables: TensorTables
     digest_prefetch: DigestPrefetch
+    rights: Rights | None
 
     @property
     def several(self) -> bool:
-        """Whether stores are at paths, instead of one that is all of the mount."""
-        return not self.breakers.covers("")
+        """Whether stores or credentials are at paths, instead of one for all of the mount."""
+        return [path for path, _ in self.breakers.items()] != [""]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,11 +3,12 @@
 from trimsfs.fetch.fetcher import Fetcher, Fetchers
 from trimsfs.fetch.speed import StoreSpeed, max_requests
 from trimsfs.fetch.store_fetcher import StoreFetcher
+from trimsfs.filesystem.rights import Rights
 from trimsfs.integrity.digest_prefetch import DigestPrefetch
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.namespace.kept_listings import KeptListings
 from trimsfs.namespace.tree import Namespace
-from trimsfs.options import MountOptions
+from trimsfs.options import MountOptions, places
 from trimsfs.origins import ByPath
 from trimsfs.server.components import Fetching, Tiers
 from trimsfs.server.environment import Environment
@@ -20,7 +21,7 @@ from trimsfs.telemetry.tracer import Tracer
 
 def store_speeds(options: MountOptions, environment: Environment) -> ByPath[StoreSpeed]:
     """The speed of each store, and its limit of requests."""
-    stores = dict(options.each_store())
+    stores = [place.path for place in places(options)]
     most = max_requests(options.memory_limit, request_memory=environment.request_memory)
     each = max_requests_each(most, len(stores))
     return ByPath({path: StoreSpeed(max_requests=each) for path in stores}, elsewhere=StoreSpeed(max_requests=each))
@@ -56,6 +57,21 @@ def assemble_fetching(
         fetcher=fetcher,
         tables=TensorTables(tiers.disk, fetcher),
         digest_prefetch=DigestPrefetch(environment.store, store),
+        rights=_rights(options, environment, retrying),
+    )
+
+
+def _rights(options: MountOptions, environment: Environment, retrying: ByPath[Retrying]) -> Rights | None:
+    """The rights of tenants with credentials of their own; None if there are none."""
+    found = places(options)
+    if not any(place.tenant for place in found):
+        return None
+    return Rights(
+        environment.store,
+        retrying,
+        ByPath({place.path: place for place in found}),
+        ttl_s=options.metadata_ttl,
+        stale_for_s=options.stale_for,
     )
 
 
@@ -74,7 +90,7 @@ def _retrying(options: MountOptions, environment: Environment, speed: ByPath[Sto
         )
 
     above = Retrying(deadline_s=options.retry_deadline, on_failure=None)
-    return ByPath({path: retrying(path, own) for path, own in options.each_store()}, elsewhere=above)
+    return ByPath({place.path: retrying(place.path, place.options) for place in places(options)}, elsewhere=above)
 
 
 def _fetcher(

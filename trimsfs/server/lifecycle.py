@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from trimsfs.errors import FuseUnavailableError, StoreUnavailableError
+from trimsfs.errors import BucketNotFoundError, FuseUnavailableError, StoreAccessError, StoreUnavailableError
 from trimsfs.fetch.workers import Spawner, WorkerPool
 from trimsfs.filesystem.takeover import Takeover
 from trimsfs.fuse.session import Session, forget_attributes, forget_pages, invalidate, why_no_passthrough
@@ -20,12 +20,12 @@ from trimsfs.handover.connection_settings import ConnectionSettings
 from trimsfs.handover.keeper_client import KeeperClient, Promotion
 from trimsfs.handover.ledger import Ledger, RecordKind
 from trimsfs.integrity.manifests import ReadManifest
-from trimsfs.options import MountOptions
+from trimsfs.options import MountOptions, Place, places
 from trimsfs.server.assembly import assemble, lies_on
 from trimsfs.server.components import Components
 from trimsfs.server.environment import Environment
 from trimsfs.server.late_binding import LateBound
-from trimsfs.stores import DirectoryStore, Store, reach
+from trimsfs.stores import DirectoryStore, Store, reach_place
 from trimsfs.stores.broker import Broker
 from trimsfs.stores.router import stores_of
 
@@ -208,14 +208,20 @@ async def _reach_stores(store: Store, options: MountOptions, components: Compone
     """
     stores, away = dict(stores_of(store)), dict[str, StoreUnavailableError]()
 
-    async def reach_one(path: str, own: MountOptions) -> None:
-        error = await _why_away(stores[path], path, own, components)
+    async def reach_one(place: Place) -> None:
+        try:
+            error = await _why_away(stores[place.path], place, components)
+        except (StoreAccessError, BucketNotFoundError) as refused:
+            if place.tenant is None:
+                raise
+            log.warning("tenant %s: the store refuses its credentials: %s", place.tenant.path, refused)
+            return
         if error is not None:
-            away[path] = error
+            away[place.path] = error
 
     async with trio.open_nursery() as nursery:
-        for path, own in options.each_store():
-            nursery.start_soon(reach_one, path, own)
+        for place in places(options):
+            nursery.start_soon(reach_one, place)
     unknown = [path for path in away if not await components.namespace.recall_root(path)]
     if len(unknown) == len(stores):
         raise away[unknown[0]]
@@ -224,16 +230,14 @@ async def _reach_stores(store: Store, options: MountOptions, components: Compone
         components.breakers.of(path).give_up(StoreUnavailableError(str(error.__cause__)))
 
 
-async def _why_away(
-    store: Store, path: str, options: MountOptions, components: Components
-) -> StoreUnavailableError | None:
+async def _why_away(store: Store, place: Place, components: Components) -> StoreUnavailableError | None:
     """Why a store does not answer, with the remedy; None if it does. Raises StoreError if it is missing or refuses."""
-    known = await components.namespace.recall_root(path)
+    options, known = place.options, await components.namespace.recall_root(place.path)
     deadline_s = KNOWN_PROBE_DEADLINE_S if known else PROBE_DEADLINE_S
     failure = StoreUnavailableError(f"no answer within {deadline_s:.0f} s")
     try:
         with trio.move_on_after(deadline_s if known else math.inf):
-            await reach(store, options, deadline_s=deadline_s)
+            await reach_place(store, place, deadline_s=deadline_s)
             return None
     except StoreUnavailableError as error:
         failure = error

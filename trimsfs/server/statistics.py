@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
+from operator import attrgetter
 
 from trimsfs import __version__
 from trimsfs.control import metrics
-from trimsfs.options import MountOptions
+from trimsfs.options import MountOptions, places
 from trimsfs.processes import open_descriptors, roles
 from trimsfs.server.components import Checks, Fetching, Gpu, Tiers
 from trimsfs.server.environment import Environment
@@ -63,7 +63,7 @@ def facts(
         **_process_facts(environment),
         "cache_dir": str(options.cache_dir),
         "store_problem": _store_problem(fetching),
-        **({"stores": _stores(options, fetching)} if options.stores else {}),
+        **({"stores": _stores(options, fetching)} if fetching.several else {}),
         "cache_problem": tiers.disk.unusable,
         "log_file": str(options.log_file),
         "waits": environment.waits(),
@@ -108,12 +108,13 @@ def _store_problem(fetching: Fetching) -> str | None:
 def _stores(options: MountOptions, fetching: Fetching) -> list[dict[str, object]]:
     """Facts about each of several stores, for the control file ``control``."""
     found = list[dict[str, object]]()
-    for path, own in sorted(options.each_store(), key=itemgetter(0)):
-        counted, outage = fetching.retrying.of(path).statistics(), fetching.breakers.of(path).outage
+    for place in sorted(places(options), key=attrgetter("path")):
+        counted, outage = fetching.retrying.of(place.path).statistics(), fetching.breakers.of(place.path).outage
         found.append(
             {
-                "path": path.rstrip("/"),
-                "store": own.store,
+                "path": place.path.rstrip("/"),
+                "store": place.options.store,
+                "tenant": place.tenant.path if place.tenant is not None else None,
                 "problem": outage[1] if outage is not None else None,
                 "requests": counted.requests,
                 "failed_attempts": counted.failed_attempts,

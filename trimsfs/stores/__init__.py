@@ -2,12 +2,13 @@
 
 import logging
 import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from trimsfs.errors import BucketNotFoundError, ConfigurationError
-from trimsfs.options import MountOptions
+from trimsfs.options import MountOptions, Place, places
 from trimsfs.stores.base import Page, Store
 from trimsfs.stores.directory import DirectoryStore
 from trimsfs.stores.fsspec import FsspecStore
@@ -25,7 +26,10 @@ __all__ = [
     "after_fork",
     "max_requests_each",
     "open_store",
+    "probe",
     "reach",
+    "reach_place",
+    "routed",
 ]
 
 log = logging.getLogger(__name__)
@@ -39,9 +43,10 @@ def open_store(options: MountOptions, *, max_requests: int) -> Store:
 
     *max_requests* reads may be under way at once. Raises ConfigurationError when the URL names no store.
     """
-    if options.stores:
-        each = max_requests_each(max_requests, len(options.stores))
-        return StoreRouter({path: open_store(own, max_requests=each) for path, own in options.each_store()})
+    found = places(options)
+    if [place.path for place in found] != [""]:
+        each = max_requests_each(max_requests, len(found))
+        return routed(found, {place.path: open_store(_alone(place.options), max_requests=each) for place in found})
     url = options.store or ""
     share_links = options.signatures == "off"  # else a file signed at one path could be opened at others
     if url.startswith("s3://"):
@@ -61,10 +66,41 @@ def open_store(options: MountOptions, *, max_requests: int) -> Store:
     raise ConfigurationError("no store: write s3://BUCKET[/PREFIX] or a directory")
 
 
+def routed(found: Sequence[Place], stores: Mapping[str, Store]) -> StoreRouter:
+    """The *stores* of several places, by path. A tenant with credentials has a cache of its own, unless it shares.
+
+    Raises ConfigurationError for a store that the operator has at two places with different credentials.
+    """
+    identities, whose = dict[str, str](), dict[str, Place]()
+    for place in found:
+        identity = stores[place.path].identity
+        if place.tenant is not None and not place.tenant.share_cache:
+            identities[place.path] = f"{identity}|tenant {place.tenant.path}"
+        elif place.tenant is None and credentials(whose.setdefault(identity, place).options) != credentials(
+            place.options
+        ):
+            raise ConfigurationError(
+                f"[[store]] path {place.path[:-1]}: {whose[identity].path[:-1]} has the same store with other "
+                "credentials: write them into [[tenants]]"
+            )
+    return StoreRouter(stores, bases={place.path: place.base for place in found}, identities=identities)
+
+
+def _alone(options: MountOptions) -> MountOptions:
+    """The options of one place, as those of a mount of its own."""
+    return options.model_copy(update={"stores": (), "tenants": ()})
+
+
+def credentials(options: MountOptions) -> tuple[object, ...]:
+    """What tells whose credentials a store uses."""
+    return options.profile, options.role_arn, options.web_identity_token_file, options.anonymous
+
+
 def after_fork(store: Store, options: MountOptions, *, max_requests: int) -> Store:
     """The same store for a forked process: what does not work there is opened anew."""
     if isinstance(store, StoreRouter):
-        own, each = dict(options.each_store()), max_requests_each(max_requests, len(options.stores))
+        own = {place.path: _alone(place.options) for place in places(options)}
+        each = max_requests_each(max_requests, len(own))
         return store.replaced(lambda path, part: after_fork(part, own[path], max_requests=each))
     return store if store.forkable else open_store(options, max_requests=max_requests)
 
@@ -88,3 +124,18 @@ async def reach(store: Store, options: MountOptions, *, deadline_s: float) -> No
         log.warning("%s: there is nothing under it", options.store)
     else:
         raise BucketNotFoundError(f"{options.store}: there is nothing under it: check the spelling, or --allow-empty")
+
+
+async def reach_place(store: Store, place: Place, *, deadline_s: float) -> None:
+    """As `reach`, for one place of a mount. A tenant may have no object yet, and may list no more than its path."""
+    if place.tenant is None:
+        await reach(store, place.options, deadline_s=deadline_s)
+    else:
+        await Retrying(deadline_s=deadline_s, on_failure=None).call("no answer", probe(store, place))
+
+
+def probe(store: Store, place: Place) -> Callable[[], Awaitable[object]]:
+    """A question that shows whether the store of a place answers."""
+    if place.path == place.base:
+        return store.probe
+    return partial(store.list_page, place.path[len(place.base) :], limit=1)

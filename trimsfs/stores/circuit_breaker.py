@@ -161,7 +161,7 @@ class CircuitBreaker:
             await trio.sleep(FORGOTTEN_AFTER_S if in_vain else PROBE_INTERVAL_S)
 
     async def run(
-        self, probe: Callable[[], Awaitable[None]], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self, probe: Callable[[], Awaitable[object]], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Repeat a *probe* of the store while it does not answer."""
         task_status.started()
@@ -172,7 +172,7 @@ class CircuitBreaker:
             if self.failing:
                 await self._probe(probe)
 
-    async def _probe(self, probe: Callable[[], Awaitable[None]]) -> None:
+    async def _probe(self, probe: Callable[[], Awaitable[object]]) -> None:
         began = trio.current_time()
         try:
             with trio.move_on_after(PROBE_TIMEOUT_S):

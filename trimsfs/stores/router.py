@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 import trio
 
@@ -14,25 +15,52 @@ from trimsfs.types import Generation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """A store, and how its keys become those of the mount: by *base*, which ends in a slash, before them.
+    """A store, and how its keys become those of the mount: by *base*, empty or with a closing slash, before them.
 
-    *identity* is the store's in the cache.
+    *identity* is the store's in the cache. Where several routes have one, they show the same objects, each once:
+    *first* is the base of the route that names their contents, for which the others are links.
     """
 
     store: Store
     base: str
     identity: str
+    first: str
+
+    def mounted(self, generation: Generation) -> Generation:
+        """A generation of the store, as the mount has it."""
+        key, linked = self.base + generation.key, self.first + generation.file
+        return replace(generation, key=key, linked=None if linked == key else linked)
+
+    def own(self, generation: Generation) -> Generation:
+        """A generation of the mount, as the store has it."""
+        key, file = generation.key[len(self.base) :], generation.key[len(self.base) :]
+        if generation.linked is not None:
+            file = generation.linked[len(self.first) :]
+        return replace(generation, key=key, linked=None if file == key else file)
 
 
 class StoreRouter:
-    """The stores of a mount, by the paths below which they are, such as ``a/b/``. No path lies below another.
+    """The stores of a mount, by the paths below which they are, such as ``a/b/``. The longest path of a key counts.
 
-    Directories above the paths exist, and so do the paths themselves, whatever the stores answer.
+    Directories above the paths exist, and so do the paths themselves, whatever the stores answer. Of a store that is
+    not the mount's at its own path, as with the credentials of a tenant, *bases* has the path at which its keys begin;
+    of one whose cache is apart from those of the same objects, *identities* has its name there.
     """
 
-    def __init__(self, stores: Mapping[str, Store]) -> None:
-        self._routes = ByPath({path: Route(store=s, base=path, identity=s.identity) for path, s in stores.items()})
-        self.origins = Origins({path: (route.identity, route.base) for path, route in self._routes.items()})
+    def __init__(
+        self,
+        stores: Mapping[str, Store],
+        *,
+        bases: Mapping[str, str] | None = None,
+        identities: Mapping[str, str] | None = None,
+    ) -> None:
+        self._stores, self._bases, self._identities = stores, bases or {}, identities or {}
+        routes, first = dict[str, Route](), dict[str, str]()
+        for path, store in sorted(stores.items(), key=itemgetter(0)):
+            base, identity = self._bases.get(path, path), self._identities.get(path, store.identity)
+            routes[path] = Route(store=store, base=base, identity=identity, first=first.setdefault(identity, base))
+        self._routes = ByPath(routes)
+        self.origins = Origins({path: (route.identity, route.base) for path, route in routes.items()})
 
     def stores(self) -> list[tuple[str, Store]]:
         """The paths and their stores."""
@@ -40,7 +68,8 @@ class StoreRouter:
 
     def replaced(self, replacement: Callable[[str, Store], Store]) -> "StoreRouter":
         """The same paths, with other instances of the same stores."""
-        return StoreRouter({path: replacement(path, store) for path, store in self.stores()})
+        stores = {path: replacement(path, store) for path, store in self.stores()}
+        return StoreRouter(stores, bases=self._bases, identities=self._identities)
 
     @property
     def identity(self) -> str:
@@ -56,7 +85,8 @@ class StoreRouter:
 
     @property
     def links(self) -> bool:
-        return any(store.links for _, store in self.stores())
+        several = len({route.identity for route in self._routes.values()}) < len(self.stores())
+        return several or any(store.links for _, store in self.stores())
 
     async def probe(self) -> None:
         for _, store in self.stores():
@@ -70,7 +100,7 @@ class StoreRouter:
         route = self._routes.of(prefix)
         page = await route.store.list_page(prefix[len(route.base) :], token=token, limit=limit)
         return Page(
-            objects=tuple(self._mounted(route, generation) for generation in page.objects),
+            objects=tuple(map(route.mounted, page.objects)),
             prefixes=tuple(route.base + below for below in page.prefixes),
             next_token=page.next_token,
             empty=page.empty or prefix == path,
@@ -84,15 +114,15 @@ class StoreRouter:
 
     async def stat(self, key: str) -> Generation:
         route = self._route(key)
-        return self._mounted(route, await route.store.stat(key[len(route.base) :]))
+        return route.mounted(await route.store.stat(key[len(route.base) :]))
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
         route = self._route(generation.key)
-        return await route.store.read(self._own(route, generation), offset, length, sink)
+        return await route.store.read(route.own(generation), offset, length, sink)
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
         route = self._route(generation.key)
-        return await route.store.digest(self._own(route, generation), certain=certain)
+        return await route.store.digest(route.own(generation), certain=certain)
 
     async def aclose(self) -> None:
         for _, store in self.stores():
@@ -106,17 +136,6 @@ class StoreRouter:
         if not self._routes.covers(key):
             raise ObjectNotFoundError(f"{key}: no store has objects there")
         return self._routes.of(key)
-
-    def _mounted(self, route: Route, generation: Generation) -> Generation:
-        """A generation of a store, as the mount has it."""
-        linked = None if generation.linked is None else route.base + generation.linked
-        return replace(generation, key=route.base + generation.key, linked=linked)
-
-    def _own(self, route: Route, generation: Generation) -> Generation:
-        """A generation of the mount, as its store has it."""
-        start = len(route.base)
-        linked = None if generation.linked is None else generation.linked[start:]
-        return replace(generation, key=generation.key[start:], linked=linked)
 
 
 def stores_of(store: Store) -> list[tuple[str, Store]]:

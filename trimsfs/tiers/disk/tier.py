@@ -210,8 +210,11 @@ class DiskTier:
             blob.users -= 1
             self._open_blobs.released(blob)
 
-    async def acquire(self, generation: Generation) -> Blob:
-        """The blob of a generation, made if needed. The caller holds it until a matching `release`."""
+    async def acquire(self, generation: Generation, *, opening: bool = False) -> Blob:
+        """The blob of a generation, made if needed. The caller holds it until a matching `release`.
+
+        *opening* is as of `use`.
+        """
         token = generation.token(self.store)
         try:
             blob = self._unchanged(token)
@@ -222,7 +225,7 @@ class DiskTier:
             await self._fails(generation, error)
         if blob is None:
             blob = await self._open_blobs.open(token, generation)
-        self.use(blob, generation)
+        self.use(blob, generation, opening=opening)
         return blob
 
     def unchanged(self, blob: Blob) -> bool:
@@ -232,9 +235,14 @@ class DiskTier:
         except OSError:
             return False
 
-    def use(self, blob: Blob, generation: Generation) -> None:
-        """Acquire the blob of a generation, which is `unchanged`."""
-        if generation.version_id is not None or generation.key != blob.generation.key:
+    def use(self, blob: Blob, generation: Generation, *, opening: bool = True) -> None:
+        """Acquire the blob of a generation, which is `unchanged`.
+
+        Of several names, bytes are fetched by the last one that a program used for *opening* it: others may need
+        credentials that the store refuses.
+        """
+        renamed = generation.key != blob.generation.key and (opening or not blob.users)
+        if (generation.key == blob.generation.key and generation.version_id is not None) or renamed:
             blob.generation = generation
         blob.users += 1
         self._state.blobs.move_to_end(blob.token)
