@@ -1,5 +1,6 @@
 """Tenants with credentials of their own at two paths of one store: the store decides what each may open."""
 
+import json
 import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -9,8 +10,9 @@ import pytest
 import trio
 
 from tests.support.parts import until
-from tests.support.served import MAIN, Server, Serving
+from tests.support.served import MAIN, STRANGER, Server, Serving
 from tests.support.stores import MemoryStore
+from trimsfs.control.authorisation import Caller
 from trimsfs.errors import (
     ConfigurationError,
     LookUpAgainError,
@@ -54,6 +56,12 @@ def serving(serving: Serving, other: MemoryStore) -> Mounted:
     return serve
 
 
+async def told(server: Server, directory: str, caller: Caller) -> list[str]:
+    """The files below a directory of which a user learns that something is cached."""
+    text = await server.content(await server.control_file(directory, "info"), caller)
+    return [model["path"] for model in json.loads(text)["models"]]
+
+
 def refuse(store: MemoryStore, key: str) -> None:
     """The store refuses to read an object, as S3 does without s3:GetObject: its name is listed."""
     for method in ("read", "stat"):
@@ -78,6 +86,8 @@ async def test_what_one_tenant_has_cached_is_closed_to_another(
                 await server.attribute("other/mine", name)
         with pytest.raises(StoreAccessError):
             await server.info("other/mine")
+        assert await told(server, "other", STRANGER) == []
+        assert await told(server, MAIN, STRANGER) == [f"{MAIN}/mine"]
         assert other.fetched == {}
 
 

@@ -55,6 +55,14 @@ class Rights:
         """Whether a content may be opened now, without a question to the store."""
         return not self.concern(generation) or self._age_s(generation) < self._ttl_s
 
+    def may_tell(self, generation: Generation) -> bool:
+        """Whether a user may learn what is cached of a content, without a question to the store.
+
+        Of a cache that a tenant shares, only what it may open is told: others may have fetched it.
+        """
+        tenant = self._tenant(generation)
+        return tenant is None or not tenant.share_cache or self.known(generation)
+
     async def check(self, generation: Generation) -> None:
         """Return if a content may be opened.
 

@@ -10,8 +10,8 @@ from trimsfs.options.schema import MountOptions, Tenant
 class Place:
     """A *path*, with its closing slash, and the *options* of the store there; *base* is the path of that store.
 
-    The path is empty for all of the mount. Keys of the store begin behind the base. *tenant* is whose credentials the
-    options have, or None if they are the operator's.
+    The path is empty for all of the mount. Keys of the store begin behind the base. The options are as of a mount of
+    the store alone. *tenant* is whose credentials they have, or None if they are the operator's.
     """
 
     path: str
@@ -36,6 +36,7 @@ def places(options: MountOptions) -> list[Place]:
 
 
 def _place(path: str, base: str, own: MountOptions, tenant: Tenant | None) -> Place:
+    own = own.model_copy(update={"tenants": ()})
     if tenant is None:
         return Place(path=path, base=base, options=own)
     if not (own.store or "").startswith("s3://"):

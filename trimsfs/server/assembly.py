@@ -317,6 +317,7 @@ def _control(
         links=fetching.namespace.links,
         entries=fetching.namespace.entries,
         traces=tracer.traces,
+        **({} if fetching.rights is None else {"may_tell": fetching.rights.may_tell}),
     )
     return Control(
         Xattrs(

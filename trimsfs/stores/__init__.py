@@ -46,7 +46,7 @@ def open_store(options: MountOptions, *, max_requests: int) -> Store:
     found = places(options)
     if [place.path for place in found] != [""]:
         each = max_requests_each(max_requests, len(found))
-        return routed(found, {place.path: open_store(_alone(place.options), max_requests=each) for place in found})
+        return routed(found, {place.path: open_store(place.options, max_requests=each) for place in found})
     url = options.store or ""
     share_links = options.signatures == "off"  # else a file signed at one path could be opened at others
     if url.startswith("s3://"):
@@ -86,11 +86,6 @@ def routed(found: Sequence[Place], stores: Mapping[str, Store]) -> StoreRouter:
     return StoreRouter(stores, bases={place.path: place.base for place in found}, identities=identities)
 
 
-def _alone(options: MountOptions) -> MountOptions:
-    """The options of one place, as those of a mount of its own."""
-    return options.model_copy(update={"stores": (), "tenants": ()})
-
-
 def credentials(options: MountOptions) -> tuple[object, ...]:
     """What tells whose credentials a store uses."""
     return options.profile, options.role_arn, options.web_identity_token_file, options.anonymous
@@ -99,7 +94,7 @@ def credentials(options: MountOptions) -> tuple[object, ...]:
 def after_fork(store: Store, options: MountOptions, *, max_requests: int) -> Store:
     """The same store for a forked process: what does not work there is opened anew."""
     if isinstance(store, StoreRouter):
-        own = {place.path: _alone(place.options) for place in places(options)}
+        own = {place.path: place.options for place in places(options)}
         each = max_requests_each(max_requests, len(own))
         return store.replaced(lambda path, part: after_fork(part, own[path], max_requests=each))
     return store if store.forkable else open_store(options, max_requests=max_requests)
