@@ -75,6 +75,10 @@ class Origins:
         self._bases = dict(reversed(self._stores.values()))
         self.identities = tuple(self._bases)
 
+    def path(self, key: str) -> str | None:
+        """The path of the store that a key comes from; None if there is none."""
+        return self._stores.path(key)
+
     def locate(self, key: str) -> tuple[str, str]:
         """The identity of the store that a key comes from, and the store's own key."""
         identity, base = self._stores.of(key)

@@ -238,15 +238,22 @@ class DiskTier:
     def use(self, blob: Blob, generation: Generation, *, opening: bool = True) -> None:
         """Acquire the blob of a generation, which is `unchanged`.
 
-        Of several names, bytes are fetched by the last one that a program used for *opening* it: others may need
-        credentials that the store refuses.
+        Of names at several paths, bytes are fetched by the last one that a program used for *opening* it: others may
+        need credentials that the store refuses.
         """
-        renamed = generation.key != blob.generation.key and (opening or not blob.users)
-        if (generation.key == blob.generation.key and generation.version_id is not None) or renamed:
+        if generation.key == blob.generation.key:
+            changes = generation.version_id is not None
+        else:
+            changes = opening or not blob.users or self._at_one_path(generation, blob.generation)
+        if changes:
             blob.generation = generation
         blob.users += 1
         self._state.blobs.move_to_end(blob.token)
         self._journal.used(blob, 1)
+
+    def _at_one_path(self, one: Generation, other: Generation) -> bool:
+        """Whether requests for two names go to the same store with the same credentials."""
+        return isinstance(self.store, str) or self.store.path(one.key) == self.store.path(other.key)
 
     def _unchanged(self, token: str) -> Blob | None:
         """The blob of this token, if it is known and its file unchanged or resized; else None. Raises OSError.
