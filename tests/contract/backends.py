@@ -3,7 +3,7 @@
 import os
 import uuid
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,9 @@ import pytest
 from tests.services import S3Server
 from tests.services.ceph import missing_programs
 from trimsfs.options import MountOptions
-from trimsfs.stores import Retrying, RetryingStore, Store, open_store
+from trimsfs.stores import DirectoryStore, Retrying, RetryingStore, Store, StoreRouter, open_store
+from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
+from trimsfs.stores.digests import Digest
 from trimsfs.types import Buffer, Generation
 
 if TYPE_CHECKING:
@@ -89,6 +91,69 @@ class S3Backend(Backend):
     def open(self, prefix: str = "", *, missing: bool = False) -> Store:
         bucket = f"missing-{self.bucket}" if missing else self.bucket
         return open_store(s3_options(self.client.meta.endpoint_url, bucket, prefix), max_requests=MAX_REQUESTS)
+
+
+PATH = "deep/path/"
+"""Where a store is beside others."""
+
+
+class AtItsPath:
+    """What is at a path of a router, as a store of its own: keys are without the path."""
+
+    def __init__(self, router: StoreRouter) -> None:
+        self._router = router
+        self.identity, self.streaming = router.identity, router.streaming
+        self.forkable, self.links = router.forkable, router.links
+        self.probe, self.aclose = router.probe, router.aclose
+
+    async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
+        page = await self._router.list_page(PATH + prefix, token=token, limit=limit)
+        return replace(
+            page,
+            objects=tuple(map(_without_path, page.objects)),
+            prefixes=tuple(below.removeprefix(PATH) for below in page.prefixes),
+            unreadable=tuple(key.removeprefix(PATH) for key in page.unreadable),
+        )
+
+    async def stat(self, key: str) -> Generation:
+        return _without_path(await self._router.stat(PATH + key))
+
+    async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
+        return await self._router.read(_with_path(generation), offset, length, sink)
+
+    async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
+        return await self._router.digest(_with_path(generation), certain=certain)
+
+
+def _with_path(generation: Generation) -> Generation:
+    linked = None if generation.linked is None else PATH + generation.linked
+    return replace(generation, key=PATH + generation.key, linked=linked)
+
+
+def _without_path(generation: Generation) -> Generation:
+    linked = None if generation.linked is None else generation.linked.removeprefix(PATH)
+    assert generation.key.startswith(PATH)
+    return replace(generation, key=generation.key.removeprefix(PATH), linked=linked)
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedBackend(Backend):
+    """Another backend, its stores beside another one in a router."""
+
+    inner: Backend
+
+    def put(self, key: str, content: bytes) -> None:
+        self.inner.put(key, content)
+
+    def delete(self, key: str) -> None:
+        self.inner.delete(key)
+
+    def make_directory(self, key: str) -> None:
+        self.inner.make_directory(key)
+
+    def open(self, prefix: str = "", *, missing: bool = False) -> Store:
+        store, beside = self.inner.open(prefix, missing=missing), DirectoryStore(Path("/usr/share"))
+        return AtItsPath(StoreRouter({PATH: store, "deep/pat/": beside}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from tests.contract.backends import (
     Backend,
     DirectoryBackend,
     RetryingBackend,
+    RoutedBackend,
     S3Backend,
     needs_ceph,
     new_bucket,
@@ -44,7 +45,7 @@ def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S3Bac
     return _bucket(request, request.param, monkeypatch)
 
 
-@pytest.fixture(params=["directory", CEPH, "moto", "fsspec", "retrying"])
+@pytest.fixture(params=["directory", CEPH, "moto", "fsspec", "retrying", "router"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Backend:
     """An empty backend of each kind."""
     if request.param in {"ceph", "moto"}:
@@ -54,7 +55,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp
     if request.param == "fsspec":
         return DirectoryBackend(root, "local://")
     directory = DirectoryBackend(root)
-    return RetryingBackend(directory) if request.param == "retrying" else directory
+    wrapped: dict[str, Backend] = {"retrying": RetryingBackend(directory), "router": RoutedBackend(directory)}
+    return wrapped.get(request.param, directory)
 
 
 @pytest.fixture

@@ -99,10 +99,10 @@ class StoreRouter:
             return self._above(prefix)
         route = self._routes.of(prefix)
         page = await route.store.list_page(prefix[len(route.base) :], token=token, limit=limit)
-        return Page(
+        return replace(
+            page,
             objects=tuple(map(route.mounted, page.objects)),
             prefixes=tuple(route.base + below for below in page.prefixes),
-            next_token=page.next_token,
             empty=page.empty or prefix == path,
             unreadable=tuple(route.base + key for key in page.unreadable),
         )
