@@ -4,17 +4,16 @@ import errno
 import json
 import os
 import socket
+import subprocess
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from mountctl.keeper.control_socket import ask
 from tests.services import S3Server, put
-from tests.support.keepers import keeper, kill
-from tests.support.mounts import MountedStore, let_in, mounted, trimsfs, wait_until
-from trimsfs.options import keeper_order, load_options
+from tests.support.keepers import kill
+from tests.support.mounts import MOUNTCTL, MountedStore, let_in, mounted, trimsfs, wait_until
 
 BUCKET = "several"
 MODEL, OTHER, OBJECT = os.urandom(9 << 20), os.urandom(3 << 20), os.urandom(5 << 20)
@@ -112,23 +111,41 @@ def test_a_store_that_does_not_exist_is_a_mistake_that_the_mount_tells(stores: d
 
 
 def test_a_store_is_added_while_the_mount_is_in_use(stores: dict[str, Path], tmp_path: Path) -> None:
-    file = configuration(tmp_path / "models.toml", {"one": stores["one"]})
-    with mounted(None, tmp_path / "mount", "--config", file) as mount, (mount.path / "one/model").open("rb") as model:
-        first = model.read(1000)
-        configuration(file, stores)
-        arguments = {"cache_dir": str(mount.cache), "log_file": keeper(mount)["log_file"]}
-        options = load_options(arguments, configs=[file], environment={}).resolved(mount.path)
+    declared, mountpoint = tmp_path / "mounts.d", tmp_path / "models"
+    declared.mkdir()
+    places = f'mountpoint = "{mountpoint}"\ncache_dir = "{tmp_path}/cache"\nlog_file = "{tmp_path}/log"\n'
 
-        answer = ask(
-            mount.path, {"do": "replace", "order": keeper_order(mount.path, options, foreground=False)}, timeout_s=60
-        )
+    def mountctl(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        environment = os.environ | {"TRIMSFS_MOUNTS_DIR": str(declared)}
+        command = [MOUNTCTL, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
 
-        assert "error" not in answer, answer
-        assert first + model.read() == MODEL
-        wait_until((mount.path / "hub/other/model").exists, timeout_s=10)
-        assert (mount.path / "hub/other/model").read_bytes() == OTHER
-        assert (mount.path / "one/model").read_bytes() == MODEL
+    def declare(stores: Mapping[str, Path]) -> None:
+        file = configuration(declared / "models.toml", stores)
+        file.write_text(places + file.read_text())
+
+    declare({"one": stores["one"]})
+    try:
+        done = mountctl("up")
+        assert done.returncode == 0, done.stderr
+        with (mountpoint / "one/model").open("rb") as model:
+            first = model.read(1000)
+            declare(stores)
+            done = mountctl("upgrade", "models")
+            assert done.returncode == 0, done.stderr
+            assert first + model.read() == MODEL
+        wait_until((mountpoint / "hub/other/model").exists, timeout_s=10)
+        assert (mountpoint / "hub/other/model").read_bytes() == OTHER
+        assert (mountpoint / "one/model").read_bytes() == MODEL
+        mount = MountedStore(mountpoint, tmp_path / "cache")
         assert fetched(mount) <= len(OTHER), "what was there is not fetched again"
+        assert mountctl("up").returncode == 0, "it is up already"
+        declare({"hub/other": stores["hub/other"]})
+        assert mountctl("upgrade", "models").returncode == 0
+        wait_until(lambda: os.listdir(mountpoint) == ["hub"], timeout_s=10)
+        assert (mountpoint / "hub/other/model").read_bytes() == OTHER
+    finally:
+        mountctl("down", "--lazy")
 
 
 def test_a_store_that_gets_a_path_beside_others_keeps_its_cache(stores: dict[str, Path], tmp_path: Path) -> None:
