@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from botocore.session import Session
 
 from tests.contract.backends import MAX_REQUESTS, S3Backend, new_bucket, read, s3_options, use_only
 from tests.services import S3Server
@@ -12,6 +13,7 @@ from trimsfs.errors import StoreAccessError
 from trimsfs.options import MountOptions
 from trimsfs.stores import open_store
 from trimsfs.stores.s3 import S3Store
+from trimsfs.stores.s3.sdk_data import use_less
 
 ROLE = "arn:aws:iam::123456789012:role/reader"
 TEMPORARY = "ASIA"
@@ -73,3 +75,17 @@ async def test_a_token_that_cannot_be_read_is_named(bucket: S3Backend, tmp_path:
     token.write_text("eyJhbGciOiJub25lIn0.e30.")
     assert (await store.stat("key")).size == len(b"content")
     await store.aclose()
+
+
+def test_stores_of_one_process_share_what_the_sdk_knows() -> None:
+    """Each tenant with credentials has a session of its own, which would take 2 MiB more."""
+    loaders = []
+    for _ in range(2):
+        session = Session()
+        use_less(session)
+        loaders.append(session.get_component("data_loader"))
+
+    one, other = loaders
+    for service, kind in (("s3", "service-2"), ("s3", "endpoint-rule-set-1"), ("sts", "service-2")):
+        assert one.load_service_model(service, kind) is other.load_service_model(service, kind)
+    assert one.load_data("partitions") is other.load_data("partitions")
