@@ -1,4 +1,4 @@
-"""Two tenants with roles of their own on one mount of a bucket. STS and IAM are moto's."""
+"""Two tenants with roles of their own on one mount of a bucket."""
 
 import errno
 import json
@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import S3Server
-from tests.services.roles import CLOSED, Authorising, authorising
+from tests.services.roles import CLOSED, Authorising, of_ceph, of_moto
 from tests.support.keepers import kill
 from tests.support.mounts import MountedStore, log_beside, mounted, trimsfs, wait_until
 from tests.support.users import STRANGER, as_user
@@ -26,15 +25,15 @@ ROLES = {"a": ["shared/*", "team-a/*"], "b": ["shared/both", "team-b/*"], "narro
 TTL = ("--metadata-ttl", "0.5")
 
 
-@pytest.fixture(scope="module")
-def store() -> Iterator[tuple[Authorising, dict[str, S3Server]]]:
-    with authorising(BUCKET, OBJECTS, ROLES, users={"c": ["team-a/*"]}) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def roles(store: tuple[Authorising, dict[str, S3Server]]) -> Authorising:
-    return store[0]
+@pytest.fixture(scope="module", params=["ceph", "moto"])
+def roles(request: pytest.FixtureRequest) -> Iterator[Authorising]:
+    """The bucket at Ceph, a real S3 server, and at moto, which emulates AWS's."""
+    users = {"c": ["team-a/*"]}
+    if request.param == "ceph":
+        yield of_ceph(request.getfixturevalue("ceph"), BUCKET, OBJECTS, ROLES, users)
+    else:
+        with of_moto(BUCKET, OBJECTS, ROLES, users) as found:
+            yield found
 
 
 def at_two_paths(file: Path, roles: Authorising, extra: str = "", **of: str) -> Path:
@@ -42,7 +41,7 @@ def at_two_paths(file: Path, roles: Authorising, extra: str = "", **of: str) -> 
     text = ""
     for path in ("a", "b"):
         text += f'[[store]]\npath = "{path}"\nstore = "s3://{BUCKET}/shared"\naddressing_style = "path"\n'
-        text += f'[[tenants]]\npath = "{path}"\nrole_arn = "{roles.role(of.get(path, path))}"\n{extra}\n'
+        text += f'[[tenants]]\npath = "{path}"\nrole_arn = "{roles.arn(of.get(path, path))}"\n{extra}\n'
     file.write_text(text)
     return file
 
@@ -63,7 +62,7 @@ def fetched(mount: MountedStore) -> int:
 def test_tenants_of_one_bucket_read_their_own_with_their_own_role(roles: Authorising, tmp_path: Path) -> None:
     """The operator, whose role lists the bucket, may read no object."""
     file = tmp_path / "models.toml"
-    tenants = "".join(f'[[tenants]]\npath = "team-{t}"\nrole_arn = "{roles.role(t)}"\n' for t in "ab")
+    tenants = "".join(f'[[tenants]]\npath = "team-{t}"\nrole_arn = "{roles.arn(t)}"\n' for t in "ab")
     file.write_text(f'store = "s3://{BUCKET}"\naddressing_style = "path"\n{tenants}')
     with mounted(None, tmp_path / "mount", "--config", file, environment=roles.server.environment()) as mount:
         assert sorted(os.listdir(mount.path)) == ["shared", "team-a", "team-b"]
@@ -147,9 +146,8 @@ def test_a_tenant_whose_role_is_refused_does_not_hinder_others(roles: Authorisin
         assert "tenant a: the store refuses its credentials: " in log_beside(mount.path.parent).read_text()
 
 
-def test_a_tenant_has_a_profile_of_its_own(store: tuple[Authorising, dict[str, S3Server]], tmp_path: Path) -> None:
-    roles, users = store
-    keys = users["c"]
+def test_a_tenant_has_a_profile_of_its_own(roles: Authorising, tmp_path: Path) -> None:
+    keys = roles.users["c"]
     credentials = tmp_path / "credentials"
     credentials.write_text(f"[c]\naws_access_key_id = {keys.access_key}\naws_secret_access_key = {keys.secret_key}\n")
     file = tmp_path / "models.toml"

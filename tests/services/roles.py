@@ -1,114 +1,151 @@
-"""A bucket of moto's whose objects users and roles may read as policies say: moto enforces IAM, and emulates STS.
+"""Buckets whose objects users and roles may read as policies say: Ceph's STS and policies, and moto's emulation.
 
-Policies of S3 itself, of organisations and of sessions are not tried: moto lacks them.
+What Ceph has as policies of a bucket, for users, moto has as policies of the users.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import boto3
 
-from . import S3Server
+from . import S3Server, put
+from .ceph import Ceph
 from .moto import start_moto
-
-ACCOUNT = "123456789012"
-
 
 CLOSED = "closed"
 """A role that the operator may not assume."""
+OPERATOR = "operator"
 
-
-def arn_of(role: str) -> str:
-    """The ARN of a role."""
-    return f"arn:aws:iam::{ACCOUNT}:role/{role}"
-
-
-def policy(bucket: str, patterns: Sequence[str], *, roles: Sequence[str] = ()) -> str:
-    """A policy that allows to list a bucket, to read the keys that match, and to assume *roles*."""
-    statements: list[dict[str, object]] = [
-        {"Effect": "Allow", "Action": "s3:ListBucket", "Resource": f"arn:aws:s3:::{bucket}"}
-    ]
-    if patterns:
-        resources = [f"arn:aws:s3:::{bucket}/{pattern}" for pattern in patterns]
-        statements.append({"Effect": "Allow", "Action": "s3:GetObject", "Resource": resources})
-    if roles:
-        statements.append({"Effect": "Allow", "Action": "sts:AssumeRole", "Resource": [*map(arn_of, roles)]})
-    return json.dumps({"Version": "2012-10-17", "Statement": statements})
-
-
-TRUST = json.dumps(
-    {
-        "Version": "2012-10-17",
-        "Statement": [{"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}],
-    }
-)
+Patterns = Mapping[str, Sequence[str]]
+"""Patterns of the keys that may be read, by the name of a role or user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Authorising:
-    """A server that checks signatures and policies. ``server`` has the keys of an operator, who may assume roles."""
+    """A server that checks signatures and policies. ``server`` has the keys of an operator, who may list the bucket,
+    read no object, and assume roles; ``users`` those of users. *set_policy* puts the policy of a role, in JSON."""
 
     server: S3Server
     bucket: str
-    iam: Any
-
-    def role(self, name: str) -> str:
-        """The ARN of a role."""
-        return arn_of(name)
+    users: Mapping[str, S3Server]
+    arn: Callable[[str], str]
+    set_policy: Callable[[str, str], object]
 
     def may_read(self, role: str, *patterns: str) -> None:
-        """Let a role read the keys that match these patterns, and no others."""
-        self.iam.put_role_policy(RoleName=role, PolicyName="read", PolicyDocument=policy(self.bucket, patterns))
+        """Let a role list the bucket and read the keys that match these patterns, and no others."""
+        self.set_policy(role, document(*reading(self.bucket, patterns)))
+
+
+def document(*statements: dict[str, Any]) -> str:
+    """A policy."""
+    return json.dumps({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", **each} for each in statements]})
+
+
+def reading(bucket: str, patterns: Sequence[str]) -> list[dict[str, Any]]:
+    """The statements that allow to list a bucket, and to read the keys that match."""
+    found: list[dict[str, Any]] = [{"Action": ["s3:ListBucket"], "Resource": f"arn:aws:s3:::{bucket}"}]
+    if patterns:
+        resources = [f"arn:aws:s3:::{bucket}/{pattern}" for pattern in patterns]
+        found.append({"Action": ["s3:GetObject"], "Resource": resources})
+    return found
+
+
+def trust(principal: str) -> str:
+    """The policy of who may assume a role."""
+    return document({"Principal": {"AWS": principal}, "Action": "sts:AssumeRole"})
+
+
+def of_ceph(ceph: Ceph, bucket: str, objects: Mapping[str, bytes], roles: Patterns, users: Patterns) -> Authorising:
+    """A bucket of Ceph's, with users and roles of its own."""
+    tag = secrets.token_hex(3)
+    with contextlib.closing(ceph.client()) as client:
+        client.create_bucket(Bucket=bucket)
+        put(ceph, bucket, objects)
+        servers = {name: _ceph_user(ceph, f"{name}-{tag}") for name in (*users, OPERATOR)}
+        statements = [
+            {"Principal": {"AWS": [f"arn:aws:iam:::user/{name}-{tag}"]}, **statement}
+            for name in servers
+            for statement in reading(bucket, users.get(name, ()))
+        ]
+        client.put_bucket_policy(Bucket=bucket, Policy=document(*statements))
+
+    def set_policy(role: str, policy: str) -> None:
+        ceph.administer(
+            *("role-policy", "put", f"--role-name={role}-{tag}", "--policy-name=read", f"--policy-doc={policy}")
+        )
+
+    found = Authorising(servers[OPERATOR], bucket, servers, lambda name: f"arn:aws:iam:::role/{name}-{tag}", set_policy)
+    for name, patterns in roles.items():
+        principal = f"arn:aws:iam:::user/{'nobody' if name == CLOSED else OPERATOR}-{tag}"
+        ceph.administer(
+            *("role", "create", f"--role-name={name}-{tag}", "--path=/"), f"--assume-role-policy-doc={trust(principal)}"
+        )
+        found.may_read(name, *patterns)
+    return found
+
+
+def _ceph_user(ceph: Ceph, name: str) -> S3Server:
+    """The server with the keys of a new user."""
+    access_key, secret_key = secrets.token_hex(10), secrets.token_hex(20)
+    keys = (f"--access-key={access_key}", f"--secret-key={secret_key}")
+    ceph.administer("user", "create", f"--uid={name}", f"--display-name={name}", *keys)
+    return S3Server(ceph.endpoint_url, access_key, secret_key, ceph.region)
 
 
 @contextlib.contextmanager
-def authorising(
-    bucket: str, objects: Mapping[str, bytes], roles: Mapping[str, Sequence[str]], users: Mapping[str, Sequence[str]]
-) -> Iterator[tuple[Authorising, dict[str, S3Server]]]:
-    """Serve a bucket until the context ends: *roles* and *users* may list it, and read the keys that match.
-
-    Yields the server, and the same server with the keys of each user. The operator may read no object.
-    """
+def of_moto(bucket: str, objects: Mapping[str, bytes], roles: Patterns, users: Patterns) -> Iterator[Authorising]:
+    """A bucket of a moto of its own, until the context ends."""
     with start_moto() as server:
-        iam: Any = boto3.client(
-            "iam",
-            endpoint_url=server.endpoint_url,
-            region_name=server.region,
-            aws_access_key_id=server.access_key,
-            aws_secret_access_key=server.secret_key,
-        )
+        account = "arn:aws:iam::123456789012"
+        iam = _iam(server)
         with contextlib.closing(server.client()) as client:
             client.create_bucket(Bucket=bucket)
-            for key, content in objects.items():
-                client.put_object(Bucket=bucket, Key=key, Body=content)
-        keys = {name: _user(iam, server, name, policy(bucket, patterns)) for name, patterns in users.items()}
-        operator = _user(iam, server, "operator", policy(bucket, [], roles=[name for name in roles if name != CLOSED]))
-        admin = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
-        administrator = _user(iam, server, "administrator", json.dumps(admin))
-        for name, patterns in roles.items():
-            iam.create_role(RoleName=name, AssumeRolePolicyDocument=TRUST)
-            iam.put_role_policy(RoleName=name, PolicyName="read", PolicyDocument=policy(bucket, patterns))
+        put(server, bucket, objects)
+        servers = {
+            name: _moto_user(iam, server, name, document(*reading(bucket, patterns)))
+            for name, patterns in users.items()
+        }
+        assuming = {
+            "Action": "sts:AssumeRole",
+            "Resource": [f"{account}:role/{name}" for name in roles if name != CLOSED],
+        }
+        operator = _moto_user(iam, server, OPERATOR, document(*reading(bucket, ()), assuming))
+        administrator = _moto_user(iam, server, "administrator", document({"Action": "*", "Resource": "*"}))
+        for name in roles:
+            iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust("*"))
         _enforce(server)
-        own = boto3.client(
-            "iam",
-            endpoint_url=server.endpoint_url,
-            region_name=server.region,
-            aws_access_key_id=administrator.access_key,
-            aws_secret_access_key=administrator.secret_key,
-        )
-        yield Authorising(operator, bucket, own), keys
+        iam = _iam(administrator)
+
+        def set_policy(role: str, policy: str) -> None:
+            iam.put_role_policy(RoleName=role, PolicyName="read", PolicyDocument=policy)
+
+        found = Authorising(operator, bucket, servers, lambda name: f"{account}:role/{name}", set_policy)
+        for name, patterns in roles.items():
+            found.may_read(name, *patterns)
+        yield found
 
 
-def _user(iam: Any, server: S3Server, name: str, document: str) -> S3Server:
+def _iam(server: S3Server) -> Any:
+    return boto3.client(
+        "iam",
+        endpoint_url=server.endpoint_url,
+        region_name=server.region,
+        aws_access_key_id=server.access_key,
+        aws_secret_access_key=server.secret_key,
+    )
+
+
+def _moto_user(iam: Any, server: S3Server, name: str, policy: str) -> S3Server:
     """The server with the keys of a new user, who may do what a policy says."""
     iam.create_user(UserName=name)
-    iam.put_user_policy(UserName=name, PolicyName="own", PolicyDocument=document)
+    iam.put_user_policy(UserName=name, PolicyName="own", PolicyDocument=policy)
     key = iam.create_access_key(UserName=name)["AccessKey"]
     return replace(server, access_key=key["AccessKeyId"], secret_key=key["SecretAccessKey"])
 
