@@ -105,7 +105,8 @@ def _mount(mountpoint: Path, options: MountOptions, *, foreground: bool) -> None
     check_answers(mountpoint)
     _warn_of_full_disk(options)
     _export(options)
-    click.echo(f"{options.store} is mounted at {printable(str(mountpoint))} (log: {options.log_file})")
+    what = f"{len(options.stores)} stores are" if len(options.stores) > 1 else f"{options.each_store()[0][1].store} is"
+    click.echo(f"{what} mounted at {printable(str(mountpoint))} (log: {options.log_file})")
 
 
 def _check_meaning(mountpoint: Path, store: str | None) -> None:
