@@ -273,3 +273,18 @@ def test_one_store_at_two_paths_with_other_credentials_takes_tenants(store: Memo
 
     with pytest.raises(ConfigurationError, match="write them into"):
         routed(found, stores)
+
+
+@pytest.mark.parametrize(("signatures", "copies"), [("off", 1), ("check", 2)])
+async def test_one_store_at_two_paths_has_one_copy_unless_files_are_signed_by_their_path(
+    store: MemoryStore, signatures: str, copies: int
+) -> None:
+    tables = tuple(StoreTable(path=path, store="s3://same") for path in ("a", "b"))
+    signed = {} if signatures == "off" else {"signatures": signatures, "signing_key": "/key.pem"}
+    stores: dict[str, Store] = {"a/": store, "b/": store}
+
+    router = routed(places(options(store=None, stores=tables, **signed)), stores)
+
+    found = [await router.stat(f"{path}/both") for path in ("a", "b")]
+    assert len({generation.token(router.origins) for generation in found}) == copies
+    assert found[1].linked == ("a/both" if copies == 1 else None)

@@ -76,13 +76,14 @@ def routed(found: Sequence[Place], stores: Mapping[str, Store]) -> StoreRouter:
         identity = stores[place.path].identity
         if place.tenant is not None and not place.tenant.share_cache:
             identities[place.path] = f"{identity}|tenant {place.tenant.path}"
-        elif place.tenant is None and credentials(whose.setdefault(identity, place).options) != credentials(
-            place.options
-        ):
-            raise ConfigurationError(
-                f"[[store]] path {place.path[:-1]}: {whose[identity].path[:-1]} has the same store with other "
-                "credentials: write them into [[tenants]]"
-            )
+        elif place.tenant is None and (first := whose.setdefault(identity, place)) is not place:
+            if credentials(first.options) != credentials(place.options):
+                raise ConfigurationError(
+                    f"[[store]] path {place.path[:-1]}: {first.path[:-1]} has the same store with other credentials: "
+                    "write them into [[tenants]]"
+                )
+            if place.options.signatures != "off":  # a file signed at one path could be opened at the other
+                identities[place.path] = f"{identity}|path {place.path}"
     return StoreRouter(stores, bases={place.path: place.base for place in found}, identities=identities)
 
 
