@@ -68,7 +68,7 @@ class Calls:
 
 def assemble(options: MountOptions, environment: Environment) -> Components:
     """Build the components of a mount's server. *options* are resolved. Raises CacheError and TakeoverError."""
-    calls, stores = Calls(), dict(stores_of(environment.store))
+    calls = Calls()
     speed = store_speeds(options, environment)
     tiers = _tiers(options, environment, calls, speed)
     tracer = Tracer(share=options.trace_opens)
@@ -116,10 +116,7 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
             tiers.passthrough.run,
             fetching.fetcher.run,
             fetching.kept_listings.run,
-            *(
-                partial(fetching.breakers.of(place.path).run, probe(stores[place.path], place))
-                for place in places(options)
-            ),
+            *_probes(options, environment, fetching),
             fetching.digest_prefetch.run,
             reopens.run,
             prefetcher.run,
@@ -128,6 +125,14 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
         ),
         maintenance=tuple(maintenance),
     )
+
+
+def _probes(options: MountOptions, environment: Environment, fetching: Fetching) -> list[Service]:
+    """The probes of the stores, each while its own store does not answer."""
+    stores = dict(stores_of(environment.store))
+    return [
+        partial(fetching.breakers.of(place.path).run, probe(stores[place.path], place)) for place in places(options)
+    ]
 
 
 def _trust(options: MountOptions, tiers: Tiers, fetching: Fetching, checks: Checks) -> Trust:
