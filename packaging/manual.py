@@ -24,7 +24,7 @@ from trimsfs.cli.mount_options import is_flag
 from trimsfs.command_group import CommandGroup
 from trimsfs.exit_codes import EXIT_CODES
 from trimsfs.options import DEFAULT_CONFIG, MountOptions
-from trimsfs.options.schema import TABLES, AccessRule, Tenant
+from trimsfs.options.schema import TABLES, AccessRule, StoreTable, Tenant
 from trimsfs.options.sources import MOUNTPOINT
 
 ABOUT = "trimsfs: models of a bucket as files"
@@ -164,10 +164,10 @@ def _configuration() -> Iterator[str]:
             value = "true|false" if is_flag(name) else record[0].partition(" ")[2]
             yield from (".TP", f'.BI {name} " = " {_escaped(value)}')
             yield from _text(record[1])
-    tables: tuple[type[BaseModel], ...] = (AccessRule, Tenant)
-    for table, model in zip(TABLES, tables, strict=True):
+    tables: tuple[type[BaseModel], ...] = (AccessRule, Tenant, StoreTable)
+    for (name, table), model in zip(TABLES.items(), tables, strict=True):
         yield f".SH [[{_escaped(table.upper())}]]"
-        yield from _table(table, model)
+        yield from _table(name, model)
     yield from (".SH EXAMPLES", ".nf")
     example = (Path(__file__).parent / "mounts.d/models.toml").read_text()
     yield from (*map(_escaped, example.splitlines()), ".fi")

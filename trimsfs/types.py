@@ -4,6 +4,8 @@ import hashlib
 import os
 from dataclasses import dataclass
 
+from trimsfs.origins import Origins, located
+
 CHUNK_SIZE = 8 * 1024 * 1024
 """Bytes in a chunk, the unit of fetching and verification. The last chunk of an object is shorter."""
 SIZE_MAX = 1 << 46
@@ -53,9 +55,9 @@ class Generation:
         named = 0 < len(self.etag) <= ETAG_MAX and self.etag.isascii() and self.etag.isprintable()
         return named and 0 <= self.size <= SIZE_MAX
 
-    def token(self, store_url: str) -> str:
-        """A name for this content in this store: 32 hexadecimal digits, safe as a file name."""
-        identity = "\0".join((store_url, self.file, self.etag, str(self.size)))
+    def token(self, store: str | Origins) -> str:
+        """A name for this content in its store: 32 hexadecimal digits, safe as a file name."""
+        identity = "\0".join((*located(store, self.file), self.etag, str(self.size)))
         return hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:32]
 
 

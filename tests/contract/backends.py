@@ -7,7 +7,7 @@ import os
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -24,10 +24,12 @@ from tests.services.fast_clouds import FastCloud
 from tests.services.hub import Hub
 from tests.services.registry import MODEL, Layer, Registry, packed, titled
 from trimsfs.options import MountOptions
-from trimsfs.stores import Page, Retrying, RetryingStore, Store, open_store
+from trimsfs.stores import DirectoryStore, Retrying, RetryingStore, Store, StoreRouter, open_store
+from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
 from trimsfs.stores.cloud.azure import API_VERSION
 from trimsfs.stores.cloud.azure_credentials import Account, signer
 from trimsfs.stores.cloud.connections import Request
+from trimsfs.stores.digests import Digest
 from trimsfs.types import Buffer, Generation
 
 if TYPE_CHECKING:
@@ -262,6 +264,72 @@ class OciBackend(Backend):
     def options(self, prefix: str = "", *, missing: bool = False) -> MountOptions:
         repository = f"missing-{self.repository}" if missing else self.repository
         return MountOptions(store=f"oci://{self.registry.address}/{repository}:v1/{prefix}")
+
+
+PATH = "deep/path/"
+"""Where a store is beside others."""
+
+
+class AtItsPath:
+    """What is at a path of a router, as a store of its own: keys are without the path."""
+
+    def __init__(self, router: StoreRouter) -> None:
+        self._router = router
+        self.identity, self.streaming = router.identity, router.streaming
+        self.forkable, self.links = router.forkable, router.links
+        self.probe, self.aclose = router.probe, router.aclose
+
+    async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
+        page = await self._router.list_page(PATH + prefix, token=token, limit=limit)
+        return replace(
+            page,
+            objects=tuple(map(_without_path, page.objects)),
+            prefixes=tuple(below.removeprefix(PATH) for below in page.prefixes),
+            unreadable=tuple(key.removeprefix(PATH) for key in page.unreadable),
+        )
+
+    async def stat(self, key: str) -> Generation:
+        return _without_path(await self._router.stat(PATH + key))
+
+    async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
+        return await self._router.read(_with_path(generation), offset, length, sink)
+
+    async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
+        return await self._router.digest(_with_path(generation), certain=certain)
+
+
+def _with_path(generation: Generation) -> Generation:
+    linked = None if generation.linked is None else PATH + generation.linked
+    return replace(generation, key=PATH + generation.key, linked=linked)
+
+
+def _without_path(generation: Generation) -> Generation:
+    linked = None if generation.linked is None else generation.linked.removeprefix(PATH)
+    assert generation.key.startswith(PATH)
+    return replace(generation, key=generation.key.removeprefix(PATH), linked=linked)
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedBackend(Backend):
+    """Another backend, its stores beside another one in a router."""
+
+    inner: Backend
+
+    def put(self, key: str, content: bytes) -> None:
+        self.inner.put(key, content)
+
+    def delete(self, key: str) -> None:
+        self.inner.delete(key)
+
+    def make_directory(self, key: str) -> None:
+        self.inner.make_directory(key)
+
+    def options(self, prefix: str = "", *, missing: bool = False) -> MountOptions:
+        return self.inner.options(prefix, missing=missing)
+
+    def open(self, prefix: str = "", *, missing: bool = False) -> Store:
+        store, beside = self.inner.open(prefix, missing=missing), DirectoryStore(Path("/usr/share"))
+        return AtItsPath(StoreRouter({PATH: store, "deep/pat/": beside}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from tests.contract.backends import (
     DirectoryBackend,
     FastGoogleBackend,
     RetryingBackend,
+    RoutedBackend,
     S3Backend,
     needs_ceph,
     new_artifact,
@@ -57,7 +58,7 @@ def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S3Bac
 
 
 @pytest.fixture(
-    params=["directory", CEPH, "moto", "fake-gcs", "azurite", "hub", "oci", "oci-tar", "fsspec", "retrying"]
+    params=["directory", CEPH, "moto", "fake-gcs", "azurite", "hub", "oci", "oci-tar", "fsspec", "retrying", "router"]
 )
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Backend:
     """An empty backend of each kind."""
@@ -85,7 +86,8 @@ def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tm
     if request.param == "fsspec":
         return DirectoryBackend(root, "local://")
     directory = DirectoryBackend(root)
-    return RetryingBackend(directory) if request.param == "retrying" else directory
+    wrapped: dict[str, Backend] = {"retrying": RetryingBackend(directory), "router": RoutedBackend(directory)}
+    return wrapped.get(request.param, directory)
 
 
 @pytest.fixture(

@@ -91,6 +91,8 @@ rgw_ops_log_rados = false
 rgw_ops_log_file_path = {directory}/ops.log
 rgw_log_http_headers = http_range
 rgw_log_nonexistent_bucket = true
+rgw_s3_auth_use_sts = true
+rgw_sts_key = 0123456789abcdef
 """
 
 
@@ -188,8 +190,12 @@ class Ceph(S3Server):
         self._admin("key", "rm", "--key-type=s3", f"--access-key={access_key}")
 
     def _admin(self, *arguments: str) -> None:
+        self.administer(*arguments, f"--uid={_USER}")
+
+    def administer(self, *arguments: str) -> None:
+        """Call radosgw-admin, as for users and roles."""
         environment = {"PATH": os.environ.get("PATH", os.defpath), "CEPH_CONF": str(self.directory / "ceph.conf")}
-        run_tool(["radosgw-admin", "-n", "client.rgw", *arguments, f"--uid={_USER}"], environment, 60)
+        run_tool(["radosgw-admin", "-n", "client.rgw", *arguments], environment, 60)
 
     def ops(self, timeout: float = 10) -> list[Op]:
         """Return the requests answered before this call, in the order they ended.

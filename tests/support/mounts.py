@@ -87,26 +87,27 @@ class OwnDirectory:
 
 @contextmanager
 def mounted(
-    store: str | Path,
+    store: str | Path | None,
     directory: Path,
-    *options: str,
+    *options: str | Path,
     environment: Mapping[str, str] | None = None,
     before: Sequence[str] = (),
 ) -> Iterator[MountedStore]:
     """Mount *store* at ``directory/models`` with its cache in ``directory/cache``; unmounted at the end in any case.
 
-    *before* is as of `trimsfs`.
+    Without one, the *options* tell the store. *before* is as of `trimsfs`.
     """
     mountpoint, cache = directory / "models", directory / "cache"
     mountpoint.mkdir(parents=True, exist_ok=True)
     let_in(directory)
-    if "://" not in str(store):
+    if store is not None and "://" not in str(store):
         let_in(Path(store))
         for path in Path(store).rglob("*"):  # frameworks write some files for their owner alone
             if path.is_file() and not path.is_symlink():
                 _allow(path, 0o044)
     places = ("--cache-dir", cache, "--log-file", log_beside(directory))
-    done = trimsfs("mount", mountpoint, "--store", store, *places, *options, environment=environment, before=before)
+    stores = () if store is None else ("--store", store)
+    done = trimsfs("mount", mountpoint, *stores, *places, *options, environment=environment, before=before)
     assert done.returncode == 0, done.stderr
     try:
         yield MountedStore(mountpoint, cache)

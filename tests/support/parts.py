@@ -20,8 +20,9 @@ from tests.support.chunks import REQUESTS_PER_CHUNK, SMALL_CHUNK
 from tests.support.stores import MemoryStore, as_store
 from trimsfs.errors import TrimsError
 from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed, ThreadCopier
-from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.fetch.speed import StoreSpeed, max_requests
+from trimsfs.fetch.store_fetcher import StoreFetcher
+from trimsfs.origins import Origins
 from trimsfs.ranges import chunk_span
 from trimsfs.stores.retrying import Retrying
 from trimsfs.telemetry.model_counters import ModelCounters
@@ -69,10 +70,10 @@ def disk_tier(
     *,
     budget: int | None = None,
     min_free: int = 0,
-    store: str = STORE_URL,
+    store: str | Origins = STORE_URL,
     policy: Policy = lru,
     quotas: Quotas | None = None,
-    load_cost: Callable[[int], float] = lambda _size: 0.0,
+    load_cost: Callable[[str, int], float] = lambda _key, _size: 0.0,
     compares: bool = False,
     removed: Callable[[Blob], None] = unheard,
     suspected: Callable[[Blob, TrimsError], None] = unheard,
@@ -225,10 +226,10 @@ def fetcher_of(
     memory_limit: int,
     deadline_s: float = 15.0,
     transfer: Copier | None = None,
-) -> Fetcher:
+) -> StoreFetcher:
     """A fetcher by itself: nobody hears of the blobs that are whole."""
     speed = StoreSpeed(max_requests=max_requests(memory_limit, request_memory=tier.chunk_size // REQUESTS_PER_CHUNK))
-    return Fetcher(
+    return StoreFetcher(
         transfer or copier(store),
         tier,
         Retrying(deadline_s=deadline_s, on_failure=speed.request_failed),
@@ -243,7 +244,7 @@ def fetcher_of(
 @asynccontextmanager
 async def fetching(
     store: MemoryStore, tier: DiskTier, *, memory_limit: int, deadline_s: float = 15.0
-) -> AsyncIterator[Fetcher]:
+) -> AsyncIterator[StoreFetcher]:
     """A fetcher at work."""
     fetcher = fetcher_of(store, tier, memory_limit=memory_limit, deadline_s=deadline_s)
     async with trio.open_nursery() as nursery:

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +12,12 @@ from typing import Any
 import trio
 
 from tests.support.chunks import REQUESTS_PER_CHUNK
-from tests.support.parts import copier, until
+from tests.support.parts import InLoop, until
 from tests.support.stores import MemoryStore, as_store
 from trimsfs.control.authorisation import Caller
 from trimsfs.control.control_files import Control
 from trimsfs.errors import FuseUnavailableError, LookUpAgainError
-from trimsfs.fetch.fetcher import Fetcher
+from trimsfs.fetch.store_fetcher import StoreFetcher
 from trimsfs.filesystem.attributes import Attributes
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.filesystem.handles import BACKING_SHIFT
@@ -31,10 +31,11 @@ from trimsfs.namespace.inodes import PASSTHROUGH_BIT, ROOT_INODE
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.cold_open import Interruptible
 from trimsfs.opening.passthrough import Backing, Passthrough
-from trimsfs.options import MountOptions
+from trimsfs.options import MountOptions, StoreTable, places
 from trimsfs.server.assembly import assemble
 from trimsfs.server.components import Components
 from trimsfs.server.environment import Environment
+from trimsfs.stores import routed
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.host.tier import HostTier
 
@@ -42,6 +43,8 @@ OWNER = Caller(uid=1000, groups=frozenset({1000}))
 STRANGER = Caller(uid=2000, groups=frozenset({2000, 2001}))
 CONTROL_GID = 3000
 MOUNTPOINT = Path("/models")
+MAIN = "main"
+"""Where a server with several stores has its first one."""
 SOON = Pace(idle_s=0.01)
 """What is put off to idle time is compared at once, but for what is still under way."""
 MOUNTED_NS = 1_700_000_000_000_000_000
@@ -157,6 +160,7 @@ class Server:
     backing: FakeBacking | None
     invalidated: list[tuple[int, bytes]]
     expired: list[tuple[int, bytes]]
+    beside: list[MemoryStore] = field(default_factory=list)
     handles: set[int] = field(default_factory=set)
     _told: list[int] = field(default_factory=list)
 
@@ -173,7 +177,9 @@ class Server:
         return self.components.host
 
     @property
-    def fetcher(self) -> Fetcher:
+    def fetcher(self) -> StoreFetcher:
+        """The fetcher of a mount with a single store."""
+        assert isinstance(self.components.fetcher, StoreFetcher)
         return self.components.fetcher
 
     @property
@@ -327,11 +333,12 @@ class Server:
         """Close everything, and wait until what is under way has ended. Nothing may be left in use."""
         for handle in list(self.handles):
             self.release(handle)
-        self.store.heal()
+        for store in (self.store, *self.beside):
+            store.heal()
         with trio.CancelScope(shield=True):
             # The last chunk of a stream lands a moment before its request ends.
-            await until(lambda: self.users() == self.fetcher.statistics().in_flight == 0)
-        fetch, disk = self.fetcher.statistics(), self.disk.statistics()
+            await until(lambda: self.users() == self.components.fetcher.statistics().in_flight == 0)
+        fetch, disk = self.components.fetcher.statistics(), self.disk.statistics()
         assert (fetch.in_flight, fetch.waiting, disk.open_blobs) == (0, 0, 0)
         assert self.filesystem.statistics().open_handles == 0
 
@@ -365,16 +372,23 @@ async def served(
     ledger: Ledger | None = None,
     read_manifest: ReadManifest | None = None,
     pace: Pace = SOON,
+    beside: Mapping[str, MemoryStore] | None = None,
     **options: Any,
 ) -> AsyncIterator[Server]:
     """A server on a cache directory, idle at the end; without a *backing*, all files are served in cached mode.
 
     One with a *ledger* goes on with what is in it. Nothing is closed at its end: another may go on after it. Other
-    arguments are `MountOptions`; *read_manifest* counts where they have ``signatures`` checked.
+    arguments are `MountOptions`; *read_manifest* counts where they have ``signatures`` checked. With other stores
+    *beside* it, by path, the store is at the path MAIN.
     """
     invalidated: list[tuple[int, bytes]] = []
     expired: list[tuple[int, bytes]] = []
+    origin, stores = as_store(store), {MAIN: store, **(beside or {})}
+    if beside is not None:
+        options["stores"] = tuple(StoreTable(path=path, store=each.identity) for path, each in stores.items())
     mount = mount_options(store, directory, chunk_size, **options)
+    if beside is not None:
+        origin = routed(places(mount), {f"{path}/": as_store(each) for path, each in stores.items()})
     environment = Environment(
         mountpoint=MOUNTPOINT,
         mounted_ns=MOUNTED_NS,
@@ -384,8 +398,8 @@ async def served(
         descriptors=NoDescriptorStore(),
         ledger=ledger or Ledger(),
         lock=None,
-        store=as_store(store),
-        copier=copier(store),
+        store=origin,
+        copier=InLoop(origin, threads=8),
         no_gpu="there is none",
         read_manifest=None if mount.signatures == "off" else read_manifest,
         invalidate=lambda number, name: invalidated.append((number, name)),
@@ -406,7 +420,12 @@ async def served(
                 ledger.forget_inherited()
             await components.start_maintenance(nursery)
             server = Server(
-                store=store, components=components, backing=backing, invalidated=invalidated, expired=expired
+                store=store,
+                components=components,
+                backing=backing,
+                invalidated=invalidated,
+                expired=expired,
+                beside=list((beside or {}).values()),
             )
             if backing is not None:
                 backing.in_use = server.passes_through

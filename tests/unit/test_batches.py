@@ -32,7 +32,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.fetch.fetcher import BATCH_LIMIT
+from trimsfs.fetch.store_fetcher import BATCH_LIMIT
 from trimsfs.fetch.under_way import LINGER_S
 from trimsfs.tiers.blob import Blob, ChunkState
 

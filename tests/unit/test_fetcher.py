@@ -13,8 +13,8 @@ from tests.support.stores import MemoryStore
 from tests.unit.workshop import Workshop, fill_from
 from trimsfs.errors import CacheFullError, StoreAccessError, StoreThrottledError
 from trimsfs.fetch.access_pattern import AccessPattern
-from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.fetch.speed import max_requests
+from trimsfs.fetch.store_fetcher import StoreFetcher
 from trimsfs.fetch.under_way import LINGER_S
 from trimsfs.tiers.blob import Blob
 
@@ -494,7 +494,7 @@ async def test_memory_stays_within_its_limit(
     store = MemoryStore({key: content_of(key, 40 * chunk_size) for key in "ab"})
     most = 0
 
-    async def read(fetcher: Fetcher, blob: Blob) -> None:
+    async def read(fetcher: StoreFetcher, blob: Blob) -> None:
         nonlocal most
         for start in range(0, blob.generation.size, chunk_size // 2):
             await fetcher.read(blob, start, start + chunk_size // 2)

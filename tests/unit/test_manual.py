@@ -17,7 +17,7 @@ from trimsfs.cli.fstab import main as fstab
 from trimsfs.cli.main import main as trimsfs
 from trimsfs.exit_codes import EXIT_CODES
 from trimsfs.options import MountOptions
-from trimsfs.options.schema import AccessRule, Tenant
+from trimsfs.options.schema import AccessRule, StoreTable, Tenant
 
 ROOT = Path(__file__).parents[2]
 BIN = str(Path(TRIMSFS).parent)
@@ -91,9 +91,9 @@ def test_each_verb_and_exit_code_is_in_the_page_of_its_program(manual: Path) -> 
 
 def test_each_option_of_a_file_is_in_the_page_of_the_file(manual: Path) -> None:
     text = text_of(manual / "man/man5/trimsfs.toml.5")
-    keys = {"mountpoint", *MountOptions.model_fields} - {"access", "tenants"}
+    keys = {"mountpoint", *MountOptions.model_fields} - {"access", "tenants", "stores"}
     assert {key for key in keys if f" {key} = " not in text} == set()
-    for title, model in (("[[ACCESS]]", AccessRule), ("[[TENANTS]]", Tenant)):
+    for title, model in (("[[ACCESS]]", AccessRule), ("[[TENANTS]]", Tenant), ("[[STORE]]", StoreTable)):
         section = text.partition(f"\n{title}")[2].partition("\n[[")[0]
         assert {key for key in model.model_fields if key not in section} == set()
 

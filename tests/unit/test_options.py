@@ -366,3 +366,64 @@ def test_different_mount_points_have_different_names() -> None:
 
 def test_a_key_without_anything_to_check_is_refused(tmp_path: Path) -> None:
     assert "--signing-key: nothing is checked: set --signatures" in error_of({"signing_key": str(tmp_path)})
+
+
+TABLES = """
+endpoint_url = "http://127.0.0.1:9000"
+[[store]]
+path = "/llms/"
+store = "s3://llms"
+profile = "llms"
+[[store]]
+path = "hub/local"
+store = "models"
+retry_deadline = 3
+"""
+
+
+def test_several_stores_have_options_of_their_own(toml: Path) -> None:
+    toml.write_text(TABLES)
+
+    options = load(config=toml).resolved(Path("/models"))
+
+    (llms, of_llms), (local, of_local) = options.each_store()
+    assert (options.store, llms, local) == ("several stores", "llms/", "hub/local/")
+    assert (of_llms.store, of_llms.profile, of_llms.retry_deadline) == ("s3://llms", "llms", 15)
+    assert (of_local.store, of_local.profile, of_local.retry_deadline) == (str(Path("models").absolute()), None, 3)
+    assert of_llms.endpoint_url == of_local.endpoint_url == "http://127.0.0.1:9000"
+    again = MountOptions.model_validate(options.model_dump(mode="json", exclude_none=True))
+    assert again.each_store() == options.each_store()
+
+
+def test_a_later_source_replaces_the_stores(toml: Path, default_config: Path) -> None:
+    toml.write_text(TABLES)
+    single = toml.with_name("single.toml")
+    single.write_text('store = "s3://one"')
+
+    assert load({"store": "s3://one"}, config=toml).each_store()[0][1].store == "s3://one"
+    assert load_options({}, configs=[single, toml], environment={}).store is None
+    assert load_options({}, configs=[toml, single], environment={}).stores == ()
+
+
+@pytest.mark.parametrize("paths", [("a", "a"), ("a", "a/b"), ("a/b/c", "a/b"), ("a", "a-b", "a/b")])
+def test_no_store_lies_at_or_below_another(paths: tuple[str, ...], toml: Path) -> None:
+    toml.write_text("".join(f'[[store]]\npath = "{path}"\nstore = "s3://x"\n' for path in paths))
+
+    assert "lies at or below that of another" in error_of(config=toml)
+
+
+@pytest.mark.parametrize(
+    ("table", "cause"),
+    [
+        ('store = "s3://x"', "[[store]] 0.path: Field required"),
+        ('path = ".."\nstore = "s3://x"', "[[store]] 0.path: is not a path below the mount point"),
+        ('path = "x"\nstore = "s3://user:secret@x"', "credentials do not belong there"),
+        ('path = "x"\nstore = "s3://x"\ncache_size = 5', "[[store]] 0.cache_size: there is no such option"),
+    ],
+)
+def test_a_table_of_a_store_tells_what_is_wrong(table: str, cause: str, toml: Path) -> None:
+    toml.write_text(f"[[store]]\n{table}\n")
+
+    error = error_of(config=toml)
+    assert cause in error
+    assert "secret" not in error

@@ -11,7 +11,7 @@ import trio
 from tests.support.parts import content_of, disk_tier, fetcher_of, fetching
 from tests.support.stores import MemoryStore
 from trimsfs.errors import StoreError
-from trimsfs.fetch.fetcher import Fetcher
+from trimsfs.fetch.store_fetcher import StoreFetcher
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
 
@@ -21,7 +21,7 @@ DEADLINE_S = 15.0
 class Bench:
     """A store, a disk tier and a fetcher between them."""
 
-    def __init__(self, store: MemoryStore, tier: DiskTier, fetcher: Fetcher) -> None:
+    def __init__(self, store: MemoryStore, tier: DiskTier, fetcher: StoreFetcher) -> None:
         self.store = store
         self.tier = tier
         self.fetcher = fetcher

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,9 +26,9 @@ from trimsfs.command_group import examples
 from trimsfs.cuda import CudaError, CudaUnavailableError
 from trimsfs.errors import CacheInUseError, NotPermittedError, StoreUnavailableError, TrimsError
 from trimsfs.mountinfo import file_systems, holding
-from trimsfs.options import ENVIRONMENT_PREFIX, GPU_OFF, MountOptions, default_store
+from trimsfs.options import ENVIRONMENT_PREFIX, GPU_OFF, MountOptions, Place, default_store, places
 from trimsfs.server.sandbox import identity
-from trimsfs.stores import open_store, reach
+from trimsfs.stores import open_store, reach_place
 from trimsfs.tiers.disk.lock import lock_directory
 from trimsfs.tiers.extents import can_share
 
@@ -71,7 +72,7 @@ def doctor(options: MountOptions, as_json: bool) -> None:
         ("memory", _memory),
         ("CUDA", _cuda),
         *([("GPUs", _gpus), ("/dev/nvidia*", _gpu_nodes)] if options.gpu != "off" else []),
-        ("store", _store),
+        *((f"store {place.path.rstrip('/')}".rstrip(), partial(_store, place)) for place in places(options)),
         ("mounts", _mounts),
     ]
     logging.getLogger("trimsfs").addHandler(logging.NullHandler())  # the checks report, not the log
@@ -302,13 +303,15 @@ def _nodes() -> list[Path]:
     ]
 
 
-def _store(options: MountOptions) -> str:
+def _store(place: Place, _mount: MountOptions) -> str:
+    """Check the store of a place, with its own credentials."""
+    options = place.options
     if options.store == str(default_store()) and not default_store().exists():
         return f"{options.store}: the first mount creates it"
 
     async def probe() -> None:
         store = open_store(options, max_requests=1)
-        await reach(store, options, deadline_s=PROBE_DEADLINE_S)
+        await reach_place(store, place, deadline_s=PROBE_DEADLINE_S)
         await store.aclose()
 
     try:

@@ -77,7 +77,8 @@ def mount(mountpoint: Path, foreground: bool, options: MountOptions) -> None:
 
 def mount_store(mountpoint: Path, options: MountOptions, *, foreground: bool) -> None:
     """Mount, and return when the mount answers; in the foreground, never return. Raises TrimsError, or exits."""
-    _check_meaning(mountpoint, options.store)
+    for _, own in options.each_store():
+        _check_meaning(mountpoint, own.store)
     made = not mountpoint.exists()
     try:
         _mount(_check(mountpoint, options.store), options, foreground=foreground)
@@ -92,7 +93,7 @@ def _mount(mountpoint: Path, options: MountOptions, *, foreground: bool) -> None
     """Mount at a checked mount point, see `mount_store`."""
     options = options.resolved(mountpoint)
     _check_apart(mountpoint, options)
-    if options.store is not None and "://" not in options.store:
+    if options.store is not None and not options.stores and "://" not in options.store:
         _make_default_store(Path(options.store))
     order = keeper_order(mountpoint, options, foreground=foreground)
     keeper = [sys.executable, "-m", "mountctl.keeper"]
@@ -104,7 +105,8 @@ def _mount(mountpoint: Path, options: MountOptions, *, foreground: bool) -> None
     check_answers(mountpoint)
     _warn_of_full_disk(options)
     _export(options)
-    click.echo(f"{options.store} is mounted at {printable(str(mountpoint))} (log: {options.log_file})")
+    what = f"{len(options.stores)} stores are" if len(options.stores) > 1 else f"{options.each_store()[0][1].store} is"
+    click.echo(f"{what} mounted at {printable(str(mountpoint))} (log: {options.log_file})")
 
 
 def _check_meaning(mountpoint: Path, store: str | None) -> None:
@@ -161,8 +163,10 @@ def _check(mountpoint: Path, store: str | None) -> Path:
 def _check_apart(mountpoint: Path, options: MountOptions) -> None:
     """Check that store, mount point, cache and log do not overlap. Raises ConfigurationError."""
     own = {"cache_dir": options.cache_dir, "log_file": options.log_file}
-    store = (options.store or "").removeprefix("file://")
-    if "://" not in store:
+    for _, of_store in options.each_store():
+        store = (of_store.store or "").removeprefix("file://")
+        if "://" in store:
+            continue
         root = Path(os.path.realpath(store))
         if root.is_relative_to(mountpoint) or mountpoint.is_relative_to(root):
             raise ConfigurationError(f"store {root} and mount point {mountpoint} overlap: choose another mount point")

@@ -23,6 +23,7 @@ _METAVARS = {
     "min_free": "SIZE",
     "memory_limit": "SIZE",
     "log_file": "FILE",
+    "web_identity_token_file": "FILE",
     "metrics_listen": "ADDRESS",
     "mode": "OCTAL",
     "dir_mode": "OCTAL",

@@ -74,6 +74,16 @@ def _descriptors(counts: dict[str, int]) -> str:
     return f"the server has {counts['open']} descriptors open of at most {counts['limit']}"
 
 
+def _told_of_store(facts: dict[str, Any]) -> str:
+    """What is told of one of several stores."""
+    if facts["problem"]:
+        state = f"does not answer, serving from the cache: {facts['problem']}"
+    else:
+        state = f"{facts['requests']} requests, {facts['failed_attempts']} attempts failed"
+    tenant = f", tenant {facts['tenant']}" if facts["tenant"] is not None else ""
+    return f"/{facts['path']}: {facts['store']}{tenant}: {state}"
+
+
 def _exit_code(facts: dict[str, Any]) -> int:
     if "error" in facts:
         return NOT_ANSWERING
@@ -107,7 +117,10 @@ def _show(facts: dict[str, Any]) -> None:
         f"  fetched     {decimal(number('fetch_fetched_bytes_total'))}, "
         f"{number('fetch_in_flight')} requests in flight of at most {number('fetch_request_limit')}"
     )
-    if facts.get("store_problem"):
+    if facts.get("stores"):
+        for index, each in enumerate(facts["stores"]):
+            say(f"  {'' if index else 'stores':<11} {_told_of_store(each)}")
+    elif facts.get("store_problem"):
         say(f"  store       does not answer, serving from the cache: {facts['store_problem']}")
     else:
         say(

@@ -1,7 +1,7 @@
 """Actions: warm, pin, unpin, evict or verify one file."""
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from typing import TypeVar
@@ -17,6 +17,7 @@ from trimsfs.integrity.integrity import Integrity
 from trimsfs.integrity.signature_policy import SignaturePolicy
 from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.opening.passthrough import Passthrough
+from trimsfs.origins import ByPath, by_path
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
@@ -45,7 +46,7 @@ class Actions:
         gpu: GpuCopies,
         integrity: Integrity,
         signature_policy: SignaturePolicy | None,
-        breaker: CircuitBreaker,
+        breaker: CircuitBreaker | ByPath[CircuitBreaker],
     ) -> None:
         self._disk = disk
         self._host = host
@@ -55,7 +56,7 @@ class Actions:
         self._gpu = gpu
         self._integrity = integrity
         self._signature_policy = signature_policy
-        self._breaker = breaker
+        self._breakers = by_path(breaker)
         self._pins = trio.Lock()
 
     def devices(self) -> list[str]:
@@ -69,15 +70,22 @@ class Actions:
         except TrimsError as error:
             log.error("cannot restore pinned files: %s", error)
             return
-        held_up = []
+        held_up = dict[CircuitBreaker, list[Generation]]()
         for generation in [here.generation for here in found if here.pinned]:
             try:
                 await self._pin_again(generation)
             except StoreUnavailableError:
-                held_up.append(generation)  # the others may not need the store
-        for generation in held_up:
+                # The others may not need the store.
+                held_up.setdefault(self._breakers.of(generation.key), []).append(generation)
+        async with trio.open_nursery() as nursery:
+            for breaker, generations in held_up.items():
+                nursery.start_soon(self._pin_all_again, breaker, generations)
+
+    async def _pin_all_again(self, breaker: CircuitBreaker, generations: Sequence[Generation]) -> None:
+        """Load pinned files of a store that was away."""
+        for generation in generations:
             with suppress(StoreUnavailableError):
-                await self._breaker.outlast(partial(self._pin_again, generation))
+                await breaker.outlast(partial(self._pin_again, generation))
 
     async def _pin_again(self, generation: Generation) -> None:
         try:

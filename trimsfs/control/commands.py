@@ -20,8 +20,9 @@ from trimsfs.errors import CacheUnusableError, StoreError, TrimsError
 from trimsfs.gpu.copy_requests import parse_warm_command
 from trimsfs.handover.ledger import Ledger
 from trimsfs.namespace.inodes import Inode
-from trimsfs.namespace.listing import SLICE, NonObject
+from trimsfs.namespace.listing import SLICE, Listing, NonObject
 from trimsfs.namespace.tree import Namespace
+from trimsfs.origins import ByPath, by_path
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Generation, Symlink
@@ -44,12 +45,17 @@ class Commands:
     """Carries out commands on a file, or on all files below a directory."""
 
     def __init__(
-        self, namespace: Namespace, disk: DiskTier, actions: Actions, breaker: CircuitBreaker, ledger: Ledger
+        self,
+        namespace: Namespace,
+        disk: DiskTier,
+        actions: Actions,
+        breaker: CircuitBreaker | ByPath[CircuitBreaker],
+        ledger: Ledger,
     ) -> None:
         self._namespace = namespace
         self._disk = disk
         self._actions = actions
-        self._breaker = breaker
+        self._breakers = by_path(breaker)
         self.jobs = Jobs(ledger, partial(self._outage, patient=True))
         self._nursery: trio.Nursery | None = None
         self._commands: dict[str, Command] = {
@@ -94,17 +100,17 @@ class Commands:
             job = self.jobs.add(order)
             self._nursery.start_soon(self._carry_job, job)
             return Text(as_json(job.facts()))
-        progress = Progress(inode.path, partial(self._outage, patient=False))
+        progress = Progress(inode.path, partial(self._outage, inode.path, patient=False))
         scope = trio.CancelScope()
         self._nursery.start_soon(self._carry, order, progress, scope)
         return RunningCommand(progress, scope)
 
-    def _outage(self, *, patient: bool) -> str | None:
-        """Why a command waits for the store; None if it answers. A *patient* command has no deadline."""
-        outage = self._breaker.outage
-        if outage is None:
+    def _outage(self, path: str, *, patient: bool) -> str | None:
+        """Why a command on a path waits for a store; None if all answer. A *patient* command has no deadline."""
+        away = next((breaker for breaker in self._breakers.near(path) if breaker.outage is not None), None)
+        if away is None or away.outage is None:
             return None
-        (lasted_s, why), deadline_s = outage, self._breaker.deadline_s
+        (lasted_s, why), deadline_s = away.outage, away.deadline_s
         lasted = f"{lasted_s:.0f} s" if patient else f"{min(lasted_s, deadline_s):.0f} s of {deadline_s:.0f} s"
         return f"the store does not answer, waiting ({lasted}): {why}"
 
@@ -126,7 +132,7 @@ class Commands:
         try:
             with scope:
                 command = self._command(order)
-                concerned, failures = await self._outlasting(progress, partial(self._concerned, order))
+                concerned, failures = await self._concerned(order, progress)
                 for failure in failures:
                     progress.failed(failure)
                 # Several links may lead to one content.
@@ -154,15 +160,15 @@ class Commands:
             return self._commands[order.name]
         return partial(self._actions.warm_gpu, request, order.uid, order.generation is None)
 
-    async def _outlasting(self, progress: Progress, attempt: Callable[[], Awaitable[T]]) -> T:
-        """The result of *attempt*, which a patient command repeats after an outage of the store."""
-        return await (self._breaker.outlast(attempt) if progress.patient else attempt())
+    async def _outlasting(self, progress: Progress, key: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """The result of *attempt*, which a patient command repeats after an outage of the store that a key is in."""
+        return await (self._breakers.of(key).outlast(attempt) if progress.patient else attempt())
 
     async def _carry_one(
         self, command: Command, generation: Generation, progress: Progress, slots: trio.Semaphore
     ) -> None:
         try:
-            await self._outlasting(progress, partial(command, generation, progress))
+            await self._outlasting(progress, generation.key, partial(command, generation, progress))
             progress.done_bytes += generation.size
         except TrimsError as error:
             progress.failed(error)
@@ -172,20 +178,30 @@ class Commands:
         finally:
             slots.release()
 
-    async def _concerned(self, order: Order) -> tuple[list[Generation], list[TrimsError]]:
+    async def _concerned(self, order: Order, progress: Progress) -> tuple[list[Generation], list[TrimsError]]:
         """The files of a command, and the errors of names that cannot be looked up."""
         if order.name == "unpin":
             return await self._pinned(order)
-        return await self._below(order)
+        return await self._below(order, progress)
 
-    async def _below(self, order: Order) -> tuple[list[Generation], list[TrimsError]]:
-        """The command's file, or all files below its directory or linked there, and the errors of the names there."""
+    async def _below(self, order: Order, progress: Progress | None = None) -> tuple[list[Generation], list[TrimsError]]:
+        """The command's file, or all files below its directory or linked there, and the errors of the names there.
+
+        A patient command, which has a *progress*, waits for a store that is away.
+        """
         if order.generation is not None:
             return [order.generation], []
         found, failures, prefixes = dict[str, Generation](), list[TrimsError](), [order.path]
         while prefixes:
             prefix = prefixes.pop()
-            for place, (name, entry) in enumerate((await self._namespace.entries(prefix)).items(), 1):
+            try:
+                listing = await self._listed(prefix, progress)
+            except StoreError as error:
+                if self._breakers.of(prefix) is self._breakers.of(order.path):
+                    raise
+                failures.append(error)  # another store than others below the path
+                continue
+            for place, (name, entry) in enumerate(listing.items(), 1):
                 if place % SLICE == 0:
                     await trio.lowlevel.checkpoint()
                 if isinstance(entry, Generation):
@@ -203,6 +219,11 @@ class Commands:
                         if isinstance(linked, Generation):
                             found[linked.key] = linked
         return list(found.values()), failures
+
+    async def _listed(self, prefix: str, progress: Progress | None) -> Listing:
+        if progress is None:
+            return await self._namespace.entries(prefix)
+        return await self._outlasting(progress, prefix, partial(self._namespace.entries, prefix))
 
     async def _pinned(self, order: Order) -> tuple[list[Generation], list[TrimsError]]:
         """The pinned files at a path or below, and the pinned targets of links there; the errors of unreadable names.

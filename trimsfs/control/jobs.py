@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import trio
 
@@ -57,10 +58,10 @@ class Job:
 class Jobs:
     """The jobs of a mount. The *ledger* records them for the next server, which continues those that have not ended.
 
-    *outage* returns why the store does not answer, or None.
+    *outage* returns why the store of a path does not answer, or None.
     """
 
-    def __init__(self, ledger: Ledger, outage: Callable[[], str | None]) -> None:
+    def __init__(self, ledger: Ledger, outage: Callable[[str], str | None]) -> None:
         self._ledger = ledger
         self._outage = outage
         self._jobs: dict[str, Job] = {}
@@ -75,7 +76,7 @@ class Jobs:
         order = recorded.pop("order")
         if order["generation"] is not None:
             order["generation"] = Generation(**order["generation"])
-        progress = Progress(order["path"], self._outage, patient=True)
+        progress = Progress(order["path"], partial(self._outage, order["path"]), patient=True)
         job = Job(order=Order(**order), progress=progress, slot=record.slot, **recorded)
         if job.ended is not None:
             job.over.set()
@@ -83,7 +84,7 @@ class Jobs:
 
     def add(self, order: Order) -> Job:
         """Create and record a job."""
-        progress = Progress(order.path, self._outage, patient=True)
+        progress = Progress(order.path, partial(self._outage, order.path), patient=True)
         job = Job(id=secrets.token_hex(4), order=order, began=time.time(), progress=progress)
         self._jobs[job.id] = job
         self._record(job)

@@ -124,6 +124,10 @@ HELP = {
     "store_failed_attempts": "Attempts at requests that failed transiently.",
     "store_circuit_open": "1 while the circuit breaker is open: requests fail at once, as the store does not answer.",
     "store_circuit_openings": "How often the circuit breaker opened.",
+    "stores_requests": "Requests to each of several stores of the mount, by its path.",
+    "stores_failed_attempts": "Attempts at requests to each of several stores that failed transiently.",
+    "stores_circuit_open": "1 while the circuit breaker of this store is open.",
+    "stores_circuit_openings": "How often the circuit breaker of each of several stores opened.",
     "server_takeover_seconds": "Seconds from the end of the server before until this one answered.",
     "store_request_seconds": "Seconds that attempts at requests to the store took, by their outcome.",
 }

@@ -22,12 +22,15 @@ from trimsfs.tiers.disk.residency import Residency
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Generation
 
+OPERATORS_LABELS = (b'{tenant="', b'{model="', b'{store="')
+"""The labels of metrics that tell what others read."""
+
 
 class Reports:
     """Makes the contents of control files. Callers learn only of files that they may read.
 
     *facts* returns facts about the mount, *metrics* renders all statistics. *links* and *entries* are of `Namespace`,
-    *traces* of `Tracer`.
+    *traces* of `Tracer`. *may_tell* returns whether a tenant may learn what is cached of a content.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Reports:
         links: Callable[[], Iterable[Generation]],
         entries: Callable[[str], Awaitable[Mapping[bytes, Entry]]],
         traces: Callable[[], Iterator[OpenTrace]],
+        may_tell: Callable[[Generation], bool] = lambda _: True,
     ) -> None:
         self._disk = disk
         self._passthrough = passthrough
@@ -56,6 +60,7 @@ class Reports:
         self._links = links
         self._entries = entries
         self._traces = traces
+        self._tenant_may_tell = may_tell
 
     async def info(self, inode: Inode, caller: Caller) -> bytes:
         """What is cached of a file, or of each file below a directory."""
@@ -72,7 +77,7 @@ class Reports:
             replace(here, generation=name)
             for here in await self._here()
             for name in {here.generation} | links.get((here.generation.file, here.generation.etag), set())
-            if name.key.startswith(prefix) and self._authorisation.may_read(name.key, caller)
+            if name.key.startswith(prefix) and self._may_learn(name, caller)
         ]
         return as_json({"path": prefix, "models": [self._model(here) for here in below]})
 
@@ -94,11 +99,16 @@ class Reports:
 
         def here(generation: Generation) -> dict[str, object] | None:
             known = found.get(generation.token(self._disk.store)) if found else None
-            if known is None or not self._authorisation.may_read(generation.key, caller):
+            if known is None or not self._may_learn(generation, caller):
                 return None
             return self._model(replace(known, generation=generation))
 
         return Inventory(path, self._entries, here, lambda below: self._authorisation.may_list(below, caller))
+
+    def _may_learn(self, generation: Generation, caller: Caller) -> bool:
+        """Whether a caller may learn what is cached of a file."""
+        told = self._tenant_may_tell(generation) or self._authorisation.may_command(caller)
+        return told and self._authorisation.may_read(generation.key, caller)
 
     def jobs(self, inode: Inode, caller: Caller) -> bytes:
         """The jobs below a directory: all, for a caller who may command, else those for paths that they may read."""
@@ -125,7 +135,7 @@ class Reports:
         return same_tenant and self._passthrough.ready(blob) and self._authorisation.may_read(key, caller)
 
     async def metrics(self, caller: Caller) -> bytes:
-        """All statistics as Prometheus text; those of tenants and models only for callers who may command."""
+        """All statistics as Prometheus text; those of tenants, models and stores only for who may command."""
         pieces = []
         for piece in self._render_metrics():
             pieces.append(piece)
@@ -133,7 +143,7 @@ class Reports:
         text = b"".join(pieces)
         if not self._authorisation.may_command(caller):
             lines = text.splitlines(keepends=True)
-            text = b"".join(line for line in lines if b'{tenant="' not in line and b'{model="' not in line)
+            text = b"".join(line for line in lines if not any(label in line for label in OPERATORS_LABELS))
         return text
 
     def traces(self, caller: Caller) -> ControlHandle:
@@ -146,7 +156,7 @@ class Reports:
         """Facts about the mount; its options, and who waits for what, for who may command."""
         facts = self._facts()
         if not self._authorisation.may_command(caller):
-            secret = {"options", "waits"}  # they name tenants, and what others read
+            secret = {"options", "waits", "stores"}  # they name tenants, and what others read
             facts = {name: fact for name, fact in facts.items() if name not in secret}
         return as_json(facts)
 

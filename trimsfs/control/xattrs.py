@@ -21,7 +21,7 @@ LIMIT = 65536
 class Xattrs:
     """Answers for the extended attributes of files. Reading one changes nothing.
 
-    *problem* returns why no fetch of the blob with a token starts now, or None.
+    *problem* returns why no fetch of a generation starts now, or None.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Xattrs:
         gpu: GpuInterface,
         reports: Reports,
         *,
-        problem: Callable[[str], str | None],
+        problem: Callable[[Generation], str | None],
     ) -> None:
         self._disk = disk
         self._tables = tables
@@ -69,7 +69,7 @@ class Xattrs:
             table = await self._tables.table(generation)
             return table if len(table) <= LIMIT else None
         if short == "problem":
-            problem = self._problem(generation.token(self._disk.store))
+            problem = self._problem(generation)
             return None if problem is None else problem.encode(errors="surrogateescape")
         if short in self._of_identity:
             return self._of_identity[short](generation).encode()

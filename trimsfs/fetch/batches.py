@@ -8,7 +8,13 @@ from functools import partial
 import trio
 
 from trimsfs.concurrency.adaptive_limit import AdaptiveLimit
-from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, TransientStoreError
+from trimsfs.errors import (
+    ObjectChangedError,
+    ObjectNotFoundError,
+    StoreAccessError,
+    StoreError,
+    TransientStoreError,
+)
 from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed
 from trimsfs.fetch.scheduler import Flight
 from trimsfs.fetch.uncached import UncachedChunks, in_memory
@@ -210,6 +216,10 @@ class BatchFetcher:
                     span.spent = spent
         except ObjectNotFoundError as error:
             raise ObjectChangedError(f"{generation.key} has been deleted") from error
+        except StoreAccessError as error:
+            if blob.generation.key == generation.key:
+                raise
+            raise TransientStoreError(str(error)) from error  # opened by another name since: with its credentials
         finally:
             self._requests -= 1
         if extent.size % blob.chunk_size == 0:

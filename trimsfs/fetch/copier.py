@@ -20,6 +20,7 @@ from trimsfs.errors import StoreError
 from trimsfs.fetch.page_writer import HUGE, PageWriter
 from trimsfs.stores.base import Store
 from trimsfs.stores.digests import Algorithm, compute
+from trimsfs.stores.router import store_of
 from trimsfs.telemetry.trace import Spent
 from trimsfs.tiers.host.page_cache import populate
 from trimsfs.types import Buffer, ChunkRecord, Generation
@@ -113,7 +114,7 @@ class ThreadCopier:
         spent: Spent | None = None,
     ) -> str | None:
         whole: list[ChunkRecord] = []
-        streaming = self._store.streaming
+        streaming = store_of(self._store, generation.key).streaming
         first = WRITE_SIZE if arrived is None else WRITE_SIZE // FIRST_WRITE_SHARE
         size = min(SMALL_BUFFER, WRITE_SIZE) if extent.size <= SMALL_BUFFER else WRITE_SIZE
         buffers = self._buffers[size]

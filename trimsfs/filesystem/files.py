@@ -83,9 +83,14 @@ class Files:
             return await self._open_control(inode, caller, interruptible)
         if inode.generation is None:
             raise IsADirectoryError(inode.path)
+        try:
+            await self._trust.check(inode.generation, interruptible)
+        except ObjectChangedError:
+            self._look_up_again(inode, thread)
+            raise
         trace = self._tracer.begin(thread, inode.path)
         with trace.spanning("index"):
-            blob = await self._disk.acquire(inode.generation)
+            blob = await self._disk.acquire(inode.generation, opening=True)
         self._tracer.about(trace, self._why(blob), inode.generation.size, blob)
         self._prefetcher.record_open(blob, readable_by(self._control.authorisation, caller))
         try:
@@ -93,9 +98,8 @@ class Files:
             await self._opener.open(inode, blob, interruptible, thread)
         except BaseException as error:
             self._disk.release(blob)
-            if isinstance(error, ObjectChangedError):  # its ESTALE makes the kernel reopen, too
-                self._opener.reopens.request(thread, inode.path)
-                self._names.replaced(inode)
+            if isinstance(error, ObjectChangedError):
+                self._look_up_again(inode, thread)
             self._end(trace, error)
             raise
         reopened = self._opener.reopens.arrived(thread, inode.path)
@@ -105,6 +109,11 @@ class Files:
         if self._tracer.answered(trace, streams=not blob.complete):
             file.trace = trace
         return OpenReply(handle=handle, keep_cache=not inode.passthrough, direct_io=False)
+
+    def _look_up_again(self, inode: Inode, thread: int) -> None:
+        """The store has another content: the ESTALE of the open makes the kernel reopen."""
+        self._opener.reopens.request(thread, inode.path)
+        self._names.replaced(inode)
 
     def _why(self, blob: Blob) -> Why:
         """What an open of a blob is about to wait for."""
@@ -128,7 +137,7 @@ class Files:
         """
         began = time.perf_counter()
         inode = self._names.known(number)
-        if inode is None or inode.generation is None or self._trust.signature_policy is not None:
+        if inode is None or inode.generation is None or not self._trust.known(inode.generation):
             return None
         handle, blob, counts = self._spare.pop(number, (0, None, None))
         if blob is None or handle >> BACKING_SHIFT != blob.backing_id:

@@ -1,7 +1,8 @@
 """The read-only file system over a store, assembled from names, files, ioctls and the takeover of open files.
 
 The path of a read: `names` looks the path up. `files` opens the file in the way that `trimsfs.opening.opener` decides,
-and reads it. `trust` repeats a read whose bytes must not be served yet. `trimsfs.fetch.fetcher` gets missing bytes.
+and reads it. `trust` repeats a read whose bytes must not be served yet. `trimsfs.fetch.store_fetcher` gets missing
+bytes.
 """
 
 from collections.abc import Callable

@@ -10,14 +10,16 @@ import trio
 from trimsfs.control.control_files import shows_content
 from trimsfs.errors import CacheFullError, TrimsError
 from trimsfs.fetch.access_pattern import AccessPattern
-from trimsfs.fetch.fetcher import Fetcher, lost_repeatedly
+from trimsfs.fetch.fetcher import Fetcher
+from trimsfs.fetch.store_fetcher import lost_repeatedly
+from trimsfs.filesystem.rights import Rights
 from trimsfs.integrity.signature_policy import SignaturePolicy, not_compared_with_signature
 from trimsfs.namespace.inodes import Inode
 from trimsfs.opening.cold_open import Interruptible, not_compared
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.types import Buffer
+from trimsfs.types import Buffer, Generation
 
 T = TypeVar("T")
 
@@ -29,7 +31,7 @@ class Trust:
     """Admits opens and reads of files.
 
     With *compared*, no bytes are read before their whole file was compared with the store's digest, if the disk has
-    room for it. *signature_policy* is None if signatures do not matter.
+    room for it. *signature_policy* is None if signatures do not matter, *rights* if no tenant has credentials.
     """
 
     def __init__(
@@ -40,12 +42,24 @@ class Trust:
         *,
         compared: bool,
         signature_policy: SignaturePolicy | None,
+        rights: Rights | None,
     ) -> None:
         self._disk = disk
         self._fetcher = fetcher
         self._passthrough = passthrough
         self._compared = compared
         self.signature_policy = signature_policy
+        self._rights = rights
+
+    def known(self, generation: Generation) -> bool:
+        """Whether `check` and `admit` have nothing to wait for."""
+        return self.signature_policy is None and (self._rights is None or self._rights.known(generation))
+
+    async def check(self, generation: Generation, interruptible: Interruptible) -> None:
+        """Return when a file may be opened at its path, before it is used. Raises as `Rights.check`."""
+        if self._rights is not None and not self._rights.known(generation):
+            with interruptible():
+                await self._rights.check(generation)
 
     async def admit(self, blob: Blob, interruptible: Interruptible) -> None:
         """Return when a blob that the caller uses may be opened. Raises as `SignaturePolicy.admit`."""
@@ -53,7 +67,9 @@ class Trust:
             await self.signature_policy.admit(blob, interruptible)
 
     async def admit_control(self, inode: Inode, name: str) -> None:
-        """Return when a control file or attribute of an inode may be read. Raises as `admit`."""
+        """Return when a control file or attribute of an inode may be read. Raises as `check` and `admit`."""
+        if inode.generation is not None:
+            await self.check(inode.generation, nullcontext)
         if self.signature_policy is not None and inode.generation is not None and shows_content(name):
             await self.signature_policy.admit_file(inode.generation, nullcontext)
 

@@ -4,6 +4,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from trimsfs.namespace.directory import Directory
+from trimsfs.origins import ByPath
+from trimsfs.stores.circuit_breaker import CircuitBreaker
 
 MOST_BYTES = 128 << 20
 """Memory for all directories together: a listing of a million names fits."""
@@ -12,13 +14,14 @@ LOOKS = 8
 
 
 class Directories:
-    """Directories by prefix, least recently used first.
+    """Directories by prefix, least recently used first. Each has the breaker of its store.
 
     Forgets from the front when all take more than *most* bytes. Spares a directory that is being listed, and one with
     names that an earlier server gave to the kernel.
     """
 
-    def __init__(self, most: int = MOST_BYTES) -> None:
+    def __init__(self, breakers: ByPath[CircuitBreaker], most: int = MOST_BYTES) -> None:
+        self._breakers = breakers
         self._most = most
         self._known = OrderedDict[str, Directory]()
         self.bytes = 0
@@ -37,7 +40,7 @@ class Directories:
         """Return the directory of a prefix, made if new, as the most recently used."""
         directory = self._known.get(prefix)
         if directory is None:
-            directory = self._known[prefix] = Directory()
+            directory = self._known[prefix] = Directory(self._breakers.of(prefix))
             self.weigh(prefix)
         else:
             self._known.move_to_end(prefix)

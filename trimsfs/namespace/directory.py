@@ -7,6 +7,7 @@ from cachetools import FIFOCache
 
 from trimsfs.errors import StoreError, TransientStoreError
 from trimsfs.namespace.listing import Entry, Listing, NonObject
+from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.types import Generation
 
 STALE_RETRY_S = 5.0
@@ -37,7 +38,9 @@ class Directory:
     did.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, breaker: CircuitBreaker) -> None:
+        self.breaker = breaker
+        """That of the store which the directory is in."""
         self.entries = _NOTHING
         self.outdated: dict[bytes, float] = {}
         self.listed = LONG_AGO

@@ -54,7 +54,7 @@ class Inquiries:
         """List a directory; gives up after *most* pages, or above ENTRIES_LIMIT names. Raises StoreError."""
         store = self._store if patient else self._impatient
         listing = Listing(prefix)
-        page = await self._answer(f"/{prefix}", partial(store.list_page, prefix), patient=patient)
+        page = await self.answer(f"/{prefix}", partial(store.list_page, prefix), patient=patient)
         pages, names = 1, len(page)
         while (token := page.next_token) is not None and pages < most and names <= ENTRIES_LIMIT:
             await listing.add(page)
@@ -66,7 +66,7 @@ class Inquiries:
         await listing.put_in_order()
         return Listed(pages=pages, names=names, listing=listing)
 
-    async def _answer(self, subject: str, request: Callable[[], Awaitable[T]], *, patient: bool) -> T:
+    async def answer(self, subject: str, request: Callable[[], Awaitable[T]], *, patient: bool) -> T:
         """The store's answer, within the timeout unless *patient*. Raises StoreError, which names the *subject*."""
         if patient:
             return await request()
@@ -108,7 +108,7 @@ class Inquiries:
             async def stat() -> None:
                 with failing(), contextlib.suppress(ObjectNotFoundError):
                     try:
-                        generation = await self._answer(path, partial(store.stat, path), patient=patient)
+                        generation = await self.answer(path, partial(store.stat, path), patient=patient)
                     except StoreAccessError as error:
                         denied.append(error)  # as S3 does for a directory's name, if only some prefixes may be listed
                         return
@@ -117,7 +117,7 @@ class Inquiries:
 
             nursery.start_soon(stat)
             with failing():
-                below = await self._answer(path, partial(store.list_page, f"{path}/", limit=1), patient=patient)
+                below = await self.answer(path, partial(store.list_page, f"{path}/", limit=1), patient=patient)
         if failed:
             raise failed[0]
         if below.symlink is not None and below.symlink.plausible:

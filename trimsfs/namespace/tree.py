@@ -24,6 +24,7 @@ from trimsfs.namespace.inodes import IN_THE_STORE, Inode, InodeKind, Inodes, is_
 from trimsfs.namespace.inquiries import PAGES_LIMIT, Inquiries
 from trimsfs.namespace.kept_listings import KeptListings
 from trimsfs.namespace.listing import Entry, Listing, NonObject, possible
+from trimsfs.origins import ByPath, by_path
 from trimsfs.stores.base import Store
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.types import Generation, Symlink
@@ -67,14 +68,14 @@ class Namespace:
         ttl_s: float,
         stale_for_s: float = STALE_FOR_S,
         impatient: Store | None = None,
-        breaker: CircuitBreaker | None = None,
+        breaker: CircuitBreaker | ByPath[CircuitBreaker] | None = None,
         kept: KeptListings | None = None,
         ledger: Ledger | None = None,
         invalidate: Callable[[int, bytes], None] = lambda *_: None,
     ) -> None:
         self._store = store
-        self._breaker = breaker or CircuitBreaker(deadline_s=RETRY_DEADLINE_S)
-        self._inquiries = Inquiries(store, impatient or store, self._breaker)
+        breakers = by_path(breaker or CircuitBreaker(deadline_s=RETRY_DEADLINE_S))
+        self._inquiries = breakers.map(lambda breaker: Inquiries(store, impatient or store, breaker))
         self._kept = kept
         self._ttl_s = ttl_s
         self._negative_ttl_s = min(ttl_s, NEGATIVE_TTL_S)
@@ -82,7 +83,7 @@ class Namespace:
         self._invalidate = invalidate
         self.on_replaced: Callable[[str], None] = lambda _: None
         """Called with a directory's prefix when the server finds that an object in it was replaced."""
-        self._directories = Directories()
+        self._directories = Directories(breakers)
         self.inodes = Inodes(ledger or Ledger())
         for inode in self.inodes:
             self._restore(inode)
@@ -136,9 +137,9 @@ class Namespace:
             now = trio.current_time()
             if entry is not None and now - asked <= age_s and asked > directory.distrusted:
                 return entry
-            if possible(name) and not self._breaker.failing and now >= directory.retry_at:
+            if possible(name) and not directory.breaker.failing and now >= directory.retry_at:
                 try:
-                    entry = await self._inquiries.probe(prefix + os.fsdecode(name), patient=False)
+                    entry = await self._inquiries.of(prefix).probe(prefix + os.fsdecode(name), patient=False)
                 except StoreError as error:
                     if not isinstance(error, StoreAccessError):
                         directory.failed(error)
@@ -179,10 +180,13 @@ class Namespace:
                             raise
         return directory.entries
 
-    async def recall_root(self) -> bool:
-        """Whether an earlier server listed the root recently enough: then a mount works without the store."""
-        directory = self._directory("")
-        await self._recall(directory, "")
+    async def recall_root(self, path: str = "") -> bool:
+        """Whether an earlier server listed the root of a store recently enough: then a mount works without the store.
+
+        Of several stores, it is the one at a *path*.
+        """
+        directory = self._directory(path)
+        await self._recall(directory, path)
         return directory.complete and directory.listed >= self._oldest()
 
     async def _recall(self, directory: Directory, prefix: str) -> None:
@@ -258,7 +262,7 @@ class Namespace:
 
     def _directory(self, prefix: str) -> Directory:
         directory = self._directories.use(prefix)
-        if directory.retry_at - STALE_RETRY_S <= self._breaker.closed_at:
+        if directory.retry_at - STALE_RETRY_S <= directory.breaker.closed_at:
             directory.retry_at = LONG_AGO  # the failure belonged to an outage that is over
         return directory
 
@@ -267,7 +271,7 @@ class Namespace:
         now = trio.current_time()
         if not directory.expired and now + spare_s < directory.listed + self._ttl_s:
             return True
-        failing = self._breaker.failing or now < directory.retry_at
+        failing = directory.breaker.failing or now < directory.retry_at
         return failing and directory.complete and directory.listed >= self._oldest()
 
     def _oldest(self) -> float:
@@ -289,14 +293,14 @@ class Namespace:
             left = directory.listed + self._ttl(entry) - now
             if left > 0 and entry is not NonObject.UNREADABLE:  # of an unreadable name, the store tells why
                 return entry, left
-        if self._breaker.failing or now < directory.retry_at:
+        if directory.breaker.failing or now < directory.retry_at:
             return self._stale(directory, name)
         return None
 
     def _stale(self, directory: Directory, name: bytes) -> tuple[Entry, float] | None:
         """The last answer for a name while the store fails; an absence only after ABSENT_AFTER_S of silence."""
         entry = directory.stale(name, self._oldest())
-        if entry is None or (entry is NonObject.ABSENT and self._breaker.silent_s < ABSENT_AFTER_S):
+        if entry is None or (entry is NonObject.ABSENT and directory.breaker.silent_s < ABSENT_AFTER_S):
             return None
         return entry, STALE_RETRY_S
 
@@ -313,14 +317,18 @@ class Namespace:
         known = self._exists(stale)
         if known and asked < directory.retry_at and (answer := self._stale(directory, name)) is not None:
             return answer
-        if stale is NonObject.ABSENT and self._breaker.failing and await self._breaker.is_silent(ABSENT_AFTER_S):
+        if (
+            stale is NonObject.ABSENT
+            and directory.breaker.failing
+            and await directory.breaker.is_silent(ABSENT_AFTER_S)
+        ):
             return stale, STALE_RETRY_S
         if directory.large and (answer := await self._listed(directory, prefix, name)) is not None:
             return answer
         try:
             if not directory.may_be_outdated(name):  # else the last answer is wrong, and the store may be back
                 directory.raise_recent_failure()
-            entry = await self._inquiries.probe(prefix + os.fsdecode(name), patient=not known)
+            entry = await self._inquiries.of(prefix).probe(prefix + os.fsdecode(name), patient=not known)
         except StoreError as error:
             if not isinstance(error, StoreAccessError):  # access may be denied to this object alone
                 directory.failed(error)
@@ -351,7 +359,7 @@ class Namespace:
         asked = trio.current_time()
         try:
             directory.raise_recent_failure()
-            listed = await self._inquiries.listing(prefix, most=most, patient=patient)
+            listed = await self._inquiries.of(prefix).listing(prefix, most=most, patient=patient)
         except StoreError as error:
             if directory.complete:
                 log.warning("/%s: cannot be listed, serving its last listing: %s", prefix, error)

@@ -118,7 +118,7 @@ class ColdOpener:
     def _wise(self, blob: Blob) -> bool:
         """Whether a fetch of the missing bytes should be short enough."""
         missing = blob.missing_bytes
-        missing_s = self._fetcher.seconds_for(missing)
+        missing_s = self._fetcher.seconds_for(blob, missing)
         if missing_s is None:
             missing_s = missing / GUESSED_RATE
         return missing_s <= self._patience_s(blob)

@@ -1,11 +1,14 @@
 """The options of a mount: their schema, and the file, environment and command line that they are read from."""
 
+from trimsfs.options.places import Place, places
 from trimsfs.options.schema import (
     GPU_OFF,
     SCALARS,
+    SEVERAL,
     AccessRule,
     MountOptions,
     PolicyName,
+    StoreTable,
     Tenant,
     default_store,
     default_user,
@@ -27,9 +30,12 @@ __all__ = [
     "GPU_OFF",
     "MOUNTPOINT",
     "SCALARS",
+    "SEVERAL",
     "AccessRule",
     "MountOptions",
+    "Place",
     "PolicyName",
+    "StoreTable",
     "Tenant",
     "declared_mountpoint",
     "default_store",
@@ -37,5 +43,6 @@ __all__ = [
     "flag",
     "keeper_order",
     "load_options",
+    "places",
     "searchable",
 ]

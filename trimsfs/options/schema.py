@@ -6,6 +6,7 @@ One schema serves the configuration file, the environment and the command line; 
 import os
 import pwd
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,7 +18,6 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
-    field_validator,
     model_validator,
 )
 
@@ -54,6 +54,7 @@ def _inner_path(value: str) -> str:
     return path
 
 
+AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
 InnerPath = Annotated[str, AfterValidator(_inner_path)]
 
 
@@ -64,6 +65,8 @@ def _local_address(value: str) -> str:
     return value
 
 
+SEVERAL = "several stores"
+"""The store of a mount whose configuration has ``[[store]]`` tables."""
 PASSWORD = re.compile(r"(?<=://)[^/]*:[^/]*(?=@)")
 """A user and a password in a URL."""
 
@@ -80,14 +83,69 @@ class AccessRule(BaseModel):
     dir_mode: Mode | None = None
 
 
+def _check_role(role_arn: str | None, web_identity_token_file: Path | None) -> None:
+    """Raise ValueError for a token without the role that it is for."""
+    if web_identity_token_file is not None and role_arn is None:
+        raise ValueError("web_identity_token_file: needs the role: set role_arn")
+
+
 class Tenant(BaseModel):
-    """A directory whose models have a quota of disk and memory. No other model can use it."""
+    """A directory whose models have a quota of disk and memory, or credentials of their own.
+
+    No other model can use the quota. With ``share_cache``, other paths of the same store may have one copy with it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: InnerPath
     cache_size: ByteSize | None = None
     host_size: ByteSize | None = None
+    profile: str | None = None
+    role_arn: str | None = None
+    web_identity_token_file: AbsolutePath | None = None
+    share_cache: bool = False
+
+    @property
+    def has_credentials(self) -> bool:
+        """Whether requests for what it reads are made with its own credentials."""
+        return self.profile is not None or self.role_arn is not None
+
+    @model_validator(mode="after")
+    def _credentials_are_whole(self) -> "Tenant":
+        _check_role(self.role_arn, self.web_identity_token_file)
+        if self.share_cache and not self.has_credentials:
+            raise ValueError("share_cache: without credentials of its own, a tenant's cache is the mount's anyway")
+        return self
+
+
+def _without_password(value: str | None) -> str | None:
+    if value is not None and PASSWORD.search(value):
+        raise ValueError("credentials do not belong there: all users can read the URL in /proc/mounts")
+    return value
+
+
+class StoreTable(BaseModel):
+    """One of several stores of a mount, and where it is. What it does not say is as in the mount's options."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: InnerPath
+    store: Annotated[str, Field(min_length=1), AfterValidator(_without_password)]
+    layout: Literal["plain", "hf-cache"] | None = None
+    allow_empty: bool | None = None
+    endpoint_url: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    role_arn: str | None = None
+    web_identity_token_file: AbsolutePath | None = None
+    addressing_style: Literal["auto", "path", "virtual"] | None = None
+    anonymous: bool | None = None
+    requester_pays: bool | None = None
+    sse_c_key_file: AbsolutePath | None = None
+    transfer_acceleration: bool | None = None
+    plain_http: bool | None = None
+    retry_deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    stall_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
 class MountOptions(BaseModel):
@@ -95,7 +153,7 @@ class MountOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    store: str | None = Field(
+    store: Annotated[str, AfterValidator(_without_password)] | None = Field(
         None,
         description="Where models come from: s3://, gs:// or az://BUCKET[/PREFIX], hf://ORG/NAME[@REVISION], "
         "oci://REGISTRY/REPOSITORY[:TAG] or a directory.",
@@ -105,10 +163,15 @@ class MountOptions(BaseModel):
         description="How to lay files out. plain: as in the store; hf-cache: repositories ORG/NAME as a Hugging Face "
         "cache, for HF_HUB_CACHE.",
     )
+    stores: tuple[StoreTable, ...] = Field((), description="Several stores by path, instead of one. Only in a file.")
     allow_empty: bool = Field(False, description="Mount a prefix that holds no object yet.")
     endpoint_url: str | None = Field(None, description="Address of the store's server, if it is not the service's own.")
     region: str | None = Field(None, description="S3 region.")
     profile: str | None = Field(None, description="Profile of the AWS configuration files.")
+    role_arn: str | None = Field(None, description="Role to assume for S3 requests, by STS.")
+    web_identity_token_file: AbsolutePath | None = Field(
+        None, description="File of the web identity token for --role-arn."
+    )
     addressing_style: Literal["auto", "path", "virtual"] = Field("auto", description="How S3 requests name the bucket.")
     anonymous: bool = Field(
         False, description="Send requests without credentials: unsigned, and to a hub without a token."
@@ -224,12 +287,12 @@ class MountOptions(BaseModel):
         "trimsfs.log in the cache directory.",
     )
 
-    @field_validator("store")
-    @classmethod
-    def _has_no_password(cls, value: str | None) -> str | None:
-        if value is not None and PASSWORD.search(value):
-            raise ValueError("credentials do not belong there: all users can read the URL in /proc/mounts")
-        return value
+    @model_validator(mode="after")
+    def _token_has_a_role(self) -> "MountOptions":
+        _check_role(self.role_arn, self.web_identity_token_file)
+        for table in self.stores:
+            _check_role(table.role_arn or self.role_arn, table.web_identity_token_file)
+        return self
 
     @model_validator(mode="after")
     def _key_is_told(self) -> "MountOptions":
@@ -250,6 +313,28 @@ class MountOptions(BaseModel):
                 raise ValueError(f"tenants: their {name} add up to {shares} bytes, more than {name}, {total}")
         return self
 
+    @model_validator(mode="after")
+    def _stores_lie_apart(self) -> "MountOptions":
+        paths = sorted(f"{table.path}/" for table in self.stores)
+        for above, below in pairwise(paths):
+            if below.startswith(above):
+                raise ValueError(
+                    f"[[store]] path {below[:-1]}: lies at or below that of another, {above[:-1]}: choose another path"
+                )
+        return self
+
+    def each_store(self) -> list[tuple[str, "MountOptions"]]:
+        """Each store's path with a slash, and its options; the path is empty if the mount has a single one."""
+        if not self.stores:
+            return [("", self)]
+        return [
+            (
+                f"{table.path}/",
+                self.model_copy(update={**table.model_dump(exclude={"path"}, exclude_none=True), "stores": ()}),
+            )
+            for table in self.stores
+        ]
+
     def resolved(self, mountpoint: Path) -> "MountOptions":
         """These options, with the defaults that depend on the user and the mount point filled in."""
         root = os.geteuid() == 0
@@ -258,7 +343,8 @@ class MountOptions(BaseModel):
         log_file = Path("/var/log/trimsfs", f"{escape(mountpoint)}.log") if root else cache_dir / "trimsfs.log"
         return self.model_copy(
             update={
-                "store": _absolute(self.store) if self.store else str(default_store()),
+                "store": SEVERAL if self.stores else _absolute(self.store) if self.store else str(default_store()),
+                "stores": tuple(table.model_copy(update={"store": _absolute(table.store)}) for table in self.stores),
                 "cache_dir": cache_dir.absolute(),
                 "fetch_processes": self.fetch_processes or min(4, max(2, os.cpu_count() or 1)),
                 "sse_c_key_file": self.sse_c_key_file.absolute() if self.sse_c_key_file is not None else None,
@@ -274,8 +360,8 @@ class MountOptions(BaseModel):
         )
 
 
-TABLES = ("access", "tenants")
-"""The options that are tables of a configuration file, such as ``[[access]]``."""
+TABLES = {"access": "access", "tenants": "tenants", "stores": "store"}
+"""The options that are tables of a configuration file, and their names there, such as ``[[access]]``."""
 SCALARS = tuple(name for name in MountOptions.model_fields if name not in TABLES)
 """The options that the environment and the command line accept too."""
 

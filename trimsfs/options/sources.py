@@ -66,6 +66,7 @@ def load_options(
     }
     layers.append(("environment", variables))
     layers.append(("command line", arguments))
+    layers = [(source, _with_stores(layer)) for source, layer in layers]
     merged = {name: value for _, layer in layers for name, value in layer.items()}
     try:
         return MountOptions.model_validate(merged)
@@ -76,9 +77,20 @@ def load_options(
         name = str(first["loc"][0])
         if len(first["loc"]) > 1 and name in TABLES:
             place = ".".join(str(part) for part in first["loc"][1:])
-            raise ConfigurationError(f"[[{name}]] {place}: {_cause(name, first)}") from None
+            raise ConfigurationError(f"[[{TABLES[name]}]] {place}: {_cause(name, first)}") from None
         source = next(source for source, layer in reversed(layers) if name in layer)
         raise ConfigurationError(f"{_spelling(name, merged[name], source)}: {_cause(name, first)}") from None
+
+
+def _with_stores(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of a source. Its tables ``[[store]]`` replace the store of earlier sources, and its store theirs."""
+    match layer.get("store"):
+        case None:
+            return layer
+        case [*tables]:
+            return {**layer, "store": None, "stores": tables}
+        case _:
+            return {**layer, "stores": ()}
 
 
 def _spelling(name: str, value: object, source: str) -> str:

@@ -13,6 +13,7 @@ from trimsfs.concurrency.background import Background
 from trimsfs.errors import TrimsError
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.namespace.tree import Namespace
+from trimsfs.origins import ByPath, by_path
 from trimsfs.prefetch.account import Account
 from trimsfs.prefetch.directory_readahead import Readable
 from trimsfs.prefetch.load_history import Want, packed, ranges, unpacked
@@ -71,14 +72,14 @@ class ModelReadahead:
         disk: DiskTier,
         fetcher: Fetcher,
         account: Account,
-        breaker: CircuitBreaker,
+        breaker: CircuitBreaker | ByPath[CircuitBreaker],
         *,
         whole_directories: bool = False,
     ) -> None:
         self._disk = disk
         self._fetcher = fetcher
         self._account = account
-        self._breaker = breaker
+        self._breakers = by_path(breaker)
         self._planner = LoadPlanner(namespace, disk, fetcher)
         self._whole = whole_directories
         self._loads: LRUCache[str, Load] = _Loads(MOST_LOADS, self._end)
@@ -220,7 +221,7 @@ class ModelReadahead:
                     self._advance(load)  # start the next only now, so that they are fetched in order
                     bring = partial(self._bring_blob, blob, load.parts.get(key))
                     with self._account.coming(blob):  # after an outage, retry while the program still loads
-                        await self._breaker.outlast(bring, wanted=lambda: bool(load.handles))
+                        await self._breakers.of(key).outlast(bring, wanted=lambda: bool(load.handles))
         except TrimsError as error:
             log.debug("%s: not prefetched: %s", key, error)
         finally:

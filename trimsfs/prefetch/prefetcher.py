@@ -10,6 +10,7 @@ from trimsfs.namespace.inodes import Inode, InodeKind
 from trimsfs.namespace.listing import CONTROL_NAME
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.passthrough import Passthrough
+from trimsfs.origins import ByPath
 from trimsfs.prefetch.account import Account, PrefetchStatistics
 from trimsfs.prefetch.directory_readahead import Readable
 from trimsfs.prefetch.load_order import describes
@@ -33,7 +34,7 @@ class Prefetcher:
         disk: DiskTier,
         fetcher: Fetcher,
         passthrough: Passthrough,
-        breaker: CircuitBreaker,
+        breaker: CircuitBreaker | ByPath[CircuitBreaker],
         *,
         mode: Prefetch,
     ) -> None:

@@ -18,35 +18,31 @@ from trimsfs.control.refresh import refresh
 from trimsfs.control.reports import Reports
 from trimsfs.control.xattrs import Xattrs
 from trimsfs.errors import TrimsError
-from trimsfs.fetch.fetcher import Fetcher
-from trimsfs.fetch.speed import StoreSpeed, max_requests
+from trimsfs.fetch.speed import StoreSpeed
 from trimsfs.filesystem.filesystem import Filesystem, Mount
 from trimsfs.filesystem.trust import Trust
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.copy_ledger import CopyLedger
 from trimsfs.gpu.interface import GpuInterface
-from trimsfs.integrity.digest_prefetch import DigestPrefetch
 from trimsfs.integrity.integrity import Integrity, Schedule
 from trimsfs.integrity.signature_policy import SignaturePolicy, signed_first
 from trimsfs.models.derived_blobs import DerivedBlobs
-from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.mountinfo import holding
-from trimsfs.namespace.kept_listings import KeptListings
-from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.cold_open import ColdOpener
 from trimsfs.opening.opener import Opener
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.opening.reopens import Reopens
-from trimsfs.options import MountOptions
+from trimsfs.options import MountOptions, places
+from trimsfs.origins import ByPath
 from trimsfs.prefetch.prefetcher import Prefetcher
 from trimsfs.server.components import Checks, Components, Fetching, Gpu, Service, Tiers
 from trimsfs.server.environment import Environment
+from trimsfs.server.fetching import assemble_fetching, store_speeds
 from trimsfs.server.late_binding import LateBound
 from trimsfs.server.statistics import facts, sources
-from trimsfs.stores import Retrying, RetryingStore
-from trimsfs.stores.circuit_breaker import CircuitBreaker
+from trimsfs.stores import StoreRouter, probe
 from trimsfs.stores.digests import Digest
-from trimsfs.stores.versioned import VersionedStore
+from trimsfs.stores.router import stores_of
 from trimsfs.telemetry.tracer import Tracer
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Deduplication
@@ -73,10 +69,10 @@ class Calls:
 def assemble(options: MountOptions, environment: Environment) -> Components:
     """Build the components of a mount's server. *options* are resolved. Raises CacheError and TakeoverError."""
     calls = Calls()
-    speed = StoreSpeed(max_requests=max_requests(options.memory_limit, request_memory=environment.request_memory))
+    speed = store_speeds(options, environment)
     tiers = _tiers(options, environment, calls, speed)
     tracer = Tracer(share=options.trace_opens)
-    fetching = _fetching(options, environment, tiers, speed, tracer)
+    fetching = assemble_fetching(options, environment, tiers, speed, tracer)
     gpu = _gpu(options, environment, tiers, fetching)
     checks = _checks(options, environment, calls, tiers, fetching, gpu)
     derived = DerivedBlobs(tiers.disk, tiers.passthrough, allowed=options.derived)
@@ -105,7 +101,7 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
         disk=tiers.disk,
         host=tiers.host,
         passthrough=tiers.passthrough,
-        breaker=fetching.retrying.breaker,
+        breakers=fetching.breakers,
         fetcher=fetching.fetcher,
         namespace=fetching.namespace,
         derived=derived,
@@ -120,7 +116,7 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
             tiers.passthrough.run,
             fetching.fetcher.run,
             fetching.kept_listings.run,
-            partial(fetching.retrying.breaker.run, environment.store.probe),
+            *_probes(options, environment, fetching),
             fetching.digest_prefetch.run,
             reopens.run,
             prefetcher.run,
@@ -131,6 +127,14 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
     )
 
 
+def _probes(options: MountOptions, environment: Environment, fetching: Fetching) -> list[Service]:
+    """The probes of the stores, each while its own store does not answer."""
+    stores = dict(stores_of(environment.store))
+    return [
+        partial(fetching.breakers.of(place.path).run, probe(stores[place.path], place)) for place in places(options)
+    ]
+
+
 def _trust(options: MountOptions, tiers: Tiers, fetching: Fetching, checks: Checks) -> Trust:
     return Trust(
         tiers.disk,
@@ -138,6 +142,7 @@ def _trust(options: MountOptions, tiers: Tiers, fetching: Fetching, checks: Chec
         tiers.passthrough,
         compared=_always_compared(options),
         signature_policy=checks.signature_policy,
+        rights=fetching.rights,
     )
 
 
@@ -158,18 +163,19 @@ def _always_compared(options: MountOptions) -> bool:
     return options.digests == "wait"
 
 
-def _tiers(options: MountOptions, environment: Environment, calls: Calls, speed: StoreSpeed) -> Tiers:
+def _tiers(options: MountOptions, environment: Environment, calls: Calls, speed: ByPath[StoreSpeed]) -> Tiers:
     assert options.cache_dir is not None
+    store = environment.store
     disk = DiskTier(
         options.cache_dir,
-        store=environment.store.identity,
+        store=store.origins if isinstance(store, StoreRouter) else store.identity,
         limits=DiskLimits(
             budget=options.cache_size,
             min_free=options.min_free,
             quotas=Quotas({f"{tenant.path}/": tenant.cache_size for tenant in options.tenants}),
             policy=POLICIES[options.cache_policy],
         ),
-        load_cost=speed.load_cost,
+        load_cost=lambda key, size: speed.of(key).load_cost(size),
         compares=options.digests != "off",
         events=TierEvents(removed=calls.blob_removed, suspected=calls.blob_suspected),
         lock=environment.lock,
@@ -185,52 +191,13 @@ def _tiers(options: MountOptions, environment: Environment, calls: Calls, speed:
     return Tiers(disk=disk, host=host, passthrough=passthrough)
 
 
-def _fetching(
-    options: MountOptions, environment: Environment, tiers: Tiers, speed: StoreSpeed, tracer: Tracer
-) -> Fetching:
-    breaker = CircuitBreaker(deadline_s=options.retry_deadline, ledger=environment.ledger)
-    retrying = Retrying(
-        deadline_s=options.retry_deadline, on_failure=speed.request_failed, breaker=breaker, reached=True
-    )
-    impatient = VersionedStore(environment.store)
-    store = RetryingStore(impatient, retrying)
-    kept = KeptListings(tiers.disk.listings)
-    fetcher = Fetcher(
-        environment.copier,
-        tiers.disk,
-        retrying,
-        speed,
-        memory_limit=options.memory_limit,
-        streaming=environment.store.streaming,
-        models=tracer.models,
-        completed=tiers.passthrough.register,
-    )
-    return Fetching(
-        retrying=retrying,
-        kept_listings=kept,
-        namespace=Namespace(
-            store,
-            ttl_s=options.metadata_ttl,
-            stale_for_s=options.stale_for,
-            impatient=impatient,
-            breaker=breaker,
-            kept=kept,
-            ledger=environment.ledger,
-            invalidate=environment.invalidate,
-        ),
-        fetcher=fetcher,
-        tables=TensorTables(tiers.disk, fetcher),
-        digest_prefetch=DigestPrefetch(impatient, store),
-    )
-
-
 def _prefetcher(options: MountOptions, calls: Calls, tiers: Tiers, fetching: Fetching) -> Prefetcher:
     prefetcher = Prefetcher(
         fetching.namespace,
         tiers.disk,
         fetching.fetcher,
         tiers.passthrough,
-        fetching.retrying.breaker,
+        fetching.breakers,
         mode=options.prefetch,
     )
 
@@ -264,7 +231,7 @@ def _checks(
         tiers.disk,
         fetching.fetcher,
         environment.copier,
-        fetching.retrying,
+        fetching.retrying.values()[0],
         tiers.passthrough,
         Schedule(
             digests=options.digests,
@@ -317,7 +284,6 @@ def _repaired(environment: Environment, fetching: Fetching, gpu: Gpu) -> Callabl
 def _commands(
     environment: Environment, tiers: Tiers, fetching: Fetching, gpu: Gpu, checks: Checks, derived: DerivedBlobs
 ) -> Commands:
-    breaker = fetching.retrying.breaker
     actions = Actions(
         tiers.disk,
         tiers.host,
@@ -327,9 +293,9 @@ def _commands(
         gpu.copies,
         checks.integrity,
         checks.signature_policy,
-        breaker,
+        fetching.breakers,
     )
-    return Commands(fetching.namespace, tiers.disk, actions, breaker, environment.ledger)
+    return Commands(fetching.namespace, tiers.disk, actions, fetching.breakers, environment.ledger)
 
 
 def _control(
@@ -356,6 +322,7 @@ def _control(
         links=fetching.namespace.links,
         entries=fetching.namespace.entries,
         traces=tracer.traces,
+        **({} if fetching.rights is None else {"may_tell": fetching.rights.may_tell}),
     )
     return Control(
         Xattrs(
@@ -364,7 +331,7 @@ def _control(
             fetching.tables,
             gpu.interface,
             reports,
-            problem=fetching.retrying.problem,
+            problem=partial(_problem, tiers, fetching),
         ),
         fetching.tables,
         commands,
@@ -374,6 +341,11 @@ def _control(
         tells_common=options.share_chunks,
         refresh=partial(refresh, fetching.namespace, environment.expire),
     )
+
+
+def _problem(tiers: Tiers, fetching: Fetching, generation: Generation) -> str | None:
+    """Why no fetch of a generation starts now; None if one may."""
+    return fetching.retrying.of(generation.key).problem(generation.token(tiers.disk.store))
 
 
 def lies_on(directory: Path, kind: str) -> bool:

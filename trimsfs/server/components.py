@@ -10,6 +10,7 @@ from trimsfs.control.commands import Commands
 from trimsfs.control.control_files import Control
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.filesystem.filesystem import Filesystem
+from trimsfs.filesystem.rights import Rights
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.interface import GpuInterface
 from trimsfs.integrity.digest_prefetch import DigestPrefetch
@@ -21,6 +22,7 @@ from trimsfs.namespace.kept_listings import KeptListings
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.cold_open import ColdOpener
 from trimsfs.opening.passthrough import Backing, Passthrough
+from trimsfs.origins import ByPath
 from trimsfs.prefetch.prefetcher import Prefetcher
 from trimsfs.stores import Retrying
 from trimsfs.stores.circuit_breaker import CircuitBreaker
@@ -44,12 +46,19 @@ class Tiers:
 class Fetching:
     """The components that ask the store for names, bytes and digests."""
 
-    retrying: Retrying
+    retrying: ByPath[Retrying]
+    breakers: ByPath[CircuitBreaker]
     kept_listings: KeptListings
     namespace: Namespace
     fetcher: Fetcher
     tables: TensorTables
     digest_prefetch: DigestPrefetch
+    rights: Rights | None
+
+    @property
+    def several(self) -> bool:
+        """Whether stores or credentials are at paths, instead of one for all of the mount."""
+        return [path for path, _ in self.breakers.items()] != [""]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +89,7 @@ class Components:
     disk: DiskTier
     host: HostTier
     passthrough: Passthrough
-    breaker: CircuitBreaker
+    breakers: ByPath[CircuitBreaker]
     fetcher: Fetcher
     namespace: Namespace
     derived: DerivedBlobs

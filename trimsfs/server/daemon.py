@@ -45,8 +45,9 @@ from trimsfs.server.sandbox import (
     raised,
     set_apart,
 )
-from trimsfs.stores import DirectoryStore, Store, beneath, open_store
+from trimsfs.stores import DirectoryStore, Store, after_fork, beneath, open_store
 from trimsfs.stores.broker import Broker
+from trimsfs.stores.router import stores_of
 from trimsfs.text import LineFormatter, set_process_title
 
 log = logging.getLogger(__name__)
@@ -91,8 +92,7 @@ def main() -> None:
         read_manifest = _manifests(options)
         _settle_memory()
         cache_fails = _hand_over(options)
-        if isinstance(directory := beneath(store), DirectoryStore):
-            _start_broker(options, directory, mountpoint, keeper_end)
+        _start_brokers(options, store, mountpoint, keeper_end)
         _confine(options, cache_fails)
         gc.enable()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -150,8 +150,11 @@ def _manifests(options: MountOptions) -> ReadManifest | None:
     return partial(signatures.read_manifest, key=signatures.load_key(options.signing_key))
 
 
-def _start_broker(options: MountOptions, store: DirectoryStore, mountpoint: Path, keeper_end: socket.socket) -> None:
-    """Start a broker, if the server drops root: it reads files that the server's user may not. Raises TrimsError."""
+def _start_brokers(options: MountOptions, store: Store, mountpoint: Path, keeper_end: socket.socket) -> None:
+    """Start a broker for each directory, if the server drops root: it reads files that the server's user may not.
+
+    Raises TrimsError.
+    """
     if options.server_user is None or (user := identity(options.server_user)).uid == 0:
         return
 
@@ -160,7 +163,12 @@ def _start_broker(options: MountOptions, store: DirectoryStore, mountpoint: Path
         if options.fence:
             fence([])
 
-    store.broker = Broker(store.local, confine=confine, mountpoint=mountpoint, not_for_it=[keeper_end.fileno()])
+    not_for_it = [keeper_end.fileno()]
+    for _, part in stores_of(store):
+        if isinstance(directory := beneath(part), DirectoryStore):
+            broker = Broker(directory.local, confine=confine, mountpoint=mountpoint, not_for_it=not_for_it)
+            directory.broker = broker
+            not_for_it = [*not_for_it, broker.fileno()]
 
 
 def _hand_over(options: MountOptions) -> CacheUnusableError | None:
@@ -244,7 +252,7 @@ def _raise_priority() -> None:
 def _make_copier(options: MountOptions, store: Store) -> ThreadCopier:
     """The copier of a fetch process: it shares the server's store, if that works after a fork."""
     requests = max_requests(options.memory_limit)
-    return ThreadCopier(store if store.forkable else open_store(options, max_requests=requests), threads=requests)
+    return ThreadCopier(after_fork(store, options, max_requests=requests), threads=requests)
 
 
 def _first_error(group: BaseExceptionGroup[TrimsError]) -> TrimsError:

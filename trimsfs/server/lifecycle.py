@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from trimsfs.errors import FuseUnavailableError, StoreUnavailableError
+from trimsfs.errors import BucketNotFoundError, FuseUnavailableError, StoreAccessError, StoreUnavailableError
 from trimsfs.fetch.workers import Spawner, WorkerPool
 from trimsfs.filesystem.takeover import Takeover
 from trimsfs.fuse.session import Session, forget_attributes, forget_pages, invalidate, why_no_passthrough
@@ -20,13 +20,14 @@ from trimsfs.handover.connection_settings import ConnectionSettings
 from trimsfs.handover.keeper_client import KeeperClient, Promotion
 from trimsfs.handover.ledger import Ledger, RecordKind
 from trimsfs.integrity.manifests import ReadManifest
-from trimsfs.options import MountOptions
+from trimsfs.options import MountOptions, Place, places
 from trimsfs.server.assembly import assemble, lies_on
 from trimsfs.server.components import Components
 from trimsfs.server.environment import Environment
 from trimsfs.server.late_binding import LateBound
-from trimsfs.stores import DirectoryStore, Store, beneath, reach
+from trimsfs.stores import DirectoryStore, Store, beneath, reach_place
 from trimsfs.stores.broker import Broker
+from trimsfs.stores.router import stores_of
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ async def serve(
         waits.bind(session.waits)
         try:
             if promotion.fuse is None:
-                await _reach_store(loaded.store, options, components)
+                await _reach_stores(loaded.store, options, components)
             await _serve(options, environment, components, session, keeper, promotion, settings, pool)
         finally:
             with trio.CancelScope(shield=True):
@@ -112,9 +113,10 @@ async def _serve(
             await nursery.start(pool.run)
             await components.start(nursery)
             nursery.start_soon(keeper.run)
-            directory = beneath(environment.store)
-            if isinstance(directory, DirectoryStore) and isinstance(directory.broker, Broker):
-                nursery.start_soon(directory.broker.watch)
+            for _, store in stores_of(environment.store):
+                directory = beneath(store)
+                if isinstance(directory, DirectoryStore) and isinstance(directory.broker, Broker):
+                    nursery.start_soon(directory.broker.watch)
             nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
             if environment.no_gpu is None:
                 await nursery.start(_serve_descriptors, keeper, components.gpu_interface)
@@ -200,22 +202,50 @@ def _ownership_has_changed(options: MountOptions, ledger: Ledger) -> bool:
     return bool(before)
 
 
-async def _reach_store(store: Store, options: MountOptions, components: Components) -> None:
-    """Probe the store. Raises StoreError; if the store's names are known, only warns when it does not answer."""
-    known = await components.namespace.recall_root()
+async def _reach_stores(store: Store, options: MountOptions, components: Components) -> None:
+    """Probe the stores. Raises StoreError.
+
+    If a store's names are known, or another store can serve, only warns when it does not answer.
+    """
+    stores, away = dict(stores_of(store)), dict[str, StoreUnavailableError]()
+
+    async def reach_one(place: Place) -> None:
+        try:
+            error = await _why_away(stores[place.path], place, components)
+        except (StoreAccessError, BucketNotFoundError) as refused:
+            if place.tenant is None:
+                raise
+            log.warning("tenant %s: the store refuses its credentials: %s", place.tenant.path, refused)
+            return
+        if error is not None:
+            away[place.path] = error
+
+    async with trio.open_nursery() as nursery:
+        for place in places(options):
+            nursery.start_soon(reach_one, place)
+    unknown = [path for path in away if not await components.namespace.recall_root(path)]
+    if len(unknown) == len(stores):
+        raise away[unknown[0]]
+    for path, error in away.items():
+        log.warning("serving what is cached until the store answers: %s", error)
+        components.breakers.of(path).give_up(StoreUnavailableError(str(error.__cause__)))
+
+
+async def _why_away(store: Store, place: Place, components: Components) -> StoreUnavailableError | None:
+    """Why a store does not answer, with the remedy; None if it does. Raises StoreError if it is missing or refuses."""
+    options, known = place.options, await components.namespace.recall_root(place.path)
     deadline_s = KNOWN_PROBE_DEADLINE_S if known else PROBE_DEADLINE_S
+    failure = StoreUnavailableError(f"no answer within {deadline_s:.0f} s")
     try:
         with trio.move_on_after(deadline_s if known else math.inf):
-            await reach(store, options, deadline_s=deadline_s)
-            return
-        raise StoreUnavailableError(f"no answer within {deadline_s:.0f} s")
+            await reach_place(store, place, deadline_s=deadline_s)
+            return None
     except StoreUnavailableError as error:
-        remedy = "check the network" + (" and --endpoint-url" if options.endpoint_url else "")
-        message = f"{options.store}: {error}: {remedy}"
-        if not known:
-            raise StoreUnavailableError(message) from error
-        log.warning("serving what is cached until the store answers: %s", message)
-        components.breaker.give_up(StoreUnavailableError(str(error)))
+        failure = error
+    remedy = "check the network" + (" and --endpoint-url" if options.endpoint_url else "")
+    told = StoreUnavailableError(f"{options.store}: {failure}: {remedy}")
+    told.__cause__ = failure
+    return told
 
 
 async def _stop_on_signal(scope: trio.CancelScope) -> None:

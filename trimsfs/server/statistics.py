@@ -1,19 +1,23 @@
 """Statistics: a server's facts about itself, its keeper and their processes, for control files and metrics."""
 
+import dataclasses
 import os
 import resource
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 
 from trimsfs import __version__
 from trimsfs.control import metrics
-from trimsfs.options import MountOptions
+from trimsfs.options import MountOptions, places
 from trimsfs.processes import open_descriptors, roles
 from trimsfs.server.components import Checks, Fetching, Gpu, Tiers
 from trimsfs.server.environment import Environment
+from trimsfs.stores.retrying import StoreStatistics
 from trimsfs.telemetry.histogram import Histogram
+from trimsfs.telemetry.model_counters import Labelled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,18 +42,28 @@ class ServerStatistics:
     processes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoresStatistics:
+    """Of each of several stores, what `StoreStatistics` counts."""
+
+    requests: Labelled
+    failed_attempts: Labelled
+    circuit_open: Labelled
+    circuit_openings: Labelled
+
+
 def facts(
     options: MountOptions, environment: Environment, tiers: Tiers, fetching: Fetching, gpu: Gpu
 ) -> Callable[[], dict[str, object]]:
     """A function that returns the content of the control file ``control``."""
-    breaker = fetching.retrying.breaker
     return lambda: {
         "version": __version__,
         "mountpoint": str(environment.mountpoint),
         "store": options.store,
         **_process_facts(environment),
         "cache_dir": str(options.cache_dir),
-        "store_problem": breaker.outage[1] if breaker.outage is not None else None,
+        "store_problem": _store_problem(fetching),
+        **({"stores": _stores(options, fetching)} if fetching.several else {}),
         "cache_problem": tiers.disk.unusable,
         "log_file": str(options.log_file),
         "waits": environment.waits(),
@@ -72,11 +86,63 @@ def sources(
         "keeper": partial(_keeper_statistics, environment),
         "names": fetching.namespace.statistics,
         "server": partial(_server_statistics, environment),
-        "store": fetching.retrying.statistics,
+        "store": partial(_store_statistics, fetching),
     }
+    if fetching.several:
+        found["stores"] = partial(_by_store, fetching)
     if checks.signature_policy is not None:
         found["signatures"] = checks.signature_policy.statistics
     return found
+
+
+def _store_problem(fetching: Fetching) -> str | None:
+    """Why a store does not answer, with its path if there are several; None if all answer."""
+    away = [
+        f"/{path.rstrip('/')}: {breaker.outage[1]}" if fetching.several else breaker.outage[1]
+        for path, breaker in fetching.breakers.items()
+        if breaker.outage is not None
+    ]
+    return "; ".join(away) or None
+
+
+def _stores(options: MountOptions, fetching: Fetching) -> list[dict[str, object]]:
+    """Facts about each of several stores, for the control file ``control``."""
+    found = list[dict[str, object]]()
+    for place in sorted(places(options), key=attrgetter("path")):
+        counted, outage = fetching.retrying.of(place.path).statistics(), fetching.breakers.of(place.path).outage
+        found.append(
+            {
+                "path": place.path.rstrip("/"),
+                "store": place.options.store,
+                "tenant": place.tenant.path if place.tenant is not None else None,
+                "problem": outage[1] if outage is not None else None,
+                "requests": counted.requests,
+                "failed_attempts": counted.failed_attempts,
+            }
+        )
+    return found
+
+
+def _store_statistics(fetching: Fetching) -> StoreStatistics:
+    """The statistics of all stores together; the circuit counts as open if it is for one of them."""
+    counted = [retrying.statistics() for retrying in fetching.retrying.values()]
+    return StoreStatistics(
+        requests=sum(each.requests for each in counted),
+        failed_attempts=sum(each.failed_attempts for each in counted),
+        request_seconds=counted[0].request_seconds,
+        circuit_open=max(each.circuit_open for each in counted),
+        circuit_openings=sum(each.circuit_openings for each in counted),
+    )
+
+
+def _by_store(fetching: Fetching) -> StoresStatistics:
+    """The statistics of each of several stores."""
+    counted = {path.rstrip("/"): retrying.statistics() for path, retrying in fetching.retrying.items()}
+
+    def by_store(field: str) -> Labelled:
+        return Labelled(("store",), {(path,): getattr(each, field) for path, each in counted.items()})
+
+    return StoresStatistics(**{field.name: by_store(field.name) for field in dataclasses.fields(StoresStatistics)})
 
 
 def _keeper_statistics(environment: Environment) -> KeeperStatistics:

@@ -2,18 +2,20 @@
 
 import logging
 import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from trimsfs.errors import BucketNotFoundError, ConfigurationError
-from trimsfs.options import MountOptions
+from trimsfs.options import MountOptions, Place, places
 from trimsfs.stores.base import Page, Store
 from trimsfs.stores.directory import DirectoryStore
 from trimsfs.stores.fsspec import FsspecStore
 from trimsfs.stores.hf_cache import HfCacheStore
 from trimsfs.stores.retrying import Retrying, RetryingStore
+from trimsfs.stores.router import StoreRouter
 
 __all__ = [
     "DirectoryStore",
@@ -23,11 +25,17 @@ __all__ = [
     "Retrying",
     "RetryingStore",
     "Store",
+    "StoreRouter",
     "Writer",
+    "after_fork",
     "beneath",
+    "max_requests_each",
     "open_store",
     "open_writer",
+    "probe",
     "reach",
+    "reach_place",
+    "routed",
 ]
 
 if TYPE_CHECKING:
@@ -42,13 +50,20 @@ _ACCESS_POINT = re.compile(
     r"(?:outpost[/:][A-Za-z0-9-]+[/:])?accesspoint[/:][A-Za-z0-9.-]+(?=/|\Z)"
 )
 """The ARN of an access point in one region or several, or on Outposts. It may hold slashes."""
+LEAST_REQUESTS = 4
+"""Fewest requests to one of several stores, however many they are."""
 
 
 def open_store(options: MountOptions, *, max_requests: int) -> Store:
-    """The store that ``options.store`` names, in its layout; *max_requests* reads may be under way at once.
+    """The store that ``options.store`` names, in its layout, or the several of ``options.stores``.
 
-    Raises ConfigurationError when the URL names no store.
+    *max_requests* reads may be under way at once; each of several has a share. Raises ConfigurationError when a URL
+    names no store.
     """
+    found = places(options)
+    if [place.path for place in found] != [""]:
+        each = max_requests_each(max_requests, len(found))
+        return routed(found, {place.path: open_store(place.options, max_requests=each) for place in found})
     share_links = options.signatures == "off"  # else a file signed at one path could be opened at others
     if (options.store or "").startswith("hf://"):
         return _open_hub(options, max_requests, share_links)
@@ -130,6 +145,46 @@ def _bucket(url: str) -> tuple[str, str]:
     return bucket, prefix
 
 
+def routed(found: Sequence[Place], stores: Mapping[str, Store]) -> StoreRouter:
+    """The *stores* of several places, by path. A tenant with credentials has a cache of its own, unless it shares.
+
+    Raises ConfigurationError for a store that the operator has at two places with different credentials.
+    """
+    identities, whose = dict[str, str](), dict[str, Place]()
+    for place in found:
+        identity = stores[place.path].identity
+        if place.tenant is not None and not place.tenant.share_cache:
+            identities[place.path] = f"{identity}|tenant {place.tenant.path}"
+        elif place.tenant is None and (first := whose.setdefault(identity, place)) is not place:
+            if credentials(first.options) != credentials(place.options):
+                raise ConfigurationError(
+                    f"[[store]] path {place.path[:-1]}: {first.path[:-1]} has the same store with other credentials: "
+                    "write them into [[tenants]]"
+                )
+            if place.options.signatures != "off":  # a file signed at one path could be opened at the other
+                identities[place.path] = f"{identity}|path {place.path}"
+    return StoreRouter(stores, bases={place.path: place.base for place in found}, identities=identities)
+
+
+def credentials(options: MountOptions) -> tuple[object, ...]:
+    """What tells whose credentials a store uses."""
+    return options.profile, options.role_arn, options.web_identity_token_file, options.anonymous
+
+
+def after_fork(store: Store, options: MountOptions, *, max_requests: int) -> Store:
+    """The same store for a forked process: what does not work there is opened anew."""
+    if isinstance(store, StoreRouter):
+        own = {place.path: place.options for place in places(options)}
+        each = max_requests_each(max_requests, len(own))
+        return store.replaced(lambda path, part: after_fork(part, own[path], max_requests=each))
+    return store if store.forkable else open_store(options, max_requests=max_requests)
+
+
+def max_requests_each(max_requests: int, stores: int) -> int:
+    """The most requests to each of several stores: a store that is slow, or away, leaves the others theirs."""
+    return max(min(LEAST_REQUESTS, max_requests), max_requests // stores)
+
+
 async def reach(store: Store, options: MountOptions, *, deadline_s: float) -> None:
     """Check that a store answers and exists; a prefix exists if it holds an object.
 
@@ -144,3 +199,18 @@ async def reach(store: Store, options: MountOptions, *, deadline_s: float) -> No
         log.warning("%s: there is nothing under it", options.store)
     else:
         raise BucketNotFoundError(f"{options.store}: there is nothing under it: check the spelling, or --allow-empty")
+
+
+async def reach_place(store: Store, place: Place, *, deadline_s: float) -> None:
+    """As `reach`, for one place of a mount. A tenant may have no object yet, and may list no more than its path."""
+    if place.tenant is None:
+        await reach(store, place.options, deadline_s=deadline_s)
+    else:
+        await Retrying(deadline_s=deadline_s, on_failure=None).call("no answer", probe(store, place))
+
+
+def probe(store: Store, place: Place) -> Callable[[], Awaitable[object]]:
+    """A question that shows whether the store of a place answers."""
+    if place.path == place.base:
+        return store.probe
+    return partial(store.list_page, place.path[len(place.base) :], limit=1)

@@ -63,6 +63,10 @@ class Broker:
         theirs.close()
         self._socket = ours
 
+    def fileno(self) -> int:
+        """The descriptor of this end."""
+        return self._socket.fileno()
+
     async def watch(self) -> NoReturn:
         """Raises StoreUnavailableError once the broker has ended: the next server forks another one."""
         await trio.lowlevel.wait_readable(self._socket)

@@ -36,11 +36,14 @@ class CircuitBreaker:
 
     ``failing`` says that a request had a transient failure and none was answered since: callers that can avoid the
     store then do. ``open`` says that this has lasted *deadline_s* seconds: requests then fail at once. Any answer ends
-    both; `run` probes the store for one. The *ledger* passes the state on to the next server.
+    both; `run` probes the store for one. The *ledger* passes the state on to the next server. Of several stores of a
+    mount, this is the one at a *path*.
     """
 
-    def __init__(self, *, deadline_s: float, ledger: Ledger | None = None) -> None:
+    def __init__(self, *, deadline_s: float, ledger: Ledger | None = None, path: str = "") -> None:
         self.deadline_s = deadline_s
+        self._path = path
+        self._subject = f"the store of /{path.rstrip('/')}" if path else "the store"
         self._answered_at = self._failing_since = self._failed_at = -math.inf
         self._failure = ""
         self._was_open = False
@@ -52,8 +55,10 @@ class CircuitBreaker:
         self._ledger = ledger
         self._record: int | None = None
         for record in ledger.inherited(RecordKind.STORE_AWAY) if ledger is not None else ():
-            self._record = record.slot
-            self.give_up(StoreUnavailableError(record.content.decode()))
+            of, _, failure = record.content.decode().rpartition("\0")
+            if of == path:
+                self._record = record.slot
+                self.give_up(StoreUnavailableError(failure))
 
     @property
     def failing(self) -> bool:
@@ -90,7 +95,7 @@ class CircuitBreaker:
     def check(self, subject: str) -> None:
         """Raises StoreUnavailableError, which names the *subject*, while the breaker is open."""
         if self.open:
-            raise StoreUnavailableError(f"{subject}: the store does not answer: {self._failure}")
+            raise StoreUnavailableError(f"{subject}: {self._subject} does not answer: {self._failure}")
 
     def answered(self) -> None:
         """Record that the store has answered a request."""
@@ -99,7 +104,7 @@ class CircuitBreaker:
         if failing:
             self._tell()
         if self._was_open:
-            log.warning("the store answers again")
+            log.warning("%s answers again", self._subject)
             self._was_open = False
             self.closed_at = self._answered_at
             if self._ledger is not None and self._record is not None:
@@ -113,11 +118,12 @@ class CircuitBreaker:
             self._tell()
         self._failed_at, self._failure = trio.current_time(), str(error)
         if self.open and not self._was_open:
-            log.warning("the store does not answer: requests fail at once until it does: %s", error)
+            log.warning("%s does not answer: requests fail at once until it does: %s", self._subject, error)
             self._was_open = True
             self.openings += 1
             if self._ledger is not None and self._record is None:
-                self._record = self._ledger.add(RecordKind.STORE_AWAY, 0, self._failure.encode(errors="replace"))
+                content = f"{self._path}\0{self._failure}" if self._path else self._failure
+                self._record = self._ledger.add(RecordKind.STORE_AWAY, 0, content.encode(errors="replace"))
             self._tell()
 
     def give_up(self, error: StoreUnavailableError) -> None:
@@ -155,7 +161,7 @@ class CircuitBreaker:
             await trio.sleep(FORGOTTEN_AFTER_S if in_vain else PROBE_INTERVAL_S)
 
     async def run(
-        self, probe: Callable[[], Awaitable[None]], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self, probe: Callable[[], Awaitable[object]], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Repeat a *probe* of the store while it does not answer."""
         task_status.started()
@@ -166,7 +172,7 @@ class CircuitBreaker:
             if self.failing:
                 await self._probe(probe)
 
-    async def _probe(self, probe: Callable[[], Awaitable[None]]) -> None:
+    async def _probe(self, probe: Callable[[], Awaitable[object]]) -> None:
         began = trio.current_time()
         try:
             with trio.move_on_after(PROBE_TIMEOUT_S):

@@ -21,6 +21,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
+from trimsfs.origins import ByPath, by_path
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, Store
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.stores.digests import Digest
@@ -50,6 +51,11 @@ def _nothing_yet() -> float:
     return -math.inf
 
 
+def request_histogram() -> Histogram:
+    """A histogram of how long requests take, by their outcome."""
+    return Histogram("outcome", ["success", *OUTCOMES.values()])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreStatistics:
     """Counts since the server started: requests (each with its retries), and attempts with a transient failure.
@@ -71,7 +77,8 @@ class Retrying:
     Then it raises StoreUnavailableError, which names the last cause. Other errors pass at once. No attempt starts after
     the deadline; the store's own timeouts bound one under way, so that slow progress is not cut off. *on_failure*, if
     any, hears of every failed attempt. No attempt starts while the *breaker* is open, or for a blob with a recent
-    failure. With *reached*, the store is known to exist: if it is missing now, that is a transient failure.
+    failure. With *reached*, the store is known to exist: if it is missing now, that is a transient failure. Several
+    stores of a mount have one histogram of *request_seconds*.
     """
 
     def __init__(
@@ -81,6 +88,7 @@ class Retrying:
         on_failure: Callable[[TransientStoreError], None] | None,
         breaker: CircuitBreaker | None = None,
         reached: bool = False,
+        request_seconds: Histogram | None = None,
     ) -> None:
         self.deadline_s = deadline_s
         self._reached = reached
@@ -88,7 +96,7 @@ class Retrying:
         self.breaker = breaker or CircuitBreaker(deadline_s=deadline_s)
         self._recent = RecentFailures()
         self._requests = self._failures = 0
-        self._request_seconds = Histogram("outcome", ["success", *OUTCOMES.values()])
+        self._request_seconds = request_seconds or request_histogram()
 
     def statistics(self) -> StoreStatistics:
         return StoreStatistics(
@@ -191,11 +199,14 @@ class Retrying:
 
 
 class RetryingStore:
-    """A store that retries requests, except for reads: their caller knows which bytes have arrived."""
+    """A store that retries requests, except for reads: their caller knows which bytes have arrived.
 
-    def __init__(self, store: Store, retrying: Retrying) -> None:
+    A `StoreRouter` has a *retrying* for each of its stores.
+    """
+
+    def __init__(self, store: Store, retrying: Retrying | ByPath[Retrying]) -> None:
         self._store = store
-        self._retrying = retrying
+        self._retrying = by_path(retrying)
 
     @property
     def identity(self) -> str:
@@ -214,22 +225,23 @@ class RetryingStore:
         return self._store.links
 
     async def probe(self) -> None:
-        await self._retrying.call("no answer", self._store.probe)
+        await self._retrying.of("").call("no answer", self._store.probe)
 
     async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
-        return await self._retrying.call(
+        return await self._retrying.of(prefix).call(
             f"listing of {prefix or '/'}",
             partial(self._store.list_page, prefix, token=token, limit=limit),
         )
 
     async def stat(self, key: str) -> Generation:
-        return await self._retrying.call(key, partial(self._store.stat, key))
+        return await self._retrying.of(key).call(key, partial(self._store.stat, key))
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
         return await self._store.read(generation, offset, length, sink)
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
-        return await self._retrying.call(generation.key, partial(self._store.digest, generation, certain=certain))
+        request = partial(self._store.digest, generation, certain=certain)
+        return await self._retrying.of(generation.key).call(generation.key, request)
 
     async def aclose(self) -> None:
         await self._store.aclose()

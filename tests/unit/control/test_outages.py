@@ -86,7 +86,7 @@ async def test_an_outage_is_told_before_requests_fail_at_once(serving: Serving, 
             await trio.sleep(0.02)
             told = json.loads(await server.content(".trims/control"))["store_problem"]
         assert told == "503 Slow Down"
-        assert not server.components.breaker.open
+        assert not server.components.breakers.of("").open
 
 
 async def test_a_job_that_lists_again_after_an_outage_counts_what_it_cannot_read_once(serving: Serving) -> None:

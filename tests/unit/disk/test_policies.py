@@ -44,7 +44,7 @@ async def test_each_policy_chooses_for_itself(
     monkeypatch.setattr("trimsfs.tiers.disk.space.HEADROOM_CHUNKS", 0)
     sizes = {"a": chunk_size, "b": 2 * chunk_size, "c": chunk_size}
 
-    def load_cost(size: int) -> float:
+    def load_cost(_key: str, size: int) -> float:
         return 1.0 + size / 1e9
 
     async with opened(cache, budget=4 * chunk_size, policy=POLICIES[policy], load_cost=load_cost) as tier:
@@ -128,7 +128,7 @@ async def test_what_it_costs_to_load_is_asked_for_each_blob(
         told.extend(entries)
         return cost(entries, needed)
 
-    def load_cost(size: int) -> float:
+    def load_cost(_key: str, size: int) -> float:
         return size / 1000
 
     async with opened(cache, budget=3 * chunk_size, policy=choose, load_cost=load_cost) as tier:

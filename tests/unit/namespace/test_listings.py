@@ -14,7 +14,9 @@ from trimsfs.namespace.directories import Directories
 from trimsfs.namespace.inodes import InodeKind
 from trimsfs.namespace.listing import SLICE, STEP, Entry, Listing, NonObject
 from trimsfs.namespace.tree import LISTED_TTL_S, Namespace
+from trimsfs.origins import by_path
 from trimsfs.stores.base import Page
+from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.types import Generation
 
 MANY = 40 * SLICE
@@ -123,7 +125,7 @@ async def test_others_have_their_turn_while_a_listing_is_made(shuffled: bool) ->
 async def test_of_too_many_directories_those_used_longest_ago_are_forgotten() -> None:
     store = MemoryStore({f"{number}/model": b"" for number in range(100)})
     namespace = Namespace(as_store(store), ttl_s=TTL_S)
-    namespace._directories = Directories(50_000)
+    namespace._directories = Directories(by_path(CircuitBreaker(deadline_s=15)), 50_000)
     for number in range(100):
         await look(namespace, f"{number}/model")
         await look(namespace, "0/model")
@@ -137,7 +139,7 @@ async def test_of_too_many_directories_those_used_longest_ago_are_forgotten() ->
 
 
 async def test_a_directory_of_which_the_kernel_has_names_of_an_earlier_server_is_not_forgotten() -> None:
-    known = Directories(1)
+    known = Directories(by_path(CircuitBreaker(deadline_s=15)), 1)
     known.use("restored/").restore(b"name", NonObject.DIRECTORY)
     for number in range(10):
         known.use(f"{number}/")
@@ -149,7 +151,7 @@ async def test_a_file_of_a_directory_that_was_forgotten_is_found_to_be_replaced(
     store = MemoryStore({"dir/a": b"a", "dir/b": b"b", "other/c": b"c"})
     invalidated: list[bytes] = []
     namespace = Namespace(as_store(store), ttl_s=TTL_S, invalidate=lambda _, name: invalidated.append(name))
-    namespace._directories = Directories(1)
+    namespace._directories = Directories(by_path(CircuitBreaker(deadline_s=15)), 1)
     before = await look(namespace, "dir/a")
     assert isinstance(before, Generation)
     for key in ("dir/a", "dir/b"):

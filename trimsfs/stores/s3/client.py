@@ -16,6 +16,7 @@ from botocore.session import Session
 
 from trimsfs.errors import ConfigurationError
 from trimsfs.options import MountOptions
+from trimsfs.stores.s3.credentials import assume_role
 from trimsfs.stores.s3.sdk_data import use_less
 from trimsfs.stores.s3.timestamps import parsed
 
@@ -65,6 +66,15 @@ def make_client(options: MountOptions, connections: int, *, writes: bool = False
         region = options.region or session.get_config_variable("region")
         if region is None and options.endpoint_url is not None:
             region = "us-east-1"  # a server other than AWS seldom cares, but a signature needs some region
+        if options.role_arn is not None:
+            assume_role(
+                session,
+                options.role_arn,
+                token_file=options.web_identity_token_file,
+                region=region,
+                timeout_s=options.stall_timeout,
+                connect_s=CONNECT_TIMEOUT_S,
+            )
         session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parsed)
         client = boto3.Session(botocore_session=session, region_name=region).client(
             "s3", endpoint_url=options.endpoint_url, config=config

@@ -118,6 +118,8 @@ def _client_error(error: botocore.exceptions.ClientError, bucket: str, subject: 
     if code in {"PermanentRedirect", "301"}:
         region = answer["ResponseMetadata"].get("HTTPHeaders", {}).get("x-amz-bucket-region")
         return StoreAccessError(f"bucket {bucket} is in region {region}: set --region")
+    if error.operation_name.startswith("AssumeRole") and status < 500 and code not in _THROTTLE_CODES:
+        return StoreAccessError(f"{subject}: {said}: check the role and what it trusts")
     if code in {"404", "NoSuchKey"}:
         return ObjectNotFoundError(f"{subject}: no such object")
     if code in _CHANGED_CODES:

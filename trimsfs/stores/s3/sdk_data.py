@@ -29,12 +29,26 @@ class _CuttingLoader(Loader):
         if name == "endpoints":
             endpoints, _, place = _cut(self._path)
             return endpoints, place
-        return super().load_data_with_path(name)
+        return _data(self._path, name)
 
     def load_service_model(self, service_name: str, type_name: str, api_version: str | None = None) -> Any:
         if (service_name, type_name) == ("s3", "service-2"):
             return _cut(self._path)[1]
+        if api_version is None:
+            return _model(self._path, service_name, type_name)
         return super().load_service_model(service_name, type_name, api_version)
+
+
+@functools.cache
+def _data(path: str | None, name: str) -> Any:
+    """Data once for all sessions: a mount has one for each store, and for each tenant with credentials."""
+    return create_loader(path).load_data_with_path(name)
+
+
+@functools.cache
+def _model(path: str | None, service_name: str, type_name: str) -> Any:
+    """As `_data`, of a service."""
+    return create_loader(path).load_service_model(service_name, type_name)
 
 
 @functools.cache

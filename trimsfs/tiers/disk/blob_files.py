@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from trimsfs.origins import Origins
 from trimsfs.tiers.blob import Blob, OpenFiles
 from trimsfs.tiers.disk.crash_recovery import free_unrecorded
 from trimsfs.tiers.index.blob_record import BlobRecord
@@ -41,14 +42,14 @@ def _log_failure(generation: Generation, error: OSError | sqlite3.Error) -> bool
 
 
 class BlobFiles:
-    """The blob files of a store in a directory. All methods but `path` block on the disk.
+    """The blob files of a mount's stores in a directory. All methods but `path` block on the disk.
 
     *usable* says whether the directory can be used, *compares* whether blobs are compared with the store's digests.
     ``open_files`` are the blobs whose files are open.
     """
 
     def __init__(
-        self, directory: Path, index: BlobIndex, store: str, *, usable: bool, compares: bool, chunk_size: int
+        self, directory: Path, index: BlobIndex, store: str | Origins, *, usable: bool, compares: bool, chunk_size: int
     ) -> None:
         self._directory = directory
         self._index = index

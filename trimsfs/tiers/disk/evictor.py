@@ -27,10 +27,10 @@ COMMAND_PATIENCE_S = 0.2
 class Evictor:
     """Removes blobs that are neither in use nor pinned, and counts evictions since the server started.
 
-    *load_cost* estimates the seconds to fetch a number of bytes.
+    *load_cost* estimates the seconds to fetch a number of bytes of the object with a key.
     """
 
-    def __init__(self, state: TierState, load_cost: Callable[[int], float]) -> None:
+    def __init__(self, state: TierState, load_cost: Callable[[str, int], float]) -> None:
         self._state = state
         self._load_cost = load_cost
         self.evictions = self.evicted_bytes = 0
@@ -42,7 +42,7 @@ class Evictor:
         now = trio.current_time()
         self._mapped = {token: until for token, until in self._mapped.items() if until > now}
         return [
-            replace(entry, cost_s=self._load_cost(entry.size))
+            replace(entry, cost_s=self._load_cost(entry.key, entry.size))
             for entry in await self._state.threads.run(self._state.index.evictable, self._state.store)
             if entry.name not in self._mapped
             and ((blob := self._state.blobs.get(entry.name)) is None or self._is_idle(blob))

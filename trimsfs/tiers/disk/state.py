@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from trimsfs.origins import Origins
 from trimsfs.tiers.blob import Blob, OpenFiles
 from trimsfs.tiers.disk.blob_files import BlobFiles
 from trimsfs.tiers.disk.budget import Budget
@@ -24,7 +25,7 @@ class TierState:
     the blob out until its file is removed. ``budget`` counts chunks from the moment that space is reserved for them.
     """
 
-    store: str
+    store: str | Origins
     chunk_size: int
     directory: CacheDirectory
     files: BlobFiles

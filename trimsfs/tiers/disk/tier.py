@@ -12,6 +12,7 @@ from typing import NoReturn, TypeVar, TypeVarTuple
 import trio
 
 from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError, TrimsError
+from trimsfs.origins import Origins
 from trimsfs.tiers.blob import Blob, ChunkState, FileChange
 from trimsfs.tiers.disk.blob_files import BlobFiles
 from trimsfs.tiers.disk.budget import Budget, DiskLimits
@@ -57,23 +58,23 @@ class DiskStatistics:
 
 
 class DiskTier:
-    """The blobs of one store in one cache directory, which no other server may use meanwhile.
+    """The blobs of a mount's stores in one cache directory, which no other server may use meanwhile.
 
     *lock* is the locked descriptor that an ended server left to this one. With it, an unusable directory is no error:
     nothing is cached, and ``unusable`` has the reason. ``damage`` takes reports of wrong bytes.
 
     A blob in use or pinned is never evicted; the policy chooses among the others. If that frees no space, `reserve`
-    declines, and the caller serves the bytes uncached. *load_cost* estimates the seconds to refetch a number of bytes.
-    *compares* says that blobs are compared with the store's digests.
+    declines, and the caller serves the bytes uncached. *load_cost* estimates the seconds to refetch a number of bytes
+    of an object. *compares* says that blobs are compared with the store's digests.
     """
 
     def __init__(
         self,
         directory: Path,
         *,
-        store: str,
+        store: str | Origins,
         limits: DiskLimits,
-        load_cost: Callable[[int], float],
+        load_cost: Callable[[str, int], float],
         compares: bool,
         events: TierEvents,
         lock: int | None = None,
@@ -85,6 +86,7 @@ class DiskTier:
         cache = CacheDirectory(directory, lock, chunk_size=chunk_size)
         self.unusable = cache.problem
         self.index = cache.index
+        self.index.origins = store if isinstance(store, Origins) else None
         self.lock_descriptor = cache.lock
         self.files = BlobFiles(
             cache.blobs, self.index, store, usable=self.unusable is None, compares=compares, chunk_size=chunk_size
@@ -208,8 +210,11 @@ class DiskTier:
             blob.users -= 1
             self._open_blobs.released(blob)
 
-    async def acquire(self, generation: Generation) -> Blob:
-        """The blob of a generation, made if needed. The caller holds it until a matching `release`."""
+    async def acquire(self, generation: Generation, *, opening: bool = False) -> Blob:
+        """The blob of a generation, made if needed. The caller holds it until a matching `release`.
+
+        *opening* is as of `use`.
+        """
         token = generation.token(self.store)
         try:
             blob = self._unchanged(token)
@@ -220,7 +225,7 @@ class DiskTier:
             await self._fails(generation, error)
         if blob is None:
             blob = await self._open_blobs.open(token, generation)
-        self.use(blob, generation)
+        self.use(blob, generation, opening=opening)
         return blob
 
     def unchanged(self, blob: Blob) -> bool:
@@ -230,13 +235,25 @@ class DiskTier:
         except OSError:
             return False
 
-    def use(self, blob: Blob, generation: Generation) -> None:
-        """Acquire the blob of a generation, which is `unchanged`."""
-        if generation.version_id is not None or generation.key != blob.generation.key:
+    def use(self, blob: Blob, generation: Generation, *, opening: bool = True) -> None:
+        """Acquire the blob of a generation, which is `unchanged`.
+
+        Of names at several paths, bytes are fetched by the last one that a program used for *opening* it: others may
+        need credentials that the store refuses.
+        """
+        if generation.key == blob.generation.key:
+            changes = generation.version_id is not None
+        else:
+            changes = opening or not blob.users or self._at_one_path(generation, blob.generation)
+        if changes:
             blob.generation = generation
         blob.users += 1
         self._state.blobs.move_to_end(blob.token)
         self._journal.used(blob, 1)
+
+    def _at_one_path(self, one: Generation, other: Generation) -> bool:
+        """Whether requests for two names go to the same store with the same credentials."""
+        return isinstance(self.store, str) or self.store.path(one.key) == self.store.path(other.key)
 
     def _unchanged(self, token: str) -> Blob | None:
         """The blob of this token, if it is known and its file unchanged or resized; else None. Raises OSError.

@@ -11,12 +11,14 @@ import os
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from trimsfs.errors import CacheUnusableError
+from trimsfs.origins import Origins, located
 from trimsfs.tiers.eviction_policies import Evictable
 from trimsfs.tiers.index import recovery
 from trimsfs.tiers.index.blob_record import BlobRecord
@@ -33,6 +35,9 @@ class BlobIndex:
     *trusted*: skip the check, as an earlier server has made it. *strict*: drop records that a disk tier with chunks of
     *chunk_size* bytes cannot have made.
     """
+
+    origins: Origins | None = None
+    """Names the keys of records as the mount does; None: they are as the store has them."""
 
     def __init__(
         self,
@@ -75,7 +80,7 @@ class BlobIndex:
             chunks = self._connection.execute(
                 "SELECT chunk, bytes, crc FROM chunks WHERE token = ? ORDER BY chunk", (token,)
             ).fetchall()
-        return _record(rows[0]), [ChunkRecord(chunk=c, length=n, crc=crc) for c, n, crc in chunks]
+        return self._record(rows[0]), [ChunkRecord(chunk=c, length=n, crc=crc) for c, n, crc in chunks]
 
     def load_all(self, tokens: Iterable[str]) -> dict[str, tuple[BlobRecord, list[ChunkRecord]]]:
         """The records of many blobs and of their chunks, by token, without unknown ones."""
@@ -90,14 +95,14 @@ class BlobIndex:
                     f"SELECT token, chunk, bytes, crc FROM chunks {which} ORDER BY token, chunk",  # noqa: S608
                     some,
                 ).fetchall()
-            _gather(found, rows, chunks)
+            self._gather(found, rows, chunks)
         return found
 
-    def add(self, token: str, store: str, generation: Generation) -> None:
+    def add(self, token: str, store: str | Origins, generation: Generation) -> None:
         """Record a blob before its file is made."""
         self.add_all(store, {token: generation})
 
-    def add_all(self, store: str, generations: Mapping[str, Generation]) -> None:
+    def add_all(self, store: str | Origins, generations: Mapping[str, Generation]) -> None:
         """Record blobs by token, before their files are made."""
         now = time.time()
         with self.transaction() as connection:
@@ -108,16 +113,9 @@ class BlobIndex:
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     (
-                        token,
-                        os.fsencode(store),
-                        os.fsencode(generation.file),
-                        generation.etag,
-                        generation.version_id,
-                        generation.size,
-                        generation.modified_ns,
-                        number,
-                        number,
-                        now,
+                        *(token, *map(os.fsencode, located(store, generation.file))),
+                        *(generation.etag, generation.version_id, generation.size, generation.modified_ns),
+                        *(number, number, now),
                     )
                     for number, (token, generation) in numbered
                 ],
@@ -165,11 +163,12 @@ class BlobIndex:
         with self.transaction() as connection:
             connection.execute(_SCRUBBED, {"token": token, "now": time.time()})
 
-    def to_scrub(self, store: str, before: float) -> BlobRecord | None:
+    def to_scrub(self, store: str | Origins, before: float) -> BlobRecord | None:
         """The blob scrubbed longest ago, if that was *before* a time in seconds since the epoch; else None."""
+        of, stores = _among(store)
         with self._lock:
-            rows = self._connection.execute(_TO_SCRUB, (os.fsencode(store), before)).fetchall()
-        return _record(rows[0]) if rows else None
+            rows = self._connection.execute(_TO_SCRUB.format(of), (*stores, before)).fetchall()
+        return self._record(rows[0]) if rows else None
 
     def used(self, tokens: Mapping[str, int]) -> None:
         """Record that blobs were used now: the number of uses by token, in order of use."""
@@ -200,27 +199,25 @@ class BlobIndex:
             connection.execute("DELETE FROM checks WHERE token = ?", (token,))
         return freed
 
-    def evictable(self, store: str) -> list[Evictable]:
+    def evictable(self, store: str | Origins) -> list[Evictable]:
         """All blobs with bytes on disk that are not pinned, least recently used first.
 
         Pins of another store do not count: no command of this server could undo them.
         """
+        of, stores = _among(store)
         with self._lock:
-            rows = self._connection.execute(
-                "SELECT token, (SELECT coalesce(sum(bytes), 0) FROM chunks WHERE token = blobs.token) AS n, "
-                "sequence, loaded, uses, key FROM blobs WHERE (pinned = 0 OR store <> ?) AND n > 0 ORDER BY sequence",
-                (os.fsencode(store),),
-            ).fetchall()
+            rows = self._connection.execute(_EVICTABLE.format(of), stores).fetchall()
         return [
-            Evictable(name=token, size=n, last_used=sequence, loaded=loaded, uses=uses, key=os.fsdecode(key))
-            for token, n, sequence, loaded, uses, key in rows
+            Evictable(name=token, size=n, last_used=sequence, loaded=loaded, uses=uses, key=self._name(origin, key))
+            for token, n, sequence, loaded, uses, origin, key in rows
         ]
 
-    def records(self, store: str) -> list[BlobRecord]:
-        """All blobs of a store, by key."""
-        query = f"{_SELECT} WHERE store = ? ORDER BY key"
+    def records(self, store: str | Origins) -> list[BlobRecord]:
+        """All blobs of a mount's stores, by store and key."""
+        of, stores = _among(store)
         with self._lock:
-            return [_record(row) for row in self._connection.execute(query, (os.fsencode(store),))]
+            rows = self._connection.execute(f"{_SELECT} WHERE {of} ORDER BY store, key", stores)
+            return [self._record(row) for row in rows]
 
     def unsynced(self) -> list[str]:
         """The tokens of blobs with chunks that may not have reached the disk."""
@@ -248,7 +245,7 @@ class BlobIndex:
                 "SELECT token, chunk, bytes, crc FROM chunks WHERE token >= ? AND token < ? ORDER BY chunk", part
             ).fetchall()
         found: dict[str, tuple[BlobRecord, list[ChunkRecord]]] = {}
-        _gather(found, rows, chunks)
+        self._gather(found, rows, chunks)
         return found
 
     def uncompared(self, least: int) -> list[str]:
@@ -287,9 +284,43 @@ class BlobIndex:
 
     def bytes_by_key(self) -> dict[str, int]:
         """Bytes of all chunks on disk, by object key."""
-        query = "SELECT key, sum(bytes) FROM chunks JOIN blobs USING (token) GROUP BY key"
+        query = "SELECT store, key, sum(bytes) FROM chunks JOIN blobs USING (token) GROUP BY store, key"
+        found = Counter[str]()
         with self._lock:
-            return {os.fsdecode(key): size for key, size in self._connection.execute(query)}
+            for store, key, size in self._connection.execute(query):
+                found[self._name(store, key)] += size
+        return dict(found)
+
+    def _name(self, store: bytes, key: bytes) -> str:
+        """The mount's key of a record."""
+        name = os.fsdecode(key)
+        return name if self.origins is None else self.origins.name(os.fsdecode(store), name)
+
+    def _gather(
+        self,
+        found: dict[str, tuple[BlobRecord, list[ChunkRecord]]],
+        blobs: Iterable[Sequence[Any]],
+        chunks: Iterable[Sequence[Any]],
+    ) -> None:
+        """Add rows of blobs and chunks by token, without chunks of unknown blobs."""
+        found.update((row[0], (self._record(row), [])) for row in blobs)
+        for token, chunk, length, crc in chunks:
+            if token in found:
+                found[token][1].append(ChunkRecord(chunk=chunk, length=length, crc=crc))
+
+    def _record(self, row: Sequence[Any]) -> BlobRecord:
+        token, store, key, etag, version_id, size, modified_ns, pinned, uses, last_used, present, digest = row
+        return BlobRecord(
+            token=token,
+            generation=Generation(
+                key=self._name(store, key), etag=etag, size=size, modified_ns=modified_ns, version_id=version_id
+            ),
+            pinned=bool(pinned),
+            uses=uses,
+            last_used=last_used,
+            bytes=present,
+            digest=digest,
+        )
 
     def _one(self, query: str, *parameters: str) -> int:
         with self._lock:
@@ -318,10 +349,21 @@ class BlobIndex:
                 self._connection.execute("PRAGMA synchronous = NORMAL")
 
 
+def _among(store: str | Origins) -> tuple[str, list[bytes]]:
+    """The condition that a blob is of one of a mount's stores, and its parameters."""
+    identities = [store] if isinstance(store, str) else store.identities
+    return f"store IN ({', '.join('?' * len(identities))})", [*map(os.fsencode, identities)]
+
+
 _SELECT = (
-    "SELECT token, key, etag, version_id, size, modified_ns, pinned, uses, last_used, "
+    "SELECT token, store, key, etag, version_id, size, modified_ns, pinned, uses, last_used, "
     "(SELECT coalesce(sum(bytes), 0) FROM chunks WHERE token = blobs.token) AS present, "
     "(SELECT digest FROM checks WHERE token = blobs.token) FROM blobs"
+)
+
+_EVICTABLE = (
+    "SELECT token, (SELECT coalesce(sum(bytes), 0) FROM chunks WHERE token = blobs.token) AS n, sequence, loaded, "
+    "uses, store, key FROM blobs WHERE (pinned = 0 OR NOT {}) AND n > 0 ORDER BY sequence"
 )
 
 _SET_DIGEST = (
@@ -333,7 +375,7 @@ _SCRUBBED = (
     "ON CONFLICT (token) DO UPDATE SET scrubbed = excluded.scrubbed"
 )
 _TO_SCRUB = (
-    f"{_SELECT} LEFT JOIN checks USING (token) WHERE store = ? AND present > 0 AND coalesce(scrubbed, 0) < ? "
+    f"{_SELECT} LEFT JOIN checks USING (token) WHERE {{}} AND present > 0 AND coalesce(scrubbed, 0) < ? "
     "ORDER BY coalesce(scrubbed, 0) LIMIT 1"
 )
 
@@ -355,34 +397,3 @@ _OF_SAME_SIZE = (
     "SELECT token FROM blobs WHERE size = (SELECT size FROM blobs WHERE token = ?) AND token <> ? "
     "AND token IN (SELECT token FROM compared) LIMIT ?"
 )
-
-
-def _gather(
-    found: dict[str, tuple[BlobRecord, list[ChunkRecord]]],
-    blobs: Iterable[Sequence[Any]],
-    chunks: Iterable[Sequence[Any]],
-) -> None:
-    """Add rows of blobs and chunks by token, without chunks of unknown blobs."""
-    found.update((row[0], (_record(row), [])) for row in blobs)
-    for token, chunk, length, crc in chunks:
-        if token in found:
-            found[token][1].append(ChunkRecord(chunk=chunk, length=length, crc=crc))
-
-
-def _record(row: Sequence[Any]) -> BlobRecord:
-    token, key, etag, version_id, size, modified_ns, pinned, uses, last_used, present, digest = row
-    return BlobRecord(
-        token=token,
-        generation=Generation(
-            key=os.fsdecode(key),
-            etag=etag,
-            size=size,
-            modified_ns=modified_ns,
-            version_id=version_id,
-        ),
-        pinned=bool(pinned),
-        uses=uses,
-        last_used=last_used,
-        bytes=present,
-        digest=digest,
-    )

@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 
+from trimsfs.origins import Origins, located
 from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.tiers.threads import Threads
 
@@ -24,7 +25,7 @@ _FORGET = (
 class ListingRecords:
     """The records of the directories of a *store*. Each may be lost."""
 
-    def __init__(self, index: BlobIndex, threads: Threads, store: str) -> None:
+    def __init__(self, index: BlobIndex, threads: Threads, store: str | Origins) -> None:
         self._index = index
         self._threads = threads
         self._readers = Threads(READERS)
@@ -46,8 +47,9 @@ class ListingRecords:
             log.warning("/%s: cannot write the record of its listing: %s", directory, error)
 
     def _place(self, directory: str) -> str:
-        """The name of a directory in the index: a hash."""
-        return hashlib.sha256(f"{self._store}\0{directory}".encode(errors="surrogateescape")).hexdigest()[:32]
+        """The name of a directory in the index: a hash. The record of a link has the mount's key of its file."""
+        store = located(self._store, directory)[0]
+        return hashlib.sha256(f"{store}\0{directory}".encode(errors="surrogateescape")).hexdigest()[:32]
 
     def _read(self, place: str) -> tuple[bytes, float] | None:
         with self._index.transaction() as connection:

@@ -5,6 +5,7 @@ import logging
 import sqlite3
 import time
 
+from trimsfs.origins import Origins, located
 from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.tiers.threads import Threads
 
@@ -18,7 +19,7 @@ _FORGET = "DELETE FROM loads WHERE place IN (SELECT place FROM loads ORDER BY re
 class LoadRecords:
     """The records of the directories of a *store*. Each may be lost."""
 
-    def __init__(self, index: BlobIndex, threads: Threads, store: str) -> None:
+    def __init__(self, index: BlobIndex, threads: Threads, store: str | Origins) -> None:
         self._index = index
         self._threads = threads
         self._store = store
@@ -40,7 +41,9 @@ class LoadRecords:
 
     def _place(self, directory: str) -> str:
         """The name of a directory in the index: a hash."""
-        return hashlib.sha256(f"{self._store}\0{directory}".encode(errors="surrogateescape")).hexdigest()[:32]
+        return hashlib.sha256("\0".join(located(self._store, directory)).encode(errors="surrogateescape")).hexdigest()[
+            :32
+        ]
 
     def _read(self, place: str) -> str | None:
         with self._index.transaction() as connection:

@@ -1,0 +1,120 @@
+"""The part of the assembly that asks stores: for names, bytes and digests."""
+
+from trimsfs.fetch.fetcher import Fetcher, Fetchers
+from trimsfs.fetch.speed import StoreSpeed, max_requests
+from trimsfs.fetch.store_fetcher import StoreFetcher
+from trimsfs.filesystem.rights import Rights
+from trimsfs.integrity.digest_prefetch import DigestPrefetch
+from trimsfs.models.tensor_tables import TensorTables
+from trimsfs.namespace.kept_listings import KeptListings
+from trimsfs.namespace.tree import Namespace
+from trimsfs.options import MountOptions, places
+from trimsfs.origins import ByPath
+from trimsfs.server.components import Fetching, Tiers
+from trimsfs.server.environment import Environment
+from trimsfs.stores import Retrying, RetryingStore, StoreRouter, max_requests_each
+from trimsfs.stores.circuit_breaker import CircuitBreaker
+from trimsfs.stores.retrying import request_histogram
+from trimsfs.stores.router import stores_of
+from trimsfs.stores.versioned import VersionedStore
+from trimsfs.telemetry.tracer import Tracer
+
+
+def store_speeds(options: MountOptions, environment: Environment) -> ByPath[StoreSpeed]:
+    """The speed of each store, and its limit of requests."""
+    stores = [place.path for place in places(options)]
+    most = max_requests(options.memory_limit, request_memory=environment.request_memory)
+    each = max_requests_each(most, len(stores))
+    return ByPath({path: StoreSpeed(max_requests=each) for path in stores}, elsewhere=StoreSpeed(max_requests=each))
+
+
+def assemble_fetching(
+    options: MountOptions,
+    environment: Environment,
+    tiers: Tiers,
+    speed: ByPath[StoreSpeed],
+    tracer: Tracer,
+) -> Fetching:
+    """Build the components that ask the stores. Each store has its own retries, breaker and fetcher."""
+    retrying = _retrying(options, environment, speed)
+    impatient = VersionedStore(environment.store)
+    store = RetryingStore(impatient, retrying)
+    kept = KeptListings(tiers.disk.listings)
+    fetcher = _fetcher(options, environment, tiers, retrying, speed, tracer)
+    breakers = retrying.map(lambda each: each.breaker)
+    return Fetching(
+        retrying=retrying,
+        breakers=breakers,
+        kept_listings=kept,
+        namespace=Namespace(
+            store,
+            ttl_s=options.metadata_ttl,
+            stale_for_s=options.stale_for,
+            impatient=impatient,
+            breaker=breakers,
+            kept=kept,
+            ledger=environment.ledger,
+            invalidate=environment.invalidate,
+        ),
+        fetcher=fetcher,
+        tables=TensorTables(tiers.disk, fetcher),
+        digest_prefetch=DigestPrefetch(impatient, store),
+        rights=_rights(options, environment, retrying),
+    )
+
+
+def _rights(options: MountOptions, environment: Environment, retrying: ByPath[Retrying]) -> Rights | None:
+    """The rights of tenants with credentials of their own; None if there are none."""
+    found = places(options)
+    if not any(place.tenant for place in found):
+        return None
+    return Rights(
+        environment.store,
+        retrying,
+        ByPath({place.path: place for place in found}),
+        ttl_s=options.metadata_ttl,
+        stale_for_s=options.stale_for,
+    )
+
+
+def _retrying(options: MountOptions, environment: Environment, speed: ByPath[StoreSpeed]) -> ByPath[Retrying]:
+    """The retries of each store, by its own options. Directories above all stores need no request."""
+    seconds = request_histogram()
+
+    def retrying(path: str, own: MountOptions) -> Retrying:
+        breaker = CircuitBreaker(deadline_s=own.retry_deadline, ledger=environment.ledger, path=path)
+        return Retrying(
+            deadline_s=own.retry_deadline,
+            on_failure=speed.of(path).request_failed,
+            breaker=breaker,
+            reached=True,
+            request_seconds=seconds,
+        )
+
+    above = Retrying(deadline_s=options.retry_deadline, on_failure=None)
+    return ByPath({place.path: retrying(place.path, place.options) for place in places(options)}, elsewhere=above)
+
+
+def _fetcher(
+    options: MountOptions,
+    environment: Environment,
+    tiers: Tiers,
+    retrying: ByPath[Retrying],
+    speed: ByPath[StoreSpeed],
+    tracer: Tracer,
+) -> Fetcher:
+    stores = stores_of(environment.store)
+    fetchers: dict[str, Fetcher] = {
+        path: StoreFetcher(
+            environment.copier,
+            tiers.disk,
+            retrying.of(path),
+            speed.of(path),
+            memory_limit=options.memory_limit // len(stores),
+            streaming=store.streaming,
+            models=tracer.models,
+            completed=tiers.passthrough.register,
+        )
+        for path, store in stores
+    }
+    return Fetchers(ByPath(fetchers)) if isinstance(environment.store, StoreRouter) else fetchers[""]
