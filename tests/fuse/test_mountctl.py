@@ -109,7 +109,7 @@ def test_what_cannot_be_done_is_told_in_a_line(
         ("one", 'mountpoint = "models"', "an absolute path"),
         ("one", "mountpoint = ", "not valid TOML"),
         ("a b", 'mountpoint = "/models"', "rename the file"),
-        ("one", 'mountpoint = "/models"\nstores = "x"', "there is no such option"),
+        ("one", 'mountpoint = "/models"\nshop = "x"', "there is no such option"),
     ],
 )
 def test_a_declaration_that_cannot_be_used_is_told(

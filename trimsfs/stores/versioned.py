@@ -45,7 +45,8 @@ MOST_DIRECTORIES = 10_000
 MOST_MANIFESTS = 32
 """Most manifests kept in memory."""
 RECHECK_S = 1.0
-"""How long a manifest counts that does not know a file's ETag: the version may have been published anew."""
+"""How long a manifest counts that does not know a file's ETag, as the version may have been published anew; how long a
+directory without versions counts as one for names that are no directories."""
 MOST_READS = 3
 """Most attempts to read an alias that moves meanwhile."""
 LARGEST_ALIAS = 64 << 10
@@ -81,6 +82,8 @@ class VersionedStore:
         self._store = store
         self._versioned: LRUCache[str, bool] = LRUCache(MOST_DIRECTORIES)
         """Whether a directory is a versioned model, by its prefix."""
+        self._plain: LRUCache[str, float] = LRUCache(MOST_DIRECTORIES)
+        """When a directory was last found to be none."""
         self._targets: LRUCache[str, tuple[str, str | None]] = LRUCache(MOST_DIRECTORIES)
         """The ETag of an alias's object and the version that it names, by the key of the alias in the mount."""
         self._listed: LRUCache[str, _Published] = LRUCache(MOST_MANIFESTS)
@@ -143,9 +146,9 @@ class VersionedStore:
     async def _is_versioned(self, prefix: str, page: Page, token: str | None) -> bool:
         """Whether a directory is a versioned model, by a page of its listing as far as that tells."""
         if f"{prefix}{DIRECTORY}/" in page.prefixes:
-            self._versioned[prefix] = True
+            self._found(prefix, versioned=True)
         elif token is None and page.next_token is None:
-            self._versioned[prefix] = False
+            self._found(prefix, versioned=False)
         elif token is None or prefix not in self._versioned:
             await self._ask(prefix)
         return self._versioned[prefix]
@@ -156,8 +159,13 @@ class VersionedStore:
             exists = (await self._store.list_page(f"{prefix}{DIRECTORY}/", limit=1)).exists
         except StoreAccessError:  # where only some prefixes may be listed
             exists = False
-        self._versioned[prefix] = exists
+        self._found(prefix, versioned=exists)
         return exists
+
+    def _found(self, prefix: str, *, versioned: bool) -> None:
+        self._versioned[prefix] = versioned
+        if not versioned:
+            self._plain[prefix] = trio.current_time()
 
     async def _probe_directory(self, prefix: str) -> Page:
         """The first entry of a directory, to see whether there is one: of a model's, only if it is a version."""
@@ -168,7 +176,11 @@ class VersionedStore:
         if self._versioned.get(model):
             page, (published, link) = await _both(listing, partial(self._look, model, name))
         else:  # perhaps not yet: a version must not be seen before its manifest is there
-            page, versioned = await _both(listing, partial(self._ask, model))
+            if trio.current_time() - self._plain.get(model, -RECHECK_S) < RECHECK_S:
+                page = await listing()
+                versioned = page.exists and await self._ask(model)
+            else:
+                page, versioned = await _both(listing, partial(self._ask, model))
             published, link = await self._look(model, name) if versioned else (True, None)
         if published:
             return replace(page, prefixes=tuple(filter(_shown, page.prefixes)), empty=page.exists)
