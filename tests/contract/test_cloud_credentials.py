@@ -12,6 +12,7 @@ from tests.contract.backends import (
 )
 from tests.contract.clouds import (
     CLOUDS,
+    PATIENCE_S,
     SECRET,
     azure_error,
     everything,
@@ -167,7 +168,12 @@ async def test_no_secret_is_in_an_error(monkeypatch: pytest.MonkeyPatch, end: st
     for answer in (azure_error("403 Forbidden", "AuthenticationFailed"), hang_up, stall):
         async with (
             raw_server(answer) as server,
-            opened("az://container", server.endpoint_url, anonymous=False) as store,
+            opened(
+                "az://container",
+                server.endpoint_url,
+                anonymous=False,
+                stall_s=0.5 if answer is stall else PATIENCE_S,
+            ) as store,
         ):
             told += [str(error) for error in (await everything(store, CLOUDS["az"].generation)).values()]
         assert b"sig=" in server.requests[0]
