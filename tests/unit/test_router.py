@@ -7,8 +7,10 @@ import pytest
 from tests.support.parts import disk_tier, fill
 from tests.support.stores import MemoryStore, as_store
 from trimsfs.errors import ObjectNotFoundError
+from trimsfs.options import MountOptions
+from trimsfs.options.schema import StoreTable
 from trimsfs.origins import ByPath, Origins
-from trimsfs.stores import DirectoryStore, StoreRouter
+from trimsfs.stores import DirectoryStore, Store, StoreRouter, open_store
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.types import Buffer, Generation
 
@@ -36,7 +38,7 @@ async def names(router: StoreRouter, prefix: str) -> tuple[list[str], list[str]]
     return [generation.key for generation in page.objects], list(page.prefixes)
 
 
-async def content(router: StoreRouter, key: str) -> bytes:
+async def content(router: Store, key: str) -> bytes:
     received = bytearray()
 
     def sink(piece: Buffer) -> None:
@@ -162,3 +164,17 @@ def test_a_key_of_no_store_is_of_none() -> None:
     assert origins.name(ONE, "x") == "a/x"
     assert origins.locate("b/x") == ("", "b/x")
     assert origins.name("memory://gone", "x") == "x"
+
+
+async def test_links_of_a_store_and_its_layout_are_below_its_path(tmp_path: Path) -> None:
+    config = tmp_path / "models/org/m/config.json"
+    config.parent.mkdir(parents=True)
+    config.write_bytes(b"{}")
+    table = StoreTable(path="hub", store=str(tmp_path / "models"), layout="hf-cache")
+    store = open_store(MountOptions(stores=(table,)), max_requests=4)
+    blobs = await store.list_page("hub/models--org--m/blobs/")
+    (link,) = blobs.symlinks
+    assert link.key.startswith("hub/models--org--m/blobs/")
+    assert link.leads_to is not None
+    assert await content(store, link.leads_to) == b"{}"
+    await store.aclose()
