@@ -161,7 +161,8 @@ $(MAIN)/ready: pyproject.toml setup.py $(wildcard trimsfs/*/*.[ch]) | apt-main
 # Azurite stands in for Azure.
 $(MAIN)/ready-dev: $(MAIN)/ready
 	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e '.[dev]'
-	PATH="$(abspath $(MAIN))/bin:$$PATH" npm install --silent --no-fund --no-audit --prefix $(MAIN)/node 'azurite@^3'
+	PATH="$(abspath $(MAIN))/bin:$$PATH" timeout 300 npm install --silent --no-fund --no-audit --prefix $(MAIN)/node \
+		'azurite@^3' || echo "npm cannot install azurite: the tests of az:// that need it are left out"
 	touch $@
 
 $(MAIN)/ready-bench: $(MAIN)/ready
