@@ -156,6 +156,8 @@ class Matrix:
                     raise EngineError(f"{engine.name}: {done.stderr.strip().splitlines()[-1]}")
                 staged.rename(directory)
             _upload(self.server, self.local, directory)
+            done = trimsfs("refresh", self.mount.path)  # the last row may have listed the bucket just before
+            assert done.returncode == 0, done.stderr
             self._built.add(engine.program)
         return directory
 
