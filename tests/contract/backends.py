@@ -310,8 +310,8 @@ def _without_path(generation: Generation) -> Generation:
 
 
 @dataclass(frozen=True, slots=True)
-class RoutedBackend(Backend):
-    """Another backend, its stores beside another one in a router."""
+class WrappedBackend(Backend):
+    """Another backend, whose stores are opened wrapped."""
 
     inner: Backend
 
@@ -326,29 +326,18 @@ class RoutedBackend(Backend):
 
     def options(self, prefix: str = "", *, missing: bool = False) -> MountOptions:
         return self.inner.options(prefix, missing=missing)
+
+
+class RoutedBackend(WrappedBackend):
+    """Another backend, its stores beside another one in a router."""
 
     def open(self, prefix: str = "", *, missing: bool = False) -> Store:
         store, beside = self.inner.open(prefix, missing=missing), DirectoryStore(Path("/usr/share"))
         return AtItsPath(StoreRouter({PATH: store, "deep/pat/": beside}))
 
 
-@dataclass(frozen=True, slots=True)
-class RetryingBackend(Backend):
+class RetryingBackend(WrappedBackend):
     """Another backend, its stores wrapped in RetryingStore."""
-
-    inner: Backend
-
-    def put(self, key: str, content: bytes) -> None:
-        self.inner.put(key, content)
-
-    def delete(self, key: str) -> None:
-        self.inner.delete(key)
-
-    def make_directory(self, key: str) -> None:
-        self.inner.make_directory(key)
-
-    def options(self, prefix: str = "", *, missing: bool = False) -> MountOptions:
-        return self.inner.options(prefix, missing=missing)
 
     def open(self, prefix: str = "", *, missing: bool = False) -> Store:
         return RetryingStore(self.inner.open(prefix, missing=missing), Retrying(deadline_s=5, on_failure=None))

@@ -1,10 +1,15 @@
 """Bodies of HTTP answers: passed on as they arrive, within the stall timeout; short ones read whole."""
 
 import time
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import trio
 
 from trimsfs.errors import StoreStalledError, TransientStoreError
 from trimsfs.stores.base import Sink
+
+T = TypeVar("T")
 
 PIECE = 1 << 18
 """Most bytes to read from a response at a time; each is followed by a check for a stall."""
@@ -56,3 +61,18 @@ def received(raw: Any, timeout_s: float) -> bytes:
         raise
     raw.release_conn()
     return b"".join(pieces)
+
+
+async def answered(
+    function: Callable[[], T], *, limiter: trio.CapacityLimiter, stall_timeout_s: float, subject: object
+) -> T:
+    """Make a request in a thread, which is abandoned after twice the stall timeout. Raises StoreStalledError.
+
+    Clients have no timeout for an answer that drips in byte by byte.
+    """
+    timeout_s = 2 * stall_timeout_s
+    try:
+        with trio.fail_after(timeout_s):
+            return await trio.to_thread.run_sync(function, limiter=limiter, abandon_on_cancel=True)
+    except trio.TooSlowError:
+        raise StoreStalledError(f"{subject}: no complete answer in {timeout_s:g} s") from None

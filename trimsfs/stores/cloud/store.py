@@ -20,7 +20,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
-from trimsfs.stores.bodies import PIECE, pass_on
+from trimsfs.stores.bodies import PIECE, answered, pass_on
 from trimsfs.stores.cloud.connections import Answer, Connections, Request
 from trimsfs.stores.cloud.service import Service, content_name, digest_of, error_of, one_line
 from trimsfs.stores.digests import Digest
@@ -125,15 +125,13 @@ class CloudStore:
         return version
 
     async def _run(self, function: Callable[[], T], key: str = "", *, limiter: trio.CapacityLimiter | None = None) -> T:
-        """Make a request in a thread, which is abandoned after twice the stall timeout. Raises StoreStalledError."""
-        timeout_s = 2 * self._stall_timeout_s
-        try:
-            with trio.fail_after(timeout_s):
-                return await trio.to_thread.run_sync(
-                    partial(self._translated, function, key), limiter=limiter or self._metadata, abandon_on_cancel=True
-                )
-        except trio.TooSlowError:
-            raise StoreStalledError(f"{self._service.subject}: no complete answer in {timeout_s:g} s") from None
+        """Make a request in a thread. Raises StoreStalledError."""
+        return await answered(
+            partial(self._translated, function, key),
+            limiter=limiter or self._metadata,
+            stall_timeout_s=self._stall_timeout_s,
+            subject=self._service.subject,
+        )
 
     def _translated(self, function: Callable[[], T], key: str) -> T:
         """Call *function*. Raises only StoreErrors of one line, which show nothing that was sent."""

@@ -17,11 +17,10 @@ from trimsfs.errors import (
     BucketNotFoundError,
     ObjectChangedError,
     ObjectNotFoundError,
-    StoreStalledError,
 )
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
-from trimsfs.stores.bodies import pass_on
+from trimsfs.stores.bodies import answered, pass_on
 from trimsfs.stores.digests import Algorithm, Digest
 from trimsfs.stores.huggingface.errors import translated
 from trimsfs.stores.huggingface.hub import Hub, Response
@@ -120,17 +119,13 @@ class HubStore:
         self._hub.close()
 
     async def _ask(self, function: Callable[[], T], key: str = "", *, limiter: trio.CapacityLimiter | None = None) -> T:
-        """Make requests in a thread, which is abandoned after twice the stall timeout. Raises StoreStalledError."""
-        timeout_s = 2 * self._stall_timeout_s
-        try:
-            with trio.fail_after(timeout_s):
-                return await trio.to_thread.run_sync(
-                    partial(translated, function, self._subject, key),
-                    limiter=limiter or self._metadata,
-                    abandon_on_cancel=True,
-                )
-        except trio.TooSlowError:
-            raise StoreStalledError(f"{self._subject}: no complete answer in {timeout_s:g} s") from None
+        """Make a request in a thread. Raises StoreStalledError."""
+        return await answered(
+            partial(translated, function, self._subject, key),
+            limiter=limiter or self._metadata,
+            stall_timeout_s=self._stall_timeout_s,
+            subject=self._subject,
+        )
 
     # Names
 

@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 import trio
 
-from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, StoreStalledError, StoreUnavailableError
+from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, StoreUnavailableError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
-from trimsfs.stores.bodies import PIECE, pass_on
+from trimsfs.stores.bodies import PIECE, answered, pass_on
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.oci import artifact, tar_layer
 from trimsfs.stores.oci.artifact import Artifact, Entries, Layer
@@ -92,15 +92,13 @@ class OciStore:
         self._registry.close()
 
     async def _ask(self, function: Callable[[], T], *, limiter: trio.CapacityLimiter | None = None) -> T:
-        """Make a request in a thread, which is abandoned after twice the stall timeout. Raises StoreStalledError."""
-        timeout_s = 2 * self._stall_timeout_s
-        try:
-            with trio.fail_after(timeout_s):
-                return await trio.to_thread.run_sync(
-                    partial(translated, function), limiter=limiter or self._metadata, abandon_on_cancel=True
-                )
-        except trio.TooSlowError:
-            raise StoreStalledError(f"{self._reference}: no complete answer in {timeout_s:g} s") from None
+        """Make a request in a thread. Raises StoreStalledError."""
+        return await answered(
+            partial(translated, function),
+            limiter=limiter or self._metadata,
+            stall_timeout_s=self._stall_timeout_s,
+            subject=self._reference,
+        )
 
     async def _artifact(self) -> Artifact:
         """The artifact that the reference names now. Its manifest and tar headers are read once."""

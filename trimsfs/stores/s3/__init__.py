@@ -10,10 +10,10 @@ from typing import Any, TypedDict, TypeVar
 import botocore.exceptions
 import trio
 
-from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreStalledError, TransientStoreError
+from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, TransientStoreError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
-from trimsfs.stores.bodies import PIECE, pass_on
+from trimsfs.stores.bodies import PIECE, answered, pass_on
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.s3.answers import Transport
 from trimsfs.stores.s3.client import make_client
@@ -114,20 +114,13 @@ class S3Store:
         self._client.close()
 
     async def _ask(self, function: Callable[[], T], key: str = "", *, limiter: trio.CapacityLimiter | None = None) -> T:
-        """Make a request in a thread, which is abandoned after twice the stall timeout.
-
-        The SDK has no timeout for an answer that drips in byte by byte. Raises StoreStalledError.
-        """
-        timeout_s = 2 * self._stall_timeout_s
-        try:
-            with trio.fail_after(timeout_s):
-                return await trio.to_thread.run_sync(
-                    partial(translated, function, self._bucket, key),
-                    limiter=limiter or self._metadata,
-                    abandon_on_cancel=True,
-                )
-        except trio.TooSlowError:
-            raise StoreStalledError(f"bucket {self._bucket}: no complete answer in {timeout_s:g} s") from None
+        """Make a request in a thread. Raises StoreStalledError."""
+        return await answered(
+            partial(translated, function, self._bucket, key),
+            limiter=limiter or self._metadata,
+            stall_timeout_s=self._stall_timeout_s,
+            subject=f"bucket {self._bucket}",
+        )
 
     def _list(self, prefix: str, token: str | None, limit: int) -> Page:
         continuation: _Continuation = {} if token is None else {"ContinuationToken": token}
