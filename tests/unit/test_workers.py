@@ -86,6 +86,13 @@ def streaming_spawner(root: Path) -> Iterator[Spawner]:
         yield spawner
 
 
+@pytest.fixture
+def fresh_spawner(root: Path) -> Iterator[Spawner]:
+    """For tests that count processes: those of an earlier test may still be ending in a shared spawner."""
+    with spawning(root) as spawner:
+        yield spawner
+
+
 @asynccontextmanager
 async def working(spawner: Spawner, *, count: int = 2) -> AsyncIterator[WorkerPool]:
     """A pool at work."""
@@ -246,12 +253,12 @@ async def test_workers_give_way_to_the_server(pool: WorkerPool, file: int) -> No
 
 
 async def test_digests_are_computed_in_idle_time_by_a_process_that_ends_afterwards(
-    late_spawner: Spawner, file: int, monkeypatch: pytest.MonkeyPatch
+    fresh_spawner: Spawner, file: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(LINGER_S, "digest", 0.3)
     os.pwrite(file, CONTENT, 0)
     expected = hashlib.md5(CONTENT).digest()
-    async with working(late_spawner, count=1) as pool:
+    async with working(fresh_spawner, count=1) as pool:
         process, spawner = await process_of(pool, file)
         assert await pool.digest(file, len(CONTENT), "md5", 0) == expected
         assert workers(spawner) == {process}
@@ -268,10 +275,10 @@ async def test_digests_are_computed_in_idle_time_by_a_process_that_ends_afterwar
 
 
 async def test_fetch_processes_start_when_they_are_needed_and_end_when_they_are_not(
-    late_spawner: Spawner, file: int, monkeypatch: pytest.MonkeyPatch
+    fresh_spawner: Spawner, file: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(LINGER_S, "fetch", 0.3)
-    async with working(late_spawner) as pool:
+    async with working(fresh_spawner) as pool:
         assert not pool._workers["fetch"]
         process, spawner = await process_of(pool, file)
         for _ in range(3):
@@ -287,9 +294,9 @@ async def test_fetch_processes_start_when_they_are_needed_and_end_when_they_are_
         assert pool.died == 0
 
 
-async def test_a_digest_whose_process_dies_is_tried_again_in_another(late_spawner: Spawner, file: int) -> None:
+async def test_a_digest_whose_process_dies_is_tried_again_in_another(fresh_spawner: Spawner, file: int) -> None:
     os.pwrite(file, CONTENT, 0)
-    async with working(late_spawner, count=1) as pool:
+    async with working(fresh_spawner, count=1) as pool:
         process, spawner = await process_of(pool, file)
         assert await pool.digest(file, len(CONTENT), "md5", 0, idle=True)
         (idle,) = workers(spawner) - {process}
