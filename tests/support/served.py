@@ -152,13 +152,14 @@ class Server:
     """The parts of a server, and what the kernel and a program would do with them.
 
     ``invalidated`` holds the names that the kernel was told to look up again, ``expired`` those that it shall when they
-    are used next. ``handles`` are those that are open.
+    are used next, ``pruned`` the inodes that it may give up. ``handles`` are those that are open.
     """
 
     store: MemoryStore
     components: Components
     backing: FakeBacking | None
     invalidated: list[tuple[int, bytes]]
+    pruned: list[int]
     expired: list[tuple[int, bytes]]
     beside: list[MemoryStore] = field(default_factory=list)
     handles: set[int] = field(default_factory=set)
@@ -383,6 +384,7 @@ async def served(
     """
     invalidated: list[tuple[int, bytes]] = []
     expired: list[tuple[int, bytes]] = []
+    pruned: list[int] = []
     origin, stores = as_store(store), {MAIN: store, **(beside or {})}
     if beside is not None:
         options["stores"] = tuple(StoreTable(path=path, store=each.identity) for path, each in stores.items())
@@ -405,6 +407,7 @@ async def served(
         invalidate=lambda number, name: invalidated.append((number, name)),
         forget_pages=lambda _number: None,
         expire=expired.extend,
+        prune=pruned.extend,
         chunk_size=chunk_size,
         request_memory=chunk_size // REQUESTS_PER_CHUNK,
         pace=pace,
@@ -425,6 +428,7 @@ async def served(
                 backing=backing,
                 invalidated=invalidated,
                 expired=expired,
+                pruned=pruned,
                 beside=list((beside or {}).values()),
             )
             if backing is not None:

@@ -44,7 +44,7 @@ def store() -> MemoryStore:
 
 
 async def test_of_too_many_names_the_kernel_gets_no_inodes(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimsfs.filesystem.names.LISTED_INODES", 40)
+    monkeypatch.setattr("trimsfs.filesystem.names.MANY_INODES", 40)
     async with serving() as server:
         kernel = Kernel(Operations(server.filesystem, trio.Event()), monkeypatch)
         await kernel.list_root()
@@ -61,6 +61,33 @@ async def test_of_too_many_names_the_kernel_gets_no_inodes(serving: Serving, mon
         for number in known:
             server.filesystem.names.forget(number, 2)
         assert server.filesystem.known_files() == 2
+
+
+async def test_of_many_inodes_the_kernel_may_give_up_those_that_nobody_opened(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.filesystem.names.MANY_INODES", 40)
+    monkeypatch.setattr("trimsfs.filesystem.names.PRUNED", 10)
+    async with serving() as server:
+        names = server.filesystem.names
+
+        async def look_up(first: int, stop: int) -> list[int]:
+            found = []
+            for number in range(first, stop):
+                attributes = await names.lookup(ROOT_INODE, b"%05d" % number)
+                names.count_lookup(attributes)
+                found.append(attributes.inode.number)
+            return found
+
+        known = await look_up(0, 39)
+        assert not server.pruned
+        opened = names.inode(known[2])
+        opened.opened = True
+        known += await look_up(39, 59)
+        assert server.pruned == [number for number in known[:39] if number != opened.number][: len(server.pruned)]
+        assert len(server.pruned) == 38  # twice what came, but for the root and what is open
+        known += await look_up(59, 64)
+        assert server.pruned[38:43] == known[39:44]  # it goes on with the next
 
 
 async def test_a_name_that_does_not_fit_is_not_counted(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:

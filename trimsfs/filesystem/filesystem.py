@@ -5,7 +5,7 @@ and reads it. `trust` repeats a read whose bytes must not be served yet. `trimsf
 bytes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trimsfs.control import xattrs
@@ -53,10 +53,14 @@ class FilesystemStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
-    """What the file system gets from its mount: the ledger for the next server, and the time of mounting."""
+    """What the file system gets from its mount: the ledger for the next server, and the time of mounting.
+
+    ``prune`` lets the kernel give up inodes that nothing uses, by their numbers.
+    """
 
     ledger: Ledger
     mounted_ns: int
+    prune: Callable[[Sequence[int]], None]
 
 
 class Filesystem:
@@ -86,7 +90,9 @@ class Filesystem:
             namespace.inodes, control.authorisation.permissions, opener.passthrough, mounted_ns=mount.mounted_ns
         )
         aliases = AliasTargets(mount.ledger)
-        self.names = Names(namespace, disk, control, derived, opener.reopens, describe, handles, tracer, aliases)
+        self.names = Names(
+            namespace, disk, control, derived, opener.reopens, describe, handles, tracer, aliases, mount.prune
+        )
         self.ioctls = Ioctls(namespace.inodes, disk, control, derived, opener.passthrough, trust, handles)
         self.files = Files(self.names, disk, control, prefetcher, opener, trust, handles, self.ioctls, tracer)
         self.takeover = Takeover(namespace.inodes, disk, control, opener, handles, self.files)

@@ -96,6 +96,7 @@ class Handles:
     def add(self, handle: int, file: OpenFile) -> None:
         """Record that a file is open by the handle made for it."""
         self.files[handle] = file
+        file.inode.opened = True
         file.blob.handles += 1
 
     def add_control(self, inode: Inode, control: ControlHandle) -> int:

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from trimsfs.control.control_files import SUBJECT, Control
@@ -25,8 +25,11 @@ log = logging.getLogger(__name__)
 
 ALIAS_AGE_S = 0.5
 """How old the store's answer may be by which a process gets its target of an alias."""
-LISTED_INODES = 100_000
-"""Most inodes that listings give to the kernel; each takes about 800 bytes here, and more in the kernel."""
+MANY_INODES = 100_000
+"""With more inodes, listings give the kernel only names, and it is asked to give up inodes that nothing uses. Each
+takes about 800 bytes here, and more in the kernel."""
+PRUNED = 250
+"""Inodes to look at for each request that the kernel give some up."""
 
 
 class Names:
@@ -43,9 +46,13 @@ class Names:
         handles: Handles,
         tracer: Tracer,
         aliases: AliasTargets,
+        prune: Callable[[Sequence[int]], None],
     ) -> None:
         self._namespace = namespace
         self._aliases = aliases
+        self._prune = prune
+        self._beyond = 0
+        """Lookups counted while there were more than MANY_INODES."""
         self._inodes = namespace.inodes
         self._disk = disk
         self._control = control
@@ -103,14 +110,18 @@ class Names:
     def count_lookup(self, attributes: Attributes) -> None:
         """Record that the kernel gets an inode once more; it will `forget` the inode as often."""
         self._inodes.count_lookup(attributes.inode)
+        if len(self._inodes) > MANY_INODES:
+            self._beyond += 1
+            if self._beyond % (PRUNED // 2) == 0:  # prunes more than comes in
+                self._prune(self._inodes.never_opened(PRUNED))
 
     def may_be_counted(self, attributes: Attributes) -> bool:
         """Whether the kernel gets the inode of a listed name, or only the name.
 
-        The kernel rarely gives up an inode by itself, and each takes memory. Beyond LISTED_INODES it gets only names,
-        and looks up those that programs use.
+        The kernel rarely gives up an inode by itself, and each takes memory. Beyond MANY_INODES it gets only names, and
+        looks up those that programs use.
         """
-        return attributes.inode.lookups > 0 or len(self._inodes) <= LISTED_INODES
+        return attributes.inode.lookups > 0 or len(self._inodes) <= MANY_INODES
 
     def discard(self, attributes: Attributes) -> None:
         """Drop an inode that the kernel does not get after all."""

@@ -5,7 +5,8 @@ import errno
 import logging
 import os
 import struct
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from array import array
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVarTuple
@@ -38,6 +39,8 @@ _RESEND = struct.pack("=IiQ", 16, 7, 0)
 _EXPIRE = struct.Struct("=IiQQII")
 """The same with FUSE_NOTIFY_INVAL_ENTRY, and a ``struct fuse_notify_inval_entry_out`` with FUSE_EXPIRE_ONLY; the name
 follows."""
+_PRUNE = struct.Struct("=IiQIIQ")
+"""The same with FUSE_NOTIFY_PRUNE, and a ``struct fuse_notify_prune_out``; the numbers of inodes follow."""
 
 MAX_TASKS = 1024
 """Most requests in flight. Only those that wait for the store take long, and each costs little."""
@@ -123,6 +126,13 @@ class Session:
             message = _EXPIRE.pack(_EXPIRE.size + len(name) + 1, 3, 0, directory, len(name), 1) + name + b"\0"
             with contextlib.suppress(OSError):  # the kernel does not know this one any more
                 os.write(self._descriptor, message)
+
+    def prune(self, numbers: Sequence[int]) -> None:
+        """Let the kernel give up inodes that nothing uses; it sends a forget for each. Linux before 6.18 keeps them."""
+        assert self._descriptor is not None
+        message = _PRUNE.pack(_PRUNE.size + 8 * len(numbers), 9, 0, len(numbers), 0, 0) + array("Q", numbers).tobytes()
+        with contextlib.suppress(OSError):
+            os.write(self._descriptor, message)
 
     def waits(self) -> list[dict[str, object]]:
         """As of `Waiters`."""

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from trimsfs.errors import NoSuchEntryError
@@ -40,7 +41,8 @@ class Inode:
     A control inode has the path of its subject, and a control file its name in ``control``. ``lookups`` counts the
     kernel's references. ``replaced`` is set when the store has another generation. An object has two inodes, told
     apart by PASSTHROUGH_BIT. The kernel reads the local file of the ``passthrough`` one; the server answers reads of
-    the other. ``slot`` is its record in the ledger, made before the kernel gets it.
+    the other. ``slot`` is its record in the ledger, made before the kernel gets it. ``opened`` is set once a program
+    has opened it: the kernel may then have pages of it.
     """
 
     number: int
@@ -52,6 +54,7 @@ class Inode:
     replaced: bool = False
     slot: int | None = None
     target: str = ""
+    opened: bool = False
 
     @property
     def passthrough(self) -> bool:
@@ -183,6 +186,17 @@ class Inodes:
             self._ledger.set_count(inode.slot, inode.lookups)
         if inode.lookups == 0:
             self._remove(inode)
+
+    def never_opened(self, count: int) -> list[int]:
+        """Of the next *count* inodes, known longest first, the numbers of files that no program has opened.
+
+        A later call goes on with the inodes after them.
+        """
+        numbers = list(islice(self._by_number, count))
+        for number in numbers:
+            self._by_number[number] = self._by_number.pop(number)
+        inodes = (self._by_number[number] for number in numbers)
+        return [inode.number for inode in inodes if inode.kind is InodeKind.OBJECT and not inode.opened]
 
     def discard(self, inode: Inode) -> None:
         """Drop an inode to which the kernel has no reference."""

@@ -89,7 +89,7 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
         prefetcher,
         Opener(fetching.fetcher, tiers.passthrough, checks.cold_opener, reopens),
         _trust(options, tiers, fetching, checks),
-        Mount(ledger=environment.ledger, mounted_ns=environment.mounted_ns),
+        Mount(ledger=environment.ledger, mounted_ns=environment.mounted_ns, prune=environment.prune),
         tracer,
     )
     above = _sources_above(filesystem, prefetcher, deduplication)

@@ -1,6 +1,6 @@
 """The environment of a server: its connections to the store, the keeper and the kernel."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,10 +26,10 @@ class Environment:
     ``store`` does not retry; ``copier`` moves its bytes. ``no_gpu`` is why no GPU can be used, or None.
     ``read_manifest`` reads signed manifests; it is None if signatures are off.
 
-    ``invalidate`` makes the kernel look up a name in a directory's inode again, and must not block. ``forget_pages``
-    makes it drop the pages of an inode. ``expire`` makes it look up names, as pairs of directory inode and name, at
-    their next use. A worker thread calls the last two. ``waits`` returns whose requests are under way. Tests set
-    smaller chunks and requests, and another ``pace``.
+    ``invalidate`` makes the kernel look up a name in a directory's inode again, and must not block. ``prune`` lets it
+    give up inodes that nothing uses. ``forget_pages`` makes it drop the pages of an inode. ``expire`` makes it look up
+    names, as pairs of directory inode and name, at their next use. A worker thread calls the last two. ``waits``
+    returns whose requests are under way. Tests set smaller chunks and requests, and another ``pace``.
     """
 
     mountpoint: Path
@@ -47,6 +47,7 @@ class Environment:
     invalidate: Callable[[int, bytes], None]
     forget_pages: Callable[[int], None]
     expire: Callable[[Iterable[tuple[int, bytes]]], None]
+    prune: Callable[[Sequence[int]], None]
     chunk_size: int = CHUNK_SIZE
     request_memory: int = REQUEST_MEMORY
     kept: Callable[[], bool] = lambda: True

@@ -60,6 +60,7 @@ async def serve(
         keeper = KeeperClient(keeper_end, backing_limit=promotion.backing_limit)
         pool = WorkerPool(loaded.spawner, count=options.fetch_processes or 2)
         expire = LateBound[[Iterable[tuple[int, bytes]]], None]("expire")
+        prune = LateBound[[Sequence[int]], None]("prune")
         waits = LateBound[[], list[dict[str, object]]]("waits")
         environment = Environment(
             mountpoint=mountpoint,
@@ -78,11 +79,13 @@ async def serve(
             invalidate=invalidate,
             forget_pages=forget_pages,
             expire=expire,
+            prune=prune,
             waits=waits,
         )
         components = assemble(options, environment)
         session = Session(components.filesystem, settings)
         expire.bind(session.expire)
+        prune.bind(session.prune)
         waits.bind(session.waits)
         try:
             if promotion.fuse is None:
