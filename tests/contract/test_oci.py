@@ -687,6 +687,39 @@ async def test_redirected_reads_go_on_by_range_without_the_registrys_credentials
     assert not [headers for _, headers in storage.requests if "authorization" in headers]
 
 
+async def test_storage_behind_a_redirect_cannot_ask_for_the_registrys_credentials(no_configuration: Path) -> None:
+    def answer(_: BaseHTTPRequestHandler) -> tuple[int, Mapping[str, str], bytes]:
+        return 401, {"WWW-Authenticate": f'Bearer realm="{storage.url}/token",service="test"'}, b'{"token": "x"}'
+
+    storage = Server(answer)
+    manifest = respond("200 OK", manifest_of(titled("model", b"weights")))
+    with storage.running():
+        redirect = respond("307 Temporary Redirect", headers={"Location": f"{storage.url}/blob"})
+        async with raw_server(manifest, manifest, manifest, redirect) as server:
+            log_in(no_configuration, urlsplit(server.endpoint_url).netloc)
+            async with artifact_of(server) as store:
+                generation = await store.stat("model")
+                with pytest.raises(StoreAccessError, match="the registry's storage refuses"):
+                    await read(store, generation)
+    assert [(path, headers.get("authorization")) for path, headers in storage.requests] == [("/blob", None)]
+
+
+async def test_token_service_of_another_host_may_lack_tls_with_the_option_only(
+    no_configuration: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = respond("401 Unauthorized", headers={"WWW-Authenticate": 'Bearer realm="http://other.example/token"'})
+    for plain_http, count in ((None, 0), (True, 1)):
+        async with raw_server(asked) as server, raw_server(respond("403 Forbidden")) as tokens:
+            registry = urlsplit(server.endpoint_url).netloc
+            log_in(no_configuration, registry)
+            monkeypatch.setenv("HTTP_PROXY", tokens.endpoint_url)
+            monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+            async with opened(f"oci://{registry}/model:v1", plain_http=plain_http) as store:
+                with pytest.raises(StoreAccessError, match=r"has no TLS|token service answered with status 403"):
+                    await store.probe()
+        assert len(tokens.requests) == count
+
+
 def count_requests(store: Any) -> list[str]:
     """The URLs that a store asks from now on."""
     asked: list[str] = []
@@ -736,6 +769,11 @@ def told(status: str, code: str) -> Answer:
             respond("401 Unauthorized", headers={"WWW-Authenticate": 'Bearer realm="file:///etc/passwd"'}),
             StoreAccessError,
             "no TLS",
+        ),
+        (
+            respond("401 Unauthorized", headers={"WWW-Authenticate": 'Bearer realm="http://other.example/token"'}),
+            StoreAccessError,
+            "'http://other.example/token' has no TLS",
         ),
         (told("404 Not Found", "MANIFEST_UNKNOWN"), BucketNotFoundError, "artifact .* does not exist"),
         (told("429 Too Many Requests", "TOOMANYREQUESTS"), StoreThrottledError, "status 429"),

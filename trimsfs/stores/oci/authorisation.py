@@ -8,9 +8,10 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from trimsfs.errors import StoreAccessError, TransientStoreError
+from trimsfs.options import MountOptions
 from trimsfs.stores.bodies import received
 from trimsfs.stores.oci.credentials import Credentials, DockerConfig
-from trimsfs.stores.oci.reference import Reference
+from trimsfs.stores.oci.reference import Reference, is_local
 
 TIMEOUT_S = 10.0
 """How long a token service may take for its answer."""
@@ -21,14 +22,12 @@ _CLIENT = "trimsfs"
 class Authorisation:
     """The Authorization header for a repository, for any thread: one thread at a time renews it, for all."""
 
-    def __init__(
-        self, reference: Reference, exchange: Callable[..., Any], *, plain: bool, anonymous: bool = False
-    ) -> None:
+    def __init__(self, reference: Reference, exchange: Callable[..., Any], options: MountOptions) -> None:
         self.header = ""
         self._reference = reference
         self._exchange = exchange
-        self._plain = plain
-        self._config = None if anonymous else DockerConfig(reference.servers)
+        self._plain_http = options.plain_http
+        self._config = None if options.anonymous else DockerConfig(reference.servers)
         self._lock = threading.Lock()
 
     def renew(self, challenge: str, refused: str) -> str:
@@ -55,7 +54,9 @@ class Authorisation:
     def _token(self, asked: dict[str, str], credentials: Credentials | None) -> str:
         """A token of the service that a challenge names."""
         realm = asked.get("realm", "")
-        if urlsplit(realm).scheme not in ({"http", "https"} if self._plain else {"https"}):
+        service = urlsplit(realm)
+        here = self._plain_http is None and self._reference.local and is_local(service.hostname or "")
+        if service.scheme != "https" and not (service.scheme == "http" and (self._plain_http or here)):
             raise self._refused(f"its token service {realm!r} has no TLS")
         scope = asked.get("scope") or f"repository:{self._reference.path}:pull"
         query = {"scope": scope, **({"service": asked["service"]} if "service" in asked else {})}
@@ -65,7 +66,7 @@ class Authorisation:
             response = self._exchange("POST", realm, headers, urlencode({**form, **query}).encode())
         else:
             headers = {} if credentials is None else {"Authorization": credentials.basic}
-            joint = "&" if urlsplit(realm).query else "?"
+            joint = "&" if service.query else "?"
             response = self._exchange("GET", f"{realm}{joint}{urlencode(query)}", headers)
         body = received(response, TIMEOUT_S)
         if response.status in {429, 503} or response.status >= 500:

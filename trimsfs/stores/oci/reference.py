@@ -40,11 +40,7 @@ class Reference:
     @property
     def local(self) -> bool:
         """Whether the registry is on this host."""
-        host = urlsplit(f"//{self.registry}").hostname or ""
-        try:
-            return ip_address(host).is_loopback
-        except ValueError:
-            return host == "localhost"
+        return is_local(urlsplit(f"//{self.registry}").hostname or "")
 
     @property
     def host(self) -> str:
@@ -63,6 +59,14 @@ class Reference:
         if self.registry in _HUB:
             return ("https://index.docker.io/v1/", "docker.io", "registry-1.docker.io")
         return (self.registry, f"https://{self.registry}", f"https://{self.registry}/v1/")
+
+
+def is_local(host: str) -> bool:
+    """Whether a host is this one, by its name alone."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def parse(url: str) -> Reference:

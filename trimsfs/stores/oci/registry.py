@@ -69,7 +69,7 @@ class Registry:
             timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=options.stall_timeout),
             ssl_context=None if plain else _tls(),
         )
-        self._authorisation = Authorisation(reference, self._exchange, plain=plain, anonymous=options.anonymous)
+        self._authorisation = Authorisation(reference, self._exchange, options)
         self._locations: TTLCache[str, str] = TTLCache(256, LOCATION_TTL_S)
         self._locations_lock = threading.Lock()
 
@@ -142,18 +142,21 @@ class Registry:
         """The answer to a request, authorised and redirected as the registry asks for, once it is a success."""
         url = f"{self._base}/{path}"
         authorisation = self._authorisation.header
-        response = self._follow(method, url, headers, authorisation, blob)
-        if response.status == 401:
+        response, own = self._follow(method, url, headers, authorisation, blob)
+        if response.status == 401 and own:  # the storage behind a redirect asks for no credentials of the registry
             challenge = response.headers.get("WWW-Authenticate", "")
             received(response, self._timeout_s)
             renewed = self._authorisation.renew(challenge, authorisation)
-            response = self._follow(method, url, headers, renewed, blob)
+            response, own = self._follow(method, url, headers, renewed, blob)
         if response.status >= 300:
-            raise self._error(response.status, received(response, self._timeout_s))
+            raise self._error(response.status, received(response, self._timeout_s), own=own)
         return response
 
-    def _follow(self, method: str, url: str, headers: Mapping[str, str], authorisation: str, blob: str) -> Any:
-        """The answer at the end of redirects. Only the registry itself gets the authorisation."""
+    def _follow(
+        self, method: str, url: str, headers: Mapping[str, str], authorisation: str, blob: str
+    ) -> tuple[Any, bool]:
+        """The answer at the end of redirects, and whether the registry itself gave it. Only that gets the
+        authorisation."""
         first = urlsplit(url)
         for number in range(MOST_REDIRECTS + 1):
             own = urlsplit(url)[:2] == first[:2]
@@ -162,7 +165,7 @@ class Registry:
                 if number and blob and not own and response.status < 300:
                     with self._locations_lock:
                         self._locations[blob] = url
-                return response
+                return response, own
             received(response, self._timeout_s)
             url = urljoin(url, response.headers.get("Location", ""))
             if urlsplit(url).scheme not in {first.scheme, "https"}:
@@ -174,9 +177,11 @@ class Registry:
         pool = self._pools.of(url)
         return pool.request(method, url, headers=headers, body=body, redirect=False, preload_content=False)
 
-    def _error(self, status: int, body: bytes) -> StoreError:
+    def _error(self, status: int, body: bytes, *, own: bool) -> StoreError:
         said = _said(body) or f"HTTP status {status}"
         subject = str(self._reference)
+        if status in {401, 403} and not own:
+            return StoreAccessError(f"{subject}: {said}: the registry's storage refuses: ask who runs the registry")
         if status in {401, 403}:
             registry = self._reference.registry
             return StoreAccessError(f"{subject}: {said}: run `docker login {registry}` as who mounts, then mount again")
