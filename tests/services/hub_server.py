@@ -7,6 +7,7 @@ come from the CDN, by signed addresses. Run it with two ports; it is told what t
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -15,7 +16,7 @@ import threading
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 Reply = tuple[int, bytes, dict[str, str]]
 """Status, body and headers."""
@@ -190,10 +191,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def _page(self, entries: list[dict[str, object]], query: dict[str, list[str]]) -> Reply:
         limit = min(int(query.get("limit", [PAGE])[0]), self.server.state.per_page or PAGE)
-        start = int(query.get("cursor", ["0"])[0])
+        cursor = base64.b64decode(query["cursor"][0], validate=True) if "cursor" in query else b'{"from": 0}'
+        start = json.loads(cursor)["from"]
         page, headers = entries[start : start + limit], {}
         if start + limit < len(entries):
-            url = f"http://{self.headers['host']}{urlsplit(self.path).path}?limit={limit}&cursor={start + limit}"
+            # As of the hub itself: base64 of what it goes on from, whose last character is "=".
+            following = base64.b64encode(json.dumps({"from": start + limit}).encode().ljust(16))
+            asked = urlencode({"limit": limit, "cursor": following})
+            url = f"http://{self.headers['host']}{urlsplit(self.path).path}?{asked}"
             headers = {"Link": f'<{url}>; rel="next"'}
         return self._json(page, headers)
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from threading import Lock
 from typing import Any
-from urllib.parse import quote, urlencode, urljoin, urlsplit
+from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import huggingface_hub
@@ -72,7 +72,7 @@ class Hub:
             response.close()
             raise StoreUnavailableError(f"{repository or path}: the hub's answer has more than {MOST_JSON} bytes")
         following = _NEXT.search(response.headers.get("link", ""))
-        return json.loads(data), following[1] if following is not None else None
+        return json.loads(data), unquote(following[1]) if following is not None else None
 
     def open(
         self, repository: Repository, commit: str, path: str, etag: str, start: int, length: int, size: int
