@@ -193,7 +193,7 @@ class AzureBackend(Backend):
     ) -> None:
         """Send a request that the store's own code signs. Raises AssertionError unless it succeeds."""
         length = {"Content-Length": str(len(body))} if body else {}
-        request = signer(ACCOUNT, "", "")(
+        request = signer(ACCOUNT, "", "", 1)(
             Request(
                 method=method,  # type: ignore[arg-type]  # a store only reads
                 path=f"{ACCOUNT.path}/{self.container}{path}",

@@ -1,5 +1,6 @@
 """Where cloud stores get their credentials, and what they say when there are none."""
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from tests.contract.clouds import (
     forget,
     opened,
 )
-from tests.contract.raw_server import Answer, hang_up, raw_server, respond, stall
+from tests.contract.raw_server import Answer, drip, hang_up, raw_server, respond, stall, then
 from trimsfs.errors import (
     ConfigurationError,
     StoreAccessError,
@@ -94,6 +95,29 @@ async def test_a_token_that_the_store_refuses_is_renewed_for_the_next_request(
                 await read(store, cloud.generation)
     used = [re.findall(rb"(?i)authorization: Bearer (\w+)", request) for request in server.requests]
     assert used == [[b"first"]] * 2 + [[b"second"]] * 2
+
+
+@pytest.mark.parametrize(("name", "silence"), [("gs", "silent"), ("gs", "dripping"), ("az", "silent")])
+async def test_a_token_service_that_does_not_answer_once_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, key_file: Callable[[str], Path], name: str, silence: str
+) -> None:
+    """All threads wait for the one that asks for a token."""
+    forget(monkeypatch)
+    cloud = CLOUDS[name]
+    unfinished = stall if silence == "silent" else then(respond("200 OK", length=1000), drip(b" ", times=1000))
+    answers = unfinished, token_answer("second", expires_in=3600, expires_on="4000000000")
+    async with raw_server(*answers) as tokens, raw_server(cloud.part()) as server:
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key_file(f"{tokens.endpoint_url}/token")))
+        monkeypatch.setenv("IDENTITY_ENDPOINT", f"{tokens.endpoint_url}/msi")
+        monkeypatch.setenv("IDENTITY_HEADER", "header")
+        async with opened(cloud.url, server.endpoint_url, anonymous=False, stall_s=0.3) as store:
+            for _ in range(20):
+                with contextlib.suppress(TransientStoreError):
+                    await read(store, cloud.generation)
+                    break
+            else:
+                pytest.fail("no request had a token")
+    assert len(tokens.requests) == 2
 
 
 async def test_https_goes_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

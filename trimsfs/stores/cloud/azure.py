@@ -34,7 +34,7 @@ def open_container(url: str, options: MountOptions, max_requests: int) -> CloudS
     service = AzureBlobs(account, container)
     connections = Connections(
         account.endpoint,
-        unsigned if options.anonymous else signer(account, service.subject, url),
+        unsigned if options.anonymous else signer(account, service.subject, url, options.stall_timeout),
         connections=max_requests + METADATA_THREADS,
         stall_timeout_s=options.stall_timeout,
     )

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from trimsfs.errors import ConfigurationError, StoreAccessError, TransientStoreError
-from trimsfs.stores.cloud.connections import Request, Sign, checked_endpoint
+from trimsfs.stores.cloud.connections import CONNECT_TIMEOUT_S, Request, Sign, checked_endpoint
 from trimsfs.stores.cloud.service import one_line
 
 SUFFIX = "core.windows.net"
@@ -86,8 +86,9 @@ def _connection_string(url: str, text: str) -> dict[str, str]:
     return fields
 
 
-def signer(account: Account, subject: str, url: str) -> Sign:
-    """Signs requests for an account. *subject* begins the messages of its errors.
+def signer(account: Account, subject: str, url: str, stall_timeout_s: float) -> Sign:
+    """Signs requests for an account. A token service has the stall timeout for its answer. *subject* begins the
+    messages of its errors.
 
     Raises ConfigurationError when the account has neither key nor SAS token and azure-identity is not installed.
     """
@@ -95,7 +96,7 @@ def signer(account: Account, subject: str, url: str) -> Sign:
         return _shared_key(account.name, account.key)
     if account.sas is not None:
         return _with_sas(account.sas)
-    return _with_token(subject, url)
+    return _with_token(subject, url, stall_timeout_s)
 
 
 def _with_sas(sas: str) -> Sign:
@@ -124,7 +125,7 @@ def _shared_key(account: str, key: bytes) -> Sign:
     return sign
 
 
-def _with_token(subject: str, url: str) -> Sign:
+def _with_token(subject: str, url: str, stall_timeout_s: float) -> Sign:
     try:
         from azure.core.exceptions import AzureError, ClientAuthenticationError  # noqa: PLC0415 - an extra
         from azure.identity import DefaultAzureCredential  # noqa: PLC0415
@@ -132,7 +133,8 @@ def _with_token(subject: str, url: str) -> Sign:
         remedy = "pip install 'trimsfs[az]', or set AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN, or --anonymous"
         raise ConfigurationError(f"store {url}: {error}: {remedy}") from error
 
-    credential = DefaultAzureCredential()
+    # The library's default is 300 s, for which all requests would wait for the lock.
+    credential = DefaultAzureCredential(connection_timeout=CONNECT_TIMEOUT_S, read_timeout=stall_timeout_s)
     lock = threading.Lock()
     token: Any = None
 

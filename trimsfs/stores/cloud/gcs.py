@@ -34,7 +34,7 @@ def open_bucket(url: str, options: MountOptions, max_requests: int) -> CloudStor
     service = GoogleStorage(endpoint, bucket)
     connections = Connections(
         endpoint,
-        unsigned if options.anonymous or emulated else default_credentials(service.subject, url),
+        unsigned if options.anonymous or emulated else default_credentials(service.subject, url, options.stall_timeout),
         connections=max_requests + METADATA_THREADS,
         stall_timeout_s=options.stall_timeout,
     )

@@ -4,11 +4,16 @@ import contextlib
 import math
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
+import urllib3.exceptions
+
 from trimsfs.errors import ConfigurationError, StoreAccessError, TransientStoreError
-from trimsfs.stores.cloud.connections import Request, Sign, pool_manager
+from trimsfs.stores.bodies import received
+from trimsfs.stores.cloud.connections import CONNECT_TIMEOUT_S, Request, Sign, pool_manager
 from trimsfs.stores.cloud.service import one_line
 
 REMEDY = "check the credentials: `gcloud auth application-default login`, or GOOGLE_APPLICATION_CREDENTIALS"
@@ -18,20 +23,19 @@ LOOK_AGAIN_S = 30
 _TOKENS = "https://oauth2.googleapis.com"
 
 
-def default_credentials(subject: str, url: str) -> Sign:
+def default_credentials(subject: str, url: str, stall_timeout_s: float) -> Sign:
     """Signs requests with the credentials that google-auth finds: now, as root, or when the first request needs them.
 
-    *subject* begins the messages of its errors. Raises ConfigurationError when google-auth is not installed.
+    A request for a token fails after twice the stall timeout. *subject* begins the messages of its errors. Raises
+    ConfigurationError when google-auth is not installed.
     """
     try:
         import google.auth.exceptions  # noqa: PLC0415 - an extra
-        import google.auth.transport.urllib3  # noqa: PLC0415
     except ImportError as error:
         raise ConfigurationError(f"store {url}: {error}: pip install 'trimsfs[gs]', or --anonymous") from error
 
     lock = threading.Lock()
-    untyped: Any = google.auth.transport.urllib3
-    transport = untyped.Request(pool_manager(_TOKENS, 1))
+    transport = _transport(stall_timeout_s, google.auth.exceptions.TransportError)
     found: Any = None
 
     failure: Any = None
@@ -68,3 +72,21 @@ def default_credentials(subject: str, url: str) -> Sign:
         return replace(request, headers=headers)
 
     return sign
+
+
+def _transport(stall_timeout_s: float, failed: Callable[[Exception], Exception]) -> Callable[..., Any]:
+    """What google-auth makes its requests by. Its own transport waits for ever for an answer that drips in."""
+    limits = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=stall_timeout_s)
+    pool = pool_manager(_TOKENS, 1)
+
+    def exchange(url: str, method: str = "GET", body: Any = None, headers: Any = None, **_: object) -> Any:
+        try:
+            raw = pool.request(
+                method, url, body=body, headers=headers, timeout=limits, retries=False, preload_content=False
+            )
+            data = received(raw, 2 * stall_timeout_s)
+        except (urllib3.exceptions.HTTPError, TransientStoreError) as error:
+            raise failed(error) from error
+        return SimpleNamespace(status=raw.status, headers=raw.headers, data=data)
+
+    return exchange
