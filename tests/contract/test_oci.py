@@ -9,6 +9,7 @@ import os
 import ssl
 import sys
 import tarfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -443,6 +444,32 @@ async def test_manifest_is_read_once_for_each_digest(
                 nursery.start_soon(store.list_page, f"dir{number}/")
         await content(store)
     assert len(asked) == 1
+
+
+async def test_an_artifact_that_takes_long_to_read_is_there_for_the_next_who_asks(
+    registry: Registry, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks where an older answer is at hand waits 1 to 10 s."""
+    registry.push(f"{name}:v1", [Layer(packed({"model": b"x"}), f"{MODEL}.weight.v1.tar")])
+    reading, go_on, reads = threading.Event(), threading.Event(), list[int]()
+    read_range = RegistryClient.read
+
+    def slow(self: RegistryClient, digest: str, offset: int, length: int) -> bytes:
+        reads.append(offset)
+        reading.set()
+        assert go_on.wait(20)
+        return read_range(self, digest, offset, length)
+
+    monkeypatch.setattr(RegistryClient, "read", slow)
+    async with opened(f"oci://{registry.address}/{name}:v1") as store:
+        for _ in range(2):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(store.list_page, "")
+                assert await trio.to_thread.run_sync(reading.wait, 20)
+                nursery.cancel_scope.cancel()
+        go_on.set()
+        assert set(await content(store)) == {"model"}
+    assert len(reads) == 1
 
 
 @pytest.mark.promise("conditional ranged read", on="oci")

@@ -1,1 +1,1 @@
-"""Concurrency tools that know nothing of files: background tasks, a message channel, an adaptive limit."""
+"""Concurrency tools that know nothing of files: background tasks, late answers, a channel, an adaptive limit."""

@@ -9,14 +9,15 @@ prefetching, signatures, access rules and formats go by names, and no open waits
 import hashlib
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import trio
 from cachetools import LRUCache
 
-from trimsfs.errors import ObjectNotFoundError, StoreUnavailableError
+from trimsfs.concurrency.late_answers import LateAnswers
+from trimsfs.errors import ObjectNotFoundError, StoreStalledError, StoreUnavailableError, TransientStoreError
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, Store
 from trimsfs.stores.digests import Digest
 from trimsfs.types import Generation, Symlink
@@ -29,6 +30,8 @@ RECENT = 8
 """Last commits of ``main`` that stay visible when no branch leads to them any more: programs may be loading them."""
 REPOSITORIES = 10_000
 """Repositories whose recent commits are remembered."""
+RETRY_AFTER_S = (0.1, 1.0)
+"""When a page that fails is asked for again, so that one of many does not make the whole walk begin anew."""
 UNFINISHED = 16
 """Listings that are remembered for their next page."""
 _KINDS = {"models": "", "datasets": "datasets/", "spaces": "spaces/"}
@@ -39,8 +42,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Refs = Callable[[str], Awaitable[Mapping[str, str]]]
 """The commits of a repository's branches and tags, with ``main``; none if there is no such repository."""
-Files = Mapping[str, Generation | None]
-"""The files of a repository by path; None for one that may not be looked at."""
+Files = dict[str, Generation | None]
+"""The files of a repository by path; None for one that may not be looked at, or for a directory."""
 Entry = Generation | Symlink | None
 """What a path is; None for a directory, whose path ends in ``/``, and for a file that may not be looked at."""
 
@@ -60,6 +63,7 @@ class HfCacheStore:
         self._trees = LRUCache[str, Files](maxsize=TREES)
         self._recent = LRUCache[str, deque[str]](maxsize=REPOSITORIES)
         self._unfinished = LRUCache[tuple[str, str], dict[str, Entry]](maxsize=UNFINISHED)
+        self._walks = LateAnswers[Files]()
 
     @property
     def identity(self) -> str:
@@ -119,6 +123,7 @@ class HfCacheStore:
         return None if inner is None else await self.store.digest(inner, certain=certain)
 
     async def aclose(self) -> None:
+        self._walks.close()
         await self.store.aclose()
 
     def _inner(self, generation: Generation) -> Generation | None:
@@ -140,7 +145,7 @@ class HfCacheStore:
         folder, _, rest = prefix.partition("/")
         section, _, below = rest.partition("/")
         if not folder:
-            return {f"{name}/": None async for name in self._folders()}
+            return await self._walks.of("", self._folders)
         repository = _repository(folder)
         if repository is None:
             return {}
@@ -169,28 +174,39 @@ class HfCacheStore:
                 }
         return {}
 
-    async def _folders(self) -> AsyncIterator[str]:
+    async def _folders(self) -> Files:
         """The folders of all repositories: a directory that has files is one, or else those in it are."""
-        owners = [name for page in await self._pages("") for name in page.prefixes]
+        owners, folders = [name for page in await self._pages("") for name in page.prefixes], Files()
         for place in _KINDS.values():
             if place in owners:
                 owners.remove(place)
-                owners += [name for page in await self._pages(place) for name in page.prefixes]
+                owners += [name for page in await self._pages(place, again=True) for name in page.prefixes]
         for owner in owners:
-            pages = await self._pages(owner)
+            pages = await self._pages(owner, again=True)
             inside = [name for page in pages for name in page.prefixes]
             for name in [owner] if any(page.objects for page in pages) else inside:
                 if (folder := _folder(name)) is not None:
-                    yield folder
+                    folders[f"{folder}/"] = None
+        return folders
 
-    async def _pages(self, prefix: str) -> list[Page]:
-        """A whole listing of the store below."""
-        pages = [await self.store.list_page(prefix)]
+    async def _pages(self, prefix: str, *, again: bool = False) -> list[Page]:
+        """A whole listing of the store below; *again* says that its first page may be asked for again, too."""
+        pages = [await self._page(prefix, None, RETRY_AFTER_S if again else ())]
         while (token := pages[-1].next_token) is not None:
-            pages.append(await self.store.list_page(prefix, token=token))
+            pages.append(await self._page(prefix, token, RETRY_AFTER_S))
             if sum(map(len, pages)) > MOST_FILES:
                 raise StoreUnavailableError(f"/{prefix}: more than {MOST_FILES} names: too many for --layout hf-cache")
         return pages
+
+    async def _page(self, prefix: str, token: str | None, pauses_s: Sequence[float]) -> Page:
+        for pause_s in pauses_s:
+            try:
+                return await self.store.list_page(prefix, token=token)
+            except StoreStalledError:
+                raise
+            except TransientStoreError:
+                await trio.sleep(pause_s)
+        return await self.store.list_page(prefix, token=token)
 
     async def _exists(self, repository: str) -> bool:
         if self._refs_of_hub is not None:
@@ -227,9 +243,13 @@ class HfCacheStore:
 
     async def _walk(self, root: str) -> Files:
         """The files below a directory of the store below, by their paths there."""
-        files, prefixes = dict[str, Generation | None](), [root]
+        return await self._walks.of(root, partial(self._walked, root))
+
+    async def _walked(self, root: str) -> Files:
+        files, prefixes = Files(), [root]
         while prefixes:
-            for page in await self._pages(prefixes.pop()):
+            prefix = prefixes.pop()
+            for page in await self._pages(prefix, again=prefix != root):
                 files |= {file.key[len(root) :]: file for file in page.objects if _is_path(file.key)}
                 files |= {key[len(root) :]: None for key in page.unreadable if _is_path(key)}
                 prefixes += filter(_is_path, page.prefixes)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from trimsfs.concurrency.late_answers import LateAnswers
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, StoreUnavailableError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
@@ -40,6 +41,7 @@ class OciStore:
         self._registry = Registry(self._reference, options, connections=max_requests + METADATA_THREADS)
         self._known: Artifact | None = None
         self._loading = trio.Lock()
+        self._loads = LateAnswers[Artifact]()
 
     @property
     def identity(self) -> str:
@@ -89,6 +91,7 @@ class OciStore:
         return Digest(algorithm="sha256", value=bytes.fromhex(value)) if whole else None
 
     async def aclose(self) -> None:
+        self._loads.close()
         self._registry.close()
 
     async def _ask(self, function: Callable[[], T], *, limiter: trio.CapacityLimiter | None = None) -> T:
@@ -107,10 +110,11 @@ class OciStore:
         digest = self._reference.reference if self._reference.pinned else await self._ask(self._registry.resolve)
         async with self._loading:
             if self._known is None or self._known.digest != digest:
-                self._known = await self._load(digest)
+                return await self._loads.of(digest, partial(self._load, digest))
             return self._known
 
     async def _load(self, digest: str) -> Artifact:
+        """Read an artifact, and remember it as the one that is known: perhaps nobody waits for it any more."""
         layers = await self._ask(partial(self._layers, digest))
         headers: dict[str, list[Member] | StoreError] = {}
 
@@ -126,7 +130,8 @@ class OciStore:
         async with trio.open_nursery() as nursery:
             for layer in {each.digest: each for each in layers if each.tar}.values():
                 nursery.start_soon(read_headers, layer)
-        return await trio.to_thread.run_sync(translated, partial(self._built, digest, layers, headers))
+        self._known = await trio.to_thread.run_sync(translated, partial(self._built, digest, layers, headers))
+        return self._known
 
     def _built(self, digest: str, layers: list[Layer], headers: dict[str, list[Member] | StoreError]) -> Artifact:
         entries: Entries = {}
