@@ -1,12 +1,13 @@
 """The Hugging Face store against the fake hub: commits, digests, tokens, the CDN, and what its URLs name."""
 
 import hashlib
+import json
 import os
 import random
 import subprocess
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from tests.contract.backends import names, pages, read
+from tests.contract.raw_server import drip, raw_server, respond, then
 from tests.services import HOST
 from tests.services.hub import TOKEN, Hub
 from trimsfs.errors import (
@@ -33,6 +35,7 @@ from trimsfs.errors import (
 )
 from trimsfs.options import MountOptions
 from trimsfs.stores import Retrying, RetryingStore, Store, open_store, reach
+from trimsfs.stores.huggingface import METADATA_THREADS
 from trimsfs.stores.huggingface.hub import Hub as RealHub
 from trimsfs.stores.huggingface.repositories import parse
 
@@ -323,8 +326,34 @@ async def test_a_revision_that_does_not_exist_is_told(hub: Hub, model: str) -> N
 async def test_an_answer_without_an_end_is_not_taken_in(hub: Hub, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trimsfs.stores.huggingface.hub.MOST_JSON", 50)
     async with opened(hub, f"hf://{model}") as store:
-        with pytest.raises(StoreUnavailableError, match="more than 50 bytes"):
+        with pytest.raises(TransientStoreError, match="answer larger than"):
             await store.list_page("")
+
+
+HEAD = respond("200 OK", json.dumps({"sha": "a" * 40}).encode())
+
+
+@pytest.mark.parametrize("dripping", ["200 OK", "307 Temporary Redirect"])
+async def test_answers_that_drip_in_do_not_use_up_the_threads(hub: Hub, dripping: str) -> None:
+    """As many as there are threads, one after the other; then the hub is well again."""
+    drops = then(respond(dripping, length=1000, headers={"Location": "/x"}), drip(b" ", times=1000))
+    async with (
+        raw_server(*[drops] * METADATA_THREADS, HEAD, respond("200 OK", b"[]")) as server,
+        opened(hub, "hf://org/m", endpoint_url=server.endpoint_url, stall_timeout=0.5) as store,
+    ):
+        async with trio.open_nursery() as nursery:
+            for _ in range(METADATA_THREADS):
+                nursery.start_soon(fails, store)
+        with trio.fail_after(10):
+            while True:
+                with suppress(TransientStoreError):
+                    assert (await store.list_page("")).objects == ()
+                    return
+
+
+async def fails(store: Store) -> None:
+    with pytest.raises(TransientStoreError):
+        await store.list_page("")
 
 
 async def test_what_is_no_hub_is_told(hub: Hub, model: str) -> None:

@@ -44,16 +44,19 @@ def pass_on(stream: Body, length: int, sink: Sink, *, stall_timeout_s: float) ->
             mark, marked = done, time.monotonic()
 
 
-def received(raw: Any, timeout_s: float) -> bytes:
-    """The whole body of urllib3's stream *raw*. Raises TransientStoreError when it is too long or too slow."""
+def received(raw: Any, timeout_s: float, *, limit: int = ANSWER_LIMIT) -> bytes:
+    """The whole body of urllib3's stream *raw*, at most *limit* bytes.
+
+    Raises TransientStoreError when it is too long or too slow.
+    """
     deadline = time.monotonic() + timeout_s
     pieces, size = [], 0
     try:
         while piece := raw.read1(1 << 16):
             pieces.append(piece)
             size += len(piece)
-            if size > ANSWER_LIMIT:
-                raise TransientStoreError(f"answer larger than {ANSWER_LIMIT >> 20} MiB")
+            if size > limit:
+                raise TransientStoreError(f"answer larger than {limit >> 20} MiB")
             if time.monotonic() > deadline:
                 raise StoreStalledError(f"no complete answer in {timeout_s:g} s")
     except BaseException:

@@ -19,6 +19,7 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from trimsfs.errors import ObjectChangedError, StoreError, StoreUnavailableError, TransientStoreError
 from trimsfs.options import MountOptions
+from trimsfs.stores.bodies import pass_on, received
 from trimsfs.stores.huggingface.errors import refused
 from trimsfs.stores.huggingface.repositories import Repository
 
@@ -50,6 +51,7 @@ class Hub:
         self._own = {name: value for name, value in headers.items() if name.lower() == "authorization"}
         self._headers = {name: value for name, value in headers.items() if name not in self._own}
         self._has_token = bool(self._own)
+        self._stall_timeout_s, self._timeout_s = options.stall_timeout, 2 * options.stall_timeout
         timeout = urllib3.Timeout(connect=options.stall_timeout, read=options.stall_timeout)
         self._pool_options: dict[str, Any] = {"maxsize": connections, "timeout": timeout, "retries": False}
         self._pools: dict[str | None, urllib3.PoolManager] = {}
@@ -67,10 +69,7 @@ class Hub:
         response, _ = self._follow(url, {}, form)
         if response.status >= 300:
             raise self._refused(response, repository)
-        data = response.read(MOST_JSON + 1)
-        if len(data) > MOST_JSON:
-            response.close()
-            raise StoreUnavailableError(f"{repository or path}: the hub's answer has more than {MOST_JSON} bytes")
+        data = received(response, self._timeout_s, limit=MOST_JSON)
         following = _NEXT.search(response.headers.get("link", ""))
         return json.loads(data), unquote(following[1]) if following is not None else None
 
@@ -112,8 +111,7 @@ class Hub:
             elif response.status == 200:  # small files may come whole
                 if response.headers.get("content-length") not in {None, str(size)}:
                     raise ObjectChangedError(f"the file has {response.headers['content-length']} bytes now")
-                while start > 0 and (skipped := response.read(min(start, 1 << 18))):
-                    start -= len(skipped)
+                pass_on(response, start, lambda _: None, stall_timeout_s=self._stall_timeout_s)
             elif response.status == 416:
                 raise ObjectChangedError("the file is shorter now")
             else:
@@ -138,7 +136,7 @@ class Hub:
             location = response.headers.get("location")
             if response.status not in _REDIRECTS or location is None:
                 return response, url
-            response.drain_conn()
+            received(response, self._timeout_s)
             url = urljoin(url, location)
             if self._origin[0] == "https" and not url.startswith("https:"):
                 raise StoreUnavailableError(f"{self.endpoint}: it redirects to an address without TLS")
