@@ -351,6 +351,28 @@ async def test_answers_that_drip_in_do_not_use_up_the_threads(hub: Hub, dripping
                     return
 
 
+@pytest.mark.parametrize(
+    ("head", "tree"),
+    [
+        (b"[]", b"[]"),
+        (b'{"sha": "a", "lastModified": 1}', b"[]"),
+        (None, b'[{"type": "file", "path": "f", "size": 1, "oid": "x", "lfs": "text"}]'),
+        (None, b'[{"type": "file", "path": "f", "size": 1e999, "oid": "x"}]'),
+        (None, b"[" * 100_000),
+        (None, b"<html>"),
+    ],
+    ids=["a list", "a time", "lfs", "size", "nested", "page"],
+)
+async def test_an_answer_that_is_not_a_hubs_is_an_error_of_ours(hub: Hub, head: bytes | None, tree: bytes) -> None:
+    """The circuit breaker's probe is prepared for no other."""
+    async with (
+        raw_server(HEAD if head is None else respond("200 OK", head), respond("200 OK", tree)) as server,
+        opened(hub, "hf://org/m", endpoint_url=server.endpoint_url) as store,
+    ):
+        with pytest.raises(StoreUnavailableError, match="hf://org/m@main: the answer is not from a"):
+            await store.list_page("")
+
+
 async def fails(store: Store) -> None:
     with pytest.raises(TransientStoreError):
         await store.list_page("")

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trimsfs.stores.bodies import MALFORMED
 from trimsfs.stores.cloud.azure import AzureBlobs
 from trimsfs.stores.cloud.azure_credentials import Account
 from trimsfs.stores.cloud.connections import Answer, Request
 from trimsfs.stores.cloud.gcs import GoogleStorage
 from trimsfs.stores.cloud.service import Service, content_name, digest_of, error_of, etag_of
-from trimsfs.stores.cloud.store import MALFORMED
 
 SERVICES: list[Service] = [
     GoogleStorage("https://storage.googleapis.com", "bucket"),

@@ -18,6 +18,9 @@ SLOWEST_RATE = 64 * 1024
 ANSWER_LIMIT = 4 << 20
 """Bytes of the longest answer: enough for 1000 names of 1024 bytes, each byte escaped as three."""
 
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, SyntaxError, TypeError, ValueError)
+"""What parsers raise on an answer that is not the service's; ElementTree raises SyntaxErrors."""
+
 
 class Body(Protocol):
     """The stream of an answer."""

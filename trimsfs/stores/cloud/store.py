@@ -5,7 +5,6 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
-from xml.etree.ElementTree import ParseError
 
 import trio
 import urllib3.exceptions
@@ -20,7 +19,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
-from trimsfs.stores.bodies import PIECE, answered, pass_on
+from trimsfs.stores.bodies import MALFORMED, PIECE, answered, pass_on
 from trimsfs.stores.cloud.connections import Answer, Connections, Request
 from trimsfs.stores.cloud.service import Service, content_name, digest_of, error_of, one_line
 from trimsfs.stores.digests import Digest
@@ -33,11 +32,6 @@ KEY_MAX = 1024
 """Characters of the longest key that any of these services allows."""
 EMPTY_PAGES = 100
 """Pages without a name after which a listing fails. The services may send some, and go on."""
-MALFORMED = (
-    *(KeyError, IndexError, ValueError, TypeError, AttributeError, ArithmeticError),
-    *(ParseError, RecursionError),
-)
-"""What parsers raise on an answer that is not the service's."""
 
 
 class CloudStore:

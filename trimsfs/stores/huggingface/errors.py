@@ -16,6 +16,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
+from trimsfs.stores.bodies import MALFORMED
 from trimsfs.stores.huggingface.repositories import Repository
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ def translated(function: Callable[[], T], subject: str, key: str = "") -> T:
         raise StoreStalledError(f"timeout: {_one_line(error)}") from error
     except (exceptions.HTTPError, OSError) as error:
         raise TransientStoreError(_one_line(error)) from error
-    except (KeyError, ValueError, TypeError) as error:
+    except MALFORMED as error:
         said = f"the answer is not from a Hugging Face hub: check HF_ENDPOINT ({type(error).__name__})"
         raise StoreUnavailableError(f"{subject}: {said}") from error
 

@@ -25,7 +25,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.options import MountOptions
-from trimsfs.stores.bodies import received
+from trimsfs.stores.bodies import MALFORMED, received
 from trimsfs.stores.oci.authorisation import Authorisation
 from trimsfs.stores.oci.reference import Reference
 
@@ -244,7 +244,7 @@ def translated(function: Callable[[], T]) -> T:
         said = _one_line(error)
         remedies = [remedy for cause, remedy in _REMEDIES.items() if cause in said]
         raise TransientStoreError(": ".join((said, *remedies))) from error
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         raise StoreUnavailableError(f"the answer is not from a registry: check the URL: {_one_line(error)}") from error
 
 
@@ -264,7 +264,7 @@ def _said(body: bytes) -> str:
     try:
         error = json.loads(body)["errors"][0]
         return _one_line(": ".join(filter(None, (error.get("code"), error.get("message")))))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except MALFORMED:
         return ""
 
 

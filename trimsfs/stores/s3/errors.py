@@ -19,6 +19,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
+from trimsfs.stores.bodies import MALFORMED
 
 T = TypeVar("T")
 
@@ -53,10 +54,7 @@ _NO_CREDENTIALS = (
     botocore.exceptions.TokenRetrievalError,
     botocore.exceptions.SSOError,
 )
-_MALFORMED = (
-    *(botocore.parsers.ResponseParserError, KeyError, ValueError, TypeError, AttributeError),
-    *(ArithmeticError, RuntimeError),  # from invalid times
-)
+_MALFORMED = (*MALFORMED, botocore.parsers.ResponseParserError, RuntimeError)  # the last from invalid times
 _OBJECT = re.compile(r"(?:(https?://[^/\s\"']+)|(?<=with url: ))/[^\s\"']*")
 """What of a URL tells the object that was asked for: the circuit breaker tells of the failure where others are."""
 _TEXT_LIMIT = 500
