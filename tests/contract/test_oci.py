@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 import modelpack_client
@@ -383,7 +383,7 @@ async def test_layer_that_cannot_be_shown_is_told(registry: Registry, name: str,
 
 
 @pytest.mark.parametrize(
-    ("limit", "told"), [("tar_layer.MOST_FILES", "more than"), ("artifact.MOST_TEXT", "names take")]
+    ("limit", "told"), [("tar_layer.MOST_FILES", "more than"), ("tar_layer.MOST_TEXT", "names take")]
 )
 async def test_layer_of_too_many_names_is_refused(
     registry: Registry, name: str, monkeypatch: pytest.MonkeyPatch, limit: str, told: str
@@ -394,6 +394,67 @@ async def test_layer_of_too_many_names_is_refused(
     registry.push(f"{name}:v1", [Layer(archive, f"{MODEL}.weight.v1.tar", {FILEPATH: "weights"})])
     async with opened(f"oci://{registry.address}/{name}:v1") as store:
         with pytest.raises(StoreUnavailableError, match=f"layer weights: .*{told}"):
+            await store.list_page("")
+
+
+def long_name(number: int, form: Literal[1, 2] = 2) -> bytes:
+    return tarfile.TarInfo(f"{number:03}{'x' * tar_layer.PATH_MAX}").tobuf(format=form)
+
+
+def global_header(number: int) -> bytes:
+    return tarfile.TarInfo.create_pax_global_header({f"k{number}": "v" * 4096}) + tarfile.TarInfo(f"{number}").tobuf()
+
+
+@pytest.mark.parametrize("member", [long_name, global_header])
+async def test_headers_of_any_length_take_bounded_memory(monkeypatch: pytest.MonkeyPatch, member: Any) -> None:
+    """Also of paths that are too long to be shown, and of attributes that hold for all members."""
+    monkeypatch.setattr(tar_layer, "MOST_TEXT", 40_000)
+    archive = b"".join(member(number) for number in range(12)) + bytes(1024)
+    asked: list[int] = []
+
+    def fetch(offset: int, length: int) -> bytes:
+        asked.append(offset)
+        return archive[offset : offset + length]
+
+    monkeypatch.setattr(tar_layer, "WINDOW", 512)
+    monkeypatch.setattr(tar_layer, "LARGEST_WINDOW", 8192)
+    with pytest.raises(StoreUnavailableError, match="its names take"):
+        list(tar_layer.members(fetch, len(archive), "layer", tar_layer.Budget()))
+    assert max(asked) < len(archive) - 8192, "all was read"
+
+
+async def test_a_path_that_is_too_long_does_not_exist() -> None:
+    archive = long_name(1) + long_name(2, 1) + tarfile.TarInfo("short").tobuf() + bytes(1024)
+    found = tar_layer.members(lambda at, length: archive[at : at + length], len(archive), "layer", tar_layer.Budget())
+    assert [member.path for member in found] == ["short"]
+
+
+async def test_a_header_that_is_a_chain_without_an_end_is_refused() -> None:
+    """As of an old sparse file, whose map goes on in further blocks."""
+    first = tarfile.TarInfo("sparse")
+    first.type = tarfile.GNUTYPE_SPARSE
+    block = bytearray(first.tobuf(format=tarfile.GNU_FORMAT))
+    block[482] = 1
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    following = bytes(504) + b"\1" + bytes(7)
+
+    def fetch(offset: int, length: int) -> bytes:
+        return (bytes(block) + following * (length // 512 + 1))[:length] if offset == 0 else following * (length // 512)
+
+    with pytest.raises(StoreUnavailableError, match="a header of"):
+        list(tar_layer.members(fetch, 1 << 40, "layer", tar_layer.Budget()))
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MOST_FILES", 5), ("MOST_TEXT", 50), ("TIMEOUT_S", -1)])
+async def test_limits_are_those_of_all_layers_together(
+    registry: Registry, name: str, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    archives = [packed({f"{layer}/{number:03}": b"" for number in range(3)}) for layer in range(3)]
+    registry.push(f"{name}:v1", [Layer(each, f"{MODEL}.weight.v1.tar", {FILEPATH: "w"}) for each in archives])
+    monkeypatch.setattr(tar_layer, limit, value)
+    async with opened(f"oci://{registry.address}/{name}:v1") as store:
+        with pytest.raises(StoreUnavailableError, match="pack fewer"):
             await store.list_page("")
 
 

@@ -115,11 +115,12 @@ class OciStore:
 
     async def _load(self, digest: str) -> Artifact:
         """Read an artifact, and remember it as the one that is known: perhaps nobody waits for it any more."""
-        layers = await self._ask(partial(self._layers, digest))
+        budget = tar_layer.Budget()
+        layers = await self._ask(partial(self._layers, digest, budget))
         headers: dict[str, list[Member] | StoreError] = {}
 
         async def read_headers(layer: Layer) -> None:
-            read = partial(translated, partial(self._members, layer))
+            read = partial(translated, partial(self._members, layer, budget))
             try:
                 found = await trio.to_thread.run_sync(read, limiter=self._metadata, abandon_on_cancel=True)
             except StoreError as error:
@@ -145,18 +146,22 @@ class OciStore:
             artifact.add_members(entries, layer, found)
         return Artifact(digest, entries, self._reference.prefix, self._known)
 
-    def _layers(self, digest: str) -> list[Layer]:
+    def _layers(self, digest: str, budget: tar_layer.Budget) -> list[Layer]:
         subject = str(self._reference)
         manifest = artifact.parsed(self._registry.manifest(digest))
         child = artifact.children(manifest, subject)
         if child is not None:
             manifest = artifact.parsed(self._registry.manifest(child))
-        return artifact.layers(manifest, subject)
+        layers = artifact.layers(manifest, subject)
+        for layer in layers:
+            budget.spend(subject, files=1, text=len(layer.name) * (1 + layer.name.count("/")))
+        return layers
 
-    def _members(self, layer: Layer) -> list[Member]:
+    def _members(self, layer: Layer, budget: tar_layer.Budget) -> list[Member]:
         fetch = partial(self._registry.read, layer.digest)
+        subject = f"{self._reference}: layer {printable(layer.name)}"
         try:
-            return list(tar_layer.members(fetch, layer.size, f"{self._reference}: layer {printable(layer.name)}"))
+            return list(tar_layer.members(fetch, layer.size, subject, budget))
         except ObjectNotFoundError as error:
             raise StoreUnavailableError(f"{error}: the registry lacks layer {layer.digest}: push it again") from error
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from trimsfs.errors import StoreUnavailableError
 from trimsfs.stores.base import Page, moment
-from trimsfs.stores.oci.tar_layer import Member
+from trimsfs.stores.oci.tar_layer import PATH_MAX, Member
 from trimsfs.text import printable
 from trimsfs.types import Generation
 
@@ -32,10 +32,6 @@ _EMPTY = "application/vnd.oci.empty.v1+json"
 _FORM = re.compile(r"[./](tar|raw)(?:[+.]([a-z0-9]+))?\Z")
 """The end of a media type that says how a layer is packed, and how it is compressed."""
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-PATH_MAX = 4096
-"""Bytes of the longest path; longer ones do not exist."""
-MOST_TEXT = 64 << 20
-"""Bytes of all paths in a layer."""
 _MOST_LINKS = 8
 """Links that are followed one after the other."""
 
@@ -145,14 +141,8 @@ def add_members(entries: Entries, layer: Layer, members: Iterable[Member]) -> No
     """Add the files and directories of a tar layer; of two with one path, the later counts. Links become the files to
     which they lead in the layer or those before it; other links, and special files, do not exist."""
     links: dict[str, str] = {}
-    text = 0
     for member in members:
         path = _path(member.path)
-        text += len(path) * (1 + path.count("/"))  # for the names of the directories above it
-        if text > MOST_TEXT:
-            raise StoreUnavailableError(
-                f"layer {printable(layer.name)}: its names take {MOST_TEXT >> 20} MiB: pack fewer files"
-            )
         links.pop(path, None)
         match member.kind:
             case "file":
