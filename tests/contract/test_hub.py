@@ -400,6 +400,19 @@ def test_a_hub_behind_tls_does_not_lead_to_addresses_without(monkeypatch: pytest
         made.ask(None, "models", {})
 
 
+@pytest.mark.parametrize("url", ["https://user:SECRET@hub.example", "hub.example", "https://hub.example/?token=SECRET"])
+@pytest.mark.parametrize("source", ["option", "environment"])
+def test_an_endpoint_with_credentials_is_refused_and_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, url: str, source: str
+) -> None:
+    """It would become part of the store's identity, which the cache keeps, and of error lines."""
+    if source == "environment":
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    with pytest.raises(ConfigurationError, match=r"endpoint URL .*: write https://HOST") as caught:
+        open_store(MountOptions(store="hf://org/m", endpoint_url=url if source == "option" else None), max_requests=1)
+    assert "SECRET" not in str(caught.value)
+
+
 # What URLs name
 
 

@@ -13,8 +13,9 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from trimsfs.errors import ConfigurationError, StoreAccessError, TransientStoreError
-from trimsfs.stores.cloud.connections import CONNECT_TIMEOUT_S, Request, Sign, checked_endpoint
+from trimsfs.stores.cloud.connections import CONNECT_TIMEOUT_S, Request, Sign
 from trimsfs.stores.cloud.service import one_line
+from trimsfs.stores.endpoints import checked_endpoint
 
 SUFFIX = "core.windows.net"
 SCOPE = "https://storage.azure.com/.default"

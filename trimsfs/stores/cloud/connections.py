@@ -1,7 +1,6 @@
 """HTTP connections to the endpoint of a cloud store: they sign and send requests, and bound the answers."""
 
 import os
-import re
 import socket
 import ssl
 from collections.abc import Mapping
@@ -15,7 +14,6 @@ import urllib3
 from urllib3.connection import HTTPConnection
 
 from trimsfs import __version__
-from trimsfs.errors import ConfigurationError
 from trimsfs.stores.bodies import received
 
 CONNECT_TIMEOUT_S = 3.0
@@ -119,16 +117,3 @@ def pool_manager(endpoint: str, connections: int) -> urllib3.PoolManager:
     if proxy and not proxy_bypass(parts.hostname or ""):
         return urllib3.ProxyManager(proxy, **about)
     return urllib3.PoolManager(**about)
-
-
-def checked_endpoint(url: str) -> str:
-    """An endpoint's URL without a slash at its end. Raises ConfigurationError unless it is one."""
-    shown = re.sub(r"//[^/]*@", "//***@", url)
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable or parts.username is not None or parts.query or parts.fragment or re.search(r"\s", url):
-        raise ConfigurationError(f"endpoint URL {shown!r}: write https://HOST[:PORT] or http://HOST[:PORT]")
-    return url.rstrip("/")

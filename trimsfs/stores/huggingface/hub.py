@@ -20,6 +20,7 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from trimsfs.errors import ObjectChangedError, StoreError, StoreUnavailableError, TransientStoreError
 from trimsfs.options import MountOptions
 from trimsfs.stores.bodies import pass_on, received
+from trimsfs.stores.endpoints import checked_endpoint
 from trimsfs.stores.huggingface.errors import refused
 from trimsfs.stores.huggingface.repositories import Repository
 
@@ -40,11 +41,11 @@ Form = Mapping[str, str | list[str]] | None
 class Hub:
     """A hub by its address, with the token of huggingface_hub's own chain. Its methods may be called from any thread.
 
-    They raise StoreErrors, and the errors of urllib3.
+    They raise StoreErrors, and the errors of urllib3. Raises ConfigurationError for an endpoint that cannot be.
     """
 
     def __init__(self, options: MountOptions, *, connections: int) -> None:
-        self.endpoint = (options.endpoint_url or huggingface_hub.constants.ENDPOINT).rstrip("/")
+        self.endpoint = checked_endpoint(options.endpoint_url or huggingface_hub.constants.ENDPOINT)
         self._origin = urlsplit(self.endpoint)[:2]
         # The token is read now: later, the server is another user, who may not read root's token file.
         headers = build_hf_headers(token=False if options.anonymous else None, library_name="trimsfs")
