@@ -4,16 +4,20 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+import trio
 
 from tests.contract.backends import (
     read,
 )
 from tests.contract.clouds import (
     CLOUDS,
+    CONTENT,
     PATIENCE_S,
+    RIGHT_RANGE,
     SECRET,
     azure_error,
     everything,
@@ -21,6 +25,7 @@ from tests.contract.clouds import (
     opened,
 )
 from tests.contract.raw_server import Answer, drip, hang_up, raw_server, respond, stall, then
+from tests.support.http_server import Server
 from trimsfs.errors import (
     ConfigurationError,
     StoreAccessError,
@@ -77,24 +82,48 @@ async def test_googles_own_chain_gets_a_token_once_and_renews_it(
     assert used == [[b"first"]] * 3 + [[b"second"]]
 
 
-async def test_a_token_that_the_store_refuses_is_renewed_for_the_next_request(
-    monkeypatch: pytest.MonkeyPatch, key_file: Callable[[str], Path]
+@pytest.mark.parametrize("name", ["gs", "az"])
+async def test_a_token_that_the_store_refuses_is_renewed_once_and_no_program_notices(
+    monkeypatch: pytest.MonkeyPatch, key_file: Callable[[str], Path], name: str
+) -> None:
+    """As after a key was rotated, or an identity was given a role."""
+    forget(monkeypatch)
+    cloud = CLOUDS[name]
+
+    def answer(request: BaseHTTPRequestHandler) -> tuple[int, Mapping[str, str], bytes]:
+        if request.headers["Authorization"] == "Bearer first":
+            return 401, {}, b""
+        return 206, {"Content-Range": RIGHT_RANGE, cloud.header: cloud.content}, CONTENT
+
+    more = {"expires_in": 3600, "expires_on": "4000000000"}
+    async with raw_server(token_answer("first", **more), token_answer("second", **more)) as tokens:
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key_file(f"{tokens.endpoint_url}/token")))
+        monkeypatch.setenv("IDENTITY_ENDPOINT", f"{tokens.endpoint_url}/msi")
+        monkeypatch.setenv("IDENTITY_HEADER", "header")
+        with Server(answer).running() as server:
+            async with opened(cloud.url, server.url, anonymous=False) as store, trio.open_nursery() as nursery:
+                for _ in range(8):
+                    nursery.start_soon(read, store, cloud.generation)
+    assert len(tokens.requests) == 2
+    used = [headers["authorization"] for _, headers in server.requests]
+    assert used.count("Bearer second") == 8
+
+
+@pytest.mark.parametrize("name", ["gs", "az"])
+async def test_renewed_credentials_that_are_refused_too_are_told(
+    monkeypatch: pytest.MonkeyPatch, key_file: Callable[[str], Path], name: str
 ) -> None:
     forget(monkeypatch)
-    cloud = CLOUDS["gs"]
-    async with (
-        raw_server(token_answer("first", expires_in=3600), token_answer("second", expires_in=3600)) as tokens,
-        raw_server(cloud.part(), respond("401 Unauthorized"), cloud.part()) as server,
-    ):
-        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key_file(f"{tokens.endpoint_url}/token")))
+    cloud = CLOUDS[name]
+    tokens = [token_answer(f"{number}", expires_in=3600, expires_on="4000000000") for number in range(3)]
+    async with raw_server(*tokens) as service, raw_server(respond("401 Unauthorized")) as server:
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key_file(f"{service.endpoint_url}/token")))
+        monkeypatch.setenv("IDENTITY_ENDPOINT", f"{service.endpoint_url}/msi")
+        monkeypatch.setenv("IDENTITY_HEADER", "header")
         async with opened(cloud.url, server.endpoint_url, anonymous=False) as store:
-            await read(store, cloud.generation)
-            with pytest.raises(StoreAccessError):
+            with pytest.raises(StoreAccessError, match="check the credentials"):
                 await read(store, cloud.generation)
-            for _ in range(2):
-                await read(store, cloud.generation)
-    used = [re.findall(rb"(?i)authorization: Bearer (\w+)", request) for request in server.requests]
-    assert used == [[b"first"]] * 2 + [[b"second"]] * 2
+    assert (len(server.requests), len(service.requests)) == (2, 2)
 
 
 @pytest.mark.parametrize(("name", "silence"), [("gs", "silent"), ("gs", "dripping"), ("az", "silent")])

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from email.utils import formatdate
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -103,7 +104,7 @@ def signer(account: Account, subject: str, url: str, stall_timeout_s: float) -> 
 def _with_sas(sas: str) -> Sign:
     token = dict(parse_qsl(sas, keep_blank_values=True))
 
-    def sign(request: Request, *, renew: bool = False) -> Request:
+    def sign(request: Request, *, refused: Request | None = None) -> Request:
         return replace(request, query={**request.query, **token})
 
     return sign
@@ -112,7 +113,7 @@ def _with_sas(sas: str) -> Sign:
 def _shared_key(account: str, key: bytes) -> Sign:
     """Shared Key authorization, as Azure's documentation of the REST API describes it."""
 
-    def sign(request: Request, *, renew: bool = False) -> Request:
+    def sign(request: Request, *, refused: Request | None = None) -> Request:
         headers = {**request.headers, "x-ms-date": formatdate(usegmt=True)}
         by_name = {name.lower(): value for name, value in headers.items()}
         lines = [request.method, *(by_name.get(name, "") for name in _SIGNED)]
@@ -135,14 +136,17 @@ def _with_token(subject: str, url: str, stall_timeout_s: float) -> Sign:
         raise ConfigurationError(f"store {url}: {error}: {remedy}") from error
 
     # The library's default is 300 s, for which all requests would wait for the lock.
-    credential = DefaultAzureCredential(connection_timeout=CONNECT_TIMEOUT_S, read_timeout=stall_timeout_s)
+    chain = partial(DefaultAzureCredential, connection_timeout=CONNECT_TIMEOUT_S, read_timeout=stall_timeout_s)
+    credential = chain()
     lock = threading.Lock()
     token: Any = None
 
-    def sign(request: Request, *, renew: bool = False) -> Request:
-        nonlocal token
+    def sign(request: Request, *, refused: Request | None = None) -> Request:
+        nonlocal credential, token
         try:
             with lock:
+                if refused is not None and refused.headers["Authorization"] == f"Bearer {token.token}":
+                    credential, token = chain(), None  # which has no tokens in memory
                 if token is None or token.expires_on < time.time() + RENEW_S:
                     token = credential.get_token(SCOPE)
                 value = token.token

@@ -46,27 +46,28 @@ class Answer:
 class Sign(Protocol):
     """Adds credentials to a request, in any thread."""
 
-    def __call__(self, request: Request, *, renew: bool = False) -> Request:
-        """The signed request; with *renew*, the store has refused the last token. Raises StoreError.
+    def __call__(self, request: Request, *, refused: Request | None = None) -> Request:
+        """The signed request. Its credentials are not those of the one that the store has *refused*, if they can be
+        renewed. Raises StoreError.
 
         It may ask a service for a token first.
         """
 
 
-def unsigned(request: Request, *, renew: bool = False) -> Request:
+def unsigned(request: Request, *, refused: Request | None = None) -> Request:
     """Send a request without credentials."""
     return request
 
 
 class Connections:
-    """Connections to one endpoint, for any thread. Requests are tried once, and redirects are not followed.
+    """Connections to one endpoint, for any thread. Requests are tried once, or once more with renewed credentials.
+    Redirects are not followed.
 
     Nothing is connected before the first request, so that an unused one works in a forked process.
     """
 
     def __init__(self, endpoint: str, sign: Sign, *, connections: int, stall_timeout_s: float) -> None:
         self._sign = sign
-        self._refused = False
         self._timeout_s = 2 * stall_timeout_s
         self._manager = pool_manager(endpoint, connections)
         self._pool = self._manager.connection_from_url(endpoint)
@@ -74,9 +75,30 @@ class Connections:
 
     def send(self, request: Request) -> Any:
         """urllib3's response with its body unread, which the caller closes. Raises urllib3's errors."""
-        renew, self._refused = self._refused, False
-        signed = self._sign(request, renew=renew)
-        response: Any = self._pool.urlopen(
+        signed = self._sign(request)
+        response = self._sent(signed)
+        if response.status != HTTPStatus.UNAUTHORIZED:
+            return response
+        try:
+            renewed = self._sign(request, refused=signed)
+        except BaseException:
+            response.close()
+            raise
+        if renewed == signed:
+            return response
+        response.close()
+        return self._sent(renewed)
+
+    def ask(self, request: Request) -> Answer:
+        """Send a request and read the answer whole. Raises urllib3's errors and TransientStoreError."""
+        return self.whole(self.send(request))
+
+    def whole(self, raw: Any) -> Answer:
+        """Read the rest of a response. Raises as `ask` does."""
+        return Answer(raw.status, raw.headers, received(raw, self._timeout_s))
+
+    def _sent(self, signed: Request) -> Any:
+        return self._pool.urlopen(
             signed.method,
             signed.target,
             headers={"User-Agent": f"trimsfs/{__version__}", **signed.headers},
@@ -86,16 +108,6 @@ class Connections:
             preload_content=False,
             decode_content=False,
         )
-        self._refused = response.status == HTTPStatus.UNAUTHORIZED
-        return response
-
-    def ask(self, request: Request) -> Answer:
-        """Send a request and read the answer whole. Raises urllib3's errors and TransientStoreError."""
-        return self.whole(self.send(request))
-
-    def whole(self, raw: Any) -> Answer:
-        """Read the rest of a response. Raises as `ask` does."""
-        return Answer(raw.status, raw.headers, received(raw, self._timeout_s))
 
     def close(self) -> None:
         """Close the connections that nobody uses."""

@@ -56,12 +56,14 @@ def default_credentials(subject: str, url: str, stall_timeout_s: float) -> Sign:
     with contextlib.suppress(google.auth.exceptions.GoogleAuthError):
         find()  # as root
 
-    def sign(request: Request, *, renew: bool = False) -> Request:
+    def sign(request: Request, *, refused: Request | None = None) -> Request:
         headers = dict(request.headers)
         try:
             with lock:
                 credentials = find()
-                if renew or not credentials.valid:
+                used = refused.headers["authorization"] if refused is not None else ""
+                # Another thread may have renewed the token that was refused.
+                if used == f"Bearer {credentials.token}" or not credentials.valid:
                     credentials.refresh(transport)
                 credentials.apply(headers)
         except google.auth.exceptions.GoogleAuthError as error:
