@@ -1,5 +1,6 @@
 """Where cloud stores get their credentials, and what they say when there are none."""
 
+import base64
 import contextlib
 import json
 import re
@@ -152,12 +153,13 @@ async def test_a_token_service_that_does_not_answer_once_is_asked_again(
 async def test_https_goes_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     forget(monkeypatch)
     async with raw_server(respond("407 Proxy Authentication Required")) as proxy:
-        monkeypatch.setenv("https_proxy", proxy.endpoint_url)
+        monkeypatch.setenv("https_proxy", proxy.endpoint_url.replace("//", "//us%20er:secret@"))
         monkeypatch.setenv("no_proxy", "direct.example")
         async with opened("gs://bucket", "https://storage.example") as store:
             with pytest.raises(TransientStoreError):
                 await store.stat("model")
         assert proxy.requests[0].startswith(b"CONNECT storage.example:443 ")
+        assert b"Basic " + base64.b64encode(b"us er:secret") in proxy.requests[0]
         async with opened("gs://bucket", "https://direct.example") as store:
             with pytest.raises(TransientStoreError):
                 await store.stat("model")

@@ -1,5 +1,6 @@
 """The Hugging Face store against the fake hub: commits, digests, tokens, the CDN, and what its URLs name."""
 
+import base64
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import trio
@@ -230,6 +232,23 @@ async def test_a_small_file_that_comes_whole_is_cut_to_the_range(hub: Hub, model
         hub.set("whole", False)
 
 
+async def test_a_large_file_that_comes_whole_is_not_read_up_to_each_range(
+    hub: Hub, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from a CDN that ignores ranges."""
+    monkeypatch.setattr("trimsfs.stores.huggingface.hub.MOST_WHOLE", len(WEIGHTS) - 1)
+    async with opened(hub, f"hf://{model}") as store:
+        weights = await store.stat("model.safetensors")
+        head = {"X-Repo-Commit": str(weights.version_id), "X-Linked-Size": str(weights.size)}
+    async with (
+        raw_server(respond("200 OK", WEIGHTS, headers=head)) as server,
+        opened(hub, f"hf://{model}", endpoint_url=server.endpoint_url) as store,
+    ):
+        with pytest.raises(StoreUnavailableError, match="serves no ranges"):
+            await read(store, weights, 100_000, 200_000)
+        assert await read(store, weights) == WEIGHTS
+
+
 async def test_another_content_at_the_commit_is_noticed(hub: Hub, model: str) -> None:
     """As of a proxy that serves something else."""
     async with opened(hub, f"hf://{model}") as store:
@@ -400,6 +419,16 @@ def test_a_hub_behind_tls_does_not_lead_to_addresses_without(monkeypatch: pytest
         made.ask(None, "models", {})
 
 
+async def test_a_proxy_with_a_password_gets_it(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with raw_server(HEAD, respond("200 OK", b"[]")) as proxy:
+        address = urlsplit(proxy.endpoint_url).netloc
+        monkeypatch.setenv("HTTP_PROXY", f"http://us%20er:secret@{address}")
+        async with opened(hub, "hf://org/m", endpoint_url="http://hub.example") as store:
+            await store.list_page("")
+    credentials = b"Basic " + base64.b64encode(b"us er:secret")
+    assert [credentials in request for request in proxy.requests] == [True, True]
+
+
 @pytest.mark.parametrize("url", ["https://user:SECRET@hub.example", "hub.example", "https://hub.example/?token=SECRET"])
 @pytest.mark.parametrize("source", ["option", "environment"])
 def test_an_endpoint_with_credentials_is_refused_and_not_repeated(
@@ -450,7 +479,9 @@ async def test_a_url_may_name_several_repositories(hub: Hub, model: str, owner: 
         assert not (await store.list_page(f"{owner}/other/")).exists
 
 
-@pytest.mark.parametrize("url", ["hf://", "hf:///", "hf://a/b@", "hf://a/b@v1,", "hf://a b/c", "hf://a/b,c/d/e"])
+@pytest.mark.parametrize(
+    "url", ["hf://", "hf:///", "hf://a/b@", "hf://a/b@v1,", "hf://a b/c", "hf://a/b,c/d/e", "hf://a/b@v1,a/b@v2"]
+)
 def test_a_url_that_names_no_repository_is_told(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"\Astore hf://[^\n]+\Z"):
         parse(url)

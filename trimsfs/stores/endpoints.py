@@ -1,7 +1,11 @@
-"""Endpoints of stores over HTTP, as options and the environment name them."""
+"""Endpoints of stores over HTTP, as options and the environment name them, and the way to them by proxies."""
 
 import re
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import urllib3
 
 from trimsfs.errors import ConfigurationError
 
@@ -17,3 +21,36 @@ def checked_endpoint(url: str) -> str:
     if not usable or parts.username is not None or parts.query or parts.fragment or re.search(r"\s", url):
         raise ConfigurationError(f"endpoint URL {shown!r}: write https://HOST[:PORT] or http://HOST[:PORT]")
     return url.rstrip("/")
+
+
+class Pools:
+    """Connections, through the proxies that the environment names (``HTTPS_PROXY``, ``NO_PROXY``)."""
+
+    def __init__(self, **settings: Any) -> None:
+        self._direct = urllib3.PoolManager(**settings)
+        try:
+            self._proxied = {
+                scheme: urllib3.ProxyManager(proxy, proxy_headers=_proxy_headers(proxy), **settings)
+                for scheme, proxy in getproxies().items()
+                if scheme in {"http", "https"} and proxy
+            }
+        except (urllib3.exceptions.HTTPError, ValueError) as error:
+            raise ConfigurationError("the proxy in HTTP_PROXY or HTTPS_PROXY is not http://HOST:PORT") from error
+
+    def of(self, url: str) -> urllib3.PoolManager:
+        """The connections for a URL."""
+        parts = urlsplit(url)
+        if proxy_bypass(parts.hostname or ""):
+            return self._direct
+        return self._proxied.get(parts.scheme, self._direct)
+
+    def clear(self) -> None:
+        """Close the connections that are not in use."""
+        for pool in (self._direct, *self._proxied.values()):
+            pool.clear()
+
+
+def _proxy_headers(proxy: str) -> Any:
+    parts = urlsplit(proxy)
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    return urllib3.make_headers(proxy_basic_auth=f"{user}:{password}") if user else None

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Literal, Protocol
 from urllib.parse import quote, urlencode, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import urllib3
 from urllib3.connection import HTTPConnection
 
 from trimsfs import __version__
 from trimsfs.stores.bodies import received
+from trimsfs.stores.endpoints import Pools
 
 CONNECT_TIMEOUT_S = 3.0
 
@@ -125,7 +125,4 @@ def pool_manager(endpoint: str, connections: int) -> urllib3.PoolManager:
         return urllib3.PoolManager(**about)
     # Reads the certificates now: the server may not be allowed to later.
     about["ssl_context"] = ssl.create_default_context(cafile=os.environ.get("REQUESTS_CA_BUNDLE") or None)
-    proxy = getproxies().get("https")
-    if proxy and not proxy_bypass(parts.hostname or ""):
-        return urllib3.ProxyManager(proxy, **about)
-    return urllib3.PoolManager(**about)
+    return Pools(**about).of(endpoint)

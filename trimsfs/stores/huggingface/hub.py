@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from threading import Lock
 from typing import Any
 from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import huggingface_hub
 import urllib3
@@ -20,13 +19,16 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from trimsfs.errors import ObjectChangedError, StoreError, StoreUnavailableError, TransientStoreError
 from trimsfs.options import MountOptions
 from trimsfs.stores.bodies import pass_on, received
-from trimsfs.stores.endpoints import checked_endpoint
+from trimsfs.stores.endpoints import Pools, checked_endpoint
 from trimsfs.stores.huggingface.errors import refused
 from trimsfs.stores.huggingface.repositories import Repository
 
 MOST_REDIRECTS = 5
 MOST_JSON = 64 << 20
 """Bytes of the longest answer of the API."""
+MOST_WHOLE = 16 << 20
+"""Bytes of the largest file that may come whole where a range was asked for: what precedes the range is thrown away.
+Files that are in neither LFS nor Xet have at most 10 MB."""
 MOST_ADDRESSES = 4096
 """Addresses of files on the CDN to remember."""
 _REDIRECTS = {301, 302, 303, 307, 308}
@@ -54,8 +56,7 @@ class Hub:
         self._has_token = bool(self._own)
         self._stall_timeout_s, self._timeout_s = options.stall_timeout, 2 * options.stall_timeout
         timeout = urllib3.Timeout(connect=options.stall_timeout, read=options.stall_timeout)
-        self._pool_options: dict[str, Any] = {"maxsize": connections, "timeout": timeout, "retries": False}
-        self._pools: dict[str | None, urllib3.PoolManager] = {}
+        self._pools = Pools(maxsize=connections, timeout=timeout, retries=False)
         self._addresses = LRUCache[tuple[str, str, str], str](maxsize=MOST_ADDRESSES)
         self._lock = Lock()
 
@@ -99,8 +100,7 @@ class Hub:
 
     def close(self) -> None:
         """Close the connections."""
-        for pool in self._pools.values():
-            pool.clear()
+        self._pools.clear()
 
     def _checked(self, response: Response, repository: Repository, start: int, length: int, size: int) -> Response:
         """The answer, if its body is the range that was asked for, or the whole file up to it."""
@@ -110,6 +110,8 @@ class Hub:
                 if sent != expected:
                     raise TransientStoreError(f"asked for {expected}, got {sent or 'no range'}")
             elif response.status == 200:  # small files may come whole
+                if length < size and size > MOST_WHOLE:
+                    raise StoreUnavailableError(f"{repository}: the hub serves no ranges of files: check HF_ENDPOINT")
                 if response.headers.get("content-length") not in {None, str(size)}:
                     raise ObjectChangedError(f"the file has {response.headers['content-length']} bytes now")
                 pass_on(response, start, lambda _: None, stall_timeout_s=self._stall_timeout_s)
@@ -146,7 +148,7 @@ class Hub:
     def _send(self, url: str, headers: Mapping[str, str], form: Form = None) -> Response:
         own = self._own if self._is_own(url) else {}  # the CDN gets no token
         typed = {} if form is None else {"Content-Type": "application/x-www-form-urlencoded"}
-        return self._pool(url).request(
+        return self._pools.of(url).request(
             "GET" if form is None else "POST",
             url,
             headers={"Accept-Encoding": "identity", **self._headers, **own, **typed, **headers},
@@ -157,19 +159,6 @@ class Hub:
 
     def _is_own(self, url: str) -> bool:
         return urlsplit(url)[:2] == self._origin
-
-    def _pool(self, url: str) -> urllib3.PoolManager:
-        """The connections to a host: through the environment's proxy, if there is one for it."""
-        parts = urlsplit(url)
-        proxy = None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
-        with self._lock:
-            if proxy not in self._pools:
-                self._pools[proxy] = (
-                    urllib3.PoolManager(**self._pool_options)
-                    if proxy is None
-                    else urllib3.ProxyManager(proxy, **self._pool_options)
-                )
-            return self._pools[proxy]
 
 
 def _compare(response: Response, commit: str, etag: str, size: str) -> None:

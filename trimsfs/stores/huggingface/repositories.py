@@ -89,6 +89,8 @@ def parse(url: str, *, whole: bool = False) -> Source:
             bases.append(f"{prefix}{found['owner']}/")
         else:
             path = f"{prefix}{found['owner']}/{found['name']}"
+            if path in revisions:
+                raise ConfigurationError(f"store {url}: names {path} twice: name one revision of each repository")
             revisions[path] = unquote(found["revision"] or MAIN)
             below = f"{found['path'].strip('/')}/" if found["path"] else ""
             bases.append(f"{at(path, revisions[path])}/{below}")

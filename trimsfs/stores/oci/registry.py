@@ -6,8 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
-from urllib.parse import unquote, urljoin, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import urljoin, urlsplit
 
 import urllib3
 from cachetools import TTLCache
@@ -15,7 +14,6 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from trimsfs.errors import (
     BucketNotFoundError,
-    ConfigurationError,
     ObjectNotFoundError,
     StoreAccessError,
     StoreError,
@@ -26,6 +24,7 @@ from trimsfs.errors import (
 )
 from trimsfs.options import MountOptions
 from trimsfs.stores.bodies import MALFORMED, received
+from trimsfs.stores.endpoints import Pools
 from trimsfs.stores.oci.authorisation import Authorisation
 from trimsfs.stores.oci.reference import Reference
 
@@ -63,7 +62,7 @@ class Registry:
         self._reference = reference
         self._base = f"{'http' if plain else 'https'}://{reference.host}/v2/{reference.path}"
         self._timeout_s = 2 * options.stall_timeout
-        self._pools = _Pools(
+        self._pools = Pools(
             maxsize=connections,
             retries=False,
             timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=options.stall_timeout),
@@ -192,39 +191,6 @@ class Registry:
         if status in {408, 425} or status >= 500:
             return TransientStoreError(f"{subject}: {said}")
         return StoreUnavailableError(f"{subject}: {said}")
-
-
-class _Pools:
-    """Connections, through the proxies that the environment names (``HTTPS_PROXY``, ``NO_PROXY``)."""
-
-    def __init__(self, **settings: Any) -> None:
-        self._direct = urllib3.PoolManager(**settings)
-        try:
-            self._proxied = {
-                scheme: urllib3.ProxyManager(proxy, proxy_headers=_proxy_headers(proxy), **settings)
-                for scheme, proxy in getproxies().items()
-                if scheme in {"http", "https"} and proxy
-            }
-        except (urllib3.exceptions.HTTPError, ValueError) as error:
-            raise ConfigurationError("the proxy in HTTP_PROXY or HTTPS_PROXY is not http://HOST:PORT") from error
-
-    def of(self, url: str) -> urllib3.PoolManager:
-        """The connections for a URL."""
-        parts = urlsplit(url)
-        if proxy_bypass(parts.hostname or ""):
-            return self._direct
-        return self._proxied.get(parts.scheme, self._direct)
-
-    def clear(self) -> None:
-        """Close the connections that are not in use."""
-        for pool in (self._direct, *self._proxied.values()):
-            pool.clear()
-
-
-def _proxy_headers(proxy: str) -> Any:
-    parts = urlsplit(proxy)
-    user, password = unquote(parts.username or ""), unquote(parts.password or "")
-    return urllib3.make_headers(proxy_basic_auth=f"{user}:{password}") if user else None
 
 
 def digest_of(content: bytes) -> str:
