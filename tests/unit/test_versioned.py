@@ -69,6 +69,40 @@ async def test_the_first_version_of_a_model_is_not_seen_before_its_manifest_eith
     assert page.exists
 
 
+async def test_the_first_push_of_a_model_is_not_seen_between_two_answers(store: MemoryStore) -> None:
+    """The model is asked about before the push begins, its directory listed after the first file."""
+    shown = versioned(store)
+    listing = store.block(method="list_page", key="new/v1/")
+    found = list[Page]()
+    async with trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            found.append(await probe(shown, "new/v1/"))
+
+        nursery.start_soon(run)
+        await trio.testing.wait_all_tasks_blocked()
+        store.put(f"new/{DIRECTORY}/pushes/v1.json", b"the reservation")
+        write_files(in_memory(store), "new", "v1", FILES)
+        listing.set()
+    assert not found[0].exists
+
+
+async def test_the_first_push_of_a_model_is_not_seen_between_two_pages(store: MemoryStore) -> None:
+    for name in ("!1", "!2", "!3"):
+        store.put(f"new/{name}", b"x")
+    shown = versioned(store)
+    page = await shown.list_page("new/", limit=2)
+    store.put(f"new/{DIRECTORY}/pushes/v1.json", b"the reservation")
+    write_files(in_memory(store), "new", "v1", FILES)
+    pages, token = [page], page.next_token
+    for _ in range(3):
+        if token is None:
+            break
+        pages.append(await shown.list_page("new/", token=token, limit=1))
+        token = pages[-1].next_token
+    assert [name for each in pages for name in names(each)] == ["new/!1", "new/!2", "new/!3"]
+
+
 async def test_what_describes_versions_is_not_shown(store: MemoryStore) -> None:
     shown = versioned(store)
     for prefix in (f"m/{DIRECTORY}/", f"m/{DIRECTORY}/aliases/"):
@@ -172,20 +206,21 @@ async def test_a_first_page_that_does_not_tell_is_asked_about(store: MemoryStore
     assert names(rest) == ["m/!2", "m/!3", "m/!4", "m/v1/"]
 
 
-async def test_a_model_without_versions_waits_for_no_request_after_another(
+async def test_files_and_listings_without_versions_wait_for_no_request_after_another(
     store: MemoryStore, autojump_clock: MockClock
 ) -> None:
     store.delay(ROUND_TRIP_S)
     file = store.generation("plain/below/b")
-    for ask in (
-        lambda: versioned(store).list_page("plain/"),
-        lambda: probe(versioned(store), "plain/below/"),
-        lambda: versioned(store).stat("plain/a"),
-        lambda: versioned(store).digest(file),
+    for ask, round_trips in (
+        (lambda: versioned(store).list_page("plain/"), 1),
+        (lambda: versioned(store).stat("plain/a"), 1),
+        (lambda: versioned(store).digest(file), 1),
+        (lambda: probe(versioned(store), "plain/a/"), 1),
+        (lambda: probe(versioned(store), "plain/below/"), 2),
     ):
         began = trio.current_time()
         await ask()
-        assert trio.current_time() - began == ROUND_TRIP_S
+        assert trio.current_time() - began == round_trips * ROUND_TRIP_S
 
 
 async def test_what_is_known_of_a_directory_is_not_asked_for_digests(store: MemoryStore) -> None:

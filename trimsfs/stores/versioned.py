@@ -75,7 +75,8 @@ class _Digests:
 class VersionedStore:
     """A store as a mount shows it. Requests for directories that are no versioned models are passed on.
 
-    Where it does not know yet whether a directory is one, it asks at the same time as it passes the request on.
+    Where it does not know yet whether a directory is one, it asks at the same time as it passes the request on; of a
+    directory that is there and is no version, once more.
     """
 
     def __init__(self, store: Store) -> None:
@@ -149,8 +150,8 @@ class VersionedStore:
             self._found(prefix, versioned=True)
         elif token is None and page.next_token is None:
             self._found(prefix, versioned=False)
-        elif token is None or prefix not in self._versioned:
-            await self._ask(prefix)
+        elif token is None or prefix not in self._versioned or (page.prefixes and not self._versioned[prefix]):
+            await self._ask(prefix)  # after each page with directories: a push may have begun since the one before
         return self._versioned[prefix]
 
     async def _ask(self, prefix: str) -> bool:
@@ -175,12 +176,14 @@ class VersionedStore:
         listing = partial(self._store.list_page, prefix, limit=1)
         if self._versioned.get(model):
             page, (published, link) = await _both(listing, partial(self._look, model, name))
-        else:  # perhaps not yet: a version must not be seen before its manifest is there
+        else:
             if trio.current_time() - self._plain.get(model, -RECHECK_S) < RECHECK_S:
-                page = await listing()
-                versioned = page.exists and await self._ask(model)
+                page, versioned = await listing(), False
             else:
                 page, versioned = await _both(listing, partial(self._ask, model))
+            if page.exists and not versioned:
+                # Only an answer from after the listing counts: a push writes its reservation before its first file.
+                versioned = await self._ask(model)
             published, link = await self._look(model, name) if versioned else (True, None)
         if published:
             return replace(page, prefixes=tuple(filter(_shown, page.prefixes)), empty=page.exists)
