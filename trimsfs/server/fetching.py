@@ -39,7 +39,8 @@ def assemble_fetching(
     retrying = _retrying(options, environment, speed)
     impatient = VersionedStore(environment.store)
     store = RetryingStore(impatient, retrying)
-    kept = KeptListings(tiers.disk.listings)
+    origins = environment.store.origins if isinstance(environment.store, StoreRouter) else None
+    kept = KeptListings(tiers.disk.listings, origins)
     fetcher = _fetcher(options, environment, tiers, retrying, speed, tracer)
     breakers = retrying.map(lambda each: each.breaker)
     return Fetching(
@@ -54,6 +55,7 @@ def assemble_fetching(
             breaker=breakers,
             kept=kept,
             ledger=environment.ledger,
+            origins=origins,
             invalidate=environment.invalidate,
         ),
         fetcher=fetcher,
@@ -103,18 +105,21 @@ def _fetcher(
     speed: ByPath[StoreSpeed],
     tracer: Tracer,
 ) -> Fetcher:
-    stores = stores_of(environment.store)
-    fetchers: dict[str, Fetcher] = {
-        path: StoreFetcher(
+    stores = dict(stores_of(environment.store))
+
+    def fetcher(path: str, *, streaming: bool) -> Fetcher:
+        return StoreFetcher(
             environment.copier,
             tiers.disk,
             retrying.of(path),
             speed.of(path),
             memory_limit=options.memory_limit // len(stores),
-            streaming=store.streaming,
+            streaming=streaming,
             models=tracer.models,
             completed=tiers.passthrough.register,
         )
-        for path, store in stores
-    }
-    return Fetchers(ByPath(fetchers)) if isinstance(environment.store, StoreRouter) else fetchers[""]
+
+    fetchers = {path: fetcher(path, streaming=store.streaming) for path, store in stores.items()}
+    if not isinstance(environment.store, StoreRouter):
+        return fetchers[""]
+    return Fetchers(fetchers, elsewhere=fetcher("", streaming=False))
