@@ -263,6 +263,22 @@ async def test_a_version_that_is_published_anew_has_its_new_digests(
     assert digest.value == hashlib.sha256(b"other").digest()
 
 
+async def test_a_manifest_that_is_slow_holds_up_no_other(store: MemoryStore, autojump_clock: MockClock) -> None:
+    publish(in_memory(store), "n", "v1", FILES)
+    shown = versioned(store)
+    for model in ("m/", "n/"):
+        await shown.list_page(model)
+    store.delay(ROUND_TRIP_S, method="stat", key=f"m/{DIRECTORY}/v1.json")
+    async with trio.open_nursery() as nursery:
+        for path in FILES:
+            nursery.start_soon(shown.digest, store.generation(f"m/v1/{path}"))
+        await trio.testing.wait_all_tasks_blocked()
+        began = trio.current_time()
+        assert await shown.digest(store.generation("n/v1/config.json")) is not None
+        assert trio.current_time() == began
+    assert store.reads(f"m/{DIRECTORY}/v1.json") == [0]
+
+
 async def test_a_manifest_that_cannot_be_read_is_logged(store: MemoryStore, caplog: pytest.LogCaptureFixture) -> None:
     store.put(f"m/{DIRECTORY}/v1.json", b"{}")
     shown = versioned(store)

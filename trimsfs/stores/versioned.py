@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import trio
 from cachetools import LRUCache
@@ -90,7 +91,8 @@ class VersionedStore:
         self._listed: LRUCache[str, _Published] = LRUCache(MOST_MANIFESTS)
         """What listings of several pages under way go by."""
         self._manifests: LRUCache[str, _Digests] = LRUCache(MOST_MANIFESTS)
-        self._loading = trio.Lock()
+        self._loading = WeakValueDictionary[str, trio.Lock]()
+        """Held by who reads a manifest, by its key: a store that is slow holds up no other manifest."""
 
     @property
     def identity(self) -> str:
@@ -296,7 +298,7 @@ class VersionedStore:
         if version_of_manifest(f"{version}.json") is None:
             return None
         key = f"{model}{DIRECTORY}/{version}.json"
-        async with self._loading:
+        async with self._loading.setdefault(key, trio.Lock()):
             known = self._manifests.get(key)
             etag, value = known.files.get(path, ("", b"")) if known is not None else ("", b"")
             if known is None or (etag != generation.etag and trio.current_time() - known.asked > RECHECK_S):
