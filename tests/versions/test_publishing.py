@@ -376,6 +376,33 @@ async def test_an_alias_that_moves_while_its_target_is_removed_keeps_it(
     assert list((await local.contents()).published) == ["v1"]
 
 
+@pytest.mark.parametrize("theirs", [False, True])
+async def test_a_removal_that_is_not_the_first_looks_at_aliases_too(
+    local: Catalog, monkeypatch: pytest.MonkeyPatch, theirs: bool
+) -> None:
+    """The answer to the first attempt at its tombstone was lost, or the tombstone is of another removal."""
+    await push(local, "v1", SMALL)
+    put = local.writer.put_if_absent
+
+    async def moved_before(key: str, data: bytes, *, sha256: str | None = None) -> None:
+        if "/removed/" not in key:
+            return await put(key, data, sha256=sha256)
+        await aliases.move(local, "prod", "v1")
+        other = Tombstone(version="v1", removed=now(), delete_after=now() - timedelta(days=1))
+        await put(key, other.encode() if theirs else data, sha256=sha256)
+        raise ObjectChangedError(key)
+
+    monkeypatch.setattr(local.writer, "put_if_absent", moved_before)
+    with pytest.raises(InUseError, match="alias prod leads to it"):
+        await removal.remove(local, "v1", timedelta(0))
+    assert (await local.tombstone("v1") is not None) == theirs
+    assert await removal.expire(local) == []
+    assert await files_in(local, "v1") == SMALL
+    if theirs:
+        with pytest.raises(InUseError, match="alias prod leads to it"):
+            await removal.remove(local, "v1", timedelta(0))
+
+
 async def test_a_push_whose_claim_is_removed_publishes_nothing(local: Catalog) -> None:
     class Removing(Bytes):
         async def read(self, offset: int, length: int) -> bytes:
