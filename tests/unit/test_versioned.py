@@ -10,6 +10,7 @@ from tests.support.stores import MemoryStore, as_store
 from tests.support.versions import in_memory, move, publish, remove, write_files
 from trimsfs.errors import ObjectNotFoundError, StoreAccessError, StoreUnavailableError
 from trimsfs.formats.versions import DIRECTORY
+from trimsfs.stores import versioned as versions
 from trimsfs.stores.base import PAGE_LIMIT, Page
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.versioned import VersionedStore
@@ -249,6 +250,41 @@ async def test_other_files_have_the_digest_of_the_store(store: MemoryStore) -> N
         store.put(key, b"{}")
         store.digests[key] = told
         assert await shown.digest(store.generation(key)) == told, key
+
+
+async def test_what_describes_versions_is_read_up_to_a_limit(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "MOST_FILES", 2 * PAGE_LIMIT)
+    for number in range(10 * PAGE_LIMIT):
+        store.put(f"m/{DIRECTORY}/{number}.json", b"")
+    with pytest.raises(StoreUnavailableError, match="over 2000 objects"):
+        await versioned(store).list_page("m/")
+    assert store.count("list_page", f"m/{DIRECTORY}/") <= 3
+
+
+async def test_many_aliases_are_read_some_at_a_time(store: MemoryStore) -> None:
+    for number in range(4 * versions.ALIASES_AT_ONCE):
+        move(in_memory(store), "m", f"alias{number}", "v1")
+    shown = versioned(store)
+    store.delay(0.01, method="read")
+    assert len((await shown.list_page("m/")).symlinks) == 4 * versions.ALIASES_AT_ONCE + 1
+    assert store.most_under_way <= versions.ALIASES_AT_ONCE
+
+
+async def test_the_digests_that_are_remembered_take_bounded_memory(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = store.generation(f"m/{DIRECTORY}/v1.json").size
+    monkeypatch.setattr(versions, "MOST_DIGESTS_BYTES", 3 * (1000 + size))
+    shown = versioned(store)
+    for number in range(1, 10):
+        publish(in_memory(store), "m", f"v{number}", FILES)
+        assert await shown.digest(store.generation(f"m/v{number}/config.json")) is not None
+    asked = store.count("read")
+    for number in (9, 8, 1):
+        await shown.digest(store.generation(f"m/v{number}/config.json"))
+    assert store.count("read") == asked + 1
 
 
 async def test_a_version_that_is_published_anew_has_its_new_digests(
