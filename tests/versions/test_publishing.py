@@ -277,6 +277,28 @@ async def test_names_of_versions_and_aliases_differ(local: Catalog) -> None:
         await aliases.move(local, "v1", "v1")
 
 
+@pytest.mark.parametrize("late", ["pushes/x.json", "aliases/x.json"])
+async def test_of_a_version_and_an_alias_of_one_name_at_most_one_is_made(
+    local: Catalog, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    """One of the two is made between the other's look for it and what the other writes."""
+    await push(local, "v1", SMALL)
+    put = local.writer.put_if_absent
+
+    async def after_the_other(key: str, data: bytes, *, sha256: str | None = None) -> None:
+        if key.endswith(late):
+            monkeypatch.setattr(local.writer, "put_if_absent", put)
+            await (aliases.move(local, "x", "v1") if "pushes" in late else push(local, "x", SMALL))
+        await put(key, data, sha256=sha256)
+
+    monkeypatch.setattr(local.writer, "put_if_absent", after_the_other)
+    with pytest.raises(VersionConflictError, match="choose another"):
+        await (push(local, "x", SMALL) if "pushes" in late else aliases.move(local, "x", "v1"))
+    contents = await local.contents()
+    made = (list(contents.published), list(contents.aliases), list(contents.unfinished))
+    assert made == ((["v1"], ["x"], []) if "pushes" in late else (["v1", "x"], [], []))
+
+
 async def test_an_alias_leads_only_to_what_there_is(local: Catalog) -> None:
     with pytest.raises(NoSuchEntryError, match="no such version"):
         await aliases.move(local, "prod", "v1")

@@ -100,8 +100,15 @@ class _Push:
 
         Raises VersionConflictError and ConfigurationError as `publish` does.
         """
-        if await self._make_reservation(conditions):
+        made = await self._make_reservation(conditions)
+        if made:
             await self._writer.discard_uploads(self._prefix)  # of other content, from before a removal
+        try:
+            await self.check_name()  # again: who makes an alias looks for a reservation after the alias is there
+        except VersionConflictError:
+            if made:
+                await self.end_reservation()
+            raise
         try:
             # Only now: a push that ends deletes its reservation after it has made the manifest.
             return await self.published()
