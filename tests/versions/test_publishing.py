@@ -22,6 +22,7 @@ from trimsfs.errors import (
     TrimsError,
     VersionConflictError,
 )
+from trimsfs.formats import versions as formats
 from trimsfs.formats.versions import Alias, Reservation, Tombstone
 from trimsfs.options import MountOptions
 from trimsfs.stores import Retrying, open_writer
@@ -159,6 +160,23 @@ async def test_a_file_that_changes_while_it_is_pushed_is_not_published(catalog: 
         await push(catalog, "v1", {"file": Changing(content)})
     assert await files_in(catalog, "v1") == {}
     assert not (await catalog.contents()).published
+
+
+async def test_a_version_whose_manifest_nobody_could_read_is_not_pushed(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name of 40 characters that are not ASCII takes 240 bytes in JSON."""
+    monkeypatch.setattr(formats, "MOST_BYTES", 1 << 16)
+    for count, fits in ((100, True), (200, False)):
+        files = {"\u6a21" * 40 + str(number): b"" for number in range(count)}
+        if fits:
+            await push(catalog, "v1", files)
+            assert len((await catalog.published("v1")).files) == count
+        else:
+            with pytest.raises(ConfigurationError, match="manifest of 200 files"):
+                await push(catalog, "v2", files)
+    assert await files_in(catalog, "v2") == {}
+    assert (await catalog.contents()).unfinished == {}
 
 
 async def test_other_files_do_not_go_on_with_an_unfinished_push(catalog: Catalog) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import trio
 
-from trimsfs.errors import ObjectChangedError, TrimsError, VersionConflictError
+from trimsfs.errors import ConfigurationError, ObjectChangedError, TrimsError, VersionConflictError
 from trimsfs.formats import fingerprints
 from trimsfs.formats import versions as formats
 from trimsfs.formats.versions import Manifest, Reservation, VersionFile
@@ -25,6 +25,9 @@ PARTS_AT_ONCE = 8
 """Most parts, and most small files, that are in memory and on their way."""
 LARGE_AT_ONCE = 4
 """Most files whose parts are on their way."""
+
+LONG_ETAG = f'"{"0" * 32}-10000"'
+"""An ETag as long as those of S3 and of directories."""
 
 Progress = Callable[[int], None]
 """Hears of bytes that are in the store."""
@@ -51,9 +54,11 @@ async def publish(
     """Publish files as a version, or go on with a push of the same files. A version that has them is left as it is.
 
     Raises VersionConflictError when the version has other files, is removed, or its name is an alias;
-    ConfigurationError when the store ignores *conditions*; ObjectChangedError when a file changes meanwhile.
+    ConfigurationError when the store ignores *conditions*, or the manifest would be too long to be read;
+    ObjectChangedError when a file changes meanwhile.
     """
     push = _Push(catalog, version, files, progress)
+    push.manifest(dict.fromkeys(files, LONG_ETAG))  # before anything is uploaded
     manifest = await push.published()
     if manifest is None:
         await push.check_name()
@@ -251,19 +256,30 @@ class _Push:
         if there.keys() != self._files.keys():
             raise self._conflict("files of it were deleted while it was pushed: push again")
         await self._put_fingerprints()
-        files = {
-            path: VersionFile(size=file.content.size, sha256=file.sha256, etag=there[path].etag)
-            for path, file in self._files.items()
-        }
-        manifest = Manifest(version=self._version, created=now(), files=files)
+        manifest, encoded = self.manifest({path: stored.etag for path, stored in there.items()})
         try:
-            await self._writer.put_if_absent(formats.manifest_key(self._catalog.name, self._version), manifest.encode())
+            await self._writer.put_if_absent(formats.manifest_key(self._catalog.name, self._version), encoded)
         except ObjectChangedError:  # by another push, or an attempt of which the answer was lost
             other = await self.published()
             if other is None:
                 raise self._conflict("somebody has removed it while it was pushed: push again") from None
             return other
         return manifest
+
+    def manifest(self, etags: Mapping[str, str]) -> tuple[Manifest, bytes]:
+        """The manifest of the files, which have these ETags in the store. Raises ConfigurationError if it is too long."""
+        files = {
+            path: VersionFile(size=file.content.size, sha256=file.sha256, etag=etags[path])
+            for path, file in self._files.items()
+        }
+        manifest = Manifest(version=self._version, created=now(), files=files)
+        encoded = manifest.encode()
+        if len(encoded) > formats.MOST_BYTES:
+            raise ConfigurationError(
+                f"{self._catalog.of(self._version)}: the manifest of {len(files)} files would be longer than "
+                f"{formats.MOST_BYTES >> 20} MiB: push fewer files, or shorter names"
+            )
+        return manifest, encoded
 
     async def _put_fingerprints(self) -> None:
         """Put what `trimsfs diff` compares; two pushes of the same files put the same."""
