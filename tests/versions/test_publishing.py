@@ -340,8 +340,49 @@ async def test_a_removed_version_is_hidden_at_once_and_deleted_later(catalog: Ca
 
     await expire_now(catalog, "v1")
     assert await removal.expire(catalog) == ["v1"]
-    assert {stored.key async for stored in catalog.writer.list("m/")} == {"m/.trims-versions/v2.json", "m/v2/file"}
-    await push(catalog, "v1", {"file": b"anew"})
+    kept = {f"m/{key}" for key in (".trims-versions/v2.json", ".trims-versions/deleted/v1.json", "v2/file")}
+    assert {stored.key async for stored in catalog.writer.list("m/")} == kept
+    for action in (partial_move(catalog), partial_push(catalog)):
+        with pytest.raises((NoSuchEntryError, VersionConflictError), match="was removed"):
+            await action()
+    with pytest.raises(NoSuchEntryError, match="was removed"):
+        await removal.remove(catalog, "v1", timedelta(0))
+
+
+async def test_the_grace_period_goes_by_the_clock_of_the_store(catalog: Catalog) -> None:
+    """By that of the host that removes a version, it is over."""
+    await push(catalog, "v1", SMALL)
+    time = now() - timedelta(hours=2)
+    tombstone = Tombstone(version="v1", removed=time, delete_after=time + timedelta(hours=1))
+    await catalog.writer.put_if_absent("m/.trims-versions/removed/v1.json", tombstone.encode())
+
+    assert await removal.expire(catalog) == []
+
+    assert await files_in(catalog, "v1") == SMALL
+    age = await catalog.writer.age("m/.trims-versions/removed/v1.json")
+    assert age is not None
+    assert timedelta(seconds=-2) < age < timedelta(minutes=30)
+    assert await catalog.writer.age("m/.trims-versions/removed/v2.json") is None
+
+
+async def test_a_manifest_of_a_version_that_is_deleted_meanwhile_is_withdrawn(
+    local: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another push had left its reservation, so that this one goes on with it after the version was removed."""
+    put = local.writer.put_if_absent
+
+    async def deleted_before(key: str, data: bytes, *, sha256: str | None = None) -> None:
+        if key == "m/.trims-versions/v1.json":
+            monkeypatch.setattr(local.writer, "put_if_absent", put)
+            await put(key, data)
+            await removal.remove(local, "v1", timedelta(0))
+            assert await removal.expire(local) == ["v1"]
+        await put(key, data, sha256=sha256)
+
+    monkeypatch.setattr(local.writer, "put_if_absent", deleted_before)
+    with pytest.raises(VersionConflictError, match="was removed"):
+        await push(local, "v1", SMALL)
+    assert (await local.contents()).manifests == {}
 
 
 def partial_move(catalog: Catalog) -> Callable[[], Awaitable[object]]:

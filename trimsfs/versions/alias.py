@@ -55,7 +55,7 @@ async def rollback(catalog: Catalog, alias: str, *, conditions: bool = True) -> 
 async def _move(catalog: Catalog, alias: str, moved: Alias, found: tuple[Alias, str] | None) -> Alias:
     """Replace what was found of an alias, and check that its target is not removed at the same time."""
     await _put(catalog, alias, moved, found[1] if found else None)
-    if await catalog.tombstone(moved.version) is None:
+    if await catalog.removed(moved.version) is None:
         return moved
     # Whoever removes a version looks at the aliases after the tombstone is there: one of the two sees the other.
     await _withdraw(catalog, alias, moved, found)

@@ -85,15 +85,18 @@ class _Push:
     async def published(self) -> Manifest | None:
         """The manifest, if the version is published with these files. Raises VersionConflictError."""
         manifest = await self._catalog.manifest(self._version)
-        tombstone = await self._catalog.tombstone(self._version)
-        if tombstone is not None:
-            raise self._conflict(f"it was removed at {formats.text(tombstone.removed)}: choose another version")
+        await self._check_removed()
         if manifest is None:
             return None
         theirs = {path: (file.size, file.sha256) for path, file in manifest.files.items()}
         if theirs != {path: (file.content.size, file.sha256) for path, file in self._files.items()}:
             raise self._conflict("it is published with other files: choose another version")
         return manifest
+
+    async def _check_removed(self) -> None:
+        tombstone = await self._catalog.removed(self._version)
+        if tombstone is not None:
+            raise self._conflict(f"it was removed at {formats.text(tombstone.removed)}: choose another version")
 
     async def check_name(self) -> None:
         """Raises VersionConflictError when an alias has the name of the version."""
@@ -257,17 +260,23 @@ class _Push:
             raise self._conflict("files of it were deleted while it was pushed: push again")
         await self._put_fingerprints()
         manifest, encoded = self.manifest({path: stored.etag for path, stored in there.items()})
+        key = formats.manifest_key(self._catalog.name, self._version)
         try:
-            await self._writer.put_if_absent(formats.manifest_key(self._catalog.name, self._version), encoded)
+            await self._writer.put_if_absent(key, encoded)
         except ObjectChangedError:  # by another push, or an attempt of which the answer was lost
             other = await self.published()
             if other is None:
                 raise self._conflict("somebody has removed it while it was pushed: push again") from None
             return other
+        try:
+            await self._check_removed()  # since another push had made the manifest
+        except VersionConflictError:
+            await self._writer.delete([key])
+            raise
         return manifest
 
     def manifest(self, etags: Mapping[str, str]) -> tuple[Manifest, bytes]:
-        """The manifest of the files, which have these ETags in the store. Raises ConfigurationError if it is too long."""
+        """The manifest of the files, which have these ETags. Raises ConfigurationError if it is too long."""
         files = {
             path: VersionFile(size=file.content.size, sha256=file.sha256, etag=etags[path])
             for path, file in self._files.items()

@@ -1,5 +1,6 @@
 """Removes versions: a tombstone hides one at once, and its files are deleted after a grace period."""
 
+from contextlib import suppress
 from datetime import timedelta
 
 from trimsfs.errors import InUseError, NoSuchEntryError, ObjectChangedError, VersionConflictError
@@ -33,20 +34,27 @@ async def remove(catalog: Catalog, version: str, grace: timedelta) -> Tombstone:
 
 
 async def expire(catalog: Catalog) -> list[str]:
-    """Delete the versions whose grace period is over; returns them. Those that aliases lead to stay."""
+    """Delete the versions whose grace period is over, by the store's clock; returns them. Their names stay taken.
+
+    Those that aliases lead to stay.
+    """
     contents = await catalog.contents(f"{formats.REMOVED}/")
-    expired = [version for version, tombstone in contents.removed.items() if tombstone.delete_after <= now()]
     deleted = list[str]()
-    for version in expired:
-        if await catalog.tombstone(version) != contents.removed[version]:
-            continue  # somebody else has deleted it, and maybe published it anew
+    for version, tombstone in contents.removed.items():
+        key = formats.tombstone_key(catalog.name, version)
+        age = await catalog.writer.age(key)
+        if age is None or age < tombstone.delete_after - tombstone.removed:
+            continue
         if await _leading(catalog, version):
             continue  # its removal died before it looked at the aliases again, or the alias's move has not done so yet
-        # The tombstone is last: a removal that dies is repeated, and the version stays hidden.
         await _delete_files(catalog, version)
         keys = (formats.manifest_key, formats.signature_key, formats.fingerprints_key, formats.reservation_key)
-        await catalog.writer.delete([key(catalog.name, version) for key in keys])
-        await catalog.writer.delete([formats.tombstone_key(catalog.name, version)])
+        await catalog.writer.delete([each(catalog.name, version) for each in keys])
+        # So that nobody pushes a version of this name, which another deletion that is late would delete.
+        with suppress(ObjectChangedError):
+            await catalog.writer.put_if_absent(formats.deleted_key(catalog.name, version), tombstone.encode())
+        # The tombstone is last: a deletion that dies is repeated, and the version stays hidden.
+        await catalog.writer.delete([key])
         deleted.append(version)
     return deleted
 
