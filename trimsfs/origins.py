@@ -88,6 +88,21 @@ class Origins:
         """The mount's key of a store's own key, by the first of its paths; the same if it is none of the mount's."""
         return self._bases.get(identity, "") + key
 
+    def relinked(self, key: str, linked: str | None) -> str | None:
+        """`Generation.linked` of a key, from what a server told whose stores were perhaps at other paths.
+
+        A link within a store stays as it was if the path of its file is gone: nothing tells where its own key begins.
+        """
+        if not self._stores.covers(key):
+            return linked
+        identity, own = self.locate(key)
+        if linked is not None and self.locate(linked)[0] == identity:
+            own = self.locate(linked)[1]
+        elif linked is not None and not f"/{linked}".endswith(f"/{own}"):
+            return linked
+        file = self.name(identity, own)
+        return None if file == key else file
+
 
 def located(store: str | Origins, key: str) -> tuple[str, str]:
     """The identity of the store that a key of a mount comes from, and the store's own key."""

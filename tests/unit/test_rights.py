@@ -205,6 +205,32 @@ async def test_a_reader_is_not_failed_by_a_tenant_that_may_not_read(
         assert other.fetched == {}
 
 
+async def test_a_reader_is_not_failed_by_a_tenant_that_loses_its_right_after_its_open(
+    serving: Mounted, store: MemoryStore, other: MemoryStore
+) -> None:
+    """Of two that share and have a file open, the fetch goes on with the credentials of the one that may read it."""
+    async with serving(share=True) as server:
+        handles = [await server.open(f"{path}/both") for path in (MAIN, "other")]
+        refuse(other, "both")
+        assert await server.read(handles[0]) == OBJECTS["both"]
+        assert other.count("read", "both") <= 3, "one that asked for the right, and those that were refused at once"
+        for handle in handles:
+            server.release(handle)
+
+
+async def test_readers_hear_that_none_of_the_tenants_that_share_may_read_any_more(
+    serving: Mounted, store: MemoryStore, other: MemoryStore
+) -> None:
+    async with serving(share=True) as server:
+        handles = [await server.open(f"{path}/both") for path in (MAIN, "other")]
+        for each in (store, other):
+            refuse(each, "both")
+        for handle in handles:
+            with pytest.raises(StoreAccessError):
+                await server.read(handle)
+            server.release(handle)
+
+
 async def test_mounts_without_such_tenants_are_not_asked(serving: Serving, store: MemoryStore) -> None:
     async with serving(tenants=()) as server:
         assert server.components.filesystem._trust._rights is None

@@ -178,3 +178,24 @@ async def test_links_of_a_store_and_its_layout_are_below_its_path(tmp_path: Path
     assert link.leads_to is not None
     assert await content(store, link.leads_to) == b"{}"
     await store.aclose()
+
+
+@pytest.mark.parametrize(
+    ("stores", "key", "linked", "now"),
+    [
+        ({"b/": "s"}, "b/x", "a/x", None),
+        ({"a/": "s", "b/": "s"}, "b/x", None, "a/x"),
+        ({"a/": "s", "b/": "s"}, "a/x", None, None),
+        ({"a/": "s", "b/": "s"}, "b/x", "a/x", "a/x"),
+        ({"0/": "s", "a/": "s", "b/": "s"}, "b/snapshots/x", "a/blobs/1", "0/blobs/1"),
+        ({"a/": "other", "b/": "s"}, "b/x", "a/x", None),
+        ({"b/": "s"}, "b/snapshots/x", "b/blobs/1", "b/blobs/1"),
+        ({"b/": "s"}, "b/snapshots/x", "a/blobs/1", "a/blobs/1"),
+        ({"b/": "s"}, "a/x", "a/y", "a/y"),
+    ],
+)
+def test_a_link_of_an_earlier_server_leads_to_the_same_file_at_its_path_now(
+    stores: dict[str, str], key: str, linked: str | None, now: str | None
+) -> None:
+    origins = Origins({path: (identity, path) for path, identity in stores.items()})
+    assert origins.relinked(key, linked) == now

@@ -1,7 +1,8 @@
 """A server of several stores: one that fails, or is slow, holds up its own paths only."""
 
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
@@ -11,7 +12,7 @@ from tests.support.parts import until
 from tests.support.served import OWNER, STRANGER, Server, Serving
 from tests.support.stores import MemoryStore
 from trimsfs.control.metrics import labelled, parse
-from trimsfs.errors import StoreUnavailableError, TransientStoreError
+from trimsfs.errors import ObjectChangedError, StoreUnavailableError, TransientStoreError
 from trimsfs.handover.ledger import Ledger
 from trimsfs.namespace import directory
 from trimsfs.stores import circuit_breaker
@@ -160,6 +161,57 @@ async def test_the_next_server_knows_which_store_is_away(
         assert "503" in str(server.components.breakers.of("hub/beside/").problem)
         assert not server.components.breakers.of("main/").failing
         assert await server.content("main/model") == MODEL
+
+
+@asynccontextmanager
+async def after_an_upgrade(
+    serving: Serving,
+    ledger: Callable[[], Ledger],
+    path: str,
+    before: Mapping[str, MemoryStore],
+    after: Mapping[str, MemoryStore],
+) -> AsyncIterator[tuple[Server, int]]:
+    """A server with other paths than the one before it, in which a program had opened a file, and its handle."""
+    first = next(iter(before.values()))
+    async with serving(beside=before, ledger=ledger(), prefetch="off") as server:
+        gate = first.block(method="read", offset=0)
+        handle = await server.open(path)
+        gate.set()
+        first.heal()
+    async with serving(beside=after, ledger=ledger(), prefetch="off") as server:
+        server.handles.add(handle)
+        yield server, handle
+        server.release(handle)
+        await until(lambda: server.users() == 0)
+
+
+async def test_a_file_of_a_store_that_an_upgrade_removed_gives_estale_for_what_is_missing(
+    serving: Serving, beside: MemoryStore, ledger: Callable[[], Ledger]
+) -> None:
+    async with after_an_upgrade(serving, ledger, "one/model", {"one": beside}, {}) as (server, handle):
+        with pytest.raises(ObjectChangedError):
+            await server.read(handle)
+        assert await server.content("main/model") == MODEL
+
+
+async def test_a_file_is_read_on_when_an_upgrade_removed_another_path_of_its_store(
+    serving: Serving, beside: MemoryStore, ledger: Callable[[], Ledger]
+) -> None:
+    both = {"a": beside, "b": beside}
+    async with after_an_upgrade(serving, ledger, "b/model", both, {"b": beside}) as (server, handle):
+        assert await server.read(handle) == BESIDE
+        assert await server.content("b/model") == BESIDE
+        assert len(await server.disk.residencies()) == 1
+
+
+async def test_a_file_is_read_on_when_an_upgrade_added_another_path_of_its_store(
+    serving: Serving, beside: MemoryStore, ledger: Callable[[], Ledger]
+) -> None:
+    both = {"a": beside, "b": beside}
+    async with after_an_upgrade(serving, ledger, "b/model", {"b": beside}, both) as (server, handle):
+        assert await server.content("a/model") == BESIDE
+        assert await server.read(handle) == BESIDE
+        assert len(await server.disk.residencies()) == 1
 
 
 async def test_pins_of_a_store_come_back_while_another_is_away(

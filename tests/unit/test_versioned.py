@@ -10,6 +10,7 @@ from tests.support.stores import MemoryStore, as_store
 from tests.support.versions import in_memory, move, publish, remove, write_files
 from trimsfs.errors import ObjectNotFoundError, StoreAccessError, StoreUnavailableError
 from trimsfs.formats.versions import DIRECTORY
+from trimsfs.stores import versioned as versions
 from trimsfs.stores.base import PAGE_LIMIT, Page
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.versioned import VersionedStore
@@ -67,6 +68,41 @@ async def test_the_first_version_of_a_model_is_not_seen_before_its_manifest_eith
     page = await shown.list_page("new/")
     assert names(page) == []
     assert page.exists
+
+
+async def test_the_first_push_of_a_model_is_not_seen_between_two_answers(store: MemoryStore) -> None:
+    """The model is asked about before the push begins, its directory listed after the first file."""
+    shown = versioned(store)
+    listing = store.block(method="list_page", key="new/v1/")
+    found = list[Page]()
+    async with trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            found.append(await probe(shown, "new/v1/"))
+
+        nursery.start_soon(run)
+        await trio.testing.wait_all_tasks_blocked()
+        store.put(f"new/{DIRECTORY}/pushes/v1.json", b"the reservation")
+        write_files(in_memory(store), "new", "v1", FILES)
+        listing.set()
+    assert not found[0].exists
+
+
+async def test_the_first_push_of_a_model_is_not_seen_between_two_pages(store: MemoryStore) -> None:
+    """The names of the first page sort behind what tells that the model has versions."""
+    for name in ("a1", "a2", "a3"):
+        store.put(f"new/{name}", b"x")
+    shown = versioned(store)
+    page = await shown.list_page("new/", limit=2)
+    store.put(f"new/{DIRECTORY}/pushes/v1.json", b"the reservation")
+    write_files(in_memory(store), "new", "v1", FILES)
+    pages, token = [page], page.next_token
+    for _ in range(3):
+        if token is None:
+            break
+        pages.append(await shown.list_page("new/", token=token, limit=1))
+        token = pages[-1].next_token
+    assert [name for each in pages for name in names(each)] == ["new/a1", "new/a2", "new/a3"]
 
 
 async def test_what_describes_versions_is_not_shown(store: MemoryStore) -> None:
@@ -172,20 +208,21 @@ async def test_a_first_page_that_does_not_tell_is_asked_about(store: MemoryStore
     assert names(rest) == ["m/!2", "m/!3", "m/!4", "m/v1/"]
 
 
-async def test_a_model_without_versions_waits_for_no_request_after_another(
+async def test_files_and_listings_without_versions_wait_for_no_request_after_another(
     store: MemoryStore, autojump_clock: MockClock
 ) -> None:
     store.delay(ROUND_TRIP_S)
     file = store.generation("plain/below/b")
-    for ask in (
-        lambda: versioned(store).list_page("plain/"),
-        lambda: probe(versioned(store), "plain/below/"),
-        lambda: versioned(store).stat("plain/a"),
-        lambda: versioned(store).digest(file),
+    for ask, round_trips in (
+        (lambda: versioned(store).list_page("plain/"), 1),
+        (lambda: versioned(store).stat("plain/a"), 1),
+        (lambda: versioned(store).digest(file), 1),
+        (lambda: probe(versioned(store), "plain/a/"), 1),
+        (lambda: probe(versioned(store), "plain/below/"), 2),
     ):
         began = trio.current_time()
         await ask()
-        assert trio.current_time() - began == ROUND_TRIP_S
+        assert trio.current_time() - began == round_trips * ROUND_TRIP_S
 
 
 async def test_what_is_known_of_a_directory_is_not_asked_for_digests(store: MemoryStore) -> None:
@@ -216,6 +253,41 @@ async def test_other_files_have_the_digest_of_the_store(store: MemoryStore) -> N
         assert await shown.digest(store.generation(key)) == told, key
 
 
+async def test_what_describes_versions_is_read_up_to_a_limit(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "MOST_FILES", 2 * PAGE_LIMIT)
+    for number in range(10 * PAGE_LIMIT):
+        store.put(f"m/{DIRECTORY}/{number}.json", b"")
+    with pytest.raises(StoreUnavailableError, match="over 2000 objects"):
+        await versioned(store).list_page("m/")
+    assert store.count("list_page", f"m/{DIRECTORY}/") <= 3
+
+
+async def test_many_aliases_are_read_some_at_a_time(store: MemoryStore) -> None:
+    for number in range(4 * versions.ALIASES_AT_ONCE):
+        move(in_memory(store), "m", f"alias{number}", "v1")
+    shown = versioned(store)
+    store.delay(0.01, method="read")
+    assert len((await shown.list_page("m/")).symlinks) == 4 * versions.ALIASES_AT_ONCE + 1
+    assert store.most_under_way <= versions.ALIASES_AT_ONCE
+
+
+async def test_the_digests_that_are_remembered_take_bounded_memory(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = store.generation(f"m/{DIRECTORY}/v1.json").size
+    monkeypatch.setattr(versions, "MOST_DIGESTS_BYTES", 3 * (1000 + size))
+    shown = versioned(store)
+    for number in range(1, 10):
+        publish(in_memory(store), "m", f"v{number}", FILES)
+        assert await shown.digest(store.generation(f"m/v{number}/config.json")) is not None
+    asked = store.count("read")
+    for number in (9, 8, 1):
+        await shown.digest(store.generation(f"m/v{number}/config.json"))
+    assert store.count("read") == asked + 1
+
+
 async def test_a_version_that_is_published_anew_has_its_new_digests(
     store: MemoryStore, autojump_clock: MockClock
 ) -> None:
@@ -226,6 +298,22 @@ async def test_a_version_that_is_published_anew_has_its_new_digests(
     digest = await shown.digest(store.generation("m/v1/config.json"))
     assert digest is not None
     assert digest.value == hashlib.sha256(b"other").digest()
+
+
+async def test_a_manifest_that_is_slow_holds_up_no_other(store: MemoryStore, autojump_clock: MockClock) -> None:
+    publish(in_memory(store), "n", "v1", FILES)
+    shown = versioned(store)
+    for model in ("m/", "n/"):
+        await shown.list_page(model)
+    store.delay(ROUND_TRIP_S, method="stat", key=f"m/{DIRECTORY}/v1.json")
+    async with trio.open_nursery() as nursery:
+        for path in FILES:
+            nursery.start_soon(shown.digest, store.generation(f"m/v1/{path}"))
+        await trio.testing.wait_all_tasks_blocked()
+        began = trio.current_time()
+        assert await shown.digest(store.generation("n/v1/config.json")) is not None
+        assert trio.current_time() == began
+    assert store.reads(f"m/{DIRECTORY}/v1.json") == [0]
 
 
 async def test_a_manifest_that_cannot_be_read_is_logged(store: MemoryStore, caplog: pytest.LogCaptureFixture) -> None:

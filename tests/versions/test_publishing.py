@@ -22,6 +22,7 @@ from trimsfs.errors import (
     TrimsError,
     VersionConflictError,
 )
+from trimsfs.formats import versions as formats
 from trimsfs.formats.versions import Alias, Reservation, Tombstone
 from trimsfs.options import MountOptions
 from trimsfs.stores import Retrying, open_writer
@@ -161,6 +162,23 @@ async def test_a_file_that_changes_while_it_is_pushed_is_not_published(catalog: 
     assert not (await catalog.contents()).published
 
 
+async def test_a_version_whose_manifest_nobody_could_read_is_not_pushed(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name of 40 characters that are not ASCII takes 240 bytes in JSON."""
+    monkeypatch.setattr(formats, "MOST_BYTES", 1 << 16)
+    for count, fits in ((100, True), (200, False)):
+        files = {"\u6a21" * 40 + str(number): b"" for number in range(count)}
+        if fits:
+            await push(catalog, "v1", files)
+            assert len((await catalog.published("v1")).files) == count
+        else:
+            with pytest.raises(ConfigurationError, match="manifest of 200 files"):
+                await push(catalog, "v2", files)
+    assert await files_in(catalog, "v2") == {}
+    assert (await catalog.contents()).unfinished == {}
+
+
 async def test_other_files_do_not_go_on_with_an_unfinished_push(catalog: Catalog) -> None:
     with group(NoSuchEntryError, "removed"):
         await push(catalog, "v1", {"a": b"old", "z": Failing(b"z")})
@@ -277,6 +295,28 @@ async def test_names_of_versions_and_aliases_differ(local: Catalog) -> None:
         await aliases.move(local, "v1", "v1")
 
 
+@pytest.mark.parametrize("late", ["pushes/x.json", "aliases/x.json"])
+async def test_of_a_version_and_an_alias_of_one_name_at_most_one_is_made(
+    local: Catalog, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    """One of the two is made between the other's look for it and what the other writes."""
+    await push(local, "v1", SMALL)
+    put = local.writer.put_if_absent
+
+    async def after_the_other(key: str, data: bytes, *, sha256: str | None = None) -> None:
+        if key.endswith(late):
+            monkeypatch.setattr(local.writer, "put_if_absent", put)
+            await (aliases.move(local, "x", "v1") if "pushes" in late else push(local, "x", SMALL))
+        await put(key, data, sha256=sha256)
+
+    monkeypatch.setattr(local.writer, "put_if_absent", after_the_other)
+    with pytest.raises(VersionConflictError, match="choose another"):
+        await (push(local, "x", SMALL) if "pushes" in late else aliases.move(local, "x", "v1"))
+    contents = await local.contents()
+    made = (list(contents.published), list(contents.aliases), list(contents.unfinished))
+    assert made == ((["v1"], ["x"], []) if "pushes" in late else (["v1", "x"], [], []))
+
+
 async def test_an_alias_leads_only_to_what_there_is(local: Catalog) -> None:
     with pytest.raises(NoSuchEntryError, match="no such version"):
         await aliases.move(local, "prod", "v1")
@@ -300,8 +340,49 @@ async def test_a_removed_version_is_hidden_at_once_and_deleted_later(catalog: Ca
 
     await expire_now(catalog, "v1")
     assert await removal.expire(catalog) == ["v1"]
-    assert {stored.key async for stored in catalog.writer.list("m/")} == {"m/.trims-versions/v2.json", "m/v2/file"}
-    await push(catalog, "v1", {"file": b"anew"})
+    kept = {f"m/{key}" for key in (".trims-versions/v2.json", ".trims-versions/deleted/v1.json", "v2/file")}
+    assert {stored.key async for stored in catalog.writer.list("m/")} == kept
+    for action in (partial_move(catalog), partial_push(catalog)):
+        with pytest.raises((NoSuchEntryError, VersionConflictError), match="was removed"):
+            await action()
+    with pytest.raises(NoSuchEntryError, match="was removed"):
+        await removal.remove(catalog, "v1", timedelta(0))
+
+
+async def test_the_grace_period_goes_by_the_clock_of_the_store(catalog: Catalog) -> None:
+    """By that of the host that removes a version, it is over."""
+    await push(catalog, "v1", SMALL)
+    time = now() - timedelta(hours=2)
+    tombstone = Tombstone(version="v1", removed=time, delete_after=time + timedelta(hours=1))
+    await catalog.writer.put_if_absent("m/.trims-versions/removed/v1.json", tombstone.encode())
+
+    assert await removal.expire(catalog) == []
+
+    assert await files_in(catalog, "v1") == SMALL
+    age = await catalog.writer.age("m/.trims-versions/removed/v1.json")
+    assert age is not None
+    assert timedelta(seconds=-2) < age < timedelta(minutes=30)
+    assert await catalog.writer.age("m/.trims-versions/removed/v2.json") is None
+
+
+async def test_a_manifest_of_a_version_that_is_deleted_meanwhile_is_withdrawn(
+    local: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another push had left its reservation, so that this one goes on with it after the version was removed."""
+    put = local.writer.put_if_absent
+
+    async def deleted_before(key: str, data: bytes, *, sha256: str | None = None) -> None:
+        if key == "m/.trims-versions/v1.json":
+            monkeypatch.setattr(local.writer, "put_if_absent", put)
+            await put(key, data)
+            await removal.remove(local, "v1", timedelta(0))
+            assert await removal.expire(local) == ["v1"]
+        await put(key, data, sha256=sha256)
+
+    monkeypatch.setattr(local.writer, "put_if_absent", deleted_before)
+    with pytest.raises(VersionConflictError, match="was removed"):
+        await push(local, "v1", SMALL)
+    assert (await local.contents()).manifests == {}
 
 
 def partial_move(catalog: Catalog) -> Callable[[], Awaitable[object]]:
@@ -374,6 +455,33 @@ async def test_an_alias_that_moves_while_its_target_is_removed_keeps_it(
     with pytest.raises(InUseError, match="alias prod leads to it"):
         await removal.remove(local, "v1", timedelta(hours=1))
     assert list((await local.contents()).published) == ["v1"]
+
+
+@pytest.mark.parametrize("theirs", [False, True])
+async def test_a_removal_that_is_not_the_first_looks_at_aliases_too(
+    local: Catalog, monkeypatch: pytest.MonkeyPatch, theirs: bool
+) -> None:
+    """The answer to the first attempt at its tombstone was lost, or the tombstone is of another removal."""
+    await push(local, "v1", SMALL)
+    put = local.writer.put_if_absent
+
+    async def moved_before(key: str, data: bytes, *, sha256: str | None = None) -> None:
+        if "/removed/" not in key:
+            return await put(key, data, sha256=sha256)
+        await aliases.move(local, "prod", "v1")
+        other = Tombstone(version="v1", removed=now(), delete_after=now() - timedelta(days=1))
+        await put(key, other.encode() if theirs else data, sha256=sha256)
+        raise ObjectChangedError(key)
+
+    monkeypatch.setattr(local.writer, "put_if_absent", moved_before)
+    with pytest.raises(InUseError, match="alias prod leads to it"):
+        await removal.remove(local, "v1", timedelta(0))
+    assert (await local.tombstone("v1") is not None) == theirs
+    assert await removal.expire(local) == []
+    assert await files_in(local, "v1") == SMALL
+    if theirs:
+        with pytest.raises(InUseError, match="alias prod leads to it"):
+            await removal.remove(local, "v1", timedelta(0))
 
 
 async def test_a_push_whose_claim_is_removed_publishes_nothing(local: Catalog) -> None:

@@ -1,7 +1,7 @@
 """Batches: consecutive chunks, which are verified if they are here, else fetched in one request."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -22,7 +22,7 @@ from trimsfs.stores.retrying import Retrying
 from trimsfs.telemetry.trace import REQUEST, VERIFY, Spent, spanning
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.types import ChunkRecord
+from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 class BatchFetcher:
     """Makes the chunks of batches readable: on the disk if there is room, else in memory.
 
+    *names* tells the generations by which programs have a blob open, each with the key that they used.
     Calls *landed* with each flight that succeeds, and *came* with the blob and size of what the store sent. Calls
     *refused* with a blob for which the disk has no room: its demanded chunks stay in memory, its others are not
     fetched.
@@ -43,6 +44,7 @@ class BatchFetcher:
         *,
         uncached: UncachedChunks,
         limit: AdaptiveLimit,
+        names: Callable[[Blob], Iterable[Generation]],
         landed: Callable[[Flight], None],
         came: Callable[[Blob, int], None],
         refused: Callable[[Blob], None],
@@ -52,6 +54,7 @@ class BatchFetcher:
         self._retrying = retrying
         self._uncached = uncached
         self._limit = limit
+        self._names = names
         self._landed = landed
         self._came = came
         self._refused = refused
@@ -199,33 +202,48 @@ class BatchFetcher:
 
     async def _request(self, blob: Blob, extent: Extent, landed: Landed, arrived: Arrived | None = None) -> None:
         """Try once to copy bytes of the object to a file."""
-        began, generation = trio.current_time(), blob.generation
+        began, generation, refused = trio.current_time(), blob.generation, set[str]()
         self._requests += 1
         under_way, spent = self._requests, Spent()
         try:
             with spanning(blob, REQUEST, offset=extent.start, bytes=extent.size) as span:
-                try:
-                    version = await self._copier.fetch(generation, extent, landed, arrived, spent=spent)
-                except (ObjectChangedError, ObjectNotFoundError):
-                    if generation.version_id is None:
-                        raise
-                    # This version is gone, but the newest one may have the same content.
-                    generation = replace(generation, version_id=None)
-                    version = await self._copier.fetch(generation, extent, landed, arrived, spent=spent)
+                while True:
+                    try:
+                        version = await self._copied(generation, extent, landed, arrived, spent)
+                        break
+                    except StoreAccessError:
+                        # Perhaps one tenant of several may no more: go on with the credentials of another open.
+                        refused.add(generation.key)
+                        names = (blob.generation, *self._names(blob))
+                        other = next((each for each in names if each.key not in refused), None)
+                        if other is None:
+                            raise
+                        generation = other
                 if spent.first_byte:
                     span.spent = spent
         except ObjectNotFoundError as error:
-            raise ObjectChangedError(f"{generation.key} has been deleted") from error
-        except StoreAccessError as error:
-            if blob.generation.key == generation.key:
-                raise
-            raise TransientStoreError(str(error)) from error  # opened by another name since: with its credentials
+            raise ObjectChangedError(f"{blob.generation.key} has been deleted") from error
         finally:
             self._requests -= 1
         if extent.size % blob.chunk_size == 0:
             self._limit.succeeded(trio.current_time() - began, under_way, size=extent.size)
+        if blob.generation.key in refused:
+            blob.generation = generation
         if version is not None:
             blob.generation = replace(blob.generation, version_id=version)
+
+    async def _copied(
+        self, generation: Generation, extent: Extent, landed: Landed, arrived: Arrived | None, spent: Spent
+    ) -> str | None:
+        """Copy bytes of an object to a file, with the credentials of the generation's path; the version, if told."""
+        try:
+            return await self._copier.fetch(generation, extent, landed, arrived, spent=spent)
+        except (ObjectChangedError, ObjectNotFoundError):
+            if generation.version_id is None:
+                raise
+        # This version is gone, but the newest one may have the same content.
+        generation = replace(generation, version_id=None)
+        return await self._copier.fetch(generation, extent, landed, arrived, spent=spent)
 
 
 def _start(batch: Sequence[Flight]) -> int:

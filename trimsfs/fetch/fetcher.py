@@ -1,6 +1,6 @@
 """The fetcher as others use it: it makes bytes of blobs readable. A mount of several stores has one for each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Protocol
 
@@ -44,11 +44,13 @@ class Fetcher(Protocol):
 class Fetchers:
     """A `Fetcher` for a mount of several stores: that of the store which a blob comes from.
 
-    So requests to a store that is slow, or away, take nothing from the others.
+    So requests to a store that is slow, or away, take nothing from the others. *elsewhere* is for files of stores that
+    the mount has no more, which an earlier server has opened.
     """
 
-    def __init__(self, fetchers: ByPath[Fetcher]) -> None:
-        self._fetchers = fetchers
+    def __init__(self, fetchers: Mapping[str, Fetcher], elsewhere: Fetcher) -> None:
+        self._fetchers = ByPath(fetchers, elsewhere=elsewhere)
+        self._all = (*fetchers.values(), elsewhere)
 
     def statistics(self) -> FetchStatistics:
         """The sums of all stores' statistics."""
@@ -56,7 +58,7 @@ class Fetchers:
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery:
-            for fetcher in self._fetchers.values():
+            for fetcher in self._all:
                 await nursery.start(fetcher.run)
             task_status.started()
 
@@ -64,7 +66,7 @@ class Fetchers:
         return self._of(blob).seconds_for(blob, size)
 
     def quiet_s(self) -> float:
-        return min(fetcher.quiet_s() for fetcher in self._fetchers.values())
+        return min(fetcher.quiet_s() for fetcher in self._all)
 
     async def read(self, blob: Blob, start: int, stop: int) -> Buffer:
         return await self._of(blob).read(blob, start, stop)

@@ -8,7 +8,7 @@ chunk becomes readable, or the flight fails.
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import trio
@@ -28,7 +28,7 @@ from trimsfs.stores.retrying import Retrying
 from trimsfs.telemetry.model_counters import ModelCounters
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.types import Buffer, ChunkRecord
+from trimsfs.types import Buffer, ChunkRecord, Generation
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ MOST_LOSSES = 8
 
 class StoreFetcher:
     """Makes bytes of blobs readable. *copier* moves them, *models* counts them. Calls *completed* with each blob that
-    becomes whole.
+    becomes whole. *names* is as of `BatchFetcher`.
 
     Invariants: a flight is a user of its blob from its demand or start until it has landed. ``_under_way`` counts
     started batches; prefetched ones start within the adaptive limit, demanded ones within its maximum. Half of the
@@ -58,6 +58,7 @@ class StoreFetcher:
         streaming: bool,
         models: ModelCounters,
         completed: Callable[[Blob], Awaitable[object]],
+        names: Callable[[Blob], Iterable[Generation]] = lambda _: (),
     ) -> None:
         self._disk = disk
         self._speed = speed
@@ -74,6 +75,7 @@ class StoreFetcher:
             retrying,
             uncached=self._uncached,
             limit=self._limit,
+            names=names,
             landed=self._land,
             came=self._came,
             refused=self._refused,

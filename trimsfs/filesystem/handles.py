@@ -12,6 +12,7 @@ from trimsfs.namespace.inodes import Inode, InodeKind, Inodes
 from trimsfs.namespace.listing import Listing
 from trimsfs.telemetry.trace import OpenTrace
 from trimsfs.tiers.blob import Blob
+from trimsfs.types import Generation
 
 BACKING_SHIFT = 32
 """The upper half of a file handle is the backing id of the local file that the kernel reads; 0 in cached mode."""
@@ -98,6 +99,11 @@ class Handles:
         self.files[handle] = file
         file.inode.opened = True
         file.blob.handles += 1
+
+    def names(self, blob: Blob) -> list[Generation]:
+        """The generations by which programs have a blob open, each with the key of the file that they opened."""
+        inodes = (file.inode for file in self.files.values() if file.blob is blob)
+        return [inode.generation for inode in inodes if inode.generation is not None]
 
     def add_control(self, inode: Inode, control: ControlHandle) -> int:
         """Make the handle of a control file that is being opened."""

@@ -92,7 +92,7 @@ class Rights:
             self._granted[place] = asked
 
     def _tenant(self, generation: Generation) -> Tenant | None:
-        return self._places.of(generation.key).tenant
+        return self._places.of(generation.key).tenant if self._places.covers(generation.key) else None
 
     def _age_s(self, generation: Generation) -> float:
         """Seconds since the store granted a content; infinite if it has not."""

@@ -19,6 +19,7 @@ DIRECTORY = ".trims-versions"
 """The directory of a model that holds what describes its versions; a mount does not show it."""
 ALIASES = "aliases"
 REMOVED = "removed"
+DELETED = "deleted"
 PUSHES = "pushes"
 FINGERPRINTS = "fingerprints"
 HISTORY = 20
@@ -184,6 +185,11 @@ def alias_key(model: str, alias: str) -> str:
 def tombstone_key(model: str, version: str) -> str:
     """The key of a version's tombstone."""
     return f"{model}/{DIRECTORY}/{REMOVED}/{version}.json"
+
+
+def deleted_key(model: str, version: str) -> str:
+    """The key of the tombstone of a version whose files are deleted: its name is never free again."""
+    return f"{model}/{DIRECTORY}/{DELETED}/{version}.json"
 
 
 def reservation_key(model: str, version: str) -> str:

@@ -7,9 +7,8 @@ the file system was mounted; it tells 0 for a process outside of that namespace,
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from itertools import chain
 
 from trimsfs.handover.ledger import Ledger, RecordKind
 from trimsfs.processes import Process, container_of, exists, lineage, process_of
@@ -74,22 +73,25 @@ class AliasTargets:
                 self._hidden = True
                 log.warning("/proc hides processes: their aliases move while they run: mount it without hidepid")
             return await newest()
-        target = self._known(path, process, family)
-        if target is None:
-            target = await newest()
         seen = self._seen.get(process)
         if seen is not None and path in seen.targets:
-            return seen.targets[path]  # as another thread of the process may have, meanwhile
+            return seen.targets[path]
+        related = [process, *(ancestor for ancestor, _ in family)]
+        target = self._known(path, related)
+        if target is None:
+            target = await newest()
+            # Meanwhile another thread, one above it or one of its container may have got another answer.
+            target = self._known(path, related) or target
         self._remember(process, path, target)
         return target
 
-    def _known(self, path: str, process: Process, above: Iterator[tuple[Process, str]]) -> str | None:
-        """What a process sees: what it has seen, or one above it, or one of its container."""
-        for each in chain([process], (ancestor for ancestor, _ in above)):
+    def _known(self, path: str, related: list[Process]) -> str | None:
+        """What a process, with those above it, sees: what one of these has seen, or one of its container."""
+        for each in related:
             seen = self._seen.get(each)
             if seen is not None and path in seen.targets:
                 return seen.targets[path]
-        container = container_of(process.pid)
+        container = container_of(related[0].pid)
         if container is None:
             return None
         for each, seen in self._seen.items():
@@ -102,6 +104,8 @@ class AliasTargets:
         if seen is None:
             self._make_room()
             seen = self._seen[process] = _Seen(container_of(process.pid))
+        if path in seen.targets:
+            return
         seen.targets[path] = target
         content = json.dumps((process.pid, process.started, seen.container, path, target)).encode()
         seen.slots.append(self._ledger.add(RecordKind.ALIAS_TARGET, process.pid, content))

@@ -11,6 +11,7 @@ from typing import Any
 
 from trimsfs.errors import NoSuchEntryError
 from trimsfs.handover.ledger import Ledger, Record, RecordKind
+from trimsfs.origins import Origins
 from trimsfs.types import Generation
 
 ROOT_INODE = 1
@@ -64,10 +65,11 @@ class Inode:
 class Inodes:
     """The inodes that the kernel may know, including those of earlier servers.
 
-    A number is a hash of what the inode is, so every server computes the same.
+    A number is a hash of what the inode is, so every server computes the same. *origins* are those of a mount with
+    several stores, which may be at other paths than those of an earlier server.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, origins: Origins | None = None) -> None:
         self._ledger = ledger
         self._root = Inode(ROOT_INODE, InodeKind.DIRECTORY, "", lookups=1)
         self._by_number = {ROOT_INODE: self._root}
@@ -76,7 +78,11 @@ class Inodes:
         self._links: dict[tuple[str, str], set[int]] = {}
         """Numbers of links, by the file that they lead to and its ETag."""
         for record in ledger.inherited(RecordKind.INODE):
-            self._add(_unpacked(record))
+            inode = _unpacked(record)
+            if inode.generation is not None and origins is not None:
+                linked = origins.relinked(inode.generation.key, inode.generation.linked)
+                inode.generation = replace(inode.generation, linked=linked)
+            self._add(inode)
 
     def _add(self, inode: Inode) -> Inode:
         self._by_number[inode.number] = inode

@@ -14,6 +14,7 @@ from cachetools import LRUCache
 
 from trimsfs.concurrency.background import Background
 from trimsfs.namespace.listing import SLICE, Entry, Listing, NonObject, possible
+from trimsfs.origins import Origins
 from trimsfs.tiers.index.listing_records import ListingRecords
 from trimsfs.types import Generation, Symlink
 
@@ -32,10 +33,11 @@ MOST_KNOWN = 10_000
 
 
 class KeptListings:
-    """The last listings of directories, recorded in the background."""
+    """The last listings of directories, recorded in the background. *origins* are as of `Inodes`."""
 
-    def __init__(self, records: ListingRecords) -> None:
+    def __init__(self, records: ListingRecords, origins: Origins | None = None) -> None:
         self._records = records
+        self._origins = origins
         self._kept = LRUCache[str, tuple[bytes, float]](maxsize=MOST_KNOWN)
         """Digest and time of the recorded listings."""
         self._background = Background()
@@ -52,7 +54,7 @@ class KeptListings:
         if found is None:
             return None
         record, listed = found
-        entries = await unpacked(prefix, record)
+        entries = await unpacked(prefix, record, self._origins)
         return None if entries is None else (entries, max(0.0, time.time() - listed))
 
     def keep(self, prefix: str, entries: Listing) -> None:
@@ -85,12 +87,12 @@ def _packed(name: bytes, entry: Entry) -> list[object]:
     return [text] if entry is NonObject.DIRECTORY else [text, None]
 
 
-async def unpacked(prefix: str, record: bytes) -> Listing | None:
+async def unpacked(prefix: str, record: bytes, origins: Origins | None = None) -> Listing | None:
     """The listing of a directory from its record; None if the record is damaged."""
     listing = Listing(prefix)
     try:
         for line in _lines(record):
-            await listing.extend([_entry(prefix, item) for item in json.loads(line)])
+            await listing.extend([_entry(prefix, item, origins) for item in json.loads(line)])
             await trio.lowlevel.checkpoint()
     except (TypeError, ValueError, RecursionError, zlib.error):
         return None
@@ -111,7 +113,7 @@ def _lines(record: bytes) -> Iterator[bytes]:
     yield from filter(None, [text])
 
 
-def _entry(prefix: str, item: object) -> tuple[str, Entry]:
+def _entry(prefix: str, item: object, origins: Origins | None) -> tuple[str, Entry]:
     """A name and its entry from a recorded row. Raises ValueError for a row that no listing can have."""
     match item:
         case [str(name)] if possible(os.fsencode(name)):
@@ -128,6 +130,8 @@ def _entry(prefix: str, item: object) -> tuple[str, Entry]:
             str() | None as version_id,
             str() | None as linked,
         ]:
+            if origins is not None:
+                linked = origins.relinked(prefix + name, linked)
             generation = Generation(
                 key=prefix + name, etag=etag, size=size, modified_ns=modified_ns, version_id=version_id, linked=linked
             )

@@ -24,7 +24,7 @@ from trimsfs.namespace.inodes import IN_THE_STORE, Inode, InodeKind, Inodes, is_
 from trimsfs.namespace.inquiries import PAGES_LIMIT, Inquiries
 from trimsfs.namespace.kept_listings import KeptListings
 from trimsfs.namespace.listing import Entry, Listing, NonObject, possible
-from trimsfs.origins import ByPath, by_path
+from trimsfs.origins import ByPath, Origins, by_path
 from trimsfs.stores.base import Store
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.types import Generation, Symlink
@@ -71,6 +71,7 @@ class Namespace:
         breaker: CircuitBreaker | ByPath[CircuitBreaker] | None = None,
         kept: KeptListings | None = None,
         ledger: Ledger | None = None,
+        origins: Origins | None = None,
         invalidate: Callable[[int, bytes], None] = lambda *_: None,
     ) -> None:
         self._store = store
@@ -84,7 +85,7 @@ class Namespace:
         self.on_replaced: Callable[[str], None] = lambda _: None
         """Called with a directory's prefix when the server finds that an object in it was replaced."""
         self._directories = Directories(breakers)
-        self.inodes = Inodes(ledger or Ledger())
+        self.inodes = Inodes(ledger or Ledger(), origins)
         for inode in self.inodes:
             self._restore(inode)
 

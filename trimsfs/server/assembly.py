@@ -3,7 +3,7 @@
 Tests build their servers here, too, each in its own environment.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -63,6 +63,7 @@ class Calls:
         self.blob_suspected = LateBound[[Blob, TrimsError], None]("blob_suspected")
         self.approve = LateBound[[Blob], Awaitable[bool]]("approve")
         self.expected_digest = LateBound[[Generation], Awaitable[Digest | None]]("expected_digest")
+        self.open_names = LateBound[[Blob], Iterable[Generation]]("open_names")
         self.render_metrics = LateBound[[], Iterator[bytes]]("render_metrics")
 
 
@@ -72,7 +73,7 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
     speed = store_speeds(options, environment)
     tiers = _tiers(options, environment, calls, speed)
     tracer = Tracer(share=options.trace_opens)
-    fetching = assemble_fetching(options, environment, tiers, speed, tracer)
+    fetching = assemble_fetching(options, environment, tiers, speed, tracer, names=calls.open_names)
     gpu = _gpu(options, environment, tiers, fetching)
     checks = _checks(options, environment, calls, tiers, fetching, gpu)
     derived = DerivedBlobs(tiers.disk, tiers.passthrough, allowed=options.derived)
@@ -92,6 +93,7 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
         Mount(ledger=environment.ledger, mounted_ns=environment.mounted_ns, prune=environment.prune),
         tracer,
     )
+    calls.open_names.bind(filesystem.handles.names)
     above = _sources_above(filesystem, prefetcher, deduplication)
     calls.render_metrics.bind(metrics.renderer(sources(environment, tiers, fetching, gpu, checks) | above))
     maintenance: list[Service] = [tiers.disk.run, tiers.host.run, checks.integrity.run]

@@ -1,5 +1,7 @@
 """The part of the assembly that asks stores: for names, bytes and digests."""
 
+from collections.abc import Callable, Iterable
+
 from trimsfs.fetch.fetcher import Fetcher, Fetchers
 from trimsfs.fetch.speed import StoreSpeed, max_requests
 from trimsfs.fetch.store_fetcher import StoreFetcher
@@ -18,6 +20,8 @@ from trimsfs.stores.retrying import request_histogram
 from trimsfs.stores.router import stores_of
 from trimsfs.stores.versioned import VersionedStore
 from trimsfs.telemetry.tracer import Tracer
+from trimsfs.tiers.blob import Blob
+from trimsfs.types import Generation
 
 
 def store_speeds(options: MountOptions, environment: Environment) -> ByPath[StoreSpeed]:
@@ -34,13 +38,19 @@ def assemble_fetching(
     tiers: Tiers,
     speed: ByPath[StoreSpeed],
     tracer: Tracer,
+    *,
+    names: Callable[[Blob], Iterable[Generation]],
 ) -> Fetching:
-    """Build the components that ask the stores. Each store has its own retries, breaker and fetcher."""
+    """Build the components that ask the stores. Each store has its own retries, breaker and fetcher.
+
+    *names* is as of `BatchFetcher`.
+    """
     retrying = _retrying(options, environment, speed)
     impatient = VersionedStore(environment.store)
     store = RetryingStore(impatient, retrying)
-    kept = KeptListings(tiers.disk.listings)
-    fetcher = _fetcher(options, environment, tiers, retrying, speed, tracer)
+    origins = environment.store.origins if isinstance(environment.store, StoreRouter) else None
+    kept = KeptListings(tiers.disk.listings, origins)
+    fetcher = _fetcher(options, environment, tiers, retrying, speed, tracer, names)
     breakers = retrying.map(lambda each: each.breaker)
     return Fetching(
         retrying=retrying,
@@ -54,6 +64,7 @@ def assemble_fetching(
             breaker=breakers,
             kept=kept,
             ledger=environment.ledger,
+            origins=origins,
             invalidate=environment.invalidate,
         ),
         fetcher=fetcher,
@@ -102,19 +113,24 @@ def _fetcher(
     retrying: ByPath[Retrying],
     speed: ByPath[StoreSpeed],
     tracer: Tracer,
+    names: Callable[[Blob], Iterable[Generation]],
 ) -> Fetcher:
-    stores = stores_of(environment.store)
-    fetchers: dict[str, Fetcher] = {
-        path: StoreFetcher(
+    stores = dict(stores_of(environment.store))
+
+    def fetcher(path: str, *, streaming: bool) -> Fetcher:
+        return StoreFetcher(
             environment.copier,
             tiers.disk,
             retrying.of(path),
             speed.of(path),
             memory_limit=options.memory_limit // len(stores),
-            streaming=store.streaming,
+            streaming=streaming,
             models=tracer.models,
             completed=tiers.passthrough.register,
+            names=names,
         )
-        for path, store in stores
-    }
-    return Fetchers(ByPath(fetchers)) if isinstance(environment.store, StoreRouter) else fetchers[""]
+
+    fetchers = {path: fetcher(path, streaming=store.streaming) for path, store in stores.items()}
+    if not isinstance(environment.store, StoreRouter):
+        return fetchers[""]
+    return Fetchers(fetchers, elsewhere=fetcher("", streaming=False))

@@ -6,6 +6,7 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -57,6 +58,9 @@ class DirectoryWriter:
     async def list(self, prefix: str) -> AsyncIterator[Stored]:
         for stored in await self.ask(lambda: [*self._list(prefix)]):
             yield stored
+
+    async def age(self, key: str) -> timedelta | None:
+        return await self.ask(partial(self._age, key))
 
     async def put_if_absent(self, key: str, data: bytes, *, sha256: str | None = None) -> None:
         def put() -> None:
@@ -178,6 +182,18 @@ class DirectoryWriter:
         if len(data) > SMALL:
             raise StoreUnavailableError(f"{key}: larger than {SMALL >> 20} MiB: it is not an object of trimsfs")
         return data, etag_of(status)
+
+    def _age(self, key: str) -> timedelta | None:
+        try:
+            written = (self._root / key).stat().st_mtime
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        new, descriptor = self._new_file()
+        try:
+            return timedelta(seconds=os.fstat(descriptor).st_mtime - written)
+        finally:
+            os.close(descriptor)
+            new.unlink(missing_ok=True)
 
     def _list(self, prefix: str) -> Iterator[Stored]:
         for directory, _, names in os.walk(self._root / prefix):

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import trio
 from cachetools import LRUCache
@@ -18,6 +19,7 @@ from trimsfs.errors import (
     ObjectNotFoundError,
     StoreAccessError,
     StoreError,
+    StoreUnavailableError,
     TransientStoreError,
 )
 from trimsfs.formats.table import FormatError
@@ -42,8 +44,12 @@ S = TypeVar("S")
 
 MOST_DIRECTORIES = 10_000
 """Most directories of which the store remembers whether they are versioned models; as many aliases."""
-MOST_MANIFESTS = 32
-"""Most manifests kept in memory."""
+MOST_FILES = 20_000
+"""Most objects in one directory of what describes a model's versions."""
+MOST_DIGESTS_BYTES = 2 * MOST_BYTES
+"""Most bytes of the manifests whose digests are remembered, as the store has them."""
+ALIASES_AT_ONCE = 32
+"""Most aliases of a model that are read at the same time."""
 RECHECK_S = 1.0
 """How long a manifest counts that does not know a file's ETag, as the version may have been published anew; how long a
 directory without versions counts as one for names that are no directories."""
@@ -65,9 +71,10 @@ class _Published:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Digests:
-    """The ETag and SHA-256 of each file, by a manifest of this *etag* that was current when it was *asked* for."""
+    """The ETag and SHA-256 of each file, by a manifest of this *etag* and *size* that was current when *asked* for."""
 
     etag: str
+    size: int
     asked: float
     files: Mapping[str, tuple[str, bytes]]
 
@@ -75,7 +82,8 @@ class _Digests:
 class VersionedStore:
     """A store as a mount shows it. Requests for directories that are no versioned models are passed on.
 
-    Where it does not know yet whether a directory is one, it asks at the same time as it passes the request on.
+    Where it does not know yet whether a directory is one, it asks at the same time as it passes the request on; of a
+    directory that is there and is no version, once more.
     """
 
     def __init__(self, store: Store) -> None:
@@ -86,10 +94,15 @@ class VersionedStore:
         """When a directory was last found to be none."""
         self._targets: LRUCache[str, tuple[str, str | None]] = LRUCache(MOST_DIRECTORIES)
         """The ETag of an alias's object and the version that it names, by the key of the alias in the mount."""
-        self._listed: LRUCache[str, _Published] = LRUCache(MOST_MANIFESTS)
+        self._listed: LRUCache[str, _Published] = LRUCache(
+            5 * MOST_FILES, getsizeof=lambda one: 1 + len(one.versions) + len(one.aliases)
+        )
         """What listings of several pages under way go by."""
-        self._manifests: LRUCache[str, _Digests] = LRUCache(MOST_MANIFESTS)
-        self._loading = trio.Lock()
+        self._manifests: LRUCache[str, _Digests] = LRUCache(
+            MOST_DIGESTS_BYTES, getsizeof=lambda one: 1000 + min(one.size, MOST_BYTES)
+        )
+        self._loading = WeakValueDictionary[str, trio.Lock]()
+        """Held by who reads a manifest, by its key: a store that is slow holds up no other manifest."""
 
     @property
     def identity(self) -> str:
@@ -149,8 +162,8 @@ class VersionedStore:
             self._found(prefix, versioned=True)
         elif token is None and page.next_token is None:
             self._found(prefix, versioned=False)
-        elif token is None or prefix not in self._versioned:
-            await self._ask(prefix)
+        elif token is None or prefix not in self._versioned or (page.prefixes and not self._versioned[prefix]):
+            await self._ask(prefix)  # after each page with directories: a push may have begun since the one before
         return self._versioned[prefix]
 
     async def _ask(self, prefix: str) -> bool:
@@ -175,15 +188,18 @@ class VersionedStore:
         listing = partial(self._store.list_page, prefix, limit=1)
         if self._versioned.get(model):
             page, (published, link) = await _both(listing, partial(self._look, model, name))
-        else:  # perhaps not yet: a version must not be seen before its manifest is there
+        else:
             if trio.current_time() - self._plain.get(model, -RECHECK_S) < RECHECK_S:
-                page = await listing()
-                versioned = page.exists and await self._ask(model)
+                page, versioned = await listing(), False
             else:
                 page, versioned = await _both(listing, partial(self._ask, model))
+            if page.exists and not versioned:
+                # Only an answer from after the listing counts: a push writes its reservation before its first file.
+                versioned = await self._ask(model)
             published, link = await self._look(model, name) if versioned else (True, None)
         if published:
-            return replace(page, prefixes=tuple(filter(_shown, page.prefixes)), empty=page.exists)
+            shown = tuple(below for below in page.prefixes if not below.endswith(f"/{DIRECTORY}/"))
+            return replace(page, prefixes=shown, empty=page.exists)
         return replace(_NOTHING, symlink=link)
 
     async def _look(self, model: str, name: str) -> tuple[bool, Symlink | None]:
@@ -210,7 +226,10 @@ class VersionedStore:
             partial(self._files, f"{description}{ALIASES}/"),
         )
         named = [(name, generation) for file, generation in aliases.items() if (name := alias_of(file)) is not None]
-        links = await _each(*(partial(self._link, model, name, generation) for name, generation in named))
+        links = list[Symlink | None]()
+        for start in range(0, len(named), ALIASES_AT_ONCE):
+            some = named[start : start + ALIASES_AT_ONCE]
+            links += await _each(*(partial(self._link, model, *one) for one in some))
         removed = set(map(version_of_manifest, tombstones))
         versions = {version for file in manifests if (version := version_of_manifest(file)) not in removed}
         return _Published(
@@ -219,12 +238,14 @@ class VersionedStore:
         )
 
     async def _files(self, prefix: str) -> dict[str, Generation]:
-        """The files of a directory by name."""
+        """The files of a directory by name. Raises StoreUnavailableError if there are more than versions can need."""
         page = await self._store.list_page(prefix)
         found = list(page.objects)
         while page.next_token is not None:
             page = await self._store.list_page(prefix, token=page.next_token)
             found += page.objects
+            if len(found) > MOST_FILES:
+                raise StoreUnavailableError(f"/{prefix}: over {MOST_FILES} objects: see who can write to the store")
         return {generation.key[len(prefix) :]: generation for generation in found}
 
     async def _find(self, key: str) -> Generation | None:
@@ -293,7 +314,7 @@ class VersionedStore:
         if version_of_manifest(f"{version}.json") is None:
             return None
         key = f"{model}{DIRECTORY}/{version}.json"
-        async with self._loading:
+        async with self._loading.setdefault(key, trio.Lock()):
             known = self._manifests.get(key)
             etag, value = known.files.get(path, ("", b"")) if known is not None else ("", b"")
             if known is None or (etag != generation.etag and trio.current_time() - known.asked > RECHECK_S):
@@ -305,7 +326,7 @@ class VersionedStore:
         """The digests in a manifest, read again if it is not the one that is *known*."""
         asked = trio.current_time()
         generation = await self._find(key)
-        etag = generation.etag if generation is not None else ""
+        etag, size = (generation.etag, generation.size) if generation is not None else ("", 0)
         files: Mapping[str, tuple[str, bytes]] = known.files if known is not None and known.etag == etag else {}
         if generation is not None and (known is None or known.etag != etag):
             try:
@@ -318,7 +339,7 @@ class VersionedStore:
                     files = await trio.to_thread.run_sync(_digests_of, content)
             except FormatError as error:
                 log.warning("/%s: not a manifest, so the store's own digests count: %s", key, error)
-        self._manifests[key] = loaded = _Digests(etag=etag, asked=asked, files=files)
+        self._manifests[key] = loaded = _Digests(etag=etag, size=size, asked=asked, files=files)
         return loaded
 
     async def _content(self, generation: Generation) -> bytes:
@@ -337,10 +358,6 @@ def _digests_of(content: bytes) -> dict[str, tuple[str, bytes]]:
 def _describes(key: str) -> bool:
     """Whether an object or prefix belongs to what describes versions."""
     return DIRECTORY in key.split("/")
-
-
-def _shown(prefix: str) -> bool:
-    return not prefix.endswith(f"/{DIRECTORY}/")
 
 
 def _split(prefix: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Protocol
 
 PART_SIZE = 16 << 20
@@ -53,6 +54,9 @@ class Writer(Protocol):
 
     async def read(self, key: str) -> tuple[bytes, str] | None:
         """Content and ETag of a small object; None if there is none. Raises StoreUnavailableError if it is large."""
+
+    async def age(self, key: str) -> timedelta | None:
+        """How long ago an object was written, by the store's clock; None without one, or if the store tells no time."""
 
     def list(self, prefix: str) -> AsyncIterator[Stored]:
         """All objects whose keys begin with *prefix*, which ends in ``/``, in any order."""

@@ -14,13 +14,18 @@ async def move(catalog: Catalog, alias: str, version: str, *, conditions: bool =
     ignores conditions, unless they are not to be relied on.
     """
     await catalog.published(version)
-    if await catalog.manifest(alias) is not None or await catalog.reservation(alias) is not None:
-        raise VersionConflictError(f"{catalog.of(alias)} is a version: choose another name for the alias")
+    await _check_name(catalog, alias)
     if conditions:
         await catalog.check_conditions()
     found = await catalog.alias(alias)
     if found is None:
-        return await _move(catalog, alias, Alias(version=version, history=(), moved=now()), None)
+        moved = await _move(catalog, alias, Alias(version=version, history=(), moved=now()), None)
+        try:
+            await _check_name(catalog, alias)  # again: a push looks for an alias after its reservation is there
+        except VersionConflictError:
+            await _withdraw(catalog, alias, moved, None)
+            raise
+        return moved
     before = found[0]
     if before.version == version:
         return before
@@ -50,16 +55,28 @@ async def rollback(catalog: Catalog, alias: str, *, conditions: bool = True) -> 
 async def _move(catalog: Catalog, alias: str, moved: Alias, found: tuple[Alias, str] | None) -> Alias:
     """Replace what was found of an alias, and check that its target is not removed at the same time."""
     await _put(catalog, alias, moved, found[1] if found else None)
-    if await catalog.tombstone(moved.version) is None:
+    if await catalog.removed(moved.version) is None:
         return moved
     # Whoever removes a version looks at the aliases after the tombstone is there: one of the two sees the other.
+    await _withdraw(catalog, alias, moved, found)
+    raise VersionConflictError(f"{catalog.of(moved.version)}: somebody is removing it: alias {alias} is as it was")
+
+
+async def _withdraw(catalog: Catalog, alias: str, moved: Alias, found: tuple[Alias, str] | None) -> None:
+    """Undo a move, unless somebody else has moved the alias since."""
     there = await catalog.alias(alias)
     if there is not None and there[0] == moved:
         if found is None:
             await catalog.writer.delete([formats.alias_key(catalog.name, alias)])
         else:
             await _put(catalog, alias, found[0], there[1])
-    raise VersionConflictError(f"{catalog.of(moved.version)}: somebody is removing it: alias {alias} is as it was")
+
+
+async def _check_name(catalog: Catalog, alias: str) -> None:
+    """Raises VersionConflictError when a version has the name of an alias, or is being pushed."""
+    # In this order: a push deletes its reservation after it has made the manifest.
+    if await catalog.reservation(alias) is not None or await catalog.manifest(alias) is not None:
+        raise VersionConflictError(f"{catalog.of(alias)} is a version: choose another name for the alias")
 
 
 async def _put(catalog: Catalog, alias: str, moved: Alias, etag: str | None) -> None:

@@ -54,8 +54,17 @@ class Catalog:
         return await self._read(formats.alias_key(self.name, alias), Alias.parse)
 
     async def tombstone(self, version: str) -> Tombstone | None:
-        """The tombstone of a version."""
+        """The tombstone of a version whose files are not deleted yet."""
         found = await self._read(formats.tombstone_key(self.name, version), Tombstone.parse)
+        return found and found[0]
+
+    async def removed(self, version: str) -> Tombstone | None:
+        """The tombstone of a version, also of one whose files are deleted."""
+        tombstone = await self.tombstone(version)
+        if tombstone is not None:
+            return tombstone
+        # In this order: the one is made before the other is deleted.
+        found = await self._read(formats.deleted_key(self.name, version), Tombstone.parse)
         return found and found[0]
 
     async def reservation(self, version: str) -> Reservation | None:
@@ -71,7 +80,7 @@ class Catalog:
 
     async def published(self, version: str) -> Manifest:
         """The manifest of a version that readers see. Raises NoSuchEntryError."""
-        manifest, tombstone = await self.manifest(version), await self.tombstone(version)
+        manifest, tombstone = await self.manifest(version), await self.removed(version)
         if tombstone is not None:
             raise NoSuchEntryError(f"{self.of(version)}: it was removed at {formats.text(tombstone.removed)}")
         if manifest is None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import trio
 
-from trimsfs.errors import ObjectChangedError, TrimsError, VersionConflictError
+from trimsfs.errors import ConfigurationError, ObjectChangedError, TrimsError, VersionConflictError
 from trimsfs.formats import fingerprints
 from trimsfs.formats import versions as formats
 from trimsfs.formats.versions import Manifest, Reservation, VersionFile
@@ -25,6 +25,9 @@ PARTS_AT_ONCE = 8
 """Most parts, and most small files, that are in memory and on their way."""
 LARGE_AT_ONCE = 4
 """Most files whose parts are on their way."""
+
+LONG_ETAG = f'"{"0" * 32}-10000"'
+"""An ETag as long as those of S3 and of directories."""
 
 Progress = Callable[[int], None]
 """Hears of bytes that are in the store."""
@@ -51,9 +54,11 @@ async def publish(
     """Publish files as a version, or go on with a push of the same files. A version that has them is left as it is.
 
     Raises VersionConflictError when the version has other files, is removed, or its name is an alias;
-    ConfigurationError when the store ignores *conditions*; ObjectChangedError when a file changes meanwhile.
+    ConfigurationError when the store ignores *conditions*, or the manifest would be too long to be read;
+    ObjectChangedError when a file changes meanwhile.
     """
     push = _Push(catalog, version, files, progress)
+    push.manifest(dict.fromkeys(files, LONG_ETAG))  # before anything is uploaded
     manifest = await push.published()
     if manifest is None:
         await push.check_name()
@@ -80,15 +85,18 @@ class _Push:
     async def published(self) -> Manifest | None:
         """The manifest, if the version is published with these files. Raises VersionConflictError."""
         manifest = await self._catalog.manifest(self._version)
-        tombstone = await self._catalog.tombstone(self._version)
-        if tombstone is not None:
-            raise self._conflict(f"it was removed at {formats.text(tombstone.removed)}: choose another version")
+        await self._check_removed()
         if manifest is None:
             return None
         theirs = {path: (file.size, file.sha256) for path, file in manifest.files.items()}
         if theirs != {path: (file.content.size, file.sha256) for path, file in self._files.items()}:
             raise self._conflict("it is published with other files: choose another version")
         return manifest
+
+    async def _check_removed(self) -> None:
+        tombstone = await self._catalog.removed(self._version)
+        if tombstone is not None:
+            raise self._conflict(f"it was removed at {formats.text(tombstone.removed)}: choose another version")
 
     async def check_name(self) -> None:
         """Raises VersionConflictError when an alias has the name of the version."""
@@ -100,8 +108,15 @@ class _Push:
 
         Raises VersionConflictError and ConfigurationError as `publish` does.
         """
-        if await self._make_reservation(conditions):
+        made = await self._make_reservation(conditions)
+        if made:
             await self._writer.discard_uploads(self._prefix)  # of other content, from before a removal
+        try:
+            await self.check_name()  # again: who makes an alias looks for a reservation after the alias is there
+        except VersionConflictError:
+            if made:
+                await self.end_reservation()
+            raise
         try:
             # Only now: a push that ends deletes its reservation after it has made the manifest.
             return await self.published()
@@ -244,19 +259,36 @@ class _Push:
         if there.keys() != self._files.keys():
             raise self._conflict("files of it were deleted while it was pushed: push again")
         await self._put_fingerprints()
-        files = {
-            path: VersionFile(size=file.content.size, sha256=file.sha256, etag=there[path].etag)
-            for path, file in self._files.items()
-        }
-        manifest = Manifest(version=self._version, created=now(), files=files)
+        manifest, encoded = self.manifest({path: stored.etag for path, stored in there.items()})
+        key = formats.manifest_key(self._catalog.name, self._version)
         try:
-            await self._writer.put_if_absent(formats.manifest_key(self._catalog.name, self._version), manifest.encode())
+            await self._writer.put_if_absent(key, encoded)
         except ObjectChangedError:  # by another push, or an attempt of which the answer was lost
             other = await self.published()
             if other is None:
                 raise self._conflict("somebody has removed it while it was pushed: push again") from None
             return other
+        try:
+            await self._check_removed()  # since another push had made the manifest
+        except VersionConflictError:
+            await self._writer.delete([key])
+            raise
         return manifest
+
+    def manifest(self, etags: Mapping[str, str]) -> tuple[Manifest, bytes]:
+        """The manifest of the files, which have these ETags. Raises ConfigurationError if it is too long."""
+        files = {
+            path: VersionFile(size=file.content.size, sha256=file.sha256, etag=etags[path])
+            for path, file in self._files.items()
+        }
+        manifest = Manifest(version=self._version, created=now(), files=files)
+        encoded = manifest.encode()
+        if len(encoded) > formats.MOST_BYTES:
+            raise ConfigurationError(
+                f"{self._catalog.of(self._version)}: the manifest of {len(files)} files would be longer than "
+                f"{formats.MOST_BYTES >> 20} MiB: push fewer files, or shorter names"
+            )
+        return manifest, encoded
 
     async def _put_fingerprints(self) -> None:
         """Put what `trimsfs diff` compares; two pushes of the same files put the same."""

@@ -1,5 +1,6 @@
 """Removes versions: a tombstone hides one at once, and its files are deleted after a grace period."""
 
+from contextlib import suppress
 from datetime import timedelta
 
 from trimsfs.errors import InUseError, NoSuchEntryError, ObjectChangedError, VersionConflictError
@@ -13,39 +14,49 @@ async def remove(catalog: Catalog, version: str, grace: timedelta) -> Tombstone:
 
     Raises InUseError when an alias leads to it, NoSuchEntryError when there is none.
     """
-    found = await catalog.tombstone(version)
-    if found is not None:
-        return found
-    await catalog.published(version)
-    await _check_aliases(catalog, version)
-    time = now()
-    tombstone = Tombstone(version=version, removed=time, delete_after=time + grace)
-    key = formats.tombstone_key(catalog.name, version)
-    try:
-        await catalog.writer.put_if_absent(key, tombstone.encode())
-    except ObjectChangedError:
-        return await catalog.tombstone(version) or tombstone
+    tombstone, own = await catalog.tombstone(version), None
+    if tombstone is None:
+        await catalog.published(version)
+        await _check_aliases(catalog, version)
+        time = now()
+        tombstone = own = Tombstone(version=version, removed=time, delete_after=time + grace)
+        try:
+            await catalog.writer.put_if_absent(formats.tombstone_key(catalog.name, version), own.encode())
+        except ObjectChangedError:  # by another removal, or an attempt of which the answer was lost
+            tombstone = await catalog.tombstone(version) or own
     try:
         await _check_aliases(catalog, version)  # again: see `alias.move`
     except InUseError:
-        await catalog.writer.delete([key])
+        if tombstone == own:
+            await catalog.writer.delete([formats.tombstone_key(catalog.name, version)])
         raise
     return tombstone
 
 
 async def expire(catalog: Catalog) -> list[str]:
-    """Delete the versions whose grace period is over; returns them."""
+    """Delete the versions whose grace period is over, by the store's clock; returns them. Their names stay taken.
+
+    Those that aliases lead to stay.
+    """
     contents = await catalog.contents(f"{formats.REMOVED}/")
-    expired = [version for version, tombstone in contents.removed.items() if tombstone.delete_after <= now()]
-    for version in expired:
-        if await catalog.tombstone(version) != contents.removed[version]:
-            continue  # somebody else has deleted it, and maybe published it anew
-        # The tombstone is last: a removal that dies is repeated, and the version stays hidden.
+    deleted = list[str]()
+    for version, tombstone in contents.removed.items():
+        key = formats.tombstone_key(catalog.name, version)
+        age = await catalog.writer.age(key)
+        if age is None or age < tombstone.delete_after - tombstone.removed:
+            continue
+        if await _leading(catalog, version):
+            continue  # its removal died before it looked at the aliases again, or the alias's move has not done so yet
         await _delete_files(catalog, version)
         keys = (formats.manifest_key, formats.signature_key, formats.fingerprints_key, formats.reservation_key)
-        await catalog.writer.delete([key(catalog.name, version) for key in keys])
-        await catalog.writer.delete([formats.tombstone_key(catalog.name, version)])
-    return expired
+        await catalog.writer.delete([each(catalog.name, version) for each in keys])
+        # So that nobody pushes a version of this name, which another deletion that is late would delete.
+        with suppress(ObjectChangedError):
+            await catalog.writer.put_if_absent(formats.deleted_key(catalog.name, version), tombstone.encode())
+        # The tombstone is last: a deletion that dies is repeated, and the version stays hidden.
+        await catalog.writer.delete([key])
+        deleted.append(version)
+    return deleted
 
 
 async def remove_unfinished(catalog: Catalog, version: str) -> None:
@@ -73,7 +84,12 @@ async def _delete_files(catalog: Catalog, version: str) -> int:
 
 
 async def _check_aliases(catalog: Catalog, version: str) -> None:
-    contents = await catalog.contents(f"{formats.ALIASES}/")
-    leading = [alias for alias, target in contents.aliases.items() if target.version == version]
+    leading = await _leading(catalog, version)
     if leading:
         raise InUseError(f"{catalog.of(version)}: alias {', '.join(leading)} leads to it: move that first")
+
+
+async def _leading(catalog: Catalog, version: str) -> list[str]:
+    """The aliases that lead to a version."""
+    contents = await catalog.contents(f"{formats.ALIASES}/")
+    return [alias for alias, target in contents.aliases.items() if target.version == version]

@@ -66,27 +66,44 @@ async def test_a_later_process_of_the_same_pid_is_another(processes: Processes) 
     assert await aliases.seen_by(7) == "v2"
 
 
-async def test_two_threads_that_ask_at_once_see_the_same(processes: Processes) -> None:
+async def answered_in_turn(*asking: tuple[int, str]) -> dict[int, str]:
+    """What processes see that ask at once, by pid, if the store answers one after the other: the last of them first."""
     targets = AliasTargets(Ledger())
-    processes.start(7)
-    gates = {"v1": trio.Event(), "v2": trio.Event()}
-    seen = list[str]()
+    gates = [trio.Event() for _ in asking]
+    seen = dict[int, str]()
 
-    async def ask(target: str) -> None:
+    async def ask(thread: int, target: str, gate: trio.Event) -> None:
         async def newest() -> str:
-            await gates[target].wait()
+            await gate.wait()
             return target
 
-        seen.append(await targets.follow(PROD, 7, newest))
+        seen[thread] = await targets.follow(PROD, thread, newest)
 
     async with trio.open_nursery() as nursery:
-        for target in gates:
-            nursery.start_soon(ask, target)
-        await trio.testing.wait_all_tasks_blocked()
-        gates["v2"].set()
-        await trio.testing.wait_all_tasks_blocked()
-        gates["v1"].set()
-    assert seen == ["v2", "v2"]
+        for (thread, target), gate in zip(asking, gates, strict=True):
+            nursery.start_soon(ask, thread, target, gate)
+        for gate in reversed(gates):
+            await trio.testing.wait_all_tasks_blocked()
+            gate.set()
+    return seen
+
+
+async def test_two_threads_that_ask_at_once_see_the_same(processes: Processes) -> None:
+    processes.start(7)
+    assert await answered_in_turn((7001, "v1"), (7002, "v2")) == {7001: "v2", 7002: "v2"}
+
+
+async def test_a_process_and_its_parent_that_ask_at_once_see_the_same(processes: Processes) -> None:
+    processes.start(7)
+    processes.start(8, 7)
+    assert await answered_in_turn((8, "v1"), (7, "v2")) == {7: "v2", 8: "v2"}
+
+
+async def test_processes_of_one_container_that_ask_at_once_see_the_same(processes: Processes) -> None:
+    processes.start(7, container="c1")
+    processes.start(8, container="c1")
+    processes.start(9, container="c2")
+    assert await answered_in_turn((9, "v0"), (8, "v1"), (7, "v2")) == {7: "v2", 8: "v2", 9: "v0"}
 
 
 async def test_who_starts_containers_and_services_sees_the_newest(processes: Processes) -> None:

@@ -3,6 +3,8 @@
 import base64
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -61,6 +63,9 @@ class S3Writer:
     async def read(self, key: str) -> tuple[bytes, str] | None:
         return await self.ask(partial(self._read, key), key)
 
+    async def age(self, key: str) -> timedelta | None:
+        return await self.ask(partial(self._age, key), key)
+
     async def list(self, prefix: str) -> AsyncIterator[Stored]:
         token: dict[str, Any] = {}
         while True:
@@ -116,18 +121,29 @@ class S3Writer:
         return {"IfNoneMatch": "*"} if self._conditions else {}
 
     def _find(self, key: str) -> Stored | None:
-        try:
-            head = self.client.head_object(Bucket=self._bucket, Key=self._prefix + key)
-        except botocore.exceptions.ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
-                return None
-            raise
+        head = self._head(key)
+        if head is None:
+            return None
         return Stored(
             key=key,
             size=head["ContentLength"],
             etag=_quoted(head["ETag"]),
             sha256={name.lower(): value for name, value in head["Metadata"].items()}.get(SHA256),
         )
+
+    def _age(self, key: str) -> timedelta | None:
+        head = self._head(key)
+        told = head and head["ResponseMetadata"]["HTTPHeaders"].get("date")
+        return max(timedelta(0), parsedate_to_datetime(told) - head["LastModified"]) if told else None
+
+    def _head(self, key: str) -> Any:
+        """The answer to a HEAD request; None if there is no such object."""
+        try:
+            return self.client.head_object(Bucket=self._bucket, Key=self._prefix + key)
+        except botocore.exceptions.ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                return None
+            raise
 
     def _read(self, key: str) -> tuple[bytes, str] | None:
         try:
