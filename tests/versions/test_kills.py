@@ -1,4 +1,4 @@
-"""A push or import that is killed at any point shows no part of a version; the next one uploads only what is missing."""
+"""A push or import that is killed shows no part of a version, and the next one uploads only what is missing."""
 
 import contextlib
 import hashlib
