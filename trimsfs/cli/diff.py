@@ -118,5 +118,5 @@ def _show_bytes(difference: Difference) -> None:
     fetched, shared = difference.fetched_bytes, difference.shared_bytes
     say(f"different: {decimal(difference.different_bytes)} of {decimal(fetched)}")
     stored = "an unknown part of that" if shared is None else decimal(fetched - shared)
-    say(f"a host that has A fetches {decimal(fetched)} for B")
+    say(f"a host that has A fetches {decimal(fetched)} for B; with --share-chunks {decimal(difference.missing_bytes)}")
     say(f"in its cache, B takes {decimal(fetched)}; with --share-chunks {stored}")

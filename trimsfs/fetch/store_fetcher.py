@@ -18,6 +18,7 @@ from trimsfs.errors import CacheFullError, StoreError, StoreUnavailableError
 from trimsfs.fetch.access_pattern import AccessPattern
 from trimsfs.fetch.batches import BatchFetcher
 from trimsfs.fetch.copier import Copier
+from trimsfs.fetch.equal_chunks import EqualChunkCopier
 from trimsfs.fetch.random_reads import RandomReads
 from trimsfs.fetch.scheduler import HEAD_START_S, Flight, FlightScheduler, no_room
 from trimsfs.fetch.speed import StoreSpeed
@@ -40,7 +41,7 @@ MOST_LOSSES = 8
 
 class StoreFetcher:
     """Makes bytes of blobs readable. *copier* moves them, *models* counts them. Calls *completed* with each blob that
-    becomes whole.
+    becomes whole. Without *equal*, all bytes come from the store.
 
     Invariants: a flight is a user of its blob from its demand or start until it has landed. ``_under_way`` counts
     started batches; prefetched ones start within the adaptive limit, demanded ones within its maximum. Half of the
@@ -58,6 +59,7 @@ class StoreFetcher:
         streaming: bool,
         models: ModelCounters,
         completed: Callable[[Blob], Awaitable[object]],
+        equal: EqualChunkCopier | None = None,
     ) -> None:
         self._disk = disk
         self._speed = speed
@@ -65,6 +67,7 @@ class StoreFetcher:
         self._throughput = speed.throughput
         self._retrying = retrying
         self._models = models
+        self._equal = equal
         self._completed = completed
         self._scheduler = FlightScheduler(batch_limit=BATCH_LIMIT if streaming else 1)
         self._uncached = UncachedChunks(limit=max(1, memory_limit // disk.chunk_size // 2))
@@ -73,6 +76,7 @@ class StoreFetcher:
             disk,
             retrying,
             uncached=self._uncached,
+            equal=equal,
             limit=self._limit,
             landed=self._land,
             came=self._came,
@@ -90,6 +94,7 @@ class StoreFetcher:
         return FetchStatistics(
             fetched_bytes=self._fetched_bytes,
             fetched_chunks=self._fetched,
+            copied_bytes=0 if self._equal is None else self._equal.copied_bytes,
             failed_chunks=self._failed,
             verified_chunks=self._batches.verified,
             uncached_chunks=self._uncached.count,

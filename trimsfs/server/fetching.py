@@ -1,5 +1,6 @@
 """The part of the assembly that asks stores: for names, bytes and digests."""
 
+from trimsfs.fetch.equal_chunks import EqualChunkCopier
 from trimsfs.fetch.fetcher import Fetcher, Fetchers
 from trimsfs.fetch.speed import StoreSpeed, max_requests
 from trimsfs.fetch.store_fetcher import StoreFetcher
@@ -40,7 +41,7 @@ def assemble_fetching(
     impatient = VersionedStore(environment.store)
     store = RetryingStore(impatient, retrying)
     kept = KeptListings(tiers.disk.listings)
-    fetcher = _fetcher(options, environment, tiers, retrying, speed, tracer)
+    fetcher = _fetcher(options, environment, tiers, retrying, speed, tracer, impatient)
     breakers = retrying.map(lambda each: each.breaker)
     return Fetching(
         retrying=retrying,
@@ -102,6 +103,7 @@ def _fetcher(
     retrying: ByPath[Retrying],
     speed: ByPath[StoreSpeed],
     tracer: Tracer,
+    versions: VersionedStore,
 ) -> Fetcher:
     stores = stores_of(environment.store)
     fetchers: dict[str, Fetcher] = {
@@ -114,6 +116,7 @@ def _fetcher(
             streaming=store.streaming,
             models=tracer.models,
             completed=tiers.passthrough.register,
+            equal=EqualChunkCopier(tiers.disk, environment.copier, versions) if options.share_chunks else None,
         )
         for path, store in stores
     }

@@ -51,7 +51,7 @@ async def describe(
 
 
 async def _read(path: str, content: Content, progress: Callable[[int], None]) -> tuple[str, Fingerprint | None]:
-    whole = hashlib.sha256()
+    whole, digests = hashlib.sha256(), bytearray()
     chunks: list[int] = []
     tensors = await tensors_of(path, content)
     crcs = [0] * len(tensors)
@@ -60,6 +60,7 @@ async def _read(path: str, content: Content, progress: Callable[[int], None]) ->
     def take(data: bytes, offset: int) -> None:
         nonlocal first
         whole.update(data)
+        digests.extend(hashlib.sha256(data).digest())
         chunks.append(crc32c(data))
         view = memoryview(data)
         for place in range(first, len(tensors)):
@@ -78,7 +79,7 @@ async def _read(path: str, content: Content, progress: Callable[[int], None]) ->
     if content.size < LEAST_BYTES and not tensors:
         return whole.hexdigest(), None
     prints = {one.name: tensor_print(one, crc) for one, crc in zip(tensors, crcs, strict=True)}
-    return whole.hexdigest(), Fingerprint(chunks=tuple(chunks), tensors=prints)
+    return whole.hexdigest(), Fingerprint(chunks=tuple(chunks), tensors=prints, sha256=bytes(digests))
 
 
 def tensor_print(tensor: Tensor, crc64: int | None) -> TensorPrint:
