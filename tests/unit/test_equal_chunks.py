@@ -59,7 +59,7 @@ class ToRead(Bytes):
 
 
 async def push(store: MemoryStore, name: str, version: str, files: Mapping[str, bytes], *, known: bool = False) -> None:
-    """Publish a version as `trimsfs push` does or, if its digests are *known* before, as `trimsfs import`."""
+    """Publish a version as `trimsfs push` does or, with digests *known* before, as an import that was interrupted."""
     kind = Bytes if known else ToRead
     described = await describe({path: kind(data) for path, data in files.items()})
     prints = {path: file.fingerprint for path, file in described.items() if file.fingerprint is not None}
