@@ -123,6 +123,8 @@ async def test_the_store_sends_of_a_version_what_diff_says(serving: Serving) -> 
         assert (fetched(store, "m/v1/"), before.copied_bytes) == (sum(map(len, BASE.values())), 0)
         await load(server, "m/v2", TUNED)
         after = server.components.fetcher.statistics()
+        fetcher: Any = server.components.fetcher
+        assert not fetcher._equal._known, "what is known of files that are whole is forgotten"
     assert fetched(store, "m/v2/") == expected == after.fetched_bytes - before.fetched_bytes
     assert after.copied_bytes == sum(map(len, TUNED.values())) - expected
 

@@ -58,9 +58,11 @@ class EqualChunkCopier:
                 left[-1].append(flight)
             else:
                 left.append([flight])
-        if blob.complete:
-            self._known.pop(blob.token, None)
         return list(left)
+
+    def forget(self, blob: Blob) -> None:
+        """Forget what is known of a blob: it is whole."""
+        self._known.pop(blob.token, None)
 
     async def _equal(self, blob: Blob) -> Mapping[int, tuple[LocalChunk, bytes]]:
         """The chunks on the disk that a blob's are equal to, with their SHA-256s, by the blob's numbers."""

@@ -370,6 +370,8 @@ class StoreFetcher:
         blob = flight.blob
         self._scheduler.landed(flight)
         flight.land()
+        if blob.complete and self._equal is not None:
+            self._equal.forget(blob)
         if blob.complete and self._background.running:
             self._background.start(self._completed, blob)
         self._disk.release(blob)
