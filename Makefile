@@ -92,7 +92,7 @@ wheels: apt-wheels $(DIST)/ready
 wheelhouse: wheels
 	rm -rf build/wheelhouse
 	$(WITH_DIST) pip -q --python /usr/bin/python3 download --only-binary :all: -d build/wheelhouse \
-		"$$(ls $(CURDIR)/dist/trimsfs-$(VERSION)-$$(/usr/bin/python3 -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-*.whl)[az,csi,gs,signatures]"
+		"$$(ls $(CURDIR)/dist/trimsfs-$(VERSION)-$$(/usr/bin/python3 -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-*.whl)[az,csi,gs,hf,signatures]"
 
 deb: apt-dist wheelhouse
 	$(WITH_DIST) packaging/deb.sh dist build/wheelhouse $(VERSION)

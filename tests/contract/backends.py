@@ -434,18 +434,29 @@ def new_artifact(registry: Registry, *, tar: bool) -> OciBackend:
 
 
 needs_ceph = pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())}")
-WRITABLE = ["directory", pytest.param("ceph", marks=needs_ceph), "moto", "seaweed"]
-"""Every kind of place that trimsfs can write to."""
+ENCRYPTED = "-sse-c"
+WRITABLE = [
+    "directory",
+    *(pytest.param(f"ceph{end}", marks=needs_ceph) for end in ("", ENCRYPTED)),
+    "moto",
+    *(f"seaweed{end}" for end in ("", ENCRYPTED)),
+]
+"""Every kind of place that trimsfs can write to; some with a key of the customer's."""
 
 
 def writable(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MountOptions:
     """The options of an empty place, whose kind is the parameter of the fixture that asks."""
     if request.param == "directory":
         return MountOptions(store=str(tmp_path))
-    server: S3Server = request.getfixturevalue(request.param)
+    server: S3Server = request.getfixturevalue(request.param.removesuffix(ENCRYPTED))
     use_only(server, monkeypatch)
     with contextlib.closing(server.client()) as client:
-        return s3_options(server.endpoint_url, shared_bucket(client), f"some/{uuid.uuid4().hex}")
+        options = s3_options(server.endpoint_url, shared_bucket(client), f"some/{uuid.uuid4().hex}")
+    if not request.param.endswith(ENCRYPTED):
+        return options
+    key_file = tmp_path / "key"
+    key_file.write_bytes(os.urandom(32))
+    return options.model_copy(update={"sse_c_key_file": key_file})
 
 
 def shared_bucket(client: "S3Client") -> str:

@@ -10,21 +10,28 @@ import io
 import os
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+import trio
 from botocore.awsrequest import AWSResponse
 from botocore.config import Config
+from click.testing import CliRunner
 
 from tests.contract.backends import MAX_REQUESTS, S3Backend, needs_ceph, new_bucket, read, use_only
 from tests.services import S3Server
 from tests.services.ceph import Ceph
+from trimsfs.checksums import crc32c
+from trimsfs.cli.main import main
 from trimsfs.errors import ConfigurationError, StoreError
 from trimsfs.options import MountOptions
-from trimsfs.stores import Store, open_store
-from trimsfs.types import Generation
+from trimsfs.stores import Store, open_store, open_writer
+from trimsfs.stores.versioned import VersionedStore
+from trimsfs.stores.writer import Writer
+from trimsfs.types import Generation, Symlink
 
 ACCOUNT = "123456789012"
 ACCESS_POINT = f"arn:aws:s3:eu-west-1:{ACCOUNT}:accesspoint/models"
@@ -372,3 +379,162 @@ def test_key_that_cannot_be_used_is_told(
 def test_acceleration_of_what_is_not_aws_is_refused(more: Mapping[str, Any], told: str) -> None:
     with pytest.raises(ConfigurationError, match=f"option --transfer-acceleration: .* leave out {told}"):
         open_store(MountOptions(store="s3://bucket", transfer_acceleration=True, **more), max_requests=1)
+
+
+# Writers
+
+UPLOADS = (
+    b"<ListMultipartUploadsResult><IsTruncated>false</IsTruncated><Upload><Key>some dir/begun</Key>"
+    b"<UploadId>left</UploadId><Initiated>2026-01-01T00:00:00Z</Initiated></Upload></ListMultipartUploadsResult>"
+)
+BEGUN = b"<InitiateMultipartUploadResult><UploadId>new</UploadId></InitiateMultipartUploadResult>"
+
+
+class WriteRecorder(Recorder):
+    """Also answers what writers ask: an upload of the key "begun" has left these *parts*, in XML."""
+
+    def __init__(self, parts: str = "") -> None:
+        super().__init__()
+        self._parts = f"<ListPartsResult><IsTruncated>false</IsTruncated>{parts}</ListPartsResult>".encode()
+
+    def send(self, request: Any, **more: object) -> AWSResponse:
+        answer = super().send(request, **more)
+        if request.method == "GET" and "uploads" in request.url:
+            return _answer(request.url, 200, {}, UPLOADS)
+        if request.method == "GET" and "uploadId" in request.url:
+            return _answer(request.url, 200, {}, self._parts)
+        if request.method == "POST":
+            return _answer(request.url, 200, {}, BEGUN if "?uploads" in request.url else b"<Result/>")
+        return _answer(request.url, 200, {"ETag": LOOKS_LIKE_MD5}, b"") if request.method == "PUT" else answer
+
+
+async def write_all(writer: Writer) -> None:
+    """Make each kind of request once."""
+    await writer.put_if_absent("small", CONTENT, sha256=hashlib.sha256(CONTENT).hexdigest())
+    await writer.put_if_match("small", CONTENT, LOOKS_LIKE_MD5)
+    assert await writer.find("small") is not None
+    assert [stored async for stored in writer.list("m/")] == []
+    for key in ("fresh", "begun"):
+        upload = await writer.upload(key, len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
+        assert await upload.put_part(0, CONTENT)
+        await upload.complete()
+    await writer.discard_uploads("")
+    await writer.delete(["small"])
+
+
+OF_WRITERS = {
+    "PutObject",
+    "HeadObject",
+    "ListObjectsV2",
+    "ListMultipartUploads",
+    "CreateMultipartUpload",
+    "ListParts",
+    "UploadPart",
+    "CompleteMultipartUpload",
+    "AbortMultipartUpload",
+    "DeleteObjects",
+}
+
+
+@pytest.mark.usefixtures("_frozen")
+@pytest.mark.parametrize(
+    ("options", "parameters"),
+    [({"requester_pays": True}, {"RequestPayer": "requester"}), ({"sse_c_key_file": "KEY"}, SSE_C)],
+    ids=["requester", "SSE-C"],
+)
+async def test_requests_of_a_writer_are_those_that_the_sdk_makes(
+    key_file: Path, options: Mapping[str, Any], parameters: Mapping[str, Any]
+) -> None:
+    """To whom each parameter is given that an operation has, in place of the headers that trimsfs adds."""
+    options = {name: key_file if value == "KEY" else value for name, value in options.items()}
+    recorders = WriteRecorder(), WriteRecorder()
+    asked = set[str]()
+    for recorder, given in zip(recorders, (options, {}), strict=True):
+        named = MountOptions(store="s3://bucket/some dir", region="us-west-2", **given)
+        writer: Any = open_writer(named, scratch="unused", max_requests=1)
+        writer.client._endpoint.http_session.send = recorder.send
+
+        def add(params: dict[str, Any], model: Any, **_: object) -> None:
+            asked.add(model.name)
+            params.update({name: parameters[name] for name in model.input_shape.members if name in parameters})
+
+        if not given:
+            writer.client.meta.events.register_first("provide-client-params.s3", add)
+        await write_all(writer)
+        await writer.aclose()
+    ours, theirs = recorders
+    assert asked == OF_WRITERS
+    assert ours.requests == theirs.requests
+
+
+async def test_session_of_s3_express_of_a_writer_may_write() -> None:
+    recorder = WriteRecorder()
+    named = MountOptions(store=f"s3://{EXPRESS}", region="us-west-2")
+    writer: Any = open_writer(named, scratch="unused", max_requests=1)
+    writer.client._endpoint.http_session.send = recorder.send
+    await writer.put_if_absent("small", CONTENT)
+    await writer.aclose()
+    (_, _, session), _ = recorder.requests
+    assert "x-amz-create-session-mode" not in session
+
+
+@pytest.mark.parametrize(
+    ("encrypted", "content", "sent"),
+    [(True, CONTENT, False), (True, b"another", True), (False, CONTENT, True)],
+    ids=["same", "other", "not encrypted"],
+)
+async def test_parts_of_an_encrypted_upload_are_known_by_the_checksums_that_the_store_tells(
+    key_file: Path, encrypted: bool, content: bytes, sent: bool
+) -> None:
+    """As AWS documents it; the ETags that other servers tell are MD5s with SSE-C, too."""
+    crc = base64.b64encode(crc32c(CONTENT).to_bytes(4)).decode()
+    part = (
+        f"<Part><PartNumber>1</PartNumber><ETag>{LOOKS_LIKE_MD5}</ETag><Size>{len(CONTENT)}</Size>"
+        f"<ChecksumCRC32C>{crc}</ChecksumCRC32C></Part>"
+    )
+    recorder = WriteRecorder(part)
+    named = MountOptions(store="s3://bucket/some dir", sse_c_key_file=key_file if encrypted else None)
+    writer: Any = open_writer(named, scratch="unused", max_requests=1)
+    writer.client._endpoint.http_session.send = recorder.send
+    upload = await writer.upload("begun", len(content), hashlib.sha256(content).hexdigest())
+    assert await upload.put_part(0, content) is sent
+    await writer.aclose()
+
+
+@needs_ceph
+async def test_what_is_pushed_with_a_key_is_read_with_it_only(
+    ceph_bucket: S3Backend, key_file: Path, tmp_path: Path
+) -> None:
+    """By the commands, as a user types them: all of a version, and what describes it."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_bytes(b"{}")
+    (model / "weights").write_bytes(os.urandom(17 << 20))  # in parts
+    name, key = f"s3://{ceph_bucket.bucket}/m", ["--sse-c-key-file", str(key_file)]
+    path = ["--endpoint-url", ceph_bucket.client.meta.endpoint_url, "--addressing-style", "path"]
+    for command in (
+        ["push", str(model), f"{name}:v1"],
+        ["push", str(model), f"{name}:v2"],
+        ["alias", name, "prod", "v1"],
+        ["alias", name, "prod", "v2"],
+        ["diff", f"{name}:v1", f"{name}:v2"],
+        ["rollback", name, "prod"],
+        ["versions", name],
+        ["rm", "--grace", "0", f"{name}:v2"],
+    ):
+        done = await trio.to_thread.run_sync(partial(CliRunner().invoke, main, [*command, *key, *path]))
+        assert done.exit_code == 0, (command, done.output)
+    listed = ceph_bucket.client.list_objects_v2(Bucket=ceph_bucket.bucket)["Contents"]
+    assert len(listed) == 5, "files, manifest, fingerprints and alias"
+    for item in listed:
+        with pytest.raises(ceph_bucket.client.exceptions.ClientError):
+            ceph_bucket.client.get_object(Bucket=ceph_bucket.bucket, Key=item["Key"])
+    store = VersionedStore(with_key(ceph_bucket, key_file))
+    assert (await store.list_page("m/")).prefixes == ("m/v1/",)
+    assert (await store.list_page("m/prod/", limit=1)).symlink == Symlink(key="m/prod", target="v1")
+    weights = await store.stat("m/v1/weights")
+    assert await read(store, weights) == (model / "weights").read_bytes()
+    digest = await store.digest(weights)
+    assert digest is not None
+    assert digest.value == hashlib.sha256((model / "weights").read_bytes()).digest()
+    await store.aclose()

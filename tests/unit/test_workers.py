@@ -32,7 +32,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.fetch.copier import Extent
+from trimsfs.fetch.copier import Extent, LocalBytes
 from trimsfs.fetch.workers import LINGER_S, NICENESS, Spawner, WorkerPool
 from trimsfs.ranges import chunk_count
 from trimsfs.stores import DirectoryStore
@@ -166,6 +166,33 @@ def spawner(request: pytest.FixtureRequest) -> Spawner:
     """One of each kind of store."""
     spawner: Spawner = request.getfixturevalue(request.param)
     return spawner
+
+
+@pytest.mark.parametrize("told", ["sha256", "crc alone", "another crc", "another sha256", "more than there is"])
+async def test_a_chunk_is_copied_from_another_file_if_it_is_the_one_that_was_told(
+    pool: WorkerPool, root: Path, file: int, told: str
+) -> None:
+    position, length = SMALL_CHUNK + 7, SMALL_CHUNK
+    if told == "more than there is":
+        position = len(CONTENT) - length + 1
+    data = CONTENT[position : position + length]
+    crc, sha256 = crc32c.crc32c(data), hashlib.sha256(data).digest()
+    if told == "another crc":
+        crc ^= 1
+    sha256 = {"crc alone": b"", "another sha256": bytes(32)}.get(told, sha256)
+    extent = Extent(2 * SMALL_CHUNK, 2 * SMALL_CHUNK + length, file, 2 * SMALL_CHUNK, SMALL_CHUNK)
+    with (root / "model").open("rb") as source:
+        copied = await pool.copy(LocalBytes(source.fileno(), position, crc, sha256), extent)
+    assert copied is (told in {"sha256", "crc alone"})
+    expected = bytes(2 * SMALL_CHUNK) + data if copied else b""
+    assert os.pread(file, len(CONTENT), 0) == expected, "nothing is written before all is compared"
+
+
+async def test_a_copy_into_a_file_that_cannot_be_written_fails(pool: WorkerPool, root: Path) -> None:
+    with (root / "model").open("rb") as source:
+        of = LocalBytes(source.fileno(), 0, crc32c.crc32c(CONTENT[:SMALL_CHUNK]), b"")
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            await pool.copy(of, Extent(0, SMALL_CHUNK, source.fileno(), 0, SMALL_CHUNK))
 
 
 async def test_an_object_is_fetched_exactly(spawner: Spawner, root: Path, file: int) -> None:

@@ -1,18 +1,20 @@
-"""A push that is killed at any point never shows a part of a version, and the next one uploads only what is missing."""
+"""A push or import that is killed shows no part of a version, and the next one uploads only what is missing."""
 
 import contextlib
 import hashlib
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import trio
 
 from tests.contract.backends import new_bucket, s3_options, use_only
-from tests.services import S3Server
+from tests.services import HOST, S3Server
+from tests.services.hub import Hub
 from tests.versions.proxy import Proxy, proxy_of
 from tests.versions.pusher import PART, ran, started
 from trimsfs.formats.versions import Manifest
@@ -30,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "large.bin").write_bytes(os.urandom(LARGE_SIZE))
     (directory / "more").mkdir()
     for number in range(SMALL_FILES):
-        (directory / f"more/{number}.json").write_bytes(os.urandom(1000))
+        (directory / f"more/{number}.json").write_bytes(os.urandom(999))
     return directory
 
 
@@ -77,16 +79,25 @@ def check_complete(options: MountOptions, name: str, model: Path) -> None:
 
 
 def killed_at_requests(
-    proxy: Proxy, model: Path, directory: Path, choose: Callable[[int], list[tuple[int, bool]]]
+    proxy: Proxy,
+    model: Path,
+    directory: Path,
+    choose: Callable[[int], list[tuple[int, bool]]],
+    *,
+    command: Sequence[str] = (),
+    more: Mapping[str, str] | None = None,
 ) -> None:
-    """Kill a push at each of the requests that *choose* draws of so many, before or after the server has got it."""
+    """Kill a push at each of the requests that *choose* draws of so many, before or after the server has got it.
+
+    Or another *command* that publishes the same files, with *more* in its environment.
+    """
     with contextlib.closing(proxy.target.client()) as client:
         bucket = new_bucket(client).bucket
     server, log = proxy.server, directory / "log"
-    environment = server.environment()
+    environment = {**server.environment(), **(more or {})}
 
     def push(name: str) -> list[str]:
-        return ["push", str(model), f"s3://{bucket}/{name}:v", "--addressing-style", "path"]
+        return [*(command or ["push", str(model)]), f"s3://{bucket}/{name}:v", "--addressing-style", "path"]
 
     options = s3_options(proxy.target.endpoint_url, bucket)
     proxy.restart()
@@ -136,6 +147,46 @@ def test_a_push_that_is_killed_at_100_random_requests(proxy: Proxy, model: Path,
     chance = random.Random()
     killed_at_requests(
         proxy, model, tmp_path, lambda count: [(chance.randint(1, count), chance.random() < 0.5) for _ in range(100)]
+    )
+
+
+@pytest.fixture
+def on_the_hub(model: Path, hub: Hub) -> str:
+    """The same files in a repository of a hub: the small ones are not in LFS, so that it tells no SHA-256 of them."""
+    name = f"org-{uuid.uuid4().hex[:12]}/m"
+    for file in (file for file in model.rglob("*") if file.is_file()):
+        hub.put(f"model/{name}", str(file.relative_to(model)), file.read_bytes())
+    return name
+
+
+def killed_imports(
+    proxy: Proxy, hub: Hub, name: str, model: Path, directory: Path, choose: Callable[[int], list[tuple[int, bool]]]
+) -> None:
+    more = {"HF_ENDPOINT": hub.endpoint, "NO_PROXY": HOST}
+    killed_at_requests(proxy, model, directory, choose, command=["import", f"hf://{name}"], more=more)
+
+
+def test_an_import_from_a_hub_that_is_killed_at_some_requests(
+    proxy: Proxy, hub: Hub, on_the_hub: str, model: Path, tmp_path: Path
+) -> None:
+    killed_imports(
+        proxy, hub, on_the_hub, model, tmp_path, lambda count: [(count * part // 4, part % 2 > 0) for part in (1, 2, 3)]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_an_import_from_a_hub_that_is_killed_at_100_random_requests(
+    proxy: Proxy, hub: Hub, on_the_hub: str, model: Path, tmp_path: Path
+) -> None:
+    chance = random.Random()
+    killed_imports(
+        proxy,
+        hub,
+        on_the_hub,
+        model,
+        tmp_path,
+        lambda count: [(chance.randint(1, count), chance.random() < 0.5) for _ in range(100)],
     )
 
 

@@ -14,6 +14,7 @@ from tests.contract.backends import WRITABLE, new_bucket, s3_options, use_only, 
 from tests.services import S3Server
 from tests.support.stores import MemoryStore
 from tests.versions.proxy import proxy_of
+from tests.versions.safetensors_files import file_of
 from trimsfs.errors import (
     ConfigurationError,
     InUseError,
@@ -31,7 +32,7 @@ from trimsfs.stores.digests import Digest
 from trimsfs.versions import alias as aliases
 from trimsfs.versions import removal
 from trimsfs.versions.catalog import Catalog, now
-from trimsfs.versions.content import Bytes, Content, LocalFile, files_of_store
+from trimsfs.versions.content import Bytes, Content, LocalFile, files_of_directory, files_of_store
 from trimsfs.versions.description import describe
 from trimsfs.versions.push import Publication, publish
 
@@ -102,7 +103,10 @@ async def test_a_version_is_published_as_plain_files(catalog: Catalog) -> None:
     for path, file in manifest.files.items():
         assert file.sha256 == hashlib.sha256(files[path]).hexdigest()
         assert file.etag == etags[f"m/v1/{path}"]
-    assert {stored.key async for stored in catalog.writer.list("m/.trims-versions/")} == {"m/.trims-versions/v1.json"}
+    assert {stored.key async for stored in catalog.writer.list("m/.trims-versions/")} == {
+        "m/.trims-versions/v1.json",
+        "m/.trims-versions/fingerprints/v1.json",
+    }
 
 
 async def test_a_version_that_is_there_is_left_as_it_is(catalog: Catalog) -> None:
@@ -505,6 +509,25 @@ async def test_an_import_reads_once_what_the_source_tells_the_digest_of(local: C
     assert await files_in(local, "v1") == {"large": LARGE, "sub/small": b"{}"}
     assert sorted(store.reads("large")) == [0, PART]
     assert store.reads("sub/small") == [0, 0]  # once for its digest
+
+
+async def test_an_import_leaves_what_a_push_leaves_to_compare_versions(local: Catalog, tmp_path: Path) -> None:
+    """Whether the source tells a digest, so that a file is read once, in parts, or not."""
+    tensors = {"small": os.urandom(100), "large": os.urandom(2 * PART), "last": os.urandom(PART)}
+    files = {**SMALL, "small.safetensors": file_of({"a": b"1"}), "m.safetensors": file_of(tensors), "large": LARGE}
+    for path, content in files.items():
+        (tmp_path / "model" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "model" / path).write_bytes(content)
+    await push(local, "pushed", files_of_directory(tmp_path / "model")[0])
+    store = MemoryStore(files)
+    for path in ("m.safetensors", "large", "small.safetensors"):
+        store.digests[path] = Digest(algorithm="sha256", value=hashlib.sha256(files[path]).digest())
+    await push(local, "imported", (await files_of_store(store, Retrying(deadline_s=5, on_failure=None), ""))[0])
+
+    found = await local.fingerprints("pushed")
+    assert found.keys() == {"small.safetensors", "m.safetensors", "large"}
+    assert found["m.safetensors"].tensors.keys() == tensors.keys()
+    assert await local.fingerprints("imported") == found
 
 
 @pytest.mark.parametrize("content", [b"small", LARGE])

@@ -42,8 +42,8 @@ def diff(first: str, second: str, tensors: bool, as_json: bool, reach: dict[str,
 
     Also how many bytes a host that has A fetches and stores for B.
 
-    trimsfs compares the fingerprints that a push has left. Where there are none, as after an import, it reads the
-    headers of safetensors files, and compares names, types and shapes of tensors.
+    trimsfs compares the fingerprints that a push has left. Where there are none, as after an import that was
+    interrupted, it reads the headers of safetensors files, and compares names, types and shapes of tensors.
     """
     one, other = parse_version(first), parse_version(second)
     before, after = (
@@ -118,5 +118,5 @@ def _show_bytes(difference: Difference) -> None:
     fetched, shared = difference.fetched_bytes, difference.shared_bytes
     say(f"different: {decimal(difference.different_bytes)} of {decimal(fetched)}")
     stored = "an unknown part of that" if shared is None else decimal(fetched - shared)
-    say(f"a host that has A fetches {decimal(fetched)} for B")
+    say(f"a host that has A fetches {decimal(fetched)} for B; with --share-chunks {decimal(difference.missing_bytes)}")
     say(f"in its cache, B takes {decimal(fetched)}; with --share-chunks {stored}")

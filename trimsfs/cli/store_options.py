@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import click
 import trio
 
-from trimsfs.cli.mount_options import metavar
+from trimsfs.cli.mount_options import is_flag, metavar
 from trimsfs.errors import TrimsError
 from trimsfs.options import MountOptions, flag, load_options
 from trimsfs.stores import open_writer
@@ -16,7 +16,10 @@ from trimsfs.versions.location import Location
 T = TypeVar("T")
 
 MOST_REQUESTS = 16
-_NAMES = ("endpoint_url", "region", "profile", "addressing_style")
+_NAMES = (
+    *("endpoint_url", "region", "profile", "addressing_style"),
+    *("requester_pays", "sse_c_key_file", "transfer_acceleration"),
+)
 
 
 def store_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -30,7 +33,8 @@ def store_options(command: Callable[..., None]) -> Callable[..., None]:
     decorated: Callable[..., None] = wrapped
     for name in reversed(_NAMES):
         text = MountOptions.model_fields[name].description
-        decorated = click.option(flag(name), name, metavar=metavar(name), default=None, help=text)(decorated)
+        kind: dict[str, Any] = {"is_flag": True} if is_flag(name) else {"metavar": metavar(name)}
+        decorated = click.option(flag(name), name, default=None, help=text, **kind)(decorated)
     return decorated
 
 

@@ -58,6 +58,7 @@ HELP = {
     "disk_refused_chunks": "Chunks fetched but not cached, as the disk had no room.",
     "fetch_fetched_bytes": "Bytes of models that came from the store.",
     "fetch_fetched_chunks": "Chunks that came from the store.",
+    "fetch_copied_bytes": "Bytes copied from other versions of their model, instead of fetched.",
     "fetch_failed_chunks": "Chunks that could not be fetched, even with retries.",
     "fetch_verified_chunks": "Chunks of an earlier server that passed their checksum.",
     "fetch_uncached_chunks": "Chunks fetched into memory only.",

@@ -16,6 +16,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed
+from trimsfs.fetch.equal_chunks import EqualChunkCopier
 from trimsfs.fetch.scheduler import Flight
 from trimsfs.fetch.uncached import UncachedChunks, in_memory
 from trimsfs.stores.retrying import Retrying
@@ -43,6 +44,7 @@ class BatchFetcher:
         retrying: Retrying,
         *,
         uncached: UncachedChunks,
+        equal: EqualChunkCopier | None,
         limit: AdaptiveLimit,
         names: Callable[[Blob], Iterable[Generation]],
         landed: Callable[[Flight], None],
@@ -53,6 +55,7 @@ class BatchFetcher:
         self._disk = disk
         self._retrying = retrying
         self._uncached = uncached
+        self._equal = equal
         self._limit = limit
         self._names = names
         self._landed = landed
@@ -63,12 +66,15 @@ class BatchFetcher:
         """Chunks of earlier servers that have passed their checksum since this server started."""
 
     async def missing(self, batch: Sequence[Flight]) -> list[Sequence[Flight]]:
-        """The missing flights of a batch, in batches to fetch. Chunks that are here and pass their checksum land."""
+        """The missing flights of a batch, in batches to fetch. Those land whose chunks are here, or in another blob."""
         states = batch[0].blob.states
-        if all(states[flight.chunk] == ChunkState.MISSING for flight in batch):
-            return [batch]
-        # Verify all of them first: chunks that are here must not wait for a store that may fail.
-        return [[flight] for flight in batch if not await self._is_here(flight)]
+        missing: list[Sequence[Flight]] = [batch]
+        if not all(states[flight.chunk] == ChunkState.MISSING for flight in batch):
+            # Verify all of them first: chunks that are here must not wait for a store that may fail.
+            missing = [[flight] for flight in batch if not await self._is_here(flight)]
+        if self._equal is None or self._retrying.problem(batch[0].blob.token) is not None:
+            return missing
+        return [left for flights in missing for left in await self._equal.copy(flights, self._landed)]
 
     async def _is_here(self, flight: Flight) -> bool:
         """Whether a chunk is here, perhaps fetched or verified since it was demanded; then it has landed."""

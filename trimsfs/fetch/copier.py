@@ -3,6 +3,7 @@
 `ThreadCopier` works in threads of its process; ``trimsfs.fetch.workers.WorkerPool`` uses other processes.
 """
 
+import hashlib
 import mmap
 import os
 import threading
@@ -19,7 +20,7 @@ from trimsfs.checksums import crc32c
 from trimsfs.errors import StoreError
 from trimsfs.fetch.page_writer import HUGE, PageWriter
 from trimsfs.stores.base import Store
-from trimsfs.stores.digests import Algorithm, compute
+from trimsfs.stores.digests import RWF_DONTCACHE, Algorithm, compute
 from trimsfs.stores.router import store_of
 from trimsfs.telemetry.trace import Spent
 from trimsfs.tiers.host.page_cache import populate
@@ -59,6 +60,16 @@ class Extent:
         return self.stop - self.start
 
 
+@dataclass(frozen=True, slots=True)
+class LocalBytes:
+    """Where another file has the bytes of an extent, and what they are: CRC32C and, unless it is empty, SHA-256."""
+
+    descriptor: int
+    position: int
+    crc: int
+    sha256: bytes
+
+
 class Copier(Protocol):
     """Moves bytes. Raises OSError when the file, not the store, fails."""
 
@@ -75,6 +86,12 @@ class Copier(Protocol):
 
         *arrived* is only called for a streaming store; *spent* is filled in at the end. Returns and raises what
         ``Store.read`` does, and OSError.
+        """
+
+    async def copy(self, source: LocalBytes, extent: Extent) -> bool:
+        """Copy an extent from another file, if its bytes are those that *source* tells; returns whether they are.
+
+        Raises OSError and StoreError.
         """
 
     async def checksum(self, descriptor: int, start: int, stop: int) -> int | None:
@@ -139,6 +156,20 @@ class ThreadCopier:
         for record in whole:
             landed(record)
         return version
+
+    async def copy(self, source: LocalBytes, extent: Extent) -> bool:
+        # Not abandoned, as the file that it writes to may be closed then.
+        return await trio.to_thread.run_sync(partial(self._copy, source, extent), limiter=self._limiter)
+
+    def _copy(self, source: LocalBytes, extent: Extent) -> bool:
+        data = memoryview(mmap.mmap(-1, extent.size))  # the bytes that are compared are those that are written
+        if _read_once(source.descriptor, data, source.position) < extent.size or crc32c(data) != source.crc:
+            return False
+        if source.sha256 and hashlib.sha256(data).digest() != source.sha256:
+            return False
+        for start in range(0, extent.size, WRITE_SIZE):
+            self._pages.write(extent.descriptor, data[start : start + WRITE_SIZE], extent.position + start)
+        return True
 
     async def checksum(self, descriptor: int, start: int, stop: int) -> int | None:
         return await self._in_thread(partial(_checksum, descriptor, start, stop))
@@ -241,6 +272,14 @@ class _ChunkWriter:
         except OSError as error:
             raise _FileError(error.errno, error.strerror) from error
         self._spent.write_s += time.perf_counter() - began
+
+
+def _read_once(descriptor: int, data: memoryview, position: int) -> int:
+    """Fill *data* from a file; returns the number of bytes. If the kernel can, it adds no pages to the page cache."""
+    try:
+        return os.preadv(descriptor, [data], position, RWF_DONTCACHE)
+    except OSError:
+        return os.preadv(descriptor, [data], position)
 
 
 def _checksum(descriptor: int, start: int, stop: int) -> int | None:

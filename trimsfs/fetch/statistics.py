@@ -12,6 +12,7 @@ class FetchStatistics:
 
     fetched_bytes: int
     fetched_chunks: int
+    copied_bytes: int
     failed_chunks: int
     verified_chunks: int
     uncached_chunks: int

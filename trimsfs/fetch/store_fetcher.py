@@ -18,6 +18,7 @@ from trimsfs.errors import CacheFullError, StoreError, StoreUnavailableError
 from trimsfs.fetch.access_pattern import AccessPattern
 from trimsfs.fetch.batches import BatchFetcher
 from trimsfs.fetch.copier import Copier
+from trimsfs.fetch.equal_chunks import EqualChunkCopier
 from trimsfs.fetch.random_reads import RandomReads
 from trimsfs.fetch.scheduler import HEAD_START_S, Flight, FlightScheduler, no_room
 from trimsfs.fetch.speed import StoreSpeed
@@ -40,7 +41,7 @@ MOST_LOSSES = 8
 
 class StoreFetcher:
     """Makes bytes of blobs readable. *copier* moves them, *models* counts them. Calls *completed* with each blob that
-    becomes whole. *names* is as of `BatchFetcher`.
+    becomes whole. *names* is as of `BatchFetcher`. Without *equal*, all bytes come from the store.
 
     Invariants: a flight is a user of its blob from its demand or start until it has landed. ``_under_way`` counts
     started batches; prefetched ones start within the adaptive limit, demanded ones within its maximum. Half of the
@@ -59,6 +60,7 @@ class StoreFetcher:
         models: ModelCounters,
         completed: Callable[[Blob], Awaitable[object]],
         names: Callable[[Blob], Iterable[Generation]] = lambda _: (),
+        equal: EqualChunkCopier | None = None,
     ) -> None:
         self._disk = disk
         self._speed = speed
@@ -66,6 +68,7 @@ class StoreFetcher:
         self._throughput = speed.throughput
         self._retrying = retrying
         self._models = models
+        self._equal = equal
         self._completed = completed
         self._scheduler = FlightScheduler(batch_limit=BATCH_LIMIT if streaming else 1)
         self._uncached = UncachedChunks(limit=max(1, memory_limit // disk.chunk_size // 2))
@@ -74,6 +77,7 @@ class StoreFetcher:
             disk,
             retrying,
             uncached=self._uncached,
+            equal=equal,
             limit=self._limit,
             names=names,
             landed=self._land,
@@ -92,6 +96,7 @@ class StoreFetcher:
         return FetchStatistics(
             fetched_bytes=self._fetched_bytes,
             fetched_chunks=self._fetched,
+            copied_bytes=0 if self._equal is None else self._equal.copied_bytes,
             failed_chunks=self._failed,
             verified_chunks=self._batches.verified,
             uncached_chunks=self._uncached.count,
@@ -367,6 +372,8 @@ class StoreFetcher:
         blob = flight.blob
         self._scheduler.landed(flight)
         flight.land()
+        if blob.complete and self._equal is not None:
+            self._equal.forget(blob)
         if blob.complete and self._background.running:
             self._background.start(self._completed, blob)
         self._disk.release(blob)

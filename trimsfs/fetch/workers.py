@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -20,7 +20,7 @@ import trio
 from trimsfs import errors
 from trimsfs.concurrency.channel import Channel, ChannelClosedError, Message, pair
 from trimsfs.errors import StoreError, TransientStoreError
-from trimsfs.fetch.copier import Arrived, Extent, Landed, ThreadCopier
+from trimsfs.fetch.copier import Arrived, Extent, Landed, LocalBytes, ThreadCopier
 from trimsfs.stores.digests import Algorithm
 from trimsfs.telemetry.trace import Spent
 from trimsfs.text import set_process_title
@@ -115,9 +115,9 @@ async def _work(end: socket.socket, make_copier: Callable[[], ThreadCopier]) -> 
     channel, copier = Channel(end), make_copier()
     scopes: dict[int, trio.CancelScope] = {}
 
-    async def do(job: Message, descriptor: int) -> None:
+    async def do(job: Message, descriptors: Sequence[int]) -> None:
         with scopes[job["id"]]:
-            await _do(copier, job, descriptor, channel)
+            await _do(copier, job, descriptors, channel)
         del scopes[job["id"]]
 
     async with trio.open_nursery() as nursery:
@@ -126,13 +126,13 @@ async def _work(end: socket.socket, make_copier: Callable[[], ThreadCopier]) -> 
                 message, descriptors = await channel.receive()
                 if message["do"] != "cancel":
                     scopes[message["id"]] = trio.CancelScope()
-                    nursery.start_soon(do, message, descriptors[0])
+                    nursery.start_soon(do, message, descriptors)
                 elif message["id"] in scopes:  # else it has ended
                     scopes[message["id"]].cancel()
         nursery.cancel_scope.cancel()
 
 
-async def _do(copier: ThreadCopier, job: Message, descriptor: int, channel: Channel) -> None:
+async def _do(copier: ThreadCopier, job: Message, descriptors: Sequence[int], channel: Channel) -> None:
     number = job["id"]
     alone: Message = {}
 
@@ -149,7 +149,7 @@ async def _do(copier: ThreadCopier, job: Message, descriptor: int, channel: Chan
     answer: Message
     spent = Spent()
     try:
-        answer = {"result": await _perform(copier, job, descriptor, landed, arrived, spent)}
+        answer = {"result": await _perform(copier, job, descriptors, landed, arrived, spent)}
         if spent.first_byte:
             answer["spent"] = [spent.first_byte, spent.checksum_s, spent.write_s]
     except OSError as error:
@@ -159,20 +159,24 @@ async def _do(copier: ThreadCopier, job: Message, descriptor: int, channel: Chan
     except Exception as error:  # a defect: it ends this job, not the worker
         answer = {"error": "StoreUnavailableError", "text": f"internal error: {error!r}"[:TEXT_LIMIT]}
     finally:
-        os.close(descriptor)  # a copier that was cancelled uses it no more
+        for descriptor in descriptors:
+            os.close(descriptor)  # a copier that was cancelled uses it no more
     with contextlib.suppress(ChannelClosedError):  # the receiving task notices it as well
         channel.post({"id": number, **alone, **answer})
 
 
 async def _perform(
-    copier: ThreadCopier, job: Message, descriptor: int, landed: Landed, arrived: Arrived, spent: Spent
+    copier: ThreadCopier, job: Message, descriptors: Sequence[int], landed: Landed, arrived: Arrived, spent: Spent
 ) -> str | int | None:
-    start, stop = job["start"], job["stop"]
+    start, stop, descriptor = job["start"], job["stop"], descriptors[0]
     if job["do"] == "fetch":
         generation = Generation(**job["generation"])
         wanted = arrived if job["progress"] else None
         extent = Extent(start, stop, descriptor, job["position"], job["chunk_size"])
         return await copier.fetch(generation, extent, landed, wanted, spent=spent)
+    if job["do"] == "copy":
+        source = LocalBytes(descriptors[1], job["from"], job["crc"], bytes.fromhex(job["sha256"]))
+        return await copier.copy(source, Extent(start, stop, descriptor, job["position"], job["chunk_size"]))
     if job["do"] == "checksum":
         return await copier.checksum(descriptor, start, stop)
     if job["do"] == "digest":
@@ -238,24 +242,38 @@ class WorkerPool:
             "progress": arrived is not None,
         }
         job = _Job(landed, arrived)
-        version: str | None = await self._give(message, extent.descriptor, job)
+        version: str | None = await self._give(message, [extent.descriptor], job)
         if spent is not None and "spent" in job.answer:
             spent.first_byte, spent.checksum_s, spent.write_s = job.answer["spent"]
         return version
 
+    async def copy(self, source: LocalBytes, extent: Extent) -> bool:
+        message = {
+            "do": "copy",
+            "start": extent.start,
+            "stop": extent.stop,
+            "position": extent.position,
+            "chunk_size": extent.chunk_size,
+            "from": source.position,
+            "crc": source.crc,
+            "sha256": source.sha256.hex(),
+        }
+        copied: bool = await self._give(message, [extent.descriptor, source.descriptor], _Job())
+        return copied
+
     async def checksum(self, descriptor: int, start: int, stop: int) -> int | None:
-        crc: int | None = await self._give({"do": "checksum", "start": start, "stop": stop}, descriptor, _Job())
+        crc: int | None = await self._give({"do": "checksum", "start": start, "stop": stop}, [descriptor], _Job())
         return crc
 
     async def digest(
         self, descriptor: int, size: int, algorithm: Algorithm, part_size: int, *, idle: bool = False
     ) -> bytes | None:
         message = {"do": "digest", "start": 0, "stop": size, "algorithm": algorithm, "part_size": part_size}
-        found: str | None = await self._give(message, descriptor, _Job(), "digest" if idle else "fetch")
+        found: str | None = await self._give(message, [descriptor], _Job(), "digest" if idle else "fetch")
         return None if found is None else bytes.fromhex(found)
 
     async def populate(self, descriptor: int, start: int, stop: int) -> None:
-        await self._give({"do": "populate", "start": start, "stop": stop}, descriptor, _Job())
+        await self._give({"do": "populate", "start": start, "stop": stop}, [descriptor], _Job())
 
     def _worker(self, role: Role) -> _Worker:
         """The process with the fewest jobs, a new one rather than one that is busy. Raises StoreError."""
@@ -273,14 +291,14 @@ class WorkerPool:
             raise _lost()
         return least
 
-    async def _give(self, message: Message, descriptor: int, job: _Job, role: Role = "fetch") -> Any:
+    async def _give(self, message: Message, descriptors: Sequence[int], job: _Job, role: Role = "fetch") -> Any:
         """Have a process of this role do a job; its result. Raises OSError and StoreError."""
         worker = self._worker(role)
         number = next(self._numbers)
         worker.jobs[number] = job
         try:
             async with worker.sending:
-                await worker.channel.send({"id": number, **message}, [descriptor])
+                await worker.channel.send({"id": number, **message}, descriptors)
             await job.done.wait()
         except ChannelClosedError:
             raise _lost() from None

@@ -1,16 +1,21 @@
-"""Fingerprints of a version's files, by which two versions are compared without reading them.
+"""Fingerprints of a version's files, by which versions are compared, and equal chunks found, without reading files.
 
-They are CRCs: equal bytes have equal ones, and different bytes practically never. They prove nothing to those who do
-not trust the publisher; the SHA-256 in the manifest does. No I/O here.
+CRCs say where equal bytes may be: equal bytes have equal ones, and different bytes practically never. SHA-256s of the
+chunks prove it. No I/O here.
 """
 
+import base64
+import binascii
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from trimsfs.formats import versions
 from trimsfs.formats.table import FormatError
 
+DIGEST_BYTES = 32
+"""Bytes of a SHA-256."""
 _CHUNKS = re.compile(r"(?:[0-9a-f]{8})*")
 _TENSOR = re.compile(r"[0-9a-f]{16}")
 
@@ -28,10 +33,18 @@ class TensorPrint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
-    """The CRC32C of each chunk of a file, the last one shorter, and its tensors by name."""
+    """The CRC32C of each chunk of a file, the last one shorter, and its tensors by name.
+
+    ``sha256`` is the SHA-256s of the chunks, one after the other; empty if they were not computed.
+    """
 
     chunks: tuple[int, ...]
     tensors: Mapping[str, TensorPrint]
+    sha256: bytes = b""
+
+    def digest(self, chunk: int) -> bytes:
+        """The SHA-256 of a chunk; empty if it is not known."""
+        return self.sha256[chunk * DIGEST_BYTES : (chunk + 1) * DIGEST_BYTES]
 
 
 def encode(version: str, files: Mapping[str, Fingerprint]) -> bytes:
@@ -39,6 +52,7 @@ def encode(version: str, files: Mapping[str, Fingerprint]) -> bytes:
     described = {
         path: {
             "chunks": "".join(f"{crc:08x}" for crc in file.chunks),
+            "sha256": base64.b64encode(file.sha256).decode(),
             "tensors": {
                 name: [one.dtype, list(one.shape), one.offset, one.nbytes, f"{one.crc64 or 0:016x}"]
                 for name, one in file.tensors.items()
@@ -57,10 +71,19 @@ def parse(data: bytes) -> dict[str, Fingerprint]:
 
 def _file(entry: object) -> Fingerprint:
     match entry:
-        case {"chunks": str(chunks), "tensors": dict(tensors)} if _CHUNKS.fullmatch(chunks):
+        case {"chunks": str(chunks), "tensors": dict(tensors), **rest} if _CHUNKS.fullmatch(chunks):
             crcs = tuple(int(chunks[start : start + 8], 16) for start in range(0, len(chunks), 8))
-            return Fingerprint(chunks=crcs, tensors={name: _tensor(one) for name, one in tensors.items()})
+            prints = {name: _tensor(one) for name, one in tensors.items()}
+            return Fingerprint(chunks=crcs, tensors=prints, sha256=_digests(rest.get("sha256", ""), len(crcs)))
     raise FormatError("a fingerprint is incomplete or invalid")
+
+
+def _digests(value: object, count: int) -> bytes:
+    """The SHA-256s of *count* chunks; none in a version that an older trimsfs has pushed."""
+    with suppress(binascii.Error):
+        if isinstance(value, str) and len(found := base64.b64decode(value, validate=True)) in (0, count * DIGEST_BYTES):
+            return found
+    raise FormatError("the SHA-256s of a fingerprint are invalid")
 
 
 def _tensor(entry: object) -> TensorPrint:

@@ -213,7 +213,9 @@ class MountOptions(BaseModel):
     passthrough: bool = Field(True, description="Have the kernel read local copies without the server, where it can.")
     derived: bool = Field(True, description="Keep what a program derives from a model for others of the same user.")
     share_chunks: bool = Field(
-        False, description="Share disk blocks among models that are partly equal. Needs a cache on XFS or btrfs."
+        False,
+        description="Fetch of a version only what others of its model lack; on XFS and btrfs, also share disk blocks "
+        "among models that are partly equal.",
     )
     digests: Literal["auto", "wait", "off"] = Field(
         "auto",

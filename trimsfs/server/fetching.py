@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
+from trimsfs.fetch.equal_chunks import EqualChunkCopier
 from trimsfs.fetch.fetcher import Fetcher, Fetchers
 from trimsfs.fetch.speed import StoreSpeed, max_requests
 from trimsfs.fetch.store_fetcher import StoreFetcher
@@ -50,7 +51,7 @@ def assemble_fetching(
     store = RetryingStore(impatient, retrying)
     origins = environment.store.origins if isinstance(environment.store, StoreRouter) else None
     kept = KeptListings(tiers.disk.listings, origins)
-    fetcher = _fetcher(options, environment, tiers, retrying, speed, tracer, names)
+    fetcher = _fetcher(options, environment, tiers, retrying, speed, tracer, names, impatient)
     breakers = retrying.map(lambda each: each.breaker)
     return Fetching(
         retrying=retrying,
@@ -114,6 +115,7 @@ def _fetcher(
     speed: ByPath[StoreSpeed],
     tracer: Tracer,
     names: Callable[[Blob], Iterable[Generation]],
+    versions: VersionedStore,
 ) -> Fetcher:
     stores = dict(stores_of(environment.store))
 
@@ -128,6 +130,7 @@ def _fetcher(
             models=tracer.models,
             completed=tiers.passthrough.register,
             names=names,
+            equal=EqualChunkCopier(tiers.disk, environment.copier, versions) if options.share_chunks else None,
         )
 
     fetchers = {path: fetcher(path, streaming=store.streaming) for path, store in stores.items()}

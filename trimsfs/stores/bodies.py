@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import trio
@@ -27,6 +29,47 @@ class Body(Protocol):
 
     def read1(self, amt: int, /) -> bytes:
         """At most *amt* bytes, as soon as some are there; none at the end."""
+
+    def close(self) -> None:
+        """Release the connection, or close it if there are bytes left."""
+
+
+async def read_range(
+    get: Callable[[], tuple[Body, T]],
+    length: int,
+    sink: Sink,
+    *,
+    translated: Callable[[Callable[[], Any]], Any],
+    limiter: trio.CapacityLimiter,
+    stall_timeout_s: float,
+    subject: object,
+) -> T:
+    """Pass the *length* bytes of an answer on, which *get* asks for in a thread; what it tells beside the body.
+
+    *translated* calls a function, and raises StoreErrors only.
+    """
+    ask = partial(answered, limiter=limiter, stall_timeout_s=stall_timeout_s, subject=subject)
+
+    def receive(body: Body, sink: Sink) -> None:
+        with closing(body):
+            pass_on(body, length, sink, stall_timeout_s=stall_timeout_s)
+
+    def get_small() -> tuple[bytes, T]:
+        body, told = get()
+        data = bytearray()
+        receive(body, data.extend)
+        return bytes(data), told
+
+    if length <= PIECE:  # in one call: another switch of threads takes longer than a few bytes
+        small: tuple[bytes, T] = await ask(partial(translated, get_small))
+        sink(small[0])
+        return small[1]
+    # In two calls, so that an abandoned thread whose answer begins late passes nothing on.
+    answer: tuple[Body, T] = await ask(partial(translated, get))
+    await trio.to_thread.run_sync(
+        partial(translated, partial(receive, answer[0], sink)), limiter=limiter, abandon_on_cancel=True
+    )
+    return answer[1]
 
 
 def pass_on(stream: Body, length: int, sink: Sink, *, stall_timeout_s: float) -> None:

@@ -5,11 +5,10 @@ exist that have a manifest there and no tombstone. Everything else in a store is
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
-from weakref import WeakValueDictionary
 
 import trio
 from cachetools import LRUCache
@@ -26,15 +25,20 @@ from trimsfs.formats.table import FormatError
 from trimsfs.formats.versions import (
     ALIASES,
     DIRECTORY,
-    MOST_BYTES,
     REMOVED,
     Alias,
-    Manifest,
     alias_of,
     version_of_manifest,
 )
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, Store
 from trimsfs.stores.digests import Digest
+from trimsfs.stores.version_manifests import (
+    RECHECK_S,
+    FileOfVersion,
+    VersionManifests,
+    content_of,
+    find,
+)
 from trimsfs.types import Generation, Symlink
 
 log = logging.getLogger(__name__)
@@ -46,18 +50,11 @@ MOST_DIRECTORIES = 10_000
 """Most directories of which the store remembers whether they are versioned models; as many aliases."""
 MOST_FILES = 20_000
 """Most objects in one directory of what describes a model's versions."""
-MOST_DIGESTS_BYTES = 2 * MOST_BYTES
-"""Most bytes of the manifests whose digests are remembered, as the store has them."""
 ALIASES_AT_ONCE = 32
 """Most aliases of a model that are read at the same time."""
-RECHECK_S = 1.0
-"""How long a manifest counts that does not know a file's ETag, as the version may have been published anew; how long a
-directory without versions counts as one for names that are no directories."""
 MOST_READS = 3
 """Most attempts to read an alias that moves meanwhile."""
 LARGEST_ALIAS = 64 << 10
-IN_THREAD = 256 << 10
-"""Bytes from which a manifest is parsed in a thread."""
 _NOTHING = Page(objects=(), prefixes=(), next_token=None)
 
 
@@ -67,16 +64,6 @@ class _Published:
 
     versions: frozenset[str]
     aliases: tuple[Symlink, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Digests:
-    """The ETag and SHA-256 of each file, by a manifest of this *etag* and *size* that was current when *asked* for."""
-
-    etag: str
-    size: int
-    asked: float
-    files: Mapping[str, tuple[str, bytes]]
 
 
 class VersionedStore:
@@ -91,18 +78,14 @@ class VersionedStore:
         self._versioned: LRUCache[str, bool] = LRUCache(MOST_DIRECTORIES)
         """Whether a directory is a versioned model, by its prefix."""
         self._plain: LRUCache[str, float] = LRUCache(MOST_DIRECTORIES)
-        """When a directory was last found to be none."""
+        """When a directory was last found to be none; for RECHECK_S it counts as none for names in it."""
         self._targets: LRUCache[str, tuple[str, str | None]] = LRUCache(MOST_DIRECTORIES)
         """The ETag of an alias's object and the version that it names, by the key of the alias in the mount."""
         self._listed: LRUCache[str, _Published] = LRUCache(
             5 * MOST_FILES, getsizeof=lambda one: 1 + len(one.versions) + len(one.aliases)
         )
         """What listings of several pages under way go by."""
-        self._manifests: LRUCache[str, _Digests] = LRUCache(
-            MOST_DIGESTS_BYTES, getsizeof=lambda one: 1000 + min(one.size, MOST_BYTES)
-        )
-        self._loading = WeakValueDictionary[str, trio.Lock]()
-        """Held by who reads a manifest, by its key: a store that is slow holds up no other manifest."""
+        self.manifests = VersionManifests(store)
 
     @property
     def identity(self) -> str:
@@ -210,8 +193,8 @@ class VersionedStore:
         (manifest, tombstone), link = await _both(
             partial(
                 _each,
-                partial(self._find, f"{description}{name}.json"),
-                partial(self._find, f"{description}{REMOVED}/{name}.json"),
+                partial(find, self._store, f"{description}{name}.json"),
+                partial(find, self._store, f"{description}{REMOVED}/{name}.json"),
             ),
             partial(self._alias, model, name),
         )
@@ -248,13 +231,6 @@ class VersionedStore:
                 raise StoreUnavailableError(f"/{prefix}: over {MOST_FILES} objects: see who can write to the store")
         return {generation.key[len(prefix) :]: generation for generation in found}
 
-    async def _find(self, key: str) -> Generation | None:
-        """The newest generation of an object; None if there is none."""
-        try:
-            return await self._store.stat(key)
-        except ObjectNotFoundError:
-            return None
-
     # Aliases
 
     async def _alias(self, model: str, name: str) -> Symlink | None:
@@ -262,7 +238,7 @@ class VersionedStore:
         if alias_of(f"{name}.json") is None:
             return None
         for _ in range(MOST_READS):
-            generation = await self._find(f"{model}{DIRECTORY}/{ALIASES}/{name}.json")
+            generation = await find(self._store, f"{model}{DIRECTORY}/{ALIASES}/{name}.json")
             if generation is None:
                 self._targets.pop(model + name, None)
                 return None
@@ -284,7 +260,7 @@ class VersionedStore:
         try:
             if generation.size > LARGEST_ALIAS:
                 raise FormatError(f"larger than {LARGEST_ALIAS} bytes")
-            return Alias.parse(await self._content(generation)).version
+            return Alias.parse(await content_of(self._store, generation)).version
         except FormatError as error:
             log.warning("/%s: not an alias, so it is not shown: %s", generation.key, error)
             return None
@@ -301,58 +277,24 @@ class VersionedStore:
         if unknown and not any(self._versioned.get(model) for model in models):
             digest, _ = await _both(told, partial(_each, *(partial(self._ask, model) for model in unknown)))
             asked = True
-        for model in reversed(models):
-            if self._versioned.get(model):
-                found = await self._published_digest(model, generation)
-                if found is not None:
-                    return found
+        for file in self._files_of(generation.key):
+            value = await self.manifests.sha256(file, generation.etag)
+            if value is not None:
+                return Digest(algorithm="sha256", value=value)
         return digest if asked else await told()
 
-    async def _published_digest(self, model: str, generation: Generation) -> Digest | None:
-        """A file's SHA-256 by the manifest of its version; None if that does not name the file."""
-        version, _, path = generation.key[len(model) :].partition("/")
-        if version_of_manifest(f"{version}.json") is None:
-            return None
-        key = f"{model}{DIRECTORY}/{version}.json"
-        async with self._loading.setdefault(key, trio.Lock()):
-            known = self._manifests.get(key)
-            etag, value = known.files.get(path, ("", b"")) if known is not None else ("", b"")
-            if known is None or (etag != generation.etag and trio.current_time() - known.asked > RECHECK_S):
-                known = await self._load(key, known)
-                _, value = known.files.get(path, ("", b""))
-        return Digest(algorithm="sha256", value=value) if value else None
+    async def version_of(self, key: str) -> FileOfVersion | None:
+        """The version that a file belongs to; None if there is none."""
+        unknown = [model for model in _models(key) if model not in self._versioned]
+        await _each(*(partial(self._ask, model) for model in unknown))
+        return next(self._files_of(key), None)
 
-    async def _load(self, key: str, known: _Digests | None) -> _Digests:
-        """The digests in a manifest, read again if it is not the one that is *known*."""
-        asked = trio.current_time()
-        generation = await self._find(key)
-        etag, size = (generation.etag, generation.size) if generation is not None else ("", 0)
-        files: Mapping[str, tuple[str, bytes]] = known.files if known is not None and known.etag == etag else {}
-        if generation is not None and (known is None or known.etag != etag):
-            try:
-                if generation.size > MOST_BYTES:
-                    raise FormatError(f"larger than {MOST_BYTES} bytes")
-                content = await self._content(generation)
-                if len(content) < IN_THREAD:
-                    files = _digests_of(content)
-                else:
-                    files = await trio.to_thread.run_sync(_digests_of, content)
-            except FormatError as error:
-                log.warning("/%s: not a manifest, so the store's own digests count: %s", key, error)
-        self._manifests[key] = loaded = _Digests(etag=etag, size=size, asked=asked, files=files)
-        return loaded
-
-    async def _content(self, generation: Generation) -> bytes:
-        data = bytearray()
-        if generation.size:
-            await self._store.read(generation, 0, generation.size, data.extend)
-        return bytes(data)
-
-
-def _digests_of(content: bytes) -> dict[str, tuple[str, bytes]]:
-    """The ETag and SHA-256 of each file of a manifest. Raises FormatError."""
-    files = Manifest.parse(content).files
-    return {path: (file.etag, bytes.fromhex(file.sha256)) for path, file in files.items()}
+    def _files_of(self, key: str) -> Iterator[FileOfVersion]:
+        """The versions that a file may belong to, as far as is known: that of the innermost model first."""
+        for model in reversed([*_models(key)]):
+            version, _, path = key[len(model) :].partition("/")
+            if self._versioned.get(model) and version_of_manifest(f"{version}.json") is not None:
+                yield FileOfVersion(model=model, version=version, path=path)
 
 
 def _describes(key: str) -> bool:

@@ -1,7 +1,7 @@
 """Describes the files of a version before it is published: their SHA-256s and fingerprints, from one reading."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -51,34 +51,69 @@ async def describe(
 
 
 async def _read(path: str, content: Content, progress: Callable[[int], None]) -> tuple[str, Fingerprint | None]:
-    whole = hashlib.sha256()
-    chunks: list[int] = []
-    tensors = await tensors_of(path, content)
-    crcs = [0] * len(tensors)
-    first = 0  # the first tensor that does not end before this chunk
-
-    def take(data: bytes, offset: int) -> None:
-        nonlocal first
-        whole.update(data)
-        chunks.append(crc32c(data))
-        view = memoryview(data)
-        for place in range(first, len(tensors)):
-            begin = tensors[place].offset - offset
-            end = begin + tensors[place].nbytes
-            if begin >= len(data):
-                break
-            crcs[place] = crc64nvme(view[max(0, begin) : min(end, len(data))], crcs[place])
-            if end <= len(data) and place == first:
-                first += 1
-
+    digester = await digester_of(path, content)
     for offset in range(0, content.size, CHUNK_SIZE):
         data = await content.read(offset, min(CHUNK_SIZE, content.size - offset))
-        await trio.to_thread.run_sync(take, data, offset)
+        await trio.to_thread.run_sync(digester.update, data)
         progress(len(data))
-    if content.size < LEAST_BYTES and not tensors:
-        return whole.hexdigest(), None
-    prints = {one.name: tensor_print(one, crc) for one, crc in zip(tensors, crcs, strict=True)}
-    return whole.hexdigest(), Fingerprint(chunks=tuple(chunks), tensors=prints)
+    return digester.hexdigest(), digester.fingerprint()
+
+
+async def digester_of(path: str, content: Content) -> "Digester":
+    """What digests the bytes of a file."""
+    return Digester(content.size, await tensors_of(path, content))
+
+
+class Digester:
+    """Digests the bytes of a file, from the first on in any pieces: the whole, its chunks, and its *tensors*."""
+
+    def __init__(self, size: int, tensors: Sequence[Tensor] = ()) -> None:
+        self._size = size
+        self._tensors = tensors
+        self._crcs = [0] * len(tensors)
+        self._first = 0
+        """The first tensor that does not end before the bytes that come next."""
+        self._offset = 0
+        self._whole, self._chunk, self._crc = hashlib.sha256(), hashlib.sha256(), 0
+        self._chunks, self._digests = list[int](), bytearray()
+
+    def update(self, data: bytes) -> None:
+        """Digest the next bytes."""
+        view = memoryview(data)
+        self._whole.update(view)
+        while view:
+            piece = view[: CHUNK_SIZE - self._offset % CHUNK_SIZE]
+            self._take(piece)
+            view = view[len(piece) :]
+
+    def _take(self, piece: memoryview) -> None:
+        """Digest bytes of one chunk."""
+        self._chunk.update(piece)
+        self._crc = crc32c(piece, self._crc)
+        for place in range(self._first, len(self._tensors)):
+            begin = self._tensors[place].offset - self._offset
+            end = begin + self._tensors[place].nbytes
+            if begin >= len(piece):
+                break
+            self._crcs[place] = crc64nvme(piece[max(0, begin) : min(end, len(piece))], self._crcs[place])
+            if end <= len(piece) and place == self._first:
+                self._first += 1
+        self._offset += len(piece)
+        if self._offset % CHUNK_SIZE == 0 or self._offset == self._size:
+            self._chunks.append(self._crc)
+            self._digests += self._chunk.digest()
+            self._chunk, self._crc = hashlib.sha256(), 0
+
+    def hexdigest(self) -> str:
+        """The SHA-256 of all bytes so far, in hexadecimal digits."""
+        return self._whole.hexdigest()
+
+    def fingerprint(self) -> Fingerprint | None:
+        """The fingerprint, once all bytes are digested; None for a small file without tensors."""
+        if self._size < LEAST_BYTES and not self._tensors:
+            return None
+        prints = {one.name: tensor_print(one, crc) for one, crc in zip(self._tensors, self._crcs, strict=True)}
+        return Fingerprint(chunks=tuple(self._chunks), tensors=prints, sha256=bytes(self._digests))
 
 
 def tensor_print(tensor: Tensor, crc64: int | None) -> TensorPrint:

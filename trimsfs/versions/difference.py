@@ -39,14 +39,16 @@ class Difference:
     """How a second version differs from a first.
 
     ``fetched_bytes`` are those that a host fetches which has the first version whole and loads the second;
-    ``different_bytes`` those of them that are in no equal file, nor in an equal tensor. ``shared_bytes`` are those that
-    take no space of their own in a cache with ``--share-chunks``; None if a large file has no fingerprint.
+    ``different_bytes`` those of them that are in no equal file, nor in an equal tensor. With ``--share-chunks``, it
+    fetches ``missing_bytes``, and ``shared_bytes`` take no space of their own in its cache; None if a large file has no
+    fingerprint.
     """
 
     files: tuple[Changed, ...]
     tensors: tuple[Changed, ...]
     fetched_bytes: int
     different_bytes: int
+    missing_bytes: int
     shared_bytes: int | None
 
 
@@ -62,6 +64,7 @@ def compare(first: Version, second: Version) -> Difference:
         tensors=tensors,
         fetched_bytes=sum(file.size for file in second.files.values()),
         different_bytes=sum(file.size for file in new.values()) - known,
+        missing_bytes=_missing(first, second),
         shared_bytes=_shared(first, second),
     )
 
@@ -123,6 +126,26 @@ def _equal_tensor_bytes(first: Version, second: Version, path: str) -> int:
         if tensor.crc64 is not None
     }
     return sum(one.nbytes for one in fingerprint.tensors.values() if (one.crc64, one.nbytes) in before)
+
+
+def _missing(first: Version, second: Version) -> int:
+    """Bytes of the second version in chunks that are in no file of the first, as far as SHA-256s tell."""
+    whole = {(file.sha256, file.size) for file in first.files.values()}
+    chunks = {chunk for path in first.files for chunk in _digests(first, path)}
+    total = 0
+    for path, file in second.files.items():
+        if (file.sha256, file.size) not in whole:
+            known = sum(length for digest, length in _digests(second, path) if (digest, length) in chunks)
+            total += file.size - known
+    return total
+
+
+def _digests(version: Version, path: str) -> Iterator[tuple[bytes, int]]:
+    """The SHA-256 and length of each chunk of a file; none if the version does not tell them."""
+    fingerprint = version.fingerprints.get(path)
+    if fingerprint is not None and fingerprint.sha256:
+        for number, (_, length) in enumerate(_chunks(fingerprint, version.files[path].size)):
+            yield fingerprint.digest(number), length
 
 
 def _shared(first: Version, second: Version) -> int | None:

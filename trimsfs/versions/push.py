@@ -19,7 +19,7 @@ from trimsfs.formats.versions import Manifest, Reservation, VersionFile
 from trimsfs.stores.writer import Stored, Upload, part_size
 from trimsfs.versions.catalog import Catalog, now
 from trimsfs.versions.content import Content
-from trimsfs.versions.description import Described
+from trimsfs.versions.description import Described, Digester, digester_of
 
 PARTS_AT_ONCE = 8
 """Most parts, and most small files, that are in memory and on their way."""
@@ -80,6 +80,7 @@ class _Push:
         self._prefix = f"{catalog.name}/{version}/"
         self._slots = trio.Semaphore(PARTS_AT_ONCE)
         self._large = trio.CapacityLimiter(LARGE_AT_ONCE)
+        self._fingerprints = {path: file.fingerprint for path, file in files.items()}
         self.sent_files = self.sent_bytes = 0
 
     async def published(self) -> Manifest | None:
@@ -191,9 +192,12 @@ class _Push:
             raise self._foreign(path)
 
     async def _put_small(self, path: str, file: Described) -> None:
+        digester = await self._digester(path, file)
         data = await file.content.read(0, file.content.size)
-        if hashlib.sha256(data).hexdigest() != file.sha256:
+        digester.update(data)
+        if digester.hexdigest() != file.sha256:
             raise self._changed(path)
+        self._digested(path, digester)
         try:
             await self._writer.put_if_absent(self._prefix + path, data, sha256=file.sha256)
         except ObjectChangedError:
@@ -203,22 +207,31 @@ class _Push:
 
     async def _put_large(self, path: str, file: Described) -> None:
         upload = await self._writer.upload(self._prefix + path, file.content.size, file.sha256)
-        sha256 = await self._put_parts(upload, file.content)
-        if sha256 is not None and sha256 != file.sha256:
+        digester = await self._digester(path, file)
+        ours = await self._put_parts(upload, file.content, digester)
+        if ours and digester.hexdigest() != file.sha256:
             await self._writer.discard_uploads(self._prefix + path)
             raise self._changed(path)
         try:
-            if sha256 is not None:
+            if ours:
+                self._digested(path, digester)
                 await upload.complete()
         except ObjectChangedError:
-            sha256 = None
-        if sha256 is None:
+            ours = False
+        if not ours:
             await self._check(path)  # another push of these files has ended this upload
         self.sent_files += 1
 
-    async def _put_parts(self, upload: Upload, content: Content) -> str | None:
-        """Read and put the parts of a file, several at once; its SHA-256, or None if somebody else ends the upload."""
-        digest = hashlib.sha256()
+    async def _digester(self, path: str, file: Described) -> "Digester | hashlib._Hash":
+        """What computes a file's SHA-256 and, if nobody has read it before, its fingerprint."""
+        return hashlib.sha256() if file.fingerprint is not None else await digester_of(path, file.content)
+
+    def _digested(self, path: str, digester: "Digester | hashlib._Hash") -> None:
+        if isinstance(digester, Digester):
+            self._fingerprints[path] = digester.fingerprint()
+
+    async def _put_parts(self, upload: Upload, content: Content, digester: "Digester | hashlib._Hash") -> bool:
+        """Read and put the parts of a file, several at once; False if somebody else ends the upload."""
         count = -(-content.size // upload.part_size)
         turns = [trio.Event() for _ in range(count + 1)]
         turns[0].set()
@@ -230,7 +243,7 @@ class _Push:
                 offset = number * upload.part_size
                 data = await content.read(offset, min(upload.part_size, content.size - offset))
                 await turns[number].wait()  # to digest them in order
-                await trio.to_thread.run_sync(digest.update, data)
+                await trio.to_thread.run_sync(digester.update, data)
                 turns[number + 1].set()
                 try:
                     sent = await upload.put_part(number, data)
@@ -246,7 +259,7 @@ class _Push:
             for number in range(count):
                 await self._slots.acquire()  # in order: the part whose turn it is always has one
                 nursery.start_soon(put, number)
-        return None if ended else digest.hexdigest()
+        return not ended
 
     async def make_manifest(self) -> Manifest:
         """Show the version: the last step, once all files are in the store as they must be."""
@@ -291,8 +304,9 @@ class _Push:
         return manifest, encoded
 
     async def _put_fingerprints(self) -> None:
-        """Put what `trimsfs diff` compares; two pushes of the same files put the same."""
-        found = {path: file.fingerprint for path, file in self._files.items() if file.fingerprint is not None}
+        """Put what `trimsfs diff` compares. Two pushes of the same files put the same, but for what an import that did
+        not end has uploaded."""
+        found = {path: fingerprint for path, fingerprint in self._fingerprints.items() if fingerprint is not None}
         data = fingerprints.encode(self._version, found)
         if found and len(data) <= formats.MOST_BYTES:
             with suppress(ObjectChangedError):

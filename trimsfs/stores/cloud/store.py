@@ -1,7 +1,6 @@
 """The store of a cloud service's container, or of a prefix of one."""
 
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -19,7 +18,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
-from trimsfs.stores.bodies import MALFORMED, PIECE, answered, pass_on
+from trimsfs.stores.bodies import MALFORMED, answered, read_range
 from trimsfs.stores.cloud.connections import Answer, Connections, Request
 from trimsfs.stores.cloud.service import Service, content_name, digest_of, error_of, one_line
 from trimsfs.stores.digests import Digest
@@ -93,7 +92,15 @@ class CloudStore:
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
         try:
-            return await self._read(generation, offset, length, sink)
+            return await read_range(
+                partial(self._get, generation, offset, length),
+                length,
+                sink,
+                translated=partial(self._translated, key=generation.key),
+                limiter=self._reads,
+                stall_timeout_s=self._stall_timeout_s,
+                subject=self._service.subject,
+            )
         except ObjectNotFoundError:
             await self.stat(generation.key)
             raise ObjectChangedError(f"{generation.key}: {self._service.subject} has another content of it") from None
@@ -104,25 +111,11 @@ class CloudStore:
     async def aclose(self) -> None:
         self._connections.close()
 
-    async def _read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
-        # Two calls, so that an abandoned thread whose answer begins late passes nothing on.
-        get = partial(self._get, generation, offset, length)
-        if length <= PIECE:
-            data, version = await self._run(partial(self._get_small, get, length), generation.key, limiter=self._reads)
-            sink(data)
-            return version
-        raw, version = await self._run(get, generation.key, limiter=self._reads)
-        receive = partial(self._receive, raw, length, sink)
-        await trio.to_thread.run_sync(
-            partial(self._translated, receive, generation.key), limiter=self._reads, abandon_on_cancel=True
-        )
-        return version
-
-    async def _run(self, function: Callable[[], T], key: str = "", *, limiter: trio.CapacityLimiter | None = None) -> T:
+    async def _run(self, function: Callable[[], T], key: str = "") -> T:
         """Make a request in a thread. Raises StoreStalledError."""
         return await answered(
             partial(self._translated, function, key),
-            limiter=limiter or self._metadata,
+            limiter=self._metadata,
             stall_timeout_s=self._stall_timeout_s,
             subject=self._service.subject,
         )
@@ -188,17 +181,6 @@ class CloudStore:
         except BaseException:
             raw.close()
             raise
-
-    def _get_small(self, get: Callable[[], tuple[Any, str | None]], length: int) -> tuple[bytes, str | None]:
-        """A small answer's bytes, read in the same call: another switch of threads takes longer than a few bytes."""
-        raw, version = get()
-        data = bytearray()
-        self._receive(raw, length, data.extend)
-        return bytes(data), version
-
-    def _receive(self, raw: Any, length: int, sink: Sink) -> None:
-        with closing(raw):
-            pass_on(raw, length, sink, stall_timeout_s=self._stall_timeout_s)
 
 
 def _possible(key: str) -> bool:

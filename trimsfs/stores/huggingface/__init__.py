@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -20,7 +20,7 @@ from trimsfs.errors import (
 )
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
-from trimsfs.stores.bodies import answered, pass_on
+from trimsfs.stores.bodies import answered, read_range
 from trimsfs.stores.digests import Algorithm, Digest
 from trimsfs.stores.huggingface.errors import translated
 from trimsfs.stores.huggingface.hub import Hub, Response
@@ -93,14 +93,15 @@ class HubStore:
         return await self._ask(partial(self._stat, key), key)
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
-        # Two calls, so that an abandoned thread whose answer begins late passes nothing on.
-        get = partial(self._get, generation, offset, length)
-        response, commit = await self._ask(get, generation.key, limiter=self._reads)
-        receive = partial(self._receive, response, length, sink)
-        await trio.to_thread.run_sync(
-            partial(translated, receive, self._subject, generation.key), limiter=self._reads, abandon_on_cancel=True
+        return await read_range(
+            partial(self._get, generation, offset, length),
+            length,
+            sink,
+            translated=partial(translated, subject=self._subject, key=generation.key),
+            limiter=self._reads,
+            stall_timeout_s=self._stall_timeout_s,
+            subject=self._subject,
         )
-        return commit
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
         algorithm = _ALGORITHMS.get(len(generation.etag))
@@ -118,11 +119,11 @@ class HubStore:
     async def aclose(self) -> None:
         self._hub.close()
 
-    async def _ask(self, function: Callable[[], T], key: str = "", *, limiter: trio.CapacityLimiter | None = None) -> T:
+    async def _ask(self, function: Callable[[], T], key: str = "") -> T:
         """Make a request in a thread. Raises StoreStalledError."""
         return await answered(
             partial(translated, function, self._subject, key),
-            limiter=limiter or self._metadata,
+            limiter=self._metadata,
             stall_timeout_s=self._stall_timeout_s,
             subject=self._subject,
         )
@@ -260,10 +261,6 @@ class HubStore:
     ) -> tuple[Response, str]:
         response = self._hub.open(repository, commit, path, generation.etag, offset, length, generation.size)
         return response, commit
-
-    def _receive(self, response: Response, length: int, sink: Sink) -> None:
-        with closing(response):
-            pass_on(response, length, sink, stall_timeout_s=self._stall_timeout_s)
 
 
 def _generation(key: str, entry: Mapping[str, Any], head: _Head) -> Generation:

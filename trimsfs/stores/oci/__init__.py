@@ -1,7 +1,6 @@
 """The OCI store: the files of an artifact in a registry, as ModelPack, KitOps and oras push models."""
 
 from collections.abc import Callable
-from contextlib import closing
 from functools import partial
 from typing import Any, TypeVar
 
@@ -11,7 +10,7 @@ from trimsfs.concurrency.late_answers import LateAnswers
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, StoreUnavailableError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
-from trimsfs.stores.bodies import PIECE, answered, pass_on
+from trimsfs.stores.bodies import answered, read_range
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.oci import artifact, tar_layer
 from trimsfs.stores.oci.artifact import Artifact, Entries, Layer
@@ -77,13 +76,15 @@ class OciStore:
             raise ObjectNotFoundError(f"{generation.key}: not a file of {self._reference}")
         layer, start = found
         get = partial(self._get, generation.key, layer, start + offset, length)
-        # Two calls, so that an abandoned thread whose answer begins late passes nothing on.
-        if length <= PIECE:
-            sink(await self._ask(partial(self._get_small, get, length), limiter=self._reads))
-            return
-        body = await self._ask(get, limiter=self._reads)
-        receive = partial(self._receive, body, length, sink)
-        await trio.to_thread.run_sync(partial(translated, receive), limiter=self._reads, abandon_on_cancel=True)
+        await read_range(
+            get,
+            length,
+            sink,
+            translated=translated,
+            limiter=self._reads,
+            stall_timeout_s=self._stall_timeout_s,
+            subject=self._reference,
+        )
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
         algorithm, _, value = generation.etag.partition(":")
@@ -94,11 +95,11 @@ class OciStore:
         self._loads.close()
         self._registry.close()
 
-    async def _ask(self, function: Callable[[], T], *, limiter: trio.CapacityLimiter | None = None) -> T:
+    async def _ask(self, function: Callable[[], T]) -> T:
         """Make a request in a thread. Raises StoreStalledError."""
         return await answered(
             partial(translated, function),
-            limiter=limiter or self._metadata,
+            limiter=self._metadata,
             stall_timeout_s=self._stall_timeout_s,
             subject=self._reference,
         )
@@ -165,17 +166,8 @@ class OciStore:
         except ObjectNotFoundError as error:
             raise StoreUnavailableError(f"{error}: the registry lacks layer {layer.digest}: push it again") from error
 
-    def _get(self, key: str, layer: str, offset: int, length: int) -> Any:
+    def _get(self, key: str, layer: str, offset: int, length: int) -> tuple[Any, None]:
         try:
-            return self._registry.blob(layer, offset, length)
+            return self._registry.blob(layer, offset, length), None
         except ObjectNotFoundError as error:
             raise ObjectChangedError(f"{key}: the registry no longer has its layer {layer}") from error
-
-    def _get_small(self, get: Callable[[], Any], length: int) -> bytes:
-        data = bytearray()
-        self._receive(get(), length, data.extend)
-        return bytes(data)
-
-    def _receive(self, body: Any, length: int, sink: Sink) -> None:
-        with closing(body):
-            pass_on(body, length, sink, stall_timeout_s=self._stall_timeout_s)

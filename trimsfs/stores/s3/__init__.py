@@ -1,7 +1,6 @@
 """The S3 store: a bucket, or a prefix of one; the only home of boto3."""
 
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -13,7 +12,7 @@ import trio
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, TransientStoreError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
-from trimsfs.stores.bodies import PIECE, answered, pass_on
+from trimsfs.stores.bodies import answered, read_range
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.s3.answers import Transport
 from trimsfs.stores.s3.client import make_client
@@ -90,18 +89,15 @@ class S3Store:
         return await self._ask(partial(self._head, key), key)
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
-        # Two calls, so that an abandoned thread whose answer begins late passes nothing on.
-        get = partial(self._get, generation, offset, length)
-        if length <= PIECE:
-            data, version = await self._ask(partial(self._get_small, get, length), generation.key, limiter=self._reads)
-            sink(data)
-            return version
-        body, version = await self._ask(get, generation.key, limiter=self._reads)
-        receive = partial(self._receive, body, length, sink)
-        await trio.to_thread.run_sync(
-            partial(translated, receive, self._bucket, generation.key), limiter=self._reads, abandon_on_cancel=True
+        return await read_range(
+            partial(self._get, generation, offset, length),
+            length,
+            sink,
+            translated=partial(translated, bucket=self._bucket, key=generation.key),
+            limiter=self._reads,
+            stall_timeout_s=self._stall_timeout_s,
+            subject=f"bucket {self._bucket}",
         )
-        return version
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
         likely = None if certain or not self._etags else digest_by_etag(generation.etag)
@@ -113,11 +109,11 @@ class S3Store:
     async def aclose(self) -> None:
         self._client.close()
 
-    async def _ask(self, function: Callable[[], T], key: str = "", *, limiter: trio.CapacityLimiter | None = None) -> T:
+    async def _ask(self, function: Callable[[], T], key: str = "") -> T:
         """Make a request in a thread. Raises StoreStalledError."""
         return await answered(
             partial(translated, function, self._bucket, key),
-            limiter=limiter or self._metadata,
+            limiter=self._metadata,
             stall_timeout_s=self._stall_timeout_s,
             subject=f"bucket {self._bucket}",
         )
@@ -196,17 +192,6 @@ class S3Store:
         except BaseException:
             body.close()
             raise
-
-    def _get_small(self, get: Callable[[], tuple[Any, str | None]], length: int) -> tuple[bytes, str | None]:
-        """A small answer's bytes, read in the same call: another switch of threads takes longer than a few bytes."""
-        body, version = get()
-        data = bytearray()
-        self._receive(body, length, data.extend)
-        return bytes(data), version
-
-    def _receive(self, body: Any, length: int, sink: Sink) -> None:
-        with closing(body):
-            pass_on(body, length, sink, stall_timeout_s=self._stall_timeout_s)
 
 
 def _condition(generation: Generation) -> Condition:

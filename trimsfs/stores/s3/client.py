@@ -29,6 +29,9 @@ JOINING_S = 60.0
 CUSTOMER_KEY = "x-amz-server-side-encryption-customer"
 """How the headers about the key of SSE-C begin."""
 KEY_BYTES = 32
+_WITH_KEY = ("GetObject", "HeadObject", "PutObject")
+_PARTS_WITH_KEY = ("CreateMultipartUpload", "UploadPart", "ListParts", "CompleteMultipartUpload")
+"""The operations to which the store must be told the key of SSE-C; the last two as the parts have checksums."""
 _THIS_HOST = {"127.0.0.1", "::1", "localhost"}
 
 
@@ -44,7 +47,7 @@ def make_client(options: MountOptions, connections: int, *, writes: bool = False
         raise ConfigurationError(f"option --transfer-acceleration: AWS has one endpoint for it: leave out {other}")
     if options.region is not None and not re.fullmatch("[A-Za-z0-9-]+", options.region):
         raise ConfigurationError(f"S3: region {options.region!r} is not a region")
-    headers = _headers(options)
+    headers = _headers(options, writes)
     config = Config(
         signature_version=UNSIGNED if options.anonymous else None,
         connect_timeout=CONNECT_TIMEOUT_S,
@@ -87,19 +90,20 @@ def make_client(options: MountOptions, connections: int, *, writes: bool = False
     return client
 
 
-def _headers(options: MountOptions) -> dict[str, dict[str, str]]:
+def _headers(options: MountOptions, writes: bool) -> dict[str, dict[str, str]]:
     """The headers to add to requests, by the operation; an empty one stands for all. Raises ConfigurationError."""
-    headers = {".CreateSession": {"x-amz-create-session-mode": "ReadOnly"}}
+    headers = {} if writes else {".CreateSession": {"x-amz-create-session-mode": "ReadOnly"}}
     if options.requester_pays:
         headers[""] = {"x-amz-request-payer": "requester"}
     if options.sse_c_key_file is not None:
         key = _customer_key(options.sse_c_key_file)
         _check_secrecy(options.endpoint_url)
-        headers[".GetObject"] = headers[".HeadObject"] = {
+        about = {
             f"{CUSTOMER_KEY}-algorithm": "AES256",
             f"{CUSTOMER_KEY}-key": base64.b64encode(key).decode(),
             f"{CUSTOMER_KEY}-key-md5": base64.b64encode(hashlib.md5(key, usedforsecurity=False).digest()).decode(),
         }
+        headers |= {f".{operation}": about for operation in (*_WITH_KEY, *_PARTS_WITH_KEY)}
     return headers
 
 

@@ -49,6 +49,7 @@ class S3Writer:
         self._bucket = bucket
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self._conditions = conditions
+        self.etags_are_md5s = options.sse_c_key_file is None
         self._limiter = trio.CapacityLimiter(max_requests)
         self._retrying = Retrying(deadline_s=options.retry_deadline, on_failure=None)
         self.client: Any = make_client(options, max_requests, writes=True)
@@ -189,12 +190,12 @@ class S3Writer:
         )
         return S3Upload(self, {**target, "UploadId": begun["UploadId"]}, size, {})
 
-    def _parts(self, key: str, upload: str, size: int) -> dict[int, str]:
-        """The ETags of the parts of an upload that are as long as they must be."""
+    def _parts(self, key: str, upload: str, size: int) -> dict[int, tuple[str, str]]:
+        """The ETags, and CRC32Cs if there are any, of the parts of an upload that are as long as they must be."""
         length = part_size(size)
         pages = self.client.get_paginator("list_parts").paginate(Bucket=self._bucket, Key=key, UploadId=upload)
         return {
-            part["PartNumber"] - 1: part["ETag"].strip('"')
+            part["PartNumber"] - 1: (_quoted(part["ETag"]), part.get("ChecksumCRC32C", ""))
             for page in pages
             for part in page.get("Parts", ())
             if part["Size"] == min(length, size - (part["PartNumber"] - 1) * length)
@@ -222,22 +223,25 @@ class S3Writer:
 class S3Upload:
     """A multipart upload. Its parts have CRC32Cs, by which the store knows that of the whole object."""
 
-    def __init__(self, writer: S3Writer, target: Mapping[str, str], size: int, there: Mapping[int, str]) -> None:
+    def __init__(
+        self, writer: S3Writer, target: Mapping[str, str], size: int, there: Mapping[int, tuple[str, str]]
+    ) -> None:
         self.part_size = part_size(size)
         self._writer = writer
         self._target = target
         self._size = size
         self._there = there
-        """The MD5s of parts that an earlier upload left."""
+        """The ETags and CRC32Cs of parts that an earlier upload left."""
         self._parts: dict[int, tuple[str, int]] = {}
         """The ETag and the CRC32C of each part."""
 
     async def put_part(self, number: int, data: bytes) -> bool:
         def put() -> tuple[str, int, bool]:
             crc, md5 = crc32c(data), _md5(data)
-            if self._there.get(number) == md5.hex():
-                return f'"{md5.hex()}"', crc, False
             checksums = {"ChecksumCRC32C": _base64(crc.to_bytes(4)), "ContentMD5": _base64(md5)}
+            etag, left = self._there.get(number, ("", ""))
+            if etag == f'"{md5.hex()}"' or (not self._writer.etags_are_md5s and left == checksums["ChecksumCRC32C"]):
+                return etag, crc, False
             answer = self._writer.client.upload_part(**self._target, PartNumber=number + 1, Body=data, **checksums)
             return answer["ETag"], crc, True
 

@@ -28,6 +28,7 @@ from trimsfs.tiers.disk.space import DiskSpace
 from trimsfs.tiers.disk.state import TierState
 from trimsfs.tiers.eviction_policies import eager, never
 from trimsfs.tiers.index.blob_record import BlobRecord
+from trimsfs.tiers.index.equal_chunks import EqualChunks
 from trimsfs.tiers.index.journal import Journal
 from trimsfs.tiers.index.listing_records import ListingRecords
 from trimsfs.tiers.index.load_records import LoadRecords
@@ -119,6 +120,7 @@ class DiskTier:
         self._maintenance = Maintenance(self._state, self._space, self._open_blobs)
         self.loads = LoadRecords(self.index, self._threads, store)
         self.listings = ListingRecords(self.index, self._threads, store)
+        self.equal_chunks = EqualChunks(self.index, self._threads, store)
         self._evicts_nothing = limits.policy is never
         self.keeps_idle = limits.policy is not eager
         self._refused = 0

@@ -57,6 +57,7 @@ CREATE TABLE IF NOT EXISTS checks (
     scrubbed REAL NOT NULL       -- when all chunks on the disk last passed their checksums
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS checks_by_time ON checks (scrubbed);
+CREATE INDEX IF NOT EXISTS checks_by_digest ON checks (digest);
 CREATE TABLE IF NOT EXISTS loads (
     place TEXT PRIMARY KEY,      -- a directory of a store, hashed
     files TEXT NOT NULL,         -- what the last load read, as trimsfs/prefetch packs it; optional

@@ -1,0 +1,138 @@
+"""Equal chunks: what a host has of a model's other versions is copied from there, and not fetched again."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import trio
+from cachetools import LRUCache
+
+from trimsfs.errors import StoreError
+from trimsfs.fetch.copier import Copier, Extent, LocalBytes
+from trimsfs.fetch.scheduler import Flight
+from trimsfs.stores.versioned import VersionedStore
+from trimsfs.telemetry.trace import spanning
+from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.index.equal_chunks import LocalChunk
+from trimsfs.types import ChunkRecord
+
+MOST_BLOBS = 64
+"""Most blobs under way of which the equal chunks are remembered."""
+
+
+class _Known:
+    """What is known of a blob's chunks: where equal ones are, and their SHA-256s; None before anybody has looked."""
+
+    def __init__(self) -> None:
+        self.looking = trio.Lock()
+        self.chunks: Mapping[int, tuple[LocalChunk, bytes]] | None = None
+
+
+class EqualChunkCopier:
+    """Makes chunks of a version readable that other files of the model have on the disk.
+
+    Their bytes are compared with the SHA-256 that the version tells of them. Where it tells only that of the whole
+    file, they come from a blob that had this one, and are compared with the CRC32C that they had then.
+    """
+
+    def __init__(self, disk: DiskTier, copier: Copier, versions: VersionedStore) -> None:
+        self._disk = disk
+        self._copier = copier
+        self._versions = versions
+        self._known: LRUCache[str, _Known] = LRUCache(MOST_BLOBS)
+        self.copied_bytes = 0
+
+    async def copy(self, batch: Sequence[Flight], landed: Callable[[Flight], None]) -> list[Sequence[Flight]]:
+        """Copy the missing chunks of a batch that are on the disk, and call *landed* with each.
+
+        Returns the others, in batches of consecutive chunks.
+        """
+        blob = batch[0].blob
+        equal = await self._equal(blob)
+        left: list[list[Flight]] = []
+        for flight in batch:
+            if flight.chunk in equal and await self._copied(flight, *equal[flight.chunk]):
+                landed(flight)
+            elif left and left[-1][-1].chunk + 1 == flight.chunk:
+                left[-1].append(flight)
+            else:
+                left.append([flight])
+        return list(left)
+
+    def forget(self, blob: Blob) -> None:
+        """Forget what is known of a blob: it is whole."""
+        self._known.pop(blob.token, None)
+
+    async def _equal(self, blob: Blob) -> Mapping[int, tuple[LocalChunk, bytes]]:
+        """The chunks on the disk that a blob's are equal to, with their SHA-256s, by the blob's numbers."""
+        if not blob.attached:
+            return {}
+        known = self._known.setdefault(blob.token, _Known())
+        async with known.looking:
+            if known.chunks is None:
+                try:
+                    known.chunks = await self._look(blob)
+                except StoreError:
+                    return {}  # the fetch finds out, and retries
+        return known.chunks
+
+    async def _look(self, blob: Blob) -> dict[int, tuple[LocalChunk, bytes]]:
+        generation = blob.generation
+        file = await self._versions.version_of(generation.key)
+        if file is None:
+            return {}
+        whole = await self._versions.manifests.sha256(file, generation.etag)
+        fingerprint = await self._versions.manifests.fingerprint(file)
+        if whole is None:
+            return {}
+        chunks: list[ChunkRecord] = []
+        if fingerprint is not None and len(fingerprint.sha256) // len(whole) == len(blob.states):
+            chunks = [
+                ChunkRecord(chunk=chunk, length=blob.length_of(chunk), crc=crc)
+                for chunk, crc in enumerate(fingerprint.chunks)
+            ]
+        await self._disk.flush()
+        found = await self._disk.equal_chunks.find(
+            file.model, blob.token, chunks, size=generation.size, digest=f"sha256:{whole.hex()}"
+        )
+        digests = fingerprint.digest if fingerprint is not None and chunks else lambda _chunk: b""
+        return {chunk: (local, digests(chunk)) for chunk, local in found.items()}
+
+    async def _copied(self, flight: Flight, local: LocalChunk, sha256: bytes) -> bool:
+        """Copy a chunk; False if its bytes are gone or others by now, or there is no room for it."""
+        blob = flight.blob
+        start, stop = blob.span_of(flight.chunk)
+        record = ChunkRecord(chunk=flight.chunk, length=stop - start, crc=local.record.crc)
+        if flight.done.is_set() or not await self._disk.reserve(blob, record.length):
+            return False
+        copied, resizes = False, blob.resizes
+        try:
+            extent = Extent(start, stop, blob.fileno(), start, blob.chunk_size)
+            with self._opened(local) as descriptor, spanning(blob, "copy equal chunk", offset=start):
+                source = LocalBytes(descriptor, local.record.chunk * blob.chunk_size, record.crc, sha256)
+                copied = await self._copier.copy(source, extent)
+            copied = copied and blob.resizes == resizes and not flight.done.is_set()
+        except (OSError, StoreError):
+            copied = False  # evicted meanwhile, most likely; the fetch finds out if the disk fails
+        finally:
+            if not copied:
+                self._disk.unreserve(blob, record.length)
+        if copied:
+            self._disk.wrote(blob, record)
+            self.copied_bytes += record.length
+        return copied
+
+    @contextmanager
+    def _opened(self, local: LocalChunk) -> Iterator[int]:
+        """A descriptor of a blob's file. Raises OSError."""
+        blob = self._disk.known(local.token)
+        descriptor = os.open(self._disk.files.path(local.token), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if blob is not None:
+            blob.opened_again += 1  # a lease would take it for a program's
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+            if blob is not None:
+                blob.opened_again -= 1
