@@ -17,7 +17,7 @@ from trimsfs.stores.s3.errors import translated
 @pytest.mark.parametrize(
     ("url", "module", "extra"),
     [
-        ("gs://bucket", "google.auth.transport.urllib3", "gs"),
+        ("gs://bucket", "google.auth.exceptions", "gs"),
         ("az://container", "azure.identity", "az"),
         ("abfss://container@account.dfs.core.windows.net", "azure.core.exceptions", "az"),
         ("hf://org/m", "huggingface_hub", "hf"),
