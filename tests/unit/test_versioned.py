@@ -10,6 +10,7 @@ from tests.support.stores import MemoryStore, as_store
 from tests.support.versions import in_memory, move, publish, remove, write_files
 from trimsfs.errors import ObjectNotFoundError, StoreAccessError, StoreUnavailableError
 from trimsfs.formats.versions import DIRECTORY
+from trimsfs.stores import version_manifests
 from trimsfs.stores import versioned as versions
 from trimsfs.stores.base import PAGE_LIMIT, Page
 from trimsfs.stores.digests import Digest
@@ -277,7 +278,7 @@ async def test_the_digests_that_are_remembered_take_bounded_memory(
     store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = store.generation(f"m/{DIRECTORY}/v1.json").size
-    monkeypatch.setattr(versions, "MOST_DIGESTS_BYTES", 3 * (1000 + size))
+    monkeypatch.setattr(version_manifests, "MOST_DIGESTS_BYTES", 3 * (1000 + size))
     shown = versioned(store)
     for number in range(1, 10):
         publish(in_memory(store), "m", f"v{number}", FILES)
