@@ -205,7 +205,7 @@ async def test_a_file_that_grows_while_it_is_pushed_is_not_published(local: Cata
         await push(local, "v1", {"file": file})
 
 
-async def test_a_version_whose_push_died_leaves_nothing_to_the_next(local: Catalog) -> None:
+async def test_a_removed_version_whose_push_died_leaves_nothing(local: Catalog) -> None:
     await push(local, "v1", {"m.bin": LARGE})
     await push(local, "v2", SMALL)
     key = "m/.trims-versions/pushes/v1.json"
@@ -214,8 +214,10 @@ async def test_a_version_whose_push_died_leaves_nothing_to_the_next(local: Catal
         await push(local, "v1", SMALL)
     await removal.remove(local, "v1", timedelta(0))
     assert await removal.expire(local) == ["v1"]
-    await push(local, "v1", SMALL)
-    assert await files_in(local, "v1") == SMALL
+    with pytest.raises(VersionConflictError, match="was removed"):
+        await push(local, "v1", SMALL)
+    assert await files_in(local, "v1") == {}
+    assert (await local.contents()).unfinished == {}
 
 
 async def test_of_pushes_of_different_files_one_is_published_whole(catalog: Catalog) -> None:
