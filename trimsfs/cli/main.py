@@ -35,6 +35,7 @@ _SECTIONS = {
         "jobs": "trimsfs.cli.jobs",
         "trace": "trimsfs.cli.trace",
         "exporter": "trimsfs.cli.exporter",
+        "node-labels": "trimsfs.cli.node_labels",
     },
     "Run": {
         "run": "trimsfs.cli.run",
