@@ -11,12 +11,14 @@ _SECTIONS = {
         "down": "mountctl.commands.verbs",
         "status": "mountctl.commands.verbs",
         "logs": "mountctl.commands.verbs",
-        "run": "mountctl.commands.verbs",
+        "run": "mountctl.commands.services",
     },
     "Servers and keepers": {
         "restart": "mountctl.commands.verbs",
         "upgrade": "mountctl.commands.verbs",
         "recover": "mountctl.commands.verbs",
+        "keeper": "mountctl.commands.services",
+        "serve": "mountctl.commands.services",
         "abort": "mountctl.commands.verbs",
     },
     "Containers and Kubernetes": {

@@ -122,6 +122,8 @@ class ServerProcess:
             "backing_limit": protocol.BACKING_LIMIT,
             "restarts": before.restarts,
             "vacant_since": before.vacant_since,
+            "keeper_pid": os.getpid(),
+            "server_pid": self.pid,
         }
         self.send(promotion, list(held.values()))
         if for_forked is not None:

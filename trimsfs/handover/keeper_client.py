@@ -35,7 +35,8 @@ class Promotion:
     that another has replaced. ``backing_limit`` is how many files one message may register; None if an older keeper
     takes them one by one. ``standby`` is an end of a channel, for the standby that this server forks.
     ``vacant_since`` is when the previous server ended, by `time.monotonic`; with an older keeper, when this one was
-    promoted.
+    promoted. ``keeper_pid`` and ``server_pid`` are as the keeper sees them, perhaps from another PID namespace; None
+    with an older keeper.
     """
 
     ledger: int
@@ -46,6 +47,8 @@ class Promotion:
     restarts: int
     backing_limit: int | None
     vacant_since: float
+    keeper_pid: int | None
+    server_pid: int | None
 
 
 def stand_by(end: socket.socket, *, forks: bool = False) -> Promotion | None:
@@ -74,6 +77,8 @@ def stand_by(end: socket.socket, *, forks: bool = False) -> Promotion | None:
         restarts=promotion["restarts"],
         backing_limit=promotion.get("backing_limit"),
         vacant_since=promotion.get("vacant_since") or time.monotonic(),
+        keeper_pid=promotion.get("keeper_pid"),
+        server_pid=promotion.get("server_pid"),
     )
 
 

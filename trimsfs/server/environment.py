@@ -1,5 +1,6 @@
 """The environment of a server: its connections to the store, the keeper and the kernel."""
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +29,8 @@ class Environment:
 
     ``invalidate`` makes the kernel look up a name in a directory's inode again, and must not block. ``forget_pages``
     makes it drop the pages of an inode. ``expire`` makes it look up names, as pairs of directory inode and name, at
-    their next use. A worker thread calls the last two. ``waits`` returns whose requests are under way. Tests set
-    smaller chunks and requests, and another ``pace``.
+    their next use. A worker thread calls the last two. ``waits`` returns whose requests are under way. ``server_pid``
+    and ``keeper_pid`` are as the keeper sees them. Tests set smaller chunks and requests, and another ``pace``.
     """
 
     mountpoint: Path
@@ -52,4 +53,5 @@ class Environment:
     kept: Callable[[], bool] = lambda: True
     waits: Callable[[], list[dict[str, object]]] = list
     pace: Pace = field(default_factory=Pace)
+    server_pid: int = field(default_factory=os.getpid)
     takeover_seconds: Histogram = field(default_factory=Histogram)

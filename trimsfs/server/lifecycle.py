@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import signal
 import socket
 import time
@@ -66,7 +67,8 @@ async def serve(
             mounted_ns=settings.mounted_ns,
             started=time.time(),
             restarts=promotion.restarts,
-            keeper_pid=keeper.pid,
+            server_pid=promotion.server_pid or os.getpid(),
+            keeper_pid=promotion.keeper_pid or keeper.pid,
             kept=keeper.connected,
             descriptors=keeper,
             ledger=ledger,
@@ -81,7 +83,8 @@ async def serve(
             waits=waits,
         )
         components = assemble(options, environment)
-        session = Session(components.filesystem, settings)
+        # A keeper without a number is in another PID namespace, and with it the kernel's numbers of threads.
+        session = Session(components.filesystem, settings, hide_threads=keeper.pid == 0)
         expire.bind(session.expire)
         waits.bind(session.waits)
         try:

@@ -1,7 +1,6 @@
 """Statistics: a server's facts about itself, its keeper and their processes, for control files and metrics."""
 
 import dataclasses
-import os
 import resource
 import shlex
 from collections.abc import Callable
@@ -167,7 +166,7 @@ def _process_facts(environment: Environment) -> dict[str, object]:
         remedy = f"`mountctl recover {shlex.quote(str(environment.mountpoint))}`"
         problem = f"pid {environment.keeper_pid} has ended: no server takes over if this one ends: run {remedy}"
     return {
-        "server_pid": os.getpid(),
+        "server_pid": environment.server_pid,
         "keeper_pid": keeper,
         "keeper_problem": problem,
         "started": environment.started,
