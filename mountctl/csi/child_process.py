@@ -7,6 +7,7 @@ a child behind, and does not touch its mount again until it has ended, so that h
 import os
 import subprocess
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 from mountctl.csi.errors import StatusError, unavailable
@@ -15,6 +16,15 @@ from trimsfs.mountinfo import Mount
 ANSWER_TIMEOUT_S = 5.0
 """How long a mount may take to answer a request that does not involve the store."""
 KILL_TIMEOUT_S = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What a mount says of its space: bytes for local copies, and the files that it knows."""
+
+    total: int
+    free: int
+    files: int
 
 
 class ChildProcesses:
@@ -57,16 +67,21 @@ class ChildProcesses:
             return None
         return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
-    def check_answers(self, mount: Mount, path: Path | None = None) -> tuple[int, int]:
-        """Check that a mount answers at a path; returns total and free bytes. Raises StatusError (UNAVAILABLE)."""
-        where = path or mount.mountpoint
-        done = self.run(mount, ["stat", "-f", "-c", "%S %b %f", "--", where], ANSWER_TIMEOUT_S)
+    def check_answers(self, mount: Mount) -> Space:
+        """Check that a mount answers; returns its space. Raises StatusError (UNAVAILABLE)."""
+        answer = self._ask(mount, ["stat", "-f", "-c", "%S %b %f %c", "--", mount.mountpoint])
+        size, total, free, files = map(int, answer.split())
+        return Space(total=size * total, free=size * free, files=files)
+
+    def _ask(self, mount: Mount, command: list[str | Path]) -> str:
+        """What a command prints about a mount. Raises StatusError (UNAVAILABLE)."""
+        done = self.run(mount, command, ANSWER_TIMEOUT_S)
         if done is None:
             raise no_answer(mount)
         if done.returncode != 0:
-            raise unavailable(f"{where}: {done.stderr.strip().rpartition(': ')[2]}: its server has ended: see its log")
-        size, total, free = map(int, done.stdout.split())
-        return size * total, size * free
+            reason = done.stderr.strip().rpartition(": ")[2]
+            raise unavailable(f"{mount.mountpoint}: {reason}: its server has ended: see its log")
+        return done.stdout
 
 
 def no_answer(mount: Mount) -> StatusError:

@@ -28,7 +28,7 @@ NODE_ID_LIMIT = 256
 def csi(endpoint: str, node_id: str, mounts_dir: Path, tenants: Path | None) -> None:
     """Serve a CSI driver for Kubernetes.
 
-    Pods get models of this node's mounts as read-only inline volumes.
+    Pods get models of this node's mounts as read-only volumes, inline or of a PersistentVolume.
 
     Runs as root until SIGTERM; volumes stay mounted then. Exit codes: 0 ended, 1 cannot serve the socket, 2 invalid
     option.

@@ -44,13 +44,8 @@ def publication(request: csi_pb2.NodePublishVolumeRequest, mounts_dir: Path) -> 
     """Parse a NodePublishVolume request."""
     volume = volume_id(request.volume_id)
     target = target_path(request.target_path, mounts_dir)
-    _check_capability(request)
     context = dict(request.volume_context)
-    if context.get(EPHEMERAL) != "true":
-        raise invalid(
-            f"volume {volume}: is not an inline volume of a pod: "
-            "name the driver in the pod's volumes, and set podInfoOnMount in the CSIDriver"
-        )
+    _check_capability(request, inline=context.get(EPHEMERAL) == "true")
     unknown = {name for name in context if not name.startswith(RESERVED)} - {"mount", "path"}
     if unknown:
         raise invalid(f"volumeAttributes: unknown {shown(min(unknown))}: give only mount and path")
@@ -120,7 +115,7 @@ def _plain(names: Iterable[str]) -> bool:
     )
 
 
-def _check_capability(request: csi_pb2.NodePublishVolumeRequest) -> None:
+def _check_capability(request: csi_pb2.NodePublishVolumeRequest, *, inline: bool) -> None:
     if not request.HasField("volume_capability"):
         raise invalid("volume_capability: is missing")
     capability = request.volume_capability
@@ -129,13 +124,7 @@ def _check_capability(request: csi_pb2.NodePublishVolumeRequest) -> None:
             raise invalid("volume_capability: access_type is missing")
         case "block":
             raise precondition("volume_capability: there are no block volumes: use volumeMounts, not volumeDevices")
-    mode = csi_pb2.VolumeCapability.AccessMode
-    if capability.access_mode.mode == mode.UNKNOWN:
-        raise invalid("volume_capability: access_mode is missing")
-    if not mode.SINGLE_NODE_WRITER <= capability.access_mode.mode <= mode.MULTI_NODE_MULTI_WRITER:
-        raise precondition(
-            f"volume_capability: access_mode {capability.access_mode.mode}: the driver does not support it"
-        )
+    _check_access_mode(capability.access_mode.mode, inline=inline)
     mount = capability.mount
     if mount.fs_type not in _FILE_SYSTEM_TYPES:
         raise precondition(f"volume_capability: fs_type {shown(mount.fs_type)}: leave it out")
@@ -147,4 +136,20 @@ def _check_capability(request: csi_pb2.NodePublishVolumeRequest) -> None:
     if mount.volume_mount_group:
         raise precondition(
             "volume_capability: volume_mount_group: the mount sets owner and group: see trimsfs mount --gid"
+        )
+
+
+def _check_access_mode(mode: csi_pb2.VolumeCapability.AccessMode.Mode, *, inline: bool) -> None:
+    """Kubernetes gives inline volumes, which cannot say otherwise, the mode SINGLE_NODE_WRITER."""
+    modes = csi_pb2.VolumeCapability.AccessMode
+    if mode == modes.UNKNOWN:
+        raise invalid("volume_capability: access_mode is missing")
+    allowed = {modes.SINGLE_NODE_READER_ONLY, modes.MULTI_NODE_READER_ONLY}
+    if inline:
+        allowed |= {modes.SINGLE_NODE_WRITER}
+    if mode not in allowed:
+        name = modes.Mode.Name(mode) if mode in modes.Mode.values() else mode
+        raise precondition(
+            f"volume_capability: access_mode {name}: volumes are read-only: set accessModes: [ReadOnlyMany] in the "
+            "PersistentVolume and its claim; for an inline volume, podInfoOnMount in the CSIDriver"
         )

@@ -16,7 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from mountctl.csi.child_process import ChildProcesses
+from mountctl.csi.child_process import ChildProcesses, Space
 from mountctl.csi.errors import StatusError
 from mountctl.csi.mounts_directory import MountsDirectory
 from mountctl.csi.named_locks import NamedLocks
@@ -161,8 +161,8 @@ def test_a_volume_goes_on_with_the_next_server(directory: Path) -> None:
 class _SlowPaths(ChildProcesses):
     """The mount answers, but not for the path."""
 
-    def check_answers(self, mount: Mount, path: Path | None = None) -> tuple[int, int]:
-        return 1, 1
+    def check_answers(self, mount: Mount) -> Space:
+        return Space(total=1, free=1, files=1)
 
     def run(
         self, mount: Mount, command: list[str | Path], timeout_s: float
