@@ -4,11 +4,13 @@ While a server does not answer a request that it has read, the waiting process c
 a child behind, and does not touch its mount again until it has ended, so that hanging children stay few.
 """
 
+import json
 import os
 import subprocess
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mountctl.csi.errors import StatusError, unavailable
 from trimsfs.mountinfo import Mount
@@ -16,6 +18,8 @@ from trimsfs.mountinfo import Mount
 ANSWER_TIMEOUT_S = 5.0
 """How long a mount may take to answer a request that does not involve the store."""
 KILL_TIMEOUT_S = 0.3
+FACTS_LIMIT = 1 << 20
+"""Most bytes of what a server tells of itself: it may be in an attacker's hands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,15 @@ class ChildProcesses:
         answer = self._ask(mount, ["stat", "-f", "-c", "%S %b %f %c", "--", mount.mountpoint])
         size, total, free, files = map(int, answer.split())
         return Space(total=size * total, free=size * free, files=files)
+
+    def options(self, mount: Mount) -> dict[str, Any]:
+        """The options that a mount's server has. Raises StatusError (UNAVAILABLE)."""
+        command: list[str | Path] = ["head", "-c", str(FACTS_LIMIT), "--", mount.mountpoint / ".trims/control"]
+        try:
+            options: dict[str, Any] = json.loads(self._ask(mount, command))["options"]
+        except (ValueError, LookupError, TypeError):
+            raise unavailable(f"{mount.mountpoint}: its server tells no options: see its log") from None
+        return options
 
     def _ask(self, mount: Mount, command: list[str | Path]) -> str:
         """What a command prints about a mount. Raises StatusError (UNAVAILABLE)."""

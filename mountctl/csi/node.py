@@ -18,6 +18,7 @@ from mountctl.csi.errors import StatusError, invalid, precondition, shown, unava
 from mountctl.csi.mounts_directory import MountsDirectory
 from mountctl.csi.named_locks import NamedLocks
 from mountctl.csi.requests import Publication, publication, target_path, volume_id
+from mountctl.csi.service_account_tokens import ServiceAccountTokens
 from mountctl.csi.tenants import check_tenant
 from mountctl.linux import mounting
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, Mount, mount_at, trimsfs_at
@@ -42,11 +43,13 @@ class NodeService:
         mounts: MountsDirectory,
         children: ChildProcesses,
         tenants: Path | None,
+        tokens: ServiceAccountTokens | None = None,
     ) -> None:
         self._node_id = node_id
         self._mounts = mounts
         self._children = children
         self._tenants = tenants
+        self._tokens = tokens
         self._locks = NamedLocks()
 
     def node_get_info(self, _: csi_pb2.NodeGetInfoRequest) -> csi_pb2.NodeGetInfoResponse:
@@ -72,7 +75,9 @@ class NodeService:
         with self._locks.hold(f"target {wanted.target}", timeout_s=LOCK_TIMEOUT_S):
             source = self._mounts.find(name)
             there = mount_at(wanted.target)
-            if there is not None and self._is_wanted(there, source, wanted):
+            published = there is not None and self._is_wanted(there, source, wanted)
+            self._check_identity(source, wanted, published=published)
+            if published:
                 return csi_pb2.NodePublishVolumeResponse()
             self._children.check_answers(source)
             made = _make_target(wanted.target) if there is None else False
@@ -128,6 +133,12 @@ class NodeService:
         ]  # the kubelet takes no answer without usage, also of a volume that does not work
         condition = csi_pb2.VolumeCondition(abnormal=bool(problem), message=problem or "the mount answers")
         return csi_pb2.NodeGetVolumeStatsResponse(usage=usage, volume_condition=condition)
+
+    def _check_identity(self, source: Mount, wanted: Publication, *, published: bool) -> None:
+        """Check that the pod has the service account that a path belongs to, and keep its token. Raises StatusError."""
+        if self._tokens is None or (published and self._tokens.renew(wanted)):
+            return
+        self._tokens.check(wanted, self._children.options(source))
 
     def _is_wanted(self, there: Mount, source: Mount, wanted: Publication) -> bool:
         """Whether the requested volume is mounted at the target; False if it may be replaced. Raises StatusError."""

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mountctl.csi import csi_pb2
@@ -12,6 +12,8 @@ from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_of
 RESERVED = "csi.storage.k8s.io/"
 EPHEMERAL = f"{RESERVED}ephemeral"
 NAMESPACE = f"{RESERVED}pod.namespace"
+SERVICE_ACCOUNT = f"{RESERVED}serviceAccount.name"
+TOKENS = f"{RESERVED}serviceAccount.tokens"
 CONTROL_DIRECTORY = ".trims"
 
 VOLUME_ID_LIMIT = 128
@@ -31,13 +33,19 @@ _MOUNT_FLAGS = {"ro", "nosuid", "nodev"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """A volume to publish at ``target``: ``path`` ("": all) of the mount named ``mount`` (None: the only one)."""
+    """A volume to publish at ``target``: ``path`` ("": all) of the mount named ``mount`` (None: the only one).
+
+    ``namespace`` and ``service_account`` are the pod's, and ``tokens`` the account's, in JSON; None where the request
+    does not tell.
+    """
 
     volume: str
     target: Path
     mount: str | None
     path: str
     namespace: str | None
+    service_account: str | None
+    tokens: str | None = field(repr=False)
 
 
 def publication(request: csi_pb2.NodePublishVolumeRequest, mounts_dir: Path) -> Publication:
@@ -55,7 +63,17 @@ def publication(request: csi_pb2.NodePublishVolumeRequest, mounts_dir: Path) -> 
         mount=mount_name(context["mount"]) if "mount" in context else None,
         path=model_path(context.get("path", ""), "volumeAttributes: path"),
         namespace=context.get(NAMESPACE) or None,
+        service_account=context.get(SERVICE_ACCOUNT) or None,
+        tokens=_tokens(request),
     )
+
+
+def _tokens(request: csi_pb2.NodePublishVolumeRequest) -> str | None:
+    """The service account's tokens. The kubelet gives them once; who makes a volume could, too."""
+    found = [fields[TOKENS] for fields in (request.volume_context, request.secrets) if fields.get(TOKENS)]
+    if len(found) > 1:
+        raise invalid(f"{TOKENS}: is given twice: leave it out of volumeAttributes and secrets")
+    return found[0] if found else None
 
 
 def volume_id(text: str) -> str:

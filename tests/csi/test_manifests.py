@@ -17,8 +17,9 @@ from mountctl.csi import DRIVER_NAME
 from mountctl.csi.command import csi
 from mountctl.csi.requests import publication
 from mountctl.csi.tenants import check_tenant
-from tests.csi.driver import is_dead, kill_together, needs_root
+from tests.csi.driver import is_dead, kill_together, needs_root, persistent
 from tests.csi.driver import publication as request_of
+from tests.services.web_identity import AUDIENCE
 from tests.support.mounts import TRIMSFS, unmount, wait_until
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_at
 from trimsfs.options import load_options
@@ -87,7 +88,9 @@ def test_the_csidriver_object_says_what_the_driver_relies_on() -> None:
         "fsGroupPolicy": "None",
         "podInfoOnMount": True,
         "requiresRepublish": True,
-        "volumeLifecycleModes": ["Ephemeral"],
+        "storageCapacity": False,
+        "tokenRequests": [{"audience": AUDIENCE, "expirationSeconds": 3600}],
+        "volumeLifecycleModes": ["Persistent", "Ephemeral"],
     }
 
 
@@ -169,13 +172,44 @@ def test_the_example_asks_for_what_the_driver_gives() -> None:
 
 def test_the_documentation_shows_what_is_understood(tmp_path: Path) -> None:
     text = (ROOT / "docs/kubernetes.md").read_text()
-    (volumes,), (tenants,) = (re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("yaml", "toml"))
-    (volume,) = yaml.safe_load(volumes)["volumes"]
+    blocks, tables = (re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("yaml", "toml"))
+    documents = [each for block in blocks for each in yaml.safe_load_all(block)]
+    (volume,) = (each for document in documents for each in document.get("volumes", ()) if "csi" in each)
     assert volume["csi"]["driver"] == DRIVER_NAME
-    request = request_of("/var/lib/kubelet/pods/p/mount", "csi-1", volume["csi"]["volumeAttributes"])
+    target = "/var/lib/kubelet/pods/p/mount"
+    request = request_of(target, "csi-1", volume["csi"]["volumeAttributes"])
     assert publication(request, Path(MOUNTPOINT).parent).path == "resnet50"
+    (tenants,) = (table for table in tables if "[[tenant]]" in table)
     (tmp_path / "tenants.toml").write_text(tenants)
     check_tenant(tmp_path / "tenants.toml", "vision-2", "models", "public/resnet50")
+
+
+def test_the_documentation_shows_a_persistent_volume_and_a_claim_that_belong_together() -> None:
+    text = (ROOT / "docs/kubernetes.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    documents = [each for block in blocks for each in yaml.safe_load_all(block)]
+    volume, claim = (
+        next(each for each in documents if each.get("kind") == kind)
+        for kind in ("PersistentVolume", "PersistentVolumeClaim")
+    )
+    source = volume["spec"]["csi"]
+    assert source["driver"] == DRIVER_NAME
+    request = persistent("/var/lib/kubelet/pods/p/mount", source["volumeHandle"], source["volumeAttributes"])
+    assert publication(request, Path(MOUNTPOINT).parent).path == "resnet50"
+    assert volume["spec"]["accessModes"] == claim["spec"]["accessModes"] == ["ReadOnlyMany"]
+    assert volume["spec"]["storageClassName"] == claim["spec"]["storageClassName"] == ""
+    assert claim["spec"]["volumeName"] == volume["metadata"]["name"]
+    assert claim["spec"]["resources"]["requests"]["storage"] == volume["spec"]["capacity"]["storage"]
+    reference = volume["spec"]["claimRef"]
+    assert reference == {key: claim["metadata"][key] for key in ("name", "namespace")}
+
+
+def test_the_documentation_shows_a_tenant_with_the_role_of_a_service_account(tmp_path: Path) -> None:
+    text = (ROOT / "docs/kubernetes.md").read_text()
+    (table,) = (each for each in re.findall(r"```toml\n(.*?)```", text, re.DOTALL) if "[[tenants]]" in each)
+    (tmp_path / "config.toml").write_text(table)
+    (tenant,) = load_options({}, configs=[tmp_path / "config.toml"], environment={}).tenants
+    assert str(tenant.web_identity_token_file) == "/run/trimsfs/tokens/team-a/reader"
 
 
 @pytest.fixture

@@ -292,3 +292,12 @@ def test_without_the_extra_the_other_commands_work_and_this_one_names_it() -> No
     done = run("csi", "--endpoint", "unix:///x", "--node-id", "n")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "pip install 'trimsfs[csi]'" in done.stderr
+
+
+@pytest.mark.parametrize("told", ["", "{", "{}", "[]", '"options"'])
+def test_a_server_that_tells_no_options_is_named(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    children = ChildProcesses()
+    monkeypatch.setattr(children, "run", lambda *_: subprocess.CompletedProcess([], 0, told, ""))
+    with pytest.raises(StatusError, match="/mounts/models: its server tells no options") as caught:
+        children.options(MOUNT)
+    assert caught.value.code == grpc.StatusCode.UNAVAILABLE
