@@ -6,13 +6,10 @@ from pathlib import Path
 
 import click
 import pytest
-import yaml
 
 from mountctl.csi import DRIVER_NAME
 from mountctl.csi.command import csi
-from mountctl.csi.requests import publication
 from mountctl.csi.tenants import check_tenant
-from tests.csi.driver import publication as request_of
 from tests.kubernetes.manifests import (
     EXAMPLES,
     KUBERNETES,
@@ -23,6 +20,7 @@ from tests.kubernetes.manifests import (
     of_kind,
     pod_of,
 )
+from tests.services.web_identity import AUDIENCE
 from trimsfs.options import load_options
 
 MOUNTPOINT = "/var/lib/trimsfs/mounts/models"
@@ -72,7 +70,9 @@ def test_the_csidriver_object_says_what_the_driver_relies_on() -> None:
         "fsGroupPolicy": "None",
         "podInfoOnMount": True,
         "requiresRepublish": True,
-        "volumeLifecycleModes": ["Ephemeral"],
+        "storageCapacity": False,
+        "tokenRequests": [{"audience": AUDIENCE, "expirationSeconds": 3600}],
+        "volumeLifecycleModes": ["Persistent", "Ephemeral"],
     }
 
 
@@ -179,17 +179,6 @@ def test_the_configuration_is_valid(tmp_path: Path, pod: Manifest) -> None:
     (cache,) = [volume for volume in pod["volumes"] if volume["name"] == "cache"]
     assert str(mount.cache_dir).startswith(cache["hostPath"]["path"])
     check_tenant(tmp_path / "tenants.toml", "any", "models", "")
-
-
-def test_the_documentation_shows_what_is_understood(tmp_path: Path) -> None:
-    text = (ROOT / "docs/kubernetes.md").read_text()
-    (volumes,), (tenants,) = (re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("yaml", "toml"))
-    (volume,) = yaml.safe_load(volumes)["volumes"]
-    assert volume["csi"]["driver"] == DRIVER_NAME
-    request = request_of("/var/lib/kubelet/pods/p/mount", "csi-1", volume["csi"]["volumeAttributes"])
-    assert publication(request, Path(MOUNTPOINT).parent).path == "resnet50"
-    (tmp_path / "tenants.toml").write_text(tenants)
-    check_tenant(tmp_path / "tenants.toml", "vision-2", "models", "public/resnet50")
 
 
 def test_the_command_of_csi_is_known_to_mountctl() -> None:
