@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import resource
+import shlex
 import signal
 import socket
 import sys
@@ -104,7 +105,9 @@ def main() -> None:
             set_process_title("server", mountpoint)
             spawner = Spawner(partial(_make_copier, options, store), mountpoint=mountpoint, not_for_it=held)
             _raise_priority()
-            loaded = Loaded(store=store, spawner=spawner, no_gpu=no_gpu, read_manifest=read_manifest)
+            verb = "keeper" if order.get("launched", False) else "recover"
+            recovery = f"mountctl {verb} {shlex.quote(str(mountpoint))}"
+            loaded = Loaded(store=store, spawner=spawner, no_gpu=no_gpu, read_manifest=read_manifest, recovery=recovery)
             trio.run(serve, options, mountpoint, keeper_end, promotion, loaded)
     except* TrimsError as group:
         failure = _first_error(group)

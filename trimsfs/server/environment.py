@@ -22,7 +22,8 @@ class Environment:
 
     ``mounted_ns`` and ``started``, since the epoch, are when the mount and this server began; ``restarts`` counts
     earlier servers, and ``takeover_seconds`` is how long the mount was without one. ``lock`` is the descriptor of the
-    cache directory's lock, from an earlier server. ``kept`` tells whether the keeper runs.
+    cache directory's lock, from an earlier server.
+    ``kept`` tells whether the keeper runs, and ``recovery`` is the command that starts another.
 
     ``store`` does not retry; ``copier`` moves its bytes. ``no_gpu`` is why no GPU can be used, or None.
     ``read_manifest`` reads signed manifests; it is None if signatures are off.
@@ -51,6 +52,7 @@ class Environment:
     chunk_size: int = CHUNK_SIZE
     request_memory: int = REQUEST_MEMORY
     kept: Callable[[], bool] = lambda: True
+    recovery: str = "mountctl recover"
     waits: Callable[[], list[dict[str, object]]] = list
     pace: Pace = field(default_factory=Pace)
     server_pid: int = field(default_factory=os.getpid)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import resource
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -163,8 +162,8 @@ def _process_facts(environment: Environment) -> dict[str, object]:
     """The part of the control file ``control`` about this server, its keeper and their processes."""
     keeper, problem = _keeper(environment), None
     if keeper is None:
-        remedy = f"`mountctl recover {shlex.quote(str(environment.mountpoint))}`"
-        problem = f"pid {environment.keeper_pid} has ended: no server takes over if this one ends: run {remedy}"
+        pid, remedy = environment.keeper_pid, environment.recovery
+        problem = f"pid {pid} has ended: no server takes over if this one ends: run `{remedy}`"
     return {
         "server_pid": environment.server_pid,
         "keeper_pid": keeper,
