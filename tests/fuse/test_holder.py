@@ -21,7 +21,9 @@ from mountctl.linux.sockets import launchers_path
 from tests.services.fast import start_fast
 from tests.support.mounts import MOUNTCTL, trimsfs, wait_until
 from tests.support.nodes import TIMEOUT_S, Node, a_node, end
+from tests.support.service_manager import Manager
 from tests.support.users import STRANGER, as_user
+from trimsfs.cli.umount import STOP_TIMEOUT_S
 from trimsfs.fuse.waiters import CHECK_INTERVAL_S
 from trimsfs.mountinfo import trimsfs_at
 
@@ -284,6 +286,34 @@ def test_only_root_that_the_keeper_sees_may_serve(served: Node) -> None:
     assert check(served.mountpoint, timeout_s=5)["protocol"] == 1
 
 
+def test_a_mount_is_taken_from_nobody_who_shows_another(served: Node) -> None:
+    server, launcher = served.serving(), served.processes[1].pid
+    first = int(Path(f"/proc/{launcher}/task/{launcher}/children").read_text())
+    join = json.dumps(JOIN | {"mountpoint": str(served.mountpoint), "names": ["fuse", "ledger", "lock", "server"]})
+    os.kill(first, signal.SIGSTOP)  # it does not join before who pretends to be it
+    end(served.processes[0])
+    keeper = served.keeper()
+    wait_until(lambda: served.check() == 0)
+    bystander = subprocess.Popen(["sleep", "300"])
+    shown = [os.open("/dev/fuse", os.O_RDWR), os.memfd_create("trimsfs-ledger"), os.open("/dev/null", os.O_RDONLY)]
+    shown.append(os.pidfd_open(bystander.pid))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end_of_stranger:
+        end_of_stranger.settimeout(20)
+        end_of_stranger.connect(str(launchers_path(served.mountpoint)))
+        socket.send_fds(end_of_stranger, [join.encode()], shown)
+        answer = json.loads(end_of_stranger.recv(16384))
+    for descriptor in shown:
+        os.close(descriptor)
+    assert (answer["do"], answer["kind"]) == ("end", "TakeoverError")
+    assert "is mounted, and not by this server" in answer["error"]
+    assert bystander.poll() is None
+    end(bystander)
+    assert (served.mountpoint / "cold").read_bytes() == FILES["cold"]
+    os.kill(first, signal.SIGCONT)
+    served.serving(not_by=server, keeper=keeper.pid)
+    assert (served.mountpoint / "cold").read_bytes() == FILES["cold"]
+
+
 def test_a_keeper_that_does_not_see_its_servers_refuses_them(node: Node) -> None:
     node.keeper("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "shared")
     assert node.server().wait(TIMEOUT_S) == 1
@@ -313,3 +343,38 @@ def test_operators_see_and_replace_the_server(served: Node) -> None:
     done = mountctl("recover", served.mountpoint)
     assert done.returncode == 1
     assert f"its keeper is `mountctl keeper {served.mountpoint}`: start that again" in done.stderr
+
+
+def test_both_are_services_in_one_namespace(store_directory: Path, tmp_path: Path) -> None:
+    """Each tells its service manager when it is ready; nothing of either is left after an unmount and a stop."""
+    (store_directory / "cold").write_bytes(FILES["cold"])
+    declared, mountpoint = tmp_path / "mounts.d", tmp_path / "models"
+    declared.mkdir()
+    lines = [f'mountpoint = "{mountpoint}"', f'store = "{store_directory}"', f'cache_dir = "{tmp_path / "cache"}"']
+    (declared / "models.toml").write_text("\n".join(lines))
+    managers = []
+    for verb in ("keeper", "serve"):
+        (tmp_path / verb).mkdir()
+        managers.append(Manager(tmp_path / verb))
+    with closing(managers[0]) as keeper, closing(managers[1]) as server:
+        for manager, verb in ((keeper, "keeper"), (server, "serve")):
+            manager.start(MOUNTCTL, verb, "models", "--mounts-dir", str(declared))
+            manager.hear("READY=1")
+        reader = reading(mountpoint / "cold")
+        assert told(reader) == FILES["cold"]
+        assert server.process is not None
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(TIMEOUT_S) == 0
+        server.said.clear()
+        reader = reading(mountpoint / "cold")
+        server.start(MOUNTCTL, "serve", "models", "--mounts-dir", str(declared))
+        assert told(reader) == FILES["cold"]
+        server.hear("READY=1")
+        began = time.monotonic()
+        assert mountctl("down", "models", "--mounts-dir", declared).returncode == 0
+        assert server.process.wait(TIMEOUT_S) == 0
+        assert time.monotonic() - began < STOP_TIMEOUT_S  # the keeper, which stays, is not waited for
+        assert keeper.process is not None
+        assert keeper.process.poll() is None
+        keeper.process.send_signal(signal.SIGTERM)
+        assert keeper.process.wait(TIMEOUT_S) == 0

@@ -24,7 +24,7 @@ from trimsfs.integrity.manifests import ReadManifest
 from trimsfs.options import MountOptions, Place, places
 from trimsfs.server.assembly import assemble, lies_on
 from trimsfs.server.components import Components
-from trimsfs.server.environment import Environment
+from trimsfs.server.environment import Environment, recovery_of
 from trimsfs.server.late_binding import LateBound
 from trimsfs.stores import DirectoryStore, Store, beneath, reach_place
 from trimsfs.stores.broker import Broker
@@ -46,7 +46,7 @@ class Loaded:
     spawner: Spawner
     no_gpu: str | None
     read_manifest: ReadManifest | None
-    recovery: str
+    launched: bool
 
 
 async def serve(
@@ -60,7 +60,10 @@ async def serve(
             passthrough=options.passthrough, overlay=lies_on(options.cache_dir, "overlay"), mounted_ns=time.time_ns()
         )
         keeper = KeeperClient(
-            keeper_end, recovery=loaded.recovery, pid=promotion.keeper_pid, backing_limit=promotion.backing_limit
+            keeper_end,
+            recovery=recovery_of(mountpoint, launched=loaded.launched),
+            pid=promotion.keeper_pid,
+            backing_limit=promotion.backing_limit,
         )
         pool = WorkerPool(loaded.spawner, count=options.fetch_processes or 2)
         expire = LateBound[[Iterable[tuple[int, bytes]]], None]("expire")
@@ -73,7 +76,6 @@ async def serve(
             server_pid=promotion.server_pid or os.getpid(),
             keeper_pid=keeper.pid,
             kept=keeper.connected,
-            recovery=loaded.recovery,
             descriptors=keeper,
             ledger=ledger,
             lock=promotion.lock,
