@@ -33,8 +33,10 @@ FILES = {f"resident/{number}": random.Random(number).randbytes(6_000_000) for nu
 CACHE_SIZE = "36MiB"
 """Holds half of FILES: what is read is fetched and evicted all the time."""
 OF_KEEPER = ("SYS_ADMIN", "KILL", "DAC_OVERRIDE")
-OF_SERVER = ("SETUID", "SETGID", "SETPCAP", "CHOWN", "FOWNER", "DAC_OVERRIDE", "DAC_READ_SEARCH", "KILL", "SYS_NICE")
-OF_SERVER += ("SYS_RESOURCE", "IPC_LOCK")
+OF_SERVER = (
+    *("SETUID", "SETGID", "SETPCAP", "CHOWN", "FOWNER", "DAC_OVERRIDE", "DAC_READ_SEARCH"),
+    *("KILL", "SYS_NICE", "SYS_RESOURCE", "IPC_LOCK"),
+)
 SOCKETS = "/run/trimsfs"
 
 
@@ -70,7 +72,7 @@ class Containers:
             _bind(self.node.mountpoint.parent, "rbind", "ro", "rslave"),
             *([_bind(image, "bind", "ro", at=trimsfs.__file__)] if image is not None else []),
         ]
-        serve = [TRIMSFS, "serve", self.node.store, self.node.mountpoint, "--cache-dir", cache]
+        serve: list[str | Path] = [TRIMSFS, "serve", self.node.store, self.node.mountpoint, "--cache-dir", cache]
         options = ["--cache-size", CACHE_SIZE, "--cold-open", "stream"]
         self._start(name, [*serve, *options], OF_SERVER, mounts, ["mount", "ipc", "uts", "pid"])
 
@@ -121,7 +123,7 @@ class Containers:
 
     def serves(self, version: str) -> bool:
         """Whether a server of a version answers."""
-        return self.node.mount.control()["version"] == version
+        return bool(self.node.mount.control()["version"] == version)
 
     def log(self) -> str:
         return (self.node.directory / "containers.log").read_text()
@@ -139,7 +141,7 @@ def containers(tmp_path: Path) -> Iterator[Containers]:
     Path(SOCKETS).mkdir(exist_ok=True)
     with a_node(tmp_path, FILES) as node:
         found = Containers(node, root)
-        for mount in (["mount", "--bind", "/", root], ["mount", "--make-private", root]):
+        for mount in (["mount", "--bind", "/", str(root)], ["mount", "--make-private", str(root)]):
             subprocess.run(mount, check=True, timeout=10)
         try:
             yield found

@@ -65,7 +65,7 @@ class Node:
 
     def check(self) -> int:
         """The exit code of the probe of the keeper."""
-        command = [MOUNTCTL, "keeper", "--check", self.mountpoint]
+        command = [MOUNTCTL, "keeper", "--check", str(self.mountpoint)]
         return subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=False).returncode
 
     def facts(self) -> dict[str, object]:
@@ -116,7 +116,7 @@ def a_node(directory: Path, files: Mapping[str, bytes]) -> Iterator[Node]:
     node.mountpoint.parent.mkdir()
     let_in(node.store)
     let_in(node.mountpoint.parent)
-    shared = node.mountpoint.parent
+    shared = str(node.mountpoint.parent)
     for command in (["mount", "--bind", shared, shared], ["mount", "--make-rshared", shared]):
         subprocess.run(command, check=True, timeout=10)
     try:
