@@ -282,16 +282,9 @@ def _status_of(mount: NamedMount) -> dict[str, Any]:
 
 
 def _state_without_keeper(mountpoint: Path) -> str:
-    """The state of a mount without a keeper. A child process asks: one that waits for a mount cannot be killed."""
-    command = ["stat", "-f", "--", str(mountpoint)]
-    environment = {**os.environ, "LC_ALL": "C"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        _, message = process.communicate(timeout=ANSWER_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return "hanging"
-    return DEAD if b"not connected" in message else NOT_KEPT
+    """The state of a mount without a keeper."""
+    answers = mounting.answers(mountpoint, timeout_s=ANSWER_TIMEOUT_S)
+    return "hanging" if answers is None else NOT_KEPT if answers else DEAD
 
 
 @click.command(epilog=examples("mountctl logs --follow models"))

@@ -35,6 +35,8 @@ VACANCY_LIMIT_S = 600.0
 half of it."""
 GRACE_S = 1.0
 """How long a new holder of a mount that is there waits for the launcher that has kept it."""
+ANSWER_TIMEOUT_S = 2.0
+"""How long a mount that was left may take to show whether it is dead."""
 KEPT_TIMEOUT_S = 5.0
 """How long the holder before may take to end."""
 
@@ -232,8 +234,13 @@ def _await_unlocked(ledger: int) -> None:
 
 
 def _prepare(mountpoint: Path) -> None:
-    """Create a mount point, and detach the dead mounts that earlier keepers have left there. Raises OSError."""
+    """Create a mount point, and detach the dead mounts that earlier keepers have left there.
+
+    Raises OSError, and AlreadyKeptError if one is alive.
+    """
     while trimsfs_at(mountpoint) is not None:
+        if mounting.answers(mountpoint, timeout_s=ANSWER_TIMEOUT_S) is not False:
+            raise AlreadyKeptError
         Reporter(None, None).warning(f"{mountpoint}: detaching the mount of a keeper and a server that have both ended")
         mounting.unmount(mountpoint, lazy=True)
     mountpoint.mkdir(parents=True, exist_ok=True)
@@ -260,7 +267,10 @@ def hold(mountpoint: Path) -> int:
             try:
                 holder = Holder(launchers, launcher)
             except AlreadyKeptError:
-                launcher.end(TakeoverError.__name__, f"another keeper has {mountpoint}: end that")
+                launcher.end(
+                    TakeoverError.__name__,
+                    f"{mountpoint} is mounted, and not by this server: end the one that it is of",
+                )
                 continue
             code = holder.run()
             if holder.stopping:

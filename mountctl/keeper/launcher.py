@@ -18,7 +18,7 @@ from typing import Any
 from mountctl.keeper.connection import memory_of
 from mountctl.keeper.launchers import KEPT, MESSAGE_LIMIT, PROTOCOL
 from mountctl.keeper.reporter import Reporter
-from mountctl.keeper.server_process import FORKS
+from mountctl.keeper.server_process import FORKS, LAUNCHED
 from mountctl.linux.sd_notify import Notifier
 from mountctl.linux.sockets import launchers_path
 from trimsfs import __version__
@@ -124,7 +124,7 @@ class ServerLauncher:
 
     def _start(self, channel: int) -> None:
         """Start a server with its end of the channel to the keeper, which learns from it how that went."""
-        order_file = memory_of(json.dumps(self._order | {FORKS: True}).encode())
+        order_file = memory_of(json.dumps(self._order | {FORKS: True, LAUNCHED: True}).encode())
         os.set_inheritable(channel, True)
         command = [*self._order["server"], "--keeper-fd", str(channel)]
         try:

@@ -20,7 +20,7 @@ from typing import Any
 from mountctl.keeper.connection import SEALS
 from mountctl.keeper.descriptor_store import FUSE_DEVICE, LISTENER
 from mountctl.keeper.forked_server import OtherProcess
-from mountctl.keeper.server_process import ENVIRONMENT, FORKS, ServerProcess
+from mountctl.keeper.server_process import ENVIRONMENT, FORKS, LAUNCHED, ServerProcess
 from mountctl.linux import mounting
 from mountctl.linux.sockets import gpu_path
 from trimsfs.errors import NotMountedError, TakeoverError
@@ -110,6 +110,8 @@ def _look_at(pid: int, mountpoint: Path, device: str) -> Predecessor:
     order = _order_of(process)
     if order["mountpoint"] != str(mountpoint):
         raise _UnfitError("it serves another mount")
+    if order.get(LAUNCHED, False):
+        raise _UnfitError(f"its keeper is `mountctl keeper {mountpoint}`: start that again")
     parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     if title_of(parent) == title("keeper", mountpoint):
         raise _UnfitError(f"its keeper, pid {parent}, is alive")

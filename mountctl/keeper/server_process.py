@@ -21,6 +21,8 @@ ENVIRONMENT = "environment"
 """The field of an order that has the keeper's environment variables, for its successor."""
 FORKS = "forks"
 """The field of an order that lets a server fork the next one."""
+LAUNCHED = "launched"
+"""The field of an order of a server whose keeper is elsewhere."""
 _SCM_PIDFD = 4
 _DESCRIPTOR = array.array("i").itemsize
 

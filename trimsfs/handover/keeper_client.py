@@ -91,16 +91,30 @@ class _Registration:
 
 
 class KeeperClient:
-    """Asks the keeper for privileged operations; *backing_limit* is that of the promotion."""
+    """Asks the keeper for privileged operations; *pid* and *backing_limit* are those of the promotion.
 
-    def __init__(self, end: socket.socket, *, backing_limit: int | None = None) -> None:
+    *recovery* is the command that starts another keeper.
+    """
+
+    def __init__(
+        self,
+        end: socket.socket,
+        *,
+        recovery: str = "mountctl recover",
+        pid: int | None = None,
+        backing_limit: int | None = None,
+    ) -> None:
         self._channel = Channel(end)
+        self._recovery = recovery
         self._asking = trio.Lock()
         self._backing_limit = backing_limit
         self._registrations: list[_Registration] = []
         self._queue, self._queued = trio.open_memory_channel[tuple[Message, Callable[[], None]]](math.inf)
         self._gone = False
-        self.pid, _ = self._channel.peer()
+        seen, _ = self._channel.peer()
+        self.in_sight = seen != 0
+        """Whether the keeper is in a PID namespace that this process sees."""
+        self.pid = pid or seen
 
     def connected(self) -> bool:
         """Whether the last message reached the keeper; `run` sends one every ALIVE_INTERVAL_S."""
@@ -216,8 +230,9 @@ class KeeperClient:
         if not self._gone:
             self._gone = True
             log.error(
-                "the keeper, pid %d, has ended: no server takes over if this one ends: run `mountctl recover`",
+                "the keeper, pid %d, has ended: no server takes over if this one ends: run `%s`",
                 self.pid,
+                self._recovery,
             )
 
     async def _ask(self, message: Message, descriptors: Sequence[int] = ()) -> tuple[Message, list[int]]:
@@ -232,7 +247,7 @@ class KeeperClient:
             return await self._channel.receive()
         except ChannelClosedError as error:
             self._lost()
-            raise FuseUnavailableError("the keeper has ended: run `mountctl recover`") from error
+            raise FuseUnavailableError(f"the keeper has ended: run `{self._recovery}`") from error
 
     async def _ask_if_there(self, message: Message, descriptors: Sequence[int] = ()) -> tuple[Message, list[int]]:
         try:

@@ -24,7 +24,7 @@ from trimsfs.integrity.manifests import ReadManifest
 from trimsfs.options import MountOptions, Place, places
 from trimsfs.server.assembly import assemble, lies_on
 from trimsfs.server.components import Components
-from trimsfs.server.environment import Environment
+from trimsfs.server.environment import Environment, recovery_of
 from trimsfs.server.late_binding import LateBound
 from trimsfs.stores import DirectoryStore, Store, beneath, reach_place
 from trimsfs.stores.broker import Broker
@@ -46,6 +46,7 @@ class Loaded:
     spawner: Spawner
     no_gpu: str | None
     read_manifest: ReadManifest | None
+    launched: bool
 
 
 async def serve(
@@ -58,7 +59,12 @@ async def serve(
         settings = ConnectionSettings.read(ledger) or ConnectionSettings(
             passthrough=options.passthrough, overlay=lies_on(options.cache_dir, "overlay"), mounted_ns=time.time_ns()
         )
-        keeper = KeeperClient(keeper_end, backing_limit=promotion.backing_limit)
+        keeper = KeeperClient(
+            keeper_end,
+            recovery=recovery_of(mountpoint, launched=loaded.launched),
+            pid=promotion.keeper_pid,
+            backing_limit=promotion.backing_limit,
+        )
         pool = WorkerPool(loaded.spawner, count=options.fetch_processes or 2)
         expire = LateBound[[Iterable[tuple[int, bytes]]], None]("expire")
         waits = LateBound[[], list[dict[str, object]]]("waits")
@@ -68,7 +74,7 @@ async def serve(
             started=time.time(),
             restarts=promotion.restarts,
             server_pid=promotion.server_pid or os.getpid(),
-            keeper_pid=promotion.keeper_pid or keeper.pid,
+            keeper_pid=keeper.pid,
             kept=keeper.connected,
             descriptors=keeper,
             ledger=ledger,
@@ -83,8 +89,8 @@ async def serve(
             waits=waits,
         )
         components = assemble(options, environment)
-        # A keeper without a number is in another PID namespace, and with it the kernel's numbers of threads.
-        session = Session(components.filesystem, settings, hide_threads=keeper.pid == 0)
+        # The kernel numbers threads as in the keeper's PID namespace.
+        session = Session(components.filesystem, settings, hide_threads=not keeper.in_sight)
         expire.bind(session.expire)
         waits.bind(session.waits)
         try:

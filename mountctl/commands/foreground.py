@@ -1,4 +1,4 @@
-"""The subcommands that services and containers run: keeper, serve and run."""
+"""The subcommands that services and containers run in the foreground: keeper, serve and run."""
 
 import os
 import sys
