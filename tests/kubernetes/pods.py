@@ -6,8 +6,10 @@ the store is a directory; and the default seccomp profile is that of podman, not
 
 import functools
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -85,6 +87,12 @@ class Container:
         assert self.process.poll() is None, self.said
         return self
 
+    def serving(self) -> "Container":
+        """Wait until a server says that it serves; fails with its log if it ends before."""
+        wait_until(lambda: self.process.poll() is not None or ": serving " in self.said, timeout_s=TIMEOUT_S)
+        assert self.process.poll() is None, self.said
+        return self
+
     def ended(self) -> int:
         """Wait for its end; the exit code."""
         return self.process.wait(TIMEOUT_S)
@@ -95,12 +103,21 @@ class Container:
         return self.log.read_text()
 
     def kill(self) -> None:
-        """End it as the kubelet ends a container that does not end by itself."""
+        """End it with all its processes, which a kubelet's runtime knows by their control group."""
+        for pid in reversed(list(_below(self.process.pid))):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.node.crun("delete", "--force", self.name)
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(10)
         self.process.kill()
         self.process.wait(TIMEOUT_S)
+
+
+def _below(pid: int) -> Iterator[int]:
+    """The children of a process, and theirs."""
+    with suppress(OSError):
+        for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+            yield child
+            yield from _below(child)
 
 
 @dataclass(slots=True)
