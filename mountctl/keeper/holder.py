@@ -19,8 +19,9 @@ from mountctl.keeper.control_socket import Reply
 from mountctl.keeper.forked_server import ForkedServer, OtherProcess
 from mountctl.keeper.keeper import CANNOT_TAKE_OVER, STOP_SIGNALS, Keeper
 from mountctl.keeper.launchers import SERVER, Launcher, Launchers, succeed
+from mountctl.keeper.limits import TICK_S
 from mountctl.keeper.phase import Phase
-from mountctl.keeper.predecessor import LeftServer, ledger_version, serves
+from mountctl.keeper.predecessor import LeftServer, fits, ledger_version
 from mountctl.keeper.reporter import Reporter
 from mountctl.keeper.server_process import ServerProcess
 from mountctl.linux import mounting
@@ -62,6 +63,11 @@ class Holder(Keeper):
         """Whether a signal has told this process to end."""
         return self._leave_by is not None
 
+    @property
+    def ended(self) -> bool:
+        """Whether `run` has come to an end, rather than met a defect."""
+        return self._ending
+
     # The loop
 
     def _tick(self) -> None:
@@ -81,10 +87,17 @@ class Holder(Keeper):
         self._vacant_since = (self._vacant_since or now) if self._active is None else None
         if self._phase.replaceable and self._vacant_since is not None and now - self._vacant_since > VACANCY_LIMIT_S:
             self._reporter.error(f"no server has come for {VACANCY_LIMIT_S:.0f} s: giving up")
-            self._connection.abort()
             self._end(1)
         elif self._leave_by is not None:
             self._leave(self._leave_by)
+
+    def _end(self, exit_code: int) -> None:
+        # Only its launcher gets the exit code of a server.
+        super()._end(0 if self._phase.unmounted else exit_code)
+
+    def _tick_s(self) -> float:
+        idle = self._active is None and self._standby is None and not self._can_start
+        return TICK_S if idle else super()._tick_s()
 
     def _on_signals(self, numbers: bytes) -> None:
         if set(STOP_SIGNALS) & set(numbers):
@@ -103,6 +116,14 @@ class Holder(Keeper):
             self._reporter.warning("the keeper got a signal to stop, and no server keeps the mount: unmounting")
             self._unmount()
             self._end(0)
+
+    def _clean_up(self) -> None:
+        if not self._leaves:
+            if self._exit_code != 0:
+                self._connection.abort()  # launchers have copies of its descriptor
+            for launcher in self._launchers.living():
+                launcher.keep({})
+        super()._clean_up()
 
     # Launchers and their servers
 
@@ -203,20 +224,23 @@ def _taken_from(launcher: Launcher) -> tuple[dict[str, int], LeftServer | None]:
     held, launcher.held = launcher.held, {}
     mountpoint = Path(launcher.order["mountpoint"])
     identity = mounting.identify(mountpoint)
-    usable = identity is not None and {"fuse", "ledger", "lock"} <= held.keys()
-    if not usable or identity is None or not serves(held["fuse"], identity.device):
+    try:
+        fit = identity is not None and all(
+            fits(name, held[name], launcher.order, identity.device) for name in held.keys() - {"lock", SERVER}
+        )
+        process = OtherProcess(held[SERVER]) if fit and held.keys() >= {"fuse", "ledger", "lock", SERVER} else None
+    except (OSError, ValueError):
+        process = None  # they are not what their names say
+    if process is None:
         for descriptor in held.values():
             os.close(descriptor)
         _prepare(mountpoint)
         return {}, None
+    del held[SERVER]
     _await_unlocked(held["ledger"])
-    pidfd = held.pop(SERVER, None)
-    left = None
-    if pidfd is not None:
-        process = OtherProcess(pidfd)
-        if process.poll() is None:
-            left = LeftServer(process, launcher.order, ledger_version(held["ledger"]))
-    return held, left
+    if process.poll() is not None:
+        return held, None
+    return held, LeftServer(process, launcher.order, ledger_version(held["ledger"]))
 
 
 def _await_unlocked(ledger: int) -> None:
@@ -273,9 +297,10 @@ def hold(mountpoint: Path) -> int:
                 )
                 continue
             code = holder.run()
-            if holder.stopping:
-                return code
+            if holder.stopping or not holder.ended:
+                return code  # if it crashed, the server serves on, for the next holder
+            kind, error = holder.failure if code else ("", "")
             for each in launchers.living():
-                each.end(*holder.failure)
+                each.end(kind, error or ("the mount has ended: see the keeper's log" if code else ""))
     finally:
         launchers.close()
