@@ -225,8 +225,8 @@ def test_a_server_that_cannot_start_says_why_and_leaves_the_mount_as_it_is(node:
 
 
 def test_readers_get_an_error_when_no_server_comes(node: Node) -> None:
-    hurried = "import sys; from pathlib import Path; from mountctl.keeper import holder; holder.VACANCY_LIMIT_S = 1\n"
-    node.keeper(after=(sys.executable, "-c", hurried + "sys.exit(holder.hold(Path(sys.argv[1])))"))
+    hurried = "import sys; from pathlib import Path; from mountctl.keeper import standalone_keeper; standalone_keeper.VACANCY_LIMIT_S = 1\n"
+    node.keeper(after=(sys.executable, "-c", hurried + "sys.exit(standalone_keeper.hold(Path(sys.argv[1])))"))
     node.server()
     node.serving()
     end(node.processes[-1])

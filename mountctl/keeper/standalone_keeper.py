@@ -1,6 +1,6 @@
-"""The holder: a keeper whose servers come from elsewhere, as from another container, and whose mount outlives it.
+"""The standalone keeper: its servers come from elsewhere, as from another container, and its mount outlives it.
 
-`trimsfs serve` joins it, starts its servers and keeps copies of its descriptors. A server, its container and the holder
+`trimsfs serve` joins it, starts its servers and keeps copies of its descriptors. A server, its container and the keeper
 may each end at any time: whoever is left has what the next one needs.
 """
 
@@ -30,20 +30,20 @@ from trimsfs.errors import TakeoverError
 from trimsfs.mountinfo import trimsfs_at
 
 LEAVE_TIMEOUT_S = 25.0
-"""How long a holder that is stopped waits for a launcher to keep the mount, before it unmounts."""
+"""How long a keeper that is stopped waits for a launcher to keep the mount, before it unmounts."""
 VACANCY_LIMIT_S = 600.0
 """Readers that have waited for a server for so long get an error: the longest pause of the kubelet between restarts is
 half of it."""
 GRACE_S = 1.0
-"""How long a new holder of a mount that is there waits for the launcher that has kept it."""
+"""How long a new keeper of a mount that is there waits for the launcher that has kept it."""
 ANSWER_TIMEOUT_S = 2.0
 """How long a mount that was left may take to show whether it is dead."""
 KEPT_TIMEOUT_S = 5.0
-"""How long the holder before may take to end."""
+"""How long the keeper before may take to end."""
 
 
-class Holder(Keeper):
-    """Keeps one mount, from the first launcher until it is unmounted, or this process leaves it to the next holder."""
+class StandaloneKeeper(Keeper):
+    """Keeps one mount, from the first launcher until it is unmounted, or this process leaves it to the next keeper."""
 
     def __init__(self, launchers: Launchers, launcher: Launcher) -> None:
         stored, left = _taken_from(launcher)
@@ -106,7 +106,7 @@ class Holder(Keeper):
                 super()._on_signals(numbers)
 
     def _leave(self, leave_by: float) -> None:
-        """Leave the mount to the next holder, as soon as a launcher keeps what it needs; in the end, unmount."""
+        """Leave the mount to the next keeper, as soon as a launcher keeps what it needs; in the end, unmount."""
         active = self._active
         if active is not None and active.ready_at is not None and self._launchers.of(active.order) is not None:
             self._reporter.info("the keeper got a signal to stop: it leaves the mount to the next one")
@@ -244,7 +244,7 @@ def _taken_from(launcher: Launcher) -> tuple[dict[str, int], LeftServer | None]:
 
 
 def _await_unlocked(ledger: int) -> None:
-    """Wait for the holder before to end: its socket may be closed while it still has the lock."""
+    """Wait for the keeper before to end: its socket may be closed while it still has the lock."""
     probe = os.open(f"/proc/self/fd/{ledger}", os.O_RDWR | os.O_CLOEXEC)
     deadline = time.monotonic() + KEPT_TIMEOUT_S
     try:
@@ -265,7 +265,8 @@ def _prepare(mountpoint: Path) -> None:
     while trimsfs_at(mountpoint) is not None:
         if mounting.answers(mountpoint, timeout_s=ANSWER_TIMEOUT_S) is not False:
             raise AlreadyKeptError
-        Reporter(None, None).warning(f"{mountpoint}: detaching the mount of a keeper and a server that have both ended")
+        reporter = Reporter(None, None)
+        reporter.warning(f"{mountpoint}: detaching the mount of a keeper and a server that have both ended")
         mounting.unmount(mountpoint, lazy=True)
     mountpoint.mkdir(parents=True, exist_ok=True)
 
@@ -275,7 +276,7 @@ def _stop(*_: object) -> NoReturn:
 
 
 def hold(mountpoint: Path) -> int:
-    """Hold a mount for servers that come from elsewhere, until a signal, or the next holder wants it; the exit code.
+    """Hold a mount for servers that come from elsewhere, until a signal, or the next keeper wants it; the exit code.
 
     Raises ListenError, OSError.
     """
@@ -289,17 +290,17 @@ def hold(mountpoint: Path) -> int:
                 signal.signal(number, _stop)
             launcher = launchers.wait(GRACE_S if trimsfs_at(mountpoint) is not None else 0)
             try:
-                holder = Holder(launchers, launcher)
+                keeper = StandaloneKeeper(launchers, launcher)
             except AlreadyKeptError:
                 launcher.end(
                     TakeoverError.__name__,
                     f"{mountpoint} is mounted, and not by this server: end the one that it is of",
                 )
                 continue
-            code = holder.run()
-            if holder.stopping or not holder.ended:
-                return code  # if it crashed, the server serves on, for the next holder
-            kind, error = holder.failure if code else ("", "")
+            code = keeper.run()
+            if keeper.stopping or not keeper.ended:
+                return code  # if it crashed, the server serves on, for the next keeper
+            kind, error = keeper.failure if code else ("", "")
             for each in launchers.living():
                 each.end(kind, error or ("the mount has ended: see the keeper's log" if code else ""))
     finally:
