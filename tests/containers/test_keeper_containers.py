@@ -34,8 +34,17 @@ CACHE_SIZE = "36MiB"
 """Holds half of FILES: what is read is fetched and evicted all the time."""
 OF_KEEPER = {"DAC_OVERRIDE": 1, "KILL": 5, "SYS_ADMIN": 21}
 OF_SERVER = {
-    **{"CHOWN": 0, "DAC_OVERRIDE": 1, "DAC_READ_SEARCH": 2, "FOWNER": 3, "KILL": 5, "SETGID": 6, "SETUID": 7},
-    **{"SETPCAP": 8, "IPC_LOCK": 14, "SYS_NICE": 23, "SYS_RESOURCE": 24},
+    "CHOWN": 0,
+    "DAC_OVERRIDE": 1,
+    "DAC_READ_SEARCH": 2,
+    "FOWNER": 3,
+    "KILL": 5,
+    "SETGID": 6,
+    "SETUID": 7,
+    "SETPCAP": 8,
+    "IPC_LOCK": 14,
+    "SYS_NICE": 23,
+    "SYS_RESOURCE": 24,
 }
 SOCKETS = "/run/trimsfs"
 

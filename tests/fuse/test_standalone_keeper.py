@@ -30,6 +30,13 @@ from trimsfs.fuse.waiters import CHECK_INTERVAL_S
 from trimsfs.mountinfo import trimsfs_at
 
 BOOTS = 7
+IMPATIENT = """
+import sys
+from pathlib import Path
+from mountctl.keeper import standalone_keeper
+standalone_keeper.VACANCY_LIMIT_S = 1
+sys.exit(standalone_keeper.hold(Path(sys.argv[1])))
+"""
 FILES = {"warm": random.Random(1).randbytes(9 << 20), "cold": random.Random(2).randbytes(5 << 20)}
 JOIN = {
     "type": "join",
@@ -225,8 +232,7 @@ def test_a_server_that_cannot_start_says_why_and_leaves_the_mount_as_it_is(node:
 
 
 def test_readers_get_an_error_when_no_server_comes(node: Node) -> None:
-    hurried = "import sys; from pathlib import Path; from mountctl.keeper import standalone_keeper; standalone_keeper.VACANCY_LIMIT_S = 1\n"
-    node.keeper(after=(sys.executable, "-c", hurried + "sys.exit(standalone_keeper.hold(Path(sys.argv[1])))"))
+    node.keeper(after=(sys.executable, "-c", IMPATIENT))
     node.server()
     node.serving()
     end(node.processes[-1])
