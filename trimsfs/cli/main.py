@@ -8,6 +8,7 @@ from trimsfs.command_group import CommandGroup, examples
 _SECTIONS = {
     "Mounts": {
         "mount": "trimsfs.cli.mount",
+        "serve": "trimsfs.cli.serve",
         "umount": "trimsfs.cli.umount",
         "status": "trimsfs.cli.status",
         "doctor": "trimsfs.cli.doctor",
