@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from mountctl.keeper.forked_server import adopt_orphans
-from mountctl.keeper.holder import hold
+from mountctl.keeper.standalone_keeper import hold
 from mountctl.keeper.keeper import Keeper
 from mountctl.keeper.launcher import launch
 from mountctl.keeper.successor import follow

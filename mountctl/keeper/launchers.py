@@ -140,7 +140,9 @@ class Launchers:
             self.poll(0.1)
             if self.successor:
                 raise SystemExit(0)
-            self._waiting = [launcher for launcher in self._waiting if not launcher.gone]
+            for launcher in [launcher for launcher in self._waiting if launcher.gone]:
+                self._waiting.remove(launcher)
+                launcher.drop_held()
             if not self._waiting:
                 first_at = None
                 continue

@@ -160,28 +160,28 @@ def _descriptors_of(process: OtherProcess, order: dict[str, Any], device: str) -
             raise
         except OSError:
             continue  # closed meanwhile
-        if _is(name, descriptor, order, device):
+        if fits(name, descriptor, order, device):
             found[name] = descriptor
         else:
             os.close(descriptor)
     return found
 
 
-def _is(name: str, descriptor: int, order: dict[str, Any], device: str) -> bool:
+def fits(name: str, descriptor: int, order: dict[str, Any], device: str) -> bool:
     """Whether a descriptor is what *name* says. Raises OSError."""
     status = os.fstat(descriptor)
     match name:
         case "ledger":
             return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
         case "fuse":
-            return serves(descriptor, device)
+            return _serves(descriptor, device)
         case "lock":
             return _locks(descriptor, Path(order["options"]["cache_dir"], "lock"))
         case _:
             return _listens(descriptor, gpu_path(Path(order["mountpoint"])))
 
 
-def serves(fuse: int, device: str) -> bool:
+def _serves(fuse: int, device: str) -> bool:
     """Whether a descriptor is of /dev/fuse, and of the mount on a device; before Linux 6.18, of any mount."""
     status = os.fstat(fuse)
     if not stat.S_ISCHR(status.st_mode) or status.st_rdev != FUSE_DEVICE:

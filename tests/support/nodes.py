@@ -120,6 +120,7 @@ def a_node(directory: Path, files: Mapping[str, bytes]) -> Iterator[Node]:
         path = node.store / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+    node.store.mkdir(exist_ok=True)
     node.mountpoint.parent.mkdir()
     let_in(node.store)
     let_in(node.mountpoint.parent)

@@ -76,6 +76,7 @@ async def serve(
             server_pid=promotion.server_pid or os.getpid(),
             keeper_pid=keeper.pid,
             kept=keeper.connected,
+            launched=loaded.launched,
             descriptors=keeper,
             ledger=ledger,
             lock=promotion.lock,

@@ -10,13 +10,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from statistics import median
 
 import pytest
 
 from mountctl.keeper.launchers import check
+from mountctl.linux import mounting
 from mountctl.linux.sockets import launchers_path
 from tests.services.fast import start_fast
 from tests.support.mounts import MOUNTCTL, trimsfs, wait_until
@@ -27,6 +29,7 @@ from trimsfs.cli.umount import STOP_TIMEOUT_S
 from trimsfs.fuse.waiters import CHECK_INTERVAL_S
 from trimsfs.mountinfo import trimsfs_at
 
+BOOTS = 7
 FILES = {"warm": random.Random(1).randbytes(9 << 20), "cold": random.Random(2).randbytes(5 << 20)}
 JOIN = {
     "type": "join",
@@ -191,6 +194,7 @@ def test_a_keeper_that_is_stopped_before_the_first_server_just_ends(node: Node) 
 def test_after_both_have_ended_the_next_ones_mount_anew(served: Node) -> None:
     for process in served.processes:
         end(process)
+    wait_until(lambda: mounting.answers(served.mountpoint, timeout_s=5) is False)
     with pytest.raises(OSError, match="not connected") as raised:
         os.listdir(served.mountpoint)
     assert raised.value.errno == errno.ENOTCONN
@@ -221,8 +225,8 @@ def test_a_server_that_cannot_start_says_why_and_leaves_the_mount_as_it_is(node:
 
 
 def test_readers_get_an_error_when_no_server_comes(node: Node) -> None:
-    hurried = "import sys; from pathlib import Path; from mountctl.keeper import holder; holder.VACANCY_LIMIT_S = 1\n"
-    node.keeper(after=(sys.executable, "-c", hurried + "sys.exit(holder.hold(Path(sys.argv[1])))"))
+    hurried = "import sys; from pathlib import Path; from mountctl.keeper import standalone_keeper; standalone_keeper.VACANCY_LIMIT_S = 1\n"
+    node.keeper(after=(sys.executable, "-c", hurried + "sys.exit(standalone_keeper.hold(Path(sys.argv[1])))"))
     node.server()
     node.serving()
     end(node.processes[-1])
@@ -378,3 +382,42 @@ def test_both_are_services_in_one_namespace(store_directory: Path, tmp_path: Pat
         assert keeper.process.poll() is None
         keeper.process.send_signal(signal.SIGTERM)
         assert keeper.process.wait(TIMEOUT_S) == 0
+
+
+@pytest.mark.slow
+def test_a_node_serves_its_first_model_about_as_soon_as_a_mount_of_one_service(tmp_path: Path) -> None:
+    """From nothing to the first bytes of a model in the cache: keeper and server start at once, in any order."""
+    bucket = tmp_path / "buckets/models"
+    bucket.mkdir(parents=True)
+    (bucket / "cold").write_bytes(FILES["cold"])
+    split, single = list[tuple[float, ...]](), list[float]()
+    with a_node(tmp_path, {}) as node, start_fast(tmp_path / "buckets") as server:
+        for _ in range(BOOTS + 1):
+            began = time.monotonic()
+            node.server(store="s3://models", environment=server.environment())
+            node.keeper()
+            listens = _seconds_until(began, launchers_path(node.mountpoint).exists)
+            mounted = _seconds_until(began, lambda: trimsfs_at(node.mountpoint) is not None)
+            assert (node.mountpoint / "cold").read_bytes() == FILES["cold"]
+            split.append((listens, mounted, time.monotonic() - began))
+            assert trimsfs("umount", node.mountpoint).returncode == 0
+            for process in node.processes:
+                end(process)
+            launchers_path(node.mountpoint).unlink(missing_ok=True)
+            began = time.monotonic()
+            places = ("s3://models", node.mountpoint, "--cache-dir", node.directory / "cache")
+            assert trimsfs("mount", *places, environment=server.environment()).returncode == 0
+            assert (node.mountpoint / "cold").read_bytes() == FILES["cold"]
+            single.append(time.monotonic() - began)
+            assert trimsfs("umount", node.mountpoint).returncode == 0
+    listens, mounted, served = (median(times) for times in zip(*split[1:], strict=True))  # the first one fetched
+    print(f"\nkeeper listens after {listens:.2f} s, mounted after {mounted:.2f} s, first model after {served:.2f} s")
+    print(f"`trimsfs mount` and the first model: {median(single[1:]):.2f} s (medians of {BOOTS} boots)")
+    assert served < 2 * median(single[1:])
+
+
+def _seconds_until(began: float, condition: Callable[[], bool]) -> float:
+    while not condition():
+        assert time.monotonic() - began < TIMEOUT_S
+        time.sleep(0.002)
+    return time.monotonic() - began

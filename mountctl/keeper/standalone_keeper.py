@@ -1,6 +1,6 @@
-"""The holder: a keeper whose servers come from elsewhere, as from another container, and whose mount outlives it.
+"""The standalone keeper: its servers come from elsewhere, as from another container, and its mount outlives it.
 
-`trimsfs serve` joins it, starts its servers and keeps copies of its descriptors. A server, its container and the holder
+`trimsfs serve` joins it, starts its servers and keeps copies of its descriptors. A server, its container and the keeper
 may each end at any time: whoever is left has what the next one needs.
 """
 
@@ -19,8 +19,9 @@ from mountctl.keeper.control_socket import Reply
 from mountctl.keeper.forked_server import ForkedServer, OtherProcess
 from mountctl.keeper.keeper import CANNOT_TAKE_OVER, STOP_SIGNALS, Keeper
 from mountctl.keeper.launchers import SERVER, Launcher, Launchers, succeed
+from mountctl.keeper.limits import TICK_S
 from mountctl.keeper.phase import Phase
-from mountctl.keeper.predecessor import LeftServer, ledger_version, serves
+from mountctl.keeper.predecessor import LeftServer, fits, ledger_version
 from mountctl.keeper.reporter import Reporter
 from mountctl.keeper.server_process import ServerProcess
 from mountctl.linux import mounting
@@ -29,20 +30,20 @@ from trimsfs.errors import TakeoverError
 from trimsfs.mountinfo import trimsfs_at
 
 LEAVE_TIMEOUT_S = 25.0
-"""How long a holder that is stopped waits for a launcher to keep the mount, before it unmounts."""
+"""How long a keeper that is stopped waits for a launcher to keep the mount, before it unmounts."""
 VACANCY_LIMIT_S = 600.0
 """Readers that have waited for a server for so long get an error: the longest pause of the kubelet between restarts is
 half of it."""
 GRACE_S = 1.0
-"""How long a new holder of a mount that is there waits for the launcher that has kept it."""
+"""How long a new keeper of a mount that is there waits for the launcher that has kept it."""
 ANSWER_TIMEOUT_S = 2.0
 """How long a mount that was left may take to show whether it is dead."""
 KEPT_TIMEOUT_S = 5.0
-"""How long the holder before may take to end."""
+"""How long the keeper before may take to end."""
 
 
-class Holder(Keeper):
-    """Keeps one mount, from the first launcher until it is unmounted, or this process leaves it to the next holder."""
+class StandaloneKeeper(Keeper):
+    """Keeps one mount, from the first launcher until it is unmounted, or this process leaves it to the next keeper."""
 
     def __init__(self, launchers: Launchers, launcher: Launcher) -> None:
         stored, left = _taken_from(launcher)
@@ -61,6 +62,11 @@ class Holder(Keeper):
     def stopping(self) -> bool:
         """Whether a signal has told this process to end."""
         return self._leave_by is not None
+
+    @property
+    def ended(self) -> bool:
+        """Whether `run` has come to an end, rather than met a defect."""
+        return self._ending
 
     # The loop
 
@@ -81,10 +87,17 @@ class Holder(Keeper):
         self._vacant_since = (self._vacant_since or now) if self._active is None else None
         if self._phase.replaceable and self._vacant_since is not None and now - self._vacant_since > VACANCY_LIMIT_S:
             self._reporter.error(f"no server has come for {VACANCY_LIMIT_S:.0f} s: giving up")
-            self._connection.abort()
             self._end(1)
         elif self._leave_by is not None:
             self._leave(self._leave_by)
+
+    def _end(self, exit_code: int) -> None:
+        # Only its launcher gets the exit code of a server.
+        super()._end(0 if self._phase.unmounted else exit_code)
+
+    def _tick_s(self) -> float:
+        idle = self._active is None and self._standby is None and not self._can_start
+        return TICK_S if idle else super()._tick_s()
 
     def _on_signals(self, numbers: bytes) -> None:
         if set(STOP_SIGNALS) & set(numbers):
@@ -93,7 +106,7 @@ class Holder(Keeper):
                 super()._on_signals(numbers)
 
     def _leave(self, leave_by: float) -> None:
-        """Leave the mount to the next holder, as soon as a launcher keeps what it needs; in the end, unmount."""
+        """Leave the mount to the next keeper, as soon as a launcher keeps what it needs; in the end, unmount."""
         active = self._active
         if active is not None and active.ready_at is not None and self._launchers.of(active.order) is not None:
             self._reporter.info("the keeper got a signal to stop: it leaves the mount to the next one")
@@ -103,6 +116,14 @@ class Holder(Keeper):
             self._reporter.warning("the keeper got a signal to stop, and no server keeps the mount: unmounting")
             self._unmount()
             self._end(0)
+
+    def _clean_up(self) -> None:
+        if not self._leaves:
+            if self._exit_code != 0:
+                self._connection.abort()  # launchers have copies of its descriptor
+            for launcher in self._launchers.living():
+                launcher.keep({})
+        super()._clean_up()
 
     # Launchers and their servers
 
@@ -203,24 +224,27 @@ def _taken_from(launcher: Launcher) -> tuple[dict[str, int], LeftServer | None]:
     held, launcher.held = launcher.held, {}
     mountpoint = Path(launcher.order["mountpoint"])
     identity = mounting.identify(mountpoint)
-    usable = identity is not None and {"fuse", "ledger", "lock"} <= held.keys()
-    if not usable or identity is None or not serves(held["fuse"], identity.device):
+    try:
+        fit = identity is not None and all(
+            fits(name, held[name], launcher.order, identity.device) for name in held.keys() - {"lock", SERVER}
+        )
+        process = OtherProcess(held[SERVER]) if fit and held.keys() >= {"fuse", "ledger", "lock", SERVER} else None
+    except (OSError, ValueError):
+        process = None  # they are not what their names say
+    if process is None:
         for descriptor in held.values():
             os.close(descriptor)
         _prepare(mountpoint)
         return {}, None
+    del held[SERVER]
     _await_unlocked(held["ledger"])
-    pidfd = held.pop(SERVER, None)
-    left = None
-    if pidfd is not None:
-        process = OtherProcess(pidfd)
-        if process.poll() is None:
-            left = LeftServer(process, launcher.order, ledger_version(held["ledger"]))
-    return held, left
+    if process.poll() is not None:
+        return held, None
+    return held, LeftServer(process, launcher.order, ledger_version(held["ledger"]))
 
 
 def _await_unlocked(ledger: int) -> None:
-    """Wait for the holder before to end: its socket may be closed while it still has the lock."""
+    """Wait for the keeper before to end: its socket may be closed while it still has the lock."""
     probe = os.open(f"/proc/self/fd/{ledger}", os.O_RDWR | os.O_CLOEXEC)
     deadline = time.monotonic() + KEPT_TIMEOUT_S
     try:
@@ -241,7 +265,8 @@ def _prepare(mountpoint: Path) -> None:
     while trimsfs_at(mountpoint) is not None:
         if mounting.answers(mountpoint, timeout_s=ANSWER_TIMEOUT_S) is not False:
             raise AlreadyKeptError
-        Reporter(None, None).warning(f"{mountpoint}: detaching the mount of a keeper and a server that have both ended")
+        reporter = Reporter(None, None)
+        reporter.warning(f"{mountpoint}: detaching the mount of a keeper and a server that have both ended")
         mounting.unmount(mountpoint, lazy=True)
     mountpoint.mkdir(parents=True, exist_ok=True)
 
@@ -251,7 +276,7 @@ def _stop(*_: object) -> NoReturn:
 
 
 def hold(mountpoint: Path) -> int:
-    """Hold a mount for servers that come from elsewhere, until a signal, or the next holder wants it; the exit code.
+    """Hold a mount for servers that come from elsewhere, until a signal, or the next keeper wants it; the exit code.
 
     Raises ListenError, OSError.
     """
@@ -265,17 +290,18 @@ def hold(mountpoint: Path) -> int:
                 signal.signal(number, _stop)
             launcher = launchers.wait(GRACE_S if trimsfs_at(mountpoint) is not None else 0)
             try:
-                holder = Holder(launchers, launcher)
+                keeper = StandaloneKeeper(launchers, launcher)
             except AlreadyKeptError:
                 launcher.end(
                     TakeoverError.__name__,
                     f"{mountpoint} is mounted, and not by this server: end the one that it is of",
                 )
                 continue
-            code = holder.run()
-            if holder.stopping:
-                return code
+            code = keeper.run()
+            if keeper.stopping or not keeper.ended:
+                return code  # if it crashed, the server serves on, for the next keeper
+            kind, error = keeper.failure if code else ("", "")
             for each in launchers.living():
-                each.end(*holder.failure)
+                each.end(kind, error or ("the mount has ended: see the keeper's log" if code else ""))
     finally:
         launchers.close()
