@@ -1,9 +1,9 @@
 """Pods that follow an alias inside of their volume, by a server that sees their processes and by one that does not.
 
-FUSE numbers the threads of a request as in the PID namespace of who mounted. With ``hostPID`` that has all pods.
+FUSE numbers the threads of a request as in the PID namespace of who mounted: the keeper, which has that of the node.
+A server with another one cannot tell which process asks.
 """
 
-import shutil
 import subprocess
 import sys
 import time
@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.csi.driver import MODELS, Driver, is_dead, needs_root, node, running, take_away
-from tests.support.mounts import TRIMSFS, unmount, wait_until
-from tests.support.versions import Put, in_directory, move, publish
-from trimsfs.mountinfo import mount_at
+from tests.csi.driver import Driver, needs_root, running, take_away
+from tests.support.nodes import a_node
+from tests.support.versions import in_directory, move, publish
 
 pytestmark = needs_root
 
@@ -30,37 +29,6 @@ for line in sys.stdin:
 """
 MOVES_S = 1.0
 """After this, a process that has not followed an alias sees that it has moved."""
-
-
-@contextmanager
-def server(directory: Path, *, host_pid: bool) -> Iterator[None]:
-    """The node's mount by a container, with or without the PID namespace of the host."""
-    mounts = directory / "mounts"
-    subprocess.run(["mount", "--bind", mounts, mounts], check=True)
-    subprocess.run(["mount", "--make-shared", mounts], check=True)
-    (mounts / "models").mkdir()
-    own = ("--pid", "--fork", "--kill-child")
-    script = 'mount --make-private /proc && mount -t proc proc /proc && exec "$@"'
-    options = ("--store", directory / "store", "--cache-dir", directory / "cache", "--metadata-ttl", "0.2")
-    spaces = ("--mount", "--propagation", "unchanged", *(() if host_pid else own))
-    process = subprocess.Popen(
-        [
-            *("unshare", *spaces, "sh", "-ec", script, "sh"),
-            *(TRIMSFS, "mount", mounts / "models", "--foreground", *options),
-        ],
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        wait_until(lambda: bool((mounts / "models/.trims/control").read_text()), timeout_s=30, tolerate=OSError)
-        yield
-    finally:
-        take_away(directory / "pods")
-        if mount_at(mounts / "models") is not None and not is_dead(mounts / "models"):
-            unmount(mounts / "models")
-        process.kill()
-        process.wait(timeout=20)
-        take_away(mounts)
-        subprocess.run(["umount", "--lazy", mounts], check=True)
 
 
 @contextmanager
@@ -94,26 +62,27 @@ def reads(process: "subprocess.Popen[str]", what: str = "itself") -> str:
     return process.stdout.readline().strip()
 
 
-def store(directory: Path) -> Put:
-    node(directory)
-    for model in MODELS:
-        shutil.rmtree(directory / "store" / model.partition("/")[0], ignore_errors=True)
-    put = in_directory(directory / "store")
-    for version in ("v1", "v2"):
-        publish(put, "llama", version, {"params": version.encode()})
-    move(put, "llama", "prod", "v1")
-    return put
-
-
 @pytest.mark.parametrize("host_pid", [True, False], ids=["hostPID", "own"])
 def test_a_pod_keeps_the_version_of_an_alias_in_its_volume_if_the_server_sees_its_processes(
     host_pid: bool, tmp_path: Path
 ) -> None:
-    put = store(tmp_path)
-    with server(tmp_path, host_pid=host_pid), running(tmp_path) as driver, pod(driver, "a") as first:
-        assert reads(first) == "v1"
-        move(put, "llama", "prod", "v2")
-        time.sleep(MOVES_S)
-        with pod(driver, "b") as second:
-            assert reads(second) == "v2"
-            assert [reads(first), reads(first, "child")] == (["v1"] * 2 if host_pid else ["v2"] * 2)
+    put = in_directory(tmp_path / "store")
+    for version in ("v1", "v2"):
+        publish(put, "llama", version, {"params": version.encode()})
+    move(put, "llama", "prod", "v1")
+    (tmp_path / "pods").mkdir()
+    (tmp_path / "mounts").symlink_to("shared")
+    with a_node(tmp_path, {}) as node:
+        node.keeper()
+        node.server("--metadata-ttl", "0.2", host_pid=host_pid)
+        node.serving()
+        try:
+            with running(tmp_path) as driver, pod(driver, "a") as first:
+                assert reads(first) == "v1"
+                move(put, "llama", "prod", "v2")
+                time.sleep(MOVES_S)
+                with pod(driver, "b") as second:
+                    assert reads(second) == "v2"
+                    assert [reads(first), reads(first, "child")] == (["v1"] * 2 if host_pid else ["v2"] * 2)
+        finally:
+            take_away(tmp_path / "pods")

@@ -15,6 +15,8 @@ from trimsfs.mountinfo import trimsfs_at
 TIMEOUT_S = 60
 _POD = ("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "--propagation", "slave")
 """Starts a program as a container's first process: it gets mounts of the host, and all ends with it."""
+_HOST_PID = ("unshare", "--mount", "--propagation", "slave")
+"""Starts it as in a pod with ``hostPID``: it sees all processes of the node."""
 
 
 @dataclass(slots=True)
@@ -38,11 +40,16 @@ class Node:
         return self._start("keeper", [*before, *(after or (MOUNTCTL, "keeper")), str(self.mountpoint)])
 
     def server(
-        self, *options: str | Path, store: str | Path | None = None, environment: Mapping[str, str] | None = None
+        self,
+        *options: str | Path,
+        store: str | Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        host_pid: bool = False,
     ) -> "subprocess.Popen[bytes]":
         """Start a server's container: its first process is ``trimsfs serve``."""
         places = (store or self.store, self.mountpoint, "--cache-dir", self.directory / "cache")
-        return self._start("server", [*_POD, TRIMSFS, "serve", *places, *options], environment)
+        spaces = _HOST_PID if host_pid else _POD
+        return self._start("server", [*spaces, TRIMSFS, "serve", *places, *options], environment)
 
     def _start(
         self, name: str, command: list[str | Path], environment: Mapping[str, str] | None = None
