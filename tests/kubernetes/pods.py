@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -168,7 +169,8 @@ class Node:
 
     def start(self, pod: Pod, manifest: Manifest) -> Container:
         """Start a container of a pod."""
-        name = f"{pod.name}-{manifest['name']}-{len(self.started)}"
+        # Its own on this host: crun names control groups by it.
+        name = f"{pod.name}-{manifest['name']}-{uuid.uuid4().hex[:12]}"
         bundle = self.directory / name
         bundle.mkdir()
         (bundle / "config.json").write_text(json.dumps(self._configuration(pod, manifest)))
