@@ -239,7 +239,7 @@ class Node:
             case {"hostPath": {"path": "/dev/fuse"}}:
                 return Path("/dev/fuse")
             case {"hostPath": {"path": path}}:
-                source = self.host / path.lstrip("/")
+                source = self.host / str(path).lstrip("/")
             case {"configMap": _}:
                 return self.directory / "configMap"
             case _:

@@ -31,7 +31,7 @@ PAGE = (ROOT / "docs/kubernetes.md").read_text()
 MOUNTS = Path("/var/lib/trimsfs/mounts")
 TARGET = "/var/lib/kubelet/pods/p/mount"
 PROGRAMS = {"trimsfs": trimsfs.cli.main.main, "mountctl": mountctl.commands.main.main}
-KUBECTL = {"apply", "create", "exec", "get", "logs", "patch", "rollout", "set"}
+KUBECTL = {"apply", "create", "delete", "exec", "get", "logs", "patch", "rollout"}
 
 
 def blocks(kind: str) -> list[str]:
@@ -100,6 +100,8 @@ def test_each_object_that_a_command_names_is_installed() -> None:
         for container in each["spec"]["template"]["spec"]["containers"]
     }
     assert set(re.findall(r"-c (\S+)", text)) <= containers
+    labels = {each["metadata"].get("labels", {}).get("app") for each in installed()}
+    assert set(re.findall(r"-l app=(\S+)", text)) <= labels
     pods = {each["metadata"]["name"] for _, each in every_document() if each["kind"] == "Pod"}
     assert set(re.findall(r"kubectl logs ([\w-]+)", text)) <= pods
 
