@@ -119,6 +119,6 @@ def test_of_two_that_join_the_one_that_kept_the_mount_goes_first() -> None:
             other = found.take()
             assert other is not None
             assert other.held == {}
-            assert found.living()[-1].held.keys() == {"fuse"}
-            found.living()[-1].end("", "")
+            assert found.living()[0].held.keys() == {"fuse"}
+            found.living()[0].end("", "")
             assert found.living() == [other]
