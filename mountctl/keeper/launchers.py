@@ -80,6 +80,10 @@ class Launcher:
         """Have it end its servers, and itself with the exit code of an error; of none if both are empty."""
         with contextlib.suppress(OSError):
             self._send({"do": "end", "kind": kind, "error": error}, [])
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection to it, and what it kept from an earlier keeper."""
         self.drop_held()
         self._end.close()
 
@@ -142,7 +146,7 @@ class Launchers:
                 raise SystemExit(0)
             for launcher in [launcher for launcher in self._waiting if launcher.gone]:
                 self._waiting.remove(launcher)
-                launcher.drop_held()
+                launcher.close()
             if not self._waiting:
                 first_at = None
                 continue
@@ -159,7 +163,7 @@ class Launchers:
             launcher = self._waiting.pop(0)
             if not launcher.gone:
                 return launcher
-            launcher.drop_held()
+            launcher.close()
         return None
 
     def of(self, order: dict[str, Any]) -> Launcher | None:
@@ -169,13 +173,19 @@ class Launchers:
 
     def living(self) -> list[Launcher]:
         """The launchers that serve or have served, the latest first."""
-        self._joined = {number: each for number, each in self._joined.items() if not each.gone}
+        for number, each in list(self._joined.items()):
+            if each.gone:
+                self._joined.pop(number).close()
         return [each for _, each in sorted(self._joined.items(), reverse=True) if each not in self._waiting]
 
     def close(self) -> None:
         """Stop listening. Launchers that have joined see that the keeper has ended, and wait for the next."""
         self._bound_path.remove()
-        self._listener.close()
+        for launcher in self._joined.values():
+            launcher.close()
+        for end in (self._listener, *self._silent, *self._successors):
+            end.close()
+        self._selector.close()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -232,7 +242,7 @@ class Launchers:
                 "cache_dir": str(cache_dir),
                 "log_file": str(log_file),
                 "names": list(names),
-            } if len(names) == len(held) and set(names) <= set(KEPT):
+            } if len(names) == len(held) == sum(name in names for name in KEPT):
                 if mountpoint != str(self._mountpoint):
                     raise _RefusedError(TakeoverError.__name__, f"this keeper holds {self._mountpoint}")
                 self._number += 1

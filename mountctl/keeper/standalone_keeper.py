@@ -190,11 +190,15 @@ class StandaloneKeeper(Keeper):
 
     def _on_standby_end(self, server: ServerProcess) -> None:
         self._standby = None
-        reason = f"the new server ended ({server.end_reason()}): see its log"
-        self._restart_policy.standby_failed(server.end_reason(), alone=False)
         if self._phase is Phase.STARTING:
             self._end(server.exit_code)
-        elif self._active is None and not self._replacement.awaits(server):
+            return
+        if self._withdrawn(server):
+            self._replacement.fail("its launcher has ended")
+            return
+        reason = f"the new server ended ({server.end_reason()}): see its log"
+        self._restart_policy.standby_failed(server.end_reason(), alone=False)
+        if self._active is None and not self._replacement.awaits(server):
             self._refuse(server, self.failure[1] or reason)
         else:
             self._replacement.fail(self.failure[1] or reason)
