@@ -55,10 +55,11 @@ def node_labels(
     node: str | None,
     every: int | None,
 ) -> None:
-    """Tell which models are on this node's disk, as labels of the node.
+    """Tell which models are on disk, as labels of a node.
 
-    A label is the share of a model that is on disk, in percent, rounded down to tens: `warm.trimsfs.dev/llama=100`.
-    Affinity of pods can ask for it by `operator: Gt`. A name that is not valid as a label's gets a hash.
+    For a node of Kubernetes. A label is the share of a model that is on disk, in percent, rounded down to tens:
+    `warm.trimsfs.dev/llama=100`. Affinity of pods can ask for it by `operator: Gt`. A name that is not valid as a
+    label's gets a hash.
 
     A patch and --node remove the labels of models that are not there any more. With --node, a mount that does not
     answer has no models.
