@@ -8,6 +8,7 @@
 #   make engines loads models by 30 unchanged programs, from a mount of S3 and locally, and compares
 #   make dist    builds wheels, a Debian package and a container image, each with its bill of materials, below dist/
 #   make eval    measures what sharing gains MXNet's networks: the TrIMS paper's evaluation
+#   make push    pushes the image and names it by its digest in the Kubernetes manifests: REGISTRY=registry.example.com/trimsfs
 #   make docs    writes the documentation as a site into build/site
 #   make man     writes man pages and completions, from the commands, into packaging/man and packaging/completions
 # And on a host with an NVIDIA GPU and its driver:
@@ -80,7 +81,7 @@ VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' trimsfs/__init__.py)
 PYTHONS ?= $(PYTHON) $(wildcard /usr/bin/python3.1? /usr/local/bin/python3.1? $(HOME)/.pyenv/versions/3.*/bin/python)
 WITH_DIST = PATH=$(abspath $(DIST)/bin):$$PATH
 
-.PHONY: dist wheels wheelhouse deb image apt-wheels apt-dist
+.PHONY: dist wheels wheelhouse deb image push apt-wheels apt-dist
 
 dist: deb image
 
@@ -99,6 +100,10 @@ deb: apt-dist wheelhouse
 
 image: apt-dist wheelhouse
 	$(WITH_DIST) packaging/image.sh dist $(VERSION)
+
+# Of the image that `make image` has built.
+push:
+	packaging/push.sh $(or $(REGISTRY),$(error REGISTRY= must say where the image goes: registry.example.com/trimsfs)) $(VERSION)
 
 bench-gpu: card $(GPU)/ready
 	$(GPU)/bin/python -m tests.benchmarks.gpu $(ARGS)
@@ -158,9 +163,10 @@ $(MAIN)/ready: pyproject.toml setup.py $(wildcard trimsfs/*/*.[ch]) | apt-main
 	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e .
 	touch $@
 
-# Azurite stands in for Azure.
+# Azurite stands in for Azure. Of KServe's package, tests read the fields of its objects; all that it needs would be 500 MB.
 $(MAIN)/ready-dev: $(MAIN)/ready
 	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e '.[dev]'
+	$(MAIN)/bin/pip install -q --no-deps --upgrade --target $(MAIN)/kserve 'kserve>=0.21,<1'
 	PATH="$(abspath $(MAIN))/bin:$$PATH" timeout 300 npm install --silent --no-fund --no-audit --prefix $(MAIN)/node \
 		'azurite@^3' || echo "npm cannot install azurite: the tests of az:// that need it are left out"
 	touch $@

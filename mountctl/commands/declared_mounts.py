@@ -37,10 +37,10 @@ class NamedMount:
         """The log that a declared mount has in the background; of an undeclared one, the default."""
         return load_options({}, configs=self.configs if self.file else ()).resolved(self.mountpoint).log_file
 
-    def command(self, *, foreground: bool = False) -> list[str]:
-        """The command line that makes a declared mount."""
-        options = ["--allow-empty", *(f"--config={file}" for file in self.configs)] + ["--foreground"] * foreground
-        return [sys.executable, "-m", "trimsfs", "mount", *options, str(self.mountpoint)]
+    def command(self, verb: str = "mount", *options: str) -> list[str]:
+        """The command line of ``trimsfs mount``, or another *verb*, for a declared mount."""
+        configs = [f"--config={file}" for file in self.configs]
+        return [sys.executable, "-m", "trimsfs", verb, "--allow-empty", *configs, *options, str(self.mountpoint)]
 
     def order(self, *, foreground: bool) -> dict[str, Any]:
         """The keeper's order for a declared mount. Raises ConfigurationError."""

@@ -11,12 +11,14 @@ _SECTIONS = {
         "down": "mountctl.commands.verbs",
         "status": "mountctl.commands.verbs",
         "logs": "mountctl.commands.verbs",
-        "run": "mountctl.commands.verbs",
+        "run": "mountctl.commands.foreground",
     },
     "Servers and keepers": {
         "restart": "mountctl.commands.verbs",
         "upgrade": "mountctl.commands.verbs",
         "recover": "mountctl.commands.verbs",
+        "keeper": "mountctl.commands.foreground",
+        "serve": "mountctl.commands.foreground",
         "abort": "mountctl.commands.verbs",
     },
     "Containers and Kubernetes": {

@@ -1,4 +1,4 @@
-"""The subcommands for mounts: up, down, restart, upgrade, status, logs, recover, abort and run.
+"""The subcommands for mounts: up, down, restart, upgrade, status, logs, recover and abort.
 
 None of them touches the mount itself, so they also work for a mount that hangs.
 """
@@ -20,7 +20,6 @@ from mountctl.commands.public_status import HIDDEN, NOT_KEPT, public_status
 from mountctl.keeper.control_socket import KeeperGoneError, KeeperRefusesError, ask
 from mountctl.keeper.successor import recover as start_recovery
 from mountctl.linux import mounting, systemd
-from mountctl.linux.sd_notify import stored_descriptors
 from trimsfs.command_group import examples
 from trimsfs.errors import (
     ConfigurationError,
@@ -47,7 +46,7 @@ STORE_AWAY = exit_code(StoreUnavailableError.__name__)
 STORE_WAIT_S, STORE_INTERVAL_S = 300.0, 1.0
 """How long `up --wait-for-store` waits, and how long it pauses between attempts."""
 
-_mounts_directory = click.option(
+mounts_directory = click.option(
     "--mounts-dir",
     "directory",
     type=click.Path(path_type=Path),
@@ -56,11 +55,11 @@ _mounts_directory = click.option(
     show_default=True,
     help="Directory of the files that declare mounts.",
 )
-_name = click.argument("name", shell_complete=complete_mount)
+name_argument = click.argument("name", shell_complete=complete_mount)
 _names = click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_mount)
 
 
-def _reported(function: Callable[P, int | None]) -> Callable[P, None]:
+def reported(function: Callable[P, int | None]) -> Callable[P, None]:
     """Decorate a command that returns its exit code: an error ends it with one line and a documented exit code."""
 
     @functools.wraps(function)
@@ -103,8 +102,8 @@ class _WaitsForStore(click.Command):
     help="Retry for a while, by default 5 minutes, if the store does not answer and the cache knows nothing of it. "
     "A mount whose cache knows its store starts at once.",
 )
-@_mounts_directory
-@_reported
+@mounts_directory
+@reported
 def up(names: tuple[str, ...], wait_s: float | None, directory: Path) -> int:
     """Mount the declared mounts NAME, or all of them. Mounts that are up stay up."""
     chosen, code = _chosen(names, directory)
@@ -162,8 +161,8 @@ def _is_up(mount: NamedMount, mounted: Mount) -> int:
 @_names
 @click.option("--lazy", is_flag=True, help="Detach now; open files go on working until they are closed.")
 @click.option("--everywhere", is_flag=True, help="Also unmount it in containers, and its bind mounts on this host.")
-@_mounts_directory
-@_reported
+@mounts_directory
+@reported
 def down(names: tuple[str, ...], lazy: bool, everywhere: bool, directory: Path) -> int:
     """Unmount NAME, or all declared mounts, as `trimsfs umount` does."""
     chosen, code = _chosen(names, directory, exact=True)
@@ -183,9 +182,9 @@ def _down(mount: NamedMount, options: list[str]) -> int:
 
 
 @click.command(epilog=examples("mountctl restart models", "mountctl restart /models"))
-@_name
-@_mounts_directory
-@_reported
+@name_argument
+@mounts_directory
+@reported
 def restart(name: str, directory: Path) -> None:
     """Replace the server, with the same options.
 
@@ -195,9 +194,9 @@ def restart(name: str, directory: Path) -> None:
 
 
 @click.command(epilog=examples("pip install --upgrade trimsfs && mountctl upgrade models"))
-@_name
-@_mounts_directory
-@_reported
+@name_argument
+@mounts_directory
+@reported
 def upgrade(name: str, directory: Path) -> None:
     """Replace the server by one of the installed version.
 
@@ -224,8 +223,8 @@ def _replace(mount: NamedMount, request: dict[str, Any]) -> None:
 @click.command(epilog=examples("mountctl status", "mountctl status --json models"))
 @_names
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@_mounts_directory
-@_reported
+@mounts_directory
+@reported
 def status(names: tuple[str, ...], as_json: bool, directory: Path) -> int:
     """Show whether mounts are served.
 
@@ -283,24 +282,17 @@ def _status_of(mount: NamedMount) -> dict[str, Any]:
 
 
 def _state_without_keeper(mountpoint: Path) -> str:
-    """The state of a mount without a keeper. A child process asks: one that waits for a mount cannot be killed."""
-    command = ["stat", "-f", "--", str(mountpoint)]
-    environment = {**os.environ, "LC_ALL": "C"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        _, message = process.communicate(timeout=ANSWER_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return "hanging"
-    return DEAD if b"not connected" in message else NOT_KEPT
+    """The state of a mount without a keeper."""
+    answers = mounting.answers(mountpoint, timeout_s=ANSWER_TIMEOUT_S)
+    return "hanging" if answers is None else NOT_KEPT if answers else DEAD
 
 
 @click.command(epilog=examples("mountctl logs --follow models"))
-@_name
+@name_argument
 @click.option("-n", "--lines", default=50, show_default=True, help="Number of lines to show, from the end.")
 @click.option("-f", "--follow", is_flag=True, help="Show new lines as they are written.")
-@_mounts_directory
-@_reported
+@mounts_directory
+@reported
 def logs(name: str, lines: int, follow: bool, directory: Path) -> int:
     """Show the log of NAME."""
     mount = find_mount(name, directory)
@@ -324,9 +316,9 @@ def logs(name: str, lines: int, follow: bool, directory: Path) -> int:
 
 
 @click.command(epilog=examples("mountctl recover /models"))
-@_name
-@_mounts_directory
-@_reported
+@name_argument
+@mounts_directory
+@reported
 def recover(name: str, directory: Path) -> None:
     """Replace the killed keeper of a mount.
 
@@ -351,9 +343,9 @@ def recover(name: str, directory: Path) -> None:
 
 
 @click.command(epilog=examples("mountctl abort /models"))
-@_name
-@_mounts_directory
-@_reported
+@name_argument
+@mounts_directory
+@reported
 def abort(name: str, directory: Path) -> None:
     """Abort the connection of a mount to the kernel.
 
@@ -366,26 +358,6 @@ def abort(name: str, directory: Path) -> None:
         mounting.abort(mount.mountpoint)
     except LookupError as error:
         raise NotMountedError(error.args[0]) from error
-
-
-@click.command(hidden=True, epilog=examples("mountctl run models"))
-@_name
-@_mounts_directory
-@_reported
-def run(name: str, directory: Path) -> None:
-    """Mount NAME in the foreground, for a service manager; take over the mount if an earlier run left it."""
-    mount = find_mount(name, directory)
-    if mount.file is None:
-        raise NotMountedError(f"{name} is not declared")
-    stored = stored_descriptors(os.environ)
-    if "fuse" not in stored:
-        mount.mountpoint.mkdir(parents=True, exist_ok=True)
-        os.execv(sys.executable, mount.command(foreground=True))
-    os.lseek(stored["order"], 0, os.SEEK_SET)
-    os.dup2(stored["order"], 0)
-    for descriptor in stored.values():
-        os.set_inheritable(descriptor, True)
-    os.execv(sys.executable, [sys.executable, "-m", "mountctl.keeper"])
 
 
 def _chosen(names: tuple[str, ...], directory: Path, *, exact: bool = False) -> tuple[list[NamedMount], int]:

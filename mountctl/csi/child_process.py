@@ -4,10 +4,13 @@ While a server does not answer a request that it has read, the waiting process c
 a child behind, and does not touch its mount again until it has ended, so that hanging children stay few.
 """
 
+import json
 import os
 import subprocess
 import threading
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mountctl.csi.errors import StatusError, unavailable
 from trimsfs.mountinfo import Mount
@@ -15,6 +18,17 @@ from trimsfs.mountinfo import Mount
 ANSWER_TIMEOUT_S = 5.0
 """How long a mount may take to answer a request that does not involve the store."""
 KILL_TIMEOUT_S = 0.3
+FACTS_LIMIT = 1 << 20
+"""Most bytes of what a server tells of itself: it may be in an attacker's hands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What a mount says of its space: bytes for local copies, and the files that it knows."""
+
+    total: int
+    free: int
+    files: int
 
 
 class ChildProcesses:
@@ -57,16 +71,30 @@ class ChildProcesses:
             return None
         return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
-    def check_answers(self, mount: Mount, path: Path | None = None) -> tuple[int, int]:
-        """Check that a mount answers at a path; returns total and free bytes. Raises StatusError (UNAVAILABLE)."""
-        where = path or mount.mountpoint
-        done = self.run(mount, ["stat", "-f", "-c", "%S %b %f", "--", where], ANSWER_TIMEOUT_S)
+    def check_answers(self, mount: Mount) -> Space:
+        """Check that a mount answers; returns its space. Raises StatusError (UNAVAILABLE)."""
+        answer = self._ask(mount, ["stat", "-f", "-c", "%S %b %f %c", "--", mount.mountpoint])
+        size, total, free, files = map(int, answer.split())
+        return Space(total=size * total, free=size * free, files=files)
+
+    def options(self, mount: Mount) -> dict[str, Any]:
+        """The options that a mount's server has. Raises StatusError (UNAVAILABLE)."""
+        command: list[str | Path] = ["head", "-c", str(FACTS_LIMIT), "--", mount.mountpoint / ".trims/control"]
+        try:
+            options: dict[str, Any] = json.loads(self._ask(mount, command))["options"]
+        except (ValueError, LookupError, TypeError):
+            raise unavailable(f"{mount.mountpoint}: its server tells no options: see its log") from None
+        return options
+
+    def _ask(self, mount: Mount, command: list[str | Path]) -> str:
+        """What a command prints about a mount. Raises StatusError (UNAVAILABLE)."""
+        done = self.run(mount, command, ANSWER_TIMEOUT_S)
         if done is None:
             raise no_answer(mount)
         if done.returncode != 0:
-            raise unavailable(f"{where}: {done.stderr.strip().rpartition(': ')[2]}: its server has ended: see its log")
-        size, total, free = map(int, done.stdout.split())
-        return size * total, size * free
+            reason = done.stderr.strip().rpartition(": ")[2]
+            raise unavailable(f"{mount.mountpoint}: {reason}: its server has ended: see its log")
+        return done.stdout
 
 
 def no_answer(mount: Mount) -> StatusError:

@@ -13,11 +13,12 @@ import grpc
 
 from mountctl.csi import csi_pb2
 from mountctl.csi.bind_volume import open_directory
-from mountctl.csi.child_process import ChildProcesses
+from mountctl.csi.child_process import ChildProcesses, Space
 from mountctl.csi.errors import StatusError, invalid, precondition, shown, unavailable
 from mountctl.csi.mounts_directory import MountsDirectory
 from mountctl.csi.named_locks import NamedLocks
 from mountctl.csi.requests import Publication, publication, target_path, volume_id
+from mountctl.csi.service_account_tokens import ServiceAccountTokens
 from mountctl.csi.tenants import check_tenant
 from mountctl.linux import mounting
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, Mount, mount_at, trimsfs_at
@@ -36,12 +37,19 @@ class NodeService:
     """The calls of the service, each in a thread of its own. All raise StatusError."""
 
     def __init__(
-        self, *, node_id: str, mounts: MountsDirectory, children: ChildProcesses, tenants: Path | None
+        self,
+        *,
+        node_id: str,
+        mounts: MountsDirectory,
+        children: ChildProcesses,
+        tenants: Path | None,
+        tokens: ServiceAccountTokens | None = None,
     ) -> None:
         self._node_id = node_id
         self._mounts = mounts
         self._children = children
         self._tenants = tenants
+        self._tokens = tokens
         self._locks = NamedLocks()
 
     def node_get_info(self, _: csi_pb2.NodeGetInfoRequest) -> csi_pb2.NodeGetInfoResponse:
@@ -63,10 +71,13 @@ class NodeService:
         wanted = publication(request, self._mounts.path)
         name = self._mounts.resolve(wanted.mount)
         check_tenant(self._tenants, wanted.namespace, name, wanted.path)
-        with self._locks.hold(f"volume {wanted.volume}", f"target {wanted.target}", timeout_s=LOCK_TIMEOUT_S):
+        # Pods that share a PersistentVolume have one volume, each with a target of its own.
+        with self._locks.hold(f"target {wanted.target}", timeout_s=LOCK_TIMEOUT_S):
             source = self._mounts.find(name)
             there = mount_at(wanted.target)
-            if there is not None and self._is_wanted(there, source, wanted):
+            published = there is not None and self._is_wanted(there, source, wanted)
+            self._check_identity(source, wanted, published=published)
+            if published:
                 return csi_pb2.NodePublishVolumeResponse()
             self._children.check_answers(source)
             made = _make_target(wanted.target) if there is None else False
@@ -84,7 +95,7 @@ class NodeService:
         """Unmount a volume, even if it is in use or hangs, and remove the target."""
         volume = volume_id(request.volume_id)
         target = target_path(request.target_path, self._mounts.path)
-        with self._locks.hold(f"volume {volume}", f"target {target}", timeout_s=LOCK_TIMEOUT_S):
+        with self._locks.hold(f"target {target}", timeout_s=LOCK_TIMEOUT_S):
             for _ in range(LAYERS_LIMIT):
                 there = mount_at(target)
                 if there is None:
@@ -99,25 +110,35 @@ class NodeService:
         return csi_pb2.NodeUnpublishVolumeResponse()
 
     def node_get_volume_stats(self, request: csi_pb2.NodeGetVolumeStatsRequest) -> csi_pb2.NodeGetVolumeStatsResponse:
-        """The space of the mount's cache directory, and whether the volume still works."""
+        """The space of the mount's cache directory, the files that it knows, and whether the volume still works."""
         volume = volume_id(request.volume_id)
+        if request.volume_path and not request.volume_path.startswith("/"):
+            raise _not_published(volume, request.volume_path)  # as the CSI sanity suite has it
         path = target_path(request.volume_path, self._mounts.path, "volume_path")
         there = trimsfs_at(path)
         if there is None:
-            raise StatusError(grpc.StatusCode.NOT_FOUND, f"volume {volume}: is not published at {path}")
-        total, free, problem = 0, 0, ""
+            raise _not_published(volume, str(path))
+        space, problem = Space(total=0, free=0, files=0), ""
         if there.device not in self._mounts.devices():
             problem = f"{there.source} was remounted, or is not mounted: restart the containers that use this volume"
         else:
             try:
-                total, free = self._children.check_answers(there)
+                space = self._children.check_answers(there)
             except StatusError as error:
                 problem = str(error)
-        usage = csi_pb2.VolumeUsage(
-            total=total, available=free, used=max(0, total - free), unit=csi_pb2.VolumeUsage.BYTES
-        )
+        kind = csi_pb2.VolumeUsage
+        usage = [
+            kind(total=space.total, available=space.free, used=max(0, space.total - space.free), unit=kind.BYTES),
+            kind(total=space.files, available=0, used=space.files, unit=kind.INODES),
+        ]  # the kubelet takes no answer without usage, also of a volume that does not work
         condition = csi_pb2.VolumeCondition(abnormal=bool(problem), message=problem or "the mount answers")
-        return csi_pb2.NodeGetVolumeStatsResponse(usage=[usage], volume_condition=condition)
+        return csi_pb2.NodeGetVolumeStatsResponse(usage=usage, volume_condition=condition)
+
+    def _check_identity(self, source: Mount, wanted: Publication, *, published: bool) -> None:
+        """Check that the pod has the service account that a path belongs to, and keep its token. Raises StatusError."""
+        if self._tokens is None or (published and self._tokens.renew(wanted)):
+            return
+        self._tokens.check(wanted, self._children.options(source))
 
     def _is_wanted(self, there: Mount, source: Mount, wanted: Publication) -> bool:
         """Whether the requested volume is mounted at the target; False if it may be replaced. Raises StatusError."""
@@ -162,6 +183,10 @@ class NodeService:
         answer: dict[str, Any] = json.loads(done.stdout)
         if answer:
             raise _refusal(answer["stage"], answer["errno"], what, wanted.target)
+
+
+def _not_published(volume: str, path: str) -> StatusError:
+    return StatusError(grpc.StatusCode.NOT_FOUND, f"volume {volume}: is not published at {shown(path)}")
 
 
 def _root(source: Mount, path: str) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mountctl.csi import csi_pb2
@@ -12,6 +12,8 @@ from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_of
 RESERVED = "csi.storage.k8s.io/"
 EPHEMERAL = f"{RESERVED}ephemeral"
 NAMESPACE = f"{RESERVED}pod.namespace"
+SERVICE_ACCOUNT = f"{RESERVED}serviceAccount.name"
+TOKENS = f"{RESERVED}serviceAccount.tokens"
 CONTROL_DIRECTORY = ".trims"
 
 VOLUME_ID_LIMIT = 128
@@ -31,26 +33,27 @@ _MOUNT_FLAGS = {"ro", "nosuid", "nodev"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """A volume to publish at ``target``: ``path`` ("": all) of the mount named ``mount`` (None: the only one)."""
+    """A volume to publish at ``target``: ``path`` ("": all) of the mount named ``mount`` (None: the only one).
+
+    ``namespace`` and ``service_account`` are the pod's, and ``tokens`` the account's, in JSON; None where the request
+    does not tell.
+    """
 
     volume: str
     target: Path
     mount: str | None
     path: str
     namespace: str | None
+    service_account: str | None
+    tokens: str | None = field(repr=False)
 
 
 def publication(request: csi_pb2.NodePublishVolumeRequest, mounts_dir: Path) -> Publication:
     """Parse a NodePublishVolume request."""
     volume = volume_id(request.volume_id)
     target = target_path(request.target_path, mounts_dir)
-    _check_capability(request)
     context = dict(request.volume_context)
-    if context.get(EPHEMERAL) != "true":
-        raise invalid(
-            f"volume {volume}: is not an inline volume of a pod: "
-            "name the driver in the pod's volumes, and set podInfoOnMount in the CSIDriver"
-        )
+    _check_capability(request, inline=context.get(EPHEMERAL) == "true")
     unknown = {name for name in context if not name.startswith(RESERVED)} - {"mount", "path"}
     if unknown:
         raise invalid(f"volumeAttributes: unknown {shown(min(unknown))}: give only mount and path")
@@ -60,7 +63,17 @@ def publication(request: csi_pb2.NodePublishVolumeRequest, mounts_dir: Path) -> 
         mount=mount_name(context["mount"]) if "mount" in context else None,
         path=model_path(context.get("path", ""), "volumeAttributes: path"),
         namespace=context.get(NAMESPACE) or None,
+        service_account=context.get(SERVICE_ACCOUNT) or None,
+        tokens=_tokens(request),
     )
+
+
+def _tokens(request: csi_pb2.NodePublishVolumeRequest) -> str | None:
+    """The service account's tokens. The kubelet gives them once; who makes a volume could, too."""
+    found = [fields[TOKENS] for fields in (request.volume_context, request.secrets) if fields.get(TOKENS)]
+    if len(found) > 1:
+        raise invalid(f"{TOKENS}: is given twice: leave it out of volumeAttributes and secrets")
+    return found[0] if found else None
 
 
 def volume_id(text: str) -> str:
@@ -120,7 +133,7 @@ def _plain(names: Iterable[str]) -> bool:
     )
 
 
-def _check_capability(request: csi_pb2.NodePublishVolumeRequest) -> None:
+def _check_capability(request: csi_pb2.NodePublishVolumeRequest, *, inline: bool) -> None:
     if not request.HasField("volume_capability"):
         raise invalid("volume_capability: is missing")
     capability = request.volume_capability
@@ -129,13 +142,7 @@ def _check_capability(request: csi_pb2.NodePublishVolumeRequest) -> None:
             raise invalid("volume_capability: access_type is missing")
         case "block":
             raise precondition("volume_capability: there are no block volumes: use volumeMounts, not volumeDevices")
-    mode = csi_pb2.VolumeCapability.AccessMode
-    if capability.access_mode.mode == mode.UNKNOWN:
-        raise invalid("volume_capability: access_mode is missing")
-    if not mode.SINGLE_NODE_WRITER <= capability.access_mode.mode <= mode.MULTI_NODE_MULTI_WRITER:
-        raise precondition(
-            f"volume_capability: access_mode {capability.access_mode.mode}: the driver does not support it"
-        )
+    _check_access_mode(capability.access_mode.mode, inline=inline)
     mount = capability.mount
     if mount.fs_type not in _FILE_SYSTEM_TYPES:
         raise precondition(f"volume_capability: fs_type {shown(mount.fs_type)}: leave it out")
@@ -147,4 +154,20 @@ def _check_capability(request: csi_pb2.NodePublishVolumeRequest) -> None:
     if mount.volume_mount_group:
         raise precondition(
             "volume_capability: volume_mount_group: the mount sets owner and group: see trimsfs mount --gid"
+        )
+
+
+def _check_access_mode(mode: csi_pb2.VolumeCapability.AccessMode.Mode, *, inline: bool) -> None:
+    """Kubernetes gives inline volumes, which cannot say otherwise, the mode SINGLE_NODE_WRITER."""
+    modes = csi_pb2.VolumeCapability.AccessMode
+    if mode == modes.UNKNOWN:
+        raise invalid("volume_capability: access_mode is missing")
+    allowed = {modes.SINGLE_NODE_READER_ONLY, modes.MULTI_NODE_READER_ONLY}
+    if inline:
+        allowed |= {modes.SINGLE_NODE_WRITER}
+    if mode not in allowed:
+        name = modes.Mode.Name(mode) if mode in modes.Mode.values() else mode
+        raise precondition(
+            f"volume_capability: access_mode {name}: volumes are read-only: set accessModes: [ReadOnlyMany] in the "
+            "PersistentVolume and its claim; for an inline volume, podInfoOnMount in the CSIDriver"
         )

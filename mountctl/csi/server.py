@@ -23,6 +23,7 @@ from mountctl.csi.errors import StatusError
 from mountctl.csi.identity import IdentityService
 from mountctl.csi.mounts_directory import MountsDirectory
 from mountctl.csi.node import NodeService
+from mountctl.csi.service_account_tokens import ServiceAccountTokens
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +39,14 @@ class EndpointError(Exception):
     """The driver cannot serve the socket."""
 
 
-def serve(*, endpoint: str, node_id: str, mounts_dir: Path, tenants: Path | None) -> None:
+def serve(
+    *, endpoint: str, node_id: str, mounts_dir: Path, tenants: Path | None, tokens: ServiceAccountTokens | None
+) -> None:
     """Serve until SIGTERM or SIGINT; volumes stay mounted. Raises EndpointError with one line."""
     path = _socket_path(endpoint)
     mounts, children = MountsDirectory(mounts_dir), ChildProcesses()
     identity = IdentityService(mounts=mounts, children=children)
-    node = NodeService(node_id=node_id, mounts=mounts, children=children, tenants=tenants)
+    node = NodeService(node_id=node_id, mounts=mounts, children=children, tenants=tenants, tokens=tokens)
     services = csi_pb2.DESCRIPTOR.services_by_name
     server = grpc.server(
         ThreadPoolExecutor(max_workers=THREADS),

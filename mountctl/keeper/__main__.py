@@ -1,6 +1,7 @@
 """``python -m mountctl.keeper``: runs a keeper, with its order as JSON on standard input.
 
-With ``--recover``, the keeper takes over the mount and the order of a killed keeper.
+With ``--recover``, the keeper takes over the mount and the order of a killed keeper. With ``--hold``, it waits for
+servers that another process starts; with ``--launch``, this is that process.
 """
 
 import argparse
@@ -32,6 +33,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="mountctl.keeper")
     parser.add_argument("--status-fd", type=int)
     parser.add_argument("--recover", type=Path, metavar="MOUNTPOINT")
+    parser.add_argument("--hold", type=Path, metavar="MOUNTPOINT")
+    parser.add_argument("--launch", action="store_true")
     arguments = parser.parse_args()
     status: int | None = arguments.status_fd
     if status is not None:
@@ -41,7 +44,17 @@ def main() -> None:
     if arguments.recover is not None:
         set_process_title("keeper", arguments.recover)
         sys.exit(follow(arguments.recover, status))
+    if arguments.hold is not None:
+        from mountctl.keeper.standalone_keeper import hold  # noqa: PLC0415 - other keepers need no memory for it
+
+        set_process_title("keeper", arguments.hold)
+        sys.exit(hold(arguments.hold))
     order = json.load(sys.stdin)
+    if arguments.launch:
+        from mountctl.keeper.launcher import launch  # noqa: PLC0415 - keepers need no memory for it
+
+        set_process_title("launcher", Path(order["mountpoint"]))
+        sys.exit(launch(order))
     set_process_title("keeper", Path(order["mountpoint"]))
     sys.exit(Keeper(order, status, stored_descriptors(os.environ)).run())
 

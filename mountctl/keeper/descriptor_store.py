@@ -91,6 +91,10 @@ class DescriptorStore:
             self._store()
         return {"path": self._listener.getsockname()}, [self._listener.fileno()]
 
+    def listener(self) -> dict[str, int]:
+        """The socket by its name, if there is one."""
+        return {LISTENER: self._listener.fileno()} if self._listener is not None else {}
+
     def store(self) -> None:
         """Let the service manager store the socket, as soon as there is one."""
         if not self._storing:

@@ -15,7 +15,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from mountctl.keeper.server_process import ServerProcess
+from mountctl.keeper.server_process import Process, ServerProcess
 
 _SO_PASSPIDFD = 76
 """Since Linux 6.5: a message comes with a pidfd of its sender."""
@@ -63,6 +63,11 @@ class OtherProcess:
             raise subprocess.TimeoutExpired(str(self._pid), timeout or 0.0)
         return self.poll() or 0
 
+    @property
+    def pidfd(self) -> int:
+        """Its pidfd."""
+        return self._pidfd
+
     def descriptor(self, number: int) -> int:
         """A close-on-exec duplicate of the process's descriptor of this number. Raises OSError."""
         found = int(_libc.syscall(_PIDFD_GETFD, self._pidfd, number, 0))
@@ -108,10 +113,17 @@ class ForkedServer(ServerProcess):
         ours, self.their_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setsockopt(socket.SOL_SOCKET, _SO_PASSPIDFD, 1)
         self._begin(order, ours)
-        self._process, self._in_idle_time = _NotYetKnown(ours), False
+        self._process: Process = _NotYetKnown(ours)
+        self._in_idle_time = False
 
     def ended(self) -> bool:
         return super().ended() if self.pid else self.reaped()
+
+    @property
+    def pidfd(self) -> int:
+        """The pidfd of its process, which has sent a message."""
+        assert isinstance(self._process, OtherProcess)
+        return self._process.pidfd
 
     def _sent_by(self, pidfd: int) -> None:
         if self.pid:

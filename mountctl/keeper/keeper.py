@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mountctl.keeper import protocol
+from mountctl.keeper import limits, protocol
 from mountctl.keeper.connection import Connection
 from mountctl.keeper.control_socket import ControlSocket, Reply
 from mountctl.keeper.descriptor_store import DescriptorStore
@@ -41,19 +41,7 @@ from mountctl.linux import mounting
 from mountctl.linux.sd_notify import Notifier
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-TICK_S = 2.0
-"""How often the keeper checks its servers."""
-DEATH_TICK_S = 0.002
-"""How often it checks a server that it has killed: the next server waits for that end."""
-STOP_TIMEOUT_S = 10.0
-"""How long a server may take to record its state after the unmount: one of its threads may hang in a driver. `trimsfs
-umount` waits twice as long."""
-SILENCE_LIMIT_S = 30.0
-"""The keeper kills a server that has sent nothing for so long."""
-HURRY_AFTER_S = 15.0
-"""How long a standby may load in idle time alone."""
-START_TIMEOUT_S = 60.0
-"""The keeper kills a standby that is not ready after so long."""
+CANNOT_TAKE_OVER = "this version cannot take over the mount: run `mountctl down` and `mountctl up`"
 
 
 class Keeper:
@@ -133,15 +121,15 @@ class Keeper:
     def _tick_s(self) -> float:
         """How long the next tick can wait."""
         if self._active is None or self._active is self._replacement.outgoing:
-            return max(DEATH_TICK_S, min(TICK_S, self._restart_policy.delay_s))
-        return TICK_S
+            return max(limits.DEATH_TICK_S, min(limits.TICK_S, self._restart_policy.delay_s))
+        return limits.TICK_S
 
     def _tick(self) -> None:
         """Check the servers, and start and promote those that are due."""
         self._control_socket.drop_idle()
         self._dispatcher.reap()
         self._notice_unmount()
-        for server, limit_s in ((self._active, SILENCE_LIMIT_S), (self._standby, START_TIMEOUT_S)):
+        for server, limit_s in ((self._active, limits.SILENCE_LIMIT_S), (self._standby, limits.START_TIMEOUT_S)):
             if server is not None:
                 self._check(server, limit_s)
         if self._active is not None and not self._ending:
@@ -152,7 +140,8 @@ class Keeper:
         if self._standby is not None and self._standby.order is not self._replacement.order:
             self._dismiss_standby()  # a replacement has failed
         if self._standby is None:
-            if self._active is None or (self._active.ready_at is not None and not self._phase.unmounted):
+            serves = self._active is not None and self._active.ready_at is not None and not self._phase.unmounted
+            if self._can_start and (serves or self._active is None):
                 self._start()
         elif self._standby.standing_by and self._active is None:
             self._promote(self._standby)
@@ -161,7 +150,7 @@ class Keeper:
         served = not self._phase.unmounted and self._phase is not Phase.ENDING
         if served and self._connection.mounted and self._connection.gone:
             self._phase = Phase.UNMOUNTED
-            self._stop_by = time.monotonic() + STOP_TIMEOUT_S
+            self._stop_by = time.monotonic() + limits.STOP_TIMEOUT_S
 
     def _check(self, server: ServerProcess, silence_limit_s: float) -> None:
         """See whether a server has ended, and kill one that hangs."""
@@ -173,13 +162,13 @@ class Keeper:
         elif self._phase is Phase.UNMOUNTED and server is self._active and now > self._stop_by:
             self._phase = Phase.OVERDUE
             self._reporter.warning(
-                f"unmounted, but server {server.pid} has not ended in {STOP_TIMEOUT_S:.0f} s: killing it"
+                f"unmounted, but server {server.pid} has not ended in {limits.STOP_TIMEOUT_S:.0f} s: killing it"
             )
             server.kill()
         elif now - server.heard_at > silence_limit_s and not server.standing_by and not server.has_message():
             self._reporter.warning(f"server {server.pid} has sent nothing for {silence_limit_s:.0f} s: killing it")
             server.kill()
-        elif now - server.heard_at > HURRY_AFTER_S:
+        elif now - server.heard_at > limits.HURRY_AFTER_S:
             server.hurry()
 
     def _on_signals(self, numbers: bytes) -> None:
@@ -196,7 +185,7 @@ class Keeper:
         try:
             # After a crash the next server often crashes too: a standby must be ready soon.
             spare = self._active is not None and not self._replacement.under_way and not self._restart_policy.last_end
-            server = ServerProcess(self._replacement.order, spare=spare)
+            server = self._new_server(spare=spare)
         except OSError as error:
             self._reporter.error(f"cannot start a server: {error}")
             self._replacement.fail(f"cannot start a server: {error}")
@@ -207,6 +196,19 @@ class Keeper:
             return
         self._dispatcher.add(server)
         self._standby = server
+
+    @property
+    def _can_start(self) -> bool:
+        """Whether there is anything to start a server from."""
+        return True
+
+    def _new_server(self, *, spare: bool) -> ServerProcess:
+        """Start a server process. Raises OSError."""
+        return ServerProcess(self._replacement.order, spare=spare)
+
+    def _withdrawn(self, _server: ServerProcess) -> bool:
+        """Whether a server that has ended did so because somebody ended what it came from."""
+        return False
 
     def _promote(self, server: ServerProcess) -> None:
         """Make the standby the active server; the next standby is forked from it, if it can."""
@@ -251,7 +253,7 @@ class Keeper:
             if server.ledger_version == self._ledger_version:
                 self._replacement.kill_outgoing(self._active)
             else:
-                self._replacement.fail("this version cannot take over the mount: run `mountctl down` and `mountctl up`")
+                self._replacement.fail(CANNOT_TAKE_OVER)
 
     def _on_ready(self, server: ServerProcess, *, resends: bool) -> None:
         server.ready_at = time.monotonic()
@@ -303,7 +305,7 @@ class Keeper:
             self._restart_policy.ended(server.end_reason(), server.ready_at)
             self._end(0 if self._phase is Phase.OVERDUE else server.exit_code)
             return
-        if server is self._replacement.outgoing:
+        if server is self._replacement.outgoing or self._withdrawn(server):
             self._restart_policy.replaced()
             return
         if server.order is self._replacement.order:
@@ -335,8 +337,7 @@ class Keeper:
     # Operators
 
     def _listen(self) -> None:
-        error = self._control_socket.listen(self._mountpoint)
-        if error is not None:
+        if (error := self._control_socket.listen(self._mountpoint)) is not None:
             self._reporter.error(f"mountctl cannot reach this keeper: {error}")
 
     def _on_request(self, request: dict[str, Any], reply: Reply) -> None:
@@ -370,8 +371,7 @@ class Keeper:
     # The end
 
     def _unmount(self) -> None:
-        problem = self._connection.unmount()
-        if problem is not None:
+        if (problem := self._connection.unmount()) is not None:
             self._reporter.warning(f"{self._mountpoint}: {problem}: detached")
             if self._active is not None:
                 self._active.terminate()
@@ -390,11 +390,11 @@ class Keeper:
             server.channel.close()  # the keeper answers it no more
             if not self._connection.mounted:
                 server.terminate()  # it does not end by itself
-            if not server.wait(STOP_TIMEOUT_S):
+            if not server.wait(limits.STOP_TIMEOUT_S):
                 # One of its threads may wait in the kernel for an answer of the server itself.
                 self._connection.abort()
                 server.kill()
-                server.wait(STOP_TIMEOUT_S)
+                server.wait(limits.STOP_TIMEOUT_S)
         self._connection.close()
         error = f"the server ended ({self._restart_policy.last_end or 'killed'}) before the mount answered"
         self._reporter.outcome({"type": "failed", "kind": "Exception", "error": error}, error)

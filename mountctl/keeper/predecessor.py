@@ -20,7 +20,7 @@ from typing import Any
 from mountctl.keeper.connection import SEALS
 from mountctl.keeper.descriptor_store import FUSE_DEVICE, LISTENER
 from mountctl.keeper.forked_server import OtherProcess
-from mountctl.keeper.server_process import ENVIRONMENT, FORKS, ServerProcess
+from mountctl.keeper.server_process import ENVIRONMENT, FORKS, LAUNCHED, ServerProcess
 from mountctl.linux import mounting
 from mountctl.linux.sockets import gpu_path
 from trimsfs.errors import NotMountedError, TakeoverError
@@ -43,12 +43,12 @@ class _UnfitError(Exception):
 class LeftServer(ServerProcess):
     """The server that a killed keeper has left. The channel to it has ended: it serves until it is killed."""
 
-    def __init__(self, process: OtherProcess, order: dict[str, Any], ledger_version: str) -> None:
+    def __init__(self, process: OtherProcess, order: dict[str, Any], version: str) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         theirs.close()
         self._begin(order, ours)
         self._process, self._in_idle_time = process, False
-        self.ledger_version, self.ready_at = ledger_version, time.monotonic()
+        self.ledger_version, self.ready_at = version, time.monotonic()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +110,8 @@ def _look_at(pid: int, mountpoint: Path, device: str) -> Predecessor:
     order = _order_of(process)
     if order["mountpoint"] != str(mountpoint):
         raise _UnfitError("it serves another mount")
+    if order.get(LAUNCHED, False):
+        raise _UnfitError(f"its keeper is `mountctl keeper {mountpoint}`: start that again")
     parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     if title_of(parent) == title("keeper", mountpoint):
         raise _UnfitError(f"its keeper, pid {parent}, is alive")
@@ -118,11 +120,15 @@ def _look_at(pid: int, mountpoint: Path, device: str) -> Predecessor:
         for descriptor in descriptors.values():
             os.close(descriptor)
         raise _UnfitError("it has ended, or does not have the descriptors of this mount")
-    version = os.pread(descriptors["ledger"], _MAGIC_LENGTH, 0).removeprefix(_MAGIC).decode(errors="replace")
     environment = order.pop(ENVIRONMENT)
     order.pop(FORKS, None)
-    server = LeftServer(process, order, version)
+    server = LeftServer(process, order, ledger_version(descriptors["ledger"]))
     return Predecessor(order=order, environment=environment, server=server, descriptors=descriptors)
+
+
+def ledger_version(ledger: int) -> str:
+    """The version of a ledger."""
+    return os.pread(ledger, _MAGIC_LENGTH, 0).removeprefix(_MAGIC).decode(errors="replace")
 
 
 def _order_of(process: OtherProcess) -> dict[str, Any]:
@@ -154,21 +160,21 @@ def _descriptors_of(process: OtherProcess, order: dict[str, Any], device: str) -
             raise
         except OSError:
             continue  # closed meanwhile
-        if _is(name, descriptor, order, device):
+        if fits(name, descriptor, order, device):
             found[name] = descriptor
         else:
             os.close(descriptor)
     return found
 
 
-def _is(name: str, descriptor: int, order: dict[str, Any], device: str) -> bool:
+def fits(name: str, descriptor: int, order: dict[str, Any], device: str) -> bool:
     """Whether a descriptor is what *name* says. Raises OSError."""
     status = os.fstat(descriptor)
     match name:
         case "ledger":
             return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
         case "fuse":
-            return stat.S_ISCHR(status.st_mode) and status.st_rdev == FUSE_DEVICE and _serves(descriptor, device)
+            return _serves(descriptor, device)
         case "lock":
             return _locks(descriptor, Path(order["options"]["cache_dir"], "lock"))
         case _:
@@ -176,7 +182,10 @@ def _is(name: str, descriptor: int, order: dict[str, Any], device: str) -> bool:
 
 
 def _serves(fuse: int, device: str) -> bool:
-    """Whether a descriptor of /dev/fuse belongs to the mount on a device; before Linux 6.18, to any mount."""
+    """Whether a descriptor is of /dev/fuse, and of the mount on a device; before Linux 6.18, of any mount."""
+    status = os.fstat(fuse)
+    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != FUSE_DEVICE:
+        return False
     poll = select.poll()
     poll.register(fuse, 0)
     if poll.poll(0):

@@ -72,6 +72,11 @@ class RestartPolicy:
         """Allow a start at once: an operator has asked for it."""
         self._not_before = 0.0
 
+    def reset(self) -> None:
+        """Forget earlier failures: servers come from elsewhere now."""
+        self._crashes = self._failed_standbys = 0
+        self._not_before = 0.0
+
     def _back_off(self, times: int) -> None:
         if times > 0:
             self._not_before = time.monotonic() + min(BACKOFF_S * 2 ** (times - 1), BACKOFF_LIMIT_S)

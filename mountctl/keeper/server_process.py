@@ -21,6 +21,8 @@ ENVIRONMENT = "environment"
 """The field of an order that has the keeper's environment variables, for its successor."""
 FORKS = "forks"
 """The field of an order that lets a server fork the next one."""
+LAUNCHED = "launched"
+"""The field of an order of a server whose keeper is elsewhere."""
 _SCM_PIDFD = 4
 _DESCRIPTOR = array.array("i").itemsize
 
@@ -122,6 +124,8 @@ class ServerProcess:
             "backing_limit": protocol.BACKING_LIMIT,
             "restarts": before.restarts,
             "vacant_since": before.vacant_since,
+            "keeper_pid": os.getpid(),
+            "server_pid": self.pid,
         }
         self.send(promotion, list(held.values()))
         if for_forked is not None:

@@ -115,6 +115,23 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
         raise OSError(0, done.stderr.strip().removeprefix(f"{program}: "), str(mountpoint))
 
 
+def answers(mountpoint: Path, *, timeout_s: float) -> bool | None:
+    """Whether a mount answers: False if nobody has its connection, None if it hangs.
+
+    A child process asks: one that waits for a mount cannot be killed.
+    """
+    environment = {**os.environ, "LC_ALL": "C"}
+    process = subprocess.Popen(
+        ["stat", "-f", "--", str(mountpoint)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        _, message = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return None
+    return b"not connected" not in message
+
+
 def tune(device: str) -> list[str]:
     """Raise a file system's read-ahead; what could not be set, and why.
 

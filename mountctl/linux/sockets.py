@@ -12,6 +12,7 @@ from trimsfs.mountinfo import escape
 
 ROOTS_DIRECTORY = Path("/run/trimsfs")
 GPU_SUFFIX = ".gpu"
+LAUNCHERS_SUFFIX = ".servers"
 _NAME_LIMIT = 64
 """Bytes of a socket's name: its whole path must fit into 107."""
 
@@ -39,6 +40,11 @@ def socket_path(mountpoint: Path) -> Path:
 def gpu_path(mountpoint: Path) -> Path:
     """The socket of a mount's GPU clients: beside the control socket."""
     return socket_path(mountpoint).with_suffix(GPU_SUFFIX)
+
+
+def launchers_path(mountpoint: Path) -> Path:
+    """The socket at which launchers of servers join a mount's keeper: beside the control socket."""
+    return socket_path(mountpoint).with_suffix(LAUNCHERS_SUFFIX)
 
 
 def listen_at(path: Path, kind: socket.SocketKind, *, mode: int, backlog: int) -> socket.socket:

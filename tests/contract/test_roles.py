@@ -69,7 +69,7 @@ async def test_a_token_that_cannot_be_read_is_named(bucket: S3Backend, tmp_path:
     token = tmp_path / "token"
     store = opened(bucket, web_identity_token_file=token)
 
-    with pytest.raises(StoreAccessError, match=f"web identity token file {token}: No such file or directory"):
+    with pytest.raises(StoreAccessError, match=f"token file {token}: No such file or directory: put the token there"):
         await store.stat("key")
 
     token.write_text("eyJhbGciOiJub25lIn0.e30.")

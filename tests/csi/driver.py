@@ -143,18 +143,29 @@ def publication(
     )
 
 
+def persistent(target: Path | str, volume: str, attributes: Mapping[str, str]) -> csi_pb2.NodePublishVolumeRequest:
+    """The request that kubelet makes of a PersistentVolume with this ``volumeHandle`` and ``volumeAttributes``."""
+    request = publication(target, volume, {**attributes, EPHEMERAL: "false"})
+    request.volume_capability.access_mode.mode = csi_pb2.VolumeCapability.AccessMode.MULTI_NODE_READER_ONLY
+    return request
+
+
 @contextmanager
 def running(
-    directory: Path, *options: str | Path, prefix: Sequence[str] = (), socket: Path | None = None
+    directory: Path,
+    *options: str | Path,
+    prefix: Sequence[str] = (),
+    socket: Path | None = None,
+    log: list[str] | None = None,
 ) -> Iterator[Driver]:
-    """A driver for the mounts of a node; it ends with status 0 and leaves no socket."""
+    """A driver for the mounts of a node; it ends with status 0 and leaves no socket. *log* gets its lines."""
     socket, pods = socket or directory / "csi.sock", directory / "pods"
     command = [*prefix, MOUNTCTL, "csi", "--endpoint", f"unix://{socket}", "--node-id", "node-1"]
     process = subprocess.Popen(
         [*command, "--mounts-dir", directory / "mounts", *options], stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
-    log: list[str] = []
+    log = [] if log is None else log
     reader = threading.Thread(target=log.extend, args=[process.stderr])
     reader.start()
     try:

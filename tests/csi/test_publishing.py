@@ -253,10 +253,12 @@ def test_stats_are_of_the_space_for_local_copies(driver: Driver) -> None:
     target = driver.publish("a", path="resnet50")
     (target / "params").read_bytes()
     answer = driver.stats("a")
-    (usage,) = answer.usage
-    assert usage.unit == csi_pb2.VolumeUsage.BYTES
+    usage, files = answer.usage
+    assert (usage.unit, files.unit) == (csi_pb2.VolumeUsage.BYTES, csi_pb2.VolumeUsage.INODES)
     assert usage.total == 1 << 30
     assert 0 < usage.used == usage.total - usage.available < 1 << 20
+    assert 0 < files.used == files.total == os.statvfs(target).f_files
+    assert files.available == 0
     assert not answer.volume_condition.abnormal
     with refused(grpc.StatusCode.NOT_FOUND, "is not published"):
         driver.stats("b")

@@ -130,14 +130,17 @@ BAD: list[tuple[Callable[[Request], None], grpc.StatusCode, str]] = [
     (attribute("path", "resnet51"), grpc.StatusCode.NOT_FOUND, "does not exist"),
     (attribute("Path", "resnet50"), INVALID, "unknown 'Path'"),
     (attribute("readOnly", "false"), INVALID, "unknown 'readOnly'"),
-    (attribute(EPHEMERAL, "false"), INVALID, "not an inline volume"),
-    (attribute(EPHEMERAL, "True"), INVALID, "not an inline volume"),
-    (lambda request: request.volume_context.clear(), INVALID, "podInfoOnMount"),
+    (attribute(EPHEMERAL, "false"), UNMET, "SINGLE_NODE_WRITER: volumes are read-only: set accessModes"),
+    (attribute(EPHEMERAL, "True"), UNMET, "SINGLE_NODE_WRITER: volumes are read-only: set accessModes"),
+    (lambda request: request.volume_context.clear(), UNMET, "podInfoOnMount"),
     (lambda request: request.ClearField("volume_capability"), INVALID, "volume_capability: is missing"),
     (lambda request: request.volume_capability.ClearField("mount"), INVALID, "access_type is missing"),
     (lambda request: request.volume_capability.block.SetInParent(), UNMET, "no block volumes"),
     (access_mode(0), INVALID, "access_mode is missing"),
-    (access_mode(6), UNMET, "access_mode 6"),
+    (access_mode(4), UNMET, "MULTI_NODE_SINGLE_WRITER"),
+    (access_mode(5), UNMET, "MULTI_NODE_MULTI_WRITER"),
+    (access_mode(6), UNMET, "SINGLE_NODE_SINGLE_WRITER"),
+    (access_mode(7), UNMET, "SINGLE_NODE_MULTI_WRITER"),
     (access_mode(99), UNMET, "access_mode 99"),
     (mount_volume("fs_type", "ext4"), UNMET, "leave it out"),
     (mount_volume("mount_flags", "rw"), UNMET, "volumes are nodev, nosuid, ro"),
@@ -221,7 +224,7 @@ def test_only_volumes_are_unpublished(path: str, code: grpc.StatusCode, words: s
         driver.call("Node/NodeUnpublishVolume", request, csi_pb2.NodeUnpublishVolumeResponse)
 
 
-@pytest.mark.parametrize("path", ["", "mount", "{}/mounts/models", "{}/pods/../pods/pod"])
+@pytest.mark.parametrize("path", ["", "/mount", "{}/mounts/models", "{}/pods/../pods/pod"])
 def test_stats_of_what_can_be_no_volume_are_refused(path: str, driver: Driver) -> None:
     request = csi_pb2.NodeGetVolumeStatsRequest(volume_id="v", volume_path=path.format(driver.pods.parent))
     with refused(INVALID, "volume_path"):

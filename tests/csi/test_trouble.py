@@ -16,7 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from mountctl.csi.child_process import ChildProcesses
+from mountctl.csi.child_process import ChildProcesses, Space
 from mountctl.csi.errors import StatusError
 from mountctl.csi.mounts_directory import MountsDirectory
 from mountctl.csi.named_locks import NamedLocks
@@ -161,8 +161,8 @@ def test_a_volume_goes_on_with_the_next_server(directory: Path) -> None:
 class _SlowPaths(ChildProcesses):
     """The mount answers, but not for the path."""
 
-    def check_answers(self, mount: Mount, path: Path | None = None) -> tuple[int, int]:
-        return 1, 1
+    def check_answers(self, mount: Mount) -> Space:
+        return Space(total=1, free=1, files=1)
 
     def run(
         self, mount: Mount, command: list[str | Path], timeout_s: float
@@ -292,3 +292,12 @@ def test_without_the_extra_the_other_commands_work_and_this_one_names_it() -> No
     done = run("csi", "--endpoint", "unix:///x", "--node-id", "n")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "pip install 'trimsfs[csi]'" in done.stderr
+
+
+@pytest.mark.parametrize("told", ["", "{", "{}", "[]", '"options"'])
+def test_a_server_that_tells_no_options_is_named(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    children = ChildProcesses()
+    monkeypatch.setattr(children, "run", lambda *_: subprocess.CompletedProcess([], 0, told, ""))
+    with pytest.raises(StatusError, match="/mounts/models: its server tells no options") as caught:
+        children.options(MOUNT)
+    assert caught.value.code == grpc.StatusCode.UNAVAILABLE

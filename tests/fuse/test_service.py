@@ -106,9 +106,11 @@ def test_a_request_that_waits_when_all_is_killed_is_answered_later(
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-def test_systemd_understands_the_unit(tmp_path: Path) -> None:
-    unit = tmp_path / "trimsfs@.service"
-    unit.write_text(UNIT.read_text().replace("/usr/local/bin/mountctl", MOUNTCTL))
+@pytest.mark.parametrize("name", ["trimsfs@.service", "trimsfs-keeper@.service", "trimsfs-server@.service"])
+def test_systemd_understands_the_units(name: str, tmp_path: Path) -> None:
+    for each in UNIT.parent.glob("trimsfs*@.service"):  # one names another
+        (tmp_path / each.name).write_text(each.read_text().replace("/usr/local/bin/mountctl", MOUNTCTL))
+    unit = tmp_path / name
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, timeout=60, check=False
     )

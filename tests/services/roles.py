@@ -116,7 +116,8 @@ def of_moto(bucket: str, objects: Mapping[str, bytes], roles: Patterns, users: P
             "Action": "sts:AssumeRole",
             "Resource": [f"{account}:role/{name}" for name in roles if name != CLOSED],
         }
-        operator = _moto_user(iam, server, OPERATOR, document(*reading(bucket, ()), assuming))
+        by_token = {"Action": "sts:AssumeRoleWithWebIdentity", "Resource": "*"}  # STS asks as the operator
+        operator = _moto_user(iam, server, OPERATOR, document(*reading(bucket, ()), assuming, by_token))
         administrator = _moto_user(iam, server, "administrator", document({"Action": "*", "Resource": "*"}))
         for name in roles:
             iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust("*"))

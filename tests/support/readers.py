@@ -1,6 +1,7 @@
 """Processes that read a mount without a pause, compare every byte with the store's, and time every operation."""
 
 import contextlib
+import ctypes
 import errno
 import mmap
 import os
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Protocol
 
 PIECE = 1 << 20
+_CLONE_NEWNS, _CLONE_NEWPID = 0x00020000, 0x20000000
+_MS_REC, _MS_SLAVE = 1 << 14, 1 << 19
 
 
 @dataclass(slots=True)
@@ -172,6 +175,27 @@ class Readers(Processes):
 
     def __init__(self, mount: Path, store: Path, directory: Path, *, count: int) -> None:
         super().__init__(lambda seed: Reader(mount, store, seed), directory, count=count)
+
+
+class PodReaders(Processes):
+    """Readers in mount and PID namespaces of their own, as in pods: later mounts of the host reach them."""
+
+    def __init__(self, mount: Path, store: Path, directory: Path, *, count: int) -> None:
+        super().__init__(lambda seed: _in_pod(lambda: Reader(mount, store, seed)), directory, count=count)
+
+
+def _in_pod(make: Callable[[], Rounds]) -> Rounds:
+    """Make rounds in a child with namespaces of its own, which is told to stop as this process is."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.unshare(_CLONE_NEWNS | _CLONE_NEWPID) == 0, os.strerror(ctypes.get_errno())
+    assert libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_SLAVE), None) == 0
+    child = os.fork()
+    if child == 0:
+        assert os.getpid() == 1
+        return make()
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
+    _, status = os.waitpid(child, 0)
+    os._exit(0 if status == 0 else 1)
 
 
 def _run(make: Callable[[int], Rounds], number: int, file: Path) -> None:

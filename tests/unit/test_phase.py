@@ -13,7 +13,8 @@ import pytest
 from mountctl.keeper import keeper as keepers
 from mountctl.keeper.connection import Connection
 from mountctl.keeper.forked_server import ForkedServer
-from mountctl.keeper.keeper import HURRY_AFTER_S, STOP_TIMEOUT_S, Keeper
+from mountctl.keeper.keeper import Keeper
+from mountctl.keeper.limits import HURRY_AFTER_S, STOP_TIMEOUT_S
 from mountctl.keeper.phase import Phase
 from tests.support.keeper_in_process import ORDER, FakeServer, keeper_in_process
 from trimsfs.handover.keeper_client import Promotion, stand_by

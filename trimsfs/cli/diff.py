@@ -38,7 +38,7 @@ _MOST_SHOWN = 20
 @store_options
 @reported
 def diff(first: str, second: str, tensors: bool, as_json: bool, reach: dict[str, Any]) -> None:
-    """Show what differs between two versions, by file and by tensor.
+    """Show how two versions differ, by file and by tensor.
 
     Also how many bytes a host that has A fetches and stores for B.
 

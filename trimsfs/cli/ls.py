@@ -25,7 +25,7 @@ from trimsfs.text import printable
 
 
 @dataclass(slots=True)
-class _Row:
+class Row:
     """A model: a directory with files, or a single file. Sizes in bytes, ``gpu`` by device."""
 
     files: int = 0
@@ -36,7 +36,7 @@ class _Row:
     open: int = 0
     pinned: int = 0
 
-    def add(self, other: "_Row") -> None:
+    def add(self, other: "Row") -> None:
         """Add the counts of another row."""
         for name in ("files", "size", "disk", "host", "open", "pinned"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -68,22 +68,22 @@ def ls(paths: tuple[Path, ...], named: Path | None, lines: str | None, as_json: 
     HOST below 100 % with DISK at 100 %: the kernel has dropped pages, or not read them since a restart of the host.
     Programs get them from the disk. OPEN counts open files, not programs; `trimsfs top` names those.
     """
-    rows: dict[str, _Row] = {}
+    rows: dict[str, Row] = {}
     has_device = False
     failures: list[tuple[str, str]] = []
     base = mount_of_path(named).mountpoint if named is not None else None
     if base is not None:
         paths = tuple(base / str(path).lstrip("/") for path in paths or ("",))
-    found = [_rows(path, lines) for path in paths]
+    found = [rows_below(path, lines) for path in paths]
     if not paths:
-        answers = ask_each(file_systems(), lambda mount: _rows(mount.mountpoint, lines))
+        answers = ask_each(file_systems(), lambda mount: rows_below(mount.mountpoint, lines))
         found = [answer for _, answer in left_out(answers, failures)]
     for each, device_there in found:
         rows, has_device = rows | each, has_device or device_there
     if base is not None:
         rows = {os.path.relpath(name, base): row for name, row in rows.items()}
     if as_json:
-        fields = _Row.__dataclass_fields__
+        fields = Row.__dataclass_fields__
         models = [{"path": name} | {field: getattr(row, field) for field in fields} for name, row in rows.items()]
         click.echo(json.dumps(models, indent=2))
     else:
@@ -91,10 +91,10 @@ def ls(paths: tuple[Path, ...], named: Path | None, lines: str | None, as_json: 
     fail_if_any(failures)
 
 
-def _print(rows: dict[str, _Row], has_device: bool) -> None:
+def _print(rows: dict[str, Row], has_device: bool) -> None:
     """Show rows as a table, with their total below."""
     gpu = ["GPU"] if has_device else []
-    total = _Row()
+    total = Row()
     for row in rows.values():
         total.add(row)
     table = [("MODEL", "FILES", "SIZE", "DISK", "HOST", *gpu, "OPEN", "PINNED")]
@@ -114,11 +114,11 @@ def _print(rows: dict[str, _Row], has_device: bool) -> None:
     show(table, left=1)
 
 
-def _rows(path: Path, lines: str | None) -> tuple[dict[str, _Row], bool]:
+def rows_below(path: Path, lines: str | None) -> tuple[dict[str, Row], bool]:
     """The models below a path by their names, and whether their mount has a GPU."""
     directory = control_directory(path)
     root = os.path.realpath(path)
-    rows: dict[str, _Row] = {}
+    rows: dict[str, Row] = {}
     if directory.name != CONTROL_NAME:
         info = read_json(directory / "info")
         rows[root] = _row(info["size"], info)
@@ -133,7 +133,7 @@ def _rows(path: Path, lines: str | None) -> tuple[dict[str, _Row], bool]:
         shown = _shown(root, below, lines, alone=alone)
         for name, size in told["files"].items():
             row = _row(size, here.get(name))
-            rows.setdefault(shown or os.path.join(root, below, name), _Row()).add(row)
+            rows.setdefault(shown or os.path.join(root, below, name), Row()).add(row)
     return rows, bool(devices(directory))
 
 
@@ -147,12 +147,12 @@ def _shown(root: str, below: str, lines: str | None, *, alone: bool) -> str | No
     return os.path.join(root, below if lines == "directories" else below.partition("/")[0]).rstrip("/")
 
 
-def _row(size: int, here: dict[str, Any] | None) -> _Row:
+def _row(size: int, here: dict[str, Any] | None) -> Row:
     """The row of one file; *here* says what this host has of it."""
     if here is None:
-        return _Row(files=1, size=size)
+        return Row(files=1, size=size)
     residency = here["residency"]
-    return _Row(
+    return Row(
         files=1,
         size=size,
         disk=residency["disk"],

@@ -8,6 +8,7 @@ from trimsfs.command_group import CommandGroup, examples
 _SECTIONS = {
     "Mounts": {
         "mount": "trimsfs.cli.mount",
+        "serve": "trimsfs.cli.serve",
         "umount": "trimsfs.cli.umount",
         "status": "trimsfs.cli.status",
         "doctor": "trimsfs.cli.doctor",
@@ -35,6 +36,7 @@ _SECTIONS = {
         "jobs": "trimsfs.cli.jobs",
         "trace": "trimsfs.cli.trace",
         "exporter": "trimsfs.cli.exporter",
+        "node-labels": "trimsfs.cli.node_labels",
     },
     "Run": {
         "run": "trimsfs.cli.run",

@@ -42,7 +42,7 @@ _URL = re.compile(r"([a-z][a-z0-9+.]+):/*(.+)")
 """A URL, also with too few or too many slashes."""
 
 
-class _SourceFirst(click.Command):
+class SourceFirst(click.Command):
     """A command with an optional argument, the source, before a required one, the mount point."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -53,7 +53,7 @@ class _SourceFirst(click.Command):
 
 
 @click.command(
-    cls=_SourceFirst,
+    cls=SourceFirst,
     epilog=examples(
         "trimsfs mount s3://my-models/prefix /models",
         "trimsfs mount s3://my-models /models --cache-dir /var/cache/models --cache-size 500GiB",
@@ -78,7 +78,7 @@ def mount(mountpoint: Path, foreground: bool, options: MountOptions) -> None:
 def mount_store(mountpoint: Path, options: MountOptions, *, foreground: bool) -> None:
     """Mount, and return when the mount answers; in the foreground, never return. Raises TrimsError, or exits."""
     for _, own in options.each_store():
-        _check_meaning(mountpoint, own.store)
+        check_meaning(mountpoint, own.store)
     made = not mountpoint.exists()
     try:
         _mount(_check(mountpoint, options.store), options, foreground=foreground)
@@ -92,24 +92,23 @@ def mount_store(mountpoint: Path, options: MountOptions, *, foreground: bool) ->
 def _mount(mountpoint: Path, options: MountOptions, *, foreground: bool) -> None:
     """Mount at a checked mount point, see `mount_store`."""
     options = options.resolved(mountpoint)
-    _check_apart(mountpoint, options)
-    if options.store is not None and not options.stores and "://" not in options.store:
-        _make_default_store(Path(options.store))
+    check_apart(mountpoint, options)
+    make_default_store(options)
     order = keeper_order(mountpoint, options, foreground=foreground)
     keeper = [sys.executable, "-m", "mountctl.keeper"]
     if foreground:
-        _warn_of_full_disk(options)
-        _export(options)
-        _become(keeper, order)
+        warn_of_full_disk(options)
+        export(options)
+        become(keeper, order)
     _start(keeper, order, options)
     check_answers(mountpoint)
-    _warn_of_full_disk(options)
-    _export(options)
+    warn_of_full_disk(options)
+    export(options)
     what = f"{len(options.stores)} stores are" if len(options.stores) > 1 else f"{options.each_store()[0][1].store} is"
     click.echo(f"{what} mounted at {printable(str(mountpoint))} (log: {options.log_file})")
 
 
-def _check_meaning(mountpoint: Path, store: str | None) -> None:
+def check_meaning(mountpoint: Path, store: str | None) -> None:
     """Refuse swapped arguments and misspelt stores. Raises ConfigurationError, BucketNotFoundError."""
     url = _URL.fullmatch(str(mountpoint))  # Path turns // into /
     if url is not None and not mountpoint.exists():
@@ -160,7 +159,7 @@ def _check(mountpoint: Path, store: str | None) -> Path:
     return mountpoint
 
 
-def _check_apart(mountpoint: Path, options: MountOptions) -> None:
+def check_apart(mountpoint: Path, options: MountOptions) -> None:
     """Check that store, mount point, cache and log do not overlap. Raises ConfigurationError."""
     own = {"cache_dir": options.cache_dir, "log_file": options.log_file}
     for _, of_store in options.each_store():
@@ -178,7 +177,7 @@ def _check_apart(mountpoint: Path, options: MountOptions) -> None:
             raise ConfigurationError(f"{flag(name)} {path}: lies on the mount point {mountpoint}: choose another")
 
 
-def _warn_of_full_disk(options: MountOptions) -> None:
+def warn_of_full_disk(options: MountOptions) -> None:
     """Warn when the disk is too full to cache models."""
     assert options.cache_dir is not None
     try:
@@ -195,7 +194,7 @@ def _warn_of_full_disk(options: MountOptions) -> None:
         )
 
 
-def _export(options: MountOptions) -> None:
+def export(options: MountOptions) -> None:
     """Start the exporter of this host, if one is asked for and none listens there yet; warn where that fails."""
     if options.metrics_listen is None:
         return
@@ -214,20 +213,21 @@ def _export(options: MountOptions) -> None:
         click.echo(f"trimsfs: warning: no metrics over HTTP: {printable(problem)}", err=True)
 
 
-def _make_default_store(store: Path) -> None:
+def make_default_store(options: MountOptions) -> None:
     """Create the store if it is the default one, so that `trimsfs mount` works without any setup."""
-    if store == default_store():
+    store = options.store
+    if store is not None and not options.stores and "://" not in store and Path(store) == default_store():
         with suppress(OSError):
-            store.mkdir(mode=0o755, parents=True, exist_ok=True)
+            Path(store).mkdir(mode=0o755, parents=True, exist_ok=True)
 
 
-def _become(keeper: list[str], order: dict[str, object]) -> NoReturn:
-    """Turn this process into the keeper."""
+def become(program: list[str], order: dict[str, object]) -> NoReturn:
+    """Turn this process into a keeper or launcher, with its order on standard input."""
     descriptor = os.memfd_create("trimsfs-order")
     os.write(descriptor, json.dumps(order).encode())
     os.lseek(descriptor, 0, os.SEEK_SET)
     os.dup2(descriptor, 0)
-    os.execv(keeper[0], keeper)
+    os.execv(program[0], program)
 
 
 def _open_log(path: Path) -> BinaryIO:

@@ -165,7 +165,7 @@ def _ends(mount: Mount, connection: int | None, timeout_s: float) -> bool:
 def _processes(facts: dict[str, Any]) -> list[int]:
     """Pidfds of a mount's processes."""
     descriptors: list[int] = []
-    for name in ("server_pid", "keeper_pid"):
+    for name in ("server_pid", *(() if facts.get("keeper_stays", False) else ("keeper_pid",))):
         if facts[name] is not None:  # the keeper is gone
             with suppress(OSError):
                 descriptors.append(os.pidfd_open(facts[name]))

@@ -102,7 +102,8 @@ def _stand_back(*, idle: bool) -> None:
     """Give way to the server and to the programs that use models: with *idle*, to all that wants a core or the disk."""
     niceness = LOWEST_NICENESS if idle else NICENESS
     os.setsid()  # where the kernel shares cores by session, niceness counts within one only
-    os.setpriority(os.PRIO_PROCESS, 0, niceness)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    os.setpriority(os.PRIO_PROCESS, 0, max(niceness, before))  # who is below it may not rise
     with contextlib.suppress(OSError):
         Path("/proc/self/autogroup").write_text(str(niceness))
     if idle:

@@ -47,6 +47,7 @@
 
 static struct {
 	int passthrough;
+	int hide_threads;
 	unsigned int stack_depth;
 	unsigned int max_background;
 	PyObject *on_lookup;
@@ -387,12 +388,19 @@ static int has_header(const struct fuse_buf *buf, struct fuse_in_header *header)
 	return 1;
 }
 
-/* Note the request that is about to be processed. First report an open that the kernel sends again. */
+/*
+ * Note the request that is about to be processed. First report an open that the kernel sends again. A thread of a PID
+ * namespace that this process does not see becomes 0: here, its number is another thread's.
+ */
 static void note(const struct fuse_buf *buf)
 {
 	struct fuse_in_header header;
 
 	if (has_header(buf, &header)) {
+		if (wanted.hide_threads) {
+			header.pid = 0;
+			memcpy(buf->mem, &header, sizeof(header));
+		}
 		processed = header.unique;
 		processed_for = header.pid;
 		if ((header.unique & FUSE_UNIQUE_RESEND) != 0 && wanted.on_asked_again != NULL &&
@@ -522,24 +530,24 @@ size_t fuse_add_direntry_plus(fuse_req_t req, char *buf, size_t size, const char
 
 static PyObject *configure(PyObject *self, PyObject *args, PyObject *named)
 {
-	static char *names[] = {"passthrough", "stack_depth", "max_background", "on_lookup",
-				"on_open",     "on_used",     "on_ioctl",       "on_interrupt",
-				"on_asked_again", "on_offered", "on_opened",    "on_release",
-				"is_idle",     NULL};
+	static char *names[] = {"passthrough", "hide_threads", "stack_depth",    "max_background", "on_lookup",
+				"on_open",     "on_used",      "on_ioctl",       "on_interrupt",   "on_asked_again",
+				"on_offered",  "on_opened",    "on_release",     "is_idle",        NULL};
 	PyObject **kept[] = {&wanted.on_lookup,	   &wanted.on_open,	   &wanted.on_used,
 			     &wanted.on_ioctl,	   &wanted.on_interrupt,   &wanted.on_asked_again,
 			     &wanted.on_offered,   &wanted.on_opened,	   &wanted.on_release,
 			     &wanted.is_idle};
 	PyObject *given[sizeof(kept) / sizeof(*kept)];
 	unsigned int stack_depth, max_background;
-	int passthrough;
+	int passthrough, hide_threads;
 
 	(void)self;
-	if (!PyArg_ParseTupleAndKeywords(args, named, "$pIIOOOOOOOOOO", names, &passthrough, &stack_depth,
+	if (!PyArg_ParseTupleAndKeywords(args, named, "$ppIIOOOOOOOOOO", names, &passthrough, &hide_threads, &stack_depth,
 					 &max_background, &given[0], &given[1], &given[2], &given[3], &given[4],
 					 &given[5], &given[6], &given[7], &given[8], &given[9]))
 		return NULL;
 	wanted.passthrough = passthrough;
+	wanted.hide_threads = hide_threads;
 	wanted.stack_depth = stack_depth;
 	wanted.max_background = max_background;
 	for (size_t place = 0; place < sizeof(kept) / sizeof(*kept); place++)

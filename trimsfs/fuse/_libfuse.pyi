@@ -31,6 +31,7 @@ class _Connection(TypedDict):
 def configure(
     *,
     passthrough: bool,
+    hide_threads: bool,
     stack_depth: int,
     max_background: int,
     on_lookup: Callable[[int, bytes, int], _Entry | None],
@@ -46,6 +47,7 @@ def configure(
 ) -> None:
     """Set what to ask of the kernel, and the callbacks. Call it before the session is made.
 
+    ``hide_threads`` makes all thread ids 0: they are of a PID namespace that this process does not see.
     ``stack_depth`` is 1 where backing files lie on overlayfs, else 0. All callbacks run in the thread that processes
     requests:
 

@@ -60,9 +60,12 @@ class Connection:
 
 
 class Session:
-    """Answers the kernel's requests with calls of a file system."""
+    """Answers the kernel's requests with calls of a file system.
 
-    def __init__(self, filesystem: Filesystem, settings: ConnectionSettings) -> None:
+    *hide_threads* if the kernel numbers threads as in a PID namespace that this process does not see.
+    """
+
+    def __init__(self, filesystem: Filesystem, settings: ConnectionSettings, *, hide_threads: bool) -> None:
         self._filesystem = filesystem
         self._settings = settings
         self._descriptor: int | None = None
@@ -71,6 +74,7 @@ class Session:
         self._operations = Operations(filesystem, self._agreed)
         _libfuse.configure(
             passthrough=settings.passthrough,
+            hide_threads=hide_threads,
             stack_depth=int(settings.overlay),
             max_background=MAX_BACKGROUND,
             on_lookup=self._operations.lookup_known,

@@ -35,7 +35,8 @@ class Promotion:
     that another has replaced. ``backing_limit`` is how many files one message may register; None if an older keeper
     takes them one by one. ``standby`` is an end of a channel, for the standby that this server forks.
     ``vacant_since`` is when the previous server ended, by `time.monotonic`; with an older keeper, when this one was
-    promoted.
+    promoted. ``keeper_pid`` and ``server_pid`` are as the keeper sees them, perhaps from another PID namespace; None
+    with an older keeper.
     """
 
     ledger: int
@@ -46,6 +47,8 @@ class Promotion:
     restarts: int
     backing_limit: int | None
     vacant_since: float
+    keeper_pid: int | None
+    server_pid: int | None
 
 
 def stand_by(end: socket.socket, *, forks: bool = False) -> Promotion | None:
@@ -74,6 +77,8 @@ def stand_by(end: socket.socket, *, forks: bool = False) -> Promotion | None:
         restarts=promotion["restarts"],
         backing_limit=promotion.get("backing_limit"),
         vacant_since=promotion.get("vacant_since") or time.monotonic(),
+        keeper_pid=promotion.get("keeper_pid"),
+        server_pid=promotion.get("server_pid"),
     )
 
 
@@ -86,16 +91,30 @@ class _Registration:
 
 
 class KeeperClient:
-    """Asks the keeper for privileged operations; *backing_limit* is that of the promotion."""
+    """Asks the keeper for privileged operations; *pid* and *backing_limit* are those of the promotion.
 
-    def __init__(self, end: socket.socket, *, backing_limit: int | None = None) -> None:
+    *recovery* is the command that starts another keeper.
+    """
+
+    def __init__(
+        self,
+        end: socket.socket,
+        *,
+        recovery: str = "mountctl recover",
+        pid: int | None = None,
+        backing_limit: int | None = None,
+    ) -> None:
         self._channel = Channel(end)
+        self._recovery = recovery
         self._asking = trio.Lock()
         self._backing_limit = backing_limit
         self._registrations: list[_Registration] = []
         self._queue, self._queued = trio.open_memory_channel[tuple[Message, Callable[[], None]]](math.inf)
         self._gone = False
-        self.pid, _ = self._channel.peer()
+        seen, _ = self._channel.peer()
+        self.in_sight = seen != 0
+        """Whether the keeper is in a PID namespace that this process sees."""
+        self.pid = pid or seen
 
     def connected(self) -> bool:
         """Whether the last message reached the keeper; `run` sends one every ALIVE_INTERVAL_S."""
@@ -211,8 +230,9 @@ class KeeperClient:
         if not self._gone:
             self._gone = True
             log.error(
-                "the keeper, pid %d, has ended: no server takes over if this one ends: run `mountctl recover`",
+                "the keeper, pid %d, has ended: no server takes over if this one ends: run `%s`",
                 self.pid,
+                self._recovery,
             )
 
     async def _ask(self, message: Message, descriptors: Sequence[int] = ()) -> tuple[Message, list[int]]:
@@ -227,7 +247,7 @@ class KeeperClient:
             return await self._channel.receive()
         except ChannelClosedError as error:
             self._lost()
-            raise FuseUnavailableError("the keeper has ended: run `mountctl recover`") from error
+            raise FuseUnavailableError(f"the keeper has ended: run `{self._recovery}`") from error
 
     async def _ask_if_there(self, message: Message, descriptors: Sequence[int] = ()) -> tuple[Message, list[int]]:
         try:

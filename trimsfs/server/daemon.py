@@ -104,7 +104,8 @@ def main() -> None:
             set_process_title("server", mountpoint)
             spawner = Spawner(partial(_make_copier, options, store), mountpoint=mountpoint, not_for_it=held)
             _raise_priority()
-            loaded = Loaded(store=store, spawner=spawner, no_gpu=no_gpu, read_manifest=read_manifest)
+            launched = order.get("launched", False)
+            loaded = Loaded(store=store, spawner=spawner, no_gpu=no_gpu, read_manifest=read_manifest, launched=launched)
             trio.run(serve, options, mountpoint, keeper_end, promotion, loaded)
     except* TrimsError as group:
         failure = _first_error(group)

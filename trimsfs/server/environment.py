@@ -1,5 +1,7 @@
 """The environment of a server: its connections to the store, the keeper and the kernel."""
 
+import os
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,8 @@ class Environment:
 
     ``mounted_ns`` and ``started``, since the epoch, are when the mount and this server began; ``restarts`` counts
     earlier servers, and ``takeover_seconds`` is how long the mount was without one. ``lock`` is the descriptor of the
-    cache directory's lock, from an earlier server. ``kept`` tells whether the keeper runs.
+    cache directory's lock, from an earlier server. ``kept`` tells whether the keeper runs, and ``launched`` whether it
+    did not start this server itself: then it outlives the mount.
 
     ``store`` does not retry; ``copier`` moves its bytes. ``no_gpu`` is why no GPU can be used, or None.
     ``read_manifest`` reads signed manifests; it is None if signatures are off.
@@ -29,7 +32,8 @@ class Environment:
     ``invalidate`` makes the kernel look up a name in a directory's inode again, and must not block. ``prune`` lets it
     give up inodes that nothing uses. ``forget_pages`` makes it drop the pages of an inode. ``expire`` makes it look up
     names, as pairs of directory inode and name, at their next use. A worker thread calls the last two. ``waits``
-    returns whose requests are under way. Tests set smaller chunks and requests, and another ``pace``.
+    returns whose requests are under way. ``server_pid`` and ``keeper_pid`` are as the keeper sees them. Tests set
+    smaller chunks and requests, and another ``pace``.
     """
 
     mountpoint: Path
@@ -51,6 +55,13 @@ class Environment:
     chunk_size: int = CHUNK_SIZE
     request_memory: int = REQUEST_MEMORY
     kept: Callable[[], bool] = lambda: True
+    launched: bool = False
     waits: Callable[[], list[dict[str, object]]] = list
     pace: Pace = field(default_factory=Pace)
+    server_pid: int = field(default_factory=os.getpid)
     takeover_seconds: Histogram = field(default_factory=Histogram)
+
+
+def recovery_of(mountpoint: Path, *, launched: bool) -> str:
+    """The command that starts another keeper of a mount; ``launched`` is as in `Environment`."""
+    return f"mountctl {'keeper' if launched else 'recover'} {shlex.quote(str(mountpoint))}"

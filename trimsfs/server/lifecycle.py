@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import signal
 import socket
 import time
@@ -23,7 +24,7 @@ from trimsfs.integrity.manifests import ReadManifest
 from trimsfs.options import MountOptions, Place, places
 from trimsfs.server.assembly import assemble, lies_on
 from trimsfs.server.components import Components
-from trimsfs.server.environment import Environment
+from trimsfs.server.environment import Environment, recovery_of
 from trimsfs.server.late_binding import LateBound
 from trimsfs.stores import DirectoryStore, Store, beneath, reach_place
 from trimsfs.stores.broker import Broker
@@ -45,6 +46,7 @@ class Loaded:
     spawner: Spawner
     no_gpu: str | None
     read_manifest: ReadManifest | None
+    launched: bool
 
 
 async def serve(
@@ -57,7 +59,12 @@ async def serve(
         settings = ConnectionSettings.read(ledger) or ConnectionSettings(
             passthrough=options.passthrough, overlay=lies_on(options.cache_dir, "overlay"), mounted_ns=time.time_ns()
         )
-        keeper = KeeperClient(keeper_end, backing_limit=promotion.backing_limit)
+        keeper = KeeperClient(
+            keeper_end,
+            recovery=recovery_of(mountpoint, launched=loaded.launched),
+            pid=promotion.keeper_pid,
+            backing_limit=promotion.backing_limit,
+        )
         pool = WorkerPool(loaded.spawner, count=options.fetch_processes or 2)
         expire = LateBound[[Iterable[tuple[int, bytes]]], None]("expire")
         prune = LateBound[[Sequence[int]], None]("prune")
@@ -67,8 +74,10 @@ async def serve(
             mounted_ns=settings.mounted_ns,
             started=time.time(),
             restarts=promotion.restarts,
+            server_pid=promotion.server_pid or os.getpid(),
             keeper_pid=keeper.pid,
             kept=keeper.connected,
+            launched=loaded.launched,
             descriptors=keeper,
             ledger=ledger,
             lock=promotion.lock,
@@ -83,7 +92,8 @@ async def serve(
             waits=waits,
         )
         components = assemble(options, environment)
-        session = Session(components.filesystem, settings)
+        # The kernel numbers threads as in the keeper's PID namespace.
+        session = Session(components.filesystem, settings, hide_threads=not keeper.in_sight)
         expire.bind(session.expire)
         prune.bind(session.prune)
         waits.bind(session.waits)

@@ -1,9 +1,7 @@
 """Statistics: a server's facts about itself, its keeper and their processes, for control files and metrics."""
 
 import dataclasses
-import os
 import resource
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +12,7 @@ from trimsfs.control import metrics
 from trimsfs.options import MountOptions, places
 from trimsfs.processes import open_descriptors, roles
 from trimsfs.server.components import Checks, Fetching, Gpu, Tiers
-from trimsfs.server.environment import Environment
+from trimsfs.server.environment import Environment, recovery_of
 from trimsfs.stores.retrying import StoreStatistics
 from trimsfs.telemetry.histogram import Histogram
 from trimsfs.telemetry.model_counters import Labelled
@@ -164,12 +162,13 @@ def _process_facts(environment: Environment) -> dict[str, object]:
     """The part of the control file ``control`` about this server, its keeper and their processes."""
     keeper, problem = _keeper(environment), None
     if keeper is None:
-        remedy = f"`mountctl recover {shlex.quote(str(environment.mountpoint))}`"
-        problem = f"pid {environment.keeper_pid} has ended: no server takes over if this one ends: run {remedy}"
+        remedy = recovery_of(environment.mountpoint, launched=environment.launched)
+        problem = f"pid {environment.keeper_pid} has ended: no server takes over if this one ends: run `{remedy}`"
     return {
-        "server_pid": os.getpid(),
+        "server_pid": environment.server_pid,
         "keeper_pid": keeper,
         "keeper_problem": problem,
+        "keeper_stays": environment.launched,
         "started": environment.started,
         "restarts": environment.restarts,
         "processes": roles(keeper),

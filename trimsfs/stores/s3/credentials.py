@@ -1,5 +1,6 @@
 """Credentials of a role, from STS: by the SDK's other credentials, or by a web identity token file."""
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,12 @@ from botocore.credentials import (
 )
 from botocore.session import Session
 
+logging.getLogger("botocore.credentials").setLevel(logging.ERROR)
+# It logs a traceback each time that credentials are refused. The error says so in one line.
+
 SESSION_NAME = "trimsfs"
 """What the account's log shows of who has assumed a role."""
+TOKEN_FILE = "web identity token file"  # noqa: S105 - as messages call it
 
 
 def assume_role(
@@ -58,5 +63,5 @@ def _token(file: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is no text"
         raise botocore.exceptions.CredentialRetrievalError(
-            provider=f"web identity token file {file}", error_msg=str(reason)
+            provider=f"{TOKEN_FILE} {file}", error_msg=str(reason)
         ) from error

@@ -20,6 +20,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.stores.bodies import MALFORMED
+from trimsfs.stores.s3.credentials import TOKEN_FILE
 
 T = TypeVar("T")
 
@@ -95,6 +96,8 @@ def _sdk_error(error: Exception, subject: str) -> StoreError:
         return TransientStoreError(said)
     if isinstance(error, _NO_CREDENTIALS):
         remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or --profile, or --anonymous"
+        if TOKEN_FILE in said:
+            remedy = "put the token there, for the server's user to read"
         return StoreAccessError(f"{subject}: {said}: {remedy}")
     if isinstance(error, RuntimeError) and "credentials" in said:
         return StoreAccessError(f"{subject}: {said}: renew the credentials")

@@ -1,0 +1,192 @@
+"""The launcher: joins a keeper elsewhere, as in another container, and starts servers for it.
+
+``trimsfs serve`` becomes it. It has the options and the credentials of the servers, which the keeper has not. It keeps
+copies of what the keeper holds, and hands them to the next keeper.
+"""
+
+import array
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mountctl.keeper.connection import memory_of
+from mountctl.keeper.launchers import KEPT, MESSAGE_LIMIT, PROTOCOL
+from mountctl.keeper.reporter import Reporter
+from mountctl.keeper.server_process import FORKS, LAUNCHED
+from mountctl.linux.sd_notify import Notifier
+from mountctl.linux.sockets import launchers_path
+from trimsfs import __version__
+from trimsfs.errors import NotMountedError
+from trimsfs.exit_codes import exit_code
+from trimsfs.text import printable
+
+KEEPER_TIMEOUT_S = 60.0
+"""How long a new launcher waits for a keeper."""
+LEAVE_TIMEOUT_S = 25.0
+"""How long one that is stopped while there is no keeper waits for the next: it alone keeps the mount."""
+RETRY_S = 0.05
+_DESCRIPTOR = array.array("i").itemsize
+
+
+class ServerLauncher:
+    """Starts servers by an *order* of a keeper, with all options, whenever the keeper wants one."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        self._order = order
+        self._path = launchers_path(Path(order["mountpoint"]))
+        self._reporter = Reporter(None, None)
+        self._notifier = Notifier(os.environ)
+        self._keeper: socket.socket | None = None
+        self._kept: dict[str, int] = {}
+        self._stop_by: float | None = None
+
+    def run(self) -> int:
+        """Run until the keeper, or a signal, ends it; the exit code."""
+        wakeup, waker = socket.socketpair()
+        wakeup.setblocking(False)
+        waker.setblocking(False)
+        signal.set_wakeup_fd(waker.fileno())
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, lambda *_: None)
+        join_by = time.monotonic() + KEEPER_TIMEOUT_S
+        while True:
+            if self._keeper is None and not self._joined() and not self._kept and time.monotonic() > join_by:
+                error = f"no keeper listens at {self._path}: run `mountctl keeper {self._order['mountpoint']}`"
+                return self._end(NotMountedError.__name__, error)
+            if self._stops:
+                return self._end("", "")
+            watched = [wakeup, *([self._keeper] if self._keeper is not None else [])]
+            ready, _, _ = select.select(watched, [], [], None if self._keeper is not None else RETRY_S)
+            if wakeup in ready and {signal.SIGTERM, signal.SIGINT} & set(wakeup.recv(64)):
+                self._stop_by = time.monotonic() + LEAVE_TIMEOUT_S
+            _reap()
+            if self._keeper in ready and (code := self._obeyed()) is not None:
+                return code
+
+    @property
+    def _stops(self) -> bool:
+        """Whether it has been told to stop, and a keeper has what it keeps."""
+        if self._stop_by is None:
+            return False
+        return self._keeper is not None or not self._kept or time.monotonic() > self._stop_by
+
+    def _joined(self) -> bool:
+        """Join the keeper, if there is one."""
+        end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        options = self._order["options"]
+        message = {
+            "type": "join",
+            "protocol": PROTOCOL,
+            "version": __version__,
+            "mountpoint": self._order["mountpoint"],
+            "source": str(self._order["source"]),
+            "allow_other": self._order["allow_other"],
+            "cache_dir": options["cache_dir"],
+            "log_file": options["log_file"],
+            "names": list(self._kept),
+        }
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self._kept.values()))] if self._kept else []
+        try:
+            end.connect(str(self._path))
+            end.sendmsg([json.dumps(message).encode()], rights)
+        except OSError:
+            end.close()
+            return False
+        self._keeper = end
+        return True
+
+    def _obeyed(self) -> int | None:
+        """Do what the keeper wants; the exit code if that is to end."""
+        assert self._keeper is not None
+        message, descriptors = _received(self._keeper)
+        match message:
+            case {"do": "start"} if len(descriptors) == 1:
+                self._start(descriptors[0])
+            case {"do": "keep", "names": list(names)} if len(names) == len(descriptors):
+                self._keep(dict(zip(names, descriptors, strict=True)))
+                self._notifier.tell("READY=1", f"STATUS=serving {self._order['source']}")
+                return None
+            case {"do": "end", "kind": str(kind), "error": str(error)}:
+                return self._end(kind, error)
+            case None:
+                self._reporter.warning("the keeper has ended: waiting for the next one")
+                self._keeper.close()
+                self._keeper = None
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return None
+
+    def _start(self, channel: int) -> None:
+        """Start a server with its end of the channel to the keeper, which learns from it how that went."""
+        order_file = memory_of(json.dumps(self._order | {FORKS: True, LAUNCHED: True}).encode())
+        os.set_inheritable(channel, True)
+        command = [*self._order["server"], "--keeper-fd", str(channel)]
+        try:
+            os.posix_spawn(
+                command[0],
+                command,
+                os.environ,
+                file_actions=[(os.POSIX_SPAWN_DUP2, order_file, 0)],
+                setsid=True,  # signals of a terminal are for this process alone
+                setsigdef=[signal.SIGPIPE, signal.SIGTERM, signal.SIGINT],
+            )
+        except OSError as error:
+            self._reporter.error(f"cannot start a server: {error}")
+        finally:
+            os.close(order_file)
+
+    def _keep(self, descriptors: dict[str, int]) -> None:
+        for descriptor in self._kept.values():
+            os.close(descriptor)
+        self._kept = descriptors
+
+    def _end(self, kind: str, error: str) -> int:
+        """End the servers; the exit code of an error."""
+        if self._keeper is not None:
+            self._keeper.close()  # first: the keeper then knows that they did not crash
+        for pid in _children():
+            os.kill(pid, signal.SIGKILL)  # the next server takes over whatever they leave
+        if not error:
+            return 0
+        print(f"trimsfs: {printable(error)}", file=sys.stderr, flush=True)
+        return exit_code(kind)
+
+
+def launch(order: dict[str, Any]) -> int:
+    """Run as the launcher of an order; the exit code."""
+    os.chdir("/")
+    return ServerLauncher(order).run()
+
+
+def _received(keeper: socket.socket) -> tuple[Any, list[int]]:
+    """A message of the keeper and its descriptors; None if the keeper has ended."""
+    room = socket.CMSG_SPACE(len(KEPT) * _DESCRIPTOR)
+    try:
+        data, ancillary, _, _ = keeper.recvmsg(MESSAGE_LIMIT, room, socket.MSG_CMSG_CLOEXEC)
+    except OSError:
+        return None, []
+    descriptors = array.array("i")
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(content[: len(content) // _DESCRIPTOR * _DESCRIPTOR])
+    return json.loads(data) if data else None, list(descriptors)
+
+
+def _children() -> list[int]:
+    """The servers, and what they left to this process."""
+    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+
+
+def _reap() -> None:
+    """Collect the exit codes of all children that have ended: the keeper sees by itself how its servers end."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass

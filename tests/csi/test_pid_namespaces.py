@@ -1,0 +1,88 @@
+"""Pods that follow an alias inside of their volume, by a server that sees their processes and by one that does not.
+
+FUSE numbers the threads of a request as in the PID namespace of who mounted: the keeper, which has that of the node.
+A server with another one cannot tell which process asks.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.csi.driver import Driver, needs_root, running, take_away
+from tests.support.nodes import a_node
+from tests.support.versions import in_directory, move, publish
+
+pytestmark = needs_root
+
+_POD = """
+import subprocess, sys
+for line in sys.stdin:
+    if line == "child\\n":
+        print(subprocess.check_output(["cat", "prod/params"], text=True), flush=True)
+    else:
+        print(open("prod/params").read(), flush=True)
+"""
+MOVES_S = 1.0
+"""After this, a process that has not followed an alias sees that it has moved."""
+
+
+@contextmanager
+def pod(driver: Driver, name: str) -> Iterator["subprocess.Popen[str]"]:
+    """A process in PID and mount namespaces of its own, in a volume that holds the alias."""
+    script = 'mount --bind "$0" /mnt && cd /mnt && exec "$@"'
+    process = subprocess.Popen(
+        [
+            *("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-ec", script),
+            *(driver.publish(name, path="llama"), sys.executable, "-c", _POD),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(timeout=20)
+        for stream in (process.stdin, process.stdout):
+            assert stream is not None
+            stream.close()
+
+
+def reads(process: "subprocess.Popen[str]", what: str = "itself") -> str:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(f"{what}\n")
+    process.stdin.flush()
+    return process.stdout.readline().strip()
+
+
+@pytest.mark.parametrize("host_pid", [True, False], ids=["hostPID", "own"])
+def test_a_pod_keeps_the_version_of_an_alias_in_its_volume_if_the_server_sees_its_processes(
+    host_pid: bool, tmp_path: Path
+) -> None:
+    put = in_directory(tmp_path / "store")
+    for version in ("v1", "v2"):
+        publish(put, "llama", version, {"params": version.encode()})
+    move(put, "llama", "prod", "v1")
+    (tmp_path / "pods").mkdir()
+    (tmp_path / "mounts").symlink_to("shared")
+    with a_node(tmp_path, {}) as node:
+        node.keeper()
+        node.server("--metadata-ttl", "0.2", host_pid=host_pid)
+        node.serving()
+        try:
+            with running(tmp_path) as driver, pod(driver, "a") as first:
+                assert reads(first) == "v1"
+                move(put, "llama", "prod", "v2")
+                time.sleep(MOVES_S)
+                with pod(driver, "b") as second:
+                    assert reads(second) == "v2"
+                    assert [reads(first), reads(first, "child")] == (["v1"] * 2 if host_pid else ["v2"] * 2)
+        finally:
+            take_away(tmp_path / "pods")

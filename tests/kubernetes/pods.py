@@ -1,0 +1,330 @@
+"""Containers of the manifests, run by crun as a kubelet has them run: command, user, capabilities, mounts, namespaces.
+
+What differs: the root file system has this host's programs, not the image; there are no control groups and no network;
+the store is a directory; and the default seccomp profile is that of podman, not of containerd, whose is much the same.
+"""
+
+import functools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.containers.engines import apart, run
+from tests.kubernetes.manifests import ROOT, Manifest
+from tests.support.mounts import wait_until
+
+TIMEOUT_S = 60
+STORE = "/store"
+SECCOMP = Path("/usr/share/containers/seccomp.json")
+DEFAULT_CAPABILITIES = (
+    *("AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE", "NET_RAW"),
+    *("SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT"),
+)
+"""What containerd gives a container that says nothing."""
+MASKED = (
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/scsi",
+    "/sys/firmware",
+)
+READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+PROPAGATION = {None: "rprivate", "HostToContainer": "rslave", "Bidirectional": "rshared"}
+CONFIGURATION = f'store = "{STORE}"\ncache_dir = "/var/cache/trimsfs/models"\nmin_free = "1MiB"\n'
+
+
+@dataclass(slots=True)
+class Pod:
+    """A pod whose containers are started one by one. ``spec`` is the manifest's, and may be changed before."""
+
+    node: "Node"
+    name: str
+    spec: Manifest
+
+    def container(self, name: str) -> Manifest:
+        """The manifest of a container."""
+        (found,) = [each for each in self.spec["containers"] if each["name"] == name]
+        assert isinstance(found, dict)
+        return found
+
+    def start(self, name: str) -> "Container":
+        """Start a container."""
+        return self.node.start(self, self.container(name))
+
+
+@dataclass(slots=True)
+class Container:
+    """A container that was started; ``log`` is what it says."""
+
+    node: "Node"
+    name: str
+    manifest: Manifest
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    def execute(self, *command: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command in it, as a probe."""
+        return self.node.crun("exec", self.name, *command)
+
+    def probe(self, which: str) -> int:
+        """The exit code of a probe of the manifest."""
+        return self.execute(*self.manifest[which]["exec"]["command"]).returncode
+
+    def ready(self) -> "Container":
+        """Wait for its startup probe; fails with its log if it ends before."""
+        wait_until(lambda: self.process.poll() is not None or self.probe("startupProbe") == 0, timeout_s=TIMEOUT_S)
+        assert self.process.poll() is None, self.said
+        return self
+
+    def serving(self) -> "Container":
+        """Wait until a server says that it serves; fails with its log if it ends before."""
+        wait_until(lambda: self.process.poll() is not None or ": serving " in self.said, timeout_s=TIMEOUT_S)
+        assert self.process.poll() is None, self.said
+        return self
+
+    def ended(self) -> int:
+        """Wait for its end; the exit code."""
+        return self.process.wait(TIMEOUT_S)
+
+    @property
+    def said(self) -> str:
+        """What it has said."""
+        return self.log.read_text()
+
+    def kill(self) -> None:
+        """End it with all its processes, which a kubelet's runtime knows by their control group."""
+        for pid in reversed(list(_below(self.process.pid))):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.node.crun("delete", "--force", self.name)
+        self.process.kill()
+        self.process.wait(TIMEOUT_S)
+
+
+def _below(pid: int) -> Iterator[int]:
+    """The children of a process, and theirs."""
+    with suppress(OSError):
+        for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+            yield child
+            yield from _below(child)
+
+
+@dataclass(slots=True)
+class Node:
+    """A node: the directories of the host that the manifests name lie in ``host``, which is shared."""
+
+    directory: Path
+    files: Mapping[str, bytes]
+    started: list[Container] = field(default_factory=list)
+
+    @property
+    def host(self) -> Path:
+        """Where the host's directories are."""
+        return self.directory / "host"
+
+    @property
+    def mountpoint(self) -> Path:
+        """Where the host sees the mount."""
+        return self.host / "var/lib/trimsfs/mounts/models"
+
+    def set_up(self) -> None:
+        """Make the directories of the host, the configuration and the root file system."""
+        for path in (self.directory, *self.directory.parents[:2]):
+            path.chmod(0o755)
+        for name, content in {f"store/{name}": content for name, content in self.files.items()}.items():
+            (self.directory / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.directory / name).write_bytes(content)
+        for name in ("bin", "sbin", "lib", "lib64"):
+            (self.directory / "root" / name).parent.mkdir(exist_ok=True)
+            (self.directory / "root" / name).symlink_to(f"usr/{name}")
+        for name in ("dev", "etc", "proc", "sys"):
+            (self.directory / "root" / name).mkdir()
+        etc = self.directory / "root/etc"
+        for name in ("passwd", "group", "nsswitch.conf", "ld.so.cache"):
+            with suppress(FileNotFoundError):
+                shutil.copy(Path("/etc") / name, etc)
+        configuration = self.directory / "configMap"
+        configuration.mkdir()
+        (configuration / "config.toml").write_text(CONFIGURATION)
+        (configuration / "tenants.toml").write_text('[[tenant]]\nnamespaces = ["*"]\n')
+        self.host.mkdir()
+        subprocess.run(["mount", "--bind", self.host, self.host], check=True, timeout=10)
+        subprocess.run(["mount", "--make-rshared", self.host], check=True, timeout=10)
+
+    def crun(self, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+        """Run crun."""
+        return run(*apart("crun", "--root", self.directory / "crun", *arguments), stdin=subprocess.DEVNULL)
+
+    def start(self, pod: Pod, manifest: Manifest) -> Container:
+        """Start a container of a pod."""
+        # Its own on this host: crun names control groups by it.
+        name = f"{pod.name}-{manifest['name']}-{uuid.uuid4().hex[:12]}"
+        bundle = self.directory / name
+        bundle.mkdir()
+        (bundle / "config.json").write_text(json.dumps(self._configuration(pod, manifest)))
+        log = self.directory / f"{name}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                apart("crun", "--root", self.directory / "crun", "run", "--bundle", bundle, name),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+            )
+        self.started.append(Container(self, name, manifest, process, log))
+        return self.started[-1]
+
+    def _configuration(self, pod: Pod, manifest: Manifest) -> dict[str, Any]:
+        """The OCI configuration that containerd makes of a container."""
+        context = {**pod.spec.get("securityContext", {}), **manifest.get("securityContext", {})}
+        privileged, user = context.get("privileged", False), context.get("runAsUser", 0)
+        capabilities = sorted(f"CAP_{name}" for name in _capabilities(context))
+        held = {} if user else {"effective": capabilities, "permitted": capabilities}
+        kinds = ["mount", "ipc", "uts", "network", *([] if pod.spec.get("hostPID") else ["pid"])]
+        volumes = self._volumes(pod, manifest)
+        linux: dict[str, Any] = {
+            "namespaces": [{"type": kind} for kind in kinds],
+            "rootfsPropagation": "rshared" if any("rshared" in each["options"] for each in volumes) else "rslave",
+        }
+        if not privileged:
+            linux |= {"maskedPaths": MASKED, "readonlyPaths": READ_ONLY}
+            if context.get("seccompProfile", {}).get("type") == "RuntimeDefault":
+                linux["seccomp"] = default_seccomp(capabilities)
+        words = [*manifest["command"], *manifest.get("args", [])]
+        return {
+            "ociVersion": "1.0.2",
+            "process": {
+                "user": {"uid": user, "gid": context.get("runAsGroup", user)},
+                "args": [word.replace("$(NODE_NAME)", "node-1") for word in words],
+                "env": _environment(manifest),
+                "cwd": "/",
+                "capabilities": {"bounding": capabilities, **held},
+                "noNewPrivileges": context.get("allowPrivilegeEscalation") is False,
+            },
+            "root": {"path": str(self.directory / "root"), "readonly": context.get("readOnlyRootFilesystem", False)},
+            "mounts": [*_system(privileged), *volumes],
+            "linux": linux,
+        }
+
+    def _volumes(self, pod: Pod, manifest: Manifest) -> list[dict[str, Any]]:
+        declared = {volume["name"]: volume for volume in pod.spec["volumes"]}
+        mounts = [_bind(path, path, "rprivate", "ro") for path in _programs()]
+        if manifest["name"] == "server":
+            mounts.append(_bind(self.directory / "store", STORE, "rprivate", "ro"))
+        for each in manifest["volumeMounts"]:
+            source = self._source(declared[each["name"]])
+            mode = ["ro"] if each.get("readOnly") else []
+            mounts.append(_bind(source, each["mountPath"], PROPAGATION[each.get("mountPropagation")], *mode))
+        for each in mounts:
+            target = self.directory / "root" / each["destination"].lstrip("/")
+            if each["destination"] == "/dev/fuse":
+                continue  # in a file system of its own
+            target.mkdir(parents=True, exist_ok=True)
+        return mounts
+
+    def _source(self, volume: Manifest) -> Path:
+        """Where a volume is on this host."""
+        match volume:
+            case {"hostPath": {"path": "/dev/fuse"}}:
+                return Path("/dev/fuse")
+            case {"hostPath": {"path": path}}:
+                source = self.host / str(path).lstrip("/")
+            case {"configMap": _}:
+                return self.directory / "configMap"
+            case _:
+                raise AssertionError(f"this node has no {volume}")
+        source.mkdir(parents=True, exist_ok=True)
+        return source
+
+    def close(self) -> None:
+        """End everything; nothing is left mounted."""
+        for container in reversed(self.started):
+            container.kill()
+        subprocess.run(["umount", "--recursive", "--lazy", self.host], check=False, timeout=10)
+
+
+def _programs() -> list[Path]:
+    """The directories of the host that have Python, trimsfs and all that they need."""
+    wanted = {Path("/usr"), ROOT, Path(sys.prefix), Path(sys.base_prefix), *filter(Path.is_dir, map(Path, sys.path))}
+    return sorted(path for path in wanted if not any(above in wanted for above in path.parents))
+
+
+def _bind(source: Path, target: Path | str, *options: str) -> dict[str, Any]:
+    return {"destination": str(target), "type": "bind", "source": str(source), "options": ["rbind", *options]}
+
+
+def _system(privileged: bool) -> list[dict[str, Any]]:
+    """The file systems that every container has."""
+    sysfs = ["nosuid", "noexec", "nodev", "rw" if privileged else "ro"]
+    found = [("/proc", "proc", []), ("/dev", "tmpfs", ["nosuid", "mode=755"]), ("/sys", "sysfs", sysfs)]
+    return [{"destination": path, "type": kind, "source": kind, "options": options} for path, kind, options in found]
+
+
+def _capabilities(context: Manifest) -> set[str]:
+    """The capabilities that a security context gives, without CAP_; none that the tests themselves lack."""
+    if context.get("privileged"):
+        return own_capabilities()
+    told = context.get("capabilities", {})
+    kept = set() if "ALL" in told.get("drop", []) else {*DEFAULT_CAPABILITIES} - {*told.get("drop", [])}
+    return (kept | {*told.get("add", [])}) & own_capabilities()
+
+
+@functools.cache
+def own_capabilities() -> set[str]:
+    """The capabilities that this process may give."""
+    bounding = re.search(r"^CapBnd:\s*(\w+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert bounding is not None
+    done = subprocess.run(["capsh", f"--decode={bounding[1]}"], capture_output=True, text=True, check=True, timeout=10)
+    return {name.removeprefix("cap_").upper() for name in done.stdout.strip().partition("=")[2].split(",")}
+
+
+def default_seccomp(capabilities: Iterable[str]) -> dict[str, Any]:
+    """The default profile for these capabilities, as OCI has it."""
+    profile = json.loads(SECCOMP.read_text())
+    held = set(capabilities)
+
+    def applies(rule: dict[str, Any]) -> bool:
+        wants, unless = rule.get("includes", {}), rule.get("excludes", {})
+        here = "amd64" in wants.get("arches", ["amd64"]) and "amd64" not in unless.get("arches", [])
+        return here and held.issuperset(wants.get("caps", [])) and held.isdisjoint(unless.get("caps", []))
+
+    fields = ("names", "action", "args", "errnoRet")
+    rules = [{name: rule[name] for name in fields if rule.get(name)} for rule in profile["syscalls"] if applies(rule)]
+    architectures = profile["archMap"][0]
+    return {
+        "defaultAction": profile["defaultAction"],
+        "defaultErrnoRet": profile["defaultErrnoRet"],
+        "architectures": [architectures["architecture"], *architectures["subArchitectures"]],
+        "syscalls": rules,
+    }
+
+
+def _environment(manifest: Manifest) -> list[str]:
+    programs = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    variables = {"PATH": programs, "PYTHONDONTWRITEBYTECODE": "1"}
+    for each in manifest.get("env", []):
+        assert each["valueFrom"]["fieldRef"]["fieldPath"] == "spec.nodeName"
+        variables[each["name"]] = "node-1"
+    return [f"{name}={value}" for name, value in variables.items()]
+
+
+@contextmanager
+def a_node(directory: Path, files: Mapping[str, bytes]) -> Iterator[Node]:
+    """A node with these files in its store; nothing of it is left."""
+    node = Node(directory, files)
+    node.set_up()
+    try:
+        yield node
+    finally:
+        node.close()
