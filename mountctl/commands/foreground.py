@@ -20,7 +20,7 @@ from trimsfs.errors import NotMountedError
 @mounts_directory
 @reported
 def keeper(name: str, check: bool, directory: Path) -> None:
-    """Hold a mount for servers of other containers.
+    """Hold a mount for servers of another container.
 
     Runs in the foreground and waits for `trimsfs serve` with the same mount point. The mount outlives its servers, and
     this keeper too, as long as one of both runs. A newly started keeper follows the one before.
