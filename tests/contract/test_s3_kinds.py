@@ -525,7 +525,7 @@ async def test_what_is_pushed_with_a_key_is_read_with_it_only(
         done = await trio.to_thread.run_sync(partial(CliRunner().invoke, main, [*command, *key, *path]))
         assert done.exit_code == 0, (command, done.output)
     listed = ceph_bucket.client.list_objects_v2(Bucket=ceph_bucket.bucket)["Contents"]
-    assert len(listed) == 5, "files, manifest, fingerprints and alias"
+    assert len(listed) == 6, "files, manifest, fingerprints, alias, and the name of the removed version"
     for item in listed:
         with pytest.raises(ceph_bucket.client.exceptions.ClientError):
             ceph_bucket.client.get_object(Bucket=ceph_bucket.bucket, Key=item["Key"])

@@ -179,6 +179,7 @@ def test_the_keeper_is_replaced_and_nothing_is_lost(served: Node, way: str) -> N
 def test_a_keeper_that_is_stopped_without_a_server_leaves_once_the_next_one_serves(served: Node) -> None:
     old, there = served.processes[0], device(served)
     end(served.processes[1])
+    wait_until(lambda: served.facts().get("state") != "serving")  # its servers end a little later
     old.send_signal(signal.SIGTERM)
     reader = reading(served.mountpoint / "cold")
     time.sleep(0.3)

@@ -35,8 +35,8 @@ _PTRACE_ATTACH = 16
 class TakenOver(KeeperClient):
     """Serves, and then does what it should not."""
 
-    def __init__(self, end: socket.socket, *, backing_limit: int | None = None) -> None:
-        super().__init__(end, backing_limit=backing_limit)
+    def __init__(self, end: socket.socket, **options: Any) -> None:
+        super().__init__(end, **options)
         self._end = end
 
     async def ready(self, *, resends: bool) -> None:

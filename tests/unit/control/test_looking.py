@@ -146,6 +146,7 @@ async def test_control_tells_the_facts(server: Server, store: MemoryStore, tmp_p
         "server_pid": os.getpid(),
         "keeper_pid": os.getppid(),
         "keeper_problem": None,
+        "keeper_stays": False,
         "restarts": 0,
         "processes": {},
         "descriptors": {},
