@@ -75,7 +75,7 @@ def in_a_bucket(server: S3Server, directory: Path) -> Iterator[Store]:
             yield Store(url, mount, {**proxy.server.environment(), "TRIMSFS_ADDRESSING_STYLE": "path"})
 
 
-@pytest.fixture(params=["directory", "seaweed"])
+@pytest.fixture(params=["directory", pytest.param("seaweed", marks=pytest.mark.slow)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     if request.param == "directory":
         with in_a_directory(tmp_path) as store:
