@@ -12,7 +12,7 @@ from tests.csi.driver import MODELS, Driver, is_dead, needs_root, persistent, pu
 from tests.support.mounts import wait_until
 from tests.support.nodes import Node, a_node, end
 
-pytestmark = needs_root
+pytestmark = [needs_root, pytest.mark.alone, pytest.mark.slow]
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from tests.support.mounts import MountedStore, mounted, wait_until
 from tests.support.users import STRANGER, as_user
 from trimsfs.options.schema import default_user
 
-pytestmark = needs_root
+pytestmark = [needs_root, pytest.mark.alone]  # its namespaces hold copies of others' mounts
 
 BUCKET = "clusters"
 MINE, BOTH = os.urandom(3 << 20), os.urandom(1 << 20)
@@ -112,7 +112,7 @@ def one(tmp_path: Path, roles: Authorising) -> Iterator[Cluster]:
 def in_pod(volume: Path, program: str) -> str:
     """What a Python program prints in a mount namespace whose ``/mnt`` is a volume, as root, and in a PID namespace."""
     script = 'mount --bind "$0" /mnt && cd /mnt && exec "$1" -c "$2"'
-    spaces = ("unshare", "--mount", "--pid", "--fork", "--mount-proc")
+    spaces = ("unshare", "--mount", "--propagation", "slave", "--pid", "--fork", "--mount-proc")
     command = [*spaces, "sh", "-ec", script, str(volume), sys.executable, program]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 

@@ -17,7 +17,7 @@ from tests.csi.driver import Driver, needs_root, running, take_away
 from tests.support.nodes import a_node
 from tests.support.versions import in_directory, move, publish
 
-pytestmark = needs_root
+pytestmark = [needs_root, pytest.mark.alone]  # its namespaces hold copies of others' mounts
 
 _POD = """
 import subprocess, sys
@@ -37,7 +37,19 @@ def pod(driver: Driver, name: str) -> Iterator["subprocess.Popen[str]"]:
     script = 'mount --bind "$0" /mnt && cd /mnt && exec "$@"'
     process = subprocess.Popen(
         [
-            *("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-ec", script),
+            *(
+                "unshare",
+                "--mount",
+                "--propagation",
+                "slave",
+                "--pid",
+                "--fork",
+                "--mount-proc",
+                "--kill-child",
+                "sh",
+                "-ec",
+                script,
+            ),
             *(driver.publish(name, path="llama"), sys.executable, "-c", _POD),
         ],
         stdin=subprocess.PIPE,

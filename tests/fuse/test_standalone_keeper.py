@@ -50,6 +50,9 @@ JOIN = {
 }
 
 
+pytestmark = pytest.mark.alone  # its namespaces hold copies of others' mounts
+
+
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
     with a_node(tmp_path, FILES) as node:
@@ -212,6 +215,7 @@ def test_after_both_have_ended_the_next_ones_mount_anew(served: Node) -> None:
     assert "detaching the mount of a keeper and a server that have both ended" in served.log("keeper")
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_start_says_why_and_leaves_the_mount_as_it_is(node: Node) -> None:
     node.keeper()
     assert node.server(store=node.directory / "nowhere").wait(TIMEOUT_S) == 5
@@ -232,6 +236,7 @@ def test_a_server_that_cannot_start_says_why_and_leaves_the_mount_as_it_is(node:
     assert told(reader) == FILES["cold"]
 
 
+@pytest.mark.slow
 def test_readers_get_an_error_when_no_server_comes(node: Node) -> None:
     node.keeper(after=(sys.executable, "-c", IMPATIENT))
     node.server()
@@ -246,6 +251,7 @@ def test_readers_get_an_error_when_no_server_comes(node: Node) -> None:
     assert (node.mountpoint / "cold").read_bytes() == FILES["cold"]
 
 
+@pytest.mark.slow
 def test_a_reader_that_waits_for_long_is_not_taken_for_another_thread_of_the_servers(
     tmp_path: Path,
 ) -> None:
@@ -356,6 +362,7 @@ def test_operators_see_and_replace_the_server(served: Node) -> None:
     assert f"its keeper is `mountctl keeper {served.mountpoint}`: start that again" in done.stderr
 
 
+@pytest.mark.slow
 def test_both_are_services_in_one_namespace(store_directory: Path, tmp_path: Path) -> None:
     """Each tells its service manager when it is ready; nothing of either is left after an unmount and a stop."""
     (store_directory / "cold").write_bytes(FILES["cold"])

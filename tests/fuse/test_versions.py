@@ -164,7 +164,8 @@ def test_a_load_through_an_alias_that_moves_is_of_one_version(loads: int, model:
         )
     counts = Counter(done.stdout.split())
     print(f"{loads} loads while the alias moved {sum(moves.values())} times: {dict(counts)}")
-    assert counts.keys() == {"1", "2"}, "each load is of one version, and both were seen"
+    assert counts.keys() <= {"1", "2"}, "each load is of one version"
+    assert len(counts) == 2 or loads < 1000, "the mount asks twice a second: few loads may all meet one version"
     assert sum(counts.values()) == loads
 
 

@@ -21,7 +21,7 @@ from tests.kubernetes.manifests import ROOT, Manifest, pod_of
 from tests.kubernetes.pods import TIMEOUT_S, Container, Node, Pod, a_node, own_capabilities
 from tests.support.mounts import wait_until
 
-pytestmark = needs_root
+pytestmark = [needs_root, pytest.mark.alone]  # its namespaces hold copies of others' mounts
 
 MOUNTPOINT = "/var/lib/trimsfs/mounts/models"
 FILES = {
@@ -165,6 +165,7 @@ def test_as_in_the_manifests_pods_read_everything(healthy: Healthy) -> None:
             assert container.probe(probe) == 0, (container.name, probe)
 
 
+@pytest.mark.slow
 def test_another_server_takes_over_with_the_cache_of_the_first(healthy: Healthy) -> None:
     on, _, _, _ = healthy
     read(on, "resnet50/params")
@@ -221,6 +222,7 @@ def test_a_server_does_not_start_without(healthy: Healthy, change: Change, code:
     ],
     ids=["CHOWN", "cache"],
 )
+@pytest.mark.slow
 def test_the_first_server_of_a_mount_does_not_start_without_its_cache(change: Change, words: str) -> None:
     with node() as on:
         keeper_of(on).ready()
@@ -229,6 +231,7 @@ def test_the_first_server_of_a_mount_does_not_start_without_its_cache(change: Ch
         assert words in server.said
 
 
+@pytest.mark.slow
 def test_without_dac_read_search_a_directory_store_shows_no_private_files(healthy: Healthy) -> None:
     on, _, _, _ = healthy
     with another(healthy, without_capability("server", "DAC_READ_SEARCH")) as server:
@@ -239,6 +242,7 @@ def test_without_dac_read_search_a_directory_store_shows_no_private_files(health
         assert "other/params: Permission denied: let uid 60874 read it" in server.said
 
 
+@pytest.mark.slow
 def test_without_setpcap_the_server_could_be_given_capabilities_again(healthy: Healthy) -> None:
     on, _, _, _ = healthy
     with another(healthy, without_capability("server", "SETPCAP")) as server:
@@ -254,6 +258,7 @@ def pin(server: Container) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+@pytest.mark.slow
 def test_without_sys_resource_pins_are_not_locked_in_memory(healthy: Healthy) -> None:
     with another(healthy, without_capability("server", "SYS_RESOURCE")) as server:
         code, said = pin(server.serving())
@@ -270,6 +275,7 @@ def test_a_server_without_the_keeper_s_socket_says_so_after_a_minute(healthy: He
         assert "no keeper listens at /run/trimsfs/var-lib-trimsfs-mounts-models.servers" in server.said
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_see_the_mount_serves_and_fails_its_probes(healthy: Healthy) -> None:
     on, _, _, _ = healthy
     with another(healthy, without_volume("server", "mounts")) as server:
@@ -279,6 +285,7 @@ def test_a_server_that_does_not_see_the_mount_serves_and_fails_its_probes(health
         assert server.probe("livenessProbe") == 1
 
 
+@pytest.mark.slow
 def test_a_server_with_a_pid_namespace_of_its_own_serves(healthy: Healthy) -> None:
     on, _, _, _ = healthy
     with another(healthy, without_host_pid) as server:
@@ -295,6 +302,7 @@ def test_a_server_with_a_pid_namespace_of_its_own_serves(healthy: Healthy) -> No
     ],
     ids=["hostPID", "fuse", "SYS_ADMIN"],
 )
+@pytest.mark.slow
 def test_a_keeper_that_lacks_something_tells_the_server_what(change: Change, code: int, words: str) -> None:
     with node() as on:
         keeper_of(on, change).ready()
@@ -303,6 +311,7 @@ def test_a_keeper_that_lacks_something_tells_the_server_what(change: Change, cod
         assert words in server.said
 
 
+@pytest.mark.slow
 def test_a_keeper_needs_two_capabilities_and_privileged_is_for_propagation_and_read_ahead() -> None:
     with node() as on:
         keeper = keeper_of(on, unprivileged("keeper", "SYS_ADMIN", "KILL")).ready()
@@ -312,6 +321,7 @@ def test_a_keeper_needs_two_capabilities_and_privileged_is_for_propagation_and_r
         assert "cannot raise the read-ahead" in keeper.said
 
 
+@pytest.mark.slow
 def test_a_mount_that_does_not_reach_the_host_or_the_server_fails_the_probes_of_the_server() -> None:
     with node() as on:
         keeper_of(on, propagation("keeper", "mounts", "HostToContainer")).ready()
@@ -336,6 +346,7 @@ def test_a_driver_that_lacks_something_refuses_volumes(healthy: Healthy, change:
         driver.kill()
 
 
+@pytest.mark.slow
 def test_a_driver_whose_mounts_do_not_reach_the_host_gives_empty_volumes(healthy: Healthy) -> None:
     on, _, _, _ = healthy
     driver = pod_on(on, propagation("csi", "pods", "HostToContainer")).start("csi")

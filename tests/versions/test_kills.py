@@ -166,6 +166,7 @@ def killed_imports(
     killed_at_requests(proxy, model, directory, choose, command=["import", f"hf://{name}"], more=more)
 
 
+@pytest.mark.slow
 def test_an_import_from_a_hub_that_is_killed_at_some_requests(
     proxy: Proxy, hub: Hub, on_the_hub: str, model: Path, tmp_path: Path
 ) -> None:
