@@ -78,8 +78,10 @@ def test_open_of_a_resident_file_needs_no_turn_of_the_event_loop(mount: MountedS
         return int(schedstat.read_text().split()[0]) - before
 
     path.read_bytes()
-    opened = [used_ns(lambda: os.close(os.open(path, os.O_RDONLY))) for _ in range(10)]
-    listed = [used_ns(lambda: os.listxattr(path)) for _ in range(10)]
+    opened, listed = [], []
+    for _ in range(20):  # in turns: the processor's speed is that of the moment
+        opened.append(used_ns(lambda: os.close(os.open(path, os.O_RDONLY))))
+        listed.append(used_ns(lambda: os.listxattr(path)))
     assert min(opened) < 2.2 * min(listed), (opened, listed)
 
 
