@@ -24,7 +24,8 @@ SEEN_S = 1.0
 LOADER = """
 import os, sys, time
 alias, loads = sys.argv[1], int(sys.argv[2])
-for _ in range(loads):
+done, met = 0, set()
+while done < loads or (len(met) < 2 and done < 20 * loads):
     if os.fork() == 0:
         seen = set()
         for number in range(10):
@@ -32,10 +33,14 @@ for _ in range(loads):
                 seen.update(shard.read())
             time.sleep(0.003)
         print("".join(sorted(map(chr, seen))), flush=True)
-        os._exit(0)
-    os.wait()
+        os._exit(max(seen))
+    met.add(os.waitstatus_to_exitcode(os.wait()[1]))
+    done += 1
 """
-"""Loads ten shards, each time in a new process; prints the versions of each load. It follows no alias itself."""
+"""Loads ten shards, each time in a new process; prints the versions of each load. It follows no alias itself.
+
+It goes on until both versions were met: the mount asks for the alias twice a second, so few loads may all meet one.
+"""
 
 READER = """
 import os, sys, threading
@@ -164,9 +169,8 @@ def test_a_load_through_an_alias_that_moves_is_of_one_version(loads: int, model:
         )
     counts = Counter(done.stdout.split())
     print(f"{loads} loads while the alias moved {sum(moves.values())} times: {dict(counts)}")
-    assert counts.keys() <= {"1", "2"}, "each load is of one version"
-    assert len(counts) == 2 or loads < 1000, "the mount asks twice a second: few loads may all meet one version"
-    assert sum(counts.values()) == loads
+    assert counts.keys() == {"1", "2"}, "each load is of one version, and both were seen"
+    assert sum(counts.values()) >= loads
 
 
 def test_a_new_process_sees_a_move_within_a_second_and_what_runs_does_not(model: OwnDirectory, put: Put) -> None:
