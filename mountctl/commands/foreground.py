@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mountctl.commands.declared_mounts import find_mount
+from mountctl.commands.declared_mounts import NamedMount, find_mount
 from mountctl.commands.verbs import ANSWER_TIMEOUT_S, mounts_directory, name_argument, reported
 from mountctl.keeper.launchers import check as check_keeper
 from mountctl.linux.sd_notify import stored_descriptors
@@ -41,9 +41,7 @@ def keeper(name: str, check: bool, directory: Path) -> None:
 @reported
 def serve(name: str, directory: Path) -> None:
     """Serve the declared mount NAME, which `mountctl keeper NAME` holds, for a service manager."""
-    mount = find_mount(name, directory)
-    if mount.file is None:
-        raise NotMountedError(f"{name} is not declared")
+    mount = _declared(name, directory)
     os.execv(sys.executable, mount.command("serve"))
 
 
@@ -53,9 +51,7 @@ def serve(name: str, directory: Path) -> None:
 @reported
 def run(name: str, directory: Path) -> None:
     """Mount NAME in the foreground, for a service manager; take over the mount if an earlier run left it."""
-    mount = find_mount(name, directory)
-    if mount.file is None:
-        raise NotMountedError(f"{name} is not declared")
+    mount = _declared(name, directory)
     stored = stored_descriptors(os.environ)
     if "fuse" not in stored:
         mount.mountpoint.mkdir(parents=True, exist_ok=True)
@@ -65,3 +61,11 @@ def run(name: str, directory: Path) -> None:
     for descriptor in stored.values():
         os.set_inheritable(descriptor, True)
     os.execv(sys.executable, [sys.executable, "-m", "mountctl.keeper"])
+
+
+def _declared(name: str, directory: Path) -> NamedMount:
+    """The declared mount of a name. Raises ConfigurationError and NotMountedError."""
+    mount = find_mount(name, directory)
+    if mount.file is None:
+        raise NotMountedError(f"{name} is not declared")
+    return mount
