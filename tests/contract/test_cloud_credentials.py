@@ -57,6 +57,13 @@ def key_file(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
+def ask_for_tokens_at(url: str, monkeypatch: pytest.MonkeyPatch, key_file: Callable[[str], Path]) -> None:
+    """Have the chains of Google and Azure ask this service for tokens."""
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key_file(f"{url}/token")))
+    monkeypatch.setenv("IDENTITY_ENDPOINT", f"{url}/msi")
+    monkeypatch.setenv("IDENTITY_HEADER", "header")
+
+
 def token_answer(token: str, **more: object) -> Answer:
     body = json.dumps({"access_token": token, "token_type": "Bearer", **more}).encode()
     return respond("200 OK", body, headers={"Content-Type": "application/json"})
@@ -98,9 +105,7 @@ async def test_a_token_that_the_store_refuses_is_renewed_once_and_no_program_not
 
     more = {"expires_in": 3600, "expires_on": "4000000000"}
     async with raw_server(token_answer("first", **more), token_answer("second", **more)) as tokens:
-        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key_file(f"{tokens.endpoint_url}/token")))
-        monkeypatch.setenv("IDENTITY_ENDPOINT", f"{tokens.endpoint_url}/msi")
-        monkeypatch.setenv("IDENTITY_HEADER", "header")
+        ask_for_tokens_at(tokens.endpoint_url, monkeypatch, key_file)
         with Server(answer).running() as server:
             async with opened(cloud.url, server.url, anonymous=False) as store, trio.open_nursery() as nursery:
                 for _ in range(8):
@@ -118,9 +123,7 @@ async def test_renewed_credentials_that_are_refused_too_are_told(
     cloud = CLOUDS[name]
     tokens = [token_answer(f"{number}", expires_in=3600, expires_on="4000000000") for number in range(3)]
     async with raw_server(*tokens) as service, raw_server(respond("401 Unauthorized")) as server:
-        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key_file(f"{service.endpoint_url}/token")))
-        monkeypatch.setenv("IDENTITY_ENDPOINT", f"{service.endpoint_url}/msi")
-        monkeypatch.setenv("IDENTITY_HEADER", "header")
+        ask_for_tokens_at(service.endpoint_url, monkeypatch, key_file)
         async with opened(cloud.url, server.endpoint_url, anonymous=False) as store:
             with pytest.raises(StoreAccessError, match="check the credentials"):
                 await read(store, cloud.generation)
@@ -137,9 +140,7 @@ async def test_a_token_service_that_does_not_answer_once_is_asked_again(
     unfinished = stall if silence == "silent" else then(respond("200 OK", length=1000), drip(b" ", times=1000))
     answers = unfinished, token_answer("second", expires_in=3600, expires_on="4000000000")
     async with raw_server(*answers) as tokens, raw_server(cloud.part()) as server:
-        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key_file(f"{tokens.endpoint_url}/token")))
-        monkeypatch.setenv("IDENTITY_ENDPOINT", f"{tokens.endpoint_url}/msi")
-        monkeypatch.setenv("IDENTITY_HEADER", "header")
+        ask_for_tokens_at(tokens.endpoint_url, monkeypatch, key_file)
         async with opened(cloud.url, server.endpoint_url, anonymous=False, stall_s=0.3) as store:
             for _ in range(20):
                 with contextlib.suppress(TransientStoreError):

@@ -83,6 +83,14 @@ def missing(store: MemoryStore, first: str, second: str, name: str = "m") -> int
     return compare(version(first), version(second)).missing_bytes
 
 
+async def published(*versions: Mapping[str, bytes]) -> MemoryStore:
+    """A store with versions of a model ``m``: ``v1`` and so on."""
+    store = MemoryStore()
+    for number, files in enumerate(versions, 1):
+        await push(store, "m", f"v{number}", files)
+    return store
+
+
 def fetched(store: MemoryStore, prefix: str) -> int:
     """The bytes that the store was asked for of files below a prefix."""
     return sum(each.length for each in store.requests if each.method == "read" and each.key.startswith(prefix))
@@ -112,9 +120,7 @@ TUNED = {
 
 
 async def test_the_store_sends_of_a_version_what_diff_says(serving: Serving) -> None:
-    store = MemoryStore()
-    await push(store, "m", "v1", BASE)
-    await push(store, "m", "v2", TUNED)
+    store = await published(BASE, TUNED)
     expected = missing(store, "v1", "v2")
     assert expected == len(b"[]") + 3 * CHUNK + 2 * CHUNK
     async with serving(store) as server:
@@ -130,9 +136,7 @@ async def test_the_store_sends_of_a_version_what_diff_says(serving: Serving) -> 
 
 
 async def test_without_the_option_each_version_is_fetched_whole(serving: Serving) -> None:
-    store = MemoryStore()
-    await push(store, "m", "v1", BASE)
-    await push(store, "m", "v2", TUNED)
+    store = await published(BASE, TUNED)
     async with serving(store, share_chunks=False) as server:
         await load(server, "m/v1", BASE)
         await load(server, "m/v2", TUNED)
@@ -153,9 +157,7 @@ async def test_files_of_which_only_the_whole_digest_is_known_are_copied_whole(se
 
 
 async def test_chunks_that_are_wrong_on_the_disk_come_from_the_store(serving: Serving) -> None:
-    store = MemoryStore()
-    await push(store, "m", "v1", BASE)
-    await push(store, "m", "v2", BASE)
+    store = await published(BASE, BASE)
     async with serving(store) as server:
         await load(server, "m/v1", BASE)
         token = store.generation("m/v1/a.bin").token(store.identity)
@@ -165,9 +167,7 @@ async def test_chunks_that_are_wrong_on_the_disk_come_from_the_store(serving: Se
 
 
 async def test_a_version_that_tells_wrong_chunks_is_found_out_by_its_manifest(serving: Serving) -> None:
-    store = MemoryStore()
-    await push(store, "m", "v1", BASE)
-    await push(store, "m", "v2", {"a.bin": TUNED["a.bin"]})
+    store = await published(BASE, {"a.bin": TUNED["a.bin"]})
     lie = newest(store, fingerprints_key("m", "v1"))
     store.put(fingerprints_key("m", "v2"), lie)
     async with serving(store, digests="wait") as server:
@@ -202,9 +202,7 @@ async def test_versions_are_found_in_one_of_several_stores(serving: Serving) -> 
 
 
 async def test_chunks_evicted_meanwhile_come_from_the_store(serving: Serving) -> None:
-    store = MemoryStore()
-    await push(store, "m", "v1", BASE)
-    await push(store, "m", "v2", BASE)
+    store = await published(BASE, BASE)
     async with serving(store) as server:
         await load(server, "m/v1", BASE)
         token = store.generation("m/v1/a.bin").token(store.identity)
@@ -215,9 +213,7 @@ async def test_chunks_evicted_meanwhile_come_from_the_store(serving: Serving) ->
 
 @pytest.mark.parametrize("failing", ["stat", "read"])
 async def test_a_load_goes_on_without_the_fingerprints(serving: Serving, failing: str) -> None:
-    store = MemoryStore()
-    await push(store, "m", "v1", BASE)
-    await push(store, "m", "v2", TUNED)
+    store = await published(BASE, TUNED)
     store.put(fingerprints_key("m", "v2"), b"no JSON") if failing == "read" else store.delete(
         fingerprints_key("m", "v2")
     )
@@ -231,9 +227,7 @@ async def test_a_version_published_anew_has_chunks_of_its_own(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trimsfs.stores.version_manifests.RECHECK_S", 0)
-    store = MemoryStore()
-    await push(store, "m", "v1", BASE)
-    await push(store, "m", "v2", {"a.bin": content("old")})
+    store = await published(BASE, {"a.bin": content("old")})
     async with serving(store, metadata_ttl=0.0) as server:
         await load(server, "m/v1", BASE)
         await load(server, "m/v2", {"a.bin": content("old")})
@@ -247,9 +241,7 @@ async def test_a_version_published_anew_has_chunks_of_its_own(
 async def test_while_the_store_is_away_no_read_waits_for_it_to_tell_of_chunks(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = MemoryStore()
-    await push(store, "m", "v1", BASE)
-    await push(store, "m", "v2", TUNED)
+    store = await published(BASE, TUNED)
     async with serving(store) as server:
         await load(server, "m/v1", BASE)
         monkeypatch.setattr(Retrying, "problem", lambda *_: "away")
