@@ -65,6 +65,15 @@ def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cl
     return CLOUDS[request.param]
 
 
+async def test_a_refused_connection_is_no_timeout(cloud: Cloud) -> None:
+    """urllib3's error of one is."""
+    async with opened(cloud.url, "http://127.0.0.1:1") as store:
+        for error in (await everything(store, cloud.generation)).values():
+            assert type(error) is TransientStoreError
+            assert "Connection refused" in str(error)
+            assert "timeout" not in str(error)
+
+
 # Answers that are wrong
 
 

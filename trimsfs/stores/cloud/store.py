@@ -127,6 +127,8 @@ class CloudStore:
             return function()
         except StoreError:
             raise
+        except urllib3.exceptions.NewConnectionError as error:  # to urllib3 a timeout, too
+            raise TransientStoreError(one_line(error)) from error
         except (urllib3.exceptions.TimeoutError, TimeoutError) as error:
             raise StoreStalledError(f"timeout: {one_line(error)}") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:

@@ -204,6 +204,8 @@ def translated(function: Callable[[], T]) -> T:
         return function()
     except StoreError:
         raise
+    except urllib3.exceptions.NewConnectionError as error:  # to urllib3 a timeout, too
+        raise TransientStoreError(_one_line(error)) from error
     except (urllib3.exceptions.TimeoutError, TimeoutError) as error:
         raise StoreStalledError(f"timeout: {_one_line(error)}") from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
