@@ -221,6 +221,18 @@ BUDGETS = (
         bound=1.1,
     ),
     Budget(
+        name="hf:// beside s3://",
+        description="the same of a Hugging Face hub",
+        formula=_beside_s3(stores.HUB),
+        bound=1.1,
+    ),
+    Budget(
+        name="oci:// beside s3://",
+        description="the same of an OCI registry",
+        formula=_beside_s3(stores.REGISTRY),
+        bound=1.1,
+    ),
+    Budget(
         name="first byte",
         description="time to the first byte of a streamed file / time of one GET of 8 MiB",
         formula=_first_byte(cold.COLD, cold.COLD_OPEN),

@@ -54,6 +54,10 @@ class Traffic(NamedTuple):
 class FastS3(S3Server):
     """A running endpoint."""
 
+    def store(self, bucket: str) -> str:
+        """The URL of a bucket."""
+        return f"s3://{bucket}"
+
     def statistics(self) -> dict[str, Traffic]:
         """Traffic since the start or `reset`: of objects by BUCKET/KEY, of listings by BUCKET?list."""
         counted: dict[str, list[int]] = json.loads(self._ask("GET"))
@@ -136,20 +140,24 @@ class _Connection:
                 if target == STATISTICS:
                     self._statistics(method)
                     continue
+                body, length = rest, int(headers.get("content-length", 0))
+                while len(body) < length and (piece := self.socket.recv(HEAD_LIMIT)):
+                    body += piece
+                body, rest = body[:length], body[length:]
                 time.sleep(self.latency_s)
                 try:
                     path, _, query = target.partition("?")
-                    self._answer(method, path, query, headers)
+                    self._answer(method, path, query, headers, body)
                 except S3Error as error:
-                    body = "" if method == "HEAD" else f"{_XML}<Error><Code>{error.code}</Code></Error>"
-                    self._send(error.status, {"Content-Type": "application/xml"}, body.encode())
+                    said = "" if method == "HEAD" else f"{_XML}<Error><Code>{error.code}</Code></Error>"
+                    self._send(error.status, {"Content-Type": "application/xml"}, said.encode())
 
     def _statistics(self, method: str) -> None:
         if method == "DELETE":
             self.counter.clear()
         self._send(HTTPStatus.OK, {"Content-Type": "application/json"}, self.counter.json())
 
-    def _answer(self, method: str, path: str, query: str, headers: Mapping[str, str]) -> None:
+    def _answer(self, method: str, path: str, query: str, headers: Mapping[str, str], _body: bytes) -> None:
         if method not in {"GET", "HEAD"}:
             raise S3Error(HTTPStatus.METHOD_NOT_ALLOWED, "MethodNotAllowed")
         bucket, _, key = unquote(path, errors="surrogateescape").removeprefix("/").partition("/")

@@ -1,4 +1,5 @@
-"""The fast endpoint in the words of Google Cloud Storage and of Azure Blob Storage, read-only, for benchmarks.
+"""The fast endpoint in the words of Google Cloud Storage and of Azure Blob Storage, read-only, for benchmarks; also
+`fast_models`.
 
 It pages listings as these services do, which their stand-ins do not: names of objects and of directories count alike.
 """
@@ -19,7 +20,7 @@ from http import HTTPStatus
 from itertools import islice
 from pathlib import Path
 from typing import Literal
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 from trimsfs.stores import digests
@@ -27,8 +28,9 @@ from trimsfs.stores import digests
 from . import HOST, SCRATCH, accepts, reserved_ports, run_daemon
 from .buckets import S3Error, etag, told
 from .fast import LISTINGS, PAGE_LIMIT, FastS3, _Connection, main
+from .fast_models import OWNER, SHA256, Hub, Registry
 
-Kind = Literal["gs", "az"]
+Kind = Literal["gs", "az", "hf", "oci"]
 ACCOUNT = "fast"
 CRC32C, MD5 = "user.crc32c", "user.md5"
 """Attributes of files with the digests that are told of them, as base64."""
@@ -40,6 +42,7 @@ def uploaded_to_cloud(path: Path) -> None:
         size = os.fstat(file.fileno()).st_size
         os.setxattr(path, CRC32C, base64.b64encode(digests.compute(file.fileno(), size, "crc32c", 0) or b""))
         os.setxattr(path, MD5, base64.b64encode(digests.compute(file.fileno(), size, "md5", 0) or b""))
+        os.setxattr(path, SHA256, (digests.compute(file.fileno(), size, "sha256", 0) or b"").hex().encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +51,20 @@ class FastCloud(FastS3):
 
     kind: Kind = "gs"
 
+    def store(self, bucket: str) -> str:
+        """The URL of a bucket."""
+        if self.kind == "oci":
+            return f"oci://{urlsplit(self.endpoint_url).netloc}/{bucket}"
+        return f"hf://{OWNER}/{bucket}" if self.kind == "hf" else f"{self.kind}://{bucket}"
+
     def environment(self) -> dict[str, str]:
         """The variables with which the kind's own tools reach this server."""
         if self.kind == "gs":
             return {"STORAGE_EMULATOR_HOST": self.endpoint_url}
+        if self.kind == "hf":
+            return {"HF_ENDPOINT": self.endpoint_url}
+        if self.kind == "oci":
+            return {}
         key = base64.b64encode(b"any").decode()
         account = f"AccountName={ACCOUNT};AccountKey={key};BlobEndpoint={self.endpoint_url}/{ACCOUNT}"
         return {"AZURE_STORAGE_CONNECTION_STRING": account}
@@ -85,7 +98,7 @@ class _Cloud(_Connection):
 class _Google(_Cloud):
     __slots__ = ()
 
-    def _answer(self, method: str, path: str, query: str, headers: Mapping[str, str]) -> None:
+    def _answer(self, method: str, path: str, query: str, headers: Mapping[str, str], _body: bytes) -> None:
         match = re.fullmatch(r"/storage/v1/b/([^/]+)/o(?:/([^/]+))?", path)
         if match is None or method != "GET":
             raise S3Error(HTTPStatus.METHOD_NOT_ALLOWED, "MethodNotAllowed")
@@ -140,7 +153,7 @@ class _Google(_Cloud):
 class _Azure(_Cloud):
     __slots__ = ()
 
-    def _answer(self, method: str, path: str, query: str, headers: Mapping[str, str]) -> None:
+    def _answer(self, method: str, path: str, query: str, headers: Mapping[str, str], _body: bytes) -> None:
         container, _, key = unquote(path).removeprefix(f"/{ACCOUNT}/").partition("/")
         self.buckets.check(container)
         if key:
@@ -178,4 +191,4 @@ class _Azure(_Cloud):
 
 
 if __name__ == "__main__":
-    main({"gs": _Google, "az": _Azure})
+    main({"gs": _Google, "az": _Azure, "hf": Hub, "oci": Registry})

@@ -14,14 +14,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shutil import rmtree
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pytest
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 
+from tests.contract.backends import use_cloud
+from trimsfs.options import MountOptions
+from trimsfs.stores import open_store
+
 from . import S3Server, ServiceError, ceph, moto, reserved_ports, seaweed
 from .ceph import Ceph, missing_programs, start_ceph
+from .fast_clouds import Kind, start_fast_cloud, uploaded_to_cloud
 from .moto import start_moto
 from .seaweed import start_seaweed
 
@@ -247,6 +252,28 @@ def test_reserved_ports_are_disjoint() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(seaweed.missing_program() is not None, reason="SeaweedFS comes with the extra bench")
+@pytest.mark.parametrize("kind", get_args(Kind))
+async def test_the_fast_endpoint_serves_the_same_in_the_words_of_each_store(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: Kind
+) -> None:
+    content = random.Random(1).randbytes(100_000)
+    path = tmp_path / "root" / "bucket" / "dir" / "model"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    uploaded_to_cloud(path)
+    with start_fast_cloud(kind, tmp_path / "root") as server:
+        use_cloud(server, monkeypatch)
+        options = MountOptions(store=server.store("bucket"), endpoint_url=server.environment().get("HF_ENDPOINT"))
+        store = open_store(options, max_requests=2)
+        page = await store.list_page("dir/")
+        [generation] = page.objects
+        read = bytearray()
+        await store.read(await store.stat("dir/model"), 1000, 50_000, read.extend)
+        await store.aclose()
+    assert (generation.key, generation.size) == ("dir/model", len(content))
+    assert bytes(read) == content[1000:51_000]
+
+
 def test_seaweed_returns_what_was_put() -> None:
     body = random.Random(11).randbytes(20 * MIB)
     with start_seaweed() as server, contextlib.closing(server.client()) as client:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import get_args
 
 from tests.benchmarks.bench import PROFILE_LATENCY_MS, PROFILE_RATE, Bench
 from tests.benchmarks.contenders import trimsfs
@@ -12,10 +13,10 @@ from tests.benchmarks.measure.references import WHOLE
 from tests.benchmarks.results import TRIMSFS
 from tests.benchmarks.scale import size_text
 from tests.services.fast import FastS3
-from tests.services.fast_clouds import start_fast_cloud, uploaded_to_cloud
+from tests.services.fast_clouds import Kind, start_fast_cloud, uploaded_to_cloud
 
 STORES = "cold by kind of store, distant"
-S3, GOOGLE, AZURE = "s3", "gs", "az"
+S3, GOOGLE, AZURE, HUB, REGISTRY = "s3", "gs", "az", "hf", "oci"
 
 
 def stores(bench: Bench) -> None:
@@ -26,7 +27,7 @@ def stores(bench: Bench) -> None:
     with _endpoints(bench) as endpoints:
         for _ in range(bench.scale.cold_repetitions):
             for kind, server in endpoints.items():
-                contender = trimsfs(name=contender_name(kind), store=f"{kind}://{BUCKET}")
+                contender = trimsfs(name=contender_name(kind), store=server.store(BUCKET))
                 measure = partial(read, bench, contender, server, relative)
                 bench.take(STORES, size_text(size), contender.name, [FIRST, WHOLE], measure)
 
@@ -43,6 +44,6 @@ def _endpoints(bench: Bench) -> Iterator[dict[str, FastS3]]:
             kind: stack.enter_context(
                 start_fast_cloud(kind, bench.data.store, latency_ms=PROFILE_LATENCY_MS, rate=PROFILE_RATE)
             )
-            for kind in ("gs", "az")
+            for kind in get_args(Kind)
         }
         yield {S3: bench.profile, **clouds}
