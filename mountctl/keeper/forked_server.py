@@ -40,13 +40,20 @@ class OtherProcess:
 
     def poll(self) -> int | None:
         if self.returncode is None and select.select([self._pidfd], [], [], 0)[0]:
-            try:
-                self.returncode = os.waitstatus_to_exitcode(os.waitpid(self._pid, os.WNOHANG)[1])
-            except ChildProcessError:
-                self.returncode = -signal.SIGKILL  # only its parent gets the exit code
+            self.returncode = self._collected()
             os.close(self._pidfd)
         found: int | None = self.returncode
         return found
+
+    def _collected(self) -> int:
+        """The exit code of the process, which has ended, as `subprocess` has it."""
+        try:
+            ended = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)  # no pid: it may have none any more
+        except ChildProcessError:
+            ended = None
+        if ended is None:
+            return -signal.SIGKILL  # only its parent gets the exit code
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
