@@ -21,6 +21,8 @@ _SO_PASSPIDFD = 76
 """Since Linux 6.5: a message comes with a pidfd of its sender."""
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 _PIDFD_GETFD = 438
+NOT_TOLD = "only its parent knows how"
+"""How a server has ended that is no child of the keeper. A launcher logs it."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -33,6 +35,8 @@ class OtherProcess:
         facts = Path(f"/proc/self/fdinfo/{pidfd}").read_text()
         self._pid = int(facts.partition("\nPid:\t")[2].split("\n")[0])
         self.returncode: int | Any = None
+        self.collected = False
+        """Whether this process, as the parent, got the exit code; else `returncode` tells the end alone."""
 
     @property
     def pid(self) -> int:
@@ -52,7 +56,8 @@ class OtherProcess:
         except ChildProcessError:
             ended = None
         if ended is None:
-            return -signal.SIGKILL  # only its parent gets the exit code
+            return -signal.SIGKILL
+        self.collected = True
         return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
     def kill(self) -> None:
@@ -131,6 +136,10 @@ class ForkedServer(ServerProcess):
         """The pidfd of its process, which has sent a message."""
         assert isinstance(self._process, OtherProcess)
         return self._process.pidfd
+
+    def end_reason(self) -> str:
+        reason = super().end_reason()
+        return reason if isinstance(self._process, OtherProcess) and self._process.collected else NOT_TOLD
 
     def _sent_by(self, pidfd: int) -> None:
         if self.pid:

@@ -83,6 +83,11 @@ def told(process: "subprocess.Popen[bytes]") -> bytes:
     return output
 
 
+def await_line(node: Node, name: str, line: str) -> None:
+    """Wait until keepers or servers have logged a line."""
+    wait_until(lambda: line in node.log(name))
+
+
 def device(node: Node) -> str:
     mount = trimsfs_at(node.mountpoint)
     assert mount is not None
@@ -144,6 +149,16 @@ def test_a_crashed_server_is_followed_by_its_standby_in_the_same_container(serve
     served.serving(not_by=before)
     assert served.processes[-1].poll() is None
     assert (served.mountpoint / "cold").read_bytes() == FILES["cold"]
+
+
+def test_the_log_of_the_launcher_tells_how_servers_have_ended(served: Node) -> None:
+    for number in (signal.SIGSEGV, signal.SIGILL):  # of the first server, and of its fork
+        before = served.serving()
+        wait_until(lambda: bool(served.facts()["standby"]))
+        os.kill(before, number)
+        served.serving(not_by=before)
+        await_line(served, "server", f"has ended: killed by {number.name}")
+        assert f"server {before} has ended (only its parent knows how)" in served.log("keeper")
 
 
 @pytest.mark.parametrize("way", ["stopped", "killed", "beside"])
