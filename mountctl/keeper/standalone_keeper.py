@@ -236,29 +236,36 @@ def _taken_from(launcher: Launcher) -> tuple[dict[str, int], LeftServer | None]:
     except (OSError, ValueError):
         process = None  # they are not what their names say
     if process is None:
-        for descriptor in held.values():
-            os.close(descriptor)
+        _close(held)
         _prepare(mountpoint)
         return {}, None
+    if not _unlocked(held["ledger"]):
+        _close(held)
+        raise AlreadyKeptError
     del held[SERVER]
-    _await_unlocked(held["ledger"])
     if process.poll() is not None:
         return held, None
     return held, LeftServer(process, launcher.order, ledger_version(held["ledger"]))
 
 
-def _await_unlocked(ledger: int) -> None:
-    """Wait for the keeper before to end: its socket may be closed while it still has the lock."""
+def _close(held: dict[str, int]) -> None:
+    for descriptor in held.values():
+        os.close(descriptor)
+
+
+def _unlocked(ledger: int) -> bool:
+    """Wait for the keeper before to end: its socket may be closed while it still has the lock. Whether it has."""
     probe = os.open(f"/proc/self/fd/{ledger}", os.O_RDWR | os.O_CLOEXEC)
     deadline = time.monotonic() + KEPT_TIMEOUT_S
     try:
         while time.monotonic() < deadline:
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
+                return True
             time.sleep(0.02)
     finally:
         os.close(probe)
+    return False
 
 
 def _prepare(mountpoint: Path) -> None:

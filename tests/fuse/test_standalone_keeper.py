@@ -17,6 +17,7 @@ from statistics import median
 
 import pytest
 
+from mountctl.keeper.forked_server import OtherProcess
 from mountctl.keeper.launchers import check
 from mountctl.linux import mounting
 from mountctl.linux.sockets import launchers_path
@@ -35,6 +36,13 @@ import sys
 from pathlib import Path
 from mountctl.keeper import standalone_keeper
 standalone_keeper.VACANCY_LIMIT_S = 1
+sys.exit(standalone_keeper.hold(Path(sys.argv[1])))
+"""
+IN_HASTE = """
+import sys
+from pathlib import Path
+from mountctl.keeper import standalone_keeper
+standalone_keeper.KEPT_TIMEOUT_S = 0.2
 sys.exit(standalone_keeper.hold(Path(sys.argv[1])))
 """
 FILES = {"warm": random.Random(1).randbytes(9 << 20), "cold": random.Random(2).randbytes(5 << 20)}
@@ -344,6 +352,29 @@ def test_a_mount_is_taken_from_nobody_who_shows_another(served: Node) -> None:
     os.kill(first, signal.SIGCONT)
     served.serving(not_by=server, keeper=keeper.pid)
     assert (served.mountpoint / "cold").read_bytes() == FILES["cold"]
+
+
+def test_a_keeper_keeps_nothing_of_a_mount_that_another_one_keeps(served: Node) -> None:
+    server, launcher = served.serving(), served.processes[1].pid
+    first = OtherProcess(os.pidfd_open(int(Path(f"/proc/{launcher}/task/{launcher}/children").read_text())))
+    numbers = {os.readlink(path): int(path.name) for path in Path(f"/proc/{first.pid}/fd").iterdir()}
+    links = ["/dev/fuse", "/memfd:trimsfs-ledger (deleted)", f"{served.directory}/cache/lock", "anon_inode:[pidfd]"]
+    kept = [first.descriptor(numbers[link]) for link in links]
+    launchers_path(served.mountpoint).unlink()  # the next keeper does not ask this one
+    keeper = served.keeper(after=(sys.executable, "-c", IN_HASTE))
+    wait_until(lambda: served.check() == 0)
+    before = len(os.listdir(f"/proc/{keeper.pid}/fd"))
+    names = ["fuse", "ledger", "lock", "server"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end_of_stranger:
+        end_of_stranger.settimeout(20)
+        end_of_stranger.connect(str(launchers_path(served.mountpoint)))
+        join = JOIN | {"mountpoint": str(served.mountpoint), "names": names}
+        socket.send_fds(end_of_stranger, [json.dumps(join).encode()], kept)
+        assert "is mounted, and not by this server" in json.loads(end_of_stranger.recv(16384))["error"]
+    for descriptor in kept:
+        os.close(descriptor)
+    wait_until(lambda: len(os.listdir(f"/proc/{keeper.pid}/fd")) == before)
+    assert served.serving() == server
 
 
 def test_a_keeper_that_does_not_see_its_servers_refuses_them(node: Node) -> None:
