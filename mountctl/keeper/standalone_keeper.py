@@ -26,7 +26,8 @@ from mountctl.keeper.reporter import Reporter
 from mountctl.keeper.server_process import ServerProcess
 from mountctl.linux import mounting
 from mountctl.linux.sd_notify import Notifier
-from trimsfs.errors import TakeoverError
+from mountctl.linux.sockets import ListenError
+from trimsfs.errors import MountpointError, TakeoverError
 from trimsfs.mountinfo import trimsfs_at
 
 LEAVE_TIMEOUT_S = 25.0
@@ -287,13 +288,15 @@ def _stop(*_: object) -> NoReturn:
 
 
 def hold(mountpoint: Path) -> int:
-    """Hold a mount for servers that come from elsewhere, until a signal, or the next keeper wants it; the exit code.
-
-    Raises ListenError, OSError.
-    """
+    """Hold a mount for servers that come from elsewhere, until a signal, or the next keeper wants it; the exit code."""
     succeed(mountpoint, timeout_s=2 * LEAVE_TIMEOUT_S)
-    launchers = Launchers(mountpoint)
-    Reporter(None, None).info(f"the keeper of {mountpoint} waits for `trimsfs serve`")
+    reporter = Reporter(None, None)
+    try:
+        launchers = Launchers(mountpoint)
+    except ListenError as error:
+        reporter.error(f"no server can join the keeper of {mountpoint}: {error}")
+        return 1
+    reporter.info(f"the keeper of {mountpoint} waits for `trimsfs serve`")
     Notifier(os.environ).tell("READY=1")
     try:
         while True:
@@ -308,11 +311,14 @@ def hold(mountpoint: Path) -> int:
                     f"{mountpoint} is mounted, and not by this server: end the one that it is of",
                 )
                 continue
+            except OSError as error:
+                launcher.end(MountpointError.__name__, f"{error.filename or mountpoint}: {error.strerror}")
+                continue
             code = keeper.run()
             if keeper.stopping or not keeper.ended:
                 return code  # if it crashed, the server serves on, for the next keeper
-            kind, error = keeper.failure if code else ("", "")
+            kind, problem = keeper.failure if code else ("", "")
             for each in launchers.living():
-                each.end(kind, error or ("the mount has ended: see the keeper's log" if code else ""))
+                each.end(kind, problem or ("the mount has ended: see the keeper's log" if code else ""))
     finally:
         launchers.close()

@@ -259,6 +259,27 @@ def test_a_server_that_cannot_start_says_why_and_leaves_the_mount_as_it_is(node:
     assert told(reader) == FILES["cold"]
 
 
+def test_a_mount_point_that_cannot_be_made_is_told_to_the_server_and_the_keeper_goes_on(node: Node) -> None:
+    node.keeper()
+    node.mountpoint.touch()
+    assert node.server().wait(TIMEOUT_S) == 4
+    assert f"trimsfs: {node.mountpoint}: File exists" in node.log("server")
+    node.mountpoint.unlink()
+    node.server()
+    node.serving()
+    assert (node.mountpoint / "cold").read_bytes() == FILES["cold"]
+
+
+def test_a_keeper_that_cannot_listen_says_why_in_one_line(tmp_path: Path) -> None:
+    launchers_path(tmp_path).mkdir(parents=True)
+    try:
+        done = mountctl("keeper", tmp_path)
+    finally:
+        launchers_path(tmp_path).rmdir()
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert f"no server can join the keeper of {tmp_path}: {launchers_path(tmp_path)}: Is a directory" in done.stderr
+
+
 @pytest.mark.slow
 def test_readers_get_an_error_when_no_server_comes(node: Node) -> None:
     node.keeper(after=(sys.executable, "-c", IMPATIENT))
