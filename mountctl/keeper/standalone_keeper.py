@@ -11,7 +11,7 @@ import selectors
 import signal
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from mountctl.keeper import protocol
 from mountctl.keeper.connection import AlreadyKeptError
@@ -60,11 +60,6 @@ class StandaloneKeeper(Keeper):
             self._reporter.info(f"the keeper, pid {os.getpid()}, takes over the mount that a server has kept")
 
     @property
-    def stopping(self) -> bool:
-        """Whether a signal has told this process to end."""
-        return self._leave_by is not None
-
-    @property
     def ended(self) -> bool:
         """Whether `run` has come to an end, rather than met a defect."""
         return self._ending
@@ -76,7 +71,7 @@ class StandaloneKeeper(Keeper):
         now = time.monotonic()
         if self._ending:
             return
-        if self._launchers.successor and self._leave_by is None:
+        if self._launchers.leave and self._leave_by is None:
             self._on_signals(bytes([signal.SIGTERM]))
         while self._phase is not Phase.STARTING and (launcher := self._launchers.take()) is not None:
             self._on_join(launcher)
@@ -99,6 +94,10 @@ class StandaloneKeeper(Keeper):
     def _tick_s(self) -> float:
         idle = self._active is None and self._standby is None and not self._can_start
         return TICK_S if idle else super()._tick_s()
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        if number in STOP_SIGNALS:
+            self._launchers.stop()  # the loop may have ended
 
     def _on_signals(self, numbers: bytes) -> None:
         if set(STOP_SIGNALS) & set(numbers):
@@ -283,10 +282,6 @@ def _prepare(mountpoint: Path) -> None:
     mountpoint.mkdir(parents=True, exist_ok=True)
 
 
-def _stop(*_: object) -> NoReturn:
-    raise SystemExit(0)
-
-
 def hold(mountpoint: Path) -> int:
     """Hold a mount for servers that come from elsewhere, until a signal, or the next keeper wants it; the exit code."""
     succeed(mountpoint, timeout_s=2 * LEAVE_TIMEOUT_S)
@@ -301,7 +296,7 @@ def hold(mountpoint: Path) -> int:
     try:
         while True:
             for number in STOP_SIGNALS:
-                signal.signal(number, _stop)
+                signal.signal(number, launchers.stop)
             launcher = launchers.wait(GRACE_S if trimsfs_at(mountpoint) is not None else 0)
             try:
                 keeper = StandaloneKeeper(launchers, launcher)
@@ -315,7 +310,7 @@ def hold(mountpoint: Path) -> int:
                 launcher.end(MountpointError.__name__, f"{error.filename or mountpoint}: {error.strerror}")
                 continue
             code = keeper.run()
-            if keeper.stopping or not keeper.ended:
+            if launchers.leave or not keeper.ended:
                 return code  # if it crashed, the server serves on, for the next keeper
             kind, problem = keeper.failure if code else ("", "")
             for each in launchers.living():

@@ -38,6 +38,18 @@ from mountctl.keeper import standalone_keeper
 standalone_keeper.VACANCY_LIMIT_S = 1
 sys.exit(standalone_keeper.hold(Path(sys.argv[1])))
 """
+STOPPED_AT_THE_END = """
+import os, signal, sys
+from pathlib import Path
+from mountctl.keeper import standalone_keeper
+from mountctl.keeper.standalone_keeper import StandaloneKeeper
+clean_up = StandaloneKeeper._clean_up
+def stopped_meanwhile(keeper):
+    os.kill(os.getpid(), signal.SIGTERM)
+    clean_up(keeper)
+StandaloneKeeper._clean_up = stopped_meanwhile
+sys.exit(standalone_keeper.hold(Path(sys.argv[1])))
+"""
 IN_HASTE = """
 import sys
 from pathlib import Path
@@ -223,6 +235,14 @@ def test_a_keeper_that_is_stopped_before_the_first_server_just_ends(node: Node) 
     keeper.send_signal(signal.SIGTERM)
     assert keeper.wait(TIMEOUT_S) == 0
     assert not launchers_path(node.mountpoint).exists()
+
+
+def test_a_keeper_that_is_stopped_while_its_mount_ends_does_not_wait_for_the_next_server(node: Node) -> None:
+    keeper = node.keeper(after=(sys.executable, "-c", STOPPED_AT_THE_END))
+    node.server()
+    node.serving()
+    assert trimsfs("umount", node.mountpoint).returncode == 0
+    assert keeper.wait(TIMEOUT_S) == 0
 
 
 def test_after_both_have_ended_the_next_ones_mount_anew(served: Node) -> None:
