@@ -166,8 +166,11 @@ class ServerLauncher:
         """End the servers; the exit code of an error."""
         if self._keeper is not None:
             self._keeper.close()  # first: the keeper then knows that they did not crash
-        for pid in _children():
-            os.kill(pid, signal.SIGKILL)  # the next server takes over whatever they leave
+        try:
+            for pid in _children():
+                os.kill(pid, signal.SIGKILL)  # the next server takes over whatever they leave
+        except PermissionError:
+            self._reporter.warning("cannot end its servers, which are another user's: let the container have KILL")
         if not error:
             return 0
         print(f"trimsfs: {printable(error)}", file=sys.stderr, flush=True)

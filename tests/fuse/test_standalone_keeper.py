@@ -424,6 +424,17 @@ def test_a_keeper_that_does_not_see_its_servers_refuses_them(node: Node) -> None
     assert "run the keeper in the host's PID namespace (hostPID: true)" in node.log("server")
 
 
+def test_a_launcher_that_may_not_end_its_servers_says_so(node: Node) -> None:
+    node.keeper()
+    launcher = node.server(host_pid=True, before=("setpriv", "--bounding-set", "-kill"))
+    server = node.serving()
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(TIMEOUT_S) == 0
+    assert "cannot end its servers, which are another user's: let the container have KILL" in node.log("server")
+    assert "Traceback" not in node.log("server")
+    os.kill(server, signal.SIGKILL)  # a container's runtime would
+
+
 @pytest.mark.parametrize(("number", "older"), [(0, "server"), (2, "keeper")])
 def test_versions_that_do_not_fit_are_told(served: Node, number: int, older: str) -> None:
     before = served.serving()
