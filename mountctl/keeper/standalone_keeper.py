@@ -131,7 +131,7 @@ class StandaloneKeeper(Keeper):
         """Replace the server by one of a launcher that has just joined."""
         launcher.drop_held()
         if self._phase.refusal is not None:
-            launcher.end(TakeoverError.__name__, self._phase.refusal)
+            launcher.end(TakeoverError.__name__, _for_launcher(self._phase.refusal))
             return
         self._replacement.fail("another server has come")
         self.failure = ("", "")
@@ -139,7 +139,7 @@ class StandaloneKeeper(Keeper):
         def answer(outcome: dict[str, Any]) -> None:
             if "error" in outcome:
                 kind = self.failure[0] or str(outcome.get("kind", TakeoverError.__name__))
-                launcher.end(kind, outcome["error"])
+                launcher.end(kind, _for_launcher(outcome["error"]))
 
         if self._replacement.begin(launcher.order, answer):
             self._dismiss_standby()
@@ -205,6 +205,7 @@ class StandaloneKeeper(Keeper):
 
     def _refuse(self, server: ServerProcess, error: str) -> None:
         """End the launcher of a server that cannot serve: whoever restarts it tries again. The mount waits."""
+        error = _for_launcher(error)
         self._reporter.error(f"server {server.pid} cannot take over: {error}")
         launcher = self._launchers.of(server.order)
         self._replacement.fail(error)
@@ -221,6 +222,11 @@ class StandaloneKeeper(Keeper):
             reply({"error": "its servers come with their options from `trimsfs serve`: restart that"})
         else:
             super()._on_request(request, reply)
+
+
+def _for_launcher(error: str) -> str:
+    """An error for the operator of a launcher: its mount comes up by another command than that of other keepers."""
+    return error.replace("`mountctl up`", "start `trimsfs serve` again")
 
 
 def _taken_from(launcher: Launcher) -> tuple[dict[str, int], LeftServer | None]:

@@ -270,7 +270,8 @@ def test_a_server_that_cannot_start_says_why_and_leaves_the_mount_as_it_is(node:
     other = node.directory / "other"
     other.mkdir()
     assert node.server(store=other).wait(TIMEOUT_S) == 2
-    assert "store cannot be changed while it is mounted" in node.log("server")
+    remedy = "run `mountctl down` and start `trimsfs serve` again"
+    assert f"store cannot be changed while it is mounted: {remedy}" in node.log("server")
     assert node.serving() == before
     end(node.processes[2])
     assert node.server("--server-user", "nobody-of-this-name").wait(TIMEOUT_S) == 2
