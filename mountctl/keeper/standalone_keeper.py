@@ -76,6 +76,9 @@ class StandaloneKeeper(Keeper):
         while self._phase is not Phase.STARTING and (launcher := self._launchers.take()) is not None:
             self._on_join(launcher)
         if self._active is None and not self._can_start:
+            if self._phase.unmounted:
+                self._end(0)  # nobody else would end it, and it would refuse the next launcher
+                return
             self._fall_back()
         idle = not self._replacement.under_way and not self._restart_policy.delay_s
         if isinstance(self._active, LeftServer) and idle:

@@ -237,6 +237,19 @@ def test_a_keeper_that_is_stopped_before_the_first_server_just_ends(node: Node) 
     assert not launchers_path(node.mountpoint).exists()
 
 
+@pytest.mark.parametrize("command", ["umount --lazy", "abort"])
+def test_a_mount_that_ends_while_it_waits_for_a_server_is_mounted_anew_by_the_next(served: Node, command: str) -> None:
+    end(served.processes[1])
+    wait_until(lambda: served.facts().get("state") != "serving")
+    aborts = command == "abort"
+    done = mountctl(command, served.mountpoint) if aborts else trimsfs(*command.split(), served.mountpoint)
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: trimsfs_at(served.mountpoint) is None)
+    served.server()
+    served.serving()
+    assert (served.mountpoint / "cold").read_bytes() == FILES["cold"]
+
+
 def test_a_keeper_that_is_stopped_while_its_mount_ends_does_not_wait_for_the_next_server(node: Node) -> None:
     keeper = node.keeper(after=(sys.executable, "-c", STOPPED_AT_THE_END))
     node.server()
