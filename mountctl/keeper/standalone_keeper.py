@@ -183,9 +183,13 @@ class StandaloneKeeper(Keeper):
         for launcher in self._launchers.living():
             if launcher is not current:
                 launcher.keep({})  # what it kept of its server is out of date
-        if current is not None and self._phase.replaceable:
-            pidfd = {SERVER: server.pidfd} if isinstance(server, ForkedServer) else {}
-            current.keep(self._connection.for_server() | self._descriptor_store.listener() | pidfd)
+        if current is None:
+            return
+        if not self._phase.replaceable:
+            current.keep({})  # it learns that its server is ready
+            return
+        pidfd = {SERVER: server.pidfd} if isinstance(server, ForkedServer) else {}
+        current.keep(self._connection.for_server() | self._descriptor_store.listener() | pidfd)
 
     def _on_failure(self, server: ServerProcess, message: protocol.Failed) -> None:
         self.failure = (message.kind, message.error)

@@ -22,7 +22,7 @@ from mountctl.keeper.launchers import check
 from mountctl.linux import mounting
 from mountctl.linux.sockets import launchers_path
 from tests.services.fast import start_fast
-from tests.support.mounts import MOUNTCTL, trimsfs, wait_until
+from tests.support.mounts import MOUNTCTL, TRIMSFS, trimsfs, wait_until
 from tests.support.nodes import TIMEOUT_S, Node, a_node, end
 from tests.support.service_manager import Manager
 from tests.support.users import STRANGER, as_user
@@ -48,6 +48,15 @@ def stopped_meanwhile(keeper):
     os.kill(os.getpid(), signal.SIGTERM)
     clean_up(keeper)
 StandaloneKeeper._clean_up = stopped_meanwhile
+sys.exit(standalone_keeper.hold(Path(sys.argv[1])))
+"""
+BEFORE_LINUX_6_9 = """
+import sys
+from pathlib import Path
+from mountctl.keeper import standalone_keeper
+from mountctl.keeper.standalone_keeper import StandaloneKeeper
+on_ready = StandaloneKeeper._on_ready
+StandaloneKeeper._on_ready = lambda keeper, server, *, resends: on_ready(keeper, server, resends=False)
 sys.exit(standalone_keeper.hold(Path(sys.argv[1])))
 """
 IN_HASTE = """
@@ -508,6 +517,20 @@ def test_both_are_services_in_one_namespace(store_directory: Path, tmp_path: Pat
         assert keeper.process.poll() is None
         keeper.process.send_signal(signal.SIGTERM)
         assert keeper.process.wait(TIMEOUT_S) == 0
+
+
+def test_before_linux_6_9_a_server_is_ready_too_and_the_next_one_mounts_anew(node: Node) -> None:
+    keeper = node.keeper(after=(sys.executable, "-c", BEFORE_LINUX_6_9))
+    with closing(Manager(node.directory)) as manager:
+        manager.start(TRIMSFS, "serve", str(node.store), str(node.mountpoint), "--cache-dir", f"{node.directory}/cache")
+        manager.hear("READY=1")
+        before = node.serving()
+        os.kill(before, signal.SIGKILL)
+        assert manager.process is not None
+        assert manager.process.wait(TIMEOUT_S) == 1
+    node.server()
+    node.serving(keeper=keeper.pid)
+    assert (node.mountpoint / "cold").read_bytes() == FILES["cold"]
 
 
 @pytest.mark.slow
