@@ -12,7 +12,6 @@ from click.shell_completion import CompletionItem
 from trimsfs.command_group import complete_mounted
 from trimsfs.errors import ConfigurationError
 from trimsfs.mountinfo import canonical, named_mountpoint, trimsfs_at
-from trimsfs.options import DEFAULT_CONFIG, declared_mountpoint, keeper_order, load_options
 
 DIRECTORY = Path("/etc/trimsfs/mounts.d")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -29,12 +28,16 @@ class NamedMount:
     @property
     def configs(self) -> list[Path]:
         """The configuration files of a declared mount, later ones winning."""
+        from trimsfs.options import DEFAULT_CONFIG  # noqa: PLC0415 - takes long, and a probe needs no options
+
         assert self.file is not None
         return [*([DEFAULT_CONFIG] if DEFAULT_CONFIG.exists() else []), self.file]
 
     @property
     def log_file(self) -> Path | None:
         """The log that a declared mount has in the background; of an undeclared one, the default."""
+        from trimsfs.options import load_options  # noqa: PLC0415
+
         return load_options({}, configs=self.configs if self.file else ()).resolved(self.mountpoint).log_file
 
     def command(self, verb: str = "mount", *options: str) -> list[str]:
@@ -44,6 +47,8 @@ class NamedMount:
 
     def order(self, *, foreground: bool) -> dict[str, Any]:
         """The keeper's order for a declared mount. Raises ConfigurationError."""
+        from trimsfs.options import keeper_order, load_options  # noqa: PLC0415
+
         options = load_options({}, configs=self.configs).resolved(self.mountpoint)
         return keeper_order(self.mountpoint, options, foreground=foreground)
 
@@ -69,6 +74,8 @@ def declared_mounts(directory: Path) -> tuple[list[NamedMount], list[Configurati
 def _read(file: Path) -> NamedMount:
     if not _NAME.fullmatch(file.stem):
         raise ConfigurationError(f"{file}: a mount's name has letters, digits, '_', '-' and '.': rename the file")
+    from trimsfs.options import declared_mountpoint  # noqa: PLC0415
+
     return NamedMount(file.stem, canonical(declared_mountpoint(file)), file)
 
 

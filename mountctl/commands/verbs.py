@@ -18,7 +18,6 @@ import click
 from mountctl.commands.declared_mounts import DIRECTORY, NamedMount, complete_mount, declared_mounts, find_mount
 from mountctl.commands.public_status import HIDDEN, NOT_KEPT, public_status
 from mountctl.keeper.control_socket import KeeperGoneError, KeeperRefusesError, ask
-from mountctl.keeper.successor import recover as start_recovery
 from mountctl.linux import mounting, systemd
 from trimsfs.command_group import examples
 from trimsfs.errors import (
@@ -334,6 +333,8 @@ def recover(name: str, directory: Path) -> None:
         raise TakeoverError(f"{mount.name}: its keeper, pid {keeper}, is alive: there is nothing to recover")
     if mount.file is not None and systemd.restarts(mount.name):
         raise TakeoverError(f"{mount.name}: systemd restarts its keeper: see systemctl status trimsfs@{mount.name}")
+    from mountctl.keeper.successor import recover as start_recovery  # noqa: PLC0415 - takes long
+
     report = start_recovery(mount.mountpoint, timeout_s=REPLACE_TIMEOUT_S)
     if report["type"] != "ready":
         click.echo(f"mountctl: {printable(report['error'])}", err=True)

@@ -21,6 +21,8 @@ _SO_PASSPIDFD = 76
 """Since Linux 6.5: a message comes with a pidfd of its sender."""
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 _PIDFD_GETFD = 438
+NOT_TOLD = "only its parent knows how"
+"""How a server has ended that is no child of the keeper. A launcher logs it."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -33,6 +35,8 @@ class OtherProcess:
         facts = Path(f"/proc/self/fdinfo/{pidfd}").read_text()
         self._pid = int(facts.partition("\nPid:\t")[2].split("\n")[0])
         self.returncode: int | Any = None
+        self.collected = False
+        """Whether this process, as the parent, got the exit code; else `returncode` tells the end alone."""
 
     @property
     def pid(self) -> int:
@@ -40,13 +44,21 @@ class OtherProcess:
 
     def poll(self) -> int | None:
         if self.returncode is None and select.select([self._pidfd], [], [], 0)[0]:
-            try:
-                self.returncode = os.waitstatus_to_exitcode(os.waitpid(self._pid, os.WNOHANG)[1])
-            except ChildProcessError:
-                self.returncode = -signal.SIGKILL  # only its parent gets the exit code
+            self.returncode = self._collected()
             os.close(self._pidfd)
         found: int | None = self.returncode
         return found
+
+    def _collected(self) -> int:
+        """The exit code of the process, which has ended, as `subprocess` has it."""
+        try:
+            ended = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)  # no pid: it may have none any more
+        except ChildProcessError:
+            ended = None
+        if ended is None:
+            return -signal.SIGKILL
+        self.collected = True
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
@@ -124,6 +136,10 @@ class ForkedServer(ServerProcess):
         """The pidfd of its process, which has sent a message."""
         assert isinstance(self._process, OtherProcess)
         return self._process.pidfd
+
+    def end_reason(self) -> str:
+        reason = super().end_reason()
+        return reason if isinstance(self._process, OtherProcess) and self._process.collected else NOT_TOLD
 
     def _sent_by(self, pidfd: int) -> None:
         if self.pid:

@@ -51,8 +51,7 @@ class Keeper:
         self, order: dict[str, Any], status: int | None, stored: dict[str, int], left: ServerProcess | None = None
     ) -> None:
         self._replacement = Replacement(order)
-        self._mountpoint = Path(order["mountpoint"])
-        self._source = str(order["source"])
+        self._mountpoint, self._source = Path(order["mountpoint"]), str(order["source"])
         self._connection = Connection.of(order, stored)
         log_file = None if order["foreground"] else Path(order["options"]["log_file"])
         self._reporter = Reporter(status, log_file)
@@ -88,7 +87,7 @@ class Keeper:
         waker.setblocking(False)
         signal.set_wakeup_fd(waker.fileno())
         for number in (*STOP_SIGNALS, signal.SIGCHLD):
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, self._on_signal)
         self._selector.register(wakeup, selectors.EVENT_READ, lambda: self._on_signals(wakeup.recv(64)))
         if self._connection.mounted:
             self._listen()
@@ -147,8 +146,7 @@ class Keeper:
             self._promote(self._standby)
 
     def _notice_unmount(self) -> None:
-        served = not self._phase.unmounted and self._phase is not Phase.ENDING
-        if served and self._connection.mounted and self._connection.gone:
+        if not (self._phase.unmounted or self._ending) and self._connection.mounted and self._connection.gone:
             self._phase = Phase.UNMOUNTED
             self._stop_by = time.monotonic() + limits.STOP_TIMEOUT_S
 
@@ -170,6 +168,9 @@ class Keeper:
             server.kill()
         elif now - server.heard_at > limits.HURRY_AFTER_S:
             server.hurry()
+
+    def _on_signal(self, _number: int, _frame: object) -> None:
+        """Handle a signal; the loop gets its number, too."""
 
     def _on_signals(self, numbers: bytes) -> None:
         if set(STOP_SIGNALS) & set(numbers):
@@ -355,9 +356,8 @@ class Keeper:
 
     def _status(self) -> dict[str, Any]:
         active = self._active
-        serving = active is not None and active.ready_at is not None
         return {
-            "state": "serving" if serving else "starting",
+            "state": "serving" if active is not None and active.ready_at is not None else "starting",
             "mountpoint": str(self._mountpoint),
             "source": self._source,
             "keeper_pid": os.getpid(),

@@ -5,6 +5,7 @@ copies of what the keeper holds, and hands them to the next keeper.
 """
 
 import array
+import contextlib
 import json
 import os
 import select
@@ -18,13 +19,14 @@ from typing import Any
 from mountctl.keeper.connection import memory_of
 from mountctl.keeper.launchers import KEPT, MESSAGE_LIMIT, PROTOCOL
 from mountctl.keeper.reporter import Reporter
-from mountctl.keeper.server_process import FORKS, LAUNCHED
+from mountctl.keeper.server_process import FORKS, LAUNCHED, told
 from mountctl.linux.sd_notify import Notifier
 from mountctl.linux.sockets import launchers_path
 from trimsfs import __version__
 from trimsfs.errors import NotMountedError
 from trimsfs.exit_codes import exit_code
-from trimsfs.text import printable
+from trimsfs.processes import title_of
+from trimsfs.text import TITLE_PREFIX, printable
 
 KEEPER_TIMEOUT_S = 60.0
 """How long a new launcher waits for a keeper."""
@@ -45,6 +47,7 @@ class ServerLauncher:
         self._keeper: socket.socket | None = None
         self._kept: dict[str, int] = {}
         self._stop_by: float | None = None
+        self._started: set[int] = set()
 
     def run(self) -> int:
         """Run until the keeper, or a signal, ends it; the exit code."""
@@ -65,7 +68,7 @@ class ServerLauncher:
             ready, _, _ = select.select(watched, [], [], None if self._keeper is not None else RETRY_S)
             if wakeup in ready and {signal.SIGTERM, signal.SIGINT} & set(wakeup.recv(64)):
                 self._stop_by = time.monotonic() + LEAVE_TIMEOUT_S
-            _reap()
+            self._reap()
             if self._keeper in ready and (code := self._obeyed()) is not None:
                 return code
 
@@ -128,7 +131,7 @@ class ServerLauncher:
         os.set_inheritable(channel, True)
         command = [*self._order["server"], "--keeper-fd", str(channel)]
         try:
-            os.posix_spawn(
+            pid = os.posix_spawn(
                 command[0],
                 command,
                 os.environ,
@@ -136,10 +139,23 @@ class ServerLauncher:
                 setsid=True,  # signals of a terminal are for this process alone
                 setsigdef=[signal.SIGPIPE, signal.SIGTERM, signal.SIGINT],
             )
+            self._started.add(pid)
         except OSError as error:
             self._reporter.error(f"cannot start a server: {error}")
         finally:
             os.close(order_file)
+
+    def _reap(self) -> None:
+        """Collect the exit codes of children that have ended, and log those of servers: no keeper gets them."""
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+                server = ended.si_pid in self._started or title_of(ended.si_pid).startswith(f"{TITLE_PREFIX}server")
+                _, status = os.waitpid(ended.si_pid, 0)
+                self._started.discard(ended.si_pid)
+                if server and status:
+                    self._reporter.warning(
+                        f"server {ended.si_pid} has ended: {told(os.waitstatus_to_exitcode(status))}"
+                    )
 
     def _keep(self, descriptors: dict[str, int]) -> None:
         for descriptor in self._kept.values():
@@ -150,8 +166,11 @@ class ServerLauncher:
         """End the servers; the exit code of an error."""
         if self._keeper is not None:
             self._keeper.close()  # first: the keeper then knows that they did not crash
-        for pid in _children():
-            os.kill(pid, signal.SIGKILL)  # the next server takes over whatever they leave
+        try:
+            for pid in _children():
+                os.kill(pid, signal.SIGKILL)  # the next server takes over whatever they leave
+        except PermissionError:
+            self._reporter.warning("cannot end its servers, which are another user's: let the container have KILL")
         if not error:
             return 0
         print(f"trimsfs: {printable(error)}", file=sys.stderr, flush=True)
@@ -181,12 +200,3 @@ def _received(keeper: socket.socket) -> tuple[Any, list[int]]:
 def _children() -> list[int]:
     """The servers, and what they left to this process."""
     return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-
-
-def _reap() -> None:
-    """Collect the exit codes of all children that have ended: the keeper sees by itself how its servers end."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass

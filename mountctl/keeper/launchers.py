@@ -115,11 +115,16 @@ class Launchers:
         self._waiting: list[Launcher] = []
         self._number = 0
         self._successors: list[socket.socket] = []
+        self._stopped = False
 
     @property
-    def successor(self) -> bool:
-        """Whether another keeper has asked this one to leave the mount to it."""
-        return bool(self._successors)
+    def leave(self) -> bool:
+        """Whether a signal, or another keeper, has told this one to leave the mount."""
+        return self._stopped or bool(self._successors)
+
+    def stop(self, *_: object) -> None:
+        """Handle a signal to stop, at any time."""
+        self._stopped = True
 
     def fileno(self) -> int:
         """The descriptor that is readable when there is something to `poll`."""
@@ -137,12 +142,12 @@ class Launchers:
     def wait(self, grace_s: float) -> Launcher:
         """Wait for a launcher: for *grace_s* after the first, for one that kept the descriptors of a mount.
 
-        Raises SystemExit when another keeper wants the mount.
+        Raises SystemExit when this keeper is told to leave.
         """
         first_at = None
         while True:
             self.poll(0.1)
-            if self.successor:
+            if self.leave:
                 raise SystemExit(0)
             for launcher in [launcher for launcher in self._waiting if launcher.gone]:
                 self._waiting.remove(launcher)

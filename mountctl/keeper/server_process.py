@@ -211,14 +211,17 @@ class ServerProcess:
     def end_reason(self) -> str:
         """How it ended, for messages."""
         code = self._process.poll()
-        if code is None:
-            return "killed"
-        if code >= 0:
-            return f"exit code {code}"
-        try:
-            return f"killed by {signal.Signals(-code).name}"
-        except ValueError:
-            return f"killed by signal {-code}"
+        return "killed" if code is None else told(code)
+
+
+def told(code: int) -> str:
+    """An exit code, as `subprocess` has it, for messages."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
 
 
 def _received(channel: socket.socket) -> tuple[bytes, list[int], int | None]:

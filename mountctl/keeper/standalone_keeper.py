@@ -11,7 +11,7 @@ import selectors
 import signal
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from mountctl.keeper import protocol
 from mountctl.keeper.connection import AlreadyKeptError
@@ -26,7 +26,8 @@ from mountctl.keeper.reporter import Reporter
 from mountctl.keeper.server_process import ServerProcess
 from mountctl.linux import mounting
 from mountctl.linux.sd_notify import Notifier
-from trimsfs.errors import TakeoverError
+from mountctl.linux.sockets import ListenError
+from trimsfs.errors import MountpointError, TakeoverError
 from trimsfs.mountinfo import trimsfs_at
 
 LEAVE_TIMEOUT_S = 25.0
@@ -59,11 +60,6 @@ class StandaloneKeeper(Keeper):
             self._reporter.info(f"the keeper, pid {os.getpid()}, takes over the mount that a server has kept")
 
     @property
-    def stopping(self) -> bool:
-        """Whether a signal has told this process to end."""
-        return self._leave_by is not None
-
-    @property
     def ended(self) -> bool:
         """Whether `run` has come to an end, rather than met a defect."""
         return self._ending
@@ -75,11 +71,14 @@ class StandaloneKeeper(Keeper):
         now = time.monotonic()
         if self._ending:
             return
-        if self._launchers.successor and self._leave_by is None:
+        if self._launchers.leave and self._leave_by is None:
             self._on_signals(bytes([signal.SIGTERM]))
         while self._phase is not Phase.STARTING and (launcher := self._launchers.take()) is not None:
             self._on_join(launcher)
         if self._active is None and not self._can_start:
+            if self._phase.unmounted:
+                self._end(0)  # nobody else would end it, and it would refuse the next launcher
+                return
             self._fall_back()
         idle = not self._replacement.under_way and not self._restart_policy.delay_s
         if isinstance(self._active, LeftServer) and idle:
@@ -98,6 +97,10 @@ class StandaloneKeeper(Keeper):
     def _tick_s(self) -> float:
         idle = self._active is None and self._standby is None and not self._can_start
         return TICK_S if idle else super()._tick_s()
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        if number in STOP_SIGNALS:
+            self._launchers.stop()  # the loop may have ended
 
     def _on_signals(self, numbers: bytes) -> None:
         if set(STOP_SIGNALS) & set(numbers):
@@ -131,7 +134,7 @@ class StandaloneKeeper(Keeper):
         """Replace the server by one of a launcher that has just joined."""
         launcher.drop_held()
         if self._phase.refusal is not None:
-            launcher.end(TakeoverError.__name__, self._phase.refusal)
+            launcher.end(TakeoverError.__name__, _for_launcher(self._phase.refusal))
             return
         self._replacement.fail("another server has come")
         self.failure = ("", "")
@@ -139,7 +142,7 @@ class StandaloneKeeper(Keeper):
         def answer(outcome: dict[str, Any]) -> None:
             if "error" in outcome:
                 kind = self.failure[0] or str(outcome.get("kind", TakeoverError.__name__))
-                launcher.end(kind, outcome["error"])
+                launcher.end(kind, _for_launcher(outcome["error"]))
 
         if self._replacement.begin(launcher.order, answer):
             self._dismiss_standby()
@@ -180,9 +183,13 @@ class StandaloneKeeper(Keeper):
         for launcher in self._launchers.living():
             if launcher is not current:
                 launcher.keep({})  # what it kept of its server is out of date
-        if current is not None and self._phase.replaceable:
-            pidfd = {SERVER: server.pidfd} if isinstance(server, ForkedServer) else {}
-            current.keep(self._connection.for_server() | self._descriptor_store.listener() | pidfd)
+        if current is None:
+            return
+        if not self._phase.replaceable:
+            current.keep({})  # it learns that its server is ready
+            return
+        pidfd = {SERVER: server.pidfd} if isinstance(server, ForkedServer) else {}
+        current.keep(self._connection.for_server() | self._descriptor_store.listener() | pidfd)
 
     def _on_failure(self, server: ServerProcess, message: protocol.Failed) -> None:
         self.failure = (message.kind, message.error)
@@ -205,6 +212,7 @@ class StandaloneKeeper(Keeper):
 
     def _refuse(self, server: ServerProcess, error: str) -> None:
         """End the launcher of a server that cannot serve: whoever restarts it tries again. The mount waits."""
+        error = _for_launcher(error)
         self._reporter.error(f"server {server.pid} cannot take over: {error}")
         launcher = self._launchers.of(server.order)
         self._replacement.fail(error)
@@ -223,6 +231,11 @@ class StandaloneKeeper(Keeper):
             super()._on_request(request, reply)
 
 
+def _for_launcher(error: str) -> str:
+    """An error for the operator of a launcher: its mount comes up by another command than that of other keepers."""
+    return error.replace("`mountctl up`", "start `trimsfs serve` again")
+
+
 def _taken_from(launcher: Launcher) -> tuple[dict[str, int], LeftServer | None]:
     """What a launcher has kept of a mount that is still there, by name, and the server that is left, if one is."""
     held, launcher.held = launcher.held, {}
@@ -236,29 +249,36 @@ def _taken_from(launcher: Launcher) -> tuple[dict[str, int], LeftServer | None]:
     except (OSError, ValueError):
         process = None  # they are not what their names say
     if process is None:
-        for descriptor in held.values():
-            os.close(descriptor)
+        _close(held)
         _prepare(mountpoint)
         return {}, None
+    if not _unlocked(held["ledger"]):
+        _close(held)
+        raise AlreadyKeptError
     del held[SERVER]
-    _await_unlocked(held["ledger"])
     if process.poll() is not None:
         return held, None
     return held, LeftServer(process, launcher.order, ledger_version(held["ledger"]))
 
 
-def _await_unlocked(ledger: int) -> None:
-    """Wait for the keeper before to end: its socket may be closed while it still has the lock."""
+def _close(held: dict[str, int]) -> None:
+    for descriptor in held.values():
+        os.close(descriptor)
+
+
+def _unlocked(ledger: int) -> bool:
+    """Wait for the keeper before to end: its socket may be closed while it still has the lock. Whether it has."""
     probe = os.open(f"/proc/self/fd/{ledger}", os.O_RDWR | os.O_CLOEXEC)
     deadline = time.monotonic() + KEPT_TIMEOUT_S
     try:
         while time.monotonic() < deadline:
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
+                return True
             time.sleep(0.02)
     finally:
         os.close(probe)
+    return False
 
 
 def _prepare(mountpoint: Path) -> None:
@@ -275,23 +295,21 @@ def _prepare(mountpoint: Path) -> None:
     mountpoint.mkdir(parents=True, exist_ok=True)
 
 
-def _stop(*_: object) -> NoReturn:
-    raise SystemExit(0)
-
-
 def hold(mountpoint: Path) -> int:
-    """Hold a mount for servers that come from elsewhere, until a signal, or the next keeper wants it; the exit code.
-
-    Raises ListenError, OSError.
-    """
+    """Hold a mount for servers that come from elsewhere, until a signal, or the next keeper wants it; the exit code."""
     succeed(mountpoint, timeout_s=2 * LEAVE_TIMEOUT_S)
-    launchers = Launchers(mountpoint)
-    Reporter(None, None).info(f"the keeper of {mountpoint} waits for `trimsfs serve`")
+    reporter = Reporter(None, None)
+    try:
+        launchers = Launchers(mountpoint)
+    except ListenError as error:
+        reporter.error(f"no server can join the keeper of {mountpoint}: {error}")
+        return 1
+    reporter.info(f"the keeper of {mountpoint} waits for `trimsfs serve`")
     Notifier(os.environ).tell("READY=1")
     try:
         while True:
             for number in STOP_SIGNALS:
-                signal.signal(number, _stop)
+                signal.signal(number, launchers.stop)
             launcher = launchers.wait(GRACE_S if trimsfs_at(mountpoint) is not None else 0)
             try:
                 keeper = StandaloneKeeper(launchers, launcher)
@@ -301,11 +319,14 @@ def hold(mountpoint: Path) -> int:
                     f"{mountpoint} is mounted, and not by this server: end the one that it is of",
                 )
                 continue
+            except OSError as error:
+                launcher.end(MountpointError.__name__, f"{error.filename or mountpoint}: {error.strerror}")
+                continue
             code = keeper.run()
-            if keeper.stopping or not keeper.ended:
+            if launchers.leave or not keeper.ended:
                 return code  # if it crashed, the server serves on, for the next keeper
-            kind, error = keeper.failure if code else ("", "")
+            kind, problem = keeper.failure if code else ("", "")
             for each in launchers.living():
-                each.end(kind, error or ("the mount has ended: see the keeper's log" if code else ""))
+                each.end(kind, problem or ("the mount has ended: see the keeper's log" if code else ""))
     finally:
         launchers.close()

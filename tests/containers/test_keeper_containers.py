@@ -1,7 +1,7 @@
 """Keeper and servers in containers of crun's, readers as in pods: servers are killed and replaced, and the keeper too.
 
-The containers' root is the host's, read-only, with the capabilities of packaging/kubernetes and no others. A newer
-image is the same with another version number.
+The root of the containers is that of the host, read-only. The server has the capabilities of packaging/kubernetes and
+no others, the keeper three in place of all. A newer image is the same with another version number.
 """
 
 import json
@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,8 @@ import pytest
 
 import trimsfs
 from tests.containers.engines import apart, run
+from tests.kubernetes.manifests import container, pod_of
+from tests.kubernetes.pods import own_capabilities
 from tests.support.mounts import MOUNTCTL, TRIMSFS, wait_until
 from tests.support.mounts import trimsfs as command
 from tests.support.nodes import TIMEOUT_S, Node, a_node
@@ -32,20 +34,7 @@ FILES = {f"resident/{number}": random.Random(number).randbytes(6_000_000) for nu
 }
 CACHE_SIZE = "36MiB"
 """Holds half of FILES: what is read is fetched and evicted all the time."""
-OF_KEEPER = {"DAC_OVERRIDE": 1, "KILL": 5, "SYS_ADMIN": 21}
-OF_SERVER = {
-    "CHOWN": 0,
-    "DAC_OVERRIDE": 1,
-    "DAC_READ_SEARCH": 2,
-    "FOWNER": 3,
-    "KILL": 5,
-    "SETGID": 6,
-    "SETUID": 7,
-    "SETPCAP": 8,
-    "IPC_LOCK": 14,
-    "SYS_NICE": 23,
-    "SYS_RESOURCE": 24,
-}
+OF_KEEPER = ["DAC_OVERRIDE", "KILL", "SYS_ADMIN"]
 SOCKETS = "/run/trimsfs"
 
 
@@ -84,13 +73,14 @@ class Containers:
         ]
         serve: list[str | Path] = [TRIMSFS, "serve", self.node.store, self.node.mountpoint, "--cache-dir", cache]
         options = ["--cache-size", CACHE_SIZE, "--cold-open", "stream"]
-        self._start(name, [*serve, *options], OF_SERVER, mounts, ["mount", "ipc", "uts", "pid"])
+        capabilities = container(pod_of("trimsfs"), "server")["securityContext"]["capabilities"]["add"]
+        self._start(name, [*serve, *options], capabilities, mounts, ["mount", "ipc", "uts", "pid"])
 
     def _start(
         self,
         name: str,
         arguments: Sequence[str | Path],
-        capabilities: Mapping[str, int],
+        capabilities: Iterable[str],
         mounts: list[dict[str, Any]],
         namespaces: Sequence[str],
         propagation: str = "rslave",
@@ -98,7 +88,7 @@ class Containers:
         bundle = self.node.directory / "bundles" / name
         bundle.mkdir(parents=True)
         # The host of the tests may have fewer.
-        allowed = [f"CAP_{name}" for name, number in capabilities.items() if _held() & 1 << number]
+        allowed = [f"CAP_{each}" for each in capabilities if each in own_capabilities()]
         configuration = {
             "ociVersion": "1.0.2",
             "process": {
@@ -139,12 +129,6 @@ class Containers:
 
     def log(self) -> str:
         return (self.node.directory / "containers.log").read_text()
-
-
-def _held() -> int:
-    """The capabilities of this process, as bits."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("CapEff:")[2].split()[0], 16)
 
 
 def _bind(source: str | Path, *options: str, at: str | Path | None = None) -> dict[str, Any]:

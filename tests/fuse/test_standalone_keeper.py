@@ -17,11 +17,12 @@ from statistics import median
 
 import pytest
 
+from mountctl.keeper.forked_server import OtherProcess
 from mountctl.keeper.launchers import check
 from mountctl.linux import mounting
 from mountctl.linux.sockets import launchers_path
 from tests.services.fast import start_fast
-from tests.support.mounts import MOUNTCTL, trimsfs, wait_until
+from tests.support.mounts import MOUNTCTL, TRIMSFS, trimsfs, wait_until
 from tests.support.nodes import TIMEOUT_S, Node, a_node, end
 from tests.support.service_manager import Manager
 from tests.support.users import STRANGER, as_user
@@ -35,6 +36,34 @@ import sys
 from pathlib import Path
 from mountctl.keeper import standalone_keeper
 standalone_keeper.VACANCY_LIMIT_S = 1
+sys.exit(standalone_keeper.hold(Path(sys.argv[1])))
+"""
+STOPPED_AT_THE_END = """
+import os, signal, sys
+from pathlib import Path
+from mountctl.keeper import standalone_keeper
+from mountctl.keeper.standalone_keeper import StandaloneKeeper
+clean_up = StandaloneKeeper._clean_up
+def stopped_meanwhile(keeper):
+    os.kill(os.getpid(), signal.SIGTERM)
+    clean_up(keeper)
+StandaloneKeeper._clean_up = stopped_meanwhile
+sys.exit(standalone_keeper.hold(Path(sys.argv[1])))
+"""
+BEFORE_LINUX_6_9 = """
+import sys
+from pathlib import Path
+from mountctl.keeper import standalone_keeper
+from mountctl.keeper.standalone_keeper import StandaloneKeeper
+on_ready = StandaloneKeeper._on_ready
+StandaloneKeeper._on_ready = lambda keeper, server, *, resends: on_ready(keeper, server, resends=False)
+sys.exit(standalone_keeper.hold(Path(sys.argv[1])))
+"""
+IN_HASTE = """
+import sys
+from pathlib import Path
+from mountctl.keeper import standalone_keeper
+standalone_keeper.KEPT_TIMEOUT_S = 0.2
 sys.exit(standalone_keeper.hold(Path(sys.argv[1])))
 """
 FILES = {"warm": random.Random(1).randbytes(9 << 20), "cold": random.Random(2).randbytes(5 << 20)}
@@ -81,6 +110,11 @@ def told(process: "subprocess.Popen[bytes]") -> bytes:
     output, errors = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, errors) == (0, b"")
     return output
+
+
+def await_line(node: Node, name: str, line: str) -> None:
+    """Wait until keepers or servers have logged a line."""
+    wait_until(lambda: line in node.log(name))
 
 
 def device(node: Node) -> str:
@@ -146,6 +180,16 @@ def test_a_crashed_server_is_followed_by_its_standby_in_the_same_container(serve
     assert (served.mountpoint / "cold").read_bytes() == FILES["cold"]
 
 
+def test_the_log_of_the_launcher_tells_how_servers_have_ended(served: Node) -> None:
+    for number in (signal.SIGSEGV, signal.SIGILL):  # of the first server, and of its fork
+        before = served.serving()
+        wait_until(lambda: bool(served.facts()["standby"]))
+        os.kill(before, number)
+        served.serving(not_by=before)
+        await_line(served, "server", f"has ended: killed by {number.name}")
+        assert f"server {before} has ended (only its parent knows how)" in served.log("keeper")
+
+
 @pytest.mark.parametrize("way", ["stopped", "killed", "beside"])
 def test_the_keeper_is_replaced_and_nothing_is_lost(served: Node, way: str) -> None:
     old, before, there = served.processes[0], served.serving(), device(served)
@@ -202,6 +246,27 @@ def test_a_keeper_that_is_stopped_before_the_first_server_just_ends(node: Node) 
     assert not launchers_path(node.mountpoint).exists()
 
 
+@pytest.mark.parametrize("command", ["umount --lazy", "abort"])
+def test_a_mount_that_ends_while_it_waits_for_a_server_is_mounted_anew_by_the_next(served: Node, command: str) -> None:
+    end(served.processes[1])
+    wait_until(lambda: served.facts().get("state") != "serving")
+    aborts = command == "abort"
+    done = mountctl(command, served.mountpoint) if aborts else trimsfs(*command.split(), served.mountpoint)
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: trimsfs_at(served.mountpoint) is None)
+    served.server()
+    served.serving()
+    assert (served.mountpoint / "cold").read_bytes() == FILES["cold"]
+
+
+def test_a_keeper_that_is_stopped_while_its_mount_ends_does_not_wait_for_the_next_server(node: Node) -> None:
+    keeper = node.keeper(after=(sys.executable, "-c", STOPPED_AT_THE_END))
+    node.server()
+    node.serving()
+    assert trimsfs("umount", node.mountpoint).returncode == 0
+    assert keeper.wait(TIMEOUT_S) == 0
+
+
 def test_after_both_have_ended_the_next_ones_mount_anew(served: Node) -> None:
     for process in served.processes:
         end(process)
@@ -227,13 +292,35 @@ def test_a_server_that_cannot_start_says_why_and_leaves_the_mount_as_it_is(node:
     other = node.directory / "other"
     other.mkdir()
     assert node.server(store=other).wait(TIMEOUT_S) == 2
-    assert "store cannot be changed while it is mounted" in node.log("server")
+    remedy = "run `mountctl down` and start `trimsfs serve` again"
+    assert f"store cannot be changed while it is mounted: {remedy}" in node.log("server")
     assert node.serving() == before
     end(node.processes[2])
     assert node.server("--server-user", "nobody-of-this-name").wait(TIMEOUT_S) == 2
     reader = reading(node.mountpoint / "cold")  # the mount waits for one that works
     node.server()
     assert told(reader) == FILES["cold"]
+
+
+def test_a_mount_point_that_cannot_be_made_is_told_to_the_server_and_the_keeper_goes_on(node: Node) -> None:
+    node.keeper()
+    node.mountpoint.touch()
+    assert node.server().wait(TIMEOUT_S) == 4
+    assert f"trimsfs: {node.mountpoint}: File exists" in node.log("server")
+    node.mountpoint.unlink()
+    node.server()
+    node.serving()
+    assert (node.mountpoint / "cold").read_bytes() == FILES["cold"]
+
+
+def test_a_keeper_that_cannot_listen_says_why_in_one_line(tmp_path: Path) -> None:
+    launchers_path(tmp_path).mkdir(parents=True)
+    try:
+        done = mountctl("keeper", tmp_path)
+    finally:
+        launchers_path(tmp_path).rmdir()
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert f"no server can join the keeper of {tmp_path}: {launchers_path(tmp_path)}: Is a directory" in done.stderr
 
 
 @pytest.mark.slow
@@ -331,10 +418,44 @@ def test_a_mount_is_taken_from_nobody_who_shows_another(served: Node) -> None:
     assert (served.mountpoint / "cold").read_bytes() == FILES["cold"]
 
 
+def test_a_keeper_keeps_nothing_of_a_mount_that_another_one_keeps(served: Node) -> None:
+    server, launcher = served.serving(), served.processes[1].pid
+    first = OtherProcess(os.pidfd_open(int(Path(f"/proc/{launcher}/task/{launcher}/children").read_text())))
+    numbers = {os.readlink(path): int(path.name) for path in Path(f"/proc/{first.pid}/fd").iterdir()}
+    links = ["/dev/fuse", "/memfd:trimsfs-ledger (deleted)", f"{served.directory}/cache/lock", "anon_inode:[pidfd]"]
+    kept = [first.descriptor(numbers[link]) for link in links]
+    launchers_path(served.mountpoint).unlink()  # the next keeper does not ask this one
+    keeper = served.keeper(after=(sys.executable, "-c", IN_HASTE))
+    wait_until(lambda: served.check() == 0)
+    before = len(os.listdir(f"/proc/{keeper.pid}/fd"))
+    names = ["fuse", "ledger", "lock", "server"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end_of_stranger:
+        end_of_stranger.settimeout(20)
+        end_of_stranger.connect(str(launchers_path(served.mountpoint)))
+        join = JOIN | {"mountpoint": str(served.mountpoint), "names": names}
+        socket.send_fds(end_of_stranger, [json.dumps(join).encode()], kept)
+        assert "is mounted, and not by this server" in json.loads(end_of_stranger.recv(16384))["error"]
+    for descriptor in kept:
+        os.close(descriptor)
+    wait_until(lambda: len(os.listdir(f"/proc/{keeper.pid}/fd")) == before)
+    assert served.serving() == server
+
+
 def test_a_keeper_that_does_not_see_its_servers_refuses_them(node: Node) -> None:
     node.keeper("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "shared")
     assert node.server().wait(TIMEOUT_S) == 1
     assert "run the keeper in the host's PID namespace (hostPID: true)" in node.log("server")
+
+
+def test_a_launcher_that_may_not_end_its_servers_says_so(node: Node) -> None:
+    node.keeper()
+    launcher = node.server(host_pid=True, before=("setpriv", "--bounding-set", "-kill"))
+    server = node.serving()
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(TIMEOUT_S) == 0
+    assert "cannot end its servers, which are another user's: let the container have KILL" in node.log("server")
+    assert "Traceback" not in node.log("server")
+    os.kill(server, signal.SIGKILL)  # a container's runtime would
 
 
 @pytest.mark.parametrize(("number", "older"), [(0, "server"), (2, "keeper")])
@@ -396,6 +517,20 @@ def test_both_are_services_in_one_namespace(store_directory: Path, tmp_path: Pat
         assert keeper.process.poll() is None
         keeper.process.send_signal(signal.SIGTERM)
         assert keeper.process.wait(TIMEOUT_S) == 0
+
+
+def test_before_linux_6_9_a_server_is_ready_too_and_the_next_one_mounts_anew(node: Node) -> None:
+    keeper = node.keeper(after=(sys.executable, "-c", BEFORE_LINUX_6_9))
+    with closing(Manager(node.directory)) as manager:
+        manager.start(TRIMSFS, "serve", str(node.store), str(node.mountpoint), "--cache-dir", f"{node.directory}/cache")
+        manager.hear("READY=1")
+        before = node.serving()
+        os.kill(before, signal.SIGKILL)
+        assert manager.process is not None
+        assert manager.process.wait(TIMEOUT_S) == 1
+    node.server()
+    node.serving(keeper=keeper.pid)
+    assert (node.mountpoint / "cold").read_bytes() == FILES["cold"]
 
 
 @pytest.mark.slow

@@ -136,6 +136,13 @@ def test_an_upgrade_replaces_servers_and_leaves_keepers(keeper: Manifest) -> Non
     assert keeper["terminationGracePeriodSeconds"] >= 30  # it waits up to 25 s for a server to leave the mount to
 
 
+def test_the_unit_of_systemd_has_the_capabilities_of_the_server_s_container(pod: Manifest) -> None:
+    unit = (ROOT / "packaging/systemd/trimsfs-server@.service").read_text()
+    (told,) = re.findall(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE)
+    added = container(pod, "server")["securityContext"]["capabilities"]["add"]
+    assert {name.removeprefix("CAP_") for name in told.split()} == {*added, "DAC_OVERRIDE"}
+
+
 def test_the_command_of_the_driver_is_one_that_it_understands(pod: Manifest) -> None:
     found = container(pod, "csi")
     program, command, *rest = found["command"]

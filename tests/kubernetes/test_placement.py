@@ -12,8 +12,12 @@ from tests.csi.driver import needs_root
 from tests.kubernetes.api_server import ApiServer, api_server, merged
 from tests.kubernetes.manifests import EXAMPLES, Manifest, container, examples
 from tests.support.mounts import TRIMSFS, MountedStore, mounted, trimsfs, wait_until
+from trimsfs.cli import node_labels
+from trimsfs.cli.control_files import mount_over
 from trimsfs.cli.kubernetes_node import label_key
+from trimsfs.cli.ls import Row, rows_below
 from trimsfs.cli.node_labels import PREFIX
+from trimsfs.errors import NoSuchEntryError, NotPermittedError, StoreAccessError, TrimsError
 
 pytestmark = needs_root
 
@@ -63,6 +67,22 @@ def test_models_of_more_directories_have_keys_that_the_command_tells(mount: Moun
     key = trimsfs("node-labels", "--key", "meta/bert-großes Modell").stdout.strip()
     assert key == label_key(PREFIX, "meta/bert-großes Modell")
     assert found[key] == "100"
+
+
+@pytest.mark.parametrize("error", [NoSuchEntryError, NotPermittedError, StoreAccessError])
+def test_a_model_that_cannot_be_listed_has_no_label_and_the_others_have(
+    mount: MountedStore, monkeypatch: pytest.MonkeyPatch, error: type[TrimsError]
+) -> None:
+    """As one whose tenant's credentials have ended."""
+
+    def rows(path: Path, lines: str | None) -> tuple[dict[str, Row], bool]:
+        if path.name == "llama":
+            raise error("not now")
+        return rows_below(path, lines)
+
+    monkeypatch.setattr(node_labels, "rows_below", rows)
+    found = node_labels._found(mount_over(mount.path), depth=1, limit=9)
+    assert {name: int(share * 100) for name, share in found.items()} == {"meta": 100, "part": 33, "single.gguf": 100}
 
 
 def test_the_number_of_labels_is_bounded_and_the_largest_models_have_them(mount: MountedStore) -> None:

@@ -7,9 +7,10 @@ import copy
 import json
 import os
 import re
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -266,6 +267,17 @@ def test_without_sys_resource_pins_are_not_locked_in_memory(healthy: Healthy) ->
         assert "pinned on disk, not locked in memory" in said
     _, _, _, with_it = healthy
     assert pin(with_it)[0] == (0 if "SYS_RESOURCE" in own_capabilities() else 9)
+
+
+@pytest.mark.slow
+def test_without_kill_a_server_that_is_stopped_leaves_its_servers_to_the_runtime(healthy: Healthy) -> None:
+    on, _, _, _ = healthy
+    with another(healthy, without_capability("server", "KILL")) as server:
+        left = facts(server.serving().node)["server_pid"]
+        assert on.crun("kill", server.name, "TERM").returncode == 0
+        wait_until(lambda: "let the container have KILL" in server.said, timeout_s=TIMEOUT_S)
+        with suppress(ProcessLookupError):
+            os.kill(int(str(left)), signal.SIGKILL)
 
 
 @pytest.mark.slow

@@ -45,11 +45,12 @@ class Node:
         store: str | Path | None = None,
         environment: Mapping[str, str] | None = None,
         host_pid: bool = False,
+        before: tuple[str, ...] = (),
     ) -> "subprocess.Popen[bytes]":
-        """Start a server's container: its first process is ``trimsfs serve``."""
+        """Start a server's container: its first process is ``trimsfs serve``, or a program *before* that becomes it."""
         places = (store or self.store, self.mountpoint, "--cache-dir", self.directory / "cache")
         spaces = _HOST_PID if host_pid else _POD
-        return self._start("server", [*spaces, TRIMSFS, "serve", *places, *options], environment)
+        return self._start("server", [*spaces, *before, TRIMSFS, "serve", *places, *options], environment)
 
     def _start(
         self, name: str, command: list[str | Path], environment: Mapping[str, str] | None = None

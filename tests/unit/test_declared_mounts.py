@@ -1,5 +1,7 @@
 """How mounts are named."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,14 @@ def test_a_name_that_is_not_declared_is_told(declared: Path) -> None:
 def test_a_declared_mount_goes_up_though_its_models_were_removed(declared: Path) -> None:
     (mount,), _ = declared_mounts(declared)
     assert "--allow-empty" in mount.command()
+
+
+def test_a_probe_of_a_keeper_loads_no_options(tmp_path: Path) -> None:
+    """It runs each minute: they take as long as all else."""
+    script = (
+        "import sys\nfrom mountctl.commands.main import main\n"
+        "try: main(sys.argv[1:])\nfinally: print('pydantic' in sys.modules)"
+    )
+    command = [sys.executable, "-c", script, "keeper", "--check", str(tmp_path), "--mounts-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (10, "False\n"), done.stderr

@@ -44,7 +44,7 @@ def test_every_warning_and_error_in_the_log_has_its_remedy() -> None:
 def logged() -> set[str]:
     """The formats of all warnings and errors."""
     functions = {"log.warning", "log.error", "log.critical", "log.exception"}
-    functions |= {"self._reporter.warning", "self._reporter.error", "reporter.warning"}
+    functions |= {"self._reporter.warning", "self._reporter.error", "reporter.warning", "reporter.error"}
     calls = [
         node
         for package in ("trimsfs", "mountctl")

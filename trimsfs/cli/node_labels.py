@@ -13,7 +13,14 @@ from trimsfs.cli.kubernetes_node import Node, check_prefix, label_key, labels, p
 from trimsfs.cli.ls import rows_below
 from trimsfs.cli.output import reported, say
 from trimsfs.command_group import complete_mounted, examples
-from trimsfs.errors import ConfigurationError, NoSuchEntryError, NotMountedError, TrimsError
+from trimsfs.errors import (
+    ConfigurationError,
+    NoSuchEntryError,
+    NotMountedError,
+    NotPermittedError,
+    StoreAccessError,
+    TrimsError,
+)
 from trimsfs.mountinfo import Mount
 
 PREFIX = "warm.trimsfs.dev"
@@ -128,8 +135,8 @@ def _found(mount: Mount, *, depth: int, limit: int) -> dict[str, float]:
     for model in sorted(sizes, key=lambda model: (-sizes[model], model))[:limit]:
         try:
             rows, _ = rows_below(mount.mountpoint / model, None)
-        except NoSuchEntryError:
-            continue  # deleted in the store
+        except (NoSuchEntryError, NotPermittedError, StoreAccessError):
+            continue  # deleted in the store, or the credentials of its tenant have ended
         whole = sum(row.size for row in rows.values())
         shares[model] = sum(row.disk for row in rows.values()) / whole if whole else 0
     return shares

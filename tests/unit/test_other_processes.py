@@ -1,0 +1,29 @@
+"""A process that a keeper knows by its pidfd: what it takes for its end is its own."""
+
+import os
+import signal
+import subprocess
+
+import pytest
+
+from mountctl.keeper.forked_server import OtherProcess
+
+
+@pytest.mark.parametrize(("command", "code"), [("exit 3", 3), ("kill -SEGV $$", -signal.SIGSEGV)])
+def test_the_exit_code_of_a_child_is_collected(command: str, code: int) -> None:
+    child = subprocess.Popen(["sh", "-c", command])
+    process = OtherProcess(os.pidfd_open(child.pid))
+    assert process.wait(10) == process.returncode == code
+    with pytest.raises(ChildProcessError):
+        os.waitpid(child.pid, 0)
+    child.returncode = code
+
+
+def test_one_that_its_parent_has_collected_takes_no_other_child_for_itself() -> None:
+    ended = subprocess.Popen(["true"])
+    pidfd = os.pidfd_open(ended.pid)
+    ended.wait(10)
+    child = subprocess.Popen(["sh", "-c", "exit 3"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert OtherProcess(pidfd).poll() == -signal.SIGKILL
+    assert child.wait(10) == 3
