@@ -182,7 +182,7 @@ def test_what_a_mount_tells_without_end_is_not_listened_to(tmp_path: Path) -> No
 
 
 def test_what_a_hostile_server_tells_stays_its_own(tmp_path: Path) -> None:
-    lies = 'trimsfs_up{mountpoint="/other"} 1\nup 1\ntrimsfs_files_open_handles{mountpoint="/other"} 7\n'
+    lies = 'trimsfs_up{mountpoint="/other"} 1\nup 1\ntrimsfs_files_open_handles{mountpoint="/other"} 7 NaN\n'
     text = merged({"/lies": parsed(lies), f"/{HOSTILE}": parsed(TEXT)}).decode()
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
