@@ -238,6 +238,25 @@ def test_models_are_shown_by_use_with_who_has_them_open() -> None:
     assert json.loads(status([(result, parsed(TEXT))], History(), whole=True))["mounts"][0]["models"] == []
 
 
+@pytest.mark.parametrize(
+    ("answers", "metrics"),
+    [
+        ({"control": '{"started": NaN}'}, TEXT),
+        ({"control": '{"waits": [{"thread": 1, "path": "x", "seconds": 1e999}]}'}, TEXT),
+        ({"models": "[" * 100_000}, TEXT),
+        ({}, "trimsfs_disk_used_bytes Inf\n"),
+    ],
+)
+def test_what_json_cannot_show_hides_no_other_mount(answers: dict[str, str], metrics: str) -> None:
+    lies: dict[str, Any] = {"mountpoint": "/lies", "store": "s", "error": None, "hidden": False, "answers": answers}
+    scraped = [(lies, parsed(metrics)), (lies | {"mountpoint": "/m", "answers": {}}, parsed(TEXT))]
+    text = status(scraped, History(), whole=True).decode()
+    lying, sound = json.loads(text, parse_constant=pytest.fail)["mounts"]
+
+    assert (lying["error"], lying["version"], lying["numbers"]) == ("what it tells cannot be shown", None, {})
+    assert (sound["error"], sound["numbers"]["fetched"]) == (None, 1024)
+
+
 def test_requests(tmp_path: Path, served: Callable[..., WebServer]) -> None:
     server = served([stand_in(tmp_path, "a")])
     server.mounts.sample()
