@@ -73,9 +73,11 @@ def served(tmp_path: Path) -> Iterator[Callable[..., WebServer]]:
     """Starts a web server over these mounts, in threads."""
     servers: list[WebServer] = []
 
-    def serve(mounts: list[Mount], token: str | None = None, address: ListenAddress | None = None) -> WebServer:
+    def serve(
+        mounts: list[Mount], token: str | None = None, address: ListenAddress | None = None, timeout_s: float = 0.5
+    ) -> WebServer:
         ours, others = Pipe()
-        scraper = Scraper(0.5, lambda: mounts)
+        scraper = Scraper(timeout_s, lambda: mounts)
         pid = os.fork()
         if pid == 0:
             ours.close()
@@ -150,6 +152,23 @@ def test_every_sample_gets_its_mount_and_a_mount_that_hangs_keeps_none_waiting(t
     )
     assert samples[bucket] == 2
     assert text.count(b"# TYPE trimsfs_fetch_fetched_bytes_total counter") == 1
+
+
+def test_a_scrape_waits_for_a_mount_that_hangs_once_while_the_page_asks(
+    tmp_path: Path, served: Callable[..., WebServer]
+) -> None:
+    much = "".join(f"trimsfs_{number} 1\n" for number in range(5000))  # the killed child has ended before it is parsed
+    server = served([stand_in(tmp_path, "a", much), stand_in(tmp_path, "hangs", None, number=2)], timeout_s=1.5)
+    page = threading.Thread(target=server.mounts.status)
+    page.start()
+    time.sleep(0.1)
+    began = time.monotonic()
+    text = server.mounts.metrics().decode()
+
+    assert time.monotonic() - began < 2.4
+    assert f'trimsfs_up{{mountpoint="{tmp_path}/a"}} 1.0\n' in text
+    assert f'trimsfs_up{{mountpoint="{tmp_path}/hangs"}} 0.0\n' in text
+    page.join()
 
 
 def test_a_mount_that_lets_nobody_in_is_told_apart_from_one_that_fails(tmp_path: Path) -> None:
