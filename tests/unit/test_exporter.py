@@ -1,6 +1,7 @@
 """The exporter without mounts: directories stand in for them, and a pipe that nobody writes for one that hangs."""
 
 import base64
+import errno
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from trimsfs.exporter.status import MOST_MODELS, status
 from trimsfs.exporter.web import MOST_REQUESTS, WebServer
 from trimsfs.listen_address import ListenAddress
 from trimsfs.mountinfo import Mount
+from trimsfs.processes import open_descriptors
 
 TEXT = """\
 # HELP trimsfs_files_open_handles Open files.
@@ -169,6 +171,22 @@ def test_a_scrape_waits_for_a_mount_that_hangs_once_while_the_page_asks(
     assert f'trimsfs_up{{mountpoint="{tmp_path}/a"}} 1.0\n' in text
     assert f'trimsfs_up{{mountpoint="{tmp_path}/hangs"}} 0.0\n' in text
     page.join()
+
+
+def test_a_host_without_room_for_another_process_costs_an_answer_and_not_the_exporter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    mount = stand_in(tmp_path, "a")
+    scraper, before = Scraper(1, lambda: [mount]), open_descriptors()
+    with monkeypatch.context() as short:
+        short.setattr(os, "fork", fork)
+        [told] = scraper.ask(["metrics"])
+    assert told["error"] == "could not be asked: Resource temporarily unavailable"
+    assert open_descriptors() == before
+    assert scraper.ask(["metrics"])[0]["error"] is None
 
 
 def test_a_mount_that_lets_nobody_in_is_told_apart_from_one_that_fails(tmp_path: Path) -> None:

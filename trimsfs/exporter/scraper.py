@@ -69,11 +69,11 @@ class Scraper:
             if mount.device in self._stuck:
                 found.append(_result(mount, b"", f"has not answered for more than {self._timeout_s:g} s"))
                 continue
-            receiver, sender = os.pipe()
-            pid = os.fork()
-            if pid == 0:
-                _answer(mount, names, sender)
-            os.close(sender)
+            try:
+                receiver, pid = _start(mount, names)
+            except OSError as error:
+                found.append(_result(mount, b"", f"could not be asked: {error.strerror}"))
+                continue
             asked[receiver] = _Asked(mount, pid)
         deadline = time.monotonic() + self._timeout_s
         while asked and (left := deadline - time.monotonic()) > 0:
@@ -124,6 +124,21 @@ def _result(mount: Mount, said: bytes, late: str | None) -> dict[str, Any]:
         "error": error,
         "hidden": hidden,
     }
+
+
+def _start(mount: Mount, names: Sequence[str]) -> tuple[int, int]:
+    """Start a process that asks a mount: the end of its pipe, and its pid. Raises OSError."""
+    receiver, sender = os.pipe()
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _answer(mount, names, sender)
+    except OSError:
+        os.close(receiver)
+        raise
+    finally:
+        os.close(sender)
+    return receiver, pid
 
 
 def _answer(mount: Mount, names: Sequence[str], sender: int) -> None:
