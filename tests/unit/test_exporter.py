@@ -1,6 +1,7 @@
 """The exporter without mounts: directories stand in for them, and a pipe that nobody writes for one that hangs."""
 
 import base64
+import contextlib
 import errno
 import json
 import os
@@ -393,6 +394,41 @@ def test_clients_that_say_nothing_do_not_take_more_than_their_places(
             return
         except ConnectionError:
             assert time.monotonic() < deadline
+
+
+def test_clients_that_send_their_request_byte_by_byte_give_their_places_back(
+    tmp_path: Path, served: Callable[..., WebServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.exporter.web.REQUEST_TIMEOUT_S", 0.5)
+    server = served([stand_in(tmp_path, "a")])
+    slow = [socket.create_connection(server.socket.getsockname()) for _ in range(MOST_REQUESTS)]
+    deadline = time.monotonic() + 2
+    try:
+        while time.monotonic() < deadline:
+            for one in slow:
+                with contextlib.suppress(ConnectionError):
+                    one.send(b"G")
+            time.sleep(0.1)
+        assert ask(server, "/")[0].status == 200
+    finally:
+        for one in slow:
+            one.close()
+
+
+def test_a_host_without_threads_takes_no_places(
+    tmp_path: Path, served: Callable[..., WebServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = served([stand_in(tmp_path, "a")])
+
+    def start(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as short:
+        short.setattr(threading.Thread, "start", start)
+        for _ in range(MOST_REQUESTS):
+            with pytest.raises(ConnectionError):
+                ask(server, "/")
+    assert ask(server, "/")[0].status == 200
 
 
 def _ended(connection: socket.socket) -> bool:
