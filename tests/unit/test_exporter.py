@@ -326,6 +326,16 @@ def test_the_status_page_loads_nothing_from_elsewhere_and_makes_no_html_of_names
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text)
 
 
+def test_an_upgrade_does_not_change_the_page_of_an_exporter_that_runs(
+    tmp_path: Path, served: Callable[..., WebServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = served([stand_in(tmp_path, "a")])
+    before = ask(server, "/status.js")[1]
+    (tmp_path / "status.js").write_text("of another version")
+    monkeypatch.setattr("trimsfs.exporter.web._PAGE", tmp_path)
+    assert ask(server, "/status.js")[1] == before
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [

@@ -54,6 +54,8 @@ class WebServer(ThreadingMixIn, HTTPServer):
         self.mounts = mounts
         self.token = token
         self.asked_to_stay = time.monotonic()
+        # Read once: an upgrade replaces them, and this program stays the old one.
+        self.files = {path: ((_PAGE / name).read_bytes(), kind) for path, (name, kind) in _FILES.items()}
         self._free = threading.BoundedSemaphore(MOST_REQUESTS)
         self._began: dict[socket.socket, float] = {}
 
@@ -110,9 +112,9 @@ class _Request(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.UNAUTHORIZED, "needs the token of --token-file, as bearer or as a password")
         elif not self._names_this_host():
             self._refuse(HTTPStatus.MISDIRECTED_REQUEST, "use an IP address or localhost, not another host's name")
-        elif path in _FILES:
-            name, kind = _FILES[path]
-            self._reply(HTTPStatus.OK, kind, (_PAGE / name).read_bytes())
+        elif path in self.server.files:
+            content, kind = self.server.files[path]
+            self._reply(HTTPStatus.OK, kind, content)
         else:
             self._answer(path)
 
