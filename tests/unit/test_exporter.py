@@ -219,6 +219,14 @@ def test_what_a_mount_tells_without_end_is_not_listened_to(tmp_path: Path) -> No
     assert "models" not in found["endless"]["answers"]
 
 
+def test_a_mount_with_very_many_files_takes_no_longer_for_each(tmp_path: Path) -> None:
+    mount = stand_in(tmp_path, "a")
+    (mount.mountpoint / ".trims/models").write_text('\\"' * (LONGEST["models"] // 2))
+    [told] = Scraper(4, lambda: [mount]).ask(["metrics", "models"])
+
+    assert len(told["answers"]["models"]) == LONGEST["models"]
+
+
 def test_what_a_hostile_server_tells_stays_its_own(tmp_path: Path) -> None:
     lies = 'trimsfs_up{mountpoint="/other"} 1\nup 1\ntrimsfs_files_open_handles{mountpoint="/other"} 7 NaN\n'
     text = merged({"/lies": parsed(lies), f"/{HOSTILE}": parsed(TEXT)}).decode()

@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -47,7 +47,7 @@ class _Asked:
 
     mount: Mount
     pid: int
-    said: bytes = b""
+    said: bytearray = field(default_factory=bytearray)
 
 
 class Scraper:
@@ -106,7 +106,7 @@ def _ended(pid: int) -> bool:
         return True
 
 
-def _result(mount: Mount, said: bytes, late: str | None) -> dict[str, Any]:
+def _result(mount: Mount, said: bytes | bytearray, late: str | None) -> dict[str, Any]:
     """What is told of a mount. One that has given its metrics answers, whatever else is late."""
     answers: dict[str, Any] = {}
     problem, hidden = late, False
