@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from trimsfs.mountinfo import Mount, file_systems
@@ -28,6 +29,8 @@ MOST_BYTES = 128 << 20
 QUESTIONS = {b"metrics": ("metrics",), b"status": ("metrics", "control", "models")}
 """What can be asked, and the control files that answer it."""
 _LONGEST_QUESTION = 16
+MOST_OPENS = 5
+"""How often a control file is opened whose server was replaced before the read."""
 TOO_LONG = "what it tells is too long"
 
 
@@ -148,8 +151,7 @@ def _answer(mount: Mount, names: Sequence[str], sender: int) -> None:
         with os.fdopen(sender, "wb", buffering=0) as pipe:
             try:
                 for name in names:
-                    with (mount.mountpoint / ".trims" / name).open("rb") as file:
-                        text = file.read(LONGEST[name] + 1)
+                    text = _read(mount.mountpoint / ".trims" / name, LONGEST[name] + 1)
                     if len(text) <= LONGEST[name]:
                         _say(pipe.fileno(), name, text.decode(errors="replace"))
                 if "models" in names and os.geteuid() == 0:
@@ -159,6 +161,19 @@ def _answer(mount: Mount, names: Sequence[str], sender: int) -> None:
                 _say(pipe.fileno(), "error", [error.strerror or str(error), hidden])
     finally:
         os._exit(0)
+
+
+def _read(path: Path, size: int) -> bytes:
+    """The first bytes of a control file. Opens it again where a server has taken over since the open."""
+    opens = 0
+    while True:
+        try:
+            with path.open("rb") as file:
+                return file.read(size)
+        except OSError as error:
+            opens += 1
+            if error.errno != errno.ESTALE or opens == MOST_OPENS:
+                raise
 
 
 def _say(pipe: int, name: str, answer: object) -> None:
