@@ -7,6 +7,7 @@ import contextlib
 import mmap
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -135,3 +136,10 @@ def test_systemd_understands_the_unit_of_the_exporter(tmp_path: Path) -> None:
             ["systemd-analyze", *command, unit], capture_output=True, text=True, timeout=60, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["trimsfs@.service", "trimsfs-server@.service", "trimsfs-exporter.service"])
+def test_systemd_never_stops_trying(name: str) -> None:
+    """What is waited for, as a store or an address, may take longer than the few starts that systemd allows."""
+    settings = re.findall(r"^(\w+)=(.*)$", UNIT.with_name(name).read_text(), re.MULTILINE)
+    assert {("Restart", "on-failure"), ("StartLimitIntervalSec", "0")} <= set(settings)

@@ -156,6 +156,14 @@ def test_a_server_that_hangs(host: Host) -> None:
     host.sees("TrimsfsMountDown", host.directory, fires=False)
 
 
+def test_a_mount_that_goes_away(host: Host, tmp_path: Path, store_directory: Path) -> None:
+    with ExitStack() as mounts:
+        mount = mounts.enter_context(mounted(store_directory, tmp_path))
+        wait_until(lambda: bool(host.prometheus.query(_sample("trimsfs_up", mount))), 60)
+        with host.alert("TrimsfsMountGone", mount):
+            mounts.close()
+
+
 def test_a_keeper_that_is_killed(host: Host) -> None:
     keeper = host.directory.control()["keeper_pid"]
     with host.alert("TrimsfsKeeperGone", host.directory, stops=False):

@@ -37,6 +37,8 @@ def counter(grows: str) -> Case:
 CASES = {
     "TrimsfsExporterDown": Case({"up": "1x5 0x10 1x20"}, fires=(9, 14), quiet=(4, 7, 20)),
     "TrimsfsMountDown": Case({"trimsfs_up": "1x5 0x10 1x20"}, fires=(8, 14), quiet=(4, 6, 20)),
+    # No scrape has its metrics any more; nor has one of an exporter that is down, which is another alert's.
+    "TrimsfsMountGone": Case({"trimsfs_up": "1x5 stale", "up": "1x10 0x1 1x20"}, fires=(8, 14), quiet=(4, 6, 11, 25)),
     "TrimsfsKeeperGone": Case({"trimsfs_keeper_connected": "1x5 0x10 1x20"}, fires=(8, 14), quiet=(4, 6, 20)),
     # An upgrade and a crash are no crash loop; nor is what was counted before.
     "TrimsfsServerCrashes": Case(

@@ -1,6 +1,8 @@
 """The exporter without mounts: directories stand in for them, and a pipe that nobody writes for one that hangs."""
 
 import base64
+import contextlib
+import errno
 import json
 import os
 import re
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.mounts import wait_until
 from trimsfs.errors import ConfigurationError
 from trimsfs.exporter.exporter import listen, read_token
 from trimsfs.exporter.exposition import merged, parsed, total
@@ -26,6 +29,7 @@ from trimsfs.exporter.status import MOST_MODELS, status
 from trimsfs.exporter.web import MOST_REQUESTS, WebServer
 from trimsfs.listen_address import ListenAddress
 from trimsfs.mountinfo import Mount
+from trimsfs.processes import open_descriptors
 
 TEXT = """\
 # HELP trimsfs_files_open_handles Open files.
@@ -152,6 +156,40 @@ def test_every_sample_gets_its_mount_and_a_mount_that_hangs_keeps_none_waiting(t
     assert text.count(b"# TYPE trimsfs_fetch_fetched_bytes_total counter") == 1
 
 
+def test_a_scrape_waits_for_no_more_than_what_is_asked_for_the_page() -> None:
+    """So a mount that hangs keeps a scrape waiting once, and not once for each who asks."""
+    ours, scraper = Pipe()
+    mounts, told = Mounts(ours, whole=False), list[bytes]()
+    page = threading.Thread(target=mounts.status, daemon=True)
+    page.start()
+    assert scraper.recv_bytes() == b"status"
+    scrape = threading.Thread(target=lambda: told.append(mounts.metrics()), daemon=True)
+    scrape.start()
+    time.sleep(0.1)
+    result = {"mountpoint": "/m", "store": "s", "error": None, "hidden": False, "answers": {"metrics": TEXT}}
+    scraper.send_bytes(json.dumps([result]).encode())
+    for thread in (page, scrape):
+        thread.join(10)
+    assert 'trimsfs_up{mountpoint="/m"} 1.0' in told[0].decode()
+    assert not scraper.poll()
+
+
+def test_a_host_without_room_for_another_process_costs_an_answer_and_not_the_exporter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    mount = stand_in(tmp_path, "a")
+    scraper, before = Scraper(1, lambda: [mount]), open_descriptors()
+    with monkeypatch.context() as short:
+        short.setattr(os, "fork", fork)
+        [told] = scraper.ask(["metrics"])
+    assert told["error"] == "could not be asked: Resource temporarily unavailable"
+    assert open_descriptors() == before
+    assert scraper.ask(["metrics"])[0]["error"] is None
+
+
 def test_a_mount_that_lets_nobody_in_is_told_apart_from_one_that_fails(tmp_path: Path) -> None:
     mount, other = stand_in(tmp_path, "other", number=1), stand_in(tmp_path, "gone", number=2)
     (other.mountpoint / ".trims/metrics").unlink()
@@ -181,8 +219,18 @@ def test_what_a_mount_tells_without_end_is_not_listened_to(tmp_path: Path) -> No
     assert "models" not in found["endless"]["answers"]
 
 
+def test_a_mount_with_very_many_files_takes_no_longer_for_each(tmp_path: Path) -> None:
+    mount = stand_in(tmp_path, "a")
+    (mount.mountpoint / ".trims/models").write_text('\\"' * (LONGEST["models"] // 2))
+    began = time.process_time()
+    [told] = Scraper(60, lambda: [mount]).ask(["metrics", "models"])
+
+    assert len(told["answers"]["models"]) == LONGEST["models"]
+    assert time.process_time() - began < 2
+
+
 def test_what_a_hostile_server_tells_stays_its_own(tmp_path: Path) -> None:
-    lies = 'trimsfs_up{mountpoint="/other"} 1\nup 1\ntrimsfs_files_open_handles{mountpoint="/other"} 7\n'
+    lies = 'trimsfs_up{mountpoint="/other"} 1\nup 1\ntrimsfs_files_open_handles{mountpoint="/other"} 7 NaN\n'
     text = merged({"/lies": parsed(lies), f"/{HOSTILE}": parsed(TEXT)}).decode()
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
@@ -238,6 +286,25 @@ def test_models_are_shown_by_use_with_who_has_them_open() -> None:
     assert json.loads(status([(result, parsed(TEXT))], History(), whole=True))["mounts"][0]["models"] == []
 
 
+@pytest.mark.parametrize(
+    ("answers", "metrics"),
+    [
+        ({"control": '{"started": NaN}'}, TEXT),
+        ({"control": '{"waits": [{"thread": 1, "path": "x", "seconds": 1e999}]}'}, TEXT),
+        ({"models": "[" * 100_000}, TEXT),
+        ({}, "trimsfs_disk_used_bytes Inf\n"),
+    ],
+)
+def test_what_json_cannot_show_hides_no_other_mount(answers: dict[str, str], metrics: str) -> None:
+    lies: dict[str, Any] = {"mountpoint": "/lies", "store": "s", "error": None, "hidden": False, "answers": answers}
+    scraped = [(lies, parsed(metrics)), (lies | {"mountpoint": "/m", "answers": {}}, parsed(TEXT))]
+    text = status(scraped, History(), whole=True).decode()
+    lying, sound = json.loads(text, parse_constant=pytest.fail)["mounts"]
+
+    assert (lying["error"], lying["version"], lying["numbers"]) == ("what it tells cannot be shown", None, {})
+    assert (sound["error"], sound["numbers"]["fetched"]) == (None, 1024)
+
+
 def test_requests(tmp_path: Path, served: Callable[..., WebServer]) -> None:
     server = served([stand_in(tmp_path, "a")])
     server.mounts.sample()
@@ -267,6 +334,16 @@ def test_the_status_page_loads_nothing_from_elsewhere_and_makes_no_html_of_names
         assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
         assert "https://" not in text
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text)
+
+
+def test_an_upgrade_does_not_change_the_page_of_an_exporter_that_runs(
+    tmp_path: Path, served: Callable[..., WebServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = served([stand_in(tmp_path, "a")])
+    before = ask(server, "/status.js")[1]
+    (tmp_path / "status.js").write_text("of another version")
+    monkeypatch.setattr("trimsfs.exporter.web._PAGE", tmp_path)
+    assert ask(server, "/status.js")[1] == before
 
 
 @pytest.mark.parametrize(
@@ -337,6 +414,45 @@ def test_clients_that_say_nothing_do_not_take_more_than_their_places(
             return
         except ConnectionError:
             assert time.monotonic() < deadline
+
+
+def test_clients_that_send_their_request_byte_by_byte_give_their_places_back(
+    tmp_path: Path, served: Callable[..., WebServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.exporter.web.REQUEST_TIMEOUT_S", 0.5)
+    server = served([stand_in(tmp_path, "a")])
+    slow = [socket.create_connection(server.socket.getsockname()) for _ in range(MOST_REQUESTS)]
+    try:
+        wait_until(lambda: _answers(server, slow), timeout_s=20)
+    finally:
+        for one in slow:
+            one.close()
+
+
+def _answers(server: WebServer, slow: list[socket.socket]) -> bool:
+    """Whether the page comes, while each of these clients sends another byte."""
+    for one in slow:
+        with contextlib.suppress(ConnectionError):
+            one.send(b"G")
+    with contextlib.suppress(ConnectionError):
+        return ask(server, "/")[0].status == 200
+    return False
+
+
+def test_a_host_without_threads_takes_no_places(
+    tmp_path: Path, served: Callable[..., WebServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = served([stand_in(tmp_path, "a")])
+
+    def start(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as short:
+        short.setattr(threading.Thread, "start", start)
+        for _ in range(MOST_REQUESTS):
+            with pytest.raises(ConnectionError):
+                ask(server, "/")
+    assert ask(server, "/")[0].status == 200
 
 
 def _ended(connection: socket.socket) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -22,6 +23,7 @@ from trimsfs.errors import NotPermittedError, StoreAccessError, StoreUnavailable
 from trimsfs.filesystem.handles import OpenFile
 from trimsfs.filesystem.savings import saved_bytes
 from trimsfs.namespace.inodes import Inode, InodeKind
+from trimsfs.prefetch.account import Account
 from trimsfs.processes import process_of
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.retrying import Retrying
@@ -419,3 +421,13 @@ def test_nothing_is_kept_of_what_nobody_traces() -> None:
     with spanning(subject, "request"):
         assert subject.activity is not None
     assert subject.activity is None
+
+
+def test_what_prefetching_counts_are_counters() -> None:
+    text = b"".join(metrics.renderer({"prefetch": Account().statistics})()).decode()
+
+    counted = {
+        f"trimsfs_prefetch_{how}_{what}_total" for how in ("ahead", "used", "wasted") for what in ("files", "bytes")
+    }
+    assert set(re.findall(r"^# TYPE (\w+) counter$", text, re.MULTILINE)) == counted
+    assert metrics.HELP.keys() >= metrics.GAUGES

@@ -14,38 +14,42 @@ from trimsfs.telemetry.model_counters import Labelled
 
 GAUGES = frozenset(
     {
-        "budget_bytes",
-        "circuit_open",
-        "coming_files",
-        "connected",
-        "descriptor_limit",
-        "device_budget_bytes",
-        "device_copies",
-        "device_leases",
-        "device_used_bytes",
-        "directories",
-        "doubtful",
-        "hidden_keys",
-        "in_flight",
-        "inodes",
-        "locked_bytes",
-        "open_blobs",
-        "open_descriptors",
-        "open_handles",
-        "passthrough_handles",
-        "processes",
-        "rate",
-        "request_limit",
-        "saved_bytes",
-        "started",
-        "tenant_used_bytes",
-        "to_compare",
-        "used_bytes",
-        "waiting",
-        "waiting_blobs",
+        "disk_budget_bytes",
+        "disk_open_blobs",
+        "disk_tenant_used_bytes",
+        "disk_used_bytes",
+        "fetch_in_flight",
+        "fetch_rate",
+        "fetch_request_limit",
+        "fetch_waiting",
+        "files_open_handles",
+        "files_passthrough_handles",
+        "gpu_device_budget_bytes",
+        "gpu_device_copies",
+        "gpu_device_leases",
+        "gpu_device_used_bytes",
+        "host_budget_bytes",
+        "host_locked_bytes",
+        "host_tenant_used_bytes",
+        "host_used_bytes",
+        "integrity_doubtful",
+        "integrity_to_compare",
+        "keeper_connected",
+        "model_saved_bytes",
+        "names_directories",
+        "names_hidden_keys",
+        "names_inodes",
+        "prefetch_coming_files",
+        "server_descriptor_limit",
+        "server_open_descriptors",
+        "server_processes",
+        "server_started",
+        "sharing_waiting_blobs",
+        "store_circuit_open",
+        "stores_circuit_open",
     }
 )
-"""Fields that are gauges; all others are counters."""
+"""Metrics that are gauges, by component and field; all others are counters."""
 
 HELP = {
     "disk_used_bytes": "Bytes of models on disk.",
@@ -147,14 +151,14 @@ class _Family(Collector):
         yield self._metric
 
 
-def _metric(name: str, value: Any, *, gauge: bool) -> Metric:
+def _metric(name: str, value: Any) -> Metric:
     full, told = f"trimsfs_{name}", HELP[name]
     if isinstance(value, Histogram):
         histogram = HistogramMetricFamily(full, told, labels=[value.label] if value.label is not None else [])
         for which, buckets, total in value.buckets():
             histogram.add_metric([which] if value.label is not None else [], buckets, total)
         return histogram
-    family = GaugeMetricFamily if gauge else CounterMetricFamily
+    family = GaugeMetricFamily if name in GAUGES else CounterMetricFamily
     if isinstance(value, dict):
         label, _, _ = name.partition("_")[2].partition("_")
         value = Labelled((label,), {(which.rstrip("/"),): number for which, number in value.items()})
@@ -179,8 +183,7 @@ def renderer(sources: Mapping[str, Source]) -> Callable[[], Iterator[bytes]]:
             for field in dataclasses.fields(statistics):
                 value = getattr(statistics, field.name)
                 if value is not None:
-                    metric = _metric(f"{component}_{field.name}", value, gauge=field.name in GAUGES)
-                    yield generate_latest(_Family(metric))
+                    yield generate_latest(_Family(_metric(f"{component}_{field.name}", value)))
 
     return render
 

@@ -27,7 +27,7 @@ def parsed(text: str) -> Families:
 
 def merged(mounts: Mapping[str, Families | None]) -> bytes:
     """The metrics of all mounts as one text; None is a mount that does not answer. Names that do not begin with
-    ``trimsfs_`` are left out, as is what a mount tells of another's."""
+    ``trimsfs_`` are left out, as are times and what a mount tells of another's."""
     found: Families = {}
     up = GaugeMetricFamily(UP, "1 while the mount answers, else 0.", labels=[LABEL])
     for mountpoint, families in mounts.items():
@@ -36,7 +36,7 @@ def merged(mounts: Mapping[str, Families | None]) -> bytes:
         for name, family in (families or {}).items():
             if name.startswith("trimsfs_") and name != UP:
                 known = found.setdefault(name, Metric(name, family.documentation, family.type))
-                known.samples += [sample._replace(labels=sample.labels | label) for sample in family.samples]
+                known.samples += [Sample(each.name, each.labels | label, each.value) for each in family.samples]
     registry = CollectorRegistry()
     registry.register(_Collected([up, *found.values()]))
     return generate_latest(registry)

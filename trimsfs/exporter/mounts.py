@@ -12,6 +12,8 @@ from trimsfs.exporter.status import status
 
 METRICS_AGE_S, STATUS_AGE_S = 1.0, 5.0
 """How long an answer is given to others who ask: however many do, mounts are asked no more often."""
+_ANSWERED_BY = {b"metrics": (b"metrics", b"status"), b"status": (b"status",)}
+"""Whose answers hold those of a question, too."""
 _MOST_BYTES = 1 << 30
 
 Scraped = list[tuple[dict[str, Any], Families | None]]
@@ -30,7 +32,8 @@ class Mounts:
     def __init__(self, connection: Connection, *, whole: bool) -> None:
         self._connection = connection
         self._whole = whole
-        self._lock = threading.Lock()
+        self._answered = threading.Condition()
+        self._asking = False
         self._known: dict[bytes, tuple[float, Scraped]] = {}
         self._history = History()
 
@@ -47,16 +50,29 @@ class Mounts:
         return status(self._ask(b"status", STATUS_AGE_S), self._history, whole=self._whole)
 
     def _ask(self, question: bytes, most_age_s: float) -> Scraped:
-        with self._lock:
-            at, found = self._known.get(question, (0.0, []))
-            if time.monotonic() - at > most_age_s or not at:
-                try:
-                    self._connection.send_bytes(question)
-                    found = [_read(result) for result in json.loads(self._connection.recv_bytes(_MOST_BYTES))]
-                except (EOFError, OSError) as error:
-                    raise ScraperGoneError from error
-                self._known[question] = time.monotonic(), found
-            return found
+        oldest = time.monotonic() - most_age_s
+        with self._answered:
+            while (found := self._answer(question, oldest)) is None and self._asking:
+                self._answered.wait()
+            if found is not None:
+                return found
+            self._asking = True
+        try:
+            self._connection.send_bytes(question)
+            found = [_read(result) for result in json.loads(self._connection.recv_bytes(_MOST_BYTES))]
+            self._known[question] = time.monotonic(), found
+        except (EOFError, OSError) as error:
+            raise ScraperGoneError from error
+        finally:
+            with self._answered:
+                self._asking = False
+                self._answered.notify_all()
+        return found
+
+    def _answer(self, question: bytes, oldest: float) -> Scraped | None:
+        """What is known since a time, at least: one who waits takes any answer that comes meanwhile."""
+        known = (self._known[each] for each in _ANSWERED_BY[question] if each in self._known)
+        return next((found for at, found in known if at >= oldest), None)
 
 
 def _read(result: dict[str, Any]) -> tuple[dict[str, Any], Families | None]:

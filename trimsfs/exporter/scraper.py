@@ -12,8 +12,9 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from trimsfs.mountinfo import Mount, file_systems
@@ -28,6 +29,8 @@ MOST_BYTES = 128 << 20
 QUESTIONS = {b"metrics": ("metrics",), b"status": ("metrics", "control", "models")}
 """What can be asked, and the control files that answer it."""
 _LONGEST_QUESTION = 16
+MOST_OPENS = 5
+"""How often a control file is opened whose server was replaced before the read."""
 TOO_LONG = "what it tells is too long"
 
 
@@ -47,7 +50,7 @@ class _Asked:
 
     mount: Mount
     pid: int
-    said: bytes = b""
+    said: bytearray = field(default_factory=bytearray)
 
 
 class Scraper:
@@ -69,11 +72,11 @@ class Scraper:
             if mount.device in self._stuck:
                 found.append(_result(mount, b"", f"has not answered for more than {self._timeout_s:g} s"))
                 continue
-            receiver, sender = os.pipe()
-            pid = os.fork()
-            if pid == 0:
-                _answer(mount, names, sender)
-            os.close(sender)
+            try:
+                receiver, pid = _start(mount, names)
+            except OSError as error:
+                found.append(_result(mount, b"", f"could not be asked: {error.strerror}"))
+                continue
             asked[receiver] = _Asked(mount, pid)
         deadline = time.monotonic() + self._timeout_s
         while asked and (left := deadline - time.monotonic()) > 0:
@@ -106,7 +109,7 @@ def _ended(pid: int) -> bool:
         return True
 
 
-def _result(mount: Mount, said: bytes, late: str | None) -> dict[str, Any]:
+def _result(mount: Mount, said: bytes | bytearray, late: str | None) -> dict[str, Any]:
     """What is told of a mount. One that has given its metrics answers, whatever else is late."""
     answers: dict[str, Any] = {}
     problem, hidden = late, False
@@ -126,6 +129,21 @@ def _result(mount: Mount, said: bytes, late: str | None) -> dict[str, Any]:
     }
 
 
+def _start(mount: Mount, names: Sequence[str]) -> tuple[int, int]:
+    """Start a process that asks a mount: the end of its pipe, and its pid. Raises OSError."""
+    receiver, sender = os.pipe()
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _answer(mount, names, sender)
+    except OSError:
+        os.close(receiver)
+        raise
+    finally:
+        os.close(sender)
+    return receiver, pid
+
+
 def _answer(mount: Mount, names: Sequence[str], sender: int) -> None:
     """Ask a mount, in a process of its own: a line of JSON for each answer, as soon as it is there."""
     try:
@@ -133,8 +151,7 @@ def _answer(mount: Mount, names: Sequence[str], sender: int) -> None:
         with os.fdopen(sender, "wb", buffering=0) as pipe:
             try:
                 for name in names:
-                    with (mount.mountpoint / ".trims" / name).open("rb") as file:
-                        text = file.read(LONGEST[name] + 1)
+                    text = _read(mount.mountpoint / ".trims" / name, LONGEST[name] + 1)
                     if len(text) <= LONGEST[name]:
                         _say(pipe.fileno(), name, text.decode(errors="replace"))
                 if "models" in names and os.geteuid() == 0:
@@ -144,6 +161,19 @@ def _answer(mount: Mount, names: Sequence[str], sender: int) -> None:
                 _say(pipe.fileno(), "error", [error.strerror or str(error), hidden])
     finally:
         os._exit(0)
+
+
+def _read(path: Path, size: int) -> bytes:
+    """The first bytes of a control file. Opens it again where a server has taken over since the open."""
+    opens = 0
+    while True:
+        try:
+            with path.open("rb") as file:
+                return file.read(size)
+        except OSError as error:
+            opens += 1
+            if error.errno != errno.ESTALE or opens == MOST_OPENS:
+                raise
 
 
 def _say(pipe: int, name: str, answer: object) -> None:

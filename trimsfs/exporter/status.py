@@ -35,9 +35,19 @@ PROBLEMS = ("keeper_problem", "store_problem", "cache_problem")
 
 def status(scraped: Sequence[tuple[dict[str, Any], Families | None]], history: History, *, whole: bool) -> bytes:
     """All mounts, from what the scraper has told of each and its metrics. *whole*: who has models open is known."""
-    mounts = [_mount(result, families, history) for result, families in scraped]
+    mounts = [_sound(result, families, history) for result, families in scraped]
     told = {"version": __version__, "time": time.time(), "whole": whole, "plotted": list(PLOTTED), "mounts": mounts}
     return json.dumps(told).encode()
+
+
+def _sound(result: dict[str, Any], families: Families | None, history: History) -> dict[str, Any]:
+    """What is shown of a mount; without what it tells itself if JSON has no such numbers, or is too deep."""
+    try:
+        mount = _mount(result, families, history)
+        json.dumps(mount, allow_nan=False)
+    except (ValueError, RecursionError):
+        return _mount(result | {"answers": {}, "error": "what it tells cannot be shown"}, None, History())
+    return mount
 
 
 def _mount(result: dict[str, Any], families: Families | None, history: History) -> dict[str, Any]:

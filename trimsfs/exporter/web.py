@@ -8,6 +8,7 @@ import logging
 import socket
 import threading
 import time
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -24,6 +25,7 @@ NAME = "trimsfs-exporter"
 STAY = "/-/stay"
 """What a mount command asks an exporter for that is to end with the last mount."""
 REQUEST_TIMEOUT_S = 10.0
+"""How long a client may take for its request."""
 MOST_REQUESTS = 32
 """Requests that are answered at once; more are turned away."""
 _PAGE = Path(__file__).with_name("page")
@@ -52,7 +54,10 @@ class WebServer(ThreadingMixIn, HTTPServer):
         self.mounts = mounts
         self.token = token
         self.asked_to_stay = time.monotonic()
+        # Read once: an upgrade replaces them, and this program stays the old one.
+        self.files = {path: ((_PAGE / name).read_bytes(), kind) for path, (name, kind) in _FILES.items()}
         self._free = threading.BoundedSemaphore(MOST_REQUESTS)
+        self._began: dict[socket.socket, float] = {}
 
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, peer = self.socket.accept()
@@ -60,16 +65,33 @@ class WebServer(ThreadingMixIn, HTTPServer):
         return connection, peer
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._free.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
+        if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
+            return
+        self._began[request] = time.monotonic()
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread can be started
+            self._ended(request)
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._free.release()
+            self._ended(request)
+
+    def _ended(self, request: socket.socket) -> None:
+        del self._began[request]
+        self._free.release()
+
+    def service_actions(self) -> None:
+        """Read no more from clients that have taken too long for their request, byte by byte."""
+        now = time.monotonic()
+        for request, began in list(self._began.items()):
+            if now - began > REQUEST_TIMEOUT_S:
+                with suppress(OSError):
+                    request.shutdown(socket.SHUT_RD)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.debug("a request ended early", exc_info=True)
@@ -90,9 +112,9 @@ class _Request(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.UNAUTHORIZED, "needs the token of --token-file, as bearer or as a password")
         elif not self._names_this_host():
             self._refuse(HTTPStatus.MISDIRECTED_REQUEST, "use an IP address or localhost, not another host's name")
-        elif path in _FILES:
-            name, kind = _FILES[path]
-            self._reply(HTTPStatus.OK, kind, (_PAGE / name).read_bytes())
+        elif path in self.server.files:
+            content, kind = self.server.files[path]
+            self._reply(HTTPStatus.OK, kind, content)
         else:
             self._answer(path)
 

@@ -1,0 +1,35 @@
+"""The scripts of the Debian package, with a real mount; the commands that they call are stand-ins."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.mounts import mounted
+
+DEBIAN = Path(__file__).parents[2] / "packaging/debian"
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "command"),
+    [
+        ("trimsfs.prerm", ("remove",), "trimsfs umount --everywhere --lazy"),
+        ("trimsfs.postinst", ("configure", "0.1"), "mountctl upgrade"),
+    ],
+)
+def test_scripts_reach_mount_points_with_spaces(
+    script: str, arguments: tuple[str, ...], command: str, tmp_path: Path, store_directory: Path
+) -> None:
+    (tmp_path / "bin").mkdir()
+    for name in ("trimsfs", "mountctl", "systemctl"):
+        program = tmp_path / "bin" / name
+        program.write_text(f'#!/bin/sh\nprintf "%s\\n" "{name} $*" >> "{tmp_path}/called"\n')
+        program.chmod(0o755)
+    place = tmp_path / "my\\ models"
+    place.mkdir()
+    with mounted(store_directory, place) as mount:
+        path = f"{tmp_path}/bin:{os.environ['PATH']}"
+        subprocess.run(["dash", DEBIAN / script, *arguments], env={"PATH": path}, check=True, timeout=60)
+
+    assert f"{command} {mount.path}" in (tmp_path / "called").read_text().splitlines()
