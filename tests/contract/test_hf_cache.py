@@ -1,5 +1,6 @@
 """The layout of a Hugging Face cache over a directory and over the fake hub, as huggingface_hub itself reads one."""
 
+import hashlib
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -10,6 +11,7 @@ import pytest
 from tests.contract.backends import Backend, DirectoryBackend, S3Backend, names, pages, read
 from tests.services import HOST
 from tests.services.hub import Hub
+from tests.support.versions import in_directory, move, publish, write_files
 from trimsfs.errors import ObjectNotFoundError
 from trimsfs.options import MountOptions
 from trimsfs.stores import HfCacheStore, Store, open_store
@@ -233,3 +235,23 @@ async def test_a_repository_may_have_no_owner(tmp_path: Path) -> None:
     assert names(await store.list_page("")) == ["datasets--org--d/", "models--gpt2/"]
     snapshot = f"models--gpt2/snapshots/{await commit_of(store, 'models--gpt2')}/"
     assert names(await store.list_page(snapshot)) == [f"{snapshot}config.json", f"{snapshot}onnx/"]
+
+
+async def test_versions_of_a_model_are_repositories_once_they_are_published(tmp_path: Path) -> None:
+    put = in_directory(tmp_path)
+    publish(put, "llama", "v1", {"config.json": b"{1}", "model.safetensors": WEIGHTS})
+    publish(put, "org/llama", "v1", {"config.json": b"{1}"})
+    for model in ("llama", "org/llama"):
+        write_files(put, model, "v2", {"config.json": b"{2}"})
+        move(put, model, "prod", "v1")
+    store = open_store(MountOptions(store=str(tmp_path), layout="hf-cache"), max_requests=8)
+    assert names(await store.list_page("")) == ["models--llama--v1/", "models--org--llama/"]
+    assert not (await store.list_page("models--llama--v2/")).exists
+    snapshot = f"models--llama--v1/snapshots/{await commit_of(store, 'models--llama--v1')}/"
+    assert names(await store.list_page(snapshot)) == [f"{snapshot}config.json", f"{snapshot}model.safetensors"]
+    digest = await store.digest(await store.stat(f"{snapshot}model.safetensors"))
+    assert digest is not None  # of the manifest: a directory has none
+    assert digest.value == hashlib.sha256(WEIGHTS).digest()
+    snapshot = f"models--org--llama/snapshots/{await commit_of(store, 'models--org--llama')}/"
+    assert names(await store.list_page(snapshot)) == [f"{snapshot}v1/"]
+    await store.aclose()

@@ -16,6 +16,7 @@ from trimsfs.stores.fsspec import FsspecStore
 from trimsfs.stores.hf_cache import HfCacheStore
 from trimsfs.stores.retrying import Retrying, RetryingStore
 from trimsfs.stores.router import StoreRouter
+from trimsfs.stores.versioned import VersionedStore
 
 __all__ = [
     "DirectoryStore",
@@ -68,12 +69,16 @@ def open_store(options: MountOptions, *, max_requests: int) -> Store:
     if (options.store or "").startswith("hf://"):
         return _open_hub(options, max_requests, share_links)
     store = _open(options, max_requests, share_links)
-    return store if options.layout == "plain" else HfCacheStore(store, None, share_links=share_links)
+    if options.layout == "plain":
+        return store
+    return HfCacheStore(VersionedStore(store), None, share_links=share_links)  # shows no unfinished version
 
 
 def beneath(store: Store) -> Store:
     """The store that a layout shows; any other store is itself."""
-    return store.store if isinstance(store, HfCacheStore) else store
+    while isinstance(store, HfCacheStore | VersionedStore):
+        store = store.store
+    return store
 
 
 def _open_hub(options: MountOptions, max_requests: int, share_links: bool) -> Store:

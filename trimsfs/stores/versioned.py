@@ -74,7 +74,7 @@ class VersionedStore:
     """
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self.store = store
         self._versioned: LRUCache[str, bool] = LRUCache(MOST_DIRECTORIES)
         """Whether a directory is a versioned model, by its prefix."""
         self._plain: LRUCache[str, float] = LRUCache(MOST_DIRECTORIES)
@@ -89,29 +89,29 @@ class VersionedStore:
 
     @property
     def identity(self) -> str:
-        return self._store.identity
+        return self.store.identity
 
     @property
     def streaming(self) -> bool:
-        return self._store.streaming
+        return self.store.streaming
 
     @property
     def forkable(self) -> bool:
-        return self._store.forkable
+        return self.store.forkable
 
     @property
     def links(self) -> bool:
-        return self._store.links
+        return self.store.links
 
     async def probe(self) -> None:
-        await self._store.probe()
+        await self.store.probe()
 
     async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
         if _describes(prefix):
             return _NOTHING
         if prefix and token is None and limit == 1:
             return await self._probe_directory(prefix)
-        page = await self._store.list_page(prefix, token=token, limit=limit)
+        page = await self.store.list_page(prefix, token=token, limit=limit)
         if not await self._is_versioned(prefix, page, token):
             return page
         published = self._listed.get(prefix) if token is not None else None
@@ -129,13 +129,13 @@ class VersionedStore:
     async def stat(self, key: str) -> Generation:
         if _describes(key) or key in self._targets:
             raise ObjectNotFoundError(f"{key}: no such object")
-        return await self._store.stat(key)
+        return await self.store.stat(key)
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
-        return await self._store.read(generation, offset, length, sink)
+        return await self.store.read(generation, offset, length, sink)
 
     async def aclose(self) -> None:
-        await self._store.aclose()
+        await self.store.aclose()
 
     # Directories
 
@@ -152,7 +152,7 @@ class VersionedStore:
     async def _ask(self, prefix: str) -> bool:
         """Ask whether a directory is a versioned model."""
         try:
-            exists = (await self._store.list_page(f"{prefix}{DIRECTORY}/", limit=1)).exists
+            exists = (await self.store.list_page(f"{prefix}{DIRECTORY}/", limit=1)).exists
         except StoreAccessError:  # where only some prefixes may be listed
             exists = False
         self._found(prefix, versioned=exists)
@@ -168,7 +168,7 @@ class VersionedStore:
         model, name = _split(prefix)
         if prefix[:-1] in self._targets and (link := await self._alias(model, name)) is not None:
             return replace(_NOTHING, symlink=link)
-        listing = partial(self._store.list_page, prefix, limit=1)
+        listing = partial(self.store.list_page, prefix, limit=1)
         if self._versioned.get(model):
             page, (published, link) = await _both(listing, partial(self._look, model, name))
         else:
@@ -193,8 +193,8 @@ class VersionedStore:
         (manifest, tombstone), link = await _both(
             partial(
                 _each,
-                partial(find, self._store, f"{description}{name}.json"),
-                partial(find, self._store, f"{description}{REMOVED}/{name}.json"),
+                partial(find, self.store, f"{description}{name}.json"),
+                partial(find, self.store, f"{description}{REMOVED}/{name}.json"),
             ),
             partial(self._alias, model, name),
         )
@@ -222,10 +222,10 @@ class VersionedStore:
 
     async def _files(self, prefix: str) -> dict[str, Generation]:
         """The files of a directory by name. Raises StoreUnavailableError if there are more than versions can need."""
-        page = await self._store.list_page(prefix)
+        page = await self.store.list_page(prefix)
         found = list(page.objects)
         while page.next_token is not None:
-            page = await self._store.list_page(prefix, token=page.next_token)
+            page = await self.store.list_page(prefix, token=page.next_token)
             found += page.objects
             if len(found) > MOST_FILES:
                 raise StoreUnavailableError(f"/{prefix}: over {MOST_FILES} objects: see who can write to the store")
@@ -238,7 +238,7 @@ class VersionedStore:
         if alias_of(f"{name}.json") is None:
             return None
         for _ in range(MOST_READS):
-            generation = await find(self._store, f"{model}{DIRECTORY}/{ALIASES}/{name}.json")
+            generation = await find(self.store, f"{model}{DIRECTORY}/{ALIASES}/{name}.json")
             if generation is None:
                 self._targets.pop(model + name, None)
                 return None
@@ -260,7 +260,7 @@ class VersionedStore:
         try:
             if generation.size > LARGEST_ALIAS:
                 raise FormatError(f"larger than {LARGEST_ALIAS} bytes")
-            return Alias.parse(await content_of(self._store, generation)).version
+            return Alias.parse(await content_of(self.store, generation)).version
         except FormatError as error:
             log.warning("/%s: not an alias, so it is not shown: %s", generation.key, error)
             return None
@@ -270,7 +270,7 @@ class VersionedStore:
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
         """The SHA-256 in the manifest of a version for its files; the store's digest for others."""
         models = list(_models(generation.key))
-        told = partial(self._store.digest, generation, certain=certain)
+        told = partial(self.store.digest, generation, certain=certain)
         unknown = [model for model in models if model not in self._versioned]
         digest: Digest | None = None
         asked = False
