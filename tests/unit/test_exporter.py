@@ -396,6 +396,20 @@ def test_a_unix_socket_and_one_that_is_left_over(tmp_path: Path, served: Callabl
         listen(ListenAddress(path=tmp_path / "absent/b/c"))
 
 
+@pytest.mark.timeout(30)
+def test_an_exporter_that_hangs_at_a_unix_socket_holds_up_no_mount_and_keeps_its_place(tmp_path: Path) -> None:
+    address = ListenAddress(path=tmp_path / "metrics.sock")
+    with contextlib.ExitStack() as stack:
+        hanging = stack.enter_context(socket.socket(socket.AF_UNIX))
+        hanging.bind(str(address.path))
+        hanging.listen(0)
+        stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(address.path))
+        for shared in (False, True):
+            with pytest.raises(ConfigurationError, match="another program listens there"):
+                listen(address, shared=shared)
+        assert (tmp_path / "metrics.sock").is_socket()
+
+
 def test_clients_that_say_nothing_do_not_take_more_than_their_places(
     tmp_path: Path, served: Callable[..., WebServer]
 ) -> None:
