@@ -140,7 +140,13 @@ def test_cached_bytes_that_changed_on_disk_are_fetched_again(ceph: Ceph, bucket:
         ("s3://{bucket}", {"AWS_ACCESS_KEY_ID": "unknown"}, (), 6, "check the credentials"),
         ("s3://{bucket}", {}, ("--anonymous",), 6, "check the credentials"),
         ("s3://{bucket}", {}, ("--profile", "absent"), 2, "profile (absent) could not be found"),
-        ("s3://{bucket}", {}, ("--endpoint-url", "http://127.0.0.1:{dead}"), 7, "127.0.0.1:{dead}"),
+        (
+            "s3://{bucket}",
+            {},
+            ("--endpoint-url", "http://127.0.0.1:{dead}", "--retry-deadline", "1"),
+            7,
+            "127.0.0.1:{dead}",
+        ),
         ("s3://{bucket}", {}, ("--endpoint-url", "nonsense"), 2, "nonsense"),
     ],
 )
