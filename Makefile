@@ -27,6 +27,7 @@ ENGINES := .venv-engines
 HEAVY := .venv-heavy
 GPU := .venv-gpu
 DIST := .venv-dist
+TESTING := $(MAIN)/ready-dev $(MAIN)/ready-kserve $(MAIN)/ready-azurite
 DEMO_ENVIRONMENT := $(if $(HAS_MXNET),$(MXNET),$(FRAMEWORKS))
 
 APT_MAIN := fuse3 gcc libfuse3-dev pkg-config $(if $(filter /usr/bin/%,$(PYTHON)),python3-dev python3-venv)
@@ -49,14 +50,14 @@ demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
 
 # Compiles first: tests start hundreds of servers, which cannot write bytecode.
-test: apt-test $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready lint
+test: apt-test $(TESTING) $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready lint
 	$(MAIN)/bin/python -m compileall -q trimsfs mountctl
 	$(MAIN)/bin/python -m pytest -m 'not slow and not gpu' $(or $(ARGS),-n auto --maxprocesses 4)
 
-test-all: apt-test apt-all $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready $(HEAVY)/ready lint dist
+test-all: apt-test apt-all $(TESTING) $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready $(HEAVY)/ready lint dist
 	$(MAIN)/bin/python -m pytest -m 'not gpu' $(ARGS)
 
-reliability: apt-test $(MAIN)/ready-dev
+reliability: apt-test $(TESTING)
 	$(MAIN)/bin/python -m pytest -m 'not gpu' tests/reliability tests/security $(ARGS)
 
 model: apt-test $(MAIN)/ready-dev
@@ -163,10 +164,17 @@ $(MAIN)/ready: pyproject.toml setup.py $(wildcard trimsfs/*/*.[ch]) | apt-main
 	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e .
 	touch $@
 
-# Azurite stands in for Azure. Of KServe's package, tests read the fields of its objects; all that it needs would be 500 MB.
 $(MAIN)/ready-dev: $(MAIN)/ready
 	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e '.[dev]'
+	touch $@
+
+# Of KServe's package, tests read the fields of its objects; all that it needs would be 500 MB.
+$(MAIN)/ready-kserve: $(MAIN)/ready-dev
 	$(MAIN)/bin/pip install -q --no-deps --upgrade --target $(MAIN)/kserve 'kserve>=0.21,<1'
+	touch $@
+
+# Azurite stands in for Azure.
+$(MAIN)/ready-azurite: $(MAIN)/ready-dev
 	PATH="$(abspath $(MAIN))/bin:$$PATH" timeout 300 npm install --silent --no-fund --no-audit --prefix $(MAIN)/node \
 		'azurite@^3' || echo "npm cannot install azurite: the tests of az:// that need it are left out"
 	touch $@

@@ -598,7 +598,6 @@ async def test_the_wrapper_tries_again_what_may_pass(backend: Backend) -> None:
 
 FORKED = """
 import os, sys, trio
-from tests.contract.backends import read
 from trimsfs.options import MountOptions
 from trimsfs.stores import open_store
 
@@ -606,7 +605,10 @@ store = open_store(MountOptions.model_validate_json(sys.argv[1]), max_requests=2
 assert store.forkable
 
 async def model():
-    return await read(store, await store.stat("model"))
+    found = await store.stat("model")
+    content = bytearray()
+    await store.read(found, 0, found.size, content.extend)
+    return content
 
 for _ in range(2):
     pid = os.fork()

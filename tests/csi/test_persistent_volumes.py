@@ -47,6 +47,15 @@ def directory(tmp_path: Path) -> Iterator[Path]:
     take_away(tmp_path / "pods")
 
 
+@pytest.fixture(scope="module")
+def module_driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    """A driver of a node of its own, for tests that change nothing of it but the volumes of their pods."""
+    directory = tmp_path_factory.mktemp("node")
+    node(directory)
+    with models_mount(directory), running(directory) as driver:
+        yield driver
+
+
 def publish(driver: Driver, pod: str, request: Request) -> Path:
     driver.call("Node/NodePublishVolume", request, csi_pb2.NodePublishVolumeResponse)
     return driver.target(pod)
@@ -100,21 +109,21 @@ def test_a_pod_does_not_wait_for_another_that_has_the_same_persistent_volume(dir
 
 
 @pytest.mark.parametrize("mode", MODE.Mode.values())
-def test_a_persistent_volume_is_for_readers_and_says_so(mode: "MODE.Mode", directory: Path) -> None:
-    with models_mount(directory), running(directory) as driver:
-        request = persistent(driver.target("a"), "v", {"path": "resnet50"})
-        request.volume_capability.access_mode.mode = mode
-        if mode in {MODE.SINGLE_NODE_READER_ONLY, MODE.MULTI_NODE_READER_ONLY}:
-            assert (publish(driver, "a", request) / "params").read_bytes() == b"weights"
-        elif mode == MODE.UNKNOWN:
-            with refused(grpc.StatusCode.INVALID_ARGUMENT, "access_mode is missing"):
-                publish(driver, "a", request)
-        else:
-            with refused(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"access_mode {MODE.Mode.Name(mode)}: volumes are read-only: set accessModes: [ReadOnlyMany]",
-            ):
-                publish(driver, "a", request)
+def test_a_persistent_volume_is_for_readers_and_says_so(mode: "MODE.Mode", module_driver: Driver) -> None:
+    name = MODE.Mode.Name(mode)
+    request = persistent(module_driver.target(name), name, {"path": "resnet50"})
+    request.volume_capability.access_mode.mode = mode
+    if mode in {MODE.SINGLE_NODE_READER_ONLY, MODE.MULTI_NODE_READER_ONLY}:
+        assert (publish(module_driver, name, request) / "params").read_bytes() == b"weights"
+    elif mode == MODE.UNKNOWN:
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, "access_mode is missing"):
+            publish(module_driver, name, request)
+    else:
+        with refused(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"access_mode {name}: volumes are read-only: set accessModes: [ReadOnlyMany]",
+        ):
+            publish(module_driver, name, request)
 
 
 def _kill_the_server(mount: MountedStore) -> None:

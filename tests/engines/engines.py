@@ -56,6 +56,10 @@ ENGINE_ROWS: tuple[Engine, ...] = (
         LIGHT,
         load=("`torch.load`", _PLAIN_READ),
         load_mmap=("`torch.load(mmap=True)`", ""),
+    ),
+    *_of(
+        "torch_programs",
+        LIGHT,
         jit=("`torch.jit.load`", _PLAIN_READ),
         export=("`torch.export.load`", _PLAIN_READ),
     ),

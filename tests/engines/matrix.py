@@ -92,7 +92,7 @@ class Program:
 @dataclass(slots=True)
 class Matrix:
     """Models in a directory and in a bucket of a server, and a mount of that; *divide* makes them so much smaller, and
-    each load but the cold one is *repeated*."""
+    each load but the cold one is *repeated*: not at all where no times are wanted."""
 
     local: Path
     server: S3Server
@@ -113,14 +113,14 @@ class Matrix:
         for _ in range(self.repeated):  # in turns: what else the machine does meets both
             local.append(self._load(engine, directory))
             warm.append(self._load(engine, on_mount))
-        outputs = {each["digest"] for each in (*local, cold, *warm)}
-        memory = self._memory(engine, on_mount)
+        loaded, memory = self._memory(engine, on_mount)
+        outputs = {each["digest"] for each in (*local, cold, *warm, *loaded)}
         return Row(
             engine=engine.name,
             size=cold["size"],
-            local_s=_median(local[1:]),  # the first brought the library's own files into memory
+            local_s=_median(local[1:] or local),  # the first brought the library's own files into memory
             cold_s=cold["load_s"],
-            warm_s=_median(warm),
+            warm_s=_median(warm or loaded),
             mapped=min(each["mapped"] for each in memory),
             copied=min(each["copied"] for each in memory),
             equal=len(outputs) == 1,
@@ -130,13 +130,11 @@ class Matrix:
         with Program(engine) as program:
             return program.ask(directory)
 
-    def _memory(self, engine: Engine, directory: Path) -> list[dict[str, Any]]:
-        """What processes map and have copied, while all of them hold the model."""
+    def _memory(self, engine: Engine, directory: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """What processes loaded, and what they map and have copied, while all of them hold the model."""
         with ExitStack() as stack:
             programs = [stack.enter_context(Program(engine)) for _ in range(SHARERS)]
-            for program in programs:
-                program.ask(directory)
-            return [program.ask() for program in programs]
+            return [program.ask(directory) for program in programs], [program.ask() for program in programs]
 
     def _model(self, engine: Engine) -> Path:
         """The local directory of a program's models, which it builds, and which then is in the bucket."""

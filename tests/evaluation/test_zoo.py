@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 import mxnet, zoo
 params, directory, saved = sys.argv[1:]
-zoo.write_model("googlenet", Path(directory))  # what is written before changes nothing
+zoo.write_model("squeezenet-1.0", Path(directory))  # what is written before changes nothing
 zoo.write_model("squeezenet-1.1", Path(directory))
 mxnet.nd.save(saved, mxnet.nd.load(params))
 """

@@ -22,10 +22,10 @@ VARYING = ("_s", "_kib")
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
-def run(program: str, directory: Path) -> dict[str, Any]:
+def run(program: str, directory: Path, *more: str) -> dict[str, Any]:
     """Run a program on a directory; its results, without those that vary."""
     framework = "mxnet" if program.startswith("mxnet") else "others"
-    results = report_of([python_of(framework), PROGRAMS / f"{program}.py", directory])
+    results = report_of([python_of(framework), PROGRAMS / f"{program}.py", directory, *more])
     return {name: value for name, value in results.items() if not name.endswith(VARYING)}
 
 
@@ -42,9 +42,9 @@ def models(ceph: Ceph, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mod
     directory = tmp_path_factory.mktemp("models")
     local = directory / "store"
     local.mkdir()
-    for framework in ("mxnet", "torch"):
-        if framework == "torch" or Path(python_of(framework)).exists():
-            run(f"{framework}_build", local / framework)
+    if Path(python_of("mxnet")).exists():
+        run("mxnet_build", local / "mxnet", "--model", "resnet18_v1")
+    run("torch_build", local / "torch")
     client = ceph.client()
     client.create_bucket(Bucket="frameworks")
     for path in sorted(local.rglob("*")):
@@ -63,8 +63,9 @@ def models(ceph: Ceph, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mod
     ("program", "model"),
     [
         ("mxnet_load", "mxnet"),
-        ("torch_load", "torch"),
-        ("safetensors_load", "torch"),
+        # By default, tests/engines have their files loaded from a mount of the same server.
+        pytest.param("torch_load", "torch", marks=pytest.mark.slow),
+        pytest.param("safetensors_load", "torch", marks=pytest.mark.slow),
         ("numpy_load", "torch"),
         ("onnxruntime_load", "torch"),
     ],

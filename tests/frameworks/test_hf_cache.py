@@ -8,6 +8,7 @@ import os
 import subprocess
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,35 @@ import pytest
 from tests.frameworks import PROGRAMS
 from tests.services.ceph import Ceph
 from tests.services.hub import Hub
-from tests.support.frameworks import TIMEOUT_S, python_of
+from tests.support.frameworks import TIMEOUT_S, python_of, report_of
 from tests.support.mounts import MountedStore, mounted
 from trimsfs.tiers.host.page_cache import resident_bytes
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 PAGE = 4096
+SETTINGS = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What somebody publishes, and what a program computes from the local files."""
+
+    directory: Path
+    outputs: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What somebody publishes."""
+def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     directory = tmp_path_factory.mktemp("hf") / "published"
-    command = [python_of("others"), str(PROGRAMS / "hub_build.py"), str(directory)]
-    subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT_S)
+    outputs = report_of([python_of("others"), PROGRAMS / "hub_build.py", directory], SETTINGS)
     assert len(list(directory.glob("*.safetensors"))) > 2
-    return directory
+    return Published(directory, outputs)
 
 
-def load(names: Sequence[str | Path], cache: Path) -> list[dict[str, Any]]:
+def load(names: Sequence[str], cache: Path) -> list[dict[str, Any]]:
     """Load models in as many processes, all at once, with a directory as huggingface_hub's cache."""
-    environment = {**os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **SETTINGS, "HF_HUB_CACHE": str(cache)}
     processes = [
         subprocess.Popen(
             [python_of("others"), PROGRAMS / "hub_load.py", name],
@@ -69,19 +77,13 @@ def load(names: Sequence[str | Path], cache: Path) -> list[dict[str, Any]]:
             process.wait()
 
 
-@pytest.fixture(scope="module")
-def expected(local: Path) -> dict[str, Any]:
-    """What a program computes from the local files."""
-    return load([local], local)[0]
-
-
-@pytest.fixture(scope="module", params=["hub", "s3"])
+@pytest.fixture(scope="module", params=["hub", pytest.param("s3", marks=pytest.mark.slow)])
 def mount(
-    request: pytest.FixtureRequest, local: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, published: Published, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MountedStore]:
     """A mount with the model ``org/m`` and another one."""
     directory = tmp_path_factory.mktemp(request.param)
-    files = [path for path in local.iterdir() if path.is_file()]
+    files = [path for path in published.directory.iterdir() if path.is_file()]
     if request.param == "hub":
         hub: Hub = request.getfixturevalue("hub")
         for path in files:
@@ -105,15 +107,15 @@ def mount(
 
 
 def test_a_model_is_loaded_by_name_in_two_processes_cold_with_one_fetch_and_one_copy(
-    local: Path, expected: dict[str, Any], mount: MountedStore, request: pytest.FixtureRequest
+    published: Published, mount: MountedStore, request: pytest.FixtureRequest
 ) -> None:
     reports = load(["org/m", "org/m"], mount.path)
 
     for report in reports:
-        assert (report["tokens"], report["logits"]) == (expected["tokens"], expected["logits"])
+        assert {name: report[name] for name in ("tokens", "logits")} == published.outputs
         assert report["repositories"] == ["org/m", "other/n"]
     assert reports[0]["files"] == reports[1]["files"]  # the same inodes
-    sizes = {path.name: path.stat().st_size for path in local.iterdir()}
+    sizes = {path.name: path.stat().st_size for path in published.directory.iterdir()}
     shards = {name: size for name, size in sizes.items() if name.endswith(".safetensors")}
     assert [Path(path).name for path, _, _ in reports[0]["files"]] == sorted(shards)
     # Each byte came once from the store; refs and the other model are a few more.
@@ -141,12 +143,12 @@ def _cached(path: Path) -> int:
     return found
 
 
-def test_links_and_files_of_the_cache_are_what_the_kernel_shows(local: Path, mount: MountedStore) -> None:
+def test_links_and_files_of_the_cache_are_what_the_kernel_shows(published: Published, mount: MountedStore) -> None:
     model = mount.path / "models--org--m"
     assert sorted(os.listdir(mount.path)) == ["models--org--m", "models--other--n"]
     commit = (model / "refs/main").read_text()
     assert os.listdir(model / "snapshots") == [commit]
-    contents = {path.name: path.read_bytes() for path in local.iterdir()}
+    contents = {path.name: path.read_bytes() for path in published.directory.iterdir()}
     assert {path.name: path.read_bytes() for path in (model / "snapshots" / commit).iterdir()} == contents
     links = list((model / "blobs").iterdir())
     assert len(links) == len(contents)

@@ -17,7 +17,7 @@ from tests.support.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, unmou
 
 FILES = {"config.json": b"{}", "model.safetensors": b"weights" * 100_000}
 ABSENT = ("model.safetensors.index.json", "added_tokens.json")
-DEADLINE_S = 2
+DEADLINE_S = 1
 OPTIONS = ("--metadata-ttl", "0.5", "--retry-deadline", str(DEADLINE_S))
 OUTAGES = pytest.mark.parametrize("how", ["gone", "hangs"])
 

@@ -92,7 +92,7 @@ def test_a_mount_comes_up_without_a_store_that_is_away(stores: dict[str, Path], 
 
 
 def test_a_mount_of_which_no_store_answers_fails(tmp_path: Path) -> None:
-    tables = f's3://away"\nendpoint_url = "{free_address()}"\nanonymous = true\nregion = "x'
+    tables = f's3://away"\nendpoint_url = "{free_address()}"\nanonymous = true\nretry_deadline = 1\nregion = "x'
     file = configuration(tmp_path / "models.toml", {"one": tables, "other": tables})
 
     done = trimsfs("mount", tmp_path / "mount", "--config", file, "--cache-dir", tmp_path / "cache")

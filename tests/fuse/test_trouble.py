@@ -3,10 +3,9 @@
 import contextlib
 import json
 import os
-import random
 import signal
 import subprocess
-import time
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,33 +31,40 @@ def reads_fuse(pid: int) -> bool:
         return False
 
 
-def ask_until_killed(directory: Path) -> None:
-    number = 0
-    while True:
-        number += 1
-        (directory / f"absent-{os.getpid()}-{number}").exists()
+KILLED_WHILE_THEY_ASK = """
+import os, random, signal, sys, time
+
+draw = random.Random(1)
+for _ in sys.stdin:  # a line for each time
+    askers = []
+    for _ in range(3):
+        asker, number = os.fork(), 0
+        while asker == 0:
+            number += 1
+            os.path.exists(f"{sys.argv[1]}/absent-{os.getpid()}-{number}")
+        askers.append(asker)
+    time.sleep(draw.uniform(0.002, 0.02))
+    for asker in askers:
+        os.kill(asker, signal.SIGKILL)
+        os.waitpid(asker, 0)
+    print("killed", flush=True)
+"""
+"""In a small process, of which copies are soon made."""
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="knows system calls by number")
 def test_processes_killed_while_they_ask_do_not_stop_the_server(directory_mount: MountedStore) -> None:
     """The kernel takes back what a killed process asked, maybe just before the server reads it."""
     server = directory_mount.control()["server_pid"]
-    draw = random.Random(1)
-    for _ in range(25):
-        askers = []
-        for _ in range(3):
-            asker = os.fork()
-            if asker == 0:
-                try:
-                    ask_until_killed(directory_mount.path)
-                finally:
-                    os._exit(1)
-            askers.append(asker)
-        time.sleep(draw.uniform(0.002, 0.02))
-        for asker in askers:
-            os.kill(asker, signal.SIGKILL)
-            os.waitpid(asker, 0)
-        wait_until(lambda: not reads_fuse(server), timeout_s=3)
+    command = [sys.executable, "-c", KILLED_WHILE_THEY_ASK, str(directory_mount.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for _ in range(25):
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "killed\n"
+            wait_until(lambda: not reads_fuse(server), timeout_s=3)
 
 
 @pytest.mark.parametrize(

@@ -152,12 +152,14 @@ def test_a_device_need_not_be_named_where_there_is_one(single: Scene) -> None:
     assert sorted(copy["memory"] for copy in single.copies()) == ["ipc", "vmm"]
 
 
-@pytest.mark.parametrize("uid", [OTHER, 1000660000, (1 << 32) - 2])
-def test_a_copy_can_be_warmed_for_another_user(uid: int, single: Scene) -> None:
-    done = trimsfs("warm", single.folder / "params", "--to", "gpu", "--for-uid", str(uid))
+def test_a_copy_can_be_warmed_for_another_user(single: Scene) -> None:
+    domains = set()
+    for uid in (OTHER, 1000660000, (1 << 32) - 2):
+        done = trimsfs("warm", single.folder / "params", "--to", "gpu", "--for-uid", str(uid))
 
-    assert done.returncode == 0, done.stderr
-    assert [copy["domain"] for copy in single.copies()] == [f"uid {uid}"]
+        assert done.returncode == 0, done.stderr
+        domains.add(f"uid {uid}")
+        assert sorted(copy["domain"] for copy in single.copies()) == sorted(domains)
 
 
 def test_what_cannot_be_warmed_is_told_in_a_line(scene: Scene, store: Path, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_children_keep_no_lease_no_connection_and_no_memory(gpu_mount: GpuMount)
     code = """
 import threading, time, warnings
 warnings.simplefilter("ignore")
-end = time.monotonic() + 8
+end = time.monotonic() + 3
 
 def use():
     while time.monotonic() < end:

@@ -17,8 +17,8 @@ from tests.support.mounts import wait_until
 SIZE = 3 * MIB + 17
 NAMES = [f"net{number}.bin" for number in range(5)]
 PROGRAMS = 4
-KILLS = 6
-LASTS_S = 9.0
+KILLS = 4
+LASTS_S = 6.0
 ALLOWED = {
     errno.ENOMEM,  # all that is there is in use
     errno.ENOENT,  # an attribute's copy may have made way

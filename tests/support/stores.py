@@ -222,18 +222,19 @@ class MemoryStore:
 
     async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
         async with self._serving(Request(method="list_page", key=prefix)):
-            entries: dict[str, Generation | Symlink | None] = {}
+            names = set()
             for key in (*self._current, *self._symlinks):
                 if key.startswith(prefix) and key != prefix:
                     name, slash, _ = key[len(prefix) :].partition("/")
-                    entries[prefix + name + slash] = None if slash else self._symlinks.get(key) or self.generation(key)
-            left = [name for name in sorted(entries) if token is None or name > token]
+                    names.add(prefix + name + slash)
+            left = sorted(name for name in names if token is None or name > token)
             page = left[: min(limit, PAGE_LIMIT)]
+            keys = [name for name in page if not name.endswith("/")]
             return Page(
-                objects=tuple(entry for name in page if isinstance(entry := entries[name], Generation)),
-                prefixes=tuple(name for name in page if entries[name] is None),
+                objects=tuple(self.generation(key) for key in keys if key not in self._symlinks),
+                prefixes=tuple(name for name in page if name.endswith("/")),
                 next_token=page[-1] if len(page) < len(left) else None,
-                symlinks=tuple(entry for name in page if isinstance(entry := entries[name], Symlink)),
+                symlinks=tuple(self._symlinks[key] for key in keys if key in self._symlinks),
                 symlink=self._symlinks.get(prefix.removesuffix("/")),
             )
 

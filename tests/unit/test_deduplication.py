@@ -6,6 +6,7 @@ import random
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,14 @@ def disk(cache: Path) -> Path:
     return cache
 
 
+@lru_cache(maxsize=2)
+def base(size: int) -> bytes:
+    return content_of("base", size)
+
+
 def model(key: str, *trained: int, size: int = SIZE) -> bytes:
     """A model, and a variant of it, of which these bytes are others."""
-    content = bytearray(content_of("base", size))
+    content = bytearray(base(size))
     for offset in trained:
         content[offset] ^= 0xFF
     return bytes(content)

@@ -247,7 +247,7 @@ async def _reach_stores(store: Store, options: MountOptions, components: Compone
 async def _why_away(store: Store, place: Place, components: Components) -> StoreUnavailableError | None:
     """Why a store does not answer, with the remedy; None if it does. Raises StoreError if it is missing or refuses."""
     options, known = place.options, await components.namespace.recall_root(place.path)
-    deadline_s = KNOWN_PROBE_DEADLINE_S if known else PROBE_DEADLINE_S
+    deadline_s = KNOWN_PROBE_DEADLINE_S if known else min(PROBE_DEADLINE_S, options.retry_deadline)
     failure = StoreUnavailableError(f"no answer within {deadline_s:.0f} s")
     try:
         with trio.move_on_after(deadline_s if known else math.inf):

@@ -1,4 +1,4 @@
-"""PyTorch's own formats: pickled weights, TorchScript, and exported programs."""
+"""PyTorch's pickled weights."""
 
 from pathlib import Path
 
@@ -16,14 +16,12 @@ def network(layers: int) -> torch.nn.Module:
 
 
 def build(directory: Path, divide: int) -> None:
-    """The same in each format."""
-    model, example = network(max(1, LAYERS // divide)), torch.ones(1, WIDTH)
-    torch.save(model.state_dict(), directory / "weights.pt")
-    torch.jit.trace(model, example).save(directory / "script.pt")
-    torch.export.save(torch.export.export(model, (example,)), directory / "program.pt2")
+    """Its weights."""
+    torch.save(network(max(1, LAYERS // divide)).state_dict(), directory / "weights.pt")
 
 
-def _used(model: torch.nn.Module) -> tuple[object, bytes]:
+def used(model: torch.nn.Module) -> tuple[object, bytes]:
+    """What it computes."""
     with torch.no_grad():
         return model, floats(model(torch.ones(1, WIDTH))[0, :64].tolist())
 
@@ -34,7 +32,7 @@ def weights(directory: Path, *, mmap: bool) -> tuple[object, bytes]:
     with torch.device("meta"):
         model = network(len(state) // 2)
     model.load_state_dict(state, assign=True)
-    return _used(model)
+    return used(model)
 
 
 if __name__ == "__main__":
@@ -43,7 +41,5 @@ if __name__ == "__main__":
         {
             "load": ("weights.pt", lambda directory: weights(directory, mmap=False)),
             "load-mmap": ("weights.pt", lambda directory: weights(directory, mmap=True)),
-            "jit": ("script.pt", lambda directory: _used(torch.jit.load(directory / "script.pt"))),
-            "export": ("program.pt2", lambda directory: _used(torch.export.load(directory / "program.pt2").module())),
         },
     )

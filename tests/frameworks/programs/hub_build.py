@@ -1,9 +1,11 @@
-"""Build what transformers publishes: a small Llama in shards with random weights, and a tokenizer."""
+"""Build what transformers publishes, a small Llama in shards and a tokenizer; tell what it computes from there."""
 
+import json
 import sys
 from pathlib import Path
 
 import torch
+from hub_load import outputs
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -18,6 +20,7 @@ def main(directory: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(directory)
+    print(json.dumps(outputs(directory)))
 
 
 if __name__ == "__main__":

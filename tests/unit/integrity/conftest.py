@@ -11,6 +11,13 @@ from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import CHUNKS
 
 
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is looked at or tried from time to time is soon looked at or tried again."""
+    for name in ("quarantine.LOOK", "integrity.RETRY", "deferred.RETRY"):
+        monkeypatch.setattr(f"trimsfs.integrity.{name}_INTERVAL_S", 0.2)
+
+
 @pytest.fixture
 def content(chunk_size: int) -> bytes:
     return content_of("a", CHUNKS * chunk_size - 100)
