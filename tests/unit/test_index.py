@@ -1,5 +1,7 @@
 import contextlib
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -443,3 +445,25 @@ def test_somebody_elses_lock_does_not_cost_the_index(path: Path, monkeypatch: py
         other.rollback()
     with closing(BlobIndex(path, strict=False)) as index:
         assert len(index.records(STORE)) == 50
+
+
+def test_many_blobs_are_sorted_without_a_temporary_file(index: BlobIndex, path: Path) -> None:
+    """Behind the fence of a server, SQLite can make none."""
+    count = 30_000
+    index.add_all(STORE, {f"{n}": replace(A, key=f"directory/{n}", etag=f"{n:0128}") for n in range(count)})
+    done = subprocess.run(
+        [sys.executable, "-c", FENCED, path], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == f"{count}\n", done.stderr
+
+
+FENCED = f"""\
+import sys
+from pathlib import Path
+from trimsfs.server.sandbox import fence
+from trimsfs.tiers.index.index import BlobIndex
+
+path = Path(sys.argv[1])
+fence([path.parent])
+print(len(BlobIndex(path, strict=False, boot_id="this boot").records({STORE!r})))
+"""
