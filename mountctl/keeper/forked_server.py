@@ -139,7 +139,10 @@ class ForkedServer(ServerProcess):
 
     def end_reason(self) -> str:
         reason = super().end_reason()
-        return reason if isinstance(self._process, OtherProcess) and self._process.collected else NOT_TOLD
+        process = self._process
+        # A large server may take seconds to end once the keeper has killed it.
+        known = isinstance(process, OtherProcess) and (process.poll() is None or process.collected)
+        return reason if known else NOT_TOLD
 
     def _sent_by(self, pidfd: int) -> None:
         if self.pid:

@@ -451,9 +451,7 @@ def test_many_blobs_are_sorted_without_a_temporary_file(index: BlobIndex, path: 
     """Behind the fence of a server, SQLite can make none."""
     count = 30_000
     index.add_all(STORE, {f"{n}": replace(A, key=f"directory/{n}", etag=f"{n:0128}") for n in range(count)})
-    done = subprocess.run(
-        [sys.executable, "-c", FENCED, path], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", FENCED, path], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == f"{count}\n", done.stderr
 
 

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from mountctl.keeper.forked_server import OtherProcess
+from mountctl.keeper.forked_server import NOT_TOLD, ForkedServer, OtherProcess
 
 
 @pytest.mark.parametrize(("command", "code"), [("exit 3", 3), ("kill -SEGV $$", -signal.SIGSEGV)])
@@ -27,3 +27,18 @@ def test_one_that_its_parent_has_collected_takes_no_other_child_for_itself() -> 
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert OtherProcess(pidfd).poll() == -signal.SIGKILL
     assert child.wait(10) == 3
+
+
+def test_a_server_that_still_ends_counts_as_killed() -> None:
+    server = ForkedServer({})
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        server._sent_by(os.pidfd_open(child.pid))
+        assert server.end_reason() == "killed"
+        child.kill()
+        child.wait(10)
+        assert server.end_reason() == NOT_TOLD  # this process has collected its code before
+    finally:
+        child.kill()
+        server.channel.close()
+        server.their_end.close()
