@@ -147,9 +147,7 @@ def _connected(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute(
-            "PRAGMA temp_store = MEMORY"
-        )  # a server may write no temporary files, which large sorts take
+        connection.execute("PRAGMA temp_store = MEMORY")  # a server may write no temporary files
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version not in {0, SCHEMA_VERSION}:
             raise sqlite3.DatabaseError(f"schema {version} is not {SCHEMA_VERSION}")
