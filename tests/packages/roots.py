@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 import subprocess
 import time
 from collections.abc import Iterator
@@ -37,10 +38,18 @@ class Root:
             "--keep-unit",
             "--register=no",
             "--timezone=off",
-            "--bind=/dev/fuse",
+            f"--bind={self._fuse()}:/dev/fuse",
             f"--directory={self.path}",
         ]
         return ["systemd-nspawn", *options]
+
+    def _fuse(self) -> Path:
+        """A device /dev/fuse that all users may open, as Debian's udev has it; not every host does."""
+        device = self.path.parent / "fuse"
+        if not device.exists():
+            os.mknod(device, stat.S_IFCHR, os.stat("/dev/fuse").st_rdev)
+            device.chmod(0o666)
+        return device
 
     @contextmanager
     def booted(self) -> Iterator["BootedRoot"]:
