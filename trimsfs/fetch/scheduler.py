@@ -18,13 +18,15 @@ arrive, at most LONGEST_HEAD_START_S. A program that reads only a header has clo
 class Flight:
     """One chunk that is being made readable, for all readers that wait for it.
 
-    ``demanded`` says that there are such readers. ``data`` holds the bytes if the disk had no room for them.
+    ``demanded`` says that there are such readers, ``for_others`` that other hosts wait. ``data`` holds the bytes if the
+    disk had no room for them.
     """
 
     def __init__(self, blob: Blob, chunk: int, *, demanded: bool) -> None:
         self.blob = blob
         self.chunk = chunk
         self.demanded = demanded
+        self.for_others = False
         self.enqueued = trio.current_time()
         self._arrived = self._resizes = 0
         self._more = trio.Event()
@@ -154,7 +156,7 @@ class Prefetch:
 
 
 class FlightScheduler:
-    """Knows all flights and decides which start next: demanded ones before prefetched ones.
+    """Knows all flights and decides which start next: demanded ones, those for other hosts, then prefetched ones.
 
     A batch has at most *batch_limit* consecutive chunks, and fewer while more requests may start. ``head_start`` says
     that the last `next_prefetched` held prefetches back, so that demanded first bytes come sooner.
@@ -165,6 +167,8 @@ class FlightScheduler:
         self._batch_limit = batch_limit
         self._flights: dict[tuple[str, int], Flight] = {}
         self._demanded: deque[Flight] = deque()
+        self._for_others: deque[Flight] = deque()
+        self._started_for_others: set[Flight] = set()
         self._prefetches: OrderedDict[str, Prefetch] = OrderedDict()
         self.head_start = False
 
@@ -183,29 +187,45 @@ class FlightScheduler:
         flight = self._flights.get((blob.token, chunk))
         if flight is not None:
             flight.demanded = True
+            if flight in self._for_others:
+                self._for_others.remove(flight)
+                self._demanded.append(flight)
             return flight, False
         flight = self._flights[blob.token, chunk] = Flight(blob, chunk, demanded=True)
         self._demanded.append(flight)
         return flight, True
 
+    def demand_for_others(self, blob: Blob, chunk: int) -> tuple[Flight, bool]:
+        """The flight of a chunk that another host waits for, and whether it is new."""
+        flight = self._flights.get((blob.token, chunk))
+        new = flight is None
+        if flight is None:
+            flight = self._flights[blob.token, chunk] = Flight(blob, chunk, demanded=False)
+            self._for_others.append(flight)
+        flight.for_others = True
+        return flight, new
+
     def landed(self, flight: Flight) -> None:
         """Remove a flight that has succeeded or failed."""
         del self._flights[flight.blob.token, flight.chunk]
+        self._started_for_others.discard(flight)
         prefetch = self._prefetches.get(flight.blob.token)
         if prefetch is not None:
             prefetch.tell()
 
     def impatient(self, since: float) -> list[Flight]:
-        """Take from the queue the demanded flights that have waited there at least since a time."""
+        """Take from their queues the flights that have waited there at least since a time."""
         found = []
-        while self._demanded and self._demanded[0].enqueued <= since:
-            found.append(self._demanded.popleft())
+        for queue in (self._demanded, self._for_others):
+            while queue and queue[0].enqueued <= since:
+                found.append(queue.popleft())
         return found
 
     def unwanted(self, batch: Sequence[Flight]) -> bool:
-        """Whether nobody wants a batch under way: no reader waits for it, and no holder wants the rest of the blob."""
+        """Whether nobody wants a batch under way: no reader or other host waits for it, and no holder wants the rest of
+        the blob."""
         prefetch = self._prefetches.get(batch[0].blob.token)
-        return (prefetch is None or prefetch.paused) and not any(flight.demanded for flight in batch)
+        return (prefetch is None or prefetch.paused) and not any(f.demanded or f.for_others for f in batch)
 
     def flight(self, blob: Blob, chunk: int) -> Flight | None:
         """The flight of a chunk, or None."""
@@ -245,15 +265,21 @@ class FlightScheduler:
 
     def next_demanded(self, idle: int) -> list[Flight]:
         """The next batch of demanded flights, if *idle* more requests may start; else empty."""
-        if not self._demanded or idle <= 0:
+        return self._next_of(self._demanded, idle)
+
+    def next_for_others(self, idle: int, *, most: int) -> list[Flight]:
+        """As `next_demanded`, for other hosts, whose chunks under way are *most* and a batch at most."""
+        batch = self._next_of(self._for_others, min(idle, most - len(self._started_for_others)))
+        self._started_for_others.update(batch)
+        return batch
+
+    def _next_of(self, queue: deque[Flight], idle: int) -> list[Flight]:
+        if not queue or idle <= 0:
             return []
-        batch = [self._demanded.popleft()]
-        most = self._share(len(self._demanded) + 1, idle)
-        while len(batch) < most and self._demanded:
-            following = self._demanded[0]
-            if not _follows(batch[-1], following.blob, following.chunk):
-                break
-            batch.append(self._demanded.popleft())
+        batch = [queue.popleft()]
+        most = self._share(len(queue) + 1, idle)
+        while len(batch) < most and queue and _follows(batch[-1], queue[0].blob, queue[0].chunk):
+            batch.append(queue.popleft())
         return batch
 
     def next_prefetched(self, idle: int, *, full: Callable[[Generation], bool]) -> list[Flight]:
@@ -328,6 +354,14 @@ def _follows(flight: Flight, blob: Blob, chunk: int) -> bool:
     """Whether a chunk can join a flight in one request."""
     states = blob.states
     return flight.blob is blob and chunk == flight.chunk + 1 and states[chunk] == states[flight.chunk]
+
+
+def is_there(blob: Blob, chunk: int, flight: Flight | None, stop: int) -> bool:
+    """Whether the bytes of a chunk before *stop* can be read: from the blob, from memory or from a flight."""
+    if flight is None or flight.done.is_set():
+        return blob.states[chunk] == ChunkState.VERIFIED or (flight is not None and flight.data is not None)
+    first, last = blob.span_of(chunk)
+    return flight.can_be_read(min(stop, last) - first)
 
 
 def no_room(blob: Blob, tenant_full: str | None = None) -> CacheFullError:

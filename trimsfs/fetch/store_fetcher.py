@@ -19,8 +19,9 @@ from trimsfs.fetch.access_pattern import AccessPattern
 from trimsfs.fetch.batches import BatchFetcher
 from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.equal_chunks import EqualChunkCopier
+from trimsfs.fetch.for_others import fetch_for_others
 from trimsfs.fetch.random_reads import RandomReads
-from trimsfs.fetch.scheduler import HEAD_START_S, Flight, FlightScheduler, no_room
+from trimsfs.fetch.scheduler import HEAD_START_S, Flight, FlightScheduler, is_there, no_room
 from trimsfs.fetch.speed import StoreSpeed
 from trimsfs.fetch.statistics import FetchStatistics
 from trimsfs.fetch.uncached import UncachedChunks
@@ -179,7 +180,7 @@ class StoreFetcher:
             await flight.until(min(stop, last) - first)
             if flight.error is not None:
                 raise flight.error.with_traceback(None)
-        if not all(_is_there(blob, chunk, flights.get(chunk), stop) for chunk in chunks):
+        if not all(is_there(blob, chunk, flights.get(chunk), stop) for chunk in chunks):
             return None
         # Only now: an error would keep the views alive, and they keep the file even of an evicted blob.
         return [self._piece(blob, chunk, start, stop, flights.get(chunk)) for chunk in chunks]
@@ -250,6 +251,13 @@ class StoreFetcher:
         self._came(blob, record.length)
         return record
 
+    async def fetch_for_others(self, blob: Blob, chunks: range) -> None:
+        """Make chunks readable from disk for other hosts: after what readers of this host wait for, before any
+        prefetch. Raises as `fetch_all`."""
+        blob.health.check()
+        await self._check_running(blob)
+        await fetch_for_others(self._scheduler, self._pump, blob, chunks)
+
     async def _check_running(self, blob: Blob) -> None:
         """Raises StoreUnavailableError while the server stops, or Cancelled if the caller is cancelled."""
         if not self._background.running:
@@ -271,9 +279,11 @@ class StoreFetcher:
     def _pump(self) -> None:
         """Start flights while the limit allows it. Called whenever there is more work or more room."""
         while self._background.running:
+            idle = self._limit.limit - self._under_way
             batch = self._scheduler.next_demanded(self._limit.maximum - self._under_way)
+            batch = batch or self._scheduler.next_for_others(idle, most=max(1, self._limit.limit // 2))
             if not batch:
-                batch = self._scheduler.next_prefetched(self._limit.limit - self._under_way, full=self._disk.full)
+                batch = self._scheduler.next_prefetched(idle, full=self._disk.full)
                 if not batch:
                     self._pump_later()
                     return
@@ -377,14 +387,6 @@ class StoreFetcher:
         if blob.complete and self._background.running:
             self._background.start(self._completed, blob)
         self._disk.release(blob)
-
-
-def _is_there(blob: Blob, chunk: int, flight: Flight | None, stop: int) -> bool:
-    """Whether the bytes of a chunk before *stop* can be read: from the blob, from memory or from a flight."""
-    if flight is None or flight.done.is_set():
-        return blob.states[chunk] == ChunkState.VERIFIED or (flight is not None and flight.data is not None)
-    first, last = blob.span_of(chunk)
-    return flight.can_be_read(min(stop, last) - first)
 
 
 def lost_repeatedly(blob: Blob) -> StoreUnavailableError:
