@@ -11,6 +11,7 @@ RANKS = {
         {"gpu", "integrity"},
         {"prefetch", "models"},
         {"opening"},
+        {"fleet"},
         {"fetch", "namespace"},
         {"tiers", "stores"},
         {"client", "handover"},
