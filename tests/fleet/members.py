@@ -10,7 +10,6 @@ from pathlib import Path
 
 from mountctl.fleet.nginx import Member as ServedMount
 from mountctl.fleet.nginx import Nginx
-
 from tests.fleet.certificates import Authority, Identity
 from tests.fleet.stores import FleetStore
 from tests.services import run_daemon
