@@ -31,7 +31,7 @@ DEMO_ENVIRONMENT := $(if $(HAS_MXNET),$(MXNET),$(FRAMEWORKS))
 
 APT_MAIN := fuse3 gcc libfuse3-dev pkg-config $(if $(filter /usr/bin/%,$(PYTHON)),python3-dev python3-venv)
 APT_TEST := attr btrfs-progs bubblewrap busybox-static ceph-common ceph-mon ceph-osd crun docker-registry fio fish \
-	man-db mandoc openssl podman radosgw runc tmux xfsprogs zsh
+	man-db mandoc nginx-light openssl podman radosgw runc tmux xfsprogs zsh
 APT_ALL := chromium fonts-dejavu-core
 APT_BENCH := s3fs
 APT_WHEELS := dpkg-dev pkg-config python3-dev python3-venv
@@ -93,7 +93,7 @@ wheels: apt-wheels $(DIST)/ready
 wheelhouse: wheels
 	rm -rf build/wheelhouse
 	$(WITH_DIST) pip -q --python /usr/bin/python3 download --only-binary :all: -d build/wheelhouse \
-		"$$(ls $(CURDIR)/dist/trimsfs-$(VERSION)-$$(/usr/bin/python3 -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-*.whl)[az,csi,gs,hf,signatures]"
+		"$$(ls $(CURDIR)/dist/trimsfs-$(VERSION)-$$(/usr/bin/python3 -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-*.whl)[az,csi,fleet,gs,hf,signatures]"
 
 deb: apt-dist wheelhouse
 	$(WITH_DIST) packaging/deb.sh dist build/wheelhouse $(VERSION)

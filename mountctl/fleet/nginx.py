@@ -14,7 +14,7 @@ from pathlib import Path
 from string import Template
 
 from trimsfs.errors import CommandNotFoundError, ConfigurationError
-from trimsfs.options import FLEET_SOCKET, MountOptions
+from trimsfs.options import FLEET_REPORTS, FLEET_SOCKET, MountOptions
 
 NGINX_USER = "trimsfs-nginx"
 """The user of nginx's workers, in the group of servers; if it does not exist, they run as the user of servers."""
@@ -119,14 +119,15 @@ def render(directory: Path, members: Sequence[Member]) -> str:
 def _member(number: int, member: Member) -> str:
     options, upstream = member.options, f"trimsfs_{number}"
     assert options.cache_dir is not None
-    socket = options.cache_dir / FLEET_SOCKET
-    if len(bytes(socket)) > _LONGEST_SOCKET:
+    socket, reports = options.cache_dir / FLEET_SOCKET, options.cache_dir / FLEET_REPORTS
+    if len(bytes(reports)) > _LONGEST_SOCKET:
         raise ConfigurationError(f"option --cache-dir {options.cache_dir}: too long for a fleet's socket: shorten it")
     serve = _DRAINED if member.drained else _SERVING
     return _template("member.conf").substitute(
         mountpoint=_quotable(member.mountpoint),
         upstream=upstream,
         socket=_quotable(socket),
+        reports=_quotable(reports),
         listen=options.fleet_listen,
         certificate=_quotable(options.fleet_cert),
         key=_quotable(options.fleet_key),

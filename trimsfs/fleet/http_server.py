@@ -1,11 +1,9 @@
 """Answers nginx's requests over a Unix socket. Answers have headers only: nginx sends the bytes."""
 
 import logging
-import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import h11
 import trio
@@ -16,8 +14,6 @@ MOST_CONNECTIONS = 2048
 """As many requests may wait for the store at once. More wait in nginx, which gives them up after a while."""
 HEADERS_LIMIT = 16 << 10
 READ_SIZE = 16 << 10
-SOCKET_MODE = 0o660
-"""Lets nginx in, whose workers have the server's group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,20 +31,6 @@ class Answer:
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
-
-
-def listen(path: Path) -> socket.socket:
-    """A socket that listens at a path, in place of an earlier server's. Raises OSError."""
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(os.fspath(path))
-        path.chmod(SOCKET_MODE)
-        listener.listen(socket.SOMAXCONN)
-    except OSError:
-        listener.close()
-        raise
-    return listener
 
 
 class HttpServer:

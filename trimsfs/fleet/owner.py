@@ -12,13 +12,14 @@ from trimsfs.fleet.http_server import Answer, Request
 from trimsfs.fleet.protocol import (
     CHUNKS_LIMIT,
     CRCS,
+    HOLDERS,
     ChunkRequest,
     ProtocolError,
     fleet_token,
     format_crcs,
     parse_request,
 )
-from trimsfs.fleet.uploads import Uploads
+from trimsfs.fleet.uploads import BusyError, Uploads
 from trimsfs.namespace.listing import possible
 from trimsfs.namespace.tree import Namespace
 from trimsfs.tiers.blob import Blob, ChunkState
@@ -106,11 +107,14 @@ class Owner:
         if not sends:
             return Answer(status=200, headers=headers)
         self._let_nginx_read(blob)
-        if not await self._uploads.turn(wanted.stop - wanted.start):
-            return BUSY
+        try:
+            number = await self._uploads.turn((blob.token, chunks[0]), wanted.stop - wanted.start, wanted.asker)
+        except BusyError as busy:
+            return Answer(status=BUSY.status, headers={HOLDERS: ",".join(busy.holders)} if busy.holders else {})
         if self._uploads.limit is not None:
             headers["x-accel-limit-rate"] = str(self._uploads.limit)
-        return Answer(status=200, headers={**headers, "x-accel-redirect": f"{BLOBS}/{blob.token[:2]}/{blob.token}"})
+        headers["x-accel-redirect"] = f"{BLOBS}/{blob.token[:2]}/{blob.token}?upload={number}"
+        return Answer(status=200, headers=headers)
 
     def _let_nginx_read(self, blob: Blob) -> None:
         """Let the server's group read a blob; its workers are in it. Raises OSError."""

@@ -25,7 +25,8 @@ from trimsfs.types import Generation
 
 Urgency = Literal["demand", "prefetch"]
 
-KEY, URGENCY, CRCS, HOLDERS = "trimsfs-key", "trimsfs-urgency", "trimsfs-crc32c", "trimsfs-holders"
+KEY, URGENCY, ASKER = "trimsfs-key", "trimsfs-urgency", "trimsfs-asker"
+CRCS, HOLDERS = "trimsfs-crc32c", "trimsfs-holders"
 """Names of headers, in lower case, as parsers give them."""
 CACHED_ONLY = "only-if-cached"
 KEY_LIMIT = 4096
@@ -57,6 +58,7 @@ class ChunkRequest:
     """A request for the bytes ``[start, stop)`` of a generation, which begin with a chunk.
 
     ``key`` is the file's on the mount. With ``cached_only``, the owner asks neither another member nor the store.
+    ``asker`` is the member that asks, as the list of members has it, or empty: the owner may name it to others.
     """
 
     fleet: str
@@ -66,6 +68,7 @@ class ChunkRequest:
     stop: int
     urgency: Urgency = "demand"
     cached_only: bool = False
+    asker: str = ""
 
     @property
     def target(self) -> str:
@@ -79,6 +82,8 @@ class ChunkRequest:
             URGENCY: self.urgency,
             "range": f"bytes={self.start}-{self.stop - 1}",
         }
+        if self.asker:
+            headers[ASKER] = self.asker
         return {**headers, "cache-control": CACHED_ONLY} if self.cached_only else headers
 
 
@@ -101,6 +106,7 @@ def parse_request(target: str, headers: Mapping[str, str]) -> ChunkRequest:
         stop=int(span["last"]) + 1,
         urgency="demand" if headers.get(URGENCY) == "demand" else "prefetch",
         cached_only=headers.get("cache-control") == CACHED_ONLY,
+        asker=asker if _MEMBER.fullmatch(asker := headers.get(ASKER, "")) else "",
     )
 
 

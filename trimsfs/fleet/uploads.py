@@ -4,12 +4,10 @@ nginx sends the bytes, and reports each end over a datagram socket.
 """
 
 import itertools
-import os
 import re
 import socket
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import trio
 
@@ -80,6 +78,7 @@ class Uploads:
         """
         spreading = self._spreading(chunk)
         deadline = trio.current_time() + PATIENCE_S
+        self._expire()
         while spreading.active >= MOST_OF_CHUNK:
             if spreading.holders:
                 raise self._refusal([spreading.holders.popleft()])
@@ -87,7 +86,6 @@ class Uploads:
                 await spreading.changed.wait()
             if waiting.cancelled_caught:
                 raise self._refusal([])
-            self._expire()
         if self.limit is not None:
             await self._pace(size, self.limit)
         spreading.active += 1
@@ -144,16 +142,3 @@ class Uploads:
                 if report is not None:
                     complete = report["complete"] is not None
                     self.ended(int(report["number"]), int(report["sent"]), complete=complete)
-
-
-def listen_for_reports(path: Path, mode: int) -> socket.socket:
-    """A socket at a path for nginx's reports, in place of an earlier server's. Raises OSError."""
-    path.unlink(missing_ok=True)
-    receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    try:
-        receiver.bind(os.fspath(path))
-        path.chmod(mode)
-    except OSError:
-        receiver.close()
-        raise
-    return receiver
