@@ -87,6 +87,7 @@ class _Heard:
 
 def members(options: MountOptions) -> str:
     """Ask every member whether it serves this host, and what time it is there."""
+    assert options.fleet is not None
     assert options.fleet_members is not None
     assert options.fleet_listen is not None
     listed = Members(options.fleet_members, parse_address(options.fleet_listen), changed=lambda: None)
