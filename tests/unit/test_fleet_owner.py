@@ -58,7 +58,7 @@ class Asker:
     def request(self, first: int, last: int, key: str = KEY, **changes: Any) -> ChunkRequest:
         """A request for some chunks."""
         generation = self.server.store.generation(key)
-        wanted = {
+        wanted: dict[str, Any] = {
             "fleet": FLEET,
             "token": fleet_token(FLEET, generation, self.chunk_size),
             "key": key,
@@ -74,7 +74,7 @@ class Asker:
 
     def file(self, headers: dict[str, str]) -> Path:
         """The file that nginx is redirected to."""
-        place = headers["X-Accel-Redirect"].partition("?")[0]
+        place = headers["x-accel-redirect"].partition("?")[0]
         assert place.startswith("/blobs/")
         return self.cache / place[1:]
 
@@ -84,7 +84,7 @@ class Asker:
 
     def report(self, headers: dict[str, str], sent: int, *, complete: bool = True) -> None:
         """Report the end of an upload as nginx does."""
-        number = headers["X-Accel-Redirect"].partition("?upload=")[2]
+        number = headers["x-accel-redirect"].partition("?upload=")[2]
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as reports:
             line = f"<190>Nov 28 06:20:00 trimsfs: {number} {sent} {'OK' if complete else ''}"
             reports.sendto(line.encode(), str(self.cache / FLEET_REPORTS))
@@ -157,7 +157,7 @@ async def test_what_is_not_here_is_not_fetched_for_who_wants_cached_bytes(asker:
 async def test_a_head_has_the_chunks_fetched_and_sends_none(asker: Asker) -> None:
     status, headers = await asker.ask(asker.request(0, 3), "HEAD")
     assert status == 200
-    assert "X-Accel-Redirect" not in headers
+    assert "x-accel-redirect" not in headers
     assert len(asker.server.store.reads(KEY)) == 4
 
 
