@@ -184,6 +184,7 @@ class FleetSource:
             stop=stop,
             urgency="demand" if flight.demanded or flight.for_others else "prefetch",
             cached_only=cached_only,
+            asker=self._members.me or "",
         )
         request = PeerRequest(
             member=member,
