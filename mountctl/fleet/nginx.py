@@ -175,5 +175,5 @@ def _program() -> list[str]:
 
 
 def _plain(line: str) -> str:
-    """A line of nginx without its level."""
-    return re.sub(r"^nginx: \[\w+\] ", "", line)
+    """A line of nginx without its time and level."""
+    return re.sub(r"^.*?\[\w+\] (\d+#\d+: )?", "", line)

@@ -9,6 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.support.parts import until
 from trimsfs.fetch.peers import Outcome, PeerAnswer
 from trimsfs.fleet.health import FIRST_RATE, LONGEST_PAUSE_S, STRIKES, Health, RetryBudget
 from trimsfs.fleet.members import Members
@@ -89,19 +90,21 @@ def test_a_host_knows_its_own_entry(listen: str, me: str | None) -> None:
 
 
 async def test_the_file_is_read_again(
-    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr("trimsfs.fleet.members.INTERVAL_S", 0.01)
     file = tmp_path / "members"
     file.write_text("# ours\n10.0.0.1:7\n\n10.0.0.2:7 # second\n")
     members = Members(str(file), parse_address("10.0.0.1:7"))
     async with trio.open_nursery() as nursery:
         await nursery.start(members.run)
         assert (members.addresses, members.me) == ({"10.0.0.1:7", "10.0.0.2:7"}, "10.0.0.1:7")
-        file.write_text("10.0.0.2:7\n")
-        await trio.sleep(6)
-        assert (members.addresses, members.me) == ({"10.0.0.2:7"}, None)
+        file.with_suffix(".new").write_text("10.0.0.2:7\n")
+        file.with_suffix(".new").rename(file)
+        await until(lambda: members.addresses == {"10.0.0.2:7"})
+        assert members.me is None
         file.unlink()
-        await trio.sleep(12)
+        await until(lambda: len(caplog.records) == 2)
         assert members.addresses == {"10.0.0.2:7"}
         nursery.cancel_scope.cancel()
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]

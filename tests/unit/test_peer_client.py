@@ -10,6 +10,7 @@ from pathlib import Path
 
 import h11
 import pytest
+import trio
 
 from tests.fleet.certificates import Authority
 from tests.support.stores import MemoryStore
@@ -204,7 +205,7 @@ async def test_a_connection_that_the_member_has_closed_is_opened_again(scene: Sc
 
     with scene.member(once, always) as member:
         assert (await host.fetch(member)).outcome == "ok"
-        time.sleep(0.05)
+        await trio.sleep(0.05)
         assert (await host.fetch(member)).outcome == "ok"
     assert scene.connections == 2
 
@@ -239,7 +240,8 @@ async def test_a_body_that_stops_is_silent(scene: Scene, host: Host) -> None:
     def stopping(stream: ssl.SSLSocket) -> None:
         asked = Asked(stream)
         stream.sendall(
-            f"HTTP/1.1 206 x\r\ncontent-length: {len(CONTENT)}\r\n{CRCS}: {format_crcs(_crcs(CONTENT))}\r\n\r\n".encode()
+            b"HTTP/1.1 206 x\r\ncontent-length: %d\r\n" % len(CONTENT)
+            + f"{CRCS}: {format_crcs(_crcs(CONTENT))}\r\n\r\n".encode()
         )
         stream.sendall(CONTENT[: CHUNK + asked.request.start + 5])
         time.sleep(5)
@@ -256,7 +258,8 @@ async def test_a_slow_body_is_given_up_before_its_end(
     def dripping(stream: ssl.SSLSocket) -> None:
         Asked(stream)
         stream.sendall(
-            f"HTTP/1.1 206 x\r\ncontent-length: {len(CONTENT)}\r\n{CRCS}: {format_crcs(_crcs(CONTENT))}\r\n\r\n".encode()
+            b"HTTP/1.1 206 x\r\ncontent-length: %d\r\n" % len(CONTENT)
+            + f"{CRCS}: {format_crcs(_crcs(CONTENT))}\r\n\r\n".encode()
         )
         for start in range(0, len(CONTENT), 1 << 12):
             stream.sendall(CONTENT[start : start + (1 << 12)])
