@@ -1,6 +1,7 @@
 """The subcommand for fleets: nginx's configuration, draining and serving again."""
 
 import os
+import resource
 from pathlib import Path
 from typing import Literal
 
@@ -47,6 +48,8 @@ def fleet(action: Action, names: tuple[str, ...], fleet_dir: Path, directory: Pa
         raise ConfigurationError(f"no mount declared in {directory} belongs to a fleet: set fleet in one")
     nginx.write(members)
     if action == "run":
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         command = nginx.command()
         os.execv(command[0], command)
     told = "reloaded nginx" if nginx.reload() else "nginx does not run: `systemctl start trimsfs-nginx`"

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from trimsfs.fetch.scheduler import Flight, FlightScheduler, no_room
+from trimsfs.fetch.flights import Flight, no_room
+from trimsfs.fetch.scheduler import FlightScheduler
 from trimsfs.tiers.blob import Blob, ChunkState
 
 

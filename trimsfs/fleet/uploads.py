@@ -78,6 +78,7 @@ class Uploads:
         """
         spreading = self._spreading(chunk)
         deadline = trio.current_time() + PATIENCE_S
+        self._expire()
         while spreading.active >= MOST_OF_CHUNK:
             if spreading.holders:
                 raise self._refusal([spreading.holders.popleft()])
@@ -85,7 +86,6 @@ class Uploads:
                 await spreading.changed.wait()
             if waiting.cancelled_caught:
                 raise self._refusal([])
-            self._expire()
         if self.limit is not None:
             await self._pace(size, self.limit)
         spreading.active += 1
