@@ -1,6 +1,7 @@
 """What the members of a fleet say to each other."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from trimsfs.fleet.protocol import (
     ChunkRequest,
     ProtocolError,
+    Urgency,
     fleet_token,
     format_crcs,
     parse_crcs,
@@ -29,8 +31,8 @@ def test_a_token_tells_the_content_and_where_it_is_shown() -> None:
         fleet_token("cpus", GENERATION, 8 << 20),
         fleet_token("gpus", GENERATION, 4 << 20),
         *(
-            fleet_token("gpus", replace(GENERATION, **change), 8 << 20)  # type: ignore[arg-type]
-            for change in ({"key": "x"}, {"etag": "x"}, {"size": 1})
+            fleet_token("gpus", other, 8 << 20)
+            for other in (replace(GENERATION, key="x"), replace(GENERATION, etag="x"), replace(GENERATION, size=1))
         ),
     ]
     assert len({token, *others}) == 6
@@ -40,11 +42,11 @@ def test_a_token_tells_the_content_and_where_it_is_shown() -> None:
     key=st.binary(min_size=1, max_size=200).filter(lambda key: b"\0" not in key),
     start=st.integers(0, 1 << 46),
     length=st.integers(1, 1 << 27),
-    urgency=st.sampled_from(["demand", "prefetch"]),
+    urgency=st.sampled_from(get_args(Urgency)),
     cached_only=st.booleans(),
 )
 def test_a_request_is_parsed_as_it_was_written(
-    key: bytes, start: int, length: int, urgency: str, cached_only: bool
+    key: bytes, start: int, length: int, urgency: Urgency, cached_only: bool
 ) -> None:
     request = replace(
         REQUEST,

@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from trimsfs.cli.checks import Advice, ProblemError
 from trimsfs.fleet.connection import client_context
@@ -31,7 +32,7 @@ _PROBLEMS = {
 
 def certificate(options: MountOptions) -> str:
     """Have this host's certificate accepted as other members would: as a server's, and as a client's."""
-    ca, chain, key = map(str, (options.fleet_ca, options.fleet_cert, options.fleet_key))
+    ca, chain, key = _files(options)
     try:
         client = client_context(ca, chain, key)
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -49,6 +50,14 @@ def certificate(options: MountOptions) -> str:
     if left_s < RENEW_BEFORE_S:
         raise Advice(f"{chain}: expires in {left_s / 86400:.0f} days: renew it, then `mountctl fleet apply`")
     return f"{chain}: valid for {left_s / 86400:.0f} days"
+
+
+def _files(options: MountOptions) -> tuple[Path, Path, Path]:
+    """The CA's certificate, this host's, and its key."""
+    assert options.fleet_ca is not None
+    assert options.fleet_cert is not None
+    assert options.fleet_key is not None
+    return options.fleet_ca, options.fleet_cert, options.fleet_key
 
 
 def _shake_hands(client: ssl.SSLContext, server: ssl.SSLContext) -> dict[str, object]:
@@ -90,12 +99,12 @@ def members(options: MountOptions) -> str:
     assert options.fleet is not None
     assert options.fleet_members is not None
     assert options.fleet_listen is not None
-    listed = Members(options.fleet_members, parse_address(options.fleet_listen), changed=lambda: None)
+    listed = Members(options.fleet_members, parse_address(options.fleet_listen))
     try:
         addresses, me = listed.read()
     except (OSError, ValueError) as error:
         raise ProblemError(f"{options.fleet_members}: {error}: set --fleet-members") from None
-    context = client_context(*map(str, (options.fleet_ca, options.fleet_cert, options.fleet_key)))
+    context = client_context(*_files(options))
     with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
         heard = list(threads.map(partial(_ask, fleet=options.fleet, context=context), sorted(addresses)))
     own = next((each for each in heard if each.member == me), None)

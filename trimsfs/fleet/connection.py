@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import h11
 import trio
@@ -50,7 +51,7 @@ class Head:
     rest: bytes
 
 
-def client_context(ca: str, certificate: str, key: str) -> ssl.SSLContext:
+def client_context(ca: Path, certificate: Path, key: Path) -> ssl.SSLContext:
     """What a member connects with. Raises OSError, which ssl.SSLError is.
 
     The CA is the fleet's own, so that its signature tells a member; addresses need not be in the certificates.

@@ -57,9 +57,7 @@ class Fleet:
         self.name = options.fleet
         self._ledger = ledger
         self.health = Health()
-        self.members = Members(
-            options.fleet_members, parse_address(options.fleet_listen), changed=lambda: self.source.members_changed()
-        )
+        self.members = Members(options.fleet_members, parse_address(options.fleet_listen))
         self.source = FleetSource(options.fleet, self.members, self.health, copier, disk, came=came)
         self._off = next((record.slot for record in ledger.inherited(RecordKind.FLEET_OFF)), None)
         self.source.on = self._off is None

@@ -3,7 +3,6 @@
 import ipaddress
 import logging
 import socket
-from collections.abc import Callable
 from pathlib import Path
 
 import trio
@@ -18,13 +17,12 @@ INTERVAL_S = 5.0
 class Members:
     """The addresses of a fleet's members, as ``HOST:PORT``; ``me`` is this host's own, or None if it is not listed.
 
-    *listed* is as of ``--fleet-members``. This host serves the fleet at *listen*. Calls *changed* after a change.
+    *listed* is as of ``--fleet-members``. This host serves the fleet at *listen*.
     """
 
-    def __init__(self, listed: str, listen: ListenAddress, *, changed: Callable[[], None]) -> None:
+    def __init__(self, listed: str, listen: ListenAddress) -> None:
         self._listed = listed
         self._listen = listen
-        self._changed = changed
         self._problem: str | None = None
         self._read_once = False
         self.addresses: frozenset[str] = frozenset()
@@ -41,7 +39,7 @@ class Members:
     async def refresh(self) -> None:
         """Read the members; those of before stay if that fails."""
         try:
-            addresses, me = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
+            addresses, me = await trio.to_thread.run_sync(self.read, abandon_on_cancel=True)
         except (OSError, ValueError) as error:
             problem = str(error)
             if problem != self._problem:
@@ -56,9 +54,8 @@ class Members:
             log.warning("fleet: this host is not among its %d members: none asks it for chunks", len(addresses))
         else:
             log.info("fleet: %d members, this host is %s", len(addresses), me)
-        self._changed()
 
-    def _read(self) -> tuple[frozenset[str], str | None]:
+    def read(self) -> tuple[frozenset[str], str | None]:
         """The members, and which one this host is. Raises OSError and ValueError."""
         if "/" in self._listed:
             lines = Path(self._listed).read_text().splitlines()

@@ -6,6 +6,7 @@ Tests build their servers here, too, each in its own environment.
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -54,6 +55,9 @@ from trimsfs.tiers.host.tier import HostTier
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.types import Generation
 
+if TYPE_CHECKING:
+    from trimsfs.server.fleet import FleetPart
+
 
 class Calls:
     """Late-bound calls, from components to those that are built after them."""
@@ -73,7 +77,10 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
     speed = store_speeds(options, environment)
     tiers = _tiers(options, environment, calls, speed)
     tracer = Tracer(share=options.trace_opens)
-    fetching = assemble_fetching(options, environment, tiers, speed, tracer, names=calls.open_names)
+    fleet = _fleet(options, environment, tiers, speed)
+    peers = None if fleet is None else fleet.fleet.source
+    fetching = assemble_fetching(options, environment, tiers, speed, tracer, names=calls.open_names, peers=peers)
+    services, in_fleet = ([], {}) if fleet is None else fleet.complete(fetching)
     gpu = _gpu(options, environment, tiers, fetching)
     checks = _checks(options, environment, calls, tiers, fetching, gpu)
     derived = DerivedBlobs(tiers.disk, tiers.passthrough, allowed=options.derived)
@@ -95,7 +102,7 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
     )
     calls.open_names.bind(filesystem.handles.names)
     above = _sources_above(filesystem, prefetcher, deduplication)
-    calls.render_metrics.bind(metrics.renderer(sources(environment, tiers, fetching, gpu, checks) | above))
+    calls.render_metrics.bind(metrics.renderer(sources(environment, tiers, fetching, gpu, checks) | above | in_fleet))
     maintenance: list[Service] = [tiers.disk.run, tiers.host.run, checks.integrity.run]
     if options.share_chunks:
         maintenance.append(deduplication.run)
@@ -124,6 +131,7 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
             prefetcher.run,
             derived.run,
             gpu.copies.run,
+            *services,
         ),
         maintenance=tuple(maintenance),
     )
@@ -135,6 +143,16 @@ def _probes(options: MountOptions, environment: Environment, fetching: Fetching)
     return [
         partial(fetching.breakers.of(place.path).run, probe(stores[place.path], place)) for place in places(options)
     ]
+
+
+def _fleet(
+    options: MountOptions, environment: Environment, tiers: Tiers, speed: ByPath[StoreSpeed]
+) -> "FleetPart | None":
+    if options.fleet is None:
+        return None
+    from trimsfs.server.fleet import FleetPart  # noqa: PLC0415 - other mounts do not need it
+
+    return FleetPart(options, environment, tiers, speed)
 
 
 def _trust(options: MountOptions, tiers: Tiers, fetching: Fetching, checks: Checks) -> Trust:
