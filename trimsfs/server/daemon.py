@@ -158,9 +158,14 @@ def _manifests(options: MountOptions) -> ReadManifest | None:
 
 
 def _certificates(options: MountOptions) -> "ssl.SSLContext | None":
-    """What this host connects to others of its fleet with; None without a fleet. Raises ConfigurationError."""
+    """What this host connects to others of its fleet with, and the code for it; None without a fleet.
+
+    Raises ConfigurationError.
+    """
     if options.fleet is None:
         return None
+    for module in ("trimsfs.server.fleet", "trimsfs.fleet.peer_client"):
+        importlib.import_module(module)  # later, its files may be unreadable
     connection = importlib.import_module("trimsfs.fleet.connection")
     try:
         context: ssl.SSLContext = connection.client_context(options.fleet_ca, options.fleet_cert, options.fleet_key)
