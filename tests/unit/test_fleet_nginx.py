@@ -92,9 +92,7 @@ def got(connection: http.client.HTTPSConnection, request: ChunkRequest, target: 
 
 
 @pytest.fixture
-async def member(
-    serving: Serving, store: MemoryStore, tmp_path: Path, chunk_size: int
-) -> AsyncIterator[Fixture]:
+async def member(serving: Serving, store: MemoryStore, tmp_path: Path, chunk_size: int) -> AsyncIterator[Fixture]:
     authority = Authority(tmp_path)
     identity = authority.identity(HOST)
     with reserved_ports() as ports:
@@ -169,9 +167,7 @@ async def test_what_was_sent_is_counted_when_it_was_sent(member: Fixture, chunk_
     assert member.chunks.statistics().sent_bytes == 2 * chunk_size
 
 
-async def test_nginx_reports_to_the_next_server_too(
-    member: Fixture, serving: Serving, chunk_size: int
-) -> None:
+async def test_nginx_reports_to_the_next_server_too(member: Fixture, serving: Serving, chunk_size: int) -> None:
     await member.get(member.request(0, 0))
     async with trio.open_nursery() as nursery:
         server = member.server

@@ -20,6 +20,7 @@ from trimsfs.fetch.access_pattern import AccessPattern
 from trimsfs.fetch.batches import BatchFetcher
 from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.equal_chunks import EqualChunkCopier
+from trimsfs.fetch.first_bytes import FirstBytes
 from trimsfs.fetch.flights import HEAD_START_S, Flight, is_there, lost_repeatedly, no_room, stopping
 from trimsfs.fetch.for_others import fetch_for_others
 from trimsfs.fetch.peers import Peers
@@ -93,6 +94,7 @@ class StoreFetcher:
             came=self._came,
             refused=self._refused,
         )
+        self._first_bytes = None if peers is None else FirstBytes(self._batches, retrying)
         self._random_reads = RandomReads(self._batches, self._scheduler, limit=self._limit.maximum)
         self._background = Background()
         self._slots = Slots(speed.limit)
@@ -183,6 +185,10 @@ class StoreFetcher:
             prefetch.demand(chunks[-1])
         flights = {chunk: self._demand(blob, chunk) for chunk in chunks if blob.states[chunk] != ChunkState.VERIFIED}
         self._pump()
+        if self._first_bytes is not None:
+            data = await self._first_bytes.read(blob, start, stop, flights)
+            if data is not None:
+                return [data]
         for chunk, flight in flights.items():
             first, last = blob.span_of(chunk)
             await flight.until(min(stop, last) - first)

@@ -74,14 +74,19 @@ class FleetSource:
 
     def lane(self, blob: Blob, chunk: int) -> Lane:
         """Where a chunk most likely comes from."""
-        first = self._owners(blob, chunk)[:1]
-        return Lane.PEERS if first and first[0] != self._members.me else Lane.STORE
+        first = self.owners(blob, chunk)[:1]
+        return Lane.PEERS if first and first[0] != self.me else Lane.STORE
+
+    @property
+    def me(self) -> str | None:
+        """The member that this host is."""
+        return self._members.me
 
     async def fetch(self, flight: Flight, landed: Callable[[Flight], None]) -> bool:
         """Fetch a chunk into its blob; returns whether it has landed. If not, the store is to be asked."""
         blob = flight.blob
         size = blob.length_of(flight.chunk)
-        if not self._owners(blob, flight.chunk) or not await self._disk.reserve(blob, size):
+        if not self.owners(blob, flight.chunk) or not await self._disk.reserve(blob, size):
             return False
         written = False
         try:
@@ -102,7 +107,7 @@ class FleetSource:
         landed(flight)
         return True
 
-    def _owners(self, blob: Blob, chunk: int) -> list[str]:
+    def owners(self, blob: Blob, chunk: int) -> list[str]:
         """The members that own a chunk, without those that are down; none if this host is alone."""
         if not self.on or not blob.attached:
             return []
@@ -130,7 +135,7 @@ class FleetSource:
         blob, chunk, me = flight.blob, flight.chunk, self._members.me
         tried, busy, failed = set[str](), False, False
         for number in range(ROUNDS * OWNERS):
-            owners = self._owners(blob, chunk)
+            owners = self.owners(blob, chunk)
             if not owners or owners[0] == me:
                 return await self._cached(flight, [owner for owner in owners if owner != me and owner not in tried])
             above = owners[: owners.index(me)] if me in owners else owners
@@ -176,22 +181,8 @@ class FleetSource:
         blob, health = flight.blob, self._health.of(member)
         start, stop = blob.span_of(flight.chunk)
         resizes, came = blob.resizes, list[ChunkRecord]()
-        asked = ChunkRequest(
-            fleet=self._fleet,
-            token=self._content(blob)[1],
-            key=blob.generation.file,
-            start=start,
-            stop=stop,
-            urgency="demand" if flight.demanded or flight.for_others else "prefetch",
-            cached_only=cached_only,
-            asker=self._members.me or "",
-        )
-        request = PeerRequest(
-            member=member,
-            target=asked.target,
-            headers=asked.headers,
-            patience_s=self._health.patience_s(stop - start),
-        )
+        demanded = flight.demanded or flight.for_others
+        request = self.request(blob, flight.chunk, member, demanded=demanded, cached_only=cached_only)
         health.outstanding += stop - start
         try:
             with spanning(blob, REQUEST, offset=start, bytes=stop - start, member=member):
@@ -204,6 +195,33 @@ class FleetSource:
         self._health.answered(member, answer)
         self._count(answer, cached_only=cached_only)
         return answer, came[0] if answer.outcome == "ok" and blob.resizes == resizes else None
+
+    def request(
+        self,
+        blob: Blob,
+        chunk: int,
+        member: str,
+        *,
+        demanded: bool = False,
+        cached_only: bool = False,
+        sends: bool = True,
+    ) -> PeerRequest:
+        """The request to a member for a chunk; without *sends*, the member only fetches it itself."""
+        start, stop = blob.span_of(chunk)
+        asked = ChunkRequest(
+            fleet=self._fleet,
+            token=self._content(blob)[1],
+            key=blob.generation.file,
+            start=start,
+            stop=stop,
+            asker=self.me or "",
+            urgency="demand" if demanded else "prefetch",
+            cached_only=cached_only,
+        )
+        patience_s = self._health.patience_s(stop - start)
+        return PeerRequest(
+            member=member, target=asked.target, headers=asked.headers, patience_s=patience_s, sends=sends
+        )
 
     def _count(self, answer: PeerAnswer, *, cached_only: bool) -> None:
         match answer.outcome:

@@ -78,15 +78,15 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
     tiers = _tiers(options, environment, calls, speed)
     tracer = Tracer(share=options.trace_opens)
     fleet = _fleet(options, environment, tiers, speed)
-    peers = None if fleet is None else fleet.fleet.source
+    peers = None if fleet is None else fleet.source
     fetching = assemble_fetching(options, environment, tiers, speed, tracer, names=calls.open_names, peers=peers)
     services, in_fleet = ([], {}) if fleet is None else fleet.complete(fetching)
     gpu = _gpu(options, environment, tiers, fetching)
     checks = _checks(options, environment, calls, tiers, fetching, gpu)
     derived = DerivedBlobs(tiers.disk, tiers.passthrough, allowed=options.derived)
     deduplication = Deduplication(tiers.disk)
-    commands = _commands(environment, tiers, fetching, gpu, checks, derived)
-    control = _control(options, environment, calls, tiers, fetching, gpu, deduplication, commands, tracer)
+    commands = _commands(environment, tiers, fetching, gpu, checks, derived, fleet)
+    control = _control(options, environment, calls, tiers, fetching, gpu, deduplication, commands, tracer, fleet)
     prefetcher = _prefetcher(options, calls, tiers, fetching)
     reopens = Reopens(environment.ledger, tiers.disk.release)
     filesystem = Filesystem(
@@ -304,7 +304,13 @@ def _repaired(environment: Environment, fetching: Fetching, gpu: Gpu) -> Callabl
 
 
 def _commands(
-    environment: Environment, tiers: Tiers, fetching: Fetching, gpu: Gpu, checks: Checks, derived: DerivedBlobs
+    environment: Environment,
+    tiers: Tiers,
+    fetching: Fetching,
+    gpu: Gpu,
+    checks: Checks,
+    derived: DerivedBlobs,
+    fleet: "FleetPart | None",
 ) -> Commands:
     actions = Actions(
         tiers.disk,
@@ -317,7 +323,8 @@ def _commands(
         checks.signature_policy,
         fetching.breakers,
     )
-    return Commands(fetching.namespace, tiers.disk, actions, fetching.breakers, environment.ledger)
+    spread = None if fleet is None else fleet.spreading(fetching)
+    return Commands(fetching.namespace, tiers.disk, actions, fetching.breakers, environment.ledger, spread=spread)
 
 
 def _control(
@@ -330,6 +337,7 @@ def _control(
     deduplication: Deduplication,
     commands: Commands,
     tracer: Tracer,
+    fleet: "FleetPart | None",
 ) -> Control:
     authorisation = Authorisation(options)
     reports = Reports(
@@ -340,7 +348,7 @@ def _control(
         authorisation,
         commands.jobs,
         metrics=calls.render_metrics,
-        facts=facts(options, environment, tiers, fetching, gpu),
+        facts=facts(options, environment, tiers, fetching, gpu, fleet=None if fleet is None else fleet.facts),
         links=fetching.namespace.links,
         entries=fetching.namespace.entries,
         traces=tracer.traces,
@@ -362,6 +370,7 @@ def _control(
         authorisation,
         tells_common=options.share_chunks,
         refresh=partial(refresh, fetching.namespace, environment.expire),
+        switches={} if fleet is None else fleet.switches,
     )
 
 
