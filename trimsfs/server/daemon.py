@@ -164,8 +164,11 @@ def _certificates(options: MountOptions) -> "ssl.SSLContext | None":
     """
     if options.fleet is None:
         return None
-    for module in ("trimsfs.server.fleet", "trimsfs.fleet.peer_client"):
-        importlib.import_module(module)  # later, its files may be unreadable
+    try:
+        for module in ("trimsfs.server.fleet", "trimsfs.fleet.peer_client"):
+            importlib.import_module(module)  # later, its files may be unreadable
+    except ImportError as error:
+        raise ConfigurationError(f"option --fleet {options.fleet}: {error}: pip install 'trimsfs[fleet]'") from None
     connection = importlib.import_module("trimsfs.fleet.connection")
     try:
         context: ssl.SSLContext = connection.client_context(options.fleet_ca, options.fleet_cert, options.fleet_key)
