@@ -48,7 +48,7 @@ def certificate(options: MountOptions) -> str:
         raise ProblemError(f"{error.filename or chain}: {error.strerror}") from None
     left_s = ssl.cert_time_to_seconds(str(facts["notAfter"])) - time.time()
     if left_s < RENEW_BEFORE_S:
-        raise Advice(f"{chain}: expires in {left_s / 86400:.0f} days: renew it, then `mountctl fleet apply`")
+        raise Advice(f"{chain}: expires in {left_s / 86400:.0f} days: renew it")
     return f"{chain}: valid for {left_s / 86400:.0f} days"
 
 

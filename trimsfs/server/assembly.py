@@ -50,7 +50,7 @@ from trimsfs.tiers.deduplication import Deduplication
 from trimsfs.tiers.disk.budget import DiskLimits
 from trimsfs.tiers.disk.events import TierEvents
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.eviction_policies import POLICIES
+from trimsfs.tiers.eviction_policies import POLICIES, eager, never, others_first
 from trimsfs.tiers.host.tier import HostTier
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.types import Generation
@@ -185,7 +185,9 @@ def _always_compared(options: MountOptions) -> bool:
 
 def _tiers(options: MountOptions, environment: Environment, calls: Calls, speed: ByPath[StoreSpeed]) -> Tiers:
     assert options.cache_dir is not None
-    store = environment.store
+    store, policy = environment.store, POLICIES[options.cache_policy]
+    if options.fleet is not None and policy not in {never, eager}:
+        policy = others_first(policy)
     disk = DiskTier(
         options.cache_dir,
         store=store.origins if isinstance(store, StoreRouter) else store.identity,
@@ -193,7 +195,7 @@ def _tiers(options: MountOptions, environment: Environment, calls: Calls, speed:
             budget=options.cache_size,
             min_free=options.min_free,
             quotas=Quotas({f"{tenant.path}/": tenant.cache_size for tenant in options.tenants}),
-            policy=POLICIES[options.cache_policy],
+            policy=policy,
         ),
         load_cost=lambda key, size: speed.of(key).load_cost(size),
         compares=options.digests != "off",

@@ -161,7 +161,10 @@ def _certificates(options: MountOptions) -> "ssl.SSLContext | None":
     """What this host connects to others of its fleet with; None without a fleet. Raises ConfigurationError."""
     if options.fleet is None:
         return None
-    connection = importlib.import_module("trimsfs.fleet.connection")
+    try:
+        connection = importlib.import_module("trimsfs.fleet.connection")
+    except ImportError as error:
+        raise ConfigurationError(f"option --fleet {options.fleet}: {error}: pip install 'trimsfs[fleet]'") from None
     try:
         context: ssl.SSLContext = connection.client_context(options.fleet_ca, options.fleet_cert, options.fleet_key)
     except OSError as error:
