@@ -10,8 +10,7 @@ import pytest
 
 from mountctl.commands.declared_mounts import declared_mounts
 from mountctl.fleet.nginx import Member, render
-from tests.kubernetes.manifests import KUBERNETES, ROOT, Manifest, container, of_kind, resolved
-from tests.kubernetes.test_schemas import NEWEST, OLDEST
+from tests.kubernetes.manifests import KUBERNETES, NEWEST, OLDEST, ROOT, Manifest, container, of_kind, resolved
 from trimsfs.options import load_options
 from trimsfs.options.schema import FALLBACK_UID
 

@@ -47,7 +47,10 @@ def test_workers_have_the_group_of_the_server() -> None:
     ("options", "told"),
     [
         ({}, "option --fleet-listen 10.0.0.1:7443: another mount listens there: choose another port"),
-        ({"fleet_listen": "10.0.0.1:1", "server_user": "root"}, "option --server-user: the mounts of fleets have several"),
+        (
+            {"fleet_listen": "10.0.0.1:1", "server_user": "root"},
+            "option --server-user: the mounts of fleets have several",
+        ),
         ({"fleet_listen": "10.0.0.1:1", "cache_dir": "/a$b"}, "nginx cannot use a path with quotes, dollars"),
         ({"fleet_listen": "10.0.0.1:1", "cache_dir": "/" + 100 * "c"}, "too long for a fleet's socket: shorten it"),
         ({"fleet_listen": "10.0.0.1:1", "server_user": "4000000"}, "nginx needs a user with a name: run `useradd"),

@@ -16,7 +16,8 @@ from trimsfs.checksums import crc32c
 from trimsfs.errors import InvalidRequestError, StoreUnavailableError, TransientStoreError
 from trimsfs.fetch import first_bytes
 from trimsfs.fetch.copier import Extent, Landed
-from trimsfs.fetch.peers import Lane, Outcome, PeerAnswer, PeerRequest
+from trimsfs.fetch.flights import Lane
+from trimsfs.fetch.peers import Outcome, PeerAnswer, PeerRequest
 from trimsfs.fetch.store_fetcher import StoreFetcher
 from trimsfs.fleet import source
 from trimsfs.fleet.health import Health

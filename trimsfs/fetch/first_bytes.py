@@ -11,8 +11,7 @@ from cachetools import LRUCache
 
 from trimsfs.errors import StoreError
 from trimsfs.fetch.batches import BatchFetcher
-from trimsfs.fetch.flights import Flight
-from trimsfs.fetch.peers import Lane
+from trimsfs.fetch.flights import Flight, Lane
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob
 from trimsfs.types import Buffer

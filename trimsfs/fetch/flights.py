@@ -1,14 +1,22 @@
 """A flight: one chunk that is being made readable, for all who wait for it."""
 
+import enum
+
 import trio
 
 from trimsfs.errors import CacheFullError, StoreError, StoreUnavailableError
-from trimsfs.fetch.peers import Lane
 from trimsfs.tiers.blob import Blob, ChunkState
 
 HEAD_START_S, LONGEST_HEAD_START_S = 0.02, 0.25
 """The head start: once a reader waits for the first bytes, no prefetch starts for HEAD_START_S. It lasts until they
 arrive, at most LONGEST_HEAD_START_S. A program that reads only a header has closed the file by then."""
+
+
+class Lane(enum.IntEnum):
+    """Where a chunk most likely comes from. Requests to the store, and those to peers, do not wait for each other."""
+
+    STORE = 0
+    PEERS = 1
 
 
 class Flight:

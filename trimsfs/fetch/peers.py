@@ -1,22 +1,11 @@
 """Peers: other hosts of a fleet, which a fetcher may ask for chunks before it asks the store."""
 
-import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
+from trimsfs.fetch.flights import Flight, Lane
 from trimsfs.tiers.blob import Blob
-
-if TYPE_CHECKING:
-    from trimsfs.fetch.flights import Flight
-
-
-class Lane(enum.IntEnum):
-    """Where a chunk most likely comes from. Requests to the store, and those to peers, do not wait for each other."""
-
-    STORE = 0
-    PEERS = 1
-
 
 Outcome = Literal["ok", "absent", "other", "busy", "refused", "damaged", "slow", "silent", "unreachable"]
 """How a request to a peer ended. It has no such chunks, or another generation; it is too busy; it refuses this host's
@@ -58,5 +47,5 @@ class Peers(Protocol):
     def lane(self, blob: Blob, chunk: int) -> Lane:
         """Where a chunk most likely comes from."""
 
-    async def fetch(self, flight: "Flight", landed: Callable[["Flight"], None]) -> bool:
+    async def fetch(self, flight: Flight, landed: Callable[[Flight], None]) -> bool:
         """Fetch a chunk into its blob; returns whether it has landed. If not, the store is to be asked."""

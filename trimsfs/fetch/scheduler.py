@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 import trio
 
 from trimsfs.errors import TrimsError
-from trimsfs.fetch.flights import Flight, no_room
-from trimsfs.fetch.peers import Lane
+from trimsfs.fetch.flights import Flight, Lane, no_room
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.types import Generation
 

@@ -1,7 +1,7 @@
 """Slots: how many requests may be under way at once, to the store and to peers."""
 
 from trimsfs.concurrency.adaptive_limit import AdaptiveLimit
-from trimsfs.fetch.peers import Lane
+from trimsfs.fetch.flights import Lane
 
 PEER_REQUESTS, DEMANDED_PEER_REQUESTS = 16, 32
 """Most requests to peers at once, for what is prefetched and for what readers wait for."""

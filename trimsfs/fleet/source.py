@@ -8,8 +8,8 @@ import trio
 
 from trimsfs.errors import TransientStoreError
 from trimsfs.fetch.copier import Copier, Extent
-from trimsfs.fetch.flights import Flight
-from trimsfs.fetch.peers import Lane, PeerAnswer, PeerRequest
+from trimsfs.fetch.flights import Flight, Lane
+from trimsfs.fetch.peers import PeerAnswer, PeerRequest
 from trimsfs.fleet.health import Health, RetryBudget
 from trimsfs.fleet.members import Members
 from trimsfs.fleet.placement import Placement, content_seed
