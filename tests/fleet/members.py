@@ -116,7 +116,8 @@ class Fleet:
     def _serve(self, member: Member) -> None:
         nginx = Nginx(member.directory / "nginx")
         options = MountOptions(cache_dir=member.mount.cache, **self._options(member))
-        nginx.write([ServedMount(mountpoint=member.mount.path, options=options)])
+        served = ServedMount(mountpoint=member.mount.path, options=options)
+        member.host.namespace.call(lambda: nginx.write([served]))
         command = [*member.host.namespace.before, *nginx.command()]
         daemon = run_daemon("nginx", command, member.directory / "nginx.log", os.environ)
         member.running.enter_context(daemon)

@@ -60,9 +60,13 @@ class Health:
                 del self.members[member]
 
     def down(self) -> set[str]:
-        """The members not to ask for now."""
+        """The members not to ask for now: those that have failed of late, and those that one request tries again."""
         now = trio.current_time()
-        return {member for member, health in self.members.items() if health.down_until > now}
+        return {
+            member
+            for member, health in self.members.items()
+            if health.problem is not None and (health.down_until > now or health.outstanding)
+        }
 
     def expected_s(self, member: str, size: int) -> float:
         """An estimate of the seconds until a member has sent *size* bytes more."""

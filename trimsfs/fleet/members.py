@@ -11,7 +11,8 @@ from trimsfs.listen_address import ListenAddress
 
 log = logging.getLogger(__name__)
 
-INTERVAL_S = 5.0
+INTERVAL_S, FIRST_S = 5.0, 1.0
+"""How often the members are read, and how long a server that starts waits for them at most."""
 
 
 class Members:
@@ -30,10 +31,11 @@ class Members:
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read the members, and again every INTERVAL_S."""
-        await self.refresh()
+        with trio.move_on_after(FIRST_S):
+            await self.refresh()
         task_status.started()
         while True:
-            await trio.sleep(INTERVAL_S)
+            await trio.sleep(INTERVAL_S if self._read_once else FIRST_S)
             await self.refresh()
 
     async def refresh(self) -> None:

@@ -1,11 +1,10 @@
 """Spreads files over the fleet before many hosts want them at once."""
 
-from collections.abc import Sequence
 from functools import partial
 
 import trio
 
-from trimsfs.errors import InvalidRequestError, StoreUnavailableError
+from trimsfs.errors import InvalidRequestError, StoreUnavailableError, TrimsError
 from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.fleet.source import FleetSource
@@ -28,26 +27,27 @@ class Spreader:
         self._copier = copier
 
     async def spread(self, generation: Generation) -> None:
-        """Spread a file. Raises InvalidRequestError if there is no other member, StoreError and CacheFullError."""
+        """Spread a file. Raises InvalidRequestError if there is no other member, and StoreUnavailableError."""
         slots = trio.Semaphore(CHUNKS_AT_ONCE)
         failures: list[str] = []
-        async with self._disk.using(generation) as blob, trio.open_nursery() as nursery:
-            for chunk in range(len(blob.states)):
-                owners = self._source.owners(blob, chunk)
-                if not owners:
-                    raise InvalidRequestError(f"{generation.key}: no other member answers: see `trimsfs status`")
-                await slots.acquire()
-                nursery.start_soon(self._give, blob, chunk, owners, slots, failures)
+        async with self._disk.using(generation) as blob:
+            if blob.states and not self._source.owners(blob, 0):
+                raise InvalidRequestError(f"{generation.key}: no other member answers: see `trimsfs status`")
+            async with trio.open_nursery() as nursery:
+                for chunk in range(len(blob.states)):
+                    await slots.acquire()
+                    nursery.start_soon(self._give, blob, chunk, slots, failures)
         if failures:
             raise StoreUnavailableError(f"{generation.key}: {len(failures)} chunks not spread: {failures[0]}")
 
-    async def _give(
-        self, blob: Blob, chunk: int, owners: Sequence[str], slots: trio.Semaphore, failures: list[str]
-    ) -> None:
+    async def _give(self, blob: Blob, chunk: int, slots: trio.Semaphore, failures: list[str]) -> None:
         try:
-            for owner in owners:
+            for owner in self._source.owners(blob, chunk):
                 if owner == self._source.me:
-                    await self._fetcher.fetch_for_others(blob, range(chunk, chunk + 1))
+                    try:
+                        await self._fetcher.fetch_for_others(blob, range(chunk, chunk + 1))
+                    except TrimsError as error:
+                        failures.append(str(error))
                 elif (problem := await self._told(blob, chunk, owner)) is not None:
                     failures.append(f"{owner}: {problem}")
         finally:

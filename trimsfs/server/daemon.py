@@ -158,13 +158,18 @@ def _manifests(options: MountOptions) -> ReadManifest | None:
 
 
 def _certificates(options: MountOptions) -> "ssl.SSLContext | None":
-    """What this host connects to others of its fleet with; None without a fleet. Raises ConfigurationError."""
+    """What this host connects to others of its fleet with, and the code for it; None without a fleet.
+
+    Raises ConfigurationError.
+    """
     if options.fleet is None:
         return None
     try:
-        connection = importlib.import_module("trimsfs.fleet.connection")
+        for module in ("trimsfs.server.fleet", "trimsfs.fleet.peer_client"):
+            importlib.import_module(module)  # later, its files may be unreadable
     except ImportError as error:
         raise ConfigurationError(f"option --fleet {options.fleet}: {error}: pip install 'trimsfs[fleet]'") from None
+    connection = importlib.import_module("trimsfs.fleet.connection")
     try:
         context: ssl.SSLContext = connection.client_context(options.fleet_ca, options.fleet_cert, options.fleet_key)
     except OSError as error:
