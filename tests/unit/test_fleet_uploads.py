@@ -75,6 +75,27 @@ async def test_who_waits_is_sent_on_as_soon_as_another_has_the_chunk(autojump_cl
     assert trio.current_time() < PATIENCE_S
 
 
+async def test_a_turn_is_not_lost_with_who_hangs_up(autojump_clock: MockClock) -> None:
+    uploads, got = Uploads(None), list[str]()
+    numbers = await start(uploads, MOST_OF_CHUNK)
+
+    async def wait(name: str, scope: trio.CancelScope) -> None:
+        with scope:
+            await uploads.turn(CHUNK, SIZE, f"{name}:1")
+            got.append(name)
+
+    first, second = trio.CancelScope(), trio.CancelScope()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait, "first", first)
+        await trio.sleep(0.1)
+        nursery.start_soon(wait, "second", second)
+        await trio.sleep(0.1)
+        first.cancel()
+        uploads.ended(numbers[0], 0, complete=False)
+        await trio.sleep(0.1)
+        assert got == ["second"]
+
+
 async def test_all_uploads_together_stay_within_the_limit(autojump_clock: MockClock) -> None:
     uploads, began, turns = Uploads(10 * SIZE), trio.current_time(), list[float]()
 

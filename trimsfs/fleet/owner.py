@@ -6,6 +6,8 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from cachetools import TTLCache
+
 from trimsfs.errors import ObjectChangedError, StoreError, TrimsError
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.fleet.http_server import Answer, Request
@@ -32,6 +34,8 @@ BLOBS = "/blobs"
 """Where nginx has the directory of blobs, for redirects of this server only."""
 RECENT_S = 1.0
 """How old an answer of the store may be that contradicts an asker."""
+KEYS_TOLD, TOLD_EVERY_S = 64, 60.0
+"""Of how many keys, and how often, the log tells that they cannot be given."""
 _GROUP_READS, _GROUP_ENTERS = stat.S_IRGRP, stat.S_IRGRP | stat.S_IXGRP
 
 BAD_REQUEST, MISSING, OTHER_GENERATION, BUSY = (Answer(status=status) for status in (400, 404, 409, 503))
@@ -56,6 +60,7 @@ class Owner:
         self._fetcher = fetcher
         self._uploads = uploads
         self._serving = serving
+        self._told: TTLCache[str, None] = TTLCache(KEYS_TOLD, TOLD_EVERY_S)
 
     async def answer(self, request: Request) -> Answer:
         """The answer to a request that nginx passes on: a redirect to the blob, or why there is none."""
@@ -76,7 +81,8 @@ class Owner:
         except ObjectChangedError:
             return OTHER_GENERATION
         except (TrimsError, OSError) as error:
-            if not isinstance(error, StoreError):  # the fetcher has logged it
+            if not isinstance(error, StoreError) and wanted.key not in self._told:  # else the fetcher has logged it
+                self._told[wanted.key] = None
                 log.warning("%s: not given to the fleet: %s", wanted.key, error)
             return BUSY
 

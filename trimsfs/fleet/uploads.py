@@ -38,15 +38,32 @@ class BusyError(Exception):
 
 @dataclass(slots=True)
 class _Spreading:
-    """A chunk that is being sent: to how many, and the members that can be named in place of this host."""
+    """A chunk that is being sent: to how many, who can be named in place of this host, and who waits."""
 
     active: int = 0
     holders: deque[str] = field(default_factory=deque)
-    changed: trio.Event = field(default_factory=trio.Event)
+    waiting: deque[trio.Event] = field(default_factory=deque)
 
-    def tell(self) -> None:
-        self.changed.set()
-        self.changed = trio.Event()
+    async def changed(self, deadline: float) -> bool:
+        """Wait until it is this one's turn to look again; False at the deadline."""
+        event, woken = trio.Event(), False
+        self.waiting.append(event)
+        try:
+            with trio.move_on_at(deadline):
+                await event.wait()
+                woken = True
+        finally:
+            if not woken and event.is_set():
+                self.wake(1)  # the next one in place of this one
+            elif not woken:
+                self.waiting.remove(event)
+        return woken
+
+    def wake(self, count: int) -> None:
+        """Have some of those who wait look again."""
+        while self.waiting and count:
+            self.waiting.popleft().set()
+            count -= 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +99,7 @@ class Uploads:
         while spreading.active >= MOST_OF_CHUNK:
             if spreading.holders:
                 raise self._refusal([spreading.holders.popleft()])
-            with trio.move_on_at(deadline) as waiting:
-                await spreading.changed.wait()
-            if waiting.cancelled_caught:
+            if not await spreading.changed(deadline):
                 raise self._refusal([])
         if self.limit is not None:
             await self._pace(size, self.limit)
@@ -113,11 +128,12 @@ class Uploads:
             return
         spreading = self._spreading(upload.chunk)
         spreading.active -= 1
+        holders = []
         if complete and sent >= upload.size:
             self.count += 1
-            if upload.asker:
-                spreading.holders.extend([upload.asker] * REFERRALS)
-        spreading.tell()
+            holders = [upload.asker] * REFERRALS if upload.asker else []
+        spreading.holders.extend(holders)
+        spreading.wake(1 + len(holders))
 
     def _spreading(self, chunk: Chunk) -> _Spreading:
         spreading = self._chunks.setdefault(chunk, _Spreading())
