@@ -65,11 +65,11 @@ def a_fast_store(host: Host, directory: Path) -> Iterator[FleetStore]:
 
         def store(objects: Mapping[str, bytes]) -> None:
             for key, content in objects.items():
-                path, fresh = bucket / key, directory / "fresh"
+                path, fresh = bucket / key, directory / "upload"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 fresh.write_bytes(content)
                 uploaded(fresh)
-                fresh.rename(path)
+                fresh.rename(path)  # so that nobody sees a part of it, or without its ETag
 
         yield FleetStore(server, host, sent, store)
 
