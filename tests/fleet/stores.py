@@ -65,10 +65,11 @@ def a_fast_store(host: Host, directory: Path) -> Iterator[FleetStore]:
 
         def store(objects: Mapping[str, bytes]) -> None:
             for key, content in objects.items():
-                path = bucket / key
+                path, fresh = bucket / key, directory / "upload"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
-                uploaded(path)
+                fresh.write_bytes(content)
+                uploaded(fresh)
+                fresh.rename(path)  # so that nobody sees a part of it, or without its ETag
 
         yield FleetStore(server, host, sent, store)
 

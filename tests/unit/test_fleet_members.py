@@ -70,7 +70,7 @@ def _no_names_but(names: dict[str, list[str]]) -> Callable[..., object]:
 def test_one_name_stands_for_all_of_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", _no_names_but({"fleet.svc": ["10.0.0.1", "10.0.0.2"]}))
     found = Members("fleet.svc:7443", parse_address("10.0.0.2:7443")).read()
-    assert found == ({"10.0.0.1:7443", "10.0.0.2:7443"}, "10.0.0.2:7443")
+    assert found == (frozenset({"10.0.0.1:7443", "10.0.0.2:7443"}), "10.0.0.2:7443")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ async def test_the_file_is_read_again(
     members = Members(str(file), parse_address("10.0.0.1:7"))
     async with trio.open_nursery() as nursery:
         await nursery.start(members.run)
-        assert (members.addresses, members.me) == ({"10.0.0.1:7", "10.0.0.2:7"}, "10.0.0.1:7")
+        assert (members.addresses, members.me) == (frozenset({"10.0.0.1:7", "10.0.0.2:7"}), "10.0.0.1:7")
         file.with_suffix(".new").write_text("10.0.0.2:7\n")
         file.with_suffix(".new").rename(file)
         await until(lambda: members.addresses == {"10.0.0.2:7"})

@@ -4,7 +4,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -44,8 +44,9 @@ class Asked:
         headers = {name.decode(): value.decode() for name, value in event.headers}
         self.request = parse_request(event.target.decode(), headers)
 
-    def answer(self, status: int = 206, body: bytes | None = None, **headers: str) -> None:
-        """Answer with the bytes that it wants, if no others."""
+    def answer(self, status: int = 206, body: bytes | None = None, *, told: Mapping[str, str] | None = None) -> None:
+        """Answer with the bytes that it wants, if no others; the headers are those that are *told*, and checksums."""
+        headers = dict(told or {})
         wanted = CONTENT[self.request.start : self.request.stop]
         if status == 206:
             body = wanted if body is None else body
@@ -166,7 +167,7 @@ async def test_chunks_come_over_one_connection(scene: Scene, host: Host) -> None
 )
 async def test_a_status_tells_why_there_are_no_chunks(scene: Scene, host: Host, status: int, outcome: str) -> None:
     headers = {"trimsfs-holders": "10.0.0.1:7,10.0.0.2:7"}
-    with scene.member(lambda stream: Asked(stream).answer(status, b"<html>", **headers)) as member:
+    with scene.member(lambda stream: Asked(stream).answer(status, b"<html>", told=headers)) as member:
         answer = await host.fetch(member)
     assert (answer.outcome, answer.holders) == (outcome, ["10.0.0.1:7", "10.0.0.2:7"])
     assert host.landed == []
@@ -174,7 +175,7 @@ async def test_a_status_tells_why_there_are_no_chunks(scene: Scene, host: Host, 
 
 @pytest.mark.parametrize("crcs", ["", "00000000", "00000000,00000000", "x,y"])
 async def test_bytes_that_differ_from_their_checksums_do_not_land(scene: Scene, host: Host, crcs: str) -> None:
-    with scene.member(lambda stream: Asked(stream).answer(**{CRCS: crcs})) as member:
+    with scene.member(lambda stream: Asked(stream).answer(told={CRCS: crcs})) as member:
         assert (await host.fetch(member)).outcome == "damaged"
     assert host.landed == []
 
@@ -230,7 +231,11 @@ async def test_a_member_that_waits_for_the_store_is_waited_for(scene: Scene, hos
 
 
 async def test_a_member_that_answers_nothing_is_silent(scene: Scene, host: Host) -> None:
-    with scene.member(lambda stream: (Asked(stream), time.sleep(5))) as member:
+    def hanging(stream: ssl.SSLSocket) -> None:
+        Asked(stream)
+        time.sleep(5)
+
+    with scene.member(hanging) as member:
         began = time.monotonic()
         assert (await host.fetch(member)).outcome == "silent"
         assert time.monotonic() - began < 2

@@ -72,6 +72,8 @@ class Owner:
             return BAD_REQUEST
         if not self._serving():
             return BUSY
+        if wanted.cached_only and request.method == "HEAD":
+            return MISSING  # the asker wants to know whether anybody is here, and must not wait for the store
         try:
             generation = await self._generation(wanted)
             if generation is None:
@@ -87,10 +89,16 @@ class Owner:
             return BUSY
 
     async def _generation(self, wanted: ChunkRequest) -> Generation | None:
-        """The generation that an asker means, if this host's store has it. Raises StoreError."""
+        """The generation that an asker means, if this host's store has it. Raises StoreError.
+
+        What the store last told suffices: a token names a content, which does not change. So an owner need not ask a
+        store that does not answer.
+        """
         prefix, slash, name = wanted.key.rpartition("/")
         directory, encoded = prefix + slash, os.fsencode(name)
-        entry, _ = await self._namespace.lookup(directory, encoded)
+        entry = self._namespace.latest(directory, encoded)
+        if not self._is_meant(wanted, entry):
+            entry, _ = await self._namespace.lookup(directory, encoded)
         if not self._is_meant(wanted, entry):
             entry = await self._namespace.recent(directory, encoded, RECENT_S)
         return entry if isinstance(entry, Generation) and self._is_meant(wanted, entry) else None

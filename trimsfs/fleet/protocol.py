@@ -11,7 +11,8 @@ its own store, by its own rights, and answers only if its generation gives the s
 503    busy or draining; members that have the bytes, if the owner knows some
 =====  ======================================================================================
 
-A HEAD request has the owner fetch the chunks and sends none.
+A HEAD request has the owner fetch the chunks and sends none. One that is cached only asks whether the owner is alive:
+the answer is 404.
 """
 
 import hashlib

@@ -21,6 +21,8 @@ from trimsfs.types import ChunkRecord, Generation
 
 OWNERS = 2
 """How many members own a chunk: the second is asked if the first is slow, busy or down."""
+HOLDERS = 3
+"""How many members that perhaps have a chunk are asked before the store: those that owned it before others joined."""
 ROUNDS = 4
 """How often the owners are asked while they are busy."""
 BUSY_PAUSE_S = 0.2
@@ -107,8 +109,9 @@ class FleetSource:
         landed(flight)
         return True
 
-    def owners(self, blob: Blob, chunk: int) -> list[str]:
-        """The members that own a chunk, without those that are down; none if this host is alone."""
+    def owners(self, blob: Blob, chunk: int, count: int = OWNERS) -> list[str]:
+        """The members that own a chunk, without those that are down, and the next ones up to a *count*; none if this
+        host is alone."""
         if not self.on or not blob.attached:
             return []
         if self._placed is not self._members.addresses:
@@ -118,7 +121,7 @@ class FleetSource:
         down = self._health.down()
         if self._members.addresses - down <= {self._members.me}:
             return []
-        return self._placement.ranked(self._content(blob)[2], chunk, OWNERS, without=down)
+        return self._placement.ranked(self._content(blob)[2], chunk, count, without=down)
 
     def _content(self, blob: Blob) -> tuple[Generation, str, int]:
         """A blob's token in the fleet, and its number in placements."""
@@ -135,9 +138,10 @@ class FleetSource:
         blob, chunk, me = flight.blob, flight.chunk, self._members.me
         tried, busy, failed = set[str](), False, False
         for number in range(ROUNDS * OWNERS):
-            owners = self.owners(blob, chunk)
-            if not owners or owners[0] == me:
-                return await self._cached(flight, [owner for owner in owners if owner != me and owner not in tried])
+            ranked = self.owners(blob, chunk, 1 + HOLDERS)
+            if not ranked or ranked[0] == me:
+                return await self._cached(flight, [each for each in ranked if each not in tried])
+            owners = ranked[:OWNERS]
             above = owners[: owners.index(me)] if me in owners else owners
             left = [owner for owner in above if owner not in tried]
             if not left and me in owners:
@@ -167,7 +171,7 @@ class FleetSource:
 
     async def _cached(self, flight: Flight, members: list[str]) -> ChunkRecord | None:
         """Fetch a chunk from one of some members that perhaps have it. Raises OSError."""
-        for member in members[:OWNERS]:
+        for member in members[:HOLDERS]:
             if member in self._members.addresses and member != self._members.me:
                 _, record = await self._ask(flight, member, cached_only=True)
                 if record is not None:
