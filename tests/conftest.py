@@ -31,6 +31,8 @@ pytest_plugins = ["tests.support.parallel"]
 NEED_ROOT = {"containers", "fleet", "fuse", "gpu", "reliability", "security"}
 """The directories of tests that mount."""
 MODES = ["--passthrough", "--no-passthrough"]
+NEED_ROOT = {"fuse", "containers", "fleet", "gpu", "reliability", "security"}
+"""Directories of tests that mount by mount(2)."""
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -47,7 +47,7 @@ async def test_they_come_after_readers_and_before_the_prefetch(workshop: Worksho
     async with trio.open_nursery() as nursery:
         for chunk in (8, 9, 10):
             nursery.start_soon(bench.fetcher.fetch_for_others, blob, range(chunk, chunk + 1))
-        await wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
         assert bench.store.reads() == [0, chunk_size, 8 * chunk_size]  # a place of their own, beside this host's
         nursery.start_soon(bench.read, blob, 9 * chunk_size, 9 * chunk_size + 1)
         await wait_all_tasks_blocked()
