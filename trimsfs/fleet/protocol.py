@@ -30,7 +30,7 @@ KEY, URGENCY, ASKER = "trimsfs-key", "trimsfs-urgency", "trimsfs-asker"
 CRCS, HOLDERS = "trimsfs-crc32c", "trimsfs-holders"
 """Names of headers, in lower case, as parsers give them."""
 CACHED_ONLY, RETRY_AFTER = "only-if-cached", "retry-after"
-AWAY_S = 30
+AWAY_S = 10
 """For how many seconds a member that is drained or off is not asked."""
 KEY_LIMIT = 4096
 """Bytes of the longest key."""
