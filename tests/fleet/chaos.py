@@ -100,7 +100,7 @@ def wreak(chaos: Chaos, troubles: int, every_s: float) -> None:
     with ExitStack() as stack:
         for member in chaos.fleet.members:
             chaos.start(member)
-        stack.callback(lambda: [chaos.end(member) for member in chaos.fleet.members])
+            stack.callback(chaos.end, member)
         for number in range(troubles):
             begun = time.monotonic()
             TROUBLES[number % len(TROUBLES)](chaos, chaos.random.choice(chaos.fleet.members))

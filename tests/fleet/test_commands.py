@@ -47,7 +47,7 @@ def test_status_tells_of_the_fleet(fleet: Fleet, expected: Path) -> None:
 
     def moved(name: str) -> float:
         key = f"trimsfs_fleet_{name}_total"
-        return sum(each[key] for each in after) - sum(each[key] for each in before)
+        return float(sum(each[key] for each in after) - sum(each[key] for each in before))
 
     assert moved("received_bytes") == moved("served_sent_bytes") == 2 * SIZE
     assert f"{len(fleet.members)} members" in command("status", fleet.members[0].mount.path)

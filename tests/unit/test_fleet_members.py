@@ -11,7 +11,15 @@ from trio.testing import MockClock
 
 from tests.support.parts import until
 from trimsfs.fetch.peers import Outcome, PeerAnswer
-from trimsfs.fleet.health import FIRST_RATE, LONGEST_PAUSE_S, STRIKES, Health, RetryBudget
+from trimsfs.fleet.health import (
+    FIRST_RATE,
+    LEAST_PATIENCE_S,
+    LONGEST_PAUSE_S,
+    MOST_PATIENCE_S,
+    STRIKES,
+    Health,
+    RetryBudget,
+)
 from trimsfs.fleet.members import Members
 from trimsfs.fleet.placement import Placement, content_seed
 from trimsfs.listen_address import parse_address
@@ -159,6 +167,19 @@ async def test_who_is_slow_or_has_much_to_send_comes_later(autojump_clock: MockC
     assert health.expected_s("a", MIB) > health.expected_s("b", MIB)
     await trio.sleep(60)
     assert health.expected_s("slow", MIB) == health.expected_s("b", MIB)  # it is asked again
+
+
+async def test_patience_is_by_what_shares_the_link(autojump_clock: MockClock) -> None:
+    health = Health()
+    for _ in range(20):
+        health.answered("a", answer("ok", MIB, 0.01))
+        await trio.sleep(0.1)
+    alone = health.patience_s(8 * MIB)
+    assert LEAST_PATIENCE_S <= alone < 8
+    health.of("b").outstanding = 100 * MIB
+    assert 20 < health.patience_s(8 * MIB) < 80
+    health.of("b").outstanding = 10_000 * MIB
+    assert health.patience_s(8 * MIB) == MOST_PATIENCE_S
 
 
 async def test_the_store_is_asked_for_a_tenth_of_what_members_give(autojump_clock: MockClock) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import statistics
+from collections import deque
 from dataclasses import dataclass
 
 import trio
@@ -22,9 +23,11 @@ WEIGHT = 0.3
 RATE_LASTS_S = 30.0
 """How long a rate counts. A member that was slow is asked again then."""
 FIRST_RATE = 4e6
-"""Bytes a second that are expected of a member before any has sent something."""
-PATIENCE, LEAST_PATIENCE_S = 4.0, 2.0
-"""How many times as long as expected, and how long at least, a chunk may take."""
+"""Bytes a second that are expected before any member has sent something."""
+PATIENCE, LEAST_PATIENCE_S, MOST_PATIENCE_S = 4.0, 3.0, 60.0
+"""How many times as long as expected a chunk may take, and the limits of that."""
+WINDOW_S = 10.0
+"""Over how long the rate of all that comes is measured."""
 _DOWN = {"unreachable", "silent"}
 
 
@@ -50,6 +53,7 @@ class Health:
 
     def __init__(self) -> None:
         self.members: dict[str, MemberHealth] = {}
+        self._came: deque[tuple[float, int]] = deque()
 
     def of(self, member: str) -> MemberHealth:
         return self.members.setdefault(member, MemberHealth())
@@ -75,12 +79,25 @@ class Health:
         return (health.outstanding + size) / (self._recent_rate(health) or self._typical_rate())
 
     def patience_s(self, size: int) -> float:
-        """How long *size* bytes may take from their first on."""
-        return max(LEAST_PATIENCE_S, PATIENCE * size / self._typical_rate())
+        """How long *size* bytes may take from their first on: all that this host has asked for shares its link."""
+        outstanding = sum(health.outstanding for health in self.members.values())
+        expected_s = (outstanding + size) / self._rate_of_all()
+        return min(MOST_PATIENCE_S, max(LEAST_PATIENCE_S, PATIENCE * expected_s))
+
+    def _rate_of_all(self) -> float:
+        """Bytes a second that members together have sent of late."""
+        now = trio.current_time()
+        while self._came and self._came[0][0] < now - WINDOW_S:
+            self._came.popleft()
+        if not self._came:
+            return FIRST_RATE
+        return sum(size for _, size in self._came) / max(1.0, now - self._came[0][0])
 
     def answered(self, member: str, answer: PeerAnswer) -> None:
         """Learn from the end of a request."""
         health, now = self.of(member), trio.current_time()
+        if answer.received:
+            self._came.append((now, answer.received))
         if answer.received and answer.body_s > 0:
             rate, before = answer.received / answer.body_s, self._recent_rate(health)
             health.rate = rate if before is None else before + WEIGHT * (rate - before)

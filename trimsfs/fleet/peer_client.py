@@ -17,7 +17,7 @@ from trimsfs.stores.base import Sink
 
 CHECKED_AFTER_S = 1.0
 """How long a member may be silent before it must show that it is alive: it may wait for the store."""
-ALIVE_TIMEOUT_S = 2.0
+ALIVE_TIMEOUT_S = 4.0
 LONGEST_WAIT_S = 60.0
 """After this time a member that is alive counts as busy."""
 MOST_IDLE = 16
