@@ -22,7 +22,8 @@ WORKERS = 4
 _LONGEST_SOCKET = 107
 """Bytes that the path of a Unix socket may have."""
 _QUOTABLE = re.compile(r"[^\"$\\\n]*")
-_DRAINED = "return 503;"
+_DRAINED = "add_header Retry-After 10 always; return 503;"
+"""As `trimsfs.fleet.protocol` has it: others leave this host alone for a while."""
 _SERVING = """limit_except GET {
                 deny all;
             }

@@ -36,19 +36,18 @@ def test_programs_read_on_beside_members_that_fail(
     expected.mkdir()
     for number in range(FILES):
         (expected / f"file{number}").write_bytes(chance.randbytes(SIZE))
+    last = tmp_path / "last"
+    last.write_bytes(chance.randbytes(SIZE))
     let_in(tmp_path)
     with a_network() as network, a_fast_store(network.host(RATE), tmp_path / "store") as store:
-        store.put({path.name: path.read_bytes() for path in expected.iterdir()})
+        store.put({path.name: path.read_bytes() for path in (*expected.iterdir(), last)})
         places = [network.host(RATE) for _ in range(hosts)]
         with a_fleet(tmp_path / "members", store, places, "--cache-size", str(CACHE)) as fleet:
             fleet.up(fleet.members)
             chaos = Chaos(fleet, expected, RATE, chance, lasts_s)
             wreak(chaos, troubles, every_s)
-            last = expected / "last"
-            last.write_bytes(chance.randbytes(SIZE))
-            store.put({"last": last.read_bytes()})
             before = store.sent_bytes()
-            read_together(fleet.members, "last", last)
+            read_together(fleet.members, last.name, last)
             assert store.sent_bytes() - before <= 2 * SIZE
     assert sum(outcome["reads"] for outcome in chaos.outcomes) > troubles
     assert [

@@ -53,6 +53,17 @@ def test_status_tells_of_the_fleet(fleet: Fleet, expected: Path) -> None:
     assert f"{len(fleet.members)} members" in command("status", fleet.members[0].mount.path)
 
 
+def test_a_model_is_spread_before_the_rush(fleet: Fleet, expected: Path) -> None:
+    before = fleet.store.sent_bytes()
+    command("warm", "--fleet", fleet.members[0].mount.path / expected.name)
+    assert fleet.store.sent_bytes() - before == SIZE
+    read_together(fleet.members, expected.name, expected)
+    assert fleet.store.sent_bytes() - before == SIZE
+
+
+# From here on, others leave a member alone for a while.
+
+
 def test_a_member_that_is_off_fetches_alone(fleet: Fleet, expected: Path) -> None:
     alone, *others = fleet.members
     command("fleet", "off", alone.mount.path)
@@ -79,14 +90,6 @@ def test_off_outlives_the_server(fleet: Fleet) -> None:
         assert not told(member)["fleet"]["on"]
     finally:
         command("fleet", "on", member.mount.path)
-
-
-def test_a_model_is_spread_before_the_rush(fleet: Fleet, expected: Path) -> None:
-    before = fleet.store.sent_bytes()
-    command("warm", "--fleet", fleet.members[0].mount.path / expected.name)
-    assert fleet.store.sent_bytes() - before == SIZE
-    read_together(fleet.members, expected.name, expected)
-    assert fleet.store.sent_bytes() - before == SIZE
 
 
 def test_commands_for_a_fleet_fail_on_another_mount(tmp_path: Path) -> None:

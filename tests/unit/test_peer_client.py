@@ -173,6 +173,11 @@ async def test_a_status_tells_why_there_are_no_chunks(scene: Scene, host: Host, 
     assert host.landed == []
 
 
+async def test_a_member_that_is_drained_says_so(scene: Scene, host: Host) -> None:
+    with scene.member(lambda stream: Asked(stream).answer(503, told={"retry-after": "30"})) as member:
+        assert (await host.fetch(member)).outcome == "away"
+
+
 @pytest.mark.parametrize("crcs", ["", "00000000", "00000000,00000000", "x,y"])
 async def test_bytes_that_differ_from_their_checksums_do_not_land(scene: Scene, host: Host, crcs: str) -> None:
     with scene.member(lambda stream: Asked(stream).answer(told={CRCS: crcs})) as member:

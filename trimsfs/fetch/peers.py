@@ -7,9 +7,10 @@ from typing import Literal, Protocol
 from trimsfs.fetch.flights import Flight, Lane
 from trimsfs.tiers.blob import Blob
 
-Outcome = Literal["ok", "absent", "other", "busy", "refused", "damaged", "slow", "silent", "unreachable"]
-"""How a request to a peer ended. It has no such chunks, or another generation; it is too busy; it refuses this host's
-certificate; the bytes differ from their checksum, or come too slowly; it stays silent, or cannot be reached."""
+Outcome = Literal["ok", "absent", "other", "busy", "away", "refused", "damaged", "slow", "silent", "unreachable"]
+"""How a request to a peer ended. It has no such chunks, or another generation; it is too busy, or drained; it refuses
+this host's certificate; the bytes differ from their checksum, or come too slowly; it stays silent, or cannot be
+reached."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

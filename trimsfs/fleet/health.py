@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import trio
 
 from trimsfs.fetch.peers import PeerAnswer
+from trimsfs.fleet.protocol import AWAY_S
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,9 @@ class Health:
                 self._fails(member, health, answer, FIRST_PAUSE_S * 2**health.failures)
             case "refused":
                 self._fails(member, health, answer, REFUSED_PAUSE_S)
+            case "away":
+                health.problem = health.problem or "drained, or off"
+                health.down_until = now + AWAY_S
             case "damaged":
                 health.strikes += 1
                 log.error("fleet: %s sent wrong bytes, strike %d: %s", member, health.strikes, answer.detail)

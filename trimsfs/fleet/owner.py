@@ -12,9 +12,11 @@ from trimsfs.errors import ObjectChangedError, StoreError, TrimsError
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.fleet.http_server import Answer, Request
 from trimsfs.fleet.protocol import (
+    AWAY_S,
     CHUNKS_LIMIT,
     CRCS,
     HOLDERS,
+    RETRY_AFTER,
     ChunkRequest,
     ProtocolError,
     fleet_token,
@@ -39,6 +41,7 @@ KEYS_TOLD, TOLD_EVERY_S = 64, 60.0
 _GROUP_READS, _GROUP_ENTERS = stat.S_IRGRP, stat.S_IRGRP | stat.S_IXGRP
 
 BAD_REQUEST, MISSING, OTHER_GENERATION, BUSY = (Answer(status=status) for status in (400, 404, 409, 503))
+AWAY = Answer(status=503, headers={RETRY_AFTER: str(AWAY_S)})
 
 
 class Owner:
@@ -71,7 +74,7 @@ class Owner:
         if wanted.fleet != self._fleet or not _is_path(wanted.key):
             return BAD_REQUEST
         if not self._serving():
-            return BUSY
+            return AWAY
         if wanted.cached_only and request.method == "HEAD":
             return MISSING  # the asker wants to know whether anybody is here, and must not wait for the store
         try:

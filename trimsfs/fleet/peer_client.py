@@ -12,7 +12,7 @@ import trio
 
 from trimsfs.fetch.peers import Outcome, PeerAnswer, PeerRequest
 from trimsfs.fleet.connection import Head, PeerConnection, PeerUnreachableError, SlowPeerError
-from trimsfs.fleet.protocol import CACHED_ONLY, CRCS, HOLDERS, ProtocolError, parse_crcs, parse_holders
+from trimsfs.fleet.protocol import CACHED_ONLY, CRCS, HOLDERS, RETRY_AFTER, ProtocolError, parse_crcs, parse_holders
 from trimsfs.stores.base import Sink
 
 CHECKED_AFTER_S = 1.0
@@ -193,4 +193,5 @@ class _GivenUpError(Exception):
 def _told(head: Head) -> PeerAnswer:
     """What the status of an answer means."""
     holders = parse_holders(head.headers.get(HOLDERS, ""))
-    return PeerAnswer(outcome=_OUTCOMES.get(head.status, "busy"), detail=f"status {head.status}", holders=holders)
+    outcome = _OUTCOMES.get(head.status, "away" if RETRY_AFTER in head.headers else "busy")
+    return PeerAnswer(outcome=outcome, detail=f"status {head.status}", holders=holders)

@@ -8,7 +8,7 @@ its own store, by its own rights, and answers only if its generation gives the s
 403    the asker has no certificate of the fleet's CA (nginx)
 404    not here, of a request that is cached only
 409    the owner's store has another generation
-503    busy or draining; members that have the bytes, if the owner knows some
+503    busy; members that have the bytes, if the owner knows some. With Retry-After: drained or off
 =====  ======================================================================================
 
 A HEAD request has the owner fetch the chunks and sends none. One that is cached only asks whether the owner is alive:
@@ -29,7 +29,9 @@ Urgency = Literal["demand", "prefetch"]
 KEY, URGENCY, ASKER = "trimsfs-key", "trimsfs-urgency", "trimsfs-asker"
 CRCS, HOLDERS = "trimsfs-crc32c", "trimsfs-holders"
 """Names of headers, in lower case, as parsers give them."""
-CACHED_ONLY = "only-if-cached"
+CACHED_ONLY, RETRY_AFTER = "only-if-cached", "retry-after"
+AWAY_S = 10
+"""For how many seconds a member that is drained or off is not asked."""
 KEY_LIMIT = 4096
 """Bytes of the longest key."""
 CHUNKS_LIMIT = 16

@@ -157,7 +157,7 @@ class FleetSource:
             member = min(left, key=lambda owner: self._health.expected_s(owner, size))
             tried.add(member)
             answer, record = await self._ask(flight, member)
-            failed = failed or answer.outcome not in {"ok", "absent", "other"}
+            failed = failed or answer.outcome not in {"ok", "absent", "other", "away"}
             if record is None and answer.outcome == "busy":
                 busy = True
                 record = await self._cached(flight, [each for each in answer.holders if each not in tried])
