@@ -60,7 +60,12 @@ def _run(options: argparse.Namespace, console: Console) -> tuple[list[Result], l
     with tempfile.TemporaryDirectory(prefix="trimsfs-fleet-", dir=SCRATCH, ignore_cleanup_errors=True) as scratch:
         let_in(Path(scratch))
         with a_setting(
-            Path(scratch), size=options.size, rate=rate, count=options.hosts, timeout_s=patience_s
+            Path(scratch),
+            options.output / "logs",
+            size=options.size,
+            rate=rate,
+            count=options.hosts,
+            timeout_s=patience_s,
         ) as setting:
             references = References(setting)
             for name in options.only:

@@ -1,5 +1,6 @@
 """The hosts, the store and the object that all cases use, and how programs on the hosts read it together."""
 
+import shutil
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,8 @@ class Setting:
     """A store with the object, and hosts with links of one rate, in bytes a second; so is the store's."""
 
     directory: Path
+    logs: Path
+    """Where the logs of servers and of nginx are kept."""
     size: int
     rate: int
     timeout_s: float
@@ -58,6 +61,10 @@ class Setting:
             with a_fleet(self.directory / f"fleet{self._fleets}", self.store, hosts, alone=alone) as fleet:
                 yield fleet
         finally:
+            kept = self.logs / f"fleet{self._fleets}"
+            kept.mkdir(parents=True, exist_ok=True)
+            for log in (self.directory / f"fleet{self._fleets}").rglob("*.log"):
+                shutil.copy(log, kept / f"{log.parent.name}-{log.name}")
             for host in (*hosts, self.store.host):
                 host.plug()
                 host.limit(up=self.rate, down=self.rate)
@@ -104,8 +111,8 @@ class Setting:
 
 
 @contextmanager
-def a_setting(directory: Path, *, size: int, rate: int, count: int, timeout_s: float) -> Iterator[Setting]:
-    """A store with the object and a small one, and *count* hosts."""
+def a_setting(directory: Path, logs: Path, *, size: int, rate: int, count: int, timeout_s: float) -> Iterator[Setting]:
+    """A store with the object and a small one, and *count* hosts; logs are kept in *logs*."""
     expected = directory / "expected"
     expected.mkdir()
     with (expected / OBJECT).open("wb") as file:
@@ -115,4 +122,4 @@ def a_setting(directory: Path, *, size: int, rate: int, count: int, timeout_s: f
         place = network.host(rate)
         with a_real_store(place) as store:
             store.put({OBJECT: (expected / OBJECT).read_bytes(), SMALL: b"{}"})
-            yield Setting(directory, size, rate, timeout_s, store, [network.host(rate) for _ in range(count)])
+            yield Setting(directory, logs, size, rate, timeout_s, store, [network.host(rate) for _ in range(count)])
