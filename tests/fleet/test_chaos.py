@@ -13,8 +13,8 @@ from tests.support.mounts import let_in
 from tests.support.network import MEGABIT, a_network
 
 MIB = 1 << 20
-RATE = 400 * MEGABIT
-FILES, SIZE = 6, 27 * MIB
+RATE = 200 * MEGABIT
+FILES, SIZE = 6, 11 * MIB
 CACHE = 3 * SIZE
 """Of each member: what it reads is mostly not there any more."""
 PATIENCE_S = 20
@@ -24,7 +24,7 @@ PATIENCE_S = 20
 @pytest.mark.parametrize(
     ("hosts", "troubles", "lasts_s", "every_s"),
     [
-        (3, len(TROUBLES), 1.5, 0),
+        (3, len(TROUBLES), 1, 0),
         pytest.param(8, 60, 5, 10, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
     ],
 )
