@@ -41,7 +41,8 @@ DEADLINE_S = 20.0
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "BUSY_PAUSE_S", 0.01)
-    monkeypatch.setattr(first_bytes, "MOST_BYTES", CHUNK)
+    monkeypatch.setattr(first_bytes, "HEAD_BYTES", CHUNK // 2)
+    monkeypatch.setattr(first_bytes, "MOST_BYTES", CHUNK // 2)
 
 
 class Host(InLoop):
@@ -98,6 +99,8 @@ class Network:
         self.hosts: dict[str, Host] = {}
         self.fails: dict[str, Callable[[], PeerAnswer]] = {}
         self.asked: Counter[tuple[str, str]] = Counter()
+        self.gate = trio.Event()
+        self.gate.set()
 
     def put(self, key: str, size: int = SIZE) -> bytes:
         content = bytes((number * 7 + len(key)) % 251 for number in range(size))
@@ -110,7 +113,7 @@ class Network:
         return sum(request.length for request in self.store.requests if request.method == "read")
 
     async def ask(self, request: PeerRequest) -> tuple[PeerAnswer, bytes]:
-        await trio.lowlevel.checkpoint()
+        await self.gate.wait()
         if request.member in self.fails:
             answer, data = self.fails[request.member](), b""
         else:
@@ -270,6 +273,21 @@ async def test_a_file_cannot_be_spread_over_one_host(tmp_path: Path) -> None:
         network.put("m")
         with pytest.raises(InvalidRequestError, match="no other member"):
             await Spreader(host.source, host.tier, host.fetcher, host).spread(network.store.generation("m"))
+
+
+async def test_the_first_bytes_do_not_wait_for_members(tmp_path: Path) -> None:
+    async with a_network(tmp_path, 4) as (network, hosts):
+        content = network.put("m")
+        network.gate = trio.Event()
+        read = 0
+        for host in hosts:
+            async with host.tier.using(network.store.generation("m")) as blob:
+                if host.source.lane(blob, 0) is Lane.PEERS:
+                    assert await host.fetcher.read(blob, 10, 20) == content[10:20]
+                    assert host.fetcher.statistics().fetched_chunks == 1
+                    read += 1
+        assert read == len(hosts) - 1
+        network.gate.set()
 
 
 async def test_lanes_are_those_of_the_owners(tmp_path: Path) -> None:

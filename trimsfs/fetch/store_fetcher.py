@@ -306,6 +306,8 @@ class StoreFetcher:
             if self._slots.in_use == 0:
                 self._throughput.busy()
             self._slots.take(batch[0].lane, for_others=for_others)
+            if self._first_bytes is not None and batch[0].chunk == 0 and not for_others:
+                self._background.start(self._first_bytes.expect, batch[0])
             self._background.start(partial(self._fly, batch, for_others=for_others))
 
     def _pump_later(self) -> None:
