@@ -5,6 +5,7 @@
 #   make model   tries random sequences beside a reference model for long: make model EXAMPLES=20000
 #   make soak    does everything at once for 15 minutes: make soak ARGS='--hours 8 --seed 2'
 #   make bench   measures against a native file, rclone, JuiceFS and s3fs
+#   make bench-fleet  measures hosts that fetch from each other beside the store alone, in network namespaces
 #   make engines loads models by 30 unchanged programs, from a mount of S3 and locally, and compares
 #   make dist    builds wheels, a Debian package and a container image, each with its bill of materials, below dist/
 #   make eval    measures what sharing gains MXNet's networks: the TrIMS paper's evaluation
@@ -32,9 +33,10 @@ DEMO_ENVIRONMENT := $(if $(HAS_MXNET),$(MXNET),$(FRAMEWORKS))
 
 APT_MAIN := fuse3 gcc libfuse3-dev pkg-config $(if $(filter /usr/bin/%,$(PYTHON)),python3-dev python3-venv)
 APT_TEST := attr btrfs-progs bubblewrap busybox-static ceph-common ceph-mon ceph-osd crun docker-registry fio fish \
-	man-db mandoc openssl podman radosgw runc tmux xfsprogs zsh
+	iproute2 man-db mandoc nginx-light openssl podman radosgw runc tmux xfsprogs zsh
 APT_ALL := chromium fonts-dejavu-core
 APT_BENCH := s3fs
+APT_FLEET := iproute2 nginx-light
 APT_WHEELS := dpkg-dev pkg-config python3-dev python3-venv
 APT_DIST := $(APT_WHEELS) debhelper mmdebstrap podman systemd-container
 APT_GET := DEBIAN_FRONTEND=noninteractive apt-get -q
@@ -43,8 +45,8 @@ missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $
 	| sed -n 's/^installed //p' | sed 's/:.*//' | sort > /tmp/trimsfs-installed.$$$$; \
 	printf '%s\n' $(1) | sort | comm -23 - /tmp/trimsfs-installed.$$$$; rm -f /tmp/trimsfs-installed.$$$$)
 
-.PHONY: demo test test-all test-gpu reliability model soak audit engines bench bench-gpu eval card lint docs man protocol clean \
-	apt-main apt-test apt-all apt-npm apt-bench
+.PHONY: demo test test-all test-gpu reliability model soak audit engines bench bench-fleet bench-gpu eval card lint docs man \
+	protocol clean apt-main apt-test apt-all apt-npm apt-bench apt-fleet
 
 demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
@@ -74,6 +76,9 @@ engines: apt-main $(MAIN)/ready-bench $(MAIN)/ready-dev $(FRAMEWORKS)/ready $(EN
 bench: apt-bench $(MAIN)/ready-bench $(FRAMEWORKS)/ready $(if $(HAS_MXNET),$(MXNET)/ready)
 	$(MAIN)/bin/python -m tests.benchmarks $(ARGS)
 
+bench-fleet: apt-fleet $(MAIN)/ready-dev
+	$(MAIN)/bin/python -m tests.benchmarks.fleet $(ARGS)
+
 eval: apt-main $(MAIN)/ready-bench $(MXNET)/ready
 	$(MAIN)/bin/python -m tests.evaluation $(abspath $(MXNET)/bin/python) $(ARGS)
 
@@ -94,7 +99,7 @@ wheels: apt-wheels $(DIST)/ready
 wheelhouse: wheels
 	rm -rf build/wheelhouse
 	$(WITH_DIST) pip -q --python /usr/bin/python3 download --only-binary :all: -d build/wheelhouse \
-		"$$(ls $(CURDIR)/dist/trimsfs-$(VERSION)-$$(/usr/bin/python3 -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-*.whl)[az,csi,gs,hf,signatures]"
+		"$$(ls $(CURDIR)/dist/trimsfs-$(VERSION)-$$(/usr/bin/python3 -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-*.whl)[az,csi,fleet,gs,hf,signatures]"
 
 deb: apt-dist wheelhouse
 	$(WITH_DIST) packaging/deb.sh dist build/wheelhouse $(VERSION)
@@ -157,6 +162,9 @@ apt-npm: apt-main
 
 apt-bench: apt-main
 	$(if $(call missing,$(APT_BENCH)),$(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(call missing,$(APT_BENCH)))
+
+apt-fleet: apt-main
+	$(if $(call missing,$(APT_FLEET)),$(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(call missing,$(APT_FLEET)))
 
 $(MAIN)/ready: pyproject.toml setup.py $(wildcard trimsfs/*/*.[ch]) | apt-main
 	$(PYTHON) -m venv $(MAIN)

@@ -28,7 +28,11 @@ from tests.support.survival import COLUMNS, Survival, Survived
 
 pytest_plugins = ["tests.support.parallel"]
 
+NEED_ROOT = {"containers", "fleet", "fuse", "gpu", "reliability", "security"}
+"""The directories of tests that mount."""
 MODES = ["--passthrough", "--no-passthrough"]
+NEED_ROOT = {"fuse", "containers", "fleet", "gpu", "reliability", "security"}
+"""Directories of tests that mount by mount(2)."""
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -40,7 +44,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Real mounts by mount(2) need root; a developer without it runs the rest."""
     for item in items:
-        if {"fuse", "containers", "gpu", "reliability", "security"} & set(item.path.parts) and os.geteuid() != 0:
+        if NEED_ROOT & set(item.path.parts) and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root"))
 
 

@@ -21,6 +21,9 @@ _SECTIONS = {
         "serve": "mountctl.commands.foreground",
         "abort": "mountctl.commands.verbs",
     },
+    "Fleets": {
+        "fleet": "mountctl.commands.fleet",
+    },
     "Containers and Kubernetes": {
         "attach": "mountctl.containers.commands",
         "detach": "mountctl.containers.commands",

@@ -16,7 +16,7 @@ from tests.support.keepers import keeper, serving
 from tests.support.mounts import MountedStore, let_in, mounted, trimsfs, wait_until
 from tests.support.processes import family
 from tests.support.users import SERVER_USER, STRANGER, as_user
-from trimsfs.cli import doctor
+from trimsfs.cli import checks, doctor
 from trimsfs.options import MountOptions
 
 MODEL, CONFIG = os.urandom(9 << 20), b'{"model_type": "llama"}'
@@ -145,7 +145,7 @@ def test_a_cache_below_a_directory_for_root_alone_is_refused_with_the_remedy(hub
     assert f", may not enter {home}: " in done.stderr
     assert "set --cache-dir or --server-user" in done.stderr
     assert not os.path.ismount(tmp_path / "models")
-    with pytest.raises(doctor._ProblemError, match=f"uid {SERVER_USER}, may not enter {home}: set --cache-dir or"):
+    with pytest.raises(checks.ProblemError, match=f"uid {SERVER_USER}, may not enter {home}: set --cache-dir or"):
         doctor._cache(MountOptions(cache_dir=cache, server_user=str(SERVER_USER)))
     assert doctor._cache(MountOptions(cache_dir=cache)).startswith(f"{cache}: free")
 

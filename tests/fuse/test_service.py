@@ -107,9 +107,11 @@ def test_a_request_that_waits_when_all_is_killed_is_answered_later(
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-@pytest.mark.parametrize("name", ["trimsfs@.service", "trimsfs-keeper@.service", "trimsfs-server@.service"])
+@pytest.mark.parametrize(
+    "name", ["trimsfs@.service", "trimsfs-keeper@.service", "trimsfs-server@.service", "trimsfs-nginx.service"]
+)
 def test_systemd_understands_the_units(name: str, tmp_path: Path) -> None:
-    for each in UNIT.parent.glob("trimsfs*@.service"):  # one names another
+    for each in (*UNIT.parent.glob("trimsfs*@.service"), UNIT.with_name("trimsfs-nginx.service")):  # one names another
         (tmp_path / each.name).write_text(each.read_text().replace("/usr/local/bin/mountctl", MOUNTCTL))
     unit = tmp_path / name
     done = subprocess.run(

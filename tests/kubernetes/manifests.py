@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import yaml
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "packaging/kubernetes"
 EXAMPLES = KUBERNETES / "example"
 KUBECTL = str(Path(sys.executable).with_name("kubectl"))
+
+OLDEST, NEWEST = "1.30", kubernetes_validate.latest_version()
+"""The versions of Kubernetes that the manifests are checked for."""
 
 Manifest = dict[str, Any]
 

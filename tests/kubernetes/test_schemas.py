@@ -9,9 +9,18 @@ import pytest
 import yaml
 
 from tests.kubernetes import kserve_schema
-from tests.kubernetes.manifests import EXAMPLES, KUBERNETES, Manifest, every_document, examples, installed, pod_specs
+from tests.kubernetes.manifests import (
+    EXAMPLES,
+    KUBERNETES,
+    NEWEST,
+    OLDEST,
+    Manifest,
+    every_document,
+    examples,
+    installed,
+    pod_specs,
+)
 
-OLDEST, NEWEST = "1.30", kubernetes_validate.latest_version()
 KSERVE = "serving.kserve.io/"
 
 

@@ -191,10 +191,10 @@ def reserved_ports() -> Iterator[range]:
     raise ServiceError(f"no {_BLOCK} adjacent TCP ports of {HOST} are free")
 
 
-def accepts(port: int) -> bool:
-    """Return whether something accepts connections at a TCP port of 127.0.0.1."""
+def accepts(port: int, host: str = HOST) -> bool:
+    """Return whether something accepts connections at a TCP port."""
     try:
-        socket.create_connection((HOST, port), timeout=1).close()
+        socket.create_connection((host, port), timeout=1).close()
     except OSError:
         return False
     return True

@@ -285,6 +285,7 @@ def main(connections: Mapping[str, type[_Connection]] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     if connections is not None:
         parser.add_argument("--kind", choices=connections, required=True)
+    parser.add_argument("--host", default=HOST)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--latency-ms", type=float, default=0)
@@ -292,7 +293,7 @@ def main(connections: Mapping[str, type[_Connection]] | None = None) -> None:
     options = parser.parse_args()
     buckets, counter = Buckets(options.root), _Counter()
     kind = _Connection if connections is None else connections[options.kind]
-    with socket.create_server((HOST, options.port), backlog=512) as listener:
+    with socket.create_server((options.host, options.port), backlog=512) as listener:
         while True:
             client, _ = listener.accept()
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,4 +1,4 @@
-"""SeaweedFS: a real S3 server that is fast, all of it in one process."""
+"""SeaweedFS: a real S3 server that is fast, all of it in one process, here or on a host of a network."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ import contextlib
 import json
 import os
 import tempfile
+import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from botocore.exceptions import BotoCoreError, ClientError
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.network import Host
 
 from . import HOST, SCRATCH, S3Server, accepts, installed, reserved_ports, run_daemon
 
@@ -20,7 +26,22 @@ VOLUME_MIB = 2048
 VOLUMES = 100
 _KEY, _SECRET = "bench", "bench-secret"
 _PORTS = ("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc")
-_MORE_PORTS = ("filer.port", "filer.port.grpc")
+_MORE_PORTS = ("filer.port", "filer.port.grpc", "metricsPort")
+_SENT = "SeaweedFS_s3_bucket_traffic_sent_bytes_total"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seaweed(S3Server):
+    """A running server."""
+
+    metrics_url: str
+
+    def sent_bytes(self, bucket: str) -> float:
+        """Bytes of bodies that it has sent of a bucket."""
+        with urllib.request.urlopen(self.metrics_url, timeout=10) as answer:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+        samples = (sample for family in families for sample in family.samples)
+        return sum(each.value for each in samples if each.name == _SENT and each.labels["bucket"] == bucket)
 
 
 def missing_program() -> str | None:
@@ -29,8 +50,8 @@ def missing_program() -> str | None:
 
 
 @contextlib.contextmanager
-def start_seaweed() -> Iterator[S3Server]:
-    """Run an empty server until the context ends.
+def start_seaweed(host: Host | None = None) -> Iterator[Seaweed]:
+    """Run an empty server until the context ends, on this host or on one of a network.
 
     Raises ServiceError when it does not answer within a minute.
     """
@@ -38,7 +59,7 @@ def start_seaweed() -> Iterator[S3Server]:
         tempfile.TemporaryDirectory(prefix="trimsfs-seaweed-", dir=SCRATCH) as scratch,
         reserved_ports() as ports,
     ):
-        directory = Path(scratch)
+        directory, address = Path(scratch), host.address if host else HOST
         (directory / "data").mkdir()
         identity = {
             "name": _KEY,
@@ -50,8 +71,8 @@ def start_seaweed() -> Iterator[S3Server]:
         options = {
             **numbered,
             "dir": directory / "data",
-            "ip": HOST,
-            "ip.bind": HOST,
+            "ip": address,
+            "ip.bind": address,
             "s3.config": directory / "s3.json",
             "s3.port.iceberg": 0,
             "s3.port.lance": 0,
@@ -62,15 +83,20 @@ def start_seaweed() -> Iterator[S3Server]:
             "volume.max": VOLUMES,
             "volume.preStopSeconds": 0,
         }
-        arguments = [installed("weed"), "server", "-s3", *(f"-{name}={value}" for name, value in options.items())]
-        server = S3Server(f"http://{HOST}:{numbered['s3.port']}", _KEY, _SECRET)
+        named = [f"-{name}={value}" for name, value in options.items()]
+        arguments = [*(host.namespace.before if host else ()), installed("weed"), "server", "-s3", *named]
+        metrics_url = f"http://{address}:{numbered['metricsPort']}/metrics"
+        server = Seaweed(f"http://{address}:{numbered['s3.port']}", _KEY, _SECRET, metrics_url=metrics_url)
+        answers = partial(_answers, server, address, numbered["s3.port"])
         with run_daemon("weed", arguments, directory / "weed.log", os.environ, STOP_S) as daemon:
-            daemon.wait_until(lambda: accepts(numbered["s3.port"]) and _answers(server), START_S)
+            daemon.wait_until((lambda: host.namespace.call(answers)) if host else answers, START_S)
             yield server
 
 
-def _answers(server: S3Server) -> bool:
+def _answers(server: S3Server, address: str, port: int) -> bool:
     """Whether it does what is asked of it."""
+    if not accepts(port, address):
+        return False
     with contextlib.closing(server.client()) as client:
         try:
             client.list_buckets()

@@ -20,6 +20,7 @@ from tests.support.chunks import REQUESTS_PER_CHUNK, SMALL_CHUNK
 from tests.support.stores import MemoryStore, as_store
 from trimsfs.errors import TrimsError
 from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed, ThreadCopier
+from trimsfs.fetch.peers import Peers
 from trimsfs.fetch.speed import StoreSpeed, max_requests
 from trimsfs.fetch.store_fetcher import StoreFetcher
 from trimsfs.origins import Origins
@@ -226,6 +227,7 @@ def fetcher_of(
     memory_limit: int,
     deadline_s: float = 15.0,
     transfer: Copier | None = None,
+    peers: Peers | None = None,
 ) -> StoreFetcher:
     """A fetcher by itself: nobody hears of the blobs that are whole."""
     speed = StoreSpeed(max_requests=max_requests(memory_limit, request_memory=tier.chunk_size // REQUESTS_PER_CHUNK))
@@ -238,6 +240,7 @@ def fetcher_of(
         streaming=store.streaming,
         models=ModelCounters(),
         completed=nothing,
+        peers=peers,
     )
 
 

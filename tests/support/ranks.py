@@ -11,6 +11,7 @@ RANKS = {
         {"gpu", "integrity"},
         {"prefetch", "models"},
         {"opening"},
+        {"fleet"},
         {"fetch", "namespace"},
         {"tiers", "stores"},
         {"client", "handover"},
@@ -18,7 +19,7 @@ RANKS = {
         {"telemetry"},
         {"options"},
     ],
-    "mountctl": [{"commands"}, {"containers", "csi"}, {"keeper"}, {"linux"}],
+    "mountctl": [{"commands"}, {"containers", "csi", "fleet"}, {"keeper"}, {"linux"}],
 }
 """The packages of each program from the top down; those of one rank do not import each other. The modules at a
 program's root are below all of them."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trimsfs.cli import doctor, gpu
+from trimsfs.cli import checks, doctor, gpu
 from trimsfs.cli.gpu import lines, warming
 from trimsfs.control import metrics
 from trimsfs.errors import ConfigurationError, DeviceError
@@ -142,7 +142,7 @@ def test_doctor_tells_whether_the_server_may_open_devices(
         told = doctor._gpu_nodes(options)
         assert told.startswith("the server, which runs as uid 60874, may open ")
     else:
-        with pytest.raises(doctor._Advice) as caught:
+        with pytest.raises(checks.Advice) as caught:
             doctor._gpu_nodes(options)
         told = str(caught.value)
         assert "uid 60874, may not open " in told

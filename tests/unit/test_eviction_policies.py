@@ -5,7 +5,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimsfs.options import MountOptions
-from trimsfs.tiers.eviction_policies import POLICIES, Evictable, Policy, cost, eager, fifo, flush, lcu, lru, never
+from trimsfs.tiers.eviction_policies import (
+    POLICIES,
+    Evictable,
+    Policy,
+    cost,
+    eager,
+    fifo,
+    flush,
+    lcu,
+    lru,
+    never,
+    others_first,
+)
 
 
 def some(rows: list[tuple[int, int, int, int, float]]) -> list[Evictable]:
@@ -156,3 +168,25 @@ def test_flushing_gives_up_everything_for_the_least_need(policy: Policy, entries
 @given(entries=ENTRIES, needed=NEEDED)
 def test_never_gives_nothing_up(entries: list[Evictable], needed: int) -> None:
     assert never(entries, needed) == []
+
+
+# In a fleet
+
+
+def test_what_only_other_hosts_wanted_goes_first() -> None:
+    entries = [
+        entry("a", last_used=1, uses=3),
+        entry("b", last_used=9),
+        entry("c", last_used=2, uses=1),
+        entry("d", last_used=8),
+    ]
+    assert names(others_first(lru)(entries, 5)) == "d"
+    assert names(others_first(lru)(entries, 20)) == "db"
+    assert names(others_first(lru)(entries, 25)) == "dba"
+    assert names(others_first(lru)(entries, 100)) == "dbac"
+
+
+@given(entries=ENTRIES, needed=NEEDED)
+def test_a_fleet_gives_up_as_many_bytes(entries: list[Evictable], needed: int) -> None:
+    freed = sum(victim.size for victim in others_first(lru)(iter(entries), needed))
+    assert freed >= min(needed, sum(each.size for each in entries))

@@ -18,11 +18,12 @@ from trimsfs.cli.control_files import control_directory, mount_of_path, read_jso
 from trimsfs.cli.gpu import VERIFY_GPU, Naming, counted, verifying, warming
 from trimsfs.cli.output import fail_if_any, reported, say
 from trimsfs.command_group import complete_mounted, examples
-from trimsfs.errors import CacheFullError, ObjectChangedError, TrimsError
+from trimsfs.errors import CacheFullError, ConfigurationError, ObjectChangedError, TrimsError
 from trimsfs.processes import usage
 from trimsfs.text import printable
 
 BACKGROUND = "background-"
+WARM_FLEET = "warm-fleet"
 MOST_SERVERS = 6
 """How many servers in a row get a command before it fails: the keeper gives up after as many crashes."""
 
@@ -39,17 +40,17 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON: one
         "trimsfs warm /models/llama",
         "trimsfs warm --background /models/llama /models/resnet50",
         "trimsfs warm --to gpu /models/llama",
+        "trimsfs warm --fleet /models/llama",
     )
 )
 @_paths
+@click.option("--fleet", "over_fleet", is_flag=True, help="Spread models over the fleet: each host fetches its share.")
 @click.option(
     "--to",
     "tier",
     metavar="disk|host|gpu[:UUID][.ipc]",
-    default="host",
-    show_default=True,
     help="Where to load models: disk (the cache directory), host (also memory) or a GPU, by UUID if there are several; "
-    ".ipc for programs that open copies by CUDA IPC.",
+    ".ipc for programs that open copies by CUDA IPC. Default: host.",
 )
 @click.option(
     "--for-uid",
@@ -62,14 +63,32 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON: one
 @_quiet
 @_as_json
 @reported
-def warm(paths: tuple[Path, ...], tier: str, uid: int | None, background: bool, quiet: bool, as_json: bool) -> None:
+def warm(
+    paths: tuple[Path, ...],
+    over_fleet: bool,
+    tier: str | None,
+    uid: int | None,
+    background: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     """Fetch models before they are needed.
 
     A directory stands for all files below it; for a GPU, only for the models.
 
     Ctrl-C stops the fetch, unless another program also needs it.
     """
-    _give(warming(tier, uid), paths, _Manner("warming", "warmed", quiet=quiet, as_json=as_json), background)
+    if over_fleet and (tier is not None or uid is not None):
+        raise ConfigurationError("option --fleet: spreads models over the disks of hosts: leave out --to and --for-uid")
+    naming = _spreading if over_fleet else warming(tier or "host", uid)
+    _give(naming, paths, _Manner("warming", "warmed", quiet=quiet, as_json=as_json), background)
+
+
+def _spreading(directory: Path) -> str:
+    """The name of the command that spreads models over the fleet. Raises ConfigurationError on a mount without one."""
+    if WARM_FLEET not in os.listdir(directory):
+        raise ConfigurationError(f"{directory}: its mount belongs to no fleet: mount it with --fleet NAME")
+    return WARM_FLEET
 
 
 @click.command(epilog=examples("trimsfs pin /models/llama"))

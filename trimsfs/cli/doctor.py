@@ -19,6 +19,7 @@ import click
 import trio
 
 from trimsfs import cuda
+from trimsfs.cli.checks import Advice, ProblemError
 from trimsfs.cli.control_files import check_answers, read_json
 from trimsfs.cli.mount_options import mount_options
 from trimsfs.cli.output import reported, say
@@ -35,14 +36,6 @@ from trimsfs.tiers.extents import can_share
 PROBE_DEADLINE_S = 5.0
 OLDEST_KERNEL = (5, 14)
 DEVICES = Path("/dev")
-
-
-class _ProblemError(Exception):
-    """A check that failed: what is wrong and what to do."""
-
-
-class _Advice(Exception):  # noqa: N818 - not an error
-    """A check that passed, though something could be better."""
 
 
 @click.command(
@@ -73,6 +66,7 @@ def doctor(options: MountOptions, as_json: bool) -> None:
         ("CUDA", _cuda),
         *([("GPUs", _gpus), ("/dev/nvidia*", _gpu_nodes)] if options.gpu != "off" else []),
         *((f"store {place.path.rstrip('/')}".rstrip(), partial(_store, place)) for place in places(options)),
+        *_fleet(options),
         ("mounts", _mounts),
     ]
     logging.getLogger("trimsfs").addHandler(logging.NullHandler())  # the checks report, not the log
@@ -80,9 +74,9 @@ def doctor(options: MountOptions, as_json: bool) -> None:
     for name, check in checks:
         try:
             result, message = "ok", check(options)
-        except _Advice as advice:
+        except Advice as advice:
             result, message = "note", str(advice)
-        except (_ProblemError, TrimsError, OSError) as problem:
+        except (ProblemError, TrimsError, OSError) as problem:
             result, message = "FAIL", str(problem)
         done.append({"check": name, "result": result, "message": message})
         if not as_json:
@@ -96,7 +90,7 @@ def _kernel(_: MountOptions) -> str:
     release = platform.release()
     numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
     if numbers < OLDEST_KERNEL:
-        raise _ProblemError(f"Linux {release} is too old: use {OLDEST_KERNEL[0]}.{OLDEST_KERNEL[1]} or newer")
+        raise ProblemError(f"Linux {release} is too old: use {OLDEST_KERNEL[0]}.{OLDEST_KERNEL[1]} or newer")
     return f"Linux {release}"
 
 
@@ -104,9 +98,9 @@ def _device(_: MountOptions) -> str:
     try:
         os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
     except FileNotFoundError:
-        raise _ProblemError("does not exist: load the module with `modprobe fuse`") from None
+        raise ProblemError("does not exist: load the module with `modprobe fuse`") from None
     except OSError as error:
-        raise _ProblemError(f"{error.strerror}: give this user or container access to it") from None
+        raise ProblemError(f"{error.strerror}: give this user or container access to it") from None
     return "can be opened"
 
 
@@ -114,9 +108,9 @@ def _privileges(options: MountOptions) -> str:
     if os.geteuid() == 0:
         return "root: mounts by itself, every local user may read"
     if shutil.which("fusermount3") is None:
-        raise _ProblemError("fusermount3 is not installed: install the package fuse3, or mount as root")
+        raise ProblemError("fusermount3 is not installed: install the package fuse3, or mount as root")
     if options.allow_other and "user_allow_other" not in _active_lines(Path("/etc/fuse.conf")):
-        raise _ProblemError("--allow-other needs the line user_allow_other in /etc/fuse.conf")
+        raise ProblemError("--allow-other needs the line user_allow_other in /etc/fuse.conf")
     return f"uid {os.geteuid()}: mounts through fusermount3"
 
 
@@ -141,16 +135,16 @@ def _cache(options: MountOptions) -> str:
             use = str(error).removeprefix(f"cache directory {directory} is ").partition(": unmount that")[0]
     place = _existing(directory)
     if not os.access(place, os.W_OK | os.X_OK):
-        raise _ProblemError(f"{directory}: {place} is not writable: set --cache-dir")
+        raise ProblemError(f"{directory}: {place} is not writable: set --cache-dir")
     closed = _as_server(options, '[ -x "$one" ]', [*reversed(place.parents), *([place] if place != directory else [])])
     if closed:
-        raise _ProblemError(
+        raise ProblemError(
             f"{directory}: {_server(options)} may not enter {closed[0]}: set --cache-dir or --server-user"
         )
     status = os.statvfs(place)
     available = status.f_bavail * status.f_frsize
     if available <= options.min_free:
-        raise _ProblemError(
+        raise ProblemError(
             f"{directory}: {available >> 20} MiB available, and --min-free keeps {options.min_free >> 20}: "
             "free some space or set --cache-dir"
         )
@@ -163,7 +157,7 @@ def _sharing(options: MountOptions) -> str:
     assert options.cache_dir is not None
     place = _existing(options.cache_dir)
     if not can_share(place):
-        raise _Advice(f"{place}: this file system cannot share blocks between files: use XFS or btrfs")
+        raise Advice(f"{place}: this file system cannot share blocks between files: use XFS or btrfs")
     return "models share equal blocks on disk"
 
 
@@ -175,7 +169,7 @@ def _existing(directory: Path) -> Path:
 def _passthrough(options: MountOptions) -> str:
     """Mount an empty store for a moment, with a cache beside the real one: only the kernel knows."""
     if not options.passthrough:
-        raise _Advice("switched off by --no-passthrough: files are served in cached mode")
+        raise Advice("switched off by --no-passthrough: files are served in cached mode")
     assert options.cache_dir is not None
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -192,13 +186,13 @@ def _passthrough(options: MountOptions) -> str:
         done = subprocess.run(mount, env=environment, capture_output=True, text=True, timeout=60, check=False)
         if done.returncode != 0:
             said = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
-            raise _ProblemError(f"a test mount failed: {said[-1].removeprefix('trimsfs: ')}")
+            raise ProblemError(f"a test mount failed: {said[-1].removeprefix('trimsfs: ')}")
         try:
             answer = read_json(mountpoint / ".trims/control")["passthrough"]
         finally:
             subprocess.run([*trimsfs, "umount", str(mountpoint)], capture_output=True, timeout=60, check=True)
     if not answer["used"]:
-        raise _Advice(f"files are served in cached mode: {answer['reason']}")
+        raise Advice(f"files are served in cached mode: {answer['reason']}")
     return "the kernel reads local copies by itself"
 
 
@@ -210,7 +204,7 @@ def _memory(options: MountOptions) -> str:
     if mount is not None and mount.kind == "tmpfs":
         return f"{facts}; the cache directory is in memory: disk and host tier in one"
     if options.cache_size is not None and options.cache_size <= available // 2:
-        raise _Advice(
+        raise Advice(
             f"{facts}: --cache-size fits: put the cache directory on `mount -t tmpfs -o huge=always,size="
             f"{(options.cache_size + options.min_free) >> 20}m tmpfs DIR`, for mappings by huge page (lost at reboot)"
         )
@@ -247,9 +241,9 @@ def _gpus(_: MountOptions) -> str:
 
 
 def _no_copies(error: CudaError) -> str:
-    """Why there are no copies on GPUs. Raises _Advice if this host has a GPU."""
+    """Why there are no copies on GPUs. Raises Advice if this host has a GPU."""
     if _nodes():
-        raise _Advice(f"no copies of models on GPUs: {error}")
+        raise Advice(f"no copies of models on GPUs: {error}")
     return f"no copies of models on GPUs: {error}"
 
 
@@ -260,7 +254,7 @@ def _gpu_nodes(options: MountOptions) -> str:
         return "none"
     closed, who = _as_server(options, '[ -r "$one" ] && [ -w "$one" ]', nodes), _server(options)
     if closed:
-        raise _Advice(
+        raise Advice(
             f"no copies of models on GPUs: {who} may not open {', '.join(closed)}: "
             "add it to the group of these devices" + (", or set --server-user" if options.server_user else "")
         )
@@ -318,8 +312,16 @@ def _store(place: Place, _mount: MountOptions) -> str:
         trio.run(probe)
     except StoreUnavailableError as error:
         remedy = "check the network" + (" and --endpoint-url" if options.endpoint_url else "")
-        raise _ProblemError(f"{error}: {remedy}") from None
+        raise ProblemError(f"{error}: {remedy}") from None
     return f"{options.store} can be listed"
+
+
+def _fleet(options: MountOptions) -> list[tuple[str, Callable[[MountOptions], str]]]:
+    """The checks of a fleet, if the mount belongs to one."""
+    if options.fleet is None:
+        return []
+    checks = importlib.import_module("trimsfs.cli.fleet_checks")  # only if needed
+    return [("fleet certificate", checks.certificate), ("fleet nginx", checks.nginx), ("fleet members", checks.members)]
 
 
 def _mounts(_: MountOptions) -> str:

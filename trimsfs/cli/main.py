@@ -12,6 +12,7 @@ _SECTIONS = {
         "umount": "trimsfs.cli.umount",
         "status": "trimsfs.cli.status",
         "doctor": "trimsfs.cli.doctor",
+        "fleet": "trimsfs.cli.fleet",
     },
     "Models": {
         "ls": "trimsfs.cli.ls",

@@ -27,6 +27,13 @@ _METAVARS = {
     "metrics_listen": "ADDRESS",
     "mode": "OCTAL",
     "dir_mode": "OCTAL",
+    "fleet": "NAME",
+    "fleet_members": "LIST|FILE|DNS",
+    "fleet_listen": "ADDRESS:PORT",
+    "fleet_ca": "FILE",
+    "fleet_cert": "FILE",
+    "fleet_key": "FILE",
+    "fleet_upload_limit": "SIZE",
 }
 
 

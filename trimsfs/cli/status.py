@@ -84,6 +84,24 @@ def _told_of_store(facts: dict[str, Any]) -> str:
     return f"/{facts['path']}: {facts['store']}{tenant}: {state}"
 
 
+def _told_of_fleet(facts: dict[str, Any], sent_bytes: int) -> list[str]:
+    """What is told of a fleet: a line, and one for each member with a problem."""
+    members = facts["members"]
+    received = sum(member["received_bytes"] for member in members)
+    state = f"{decimal(received)} from others, {decimal(sent_bytes)} sent"
+    if not facts["on"]:
+        state = "off: turn it on by `trimsfs fleet on`"
+    elif facts["me"] is None:
+        state += "; this host is not among them"
+    failing = [
+        f"{member['address']}: {member['problem'] or 'sent wrong bytes'}"
+        + (f", {member['strikes']} strikes" if member["strikes"] else "")
+        for member in members
+        if member["problem"] or member["strikes"]
+    ]
+    return [f"{facts['name']}, {len(members)} members: {state}", *failing]
+
+
 def _exit_code(facts: dict[str, Any]) -> int:
     if "error" in facts:
         return NOT_ANSWERING
@@ -127,6 +145,9 @@ def _show(facts: dict[str, Any]) -> None:
             f"  store       {number('store_requests_total')} requests, "
             f"{number('store_failed_attempts_total')} attempts failed"
         )
+    if facts.get("fleet"):
+        for index, line in enumerate(_told_of_fleet(facts["fleet"], number("fleet_served_sent_bytes_total"))):
+            say(f"  {'' if index else 'fleet':<11} {line}")
     say(f"  open        {number('files_open_handles')} files")
     for index, line in enumerate(lines(facts["gpu"]) if "gpu" in facts else ()):
         say(f"  {'' if index else 'gpu':<11} {line}")

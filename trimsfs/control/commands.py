@@ -16,7 +16,7 @@ from trimsfs.control.actions import Actions
 from trimsfs.control.handle import ControlHandle, Text, as_json
 from trimsfs.control.jobs import Job, Jobs, Order
 from trimsfs.control.progress import Progress, RunningCommand
-from trimsfs.errors import CacheUnusableError, StoreError, TrimsError
+from trimsfs.errors import CacheUnusableError, InvalidRequestError, StoreError, TrimsError
 from trimsfs.gpu.copy_requests import parse_warm_command
 from trimsfs.handover.ledger import Ledger
 from trimsfs.namespace.inodes import Inode
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FILES_AT_ONCE = 16
-VERIFY_GPU = "verify-gpu"
+VERIFY_GPU, WARM_FLEET = "verify-gpu", "warm-fleet"
 BACKGROUND = "background-"
 """The prefix of a command's name that makes it a job."""
 
@@ -42,7 +42,7 @@ Command = Callable[[Generation, Progress], Awaitable[None]]
 
 
 class Commands:
-    """Carries out commands on a file, or on all files below a directory."""
+    """Carries out commands on a file, or on all files below a directory. *spread* spreads a file over the fleet."""
 
     def __init__(
         self,
@@ -51,6 +51,8 @@ class Commands:
         actions: Actions,
         breaker: CircuitBreaker | ByPath[CircuitBreaker],
         ledger: Ledger,
+        *,
+        spread: Callable[[Generation], Awaitable[None]] | None = None,
     ) -> None:
         self._namespace = namespace
         self._disk = disk
@@ -67,6 +69,8 @@ class Commands:
             "warm-disk": actions.warm_disk,
             "warm-host": actions.warm_host,
         }
+        if spread is not None:
+            self._commands[WARM_FLEET] = lambda generation, _: spread(generation)
 
     def names(self) -> list[str]:
         """The names of the commands; those for GPUs only if there are any."""
@@ -155,9 +159,11 @@ class Commands:
             progress.finished.set()
 
     def _command(self, order: Order) -> Command:
-        request = parse_warm_command(order.name)
-        if request is None:
+        if order.name in self._commands:
             return self._commands[order.name]
+        request = parse_warm_command(order.name)
+        if request is None:  # a job of an earlier server, whose mount was in a fleet
+            raise InvalidRequestError(f"{order.name}: this mount has no such command")
         return partial(self._actions.warm_gpu, request, order.uid, order.generation is None)
 
     async def _outlasting(self, progress: Progress, key: str, attempt: Callable[[], Awaitable[T]]) -> T:

@@ -6,7 +6,7 @@ a line of JSON with its progress, a close cancels it. So a command ends with the
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 from trimsfs.control.authorisation import Authorisation, Caller
@@ -34,7 +34,8 @@ class Control:
     """Answers for everything below ``.trims``; ``xattrs`` for ``user.trims.*``.
 
     ``tells_common``: whether models have a control file ``shared``, for the blocks that they share with others.
-    *refresh* makes the next lookup of a path, or of a name below it, ask the store.
+    *refresh* makes the next lookup of a path, or of a name below it, ask the store. *switches* are control files of the
+    root that change how the server works.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Control:
         *,
         tells_common: bool,
         refresh: Callable[[str], Awaitable[None]],
+        switches: Mapping[str, Callable[[], None]],
     ) -> None:
         self.xattrs = xattrs
         self._tables = tables
@@ -63,6 +65,7 @@ class Control:
             "metrics": reports.metrics,
             "models": partial(reports.models, ""),
         }
+        self._switches = switches
         self._traces = reports.traces
 
     def names(self, inode: Inode) -> list[str]:
@@ -76,7 +79,7 @@ class Control:
             return sorted([*looks, REFRESH, *self._commands.names()])
         if inode.control == GPU_DIRECTORY:
             return self.gpu.devices()
-        return sorted([*self._root_files, TRACES]) if not inode.path else []
+        return sorted([*self._root_files, *self._switches, TRACES]) if not inode.path else []
 
     def find(self, inode: Inode, name: str) -> tuple[InodeKind, str] | None:
         """Look up a name in a control directory: its kind, and the ``control`` of its inode; None if there is none.
@@ -114,6 +117,10 @@ class Control:
             if job is None:
                 raise NoSuchEntryError(f"no job {name.removeprefix(CANCEL)}: see `trimsfs jobs`")
             return await self._commands.cancel(job)
+        if name in self._switches:
+            self._check_may_command(inode, caller)
+            self._switches[name]()
+            return Text(as_json({"state": "done"}))
         directory, _, asked = name.partition("/")
         if directory == GPU_DIRECTORY and asked:
             assert inode.generation is not None

@@ -17,7 +17,8 @@ from trimsfs.errors import (
 )
 from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed
 from trimsfs.fetch.equal_chunks import EqualChunkCopier
-from trimsfs.fetch.scheduler import Flight
+from trimsfs.fetch.flights import Flight
+from trimsfs.fetch.peers import Peers
 from trimsfs.fetch.uncached import UncachedChunks, in_memory
 from trimsfs.stores.retrying import Retrying
 from trimsfs.telemetry.trace import REQUEST, VERIFY, Spent, spanning
@@ -45,6 +46,7 @@ class BatchFetcher:
         *,
         uncached: UncachedChunks,
         equal: EqualChunkCopier | None,
+        peers: Peers | None,
         limit: AdaptiveLimit,
         names: Callable[[Blob], Iterable[Generation]],
         landed: Callable[[Flight], None],
@@ -56,6 +58,7 @@ class BatchFetcher:
         self._retrying = retrying
         self._uncached = uncached
         self._equal = equal
+        self._peers = peers
         self._limit = limit
         self._names = names
         self._landed = landed
@@ -66,15 +69,32 @@ class BatchFetcher:
         """Chunks of earlier servers that have passed their checksum since this server started."""
 
     async def missing(self, batch: Sequence[Flight]) -> list[Sequence[Flight]]:
-        """The missing flights of a batch, in batches to fetch. Those land whose chunks are here, or in another blob."""
+        """The missing flights of a batch, in batches to fetch from the store.
+
+        Those land whose chunks are here, in another blob or on another host.
+        """
         states = batch[0].blob.states
         missing: list[Sequence[Flight]] = [batch]
         if not all(states[flight.chunk] == ChunkState.MISSING for flight in batch):
             # Verify all of them first: chunks that are here must not wait for a store that may fail.
             missing = [[flight] for flight in batch if not await self._is_here(flight)]
-        if self._equal is None or self._retrying.problem(batch[0].blob.token) is not None:
-            return missing
-        return [left for flights in missing for left in await self._equal.copy(flights, self._landed)]
+        if self._equal is not None and self._retrying.problem(batch[0].blob.token) is None:
+            missing = [left for flights in missing for left in await self._equal.copy(flights, self._landed)]
+        if self._peers is not None:
+            missing = [left for flights in missing for left in await self._not_on_peers(self._peers, flights)]
+        return missing
+
+    async def _not_on_peers(self, peers: Peers, batch: Sequence[Flight]) -> list[Sequence[Flight]]:
+        """The flights of a batch that no peer has given, in batches of consecutive chunks."""
+        left: list[list[Flight]] = []
+        for flight in batch:
+            if flight.done.is_set() or await peers.fetch(flight, self._landed):
+                continue
+            if left and left[-1][-1].chunk + 1 == flight.chunk:
+                left[-1].append(flight)
+            else:
+                left.append([flight])
+        return list(left)
 
     async def _is_here(self, flight: Flight) -> bool:
         """Whether a chunk is here, perhaps fetched or verified since it was demanded; then it has landed."""

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
@@ -19,7 +19,8 @@ import trio
 from trimsfs.checksums import crc32c
 from trimsfs.errors import StoreError
 from trimsfs.fetch.page_writer import HUGE, PageWriter
-from trimsfs.stores.base import Store
+from trimsfs.fetch.peers import PeerAnswer, PeerRequest
+from trimsfs.stores.base import Sink, Store
 from trimsfs.stores.digests import RWF_DONTCACHE, Algorithm, compute
 from trimsfs.stores.router import store_of
 from trimsfs.telemetry.trace import Spent
@@ -88,6 +89,15 @@ class Copier(Protocol):
         ``Store.read`` does, and OSError.
         """
 
+    async def fetch_from_peer(self, request: PeerRequest, extent: Extent, landed: Landed) -> PeerAnswer:
+        """Copy an extent of whole chunks from a peer; *landed* gets those whose bytes have the peer's checksums.
+
+        Raises OSError, and TransientStoreError if this copier died.
+        """
+
+    async def ask_peer(self, request: PeerRequest) -> PeerAnswer:
+        """Have a peer fetch chunks itself. Raises TransientStoreError if this copier died."""
+
     async def copy(self, source: LocalBytes, extent: Extent) -> bool:
         """Copy an extent from another file, if its bytes are those that *source* tells; returns whether they are.
 
@@ -109,14 +119,28 @@ class Copier(Protocol):
         """Read the bytes ``[start, stop)`` of a file into the page cache. Raises OSError."""
 
 
+class PeerReader(Protocol):
+    """Reads from peers."""
+
+    async def read(self, request: PeerRequest, length: int, begin: Callable[[Sequence[int]], Sink]) -> PeerAnswer:
+        """Make a request for *length* bytes, which the sink gets that *begin* makes of the checksums of the chunks.
+
+        Raises what the sink does, and ChecksumError.
+        """
+
+    async def ask(self, request: PeerRequest) -> PeerAnswer:
+        """Make a request for no bytes."""
+
+
 class ThreadCopier:
-    """A `Copier` that works in threads of this process.
+    """A `Copier` that works in threads of this process. Only in a fleet are there *peers*.
 
     For a streaming store, callbacks run in the reading thread, so that the next bytes need not wait for them.
     """
 
-    def __init__(self, store: Store, *, threads: int) -> None:
+    def __init__(self, store: Store, *, threads: int, peers: PeerReader | None = None) -> None:
         self._store = store
+        self._peers = peers
         self._limiter = trio.CapacityLimiter(threads)
         self._buffers = defaultdict[int, list[bytearray]](list)
         self._pages = PageWriter()
@@ -133,9 +157,8 @@ class ThreadCopier:
         whole: list[ChunkRecord] = []
         streaming = store_of(self._store, generation.key).streaming
         first = WRITE_SIZE if arrived is None else WRITE_SIZE // FIRST_WRITE_SHARE
-        size = min(SMALL_BUFFER, WRITE_SIZE) if extent.size <= SMALL_BUFFER else WRITE_SIZE
-        buffers = self._buffers[size]
-        buffer = buffers.pop() if buffers else bytearray(size)
+        buffers = self._buffers_for(extent)
+        buffer = buffers.pop()
         writer = _ChunkWriter(
             extent,
             landed if streaming else whole.append,
@@ -156,6 +179,51 @@ class ThreadCopier:
         for record in whole:
             landed(record)
         return version
+
+    def _buffers_for(self, extent: Extent) -> list[bytearray]:
+        """The unused buffers for an extent, at least one."""
+        size = min(SMALL_BUFFER, WRITE_SIZE) if extent.size <= SMALL_BUFFER else WRITE_SIZE
+        buffers = self._buffers[size]
+        if not buffers:
+            buffers.append(bytearray(size))
+        return buffers
+
+    async def fetch_from_peer(self, request: PeerRequest, extent: Extent, landed: Landed) -> PeerAnswer:
+        assert self._peers is not None
+        begun: list[tuple[_ChunkWriter, bytearray]] = []
+
+        def begin(crcs: Sequence[int]) -> Sink:
+            if len(crcs) != -(-extent.size // extent.chunk_size):
+                raise ChecksumError(f"{len(crcs)} checksums")
+            buffer = self._buffers_for(extent).pop()
+
+            def checked(record: ChunkRecord) -> None:
+                if record.crc != crcs[record.chunk - extent.start // extent.chunk_size]:
+                    raise ChecksumError(f"chunk {record.chunk} differs from its CRC32C")
+                landed(record)
+
+            writer = _ChunkWriter(extent, checked, _ignore, WRITE_SIZE, buffer, self._pages, Spent())
+            begun.append((writer, buffer))
+            return writer
+
+        try:
+            answer = await self._peers.read(request, extent.size, begin)
+        except ChecksumError as error:
+            answer = PeerAnswer(outcome="damaged", detail=str(error))
+        except _FileError as error:
+            raise OSError(*error.args) from error
+        except trio.Cancelled:
+            for writer, _ in begun:
+                writer.close()
+            raise
+        for writer, buffer in begun:
+            writer.close()
+            self._buffers[len(buffer)].append(buffer)
+        return answer
+
+    async def ask_peer(self, request: PeerRequest) -> PeerAnswer:
+        assert self._peers is not None
+        return await self._peers.ask(request)
 
     async def copy(self, source: LocalBytes, extent: Extent) -> bool:
         # Not abandoned, as the file that it writes to may be closed then.
@@ -189,6 +257,10 @@ class ThreadCopier:
 
 def _ignore(_offset: int) -> None:
     """Stand in for *arrived* when no reader waits."""
+
+
+class ChecksumError(StoreError):
+    """A peer's bytes differ from the checksums that the peer tells, or it tells none."""
 
 
 class _FileError(StoreError):

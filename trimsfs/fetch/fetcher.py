@@ -38,6 +38,8 @@ class Fetcher(Protocol):
 
     async def fetch_all(self, blob: Blob, *, ahead: bool = False) -> None: ...
 
+    async def fetch_for_others(self, blob: Blob, chunks: range) -> None: ...
+
     async def refetch(self, blob: Blob, chunk: int, descriptor: int) -> ChunkRecord: ...
 
 
@@ -85,6 +87,9 @@ class Fetchers:
 
     async def fetch_all(self, blob: Blob, *, ahead: bool = False) -> None:
         await self._of(blob).fetch_all(blob, ahead=ahead)
+
+    async def fetch_for_others(self, blob: Blob, chunks: range) -> None:
+        await self._of(blob).fetch_for_others(blob, chunks)
 
     async def refetch(self, blob: Blob, chunk: int, descriptor: int) -> ChunkRecord:
         return await self._of(blob).refetch(blob, chunk, descriptor)

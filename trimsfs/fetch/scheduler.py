@@ -6,58 +6,10 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from trimsfs.errors import CacheFullError, StoreError, TrimsError
+from trimsfs.errors import TrimsError
+from trimsfs.fetch.flights import Flight, Lane, no_room
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.types import Generation
-
-HEAD_START_S, LONGEST_HEAD_START_S = 0.02, 0.25
-"""The head start: once a reader waits for the first bytes, no prefetch starts for HEAD_START_S. It lasts until they
-arrive, at most LONGEST_HEAD_START_S. A program that reads only a header has closed the file by then."""
-
-
-class Flight:
-    """One chunk that is being made readable, for all readers that wait for it.
-
-    ``demanded`` says that there are such readers. ``data`` holds the bytes if the disk had no room for them.
-    """
-
-    def __init__(self, blob: Blob, chunk: int, *, demanded: bool) -> None:
-        self.blob = blob
-        self.chunk = chunk
-        self.demanded = demanded
-        self.enqueued = trio.current_time()
-        self._arrived = self._resizes = 0
-        self._more = trio.Event()
-        self.done = trio.Event()
-        self.error: StoreError | None = None
-        self.data: memoryview | None = None
-
-    def has_arrived(self, count: int) -> None:
-        """Make the first *count* bytes readable, while the rest is in flight."""
-        self._arrived, self._resizes = count, self.blob.resizes
-        self._tell()
-
-    def land(self) -> None:
-        """End the flight, whether it has succeeded or failed."""
-        self.done.set()
-        self._tell()
-
-    def has_head_start(self, now: float) -> bool:
-        """Whether prefetches still wait for its first bytes."""
-        return now - self.enqueued < (HEAD_START_S if self._arrived else LONGEST_HEAD_START_S)
-
-    def can_be_read(self, count: int) -> bool:
-        """Whether the first *count* bytes have arrived, and no truncation since has lost them."""
-        return self._arrived >= count and self._resizes == self.blob.resizes
-
-    async def until(self, count: int) -> None:
-        """Wait until the first *count* bytes are readable or the flight has ended."""
-        while not self.can_be_read(count) and not self.done.is_set():
-            await self._more.wait()
-
-    def _tell(self) -> None:
-        self._more.set()
-        self._more = trio.Event()
 
 
 class Urgency(enum.IntEnum):
@@ -154,24 +106,27 @@ class Prefetch:
 
 
 class FlightScheduler:
-    """Knows all flights and decides which start next: demanded ones before prefetched ones.
+    """Knows all flights and decides which start next: demanded ones, those for other hosts, then prefetched ones.
 
-    A batch has at most *batch_limit* consecutive chunks, and fewer while more requests may start. ``head_start`` says
-    that the last `next_prefetched` held prefetches back, so that demanded first bytes come sooner.
+    A batch has at most *batch_limit* consecutive chunks, and fewer while more requests may start. *lane* tells where a
+    chunk most likely comes from; each lane has queues of its own, and one chunk of peers is a batch. ``head_start``
+    says that the last `next_prefetched` held prefetches back, so that demanded first bytes come sooner.
     Invariant: a flight is listed from its demand or start until `landed`.
     """
 
-    def __init__(self, *, batch_limit: int) -> None:
+    def __init__(self, *, batch_limit: int, lane: Callable[[Blob, int], Lane] | None = None) -> None:
         self._batch_limit = batch_limit
+        self._lane = lane
         self._flights: dict[tuple[str, int], Flight] = {}
-        self._demanded: deque[Flight] = deque()
+        self._demanded: tuple[deque[Flight], ...] = tuple(deque() for _ in Lane)
+        self._for_others: tuple[deque[Flight], ...] = tuple(deque() for _ in Lane)
         self._prefetches: OrderedDict[str, Prefetch] = OrderedDict()
         self.head_start = False
 
     @property
     def waiting(self) -> int:
         """The number of demanded flights that have not started."""
-        return len(self._demanded)
+        return sum(not flight.started for queue in self._demanded for flight in queue)
 
     @property
     def idle(self) -> bool:
@@ -180,13 +135,33 @@ class FlightScheduler:
 
     def demand(self, blob: Blob, chunk: int) -> tuple[Flight, bool]:
         """The flight of a chunk that a reader waits for, and whether it is new."""
+        flight, new = self._flight(blob, chunk)
+        if new or not (flight.demanded or flight.started):
+            self._demanded[flight.lane].append(flight)
+        flight.demanded = True
+        return flight, new
+
+    def demand_for_others(self, blob: Blob, chunk: int) -> tuple[Flight, bool]:
+        """The flight of a chunk that another host waits for, and whether it is new.
+
+        A demanded flight that has not started is in both queues: it must not wait for peers that wait for it.
+        """
+        flight, new = self._flight(blob, chunk)
+        if not (flight.for_others or flight.started):
+            self._for_others[flight.lane].append(flight)
+        flight.for_others = True
+        return flight, new
+
+    def _flight(self, blob: Blob, chunk: int) -> tuple[Flight, bool]:
+        """The flight of a chunk, and whether it is new."""
         flight = self._flights.get((blob.token, chunk))
         if flight is not None:
-            flight.demanded = True
             return flight, False
-        flight = self._flights[blob.token, chunk] = Flight(blob, chunk, demanded=True)
-        self._demanded.append(flight)
+        flight = self._flights[blob.token, chunk] = Flight(blob, chunk, demanded=False, lane=self._lane_of(blob, chunk))
         return flight, True
+
+    def _lane_of(self, blob: Blob, chunk: int) -> Lane:
+        return Lane.STORE if self._lane is None else self._lane(blob, chunk)
 
     def landed(self, flight: Flight) -> None:
         """Remove a flight that has succeeded or failed."""
@@ -196,16 +171,21 @@ class FlightScheduler:
             prefetch.tell()
 
     def impatient(self, since: float) -> list[Flight]:
-        """Take from the queue the demanded flights that have waited there at least since a time."""
+        """Take from their queues the flights that have waited there at least since a time."""
         found = []
-        while self._demanded and self._demanded[0].enqueued <= since:
-            found.append(self._demanded.popleft())
+        for queue in (*self._demanded, *self._for_others):
+            while queue and (queue[0].started or queue[0].enqueued <= since):
+                flight = queue.popleft()
+                if not flight.started:
+                    flight.started = True
+                    found.append(flight)
         return found
 
     def unwanted(self, batch: Sequence[Flight]) -> bool:
-        """Whether nobody wants a batch under way: no reader waits for it, and no holder wants the rest of the blob."""
+        """Whether nobody wants a batch under way: no reader or other host waits for it, and no holder wants the rest of
+        the blob."""
         prefetch = self._prefetches.get(batch[0].blob.token)
-        return (prefetch is None or prefetch.paused) and not any(flight.demanded for flight in batch)
+        return (prefetch is None or prefetch.paused) and not any(f.demanded or f.for_others for f in batch)
 
     def flight(self, blob: Blob, chunk: int) -> Flight | None:
         """The flight of a chunk, or None."""
@@ -243,26 +223,42 @@ class FlightScheduler:
 
     # What starts next
 
-    def next_demanded(self, idle: int) -> list[Flight]:
-        """The next batch of demanded flights, if *idle* more requests may start; else empty."""
-        if not self._demanded or idle <= 0:
+    def next_demanded(self, idle: Sequence[int]) -> list[Flight]:
+        """The next batch of demanded flights, if *idle* more requests of its lane may start; else empty."""
+        for lane in Lane:
+            if batch := self._next_of(self._demanded[lane], lane, idle[lane]):
+                return batch
+        return []
+
+    def next_for_others(self, idle: Sequence[int]) -> list[Flight]:
+        """As `next_demanded`, for other hosts."""
+        for lane in Lane:
+            if batch := self._next_of(self._for_others[lane], lane, idle[lane]):
+                return batch
+        return []
+
+    def _next_of(self, queue: deque[Flight], lane: Lane, idle: int) -> list[Flight]:
+        while queue and queue[0].started:
+            queue.popleft()  # by the other queue
+        if not queue or idle <= 0:
             return []
-        batch = [self._demanded.popleft()]
-        most = self._share(len(self._demanded) + 1, idle)
-        while len(batch) < most and self._demanded:
-            following = self._demanded[0]
-            if not _follows(batch[-1], following.blob, following.chunk):
+        batch = [queue.popleft()]
+        most = self._share(len(queue) + 1, idle) if lane is Lane.STORE else 1
+        while len(batch) < most and queue and _follows(batch[-1], queue[0].blob, queue[0].chunk):
+            if queue[0].started:
                 break
-            batch.append(self._demanded.popleft())
+            batch.append(queue.popleft())
+        for flight in batch:
+            flight.started = True
         return batch
 
-    def next_prefetched(self, idle: int, *, full: Callable[[Generation], bool]) -> list[Flight]:
-        """The next batch of prefetched flights, if *idle* more requests may start; else empty.
+    def next_prefetched(self, idle: Sequence[int], *, full: Callable[[Generation], bool]) -> list[Flight]:
+        """The next batch of prefetched flights, if *idle* more requests of its lane may start; else empty.
 
         *full* says whether the disk has no room for a generation.
         """
         self.head_start = False
-        if idle <= 0:
+        if max(idle) <= 0:
             return []
         for urgency, prefetch in self._by_urgency():
             if not prefetch.blob.attached:
@@ -275,8 +271,8 @@ class FlightScheduler:
                 self.head_start = True
                 continue
             # Many small requests serve a waiting caller sooner; few large ones cost less processor time.
-            most = self._batch_limit if urgency is Urgency.AHEAD else self._share(prefetch.left, idle)
-            batch = self._take(prefetch, most)
+            most = self._batch_limit if urgency is Urgency.AHEAD else self._share(prefetch.left, idle[Lane.STORE])
+            batch = self._take(prefetch, most, idle)
             if batch:
                 if urgency < Urgency.AHEAD:  # prefetches ahead of any open go in order
                     self._prefetches.move_to_end(prefetch.blob.token)
@@ -305,10 +301,10 @@ class FlightScheduler:
 
     def _share(self, pending: int, idle: int) -> int:
         """How many of *pending* chunks the next request should take if *idle* ones may start."""
-        return max(1, min(self._batch_limit, pending // idle))
+        return max(1, min(self._batch_limit, pending // max(1, idle)))
 
-    def _take(self, prefetch: Prefetch, most: int) -> list[Flight]:
-        """New flights for the next chunks of a blob, as many as fit in one request."""
+    def _take(self, prefetch: Prefetch, most: int, idle: Sequence[int]) -> list[Flight]:
+        """New flights for the next chunks of a blob, as many as fit in one request; none if their lane is busy."""
         blob = prefetch.blob
         batch: list[Flight] = []
         while len(batch) < most and (chunk := prefetch.next_chunk()) is not None:
@@ -316,11 +312,15 @@ class FlightScheduler:
                 if batch:
                     break
                 continue
-            if batch and not _follows(batch[-1], blob, chunk):
+            lane = self._lane_of(blob, chunk)
+            if idle[lane] <= 0 or (batch and (lane is Lane.PEERS or not _follows(batch[-1], blob, chunk))):
                 prefetch.put_back()
                 break
-            flight = self._flights[blob.token, chunk] = Flight(blob, chunk, demanded=False)
+            flight = self._flights[blob.token, chunk] = Flight(blob, chunk, demanded=False, lane=lane)
+            flight.started = True
             batch.append(flight)
+            if lane is Lane.PEERS:
+                break
         return batch
 
 
@@ -328,11 +328,3 @@ def _follows(flight: Flight, blob: Blob, chunk: int) -> bool:
     """Whether a chunk can join a flight in one request."""
     states = blob.states
     return flight.blob is blob and chunk == flight.chunk + 1 and states[chunk] == states[flight.chunk]
-
-
-def no_room(blob: Blob, tenant_full: str | None = None) -> CacheFullError:
-    """The error of a blob for which the disk, or its tenant's share, has no room."""
-    if not blob.attached:
-        return CacheFullError(f"{blob.generation.key}: cannot be kept in the cache: see the log of the mount")
-    remedy = tenant_full or "evict or unpin models, raise --cache-size or lower --min-free"
-    return CacheFullError(f"{blob.generation.key}: no room in the cache: {remedy}")

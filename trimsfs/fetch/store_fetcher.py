@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import trio
 
@@ -19,8 +20,13 @@ from trimsfs.fetch.access_pattern import AccessPattern
 from trimsfs.fetch.batches import BatchFetcher
 from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.equal_chunks import EqualChunkCopier
+from trimsfs.fetch.first_bytes import FirstBytes
+from trimsfs.fetch.flights import HEAD_START_S, Flight, is_there, lost_repeatedly, no_room, stopping
+from trimsfs.fetch.for_others import fetch_for_others
+from trimsfs.fetch.peers import Peers
 from trimsfs.fetch.random_reads import RandomReads
-from trimsfs.fetch.scheduler import HEAD_START_S, Flight, FlightScheduler, no_room
+from trimsfs.fetch.scheduler import FlightScheduler
+from trimsfs.fetch.slots import Slots
 from trimsfs.fetch.speed import StoreSpeed
 from trimsfs.fetch.statistics import FetchStatistics
 from trimsfs.fetch.uncached import UncachedChunks
@@ -41,9 +47,9 @@ MOST_LOSSES = 8
 
 class StoreFetcher:
     """Makes bytes of blobs readable. *copier* moves them, *models* counts them. Calls *completed* with each blob that
-    becomes whole. *names* is as of `BatchFetcher`. Without *equal*, all bytes come from the store.
+    becomes whole. *names* is as of `BatchFetcher`. Without *equal* and *peers*, all bytes come from the store.
 
-    Invariants: a flight is a user of its blob from its demand or start until it has landed. ``_under_way`` counts
+    Invariants: a flight is a user of its blob from its demand or start until it has landed. ``_slots`` counts
     started batches; prefetched ones start within the adaptive limit, demanded ones within its maximum. Half of the
     memory limit is for uncached chunks in flight, half for those that have landed.
     """
@@ -61,6 +67,7 @@ class StoreFetcher:
         completed: Callable[[Blob], Awaitable[object]],
         names: Callable[[Blob], Iterable[Generation]] = lambda _: (),
         equal: EqualChunkCopier | None = None,
+        peers: Peers | None = None,
     ) -> None:
         self._disk = disk
         self._speed = speed
@@ -70,7 +77,9 @@ class StoreFetcher:
         self._models = models
         self._equal = equal
         self._completed = completed
-        self._scheduler = FlightScheduler(batch_limit=BATCH_LIMIT if streaming else 1)
+        self._scheduler = FlightScheduler(
+            batch_limit=BATCH_LIMIT if streaming else 1, lane=None if peers is None else peers.lane
+        )
         self._uncached = UncachedChunks(limit=max(1, memory_limit // disk.chunk_size // 2))
         self._batches = BatchFetcher(
             copier,
@@ -78,15 +87,17 @@ class StoreFetcher:
             retrying,
             uncached=self._uncached,
             equal=equal,
+            peers=peers,
             limit=self._limit,
             names=names,
             landed=self._land,
             came=self._came,
             refused=self._refused,
         )
+        self._first_bytes = None if peers is None else FirstBytes(self._batches, retrying)
         self._random_reads = RandomReads(self._batches, self._scheduler, limit=self._limit.maximum)
         self._background = Background()
-        self._under_way = 0
+        self._slots = Slots(speed.limit)
         self._batches_under_way = BatchesUnderWay(self._scheduler, self._background, land=self._land_unfinished)
         self._pump_is_due = False
         self._succeeded_at = self._wanted_at = float("-inf")
@@ -100,7 +111,7 @@ class StoreFetcher:
             failed_chunks=self._failed,
             verified_chunks=self._batches.verified,
             uncached_chunks=self._uncached.count,
-            in_flight=self._under_way,
+            in_flight=self._slots.in_use,
             waiting=self._scheduler.waiting,
             request_limit=self._limit.limit,
             rate=self._throughput.rate,
@@ -113,7 +124,7 @@ class StoreFetcher:
             await self._background.run(task_status)
         finally:
             for waiting in self._scheduler.impatient(math.inf):
-                waiting.error = _stopping(waiting.blob)
+                waiting.error = stopping(waiting.blob)
                 self._land(waiting)
 
     def seconds_for(self, blob: Blob, size: int) -> float | None:
@@ -174,12 +185,16 @@ class StoreFetcher:
             prefetch.demand(chunks[-1])
         flights = {chunk: self._demand(blob, chunk) for chunk in chunks if blob.states[chunk] != ChunkState.VERIFIED}
         self._pump()
+        if self._first_bytes is not None:
+            data = await self._first_bytes.read(blob, start, stop, flights)
+            if data is not None:
+                return [data]
         for chunk, flight in flights.items():
             first, last = blob.span_of(chunk)
             await flight.until(min(stop, last) - first)
             if flight.error is not None:
                 raise flight.error.with_traceback(None)
-        if not all(_is_there(blob, chunk, flights.get(chunk), stop) for chunk in chunks):
+        if not all(is_there(blob, chunk, flights.get(chunk), stop) for chunk in chunks):
             return None
         # Only now: an error would keep the views alive, and they keep the file even of an evicted blob.
         return [self._piece(blob, chunk, start, stop, flights.get(chunk)) for chunk in chunks]
@@ -250,11 +265,18 @@ class StoreFetcher:
         self._came(blob, record.length)
         return record
 
+    async def fetch_for_others(self, blob: Blob, chunks: range) -> None:
+        """Make chunks readable from disk for other hosts: after what readers of this host wait for, before any
+        prefetch. Raises as `fetch_all`."""
+        blob.health.check()
+        await self._check_running(blob)
+        await fetch_for_others(self._scheduler, self._pump, blob, chunks)
+
     async def _check_running(self, blob: Blob) -> None:
         """Raises StoreUnavailableError while the server stops, or Cancelled if the caller is cancelled."""
         if not self._background.running:
             await trio.lowlevel.checkpoint_if_cancelled()
-            raise _stopping(blob)
+            raise stopping(blob)
 
     def _demand(self, blob: Blob, chunk: int) -> Flight:
         """The flight of a chunk that a reader waits for; one that has landed if the chunk is in memory."""
@@ -269,19 +291,24 @@ class StoreFetcher:
         return flight
 
     def _pump(self) -> None:
-        """Start flights while the limit allows it. Called whenever there is more work or more room."""
+        """Start flights while the slots allow it. Called whenever there is more work or more room."""
         while self._background.running:
-            batch = self._scheduler.next_demanded(self._limit.maximum - self._under_way)
+            batch = self._scheduler.next_demanded(self._slots.for_demanded)
+            for_others = not batch
+            batch = batch or self._scheduler.next_for_others(self._slots.for_others)
             if not batch:
-                batch = self._scheduler.next_prefetched(self._limit.limit - self._under_way, full=self._disk.full)
+                for_others = False
+                batch = self._scheduler.next_prefetched(self._slots.for_prefetched, full=self._disk.full)
                 if not batch:
                     self._pump_later()
                     return
                 batch[0].blob.users += len(batch)
-            if self._under_way == 0:
+            if self._slots.in_use == 0:
                 self._throughput.busy()
-            self._under_way += 1
-            self._background.start(self._fly, batch)
+            self._slots.take(batch[0].lane, for_others=for_others)
+            if self._first_bytes is not None and batch[0].chunk == 0 and not for_others:
+                self._background.start(self._first_bytes.expect, batch[0])
+            self._background.start(partial(self._fly, batch, for_others=for_others))
 
     def _pump_later(self) -> None:
         """Call `_pump` again when the head start of demanded first bytes is over."""
@@ -296,7 +323,7 @@ class StoreFetcher:
 
     # What a flight does
 
-    async def _fly(self, batch: Sequence[Flight]) -> None:
+    async def _fly(self, batch: Sequence[Flight], *, for_others: bool) -> None:
         blob = batch[0].blob
         blob.users += 1  # the thread of a cancelled batch may still use the file
         try:
@@ -308,11 +335,11 @@ class StoreFetcher:
                     with self._failing(flights):
                         await self._batches.fetch(flights)
         finally:
-            self._land_unfinished(batch, _stopping(blob))
+            self._land_unfinished(batch, stopping(blob))
             self._disk.release(blob)
-            self._under_way -= 1
+            self._slots.give_back(batch[0].lane, for_others=for_others)
             self._wanted_at = trio.current_time()
-            if self._under_way == 0:
+            if self._slots.in_use == 0:
                 self._throughput.idle()
             self._pump()
 
@@ -377,20 +404,3 @@ class StoreFetcher:
         if blob.complete and self._background.running:
             self._background.start(self._completed, blob)
         self._disk.release(blob)
-
-
-def _is_there(blob: Blob, chunk: int, flight: Flight | None, stop: int) -> bool:
-    """Whether the bytes of a chunk before *stop* can be read: from the blob, from memory or from a flight."""
-    if flight is None or flight.done.is_set():
-        return blob.states[chunk] == ChunkState.VERIFIED or (flight is not None and flight.data is not None)
-    first, last = blob.span_of(chunk)
-    return flight.can_be_read(min(stop, last) - first)
-
-
-def lost_repeatedly(blob: Blob) -> StoreUnavailableError:
-    """The error of a read that started over too often."""
-    return StoreUnavailableError(f"{blob.generation.key}: the cache keeps losing its fetched bytes: see the log")
-
-
-def _stopping(blob: Blob) -> StoreUnavailableError:
-    return StoreUnavailableError(f"{blob.generation.key}: server stopping")

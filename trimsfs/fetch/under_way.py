@@ -7,7 +7,8 @@ import trio
 
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import StoreError, StoreUnavailableError
-from trimsfs.fetch.scheduler import Flight, FlightScheduler
+from trimsfs.fetch.flights import Flight
+from trimsfs.fetch.scheduler import FlightScheduler
 from trimsfs.tiers.blob import Blob
 
 LINGER_S = 0.1

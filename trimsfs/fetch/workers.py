@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -21,6 +21,7 @@ from trimsfs import errors
 from trimsfs.concurrency.channel import Channel, ChannelClosedError, Message, pair
 from trimsfs.errors import StoreError, TransientStoreError
 from trimsfs.fetch.copier import Arrived, Extent, Landed, LocalBytes, ThreadCopier
+from trimsfs.fetch.peers import PeerAnswer, PeerRequest
 from trimsfs.stores.digests import Algorithm
 from trimsfs.telemetry.trace import Spent
 from trimsfs.text import set_process_title
@@ -168,13 +169,18 @@ async def _do(copier: ThreadCopier, job: Message, descriptors: Sequence[int], ch
 
 async def _perform(
     copier: ThreadCopier, job: Message, descriptors: Sequence[int], landed: Landed, arrived: Arrived, spent: Spent
-) -> str | int | None:
+) -> str | int | Message | None:
+    if job["do"] == "ask":
+        return asdict(await copier.ask_peer(PeerRequest(**job["request"])))
     start, stop, descriptor = job["start"], job["stop"], descriptors[0]
     if job["do"] == "fetch":
         generation = Generation(**job["generation"])
         wanted = arrived if job["progress"] else None
         extent = Extent(start, stop, descriptor, job["position"], job["chunk_size"])
         return await copier.fetch(generation, extent, landed, wanted, spent=spent)
+    if job["do"] == "peer":
+        extent = Extent(start, stop, descriptor, job["position"], job["chunk_size"])
+        return asdict(await copier.fetch_from_peer(PeerRequest(**job["request"]), extent, landed))
     if job["do"] == "copy":
         source = LocalBytes(descriptors[1], job["from"], job["crc"], bytes.fromhex(job["sha256"]))
         return await copier.copy(source, Extent(start, stop, descriptor, job["position"], job["chunk_size"]))
@@ -247,6 +253,20 @@ class WorkerPool:
         if spent is not None and "spent" in job.answer:
             spent.first_byte, spent.checksum_s, spent.write_s = job.answer["spent"]
         return version
+
+    async def fetch_from_peer(self, request: PeerRequest, extent: Extent, landed: Landed) -> PeerAnswer:
+        message = {
+            "do": "peer",
+            "request": asdict(request),
+            "start": extent.start,
+            "stop": extent.stop,
+            "position": extent.position,
+            "chunk_size": extent.chunk_size,
+        }
+        return PeerAnswer(**await self._give(message, [extent.descriptor], _Job(landed)))
+
+    async def ask_peer(self, request: PeerRequest) -> PeerAnswer:
+        return PeerAnswer(**await self._give({"do": "ask", "request": asdict(request)}, [], _Job()))
 
     async def copy(self, source: LocalBytes, extent: Extent) -> bool:
         message = {

@@ -11,7 +11,7 @@ from trimsfs.control.control_files import shows_content
 from trimsfs.errors import CacheFullError, TrimsError
 from trimsfs.fetch.access_pattern import AccessPattern
 from trimsfs.fetch.fetcher import Fetcher
-from trimsfs.fetch.store_fetcher import lost_repeatedly
+from trimsfs.fetch.flights import lost_repeatedly
 from trimsfs.filesystem.rights import Rights
 from trimsfs.integrity.signature_policy import SignaturePolicy, not_compared_with_signature
 from trimsfs.namespace.inodes import Inode

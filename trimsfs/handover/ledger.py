@@ -46,6 +46,7 @@ class RecordKind(enum.IntEnum):
     STORE_AWAY = 10
     JOB = 11
     ALIAS_TARGET = 12
+    FLEET_OFF = 13
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

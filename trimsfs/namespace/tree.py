@@ -127,6 +127,10 @@ class Namespace:
         """`lookup` without a request to the store; None if that gives no answer."""
         return self._known(self._directory(prefix), name) if possible(name) else None
 
+    def latest(self, prefix: str, name: bytes) -> Entry | None:
+        """What a name is by the last answer, however old; None if there is none."""
+        return self._directory(prefix).latest(name)[0] if possible(name) else None
+
     async def recent(self, prefix: str, name: bytes, age_s: float) -> Entry:
         """What a name is, by an answer of at most *age_s* seconds; by the last one while the store does not answer.
 

@@ -23,6 +23,7 @@ from pydantic import (
 
 from trimsfs.listen_address import parse_address
 from trimsfs.mountinfo import escape
+from trimsfs.options.fleet import FleetOptions
 
 FALLBACK_UID = 60874
 """A user id that Debian and systemd assign to nobody."""
@@ -148,10 +149,8 @@ class StoreTable(BaseModel):
     stall_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
-class MountOptions(BaseModel):
+class MountOptions(FleetOptions):
     """The options of a mount. Sizes are in bytes (``10GiB`` is accepted), times in seconds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     store: Annotated[str, AfterValidator(_without_password)] | None = Field(
         None,
@@ -364,7 +363,7 @@ class MountOptions(BaseModel):
 
 TABLES = {"access": "access", "tenants": "tenants", "stores": "store"}
 """The options that are tables of a configuration file, and their names there, such as ``[[access]]``."""
-SCALARS = tuple(name for name in MountOptions.model_fields if name not in TABLES)
+SCALARS = tuple(name for name in (*MountOptions.__annotations__, *FleetOptions.model_fields) if name not in TABLES)
 """The options that the environment and the command line accept too."""
 
 

@@ -6,6 +6,7 @@ Tests build their servers here, too, each in its own environment.
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -49,10 +50,13 @@ from trimsfs.tiers.deduplication import Deduplication
 from trimsfs.tiers.disk.budget import DiskLimits
 from trimsfs.tiers.disk.events import TierEvents
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.eviction_policies import POLICIES
+from trimsfs.tiers.eviction_policies import POLICIES, eager, never, others_first
 from trimsfs.tiers.host.tier import HostTier
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.types import Generation
+
+if TYPE_CHECKING:
+    from trimsfs.server.fleet import FleetPart
 
 
 class Calls:
@@ -73,13 +77,16 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
     speed = store_speeds(options, environment)
     tiers = _tiers(options, environment, calls, speed)
     tracer = Tracer(share=options.trace_opens)
-    fetching = assemble_fetching(options, environment, tiers, speed, tracer, names=calls.open_names)
+    fleet = _fleet(options, environment, tiers, speed)
+    peers = None if fleet is None else fleet.source
+    fetching = assemble_fetching(options, environment, tiers, speed, tracer, names=calls.open_names, peers=peers)
+    services, in_fleet = ([], {}) if fleet is None else fleet.complete(fetching)
     gpu = _gpu(options, environment, tiers, fetching)
     checks = _checks(options, environment, calls, tiers, fetching, gpu)
     derived = DerivedBlobs(tiers.disk, tiers.passthrough, allowed=options.derived)
     deduplication = Deduplication(tiers.disk)
-    commands = _commands(environment, tiers, fetching, gpu, checks, derived)
-    control = _control(options, environment, calls, tiers, fetching, gpu, deduplication, commands, tracer)
+    commands = _commands(environment, tiers, fetching, gpu, checks, derived, fleet)
+    control = _control(options, environment, calls, tiers, fetching, gpu, deduplication, commands, tracer, fleet)
     prefetcher = _prefetcher(options, calls, tiers, fetching)
     reopens = Reopens(environment.ledger, tiers.disk.release)
     filesystem = Filesystem(
@@ -95,7 +102,7 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
     )
     calls.open_names.bind(filesystem.handles.names)
     above = _sources_above(filesystem, prefetcher, deduplication)
-    calls.render_metrics.bind(metrics.renderer(sources(environment, tiers, fetching, gpu, checks) | above))
+    calls.render_metrics.bind(metrics.renderer(sources(environment, tiers, fetching, gpu, checks) | above | in_fleet))
     maintenance: list[Service] = [tiers.disk.run, tiers.host.run, checks.integrity.run]
     if options.share_chunks:
         maintenance.append(deduplication.run)
@@ -124,6 +131,7 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
             prefetcher.run,
             derived.run,
             gpu.copies.run,
+            *services,
         ),
         maintenance=tuple(maintenance),
     )
@@ -135,6 +143,16 @@ def _probes(options: MountOptions, environment: Environment, fetching: Fetching)
     return [
         partial(fetching.breakers.of(place.path).run, probe(stores[place.path], place)) for place in places(options)
     ]
+
+
+def _fleet(
+    options: MountOptions, environment: Environment, tiers: Tiers, speed: ByPath[StoreSpeed]
+) -> "FleetPart | None":
+    if options.fleet is None:
+        return None
+    from trimsfs.server.fleet import FleetPart  # noqa: PLC0415 - other mounts do not need it
+
+    return FleetPart(options, environment, tiers, speed)
 
 
 def _trust(options: MountOptions, tiers: Tiers, fetching: Fetching, checks: Checks) -> Trust:
@@ -167,7 +185,9 @@ def _always_compared(options: MountOptions) -> bool:
 
 def _tiers(options: MountOptions, environment: Environment, calls: Calls, speed: ByPath[StoreSpeed]) -> Tiers:
     assert options.cache_dir is not None
-    store = environment.store
+    store, policy = environment.store, POLICIES[options.cache_policy]
+    if options.fleet is not None and policy not in {never, eager}:
+        policy = others_first(policy)
     disk = DiskTier(
         options.cache_dir,
         store=store.origins if isinstance(store, StoreRouter) else store.identity,
@@ -175,7 +195,7 @@ def _tiers(options: MountOptions, environment: Environment, calls: Calls, speed:
             budget=options.cache_size,
             min_free=options.min_free,
             quotas=Quotas({f"{tenant.path}/": tenant.cache_size for tenant in options.tenants}),
-            policy=POLICIES[options.cache_policy],
+            policy=policy,
         ),
         load_cost=lambda key, size: speed.of(key).load_cost(size),
         compares=options.digests != "off",
@@ -284,7 +304,13 @@ def _repaired(environment: Environment, fetching: Fetching, gpu: Gpu) -> Callabl
 
 
 def _commands(
-    environment: Environment, tiers: Tiers, fetching: Fetching, gpu: Gpu, checks: Checks, derived: DerivedBlobs
+    environment: Environment,
+    tiers: Tiers,
+    fetching: Fetching,
+    gpu: Gpu,
+    checks: Checks,
+    derived: DerivedBlobs,
+    fleet: "FleetPart | None",
 ) -> Commands:
     actions = Actions(
         tiers.disk,
@@ -297,7 +323,8 @@ def _commands(
         checks.signature_policy,
         fetching.breakers,
     )
-    return Commands(fetching.namespace, tiers.disk, actions, fetching.breakers, environment.ledger)
+    spread = None if fleet is None else fleet.spreading(fetching)
+    return Commands(fetching.namespace, tiers.disk, actions, fetching.breakers, environment.ledger, spread=spread)
 
 
 def _control(
@@ -310,6 +337,7 @@ def _control(
     deduplication: Deduplication,
     commands: Commands,
     tracer: Tracer,
+    fleet: "FleetPart | None",
 ) -> Control:
     authorisation = Authorisation(options)
     reports = Reports(
@@ -320,7 +348,7 @@ def _control(
         authorisation,
         commands.jobs,
         metrics=calls.render_metrics,
-        facts=facts(options, environment, tiers, fetching, gpu),
+        facts=facts(options, environment, tiers, fetching, gpu, fleet=None if fleet is None else fleet.facts),
         links=fetching.namespace.links,
         entries=fetching.namespace.entries,
         traces=tracer.traces,
@@ -342,6 +370,7 @@ def _control(
         authorisation,
         tells_common=options.share_chunks,
         refresh=partial(refresh, fetching.namespace, environment.expire),
+        switches={} if fleet is None else fleet.switches,
     )
 
 

@@ -18,6 +18,7 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -49,6 +50,9 @@ from trimsfs.stores import DirectoryStore, Store, after_fork, beneath, open_stor
 from trimsfs.stores.broker import Broker
 from trimsfs.stores.router import stores_of
 from trimsfs.text import LineFormatter, set_process_title
+
+if TYPE_CHECKING:
+    import ssl
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +94,7 @@ def main() -> None:
         load_readers()
         no_gpu = _load_driver(options)
         read_manifest = _manifests(options)
+        certificates = _certificates(options)
         _settle_memory()
         cache_fails = _hand_over(options)
         _start_brokers(options, store, mountpoint, keeper_end)
@@ -102,7 +107,8 @@ def main() -> None:
         if promotion is not None:
             held = [keeper_end.fileno(), promotion.ledger, *filter(None, (promotion.lock, promotion.fuse))]
             set_process_title("server", mountpoint)
-            spawner = Spawner(partial(_make_copier, options, store), mountpoint=mountpoint, not_for_it=held)
+            make_copier = partial(_make_copier, options, store, certificates)
+            spawner = Spawner(make_copier, mountpoint=mountpoint, not_for_it=held)
             _raise_priority()
             launched = order.get("launched", False)
             loaded = Loaded(store=store, spawner=spawner, no_gpu=no_gpu, read_manifest=read_manifest, launched=launched)
@@ -149,6 +155,26 @@ def _manifests(options: MountOptions) -> ReadManifest | None:
         ) from None
     assert options.signing_key is not None
     return partial(signatures.read_manifest, key=signatures.load_key(options.signing_key))
+
+
+def _certificates(options: MountOptions) -> "ssl.SSLContext | None":
+    """What this host connects to others of its fleet with, and the code for it; None without a fleet.
+
+    Raises ConfigurationError.
+    """
+    if options.fleet is None:
+        return None
+    try:
+        for module in ("trimsfs.server.fleet", "trimsfs.fleet.peer_client"):
+            importlib.import_module(module)  # later, its files may be unreadable
+    except ImportError as error:
+        raise ConfigurationError(f"option --fleet {options.fleet}: {error}: pip install 'trimsfs[fleet]'") from None
+    connection = importlib.import_module("trimsfs.fleet.connection")
+    try:
+        context: ssl.SSLContext = connection.client_context(options.fleet_ca, options.fleet_cert, options.fleet_key)
+    except OSError as error:
+        raise ConfigurationError(f"option --fleet {options.fleet}: cannot load its certificates: {error}") from None
+    return context
 
 
 def _start_brokers(options: MountOptions, store: Store, mountpoint: Path, keeper_end: socket.socket) -> None:
@@ -250,10 +276,12 @@ def _raise_priority() -> None:
             Path("/proc/self/autogroup").write_text(str(SERVER_NICENESS))
 
 
-def _make_copier(options: MountOptions, store: Store) -> ThreadCopier:
+def _make_copier(options: MountOptions, store: Store, certificates: "ssl.SSLContext | None") -> ThreadCopier:
     """The copier of a fetch process: it shares the server's store, if that works after a fork."""
-    requests = max_requests(options.memory_limit)
-    return ThreadCopier(after_fork(store, options, max_requests=requests), threads=requests)
+    requests, peers = max_requests(options.memory_limit), None
+    if certificates is not None:
+        peers = importlib.import_module("trimsfs.fleet.peer_client").PeerClient(certificates, threads=requests)
+    return ThreadCopier(after_fork(store, options, max_requests=requests), threads=requests, peers=peers)
 
 
 def _first_error(group: BaseExceptionGroup[TrimsError]) -> TrimsError:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 from trimsfs.fetch.equal_chunks import EqualChunkCopier
 from trimsfs.fetch.fetcher import Fetcher, Fetchers
+from trimsfs.fetch.peers import Peers
 from trimsfs.fetch.speed import StoreSpeed, max_requests
 from trimsfs.fetch.store_fetcher import StoreFetcher
 from trimsfs.filesystem.rights import Rights
@@ -41,17 +42,18 @@ def assemble_fetching(
     tracer: Tracer,
     *,
     names: Callable[[Blob], Iterable[Generation]],
+    peers: Peers | None,
 ) -> Fetching:
     """Build the components that ask the stores. Each store has its own retries, breaker and fetcher.
 
-    *names* is as of `BatchFetcher`.
+    *names* is as of `BatchFetcher`, *peers* of `StoreFetcher`.
     """
     retrying = _retrying(options, environment, speed)
     impatient = VersionedStore(environment.store)
     store = RetryingStore(impatient, retrying)
     origins = environment.store.origins if isinstance(environment.store, StoreRouter) else None
     kept = KeptListings(tiers.disk.listings, origins)
-    fetcher = _fetcher(options, environment, tiers, retrying, speed, tracer, names, impatient)
+    fetcher = _fetcher(options, environment, tiers, retrying, speed, tracer, names, peers, impatient)
     breakers = retrying.map(lambda each: each.breaker)
     return Fetching(
         retrying=retrying,
@@ -115,6 +117,7 @@ def _fetcher(
     speed: ByPath[StoreSpeed],
     tracer: Tracer,
     names: Callable[[Blob], Iterable[Generation]],
+    peers: Peers | None,
     versions: VersionedStore,
 ) -> Fetcher:
     stores = dict(stores_of(environment.store))
@@ -131,6 +134,7 @@ def _fetcher(
             completed=tiers.passthrough.register,
             names=names,
             equal=EqualChunkCopier(tiers.disk, environment.copier, versions) if options.share_chunks else None,
+            peers=peers,
         )
 
     fetchers = {path: fetcher(path, streaming=store.streaming) for path, store in stores.items()}

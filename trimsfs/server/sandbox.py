@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimsfs.errors import CacheUnusableError, ConfigurationError
+from trimsfs.options import FLEET_REPORTS, FLEET_SOCKET
 
 try:
     import pyseccomp
@@ -48,7 +49,7 @@ _SCOPE_SIGNAL = 1 << 1
 _CACHE_ENTRIES = {
     *("blobs", "lock", "index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "index.sqlite-journal"),
     *("index.sqlite-damaged", "index.sqlite-damaged-wal", "index.sqlite-damaged-shm"),
-    *("trimsfs.log", "trimsfs.log.1", "trimsfs.log.2"),
+    *("trimsfs.log", "trimsfs.log.1", "trimsfs.log.2", FLEET_SOCKET, FLEET_REPORTS),
 }
 """The names that a cache directory may hold; earlier versions kept their logs there."""
 

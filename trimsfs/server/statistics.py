@@ -51,9 +51,15 @@ class StoresStatistics:
 
 
 def facts(
-    options: MountOptions, environment: Environment, tiers: Tiers, fetching: Fetching, gpu: Gpu
+    options: MountOptions,
+    environment: Environment,
+    tiers: Tiers,
+    fetching: Fetching,
+    gpu: Gpu,
+    *,
+    fleet: Callable[[], dict[str, object]] | None,
 ) -> Callable[[], dict[str, object]]:
-    """A function that returns the content of the control file ``control``."""
+    """A function that returns the content of the control file ``control``; *fleet* returns its part on the fleet."""
     return lambda: {
         "version": __version__,
         "mountpoint": str(environment.mountpoint),
@@ -62,6 +68,7 @@ def facts(
         "cache_dir": str(options.cache_dir),
         "store_problem": _store_problem(fetching),
         **({"stores": _stores(options, fetching)} if fetching.several else {}),
+        **({} if fleet is None else {"fleet": fleet()}),
         "cache_problem": tiers.disk.unusable,
         "log_file": str(options.log_file),
         "waits": environment.waits(),

@@ -76,6 +76,19 @@ POLICIES: dict[str, Policy] = {
 }
 
 
+def others_first(policy: Policy) -> Policy:
+    """The same policy, which chooses first among entries that nobody on this host has used: only other hosts of the
+    fleet wanted them."""
+
+    def choose(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
+        entries = list(entries)
+        victims = policy([entry for entry in entries if not entry.uses], needed)
+        needed -= sum(victim.size for victim in victims)
+        return victims + (policy([entry for entry in entries if entry.uses], needed) if needed > 0 else [])
+
+    return choose
+
+
 def _first(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
     victims: list[Evictable] = []
     for entry in entries:

@@ -1,0 +1,73 @@
+"""The subcommand for fleets: nginx's configuration, draining and serving again."""
+
+import os
+import resource
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from mountctl.commands.declared_mounts import complete_mount, declared_mounts, find_mount
+from mountctl.commands.verbs import mounts_directory, reported
+from mountctl.fleet.nginx import Member, Nginx
+from trimsfs.command_group import examples
+from trimsfs.errors import ConfigurationError
+from trimsfs.options import load_options
+
+Action = Literal["apply", "drain", "undrain", "run"]
+DIRECTORY = Path("/var/lib/trimsfs/fleet")
+
+
+@click.command(epilog=examples("mountctl fleet apply", "mountctl fleet drain models", "mountctl fleet undrain models"))
+@click.argument("action", type=click.Choice(["apply", "drain", "undrain", "run"]))
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_mount)
+@click.option(
+    "--fleet-dir",
+    type=click.Path(path_type=Path),
+    envvar="TRIMSFS_FLEET_DIR",
+    default=DIRECTORY,
+    show_default=True,
+    help="Directory of nginx's files.",
+)
+@mounts_directory
+@reported
+def fleet(action: Action, names: tuple[str, ...], fleet_dir: Path, directory: Path) -> int:
+    """Configure the nginx that sends this host's chunks to its fleet.
+
+    apply: write its configuration for all declared mounts with a fleet, check it, and reload nginx. drain: stop sending
+    chunks of NAME, or of all mounts, until undrain; what is under way is finished. run: apply, then run nginx in the
+    foreground, for a service manager or a container.
+    """
+    nginx = Nginx(fleet_dir.absolute())
+    chosen = [find_mount(name, directory).mountpoint for name in names]
+    members, code = _members(directory, nginx)
+    if action in {"drain", "undrain"}:
+        nginx.set_drained(chosen or [member.mountpoint for member in members], drained=action == "drain")
+        members, code = _members(directory, nginx)
+    if not members:
+        raise ConfigurationError(f"no mount declared in {directory} belongs to a fleet: set fleet in one")
+    nginx.write(members)
+    if action == "run":
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        command = nginx.command()
+        os.execv(command[0], command)
+    told = "reloaded nginx" if nginx.reload() else "nginx does not run: `systemctl start trimsfs-nginx`"
+    for member in members:
+        state = "drained" if member.drained else f"served at {member.options.fleet_listen}"
+        click.echo(f"{member.mountpoint}: fleet {member.options.fleet}: {state}")
+    click.echo(told)
+    return code
+
+
+def _members(directory: Path, nginx: Nginx) -> tuple[list[Member], int]:
+    """The declared mounts that belong to a fleet, and the exit code for invalid files."""
+    mounts, problems = declared_mounts(directory)
+    drained = nginx.drained()
+    members = []
+    for mount in mounts:
+        options = load_options({}, configs=mount.configs).resolved(mount.mountpoint)
+        if options.fleet is not None:
+            drained_too = str(mount.mountpoint) in drained
+            members.append(Member(mountpoint=mount.mountpoint, options=options, drained=drained_too))
+    return members, 2 if problems else 0

@@ -1,0 +1,180 @@
+"""The configuration of nginx for the mounts of this host that belong to fleets: written, checked and reloaded."""
+
+import grp
+import os
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+from trimsfs.errors import CommandNotFoundError, ConfigurationError
+from trimsfs.options import FLEET_REPORTS, FLEET_SOCKET, MountOptions
+
+NGINX_USER = "trimsfs-nginx"
+"""The user of nginx's workers, in the group of servers; if it does not exist, they run as the user of servers."""
+WORKERS = 4
+_LONGEST_SOCKET = 107
+"""Bytes that the path of a Unix socket may have."""
+_QUOTABLE = re.compile(r"[^\"$\\\n]*")
+_DRAINED = "add_header Retry-After 10 always; return 503;"
+"""As `trimsfs.fleet.protocol` has it: others leave this host alone for a while."""
+_SERVING = """limit_except GET {
+                deny all;
+            }
+            proxy_pass http://$upstream;
+            proxy_http_version 1.1;
+            proxy_pass_request_body off;
+            proxy_set_header Connection "";
+            proxy_set_header Content-Length "";
+            proxy_read_timeout 120s;
+            proxy_next_upstream off;"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A mount of this host that belongs to a fleet. *options* are resolved. A ``drained`` one sends nothing."""
+
+    mountpoint: Path
+    options: MountOptions
+    drained: bool = False
+
+
+class Nginx:
+    """The nginx of this host's fleets, whose files are in a *directory*."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.configuration = directory / "nginx.conf"
+        self._drained = directory / "drained"
+
+    def drained(self) -> set[str]:
+        """The mount points that an operator has drained."""
+        try:
+            return set(self._drained.read_text().splitlines())
+        except FileNotFoundError:
+            return set()
+
+    def set_drained(self, mountpoints: Iterable[Path], *, drained: bool) -> None:
+        """Drain mounts, or serve them again, from the next `write` on."""
+        chosen = {str(mountpoint) for mountpoint in mountpoints}
+        found = self.drained() | chosen if drained else self.drained() - chosen
+        self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._drained.write_text("".join(f"{mountpoint}\n" for mountpoint in sorted(found)))
+
+    def write(self, members: Sequence[Member]) -> None:
+        """Write the configuration of some mounts, if nginx accepts it. Raises TrimsError and OSError."""
+        self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        new = self.configuration.with_suffix(".new")
+        new.write_text(render(self.directory, members))
+        try:
+            done = subprocess.run([*_program(), "-t", "-q", "-c", new], capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                said = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
+                raise ConfigurationError(f"nginx refuses its configuration: {_plain(said[0])}")
+            new.replace(self.configuration)
+        finally:
+            new.unlink(missing_ok=True)
+
+    def command(self) -> list[str]:
+        """The command that runs nginx in the foreground. Raises CommandNotFoundError."""
+        return [*_program(), "-c", str(self.configuration), "-g", "daemon off;"]
+
+    def reload(self) -> bool:
+        """Have the running nginx load its configuration; False if none runs. Requests under way are finished."""
+        with suppress(FileNotFoundError, ValueError, ProcessLookupError):
+            pid = int((self.directory / "nginx.pid").read_text())
+            if str(self.configuration).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGHUP)
+                return True
+        return False
+
+
+def render(directory: Path, members: Sequence[Member]) -> str:
+    """The text of the configuration. Raises ConfigurationError."""
+    listens = [member.options.fleet_listen for member in members]
+    for member in members:
+        if listens.count(member.options.fleet_listen) > 1:
+            raise ConfigurationError(
+                f"option --fleet-listen {member.options.fleet_listen}: another mount listens there: choose another port"
+            )
+    users = {member.options.server_user: _user(member.options) for member in members}
+    if len(set(users.values())) > 1:
+        raise ConfigurationError(
+            f"option --server-user: the mounts of fleets have several, {', '.join(sorted(map(str, users)))}: "
+            "give them one, whose group lets nginx read"
+        )
+    return _template("nginx.conf").substitute(
+        user=next(iter(users.values()), ""),
+        workers=min(WORKERS, os.cpu_count() or 1),
+        directory=_quotable(directory),
+        members="".join(_member(number, member) for number, member in enumerate(members)),
+    )
+
+
+def _member(number: int, member: Member) -> str:
+    options, upstream = member.options, f"trimsfs_{number}"
+    assert options.cache_dir is not None
+    socket, reports = options.cache_dir / FLEET_SOCKET, options.cache_dir / FLEET_REPORTS
+    if len(bytes(reports)) > _LONGEST_SOCKET:
+        raise ConfigurationError(f"option --cache-dir {options.cache_dir}: too long for a fleet's socket: shorten it")
+    serve = _DRAINED if member.drained else _SERVING
+    return _template("member.conf").substitute(
+        mountpoint=_quotable(member.mountpoint),
+        upstream=upstream,
+        socket=_quotable(socket),
+        reports=_quotable(reports),
+        listen=options.fleet_listen,
+        certificate=_quotable(options.fleet_cert),
+        key=_quotable(options.fleet_key),
+        ca=_quotable(options.fleet_ca),
+        fleet=options.fleet,
+        serve=Template(serve).substitute(upstream=upstream),
+        blobs=_quotable(options.cache_dir / "blobs"),
+    )
+
+
+def _template(name: str) -> Template:
+    return Template(Path(__file__).with_name(name).read_text())
+
+
+def _quotable(path: Path | None) -> str:
+    """A path that nginx takes as it is between quotes. Raises ConfigurationError."""
+    if _QUOTABLE.fullmatch(str(path)) is None:
+        raise ConfigurationError(f"{str(path)!r}: nginx cannot use a path with quotes, dollars or backslashes")
+    return str(path)
+
+
+def _user(options: MountOptions) -> str:
+    """The line that names the user and the group of nginx's workers; empty if nginx does not start as root."""
+    if options.server_user is None:
+        return ""
+    name = options.server_user
+    try:
+        server = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
+        group = grp.getgrgid(server.pw_gid).gr_name
+    except KeyError:
+        raise ConfigurationError(
+            f"option --server-user {name}: nginx needs a user with a name: run `useradd --system trimsfs`"
+        ) from None
+    try:
+        return f"user {pwd.getpwnam(NGINX_USER).pw_name} {group};"
+    except KeyError:
+        return f"user {server.pw_name} {group};"
+
+
+def _program() -> list[str]:
+    found = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+    if found is None:
+        raise CommandNotFoundError("nginx is not installed: install the package nginx-light")
+    return [found, "-e", "stderr"]
+
+
+def _plain(line: str) -> str:
+    """A line of nginx without its time and level."""
+    return re.sub(r"^.*?\[\w+\] (\d+#\d+: )?", "", line)

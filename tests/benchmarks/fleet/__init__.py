@@ -1,0 +1,1 @@
+"""The fleet beside the store alone: hosts in network namespaces, with links that are limited."""

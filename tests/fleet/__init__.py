@@ -1,0 +1,1 @@
+"""A fleet: several hosts, each in a network namespace, which fetch models of one store from each other."""

@@ -1,0 +1,77 @@
+"""Three members, each with its own link, cache, nginx and mount: what they read, and what the store sends for it."""
+
+import random
+import socket
+import ssl
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.fleet.members import NAME, Fleet
+from tests.fleet.reading import read_together
+
+MIB = 1 << 20
+SIZE = 27 * MIB
+"""Of an object: three chunks and a part of one."""
+
+
+@pytest.fixture
+def expected(fleet: Fleet, request: pytest.FixtureRequest) -> Path:
+    """An object of the test's own, named by this file and in the store."""
+    path = fleet.directory / f"{request.node.name}.bin"
+    path.write_bytes(random.Random(request.node.name).randbytes(SIZE))
+    fleet.store.put({path.name: path.read_bytes()})
+    return path
+
+
+def test_the_store_sends_an_object_once(fleet: Fleet, expected: Path) -> None:
+    before = fleet.store.sent_bytes()
+    read_together(fleet.members, expected.name, expected)
+    assert SIZE <= fleet.store.sent_bytes() - before < 1.02 * SIZE
+
+
+def test_a_host_that_comes_late_needs_no_store(fleet: Fleet, expected: Path) -> None:
+    *early, late = fleet.members
+    read_together(early, expected.name, expected)
+    assert (late.mount.path / expected.name).stat().st_size == SIZE
+    fleet.store.host.unplug()
+    try:
+        read_together([late], expected.name, expected)
+    finally:
+        fleet.store.host.plug()
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_member_that_nobody_reaches_costs_no_error(fleet: Fleet, expected: Path, lost: int) -> None:
+    others = [member for number, member in enumerate(fleet.members) if number != lost]
+    fleet.members[lost].host.unplug()
+    try:
+        read_together(others, expected.name, expected)
+    finally:
+        fleet.members[lost].host.plug()
+
+
+def test_a_replaced_object_is_read_anew(fleet: Fleet, expected: Path) -> None:
+    read_together(fleet.members, expected.name, expected)
+    expected.write_bytes(bytes(reversed(expected.read_bytes())))
+    fleet.store.put({expected.name: expected.read_bytes()})
+    time.sleep(1.5)  # more than --metadata-ttl
+    read_together(fleet.members, expected.name, expected)
+
+
+def test_a_stranger_gets_nothing(fleet: Fleet) -> None:
+    """Without a certificate of the fleet's CA."""
+    asked, asker = fleet.members[:2]
+    context = ssl.create_default_context(cafile=fleet.authority.certificate)
+
+    def ask() -> bytes:
+        address = (asked.host.address, int(asked.entry.rpartition(":")[2]))
+        with (
+            socket.create_connection(address, timeout=5) as plain,
+            context.wrap_socket(plain, server_hostname=asked.host.address) as wrapped,
+        ):
+            wrapped.sendall(f"GET /c/{NAME}/{'0' * 64} HTTP/1.1\r\nHost: a\r\nRange: bytes=0-1\r\n\r\n".encode())
+            return wrapped.recv(1024)
+
+    assert b" 403 " in asker.host.namespace.call(ask).splitlines()[0]

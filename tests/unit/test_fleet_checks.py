@@ -1,0 +1,133 @@
+"""`trimsfs doctor` for a mount of a fleet: certificates, members and clocks."""
+
+import datetime
+import os
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.fleet.certificates import Authority, Identity
+from tests.services import HOST
+from trimsfs.cli import fleet_checks
+from trimsfs.cli.checks import Advice, ProblemError
+from trimsfs.options import MountOptions
+
+
+def options(authority: Authority, identity: Identity, members: str = "10.0.0.1:7443", port: int = 7443) -> MountOptions:
+    return MountOptions(
+        fleet="models",
+        fleet_members=members,
+        fleet_listen=f"{HOST}:{port}",
+        fleet_ca=authority.certificate,
+        fleet_cert=identity.certificate,
+        fleet_key=identity.key,
+    )
+
+
+@contextmanager
+def answering(authority: Authority, identity: Identity, status: int, ahead_s: float = 0.0) -> Iterator[int]:
+    """A member whose nginx answers a status; its port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=ahead_s)
+            return super().date_time_string(now.timestamp())
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(identity.certificate, identity.key)
+    context.load_verify_locations(authority.certificate)
+    context.verify_mode = ssl.CERT_REQUIRED
+    with ThreadingHTTPServer((HOST, 0), Handler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_certificate_that_members_accept_is_well(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    identity = authority.identity(HOST)
+    with pytest.raises(Advice, match="expires in 1 days: renew it"):
+        fleet_checks.certificate(options(authority, identity))
+
+
+def test_a_certificate_of_another_ca_fails(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = Authority(tmp_path / "other")
+    with pytest.raises(ProblemError, match="certificate signature failure: issue one by the CA"):
+        fleet_checks.certificate(options(Authority(tmp_path), other.identity(HOST)))
+
+
+def test_a_key_of_another_certificate_fails(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    one, other = authority.identity(HOST), authority.identity("127.0.0.2")
+    with pytest.raises(ProblemError, match="KEY_VALUES_MISMATCH: it must belong to"):
+        fleet_checks.certificate(options(authority, Identity(one.certificate, other.key)))
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    identity = authority.identity(HOST)
+    os.unlink(identity.key)
+    with pytest.raises(ProblemError, match="No such file or directory"):
+        fleet_checks.certificate(options(authority, identity))
+
+
+def checked(directory: Path, own: int, *others: tuple[int, float]) -> str:
+    """The check of the members, of which each has a status and a clock; this host is the first."""
+    authority = Authority(directory)
+    identity = authority.identity(HOST)
+    if not others:
+        with answering(authority, identity, own) as port:
+            return fleet_checks.members(options(authority, identity, f"{HOST}:{port}", port))
+    (status, ahead_s), *_ = others
+    with answering(authority, identity, own) as port, answering(authority, identity, status, ahead_s) as other:
+        return fleet_checks.members(options(authority, identity, f"{HOST}:{port},{HOST}:{other}", port))
+
+
+def test_members_that_answer_are_well(tmp_path: Path) -> None:
+    assert checked(tmp_path, 400, (400, 0.0)) == "all 2 answer"
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (403, "refuses this host's certificate"),
+        (404, "serves another fleet"),
+        (502, "its nginx runs, but no trimsfs behind it"),
+        (503, "is drained"),
+    ],
+)
+def test_a_member_that_does_not_serve_is_named(tmp_path: Path, status: int, told: str) -> None:
+    with pytest.raises(Advice, match=f"1 of 2 do not answer: {HOST}:.*{told}"):
+        checked(tmp_path, 400, (status, 0.0))
+    with pytest.raises(ProblemError, match=f"this host: .*{told}"):
+        checked(tmp_path, status)
+
+
+def test_a_clock_that_differs_fails(tmp_path: Path) -> None:
+    with pytest.raises(ProblemError, match=r"its clock differs by [+]1?\d\d s: set both by NTP"):
+        checked(tmp_path, 400, (400, 100.0))
+
+
+def test_a_host_that_is_not_listed_fails(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    with pytest.raises(ProblemError, match="this host is not among 1 members: add it"):
+        fleet_checks.members(options(authority, authority.identity(HOST), "127.0.0.2:1"))

@@ -1,0 +1,125 @@
+"""`mountctl fleet`: the configuration that it writes for nginx, and what it refuses."""
+
+import os
+import pwd
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mountctl.fleet.nginx import Member, Nginx, render
+from tests.fleet.certificates import Authority
+from tests.support.mounts import MOUNTCTL
+from trimsfs.errors import ConfigurationError
+from trimsfs.options import MountOptions
+
+DIRECTORY = Path("/var/lib/trimsfs/fleet")
+
+
+def member(**options: Any) -> Member:
+    given: dict[str, Any] = {
+        "fleet": "models",
+        "fleet_members": "10.0.0.1:7443",
+        "fleet_listen": "10.0.0.1:7443",
+        "fleet_ca": "/etc/trimsfs/ca.pem",
+        "fleet_cert": "/etc/trimsfs/fleet.pem",
+        "fleet_key": "/etc/trimsfs/fleet.key",
+        "cache_dir": "/var/cache/trimsfs/models",
+    }
+    return Member(mountpoint=Path("/models"), options=MountOptions(**(given | options)))
+
+
+def test_each_mount_has_a_server_of_its_own() -> None:
+    text = render(DIRECTORY, [member(), member(fleet="other", fleet_listen="10.0.0.1:7444", cache_dir="/cache")])
+    for line in ("listen 10.0.0.1:7443 ssl;", "location /c/models/ {", 'alias "/var/cache/trimsfs/models/blobs/";'):
+        assert text.count(line) == 1
+    for line in ("listen 10.0.0.1:7444 ssl;", "location /c/other/ {", 'server "unix:/cache/fleet.sock";'):
+        assert text.count(line) == 1
+    assert "user " not in text
+
+
+def test_workers_have_the_group_of_the_server() -> None:
+    assert "user nobody nogroup;" in render(DIRECTORY, [member(server_user="nobody")])
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, "option --fleet-listen 10.0.0.1:7443: another mount listens there: choose another port"),
+        (
+            {"fleet_listen": "10.0.0.1:1", "server_user": "root"},
+            "option --server-user: the mounts of fleets have several",
+        ),
+        ({"fleet_listen": "10.0.0.1:1", "cache_dir": "/a$b"}, "nginx cannot use a path with quotes, dollars"),
+        ({"fleet_listen": "10.0.0.1:1", "cache_dir": "/" + 100 * "c"}, "too long for a fleet's socket: shorten it"),
+        ({"fleet_listen": "10.0.0.1:1", "server_user": "4000000"}, "nginx needs a user with a name: run `useradd"),
+    ],
+)
+def test_what_nginx_cannot_have_is_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        render(DIRECTORY, [member(server_user="nobody"), member(**({"server_user": "nobody"} | options))])
+    assert told in str(caught.value)
+
+
+@pytest.fixture
+def mounts(tmp_path: Path) -> Path:
+    """A directory that declares a mount of a fleet, and one of none."""
+    authority = Authority(tmp_path)
+    identity = authority.identity("127.0.0.1")
+    (tmp_path / "mounts.d").mkdir()
+    (tmp_path / "mounts.d/models.toml").write_text(
+        f"""
+        mountpoint = "/models"
+        cache_dir = "{tmp_path}/cache"
+        server_user = "{pwd.getpwuid(os.geteuid()).pw_name}"
+        fleet = "models"
+        fleet_members = "127.0.0.1:7443"
+        fleet_listen = "127.0.0.1:7443"
+        fleet_ca = "{authority.certificate}"
+        fleet_cert = "{identity.certificate}"
+        fleet_key = "{identity.key}"
+        """
+    )
+    (tmp_path / "mounts.d/alone.toml").write_text('mountpoint = "/alone"\n')
+    return tmp_path / "mounts.d"
+
+
+def mountctl_fleet(mounts: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    directories = ["--mounts-dir", str(mounts), "--fleet-dir", str(mounts.parent / "fleet")]
+    return subprocess.run(
+        [MOUNTCTL, "fleet", *arguments, *directories], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_drained_mount_stays_so_until_it_is_undrained(mounts: Path) -> None:
+    configuration = mounts.parent / "fleet/nginx.conf"
+    not_running = "nginx does not run: `systemctl start trimsfs-nginx`\n"
+    for action, state in (("apply", "served at 127.0.0.1:7443"), ("drain", "drained"), ("apply", "drained")):
+        done = mountctl_fleet(mounts, action)
+        assert (done.returncode, done.stdout) == (0, f"/models: fleet models: {state}\n{not_running}"), done.stderr
+        assert ("return 503;" in configuration.read_text()) == (state == "drained")
+    assert mountctl_fleet(mounts, "undrain", "models").returncode == 0
+    assert "return 503;" not in configuration.read_text()
+
+
+def test_a_host_without_a_fleet_is_told_so(mounts: Path) -> None:
+    (mounts / "models.toml").unlink()
+    done = mountctl_fleet(mounts, "apply")
+    assert done.returncode == 2
+    assert done.stderr == f"mountctl: no mount declared in {mounts} belongs to a fleet: set fleet in one\n"
+
+
+def test_a_certificate_that_nginx_cannot_load_is_told(mounts: Path) -> None:
+    (mounts.parent / "127.0.0.1.key").write_text("no key")
+    done = mountctl_fleet(mounts, "apply")
+    assert done.returncode == 2
+    assert done.stderr.startswith("mountctl: nginx refuses its configuration: cannot load certificate key")
+    assert not (mounts.parent / "fleet/nginx.conf").exists()
+
+
+def test_a_reload_signals_the_nginx_of_the_fleet_only(tmp_path: Path) -> None:
+    nginx = Nginx(tmp_path)
+    assert not nginx.reload()
+    (tmp_path / "nginx.pid").write_text(f"{os.getpid()}\n")
+    assert not nginx.reload()

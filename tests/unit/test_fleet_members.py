@@ -1,0 +1,197 @@
+"""Who the members of a fleet are, where chunks are placed on them, and what a host thinks of them."""
+
+import socket
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.support.parts import until
+from trimsfs.fetch.peers import Outcome, PeerAnswer
+from trimsfs.fleet.health import (
+    FIRST_RATE,
+    LEAST_PATIENCE_S,
+    LONGEST_PAUSE_S,
+    MOST_PATIENCE_S,
+    STRIKES,
+    Health,
+    RetryBudget,
+)
+from trimsfs.fleet.members import Members
+from trimsfs.fleet.placement import Placement, content_seed
+from trimsfs.listen_address import parse_address
+
+HOSTS = [f"10.0.0.{number}:7443" for number in range(20)]
+CHUNKS = range(2000)
+MIB = 1 << 20
+
+
+def ranked(members: list[str], count: int = 2) -> list[list[str]]:
+    placement, content = Placement(members), content_seed("model")
+    return [placement.ranked(content, chunk, count) for chunk in CHUNKS]
+
+
+def test_chunks_are_spread_evenly() -> None:
+    for place in (0, 1):
+        loads = Counter(owners[place] for owners in ranked(HOSTS))
+        assert set(loads) == set(HOSTS)
+        assert max(loads.values()) < 1.4 * len(CHUNKS) / len(HOSTS)
+
+
+def test_a_member_that_leaves_moves_only_its_own_chunks() -> None:
+    before, after = ranked(HOSTS, len(HOSTS)), ranked(HOSTS[1:], len(HOSTS))
+    assert [[member for member in order if member != HOSTS[0]] for order in before] == after
+
+
+def test_members_left_out_are_as_if_they_had_left() -> None:
+    placement, content = Placement(HOSTS), content_seed("model")
+    found = [placement.ranked(content, chunk, 3, without={HOSTS[0]}) for chunk in CHUNKS]
+    assert found == ranked(HOSTS[1:], 3)
+
+
+@pytest.mark.parametrize(
+    ("listed", "addresses"),
+    [
+        ("10.0.0.1:7,10.0.0.2", {"10.0.0.1:7", "10.0.0.2:7443"}),
+        (" [fd00::1]:7 , fd-host ", {"[fd00::1]:7", "fd-host:7443"}),
+        ("10.0.0.1:7", {"10.0.0.1:7"}),
+        ("localhost:7", {"127.0.0.1:7"}),
+    ],
+)
+def test_a_list_names_members(listed: str, addresses: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", _no_names_but({"localhost": ["127.0.0.1"]}))
+    assert Members(listed, parse_address("10.0.0.9:7443")).read()[0] == addresses
+
+
+def _no_names_but(names: dict[str, list[str]]) -> Callable[..., object]:
+    def getaddrinfo(host: str, *_: object, **__: object) -> object:
+        if host not in names:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in names[host]]
+
+    return getaddrinfo
+
+
+def test_one_name_stands_for_all_of_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", _no_names_but({"fleet.svc": ["10.0.0.1", "10.0.0.2"]}))
+    found = Members("fleet.svc:7443", parse_address("10.0.0.2:7443")).read()
+    assert found == (frozenset({"10.0.0.1:7443", "10.0.0.2:7443"}), "10.0.0.2:7443")
+
+
+@pytest.mark.parametrize(
+    ("listen", "me"),
+    [
+        ("127.0.0.1:7443", "127.0.0.1:7443"),
+        ("0.0.0.0:7443", "127.0.0.1:7443"),
+        ("[::]:7443", "127.0.0.1:7443"),
+        ("0.0.0.0:7444", None),
+        ("10.0.0.1:7443", "10.0.0.1:7443"),
+        ("10.0.0.3:7443", None),
+    ],
+)
+def test_a_host_knows_its_own_entry(listen: str, me: str | None) -> None:
+    members = Members("10.0.0.1:7443,127.0.0.1:7443,192.0.2.1:7443", parse_address(listen))
+    assert members.read()[1] == me
+
+
+async def test_the_file_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("trimsfs.fleet.members.INTERVAL_S", 0.01)
+    file = tmp_path / "members"
+    file.write_text("# ours\n10.0.0.1:7\n\n10.0.0.2:7 # second\n")
+    members = Members(str(file), parse_address("10.0.0.1:7"))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(members.run)
+        assert (members.addresses, members.me) == (frozenset({"10.0.0.1:7", "10.0.0.2:7"}), "10.0.0.1:7")
+        file.with_suffix(".new").write_text("10.0.0.2:7\n")
+        file.with_suffix(".new").rename(file)
+        await until(lambda: members.addresses == {"10.0.0.2:7"})
+        assert members.me is None
+        file.unlink()
+        await until(lambda: len(caplog.records) == 2)
+        assert members.addresses == {"10.0.0.2:7"}
+        nursery.cancel_scope.cancel()
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 2
+    assert "not among its 1 members" in warnings[0]
+    assert "those of before stay" in warnings[1]
+    caplog.clear()
+
+
+def answer(outcome: Outcome, received: int = 0, body_s: float = 0.0) -> PeerAnswer:
+    return PeerAnswer(outcome=outcome, received=received, body_s=body_s)
+
+
+async def test_a_member_that_fails_is_left_alone_longer_each_time(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    health, pauses = Health(), []
+    for _ in range(8):
+        health.answered("a", answer("unreachable"))
+        began = trio.current_time()
+        while "a" in health.down():  # noqa: ASYNC110 - there is no event
+            await trio.sleep(0.1)
+        pauses.append(round(trio.current_time() - began, 1))
+    assert pauses == sorted(pauses)
+    assert pauses[0] < 1.2
+    assert LONGEST_PAUSE_S <= pauses[-1] < LONGEST_PAUSE_S + 0.2
+    assert len(caplog.records) == 1  # one line, however often
+    health.answered("a", answer("absent"))
+    assert health.of("a").failures == 0
+    caplog.clear()
+
+
+async def test_wrong_bytes_are_strikes(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    health = Health()
+    for _ in range(STRIKES - 1):
+        health.answered("a", answer("damaged"))
+    assert "a" not in health.down()
+    health.answered("a", answer("damaged"))
+    await trio.sleep(300)
+    assert "a" in health.down()
+    assert [record.levelname for record in caplog.records].count("ERROR") == STRIKES
+    caplog.clear()
+
+
+async def test_who_is_slow_or_has_much_to_send_comes_later(autojump_clock: MockClock) -> None:
+    health = Health()
+    assert health.expected_s("a", MIB) == MIB / FIRST_RATE
+    for member, rate in (("a", 10e6), ("b", 10e6), ("slow", 1e6)):
+        health.answered(member, answer("ok", MIB, MIB / rate))
+    assert health.expected_s("slow", MIB) > 5 * health.expected_s("a", MIB)
+    health.of("a").outstanding = 8 * MIB
+    assert health.expected_s("a", MIB) > health.expected_s("b", MIB)
+    await trio.sleep(60)
+    assert health.expected_s("slow", MIB) == health.expected_s("b", MIB)  # it is asked again
+
+
+async def test_patience_is_by_what_shares_the_link(autojump_clock: MockClock) -> None:
+    health = Health()
+    for _ in range(20):
+        health.answered("a", answer("ok", MIB, 0.01))
+        await trio.sleep(0.1)
+    alone = health.patience_s(8 * MIB)
+    assert LEAST_PATIENCE_S <= alone < 8
+    health.of("b").outstanding = 100 * MIB
+    assert 20 < health.patience_s(8 * MIB) < 80
+    health.of("b").outstanding = 10_000 * MIB
+    assert health.patience_s(8 * MIB) == MOST_PATIENCE_S
+
+
+async def test_the_store_is_asked_for_a_tenth_of_what_members_give(autojump_clock: MockClock) -> None:
+    budget, began = RetryBudget(), trio.current_time()
+    for _ in range(int(budget.MOST)):
+        await budget.take()
+    assert trio.current_time() == began
+    for _ in range(30):
+        budget.add()
+    for _ in range(3):
+        await budget.take()
+    assert trio.current_time() == began
+    for _ in range(4):
+        await budget.take()
+    assert trio.current_time() == began + 4 * budget.REFILL_S

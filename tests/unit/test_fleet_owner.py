@@ -1,0 +1,276 @@
+"""The serving side of a fleet, as nginx meets it: requests over its Unix socket, and what it lets nginx send."""
+
+import contextlib
+import http.client
+import socket
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import crc32c
+import pytest
+import trio
+
+from tests.support.parts import content_of, flip_byte, until
+from tests.support.served import Server, Serving, mount_options
+from tests.support.stores import MemoryStore
+from trimsfs.errors import StoreAccessError
+from trimsfs.fleet.chunk_server import ChunkServer
+from trimsfs.fleet.protocol import ChunkRequest, fleet_token
+from trimsfs.options import FLEET_REPORTS, FLEET_SOCKET
+
+FLEET = "testing"
+KEY = "model/weights 1"
+ASKER = "10.0.0.2:7443"
+
+
+@pytest.fixture
+def store(chunk_size: int) -> MemoryStore:
+    return MemoryStore({KEY: content_of(KEY, 3 * chunk_size + 100), "model/config": b"{}"})
+
+
+class Unix(http.client.HTTPConnection):
+    """A connection to a Unix socket, as nginx keeps it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=20)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class Asker:
+    """Asks a server for chunks of an object."""
+
+    def __init__(self, server: Server, chunks: ChunkServer, cache: Path, chunk_size: int) -> None:
+        self.server = server
+        self.chunks = chunks
+        self.cache = cache
+        self.chunk_size = chunk_size
+        self.connection = Unix(cache / FLEET_SOCKET)
+
+    def request(self, first: int, last: int, key: str = KEY, **changes: Any) -> ChunkRequest:
+        """A request for some chunks."""
+        generation = self.server.store.generation(key)
+        wanted: dict[str, Any] = {
+            "fleet": FLEET,
+            "token": fleet_token(FLEET, generation, self.chunk_size),
+            "key": key,
+            "start": first * self.chunk_size,
+            "stop": min(generation.size, (last + 1) * self.chunk_size),
+            "asker": ASKER,
+        }
+        return ChunkRequest(**(wanted | changes))
+
+    async def ask(self, request: ChunkRequest, method: str = "GET") -> tuple[int, dict[str, str]]:
+        """Make a request; the status and the headers of the answer."""
+        return await trio.to_thread.run_sync(partial(ask, self.connection, request, method))
+
+    def file(self, headers: dict[str, str]) -> Path:
+        """The file that nginx is redirected to."""
+        place = headers["x-accel-redirect"].partition("?")[0]
+        assert place.startswith("/blobs/")
+        return self.cache / place[1:]
+
+    def content(self, request: ChunkRequest) -> bytes:
+        content: bytes = self.server.store.contents[request.key, self.server.store.generation(request.key).etag]
+        return content[request.start : request.stop]
+
+    def report(self, headers: dict[str, str], sent: int, *, complete: bool = True) -> None:
+        """Report the end of an upload as nginx does."""
+        number = headers["x-accel-redirect"].partition("?upload=")[2]
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as reports:
+            line = f"<190>Nov 28 06:20:00 trimsfs: {number} {sent} {'OK' if complete else ''}"
+            reports.sendto(line.encode(), str(self.cache / FLEET_REPORTS))
+
+
+def ask(connection: http.client.HTTPConnection, request: ChunkRequest, method: str) -> tuple[int, dict[str, str]]:
+    connection.request(method, request.target, headers=request.headers)
+    answer = connection.getresponse()
+    assert answer.read() == b""
+    return answer.status, dict(answer.headers)
+
+
+@pytest.fixture
+async def asker(serving: Serving, store: MemoryStore, tmp_path: Path, chunk_size: int) -> AsyncIterator[Asker]:
+    async with asking(serving, store, tmp_path / "cache", chunk_size) as asker:
+        yield asker
+
+
+@asynccontextmanager
+async def asking(
+    serving: Serving, store: MemoryStore, cache: Path, chunk_size: int, **options: Any
+) -> AsyncIterator[Asker]:
+    """A server with the serving side of a fleet, and what asks it."""
+    async with serving() as server, trio.open_nursery() as nursery:
+        mount = mount_options(store, cache, chunk_size, fleet=FLEET, **options)
+        chunks = ChunkServer(mount, server.namespace, server.disk, server.fetcher, serving=lambda: True)
+        await nursery.start(chunks.run)
+        asker = Asker(server, chunks, cache, chunk_size)
+        with contextlib.closing(asker.connection):
+            yield asker
+        nursery.cancel_scope.cancel()
+
+
+async def test_chunks_are_fetched_once_checked_and_left_to_nginx(asker: Asker, chunk_size: int) -> None:
+    for first, last in ((0, 1), (1, 1), (2, 3), (0, 3)):
+        request = asker.request(first, last)
+        status, headers = await asker.ask(request)
+        assert status == 200
+        with asker.file(headers).open("rb") as file:
+            file.seek(request.start)
+            sent = file.read(request.stop - request.start)
+        assert sent == asker.content(request)
+        pieces = [sent[start : start + chunk_size] for start in range(0, len(sent), chunk_size)]
+        assert headers["trimsfs-crc32c"] == ",".join(f"{crc32c.crc32c(part):08x}" for part in pieces)
+        asker.report(headers, len(sent))
+    assert sorted(asker.server.store.reads(KEY)) == [chunk * chunk_size for chunk in range(4)]
+    await until(lambda: asker.chunks.statistics().sent_requests == 4)
+    assert asker.chunks.statistics().sent_bytes == 2 * asker.server.store.generation(KEY).size + chunk_size
+
+
+async def test_nginx_may_read_what_is_sent_and_nothing_else(asker: Asker, tmp_path: Path) -> None:
+    _, headers = await asker.ask(asker.request(0, 0))
+    async with asker.server.disk.using(asker.server.store.generation("model/config")) as other:
+        await asker.server.fetcher.fetch_all(other)
+        private = asker.server.disk.files.path(other.token)
+    shown = asker.file(headers)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (shown, shown.parent, private, tmp_path / "cache")}
+    assert modes == {shown: 0o640, shown.parent: 0o750, private: 0o600, tmp_path / "cache": 0o710}
+
+
+async def test_what_is_not_here_is_not_fetched_for_who_wants_cached_bytes(asker: Asker) -> None:
+    cached = asker.request(0, 1, cached_only=True)
+    assert (await asker.ask(cached))[0] == 404
+    assert asker.server.store.reads(KEY) == []
+    assert (await asker.ask(asker.request(0, 1)))[0] == 200
+    assert (await asker.ask(cached))[0] == 200
+    assert (await asker.ask(asker.request(0, 2, cached_only=True)))[0] == 404
+
+
+async def test_a_head_has_the_chunks_fetched_and_sends_none(asker: Asker) -> None:
+    status, headers = await asker.ask(asker.request(0, 3), "HEAD")
+    assert status == 200
+    assert "x-accel-redirect" not in headers
+    assert len(asker.server.store.reads(KEY)) == 4
+
+
+async def test_another_generation_is_refused_and_a_new_one_noticed(asker: Asker, chunk_size: int) -> None:
+    old = asker.request(0, 0)
+    assert (await asker.ask(old))[0] == 200
+    asker.server.store.put(KEY, content_of("new", 2 * chunk_size))
+    await trio.sleep(1.1)  # for so long, an answer of the store counts as recent
+    new = asker.request(0, 0)
+    status, headers = await asker.ask(new)
+    assert status == 200
+    assert asker.file(headers).read_bytes()[:chunk_size] == asker.content(new)
+    assert (await asker.ask(old))[0] == 409
+    assert (await asker.ask(asker.request(0, 0, token="0" * 64)))[0] == 409
+    assert (await asker.ask(asker.request(0, 0, key="model/config", token=new.token)))[0] == 409
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fleet": "another"},
+        {"key": "model/../secret"},
+        {"key": "/etc/passwd"},
+        {"key": ".trims/control"},
+        {"start": 1},
+        {"stop": 5},
+        {"start": 0, "stop": 1 << 40},
+    ],
+)
+async def test_what_no_member_asks_is_refused(asker: Asker, changes: dict[str, Any]) -> None:
+    token = asker.request(0, 0).token
+    request = asker.request(0, 0, **({"key": KEY} | changes), token=token) if "key" not in changes else None
+    if request is None:
+        request = ChunkRequest(fleet=FLEET, token=token, start=0, stop=1, **changes)
+    assert (await asker.ask(request))[0] == 400
+    assert asker.server.store.reads() == []
+
+
+async def test_who_cannot_read_the_store_is_busy(asker: Asker) -> None:
+    asker.server.store.fail(StoreAccessError("no"), method="read", times=100)
+    assert (await asker.ask(asker.request(0, 0)))[0] == 503
+
+
+async def test_wrong_bytes_of_an_earlier_server_are_never_sent(
+    serving: Serving, store: MemoryStore, tmp_path: Path, chunk_size: int
+) -> None:
+    async with asking(serving, store, tmp_path / "cache", chunk_size) as asker:
+        _, headers = await asker.ask(asker.request(0, 3))
+        file = asker.file(headers)
+    flip_byte(file, chunk_size + 5)
+    async with asking(serving, store, tmp_path / "cache", chunk_size) as asker:
+        request = asker.request(1, 1, cached_only=True)
+        status, headers = await asker.ask(request)
+        assert status == 200
+        assert file.read_bytes()[request.start : request.stop] == asker.content(request)
+
+
+async def test_many_who_want_a_chunk_share_one_request_to_the_store(asker: Asker) -> None:
+    store, answers = asker.server.store, list[int]()
+    gate = store.block()
+
+    async def foreign() -> None:
+        connection = Unix(asker.cache / FLEET_SOCKET)
+        status, _ = await trio.to_thread.run_sync(partial(ask, connection, asker.request(0, 1), "GET"))
+        answers.append(status)
+        connection.close()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(foreign)
+        await until(lambda: store.under_way > 0)
+        await trio.sleep(0.05)
+        gate.set()
+    assert answers == [200] * 4
+    assert len(store.reads(KEY)) == 2
+
+
+async def test_an_asker_that_hangs_up_leaves_nothing_waiting(asker: Asker) -> None:
+    gate = asker.server.store.block()
+    request = asker.request(0, 0)
+    connection = Unix(asker.cache / FLEET_SOCKET)
+    connection.request("GET", request.target, headers=request.headers)
+    await until(lambda: asker.server.store.under_way == 1)
+    connection.close()
+    await trio.sleep(0.05)
+    gate.set()
+    assert (await asker.ask(request))[0] == 200  # the flight went on
+    assert len(asker.server.store.reads(KEY)) == 1
+
+
+async def test_a_chunk_that_many_want_spreads_from_host_to_host(asker: Asker, chunk_size: int) -> None:
+    request = asker.request(0, 0)
+    sending = [(await asker.ask(request))[1] for _ in range(4)]
+    asker.report(sending[0], chunk_size)
+    assert (await asker.ask(request))[0] == 200
+    status, headers = await asker.ask(request)
+    assert (status, headers["trimsfs-holders"]) == (503, ASKER)
+
+
+async def test_a_request_that_is_not_http_ends_its_connection_only(asker: Asker) -> None:
+    def disturb() -> bytes:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(asker.cache / FLEET_SOCKET))
+            client.sendall(b"\x16\x03\x01 no http\r\n\r\n")
+            return client.recv(100)
+
+    assert await trio.to_thread.run_sync(disturb) == b""
+    assert (await asker.ask(asker.request(0, 0)))[0] == 200
+
+
+async def test_the_upload_limit_is_passed_on_to_nginx(
+    serving: Serving, store: MemoryStore, tmp_path: Path, chunk_size: int
+) -> None:
+    async with asking(serving, store, tmp_path / "cache", chunk_size, fleet_upload_limit=5 << 20) as asker:
+        _, headers = await asker.ask(asker.request(0, 0))
+    assert headers["x-accel-limit-rate"] == str(5 << 20)

@@ -1,0 +1,300 @@
+"""Where the hosts of a fleet get chunks from. All is real but for the network between them, which is a function."""
+
+import itertools
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import trio
+
+from tests.support.parts import InLoop, fetcher_of, opened
+from tests.support.stores import MemoryStore, as_store
+from trimsfs.checksums import crc32c
+from trimsfs.errors import InvalidRequestError, StoreUnavailableError, TransientStoreError
+from trimsfs.fetch import first_bytes
+from trimsfs.fetch.copier import Extent, Landed
+from trimsfs.fetch.flights import Lane
+from trimsfs.fetch.peers import Outcome, PeerAnswer, PeerRequest
+from trimsfs.fetch.store_fetcher import StoreFetcher
+from trimsfs.fleet import source
+from trimsfs.fleet.health import Health
+from trimsfs.fleet.members import Members
+from trimsfs.fleet.protocol import fleet_token, parse_request
+from trimsfs.fleet.source import FleetSource
+from trimsfs.fleet.spread import Spreader
+from trimsfs.listen_address import parse_address
+from trimsfs.tiers.blob import ChunkState
+from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.types import ChunkRecord
+
+CHUNK = 4096
+CHUNKS = 24
+SIZE = CHUNK * (CHUNKS - 1) + 100
+NAME = "tests"
+DEADLINE_S = 20.0
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "BUSY_PAUSE_S", 0.01)
+    monkeypatch.setattr(first_bytes, "HEAD_BYTES", CHUNK // 2)
+    monkeypatch.setattr(first_bytes, "MOST_BYTES", CHUNK // 2)
+
+
+class Host(InLoop):
+    """A host of a fleet: its cache, its fetcher, and its requests to others."""
+
+    def __init__(self, network: "Network", address: str, tier: DiskTier) -> None:
+        super().__init__(as_store(network.store), threads=8)
+        self.network = network
+        self.address = address
+        self.tier = tier
+        self.health = Health()
+        self.members = Members(",".join(network.addresses), parse_address(address))
+        self.members.addresses, self.members.me = frozenset(network.addresses), address
+        self.source = FleetSource(NAME, self.members, self.health, self, tier, came=lambda _blob, _size: None)
+        self.fetcher: StoreFetcher = fetcher_of(
+            network.store, tier, memory_limit=24 * CHUNK, transfer=self, peers=self.source, deadline_s=1.0
+        )
+
+    async def fetch_from_peer(self, request: PeerRequest, extent: Extent, landed: Landed) -> PeerAnswer:
+        answer, data = await self.network.ask(request)
+        if answer.outcome == "ok":
+            os.pwrite(extent.descriptor, data, extent.position)
+            landed(ChunkRecord(chunk=extent.start // CHUNK, length=len(data), crc=crc32c(data)))
+        return answer
+
+    async def ask_peer(self, request: PeerRequest) -> PeerAnswer:
+        return (await self.network.ask(request))[0]
+
+    async def read(self, key: str) -> bytes:
+        """All of a file, as a program reads it."""
+        async with self.tier.using(self.network.store.generation(key)) as blob:
+            self.fetcher.hold(blob)
+            try:
+                pieces = [
+                    bytes(await self.fetcher.read(blob, start, min(start + CHUNK, blob.generation.size)))
+                    for start in range(0, blob.generation.size, CHUNK)
+                ]
+            finally:
+                self.fetcher.unhold(blob)
+            return b"".join(pieces)
+
+    async def has(self, key: str) -> set[int]:
+        """The chunks of a file that are here."""
+        async with self.tier.using(self.network.store.generation(key)) as blob:
+            return {chunk for chunk, state in enumerate(blob.states) if state == ChunkState.VERIFIED}
+
+
+class Network:
+    """Hosts that reach each other, and one store. ``fails`` has members answer as told, ``asked`` counts by outcome."""
+
+    def __init__(self, count: int) -> None:
+        self.store = MemoryStore()
+        self.addresses = [f"10.0.0.{number}:7443" for number in range(1, count + 1)]
+        self.hosts: dict[str, Host] = {}
+        self.fails: dict[str, Callable[[], PeerAnswer]] = {}
+        self.asked: Counter[tuple[str, str]] = Counter()
+        self.gate = trio.Event()
+        self.gate.set()
+
+    def put(self, key: str, size: int = SIZE) -> bytes:
+        content = bytes((number * 7 + len(key)) % 251 for number in range(size))
+        self.store.put(key, content)
+        return content
+
+    @property
+    def from_store(self) -> int:
+        """Bytes that the store has sent."""
+        return sum(request.length for request in self.store.requests if request.method == "read")
+
+    async def ask(self, request: PeerRequest) -> tuple[PeerAnswer, bytes]:
+        await self.gate.wait()
+        if request.member in self.fails:
+            answer, data = self.fails[request.member](), b""
+        else:
+            answer, data = await self._answered(self.hosts[request.member], request)
+        self.asked[request.member, answer.outcome] += 1
+        return answer, data
+
+    async def _answered(self, host: Host, request: PeerRequest) -> tuple[PeerAnswer, bytes]:
+        """What an owner answers."""
+        wanted = parse_request(request.target, request.headers)
+        generation = self.store.generation(wanted.key)
+        if fleet_token(NAME, generation, CHUNK) != wanted.token:
+            return PeerAnswer(outcome="other"), b""
+        if not host.source.on:
+            return PeerAnswer(outcome="away"), b""
+        async with host.tier.using(generation) as blob:
+            chunk = wanted.start // CHUNK
+            if wanted.cached_only and blob.states[chunk] != ChunkState.VERIFIED:
+                return PeerAnswer(outcome="absent"), b""
+            try:
+                await host.fetcher.fetch_for_others(blob, range(chunk, chunk + 1))
+            except StoreUnavailableError:
+                return PeerAnswer(outcome="busy"), b""
+            data = bytes(blob.view(wanted.start, wanted.stop)) if request.sends else b""
+        return PeerAnswer(outcome="ok", received=len(data), body_s=0.001), data
+
+
+@asynccontextmanager
+async def a_network(directory: Path, count: int) -> AsyncIterator[tuple[Network, list[Host]]]:
+    network = Network(count)
+    with trio.fail_after(DEADLINE_S):
+        async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+            for address in network.addresses:
+                tier = await stack.enter_async_context(opened(directory / address, chunk_size=CHUNK))
+                network.hosts[address] = Host(network, address, tier)
+                await nursery.start(network.hosts[address].fetcher.run)
+            yield network, list(network.hosts.values())
+            nursery.cancel_scope.cancel()
+
+
+async def read_together(hosts: list[Host], key: str) -> list[bytes]:
+    found: dict[str, bytes] = {}
+
+    async def read(host: Host) -> None:
+        found[host.address] = await host.read(key)
+
+    async with trio.open_nursery() as nursery:
+        for host in hosts:
+            nursery.start_soon(read, host)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+async def test_the_store_sends_each_chunk_once(tmp_path: Path, count: int) -> None:
+    async with a_network(tmp_path, count) as (network, hosts):
+        content = network.put("m")
+        assert await read_together(hosts, "m") == [content] * count
+        more = network.from_store - SIZE
+        assert 0 <= more <= (count - 1) * CHUNK  # those that a reader waits for first
+
+
+async def test_a_fleet_of_one_asks_nobody(tmp_path: Path) -> None:
+    async with a_network(tmp_path, 1) as (network, [host]):
+        content = network.put("m")
+        assert await host.read("m") == content
+        assert network.asked.total() == 0
+
+
+async def test_a_host_that_is_off_neither_asks_nor_answers(tmp_path: Path) -> None:
+    async with a_network(tmp_path, 3) as (network, hosts):
+        content = network.put("m")
+        hosts[0].source.on = False
+        assert await hosts[0].read("m") == content
+        assert network.asked.total() == 0
+        assert await hosts[1].read("m") == content
+        assert network.asked[hosts[0].address, "ok"] == 0
+
+
+@pytest.mark.parametrize("outcome", [outcome for outcome in get_args(Outcome) if outcome != "ok"])
+async def test_a_member_that_gives_nothing_costs_no_error(
+    tmp_path: Path, outcome: Outcome, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with a_network(tmp_path, 4) as (network, hosts):
+        content = network.put("m")
+        network.fails[hosts[0].address] = lambda: PeerAnswer(outcome=outcome)
+        assert await read_together(hosts[1:], "m") == [content] * 3
+        assert network.from_store < 2.5 * SIZE
+    caplog.clear()
+
+
+async def test_without_any_other_member_all_comes_from_the_store(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with a_network(tmp_path, 4) as (network, hosts):
+        content = network.put("m")
+        for host in hosts[1:]:
+            network.fails[host.address] = lambda: PeerAnswer(outcome="unreachable")
+        assert await hosts[0].read("m") == content
+        assert network.asked.total() <= 3 * 16  # once for each request that was under way
+        assert network.from_store <= SIZE + CHUNK
+    caplog.clear()
+
+
+async def test_a_late_host_needs_no_store(tmp_path: Path) -> None:
+    async with a_network(tmp_path, 4) as (network, hosts):
+        content = network.put("m")
+        await read_together(hosts[:3], "m")
+        network.store.fail(TransientStoreError("away"), method="read")
+        assert await hosts[3].read("m") == content
+
+
+async def test_a_busy_owner_names_who_has_the_chunk(tmp_path: Path) -> None:
+    async with a_network(tmp_path, 3) as (network, hosts):
+        content = network.put("m")
+        await hosts[0].read("m")
+        busy = PeerAnswer(outcome="busy", holders=[hosts[0].address, "192.0.2.1:7443"])
+        network.fails[hosts[1].address] = lambda: busy
+        before = network.from_store
+        hosts[2].members.addresses = frozenset(network.addresses)
+        assert await hosts[2].read("m") == content
+        assert network.from_store <= before + CHUNK
+        assert ("192.0.2.1:7443", "ok") not in network.asked
+
+
+async def test_hosts_that_wait_for_each_other_all_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trimsfs.fetch.slots.PEER_REQUESTS", 1)
+    monkeypatch.setattr("trimsfs.fetch.slots.DEMANDED_PEER_REQUESTS", 1)
+    turns = itertools.count()
+    monkeypatch.setattr(Health, "expected_s", lambda *_: -next(turns))  # the second owner is asked first
+    async with a_network(tmp_path, 4) as (network, hosts):
+        contents = {f"m{number}": network.put(f"m{number}") for number in range(len(hosts))}
+        found: dict[str, bytes] = {}
+
+        async def read(host: Host, key: str) -> None:
+            found[key] = await host.read(key)
+
+        async with trio.open_nursery() as nursery:
+            for host, key in zip(hosts, contents, strict=True):
+                nursery.start_soon(read, host, key)
+        assert found == contents
+
+
+async def test_a_file_is_spread_to_two_owners_of_each_chunk(tmp_path: Path) -> None:
+    async with a_network(tmp_path, 4) as (network, hosts):
+        network.put("m")
+        spreader = Spreader(hosts[0].source, hosts[0].tier, hosts[0].fetcher, hosts[0])
+        await spreader.spread(network.store.generation("m"))
+        chunks = Counter[int]()
+        for host in hosts:
+            chunks.update(await host.has("m"))
+        assert chunks == dict.fromkeys(range(CHUNKS), 2)
+        assert network.from_store == SIZE
+
+
+async def test_a_file_cannot_be_spread_over_one_host(tmp_path: Path) -> None:
+    async with a_network(tmp_path, 1) as (network, [host]):
+        network.put("m")
+        with pytest.raises(InvalidRequestError, match="no other member"):
+            await Spreader(host.source, host.tier, host.fetcher, host).spread(network.store.generation("m"))
+
+
+async def test_the_first_bytes_do_not_wait_for_members(tmp_path: Path) -> None:
+    async with a_network(tmp_path, 4) as (network, hosts):
+        content = network.put("m")
+        network.gate = trio.Event()
+        read = 0
+        for host in hosts:
+            async with host.tier.using(network.store.generation("m")) as blob:
+                if host.source.lane(blob, 0) is Lane.PEERS:
+                    assert await host.fetcher.read(blob, 10, 20) == content[10:20]
+                    assert host.fetcher.statistics().fetched_chunks == 1
+                    read += 1
+        assert read == len(hosts) - 1
+        network.gate.set()
+
+
+async def test_lanes_are_those_of_the_owners(tmp_path: Path) -> None:
+    async with a_network(tmp_path, 4) as (network, hosts):
+        network.put("m")
+        lanes: list[list[Lane]] = []
+        for host in hosts:
+            async with host.tier.using(network.store.generation("m")) as blob:
+                lanes.append([host.source.lane(blob, chunk) for chunk in range(CHUNKS)])
+        assert all(list(each).count(Lane.STORE) == 1 for each in zip(*lanes, strict=True))

@@ -1,0 +1,298 @@
+"""The asking side of a fleet, over TLS with members that behave as each test has them."""
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import h11
+import pytest
+import trio
+
+from tests.fleet.certificates import Authority
+from tests.support.stores import MemoryStore
+from trimsfs.checksums import crc32c
+from trimsfs.fetch.copier import Extent, ThreadCopier
+from trimsfs.fetch.peers import PeerAnswer, PeerRequest
+from trimsfs.fleet import connection, peer_client
+from trimsfs.fleet.connection import client_context
+from trimsfs.fleet.peer_client import PeerClient
+from trimsfs.fleet.protocol import CRCS, ChunkRequest, format_crcs, parse_request
+from trimsfs.types import ChunkRecord
+
+CHUNK = 1 << 16
+CONTENT = bytes(range(256)) * (CHUNK // 128)
+ADDRESS = "127.0.0.1"
+
+Talk = Callable[[ssl.SSLSocket], object]
+"""What a member does with a connection."""
+
+
+class Asked:
+    """One request, as a member gets it, and its answer."""
+
+    def __init__(self, stream: ssl.SSLSocket) -> None:
+        self.stream = stream
+        parser = h11.Connection(h11.SERVER)
+        while (event := parser.next_event()) is h11.NEED_DATA:
+            parser.receive_data(stream.recv(1 << 16))
+        assert isinstance(event, h11.Request)
+        self.method = event.method.decode()
+        headers = {name.decode(): value.decode() for name, value in event.headers}
+        self.request = parse_request(event.target.decode(), headers)
+
+    def answer(self, status: int = 206, body: bytes | None = None, *, told: Mapping[str, str] | None = None) -> None:
+        """Answer with the bytes that it wants, if no others; the headers are those that are *told*, and checksums."""
+        headers = dict(told or {})
+        wanted = CONTENT[self.request.start : self.request.stop]
+        if status == 206:
+            body = wanted if body is None else body
+            headers.setdefault(CRCS, format_crcs(_crcs(wanted)))
+        body = b"" if body is None else body
+        head = [f"HTTP/1.1 {status} x", f"content-length: {len(body)}", *(f"{k}: {v}" for k, v in headers.items())]
+        self.stream.sendall("\r\n".join([*head, "", ""]).encode())
+        if self.method == "GET":
+            self.stream.sendall(body)
+
+
+def _crcs(data: bytes) -> list[int]:
+    return [crc32c(data[start : start + CHUNK]) for start in range(0, len(data), CHUNK)]
+
+
+class Scene:
+    """A fleet's CA, and members that a test makes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.authority = Authority(directory)
+        self.identity = self.authority.identity(ADDRESS)
+        self.connections = 0
+
+    def context(self) -> ssl.SSLContext:
+        return client_context(self.authority.certificate, self.identity.certificate, self.identity.key)
+
+    @contextmanager
+    def member(self, *talks: Talk) -> Iterator[str]:
+        """The address of a member, which has each of its connections do what is next, and the last from then on."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.identity.certificate, self.identity.key)
+        context.load_verify_locations(self.authority.certificate)
+        context.verify_mode = ssl.CERT_REQUIRED
+        with socket.create_server((ADDRESS, 0)) as listener:
+            threading.Thread(target=self._serve, args=(listener, context, list(talks)), daemon=True).start()
+            yield f"{ADDRESS}:{listener.getsockname()[1]}"
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+
+    def _serve(self, listener: socket.socket, context: ssl.SSLContext, talks: list[Talk]) -> None:
+        while True:
+            try:
+                plain, _ = listener.accept()
+            except OSError:
+                return
+            talk = talks.pop(0) if len(talks) > 1 else talks[0]
+            self.connections += 1
+            threading.Thread(target=self._talk, args=(plain, context, talk), daemon=True).start()
+
+    def _talk(self, plain: socket.socket, context: ssl.SSLContext, talk: Talk) -> None:
+        with suppress(OSError, AssertionError), plain, context.wrap_socket(plain, server_side=True) as stream:
+            talk(stream)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_client, "CHECKED_AFTER_S", 0.1)
+    monkeypatch.setattr(peer_client, "ALIVE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(connection, "JUDGED_AFTER_S", 0.1)
+    monkeypatch.setattr(connection, "BODY_TIMEOUT_S", 0.5)
+
+
+class Host:
+    """What fetches from members."""
+
+    def __init__(self, scene: Scene, directory: Path) -> None:
+        self.client = PeerClient(scene.context(), threads=4)
+        self.copier = ThreadCopier(MemoryStore(), threads=4, peers=self.client)
+        self.path = directory / "blob"
+        self.landed: list[ChunkRecord] = []
+
+    async def fetch(self, member: str, *, patience_s: float = 5.0, size: int = len(CONTENT)) -> PeerAnswer:
+        with self.path.open("w+b") as file:
+            extent = Extent(0, size, file.fileno(), 0, CHUNK)
+            request = _request(member, size, patience_s)
+            return await self.copier.fetch_from_peer(request, extent, self.landed.append)
+
+    @property
+    def got(self) -> bytes:
+        return self.path.read_bytes()
+
+
+def _request(member: str, size: int = len(CONTENT), patience_s: float = 5.0, *, sends: bool = True) -> PeerRequest:
+    asked = ChunkRequest(fleet="f", token="0" * 64, key="a/b", start=0, stop=size)
+    return PeerRequest(member=member, target=asked.target, headers=asked.headers, patience_s=patience_s, sends=sends)
+
+
+@pytest.fixture
+def host(scene: Scene, tmp_path: Path) -> Iterator[Host]:
+    host = Host(scene, tmp_path)
+    yield host
+    host.client.close()
+
+
+def always(stream: ssl.SSLSocket) -> None:
+    while True:
+        Asked(stream).answer()
+
+
+async def test_chunks_come_over_one_connection(scene: Scene, host: Host) -> None:
+    with scene.member(always) as member:
+        for _ in range(3):
+            host.landed.clear()
+            answer = await host.fetch(member)
+            assert (answer.outcome, answer.received) == ("ok", len(CONTENT))
+            assert host.got == CONTENT
+            assert [(record.chunk, record.length) for record in host.landed] == [(0, CHUNK), (1, CHUNK)]
+    assert scene.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"), [(403, "refused"), (404, "absent"), (409, "other"), (503, "busy"), (502, "busy")]
+)
+async def test_a_status_tells_why_there_are_no_chunks(scene: Scene, host: Host, status: int, outcome: str) -> None:
+    headers = {"trimsfs-holders": "10.0.0.1:7,10.0.0.2:7"}
+    with scene.member(lambda stream: Asked(stream).answer(status, b"<html>", told=headers)) as member:
+        answer = await host.fetch(member)
+    assert (answer.outcome, answer.holders) == (outcome, ["10.0.0.1:7", "10.0.0.2:7"])
+    assert host.landed == []
+
+
+async def test_a_member_that_is_drained_says_so(scene: Scene, host: Host) -> None:
+    with scene.member(lambda stream: Asked(stream).answer(503, told={"retry-after": "30"})) as member:
+        assert (await host.fetch(member)).outcome == "away"
+
+
+@pytest.mark.parametrize("crcs", ["", "00000000", "00000000,00000000", "x,y"])
+async def test_bytes_that_differ_from_their_checksums_do_not_land(scene: Scene, host: Host, crcs: str) -> None:
+    with scene.member(lambda stream: Asked(stream).answer(told={CRCS: crcs})) as member:
+        assert (await host.fetch(member)).outcome == "damaged"
+    assert host.landed == []
+
+
+async def test_another_range_does_not_land(scene: Scene, host: Host) -> None:
+    with scene.member(lambda stream: Asked(stream).answer(body=CONTENT[:CHUNK])) as member:
+        assert (await host.fetch(member)).outcome == "damaged"
+    assert host.landed == []
+
+
+async def test_a_member_that_nobody_listens_at_is_unreachable(host: Host) -> None:
+    with socket.create_server((ADDRESS, 0)) as listener:
+        member = f"{ADDRESS}:{listener.getsockname()[1]}"
+    assert (await host.fetch(member)).outcome == "unreachable"
+
+
+async def test_a_member_of_another_fleet_is_unreachable(scene: Scene, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    host = Host(Scene(tmp_path / "other"), tmp_path)
+    with scene.member(always) as member:
+        assert (await host.fetch(member)).outcome == "unreachable"
+    assert host.landed == []
+
+
+async def test_a_connection_that_the_member_has_closed_is_opened_again(scene: Scene, host: Host) -> None:
+    def once(stream: ssl.SSLSocket) -> None:
+        Asked(stream).answer()
+
+    with scene.member(once, always) as member:
+        assert (await host.fetch(member)).outcome == "ok"
+        await trio.sleep(0.05)
+        assert (await host.fetch(member)).outcome == "ok"
+    assert scene.connections == 2
+
+
+async def test_a_member_that_waits_for_the_store_is_waited_for(scene: Scene, host: Host) -> None:
+    def waiting(stream: ssl.SSLSocket) -> None:
+        asked = Asked(stream)
+        time.sleep(0.6)
+        asked.answer()
+
+    def alive(stream: ssl.SSLSocket) -> None:
+        while True:
+            asked = Asked(stream)
+            assert (asked.method, asked.request.cached_only) == ("HEAD", True)
+            asked.answer(404)
+
+    with scene.member(waiting, alive) as member:
+        answer = await host.fetch(member)
+    assert answer.outcome == "ok"
+    assert answer.waited_s >= 0.6
+    assert answer.body_s < 0.5
+
+
+async def test_a_member_that_answers_nothing_is_silent(scene: Scene, host: Host) -> None:
+    def hanging(stream: ssl.SSLSocket) -> None:
+        Asked(stream)
+        time.sleep(5)
+
+    with scene.member(hanging) as member:
+        began = time.monotonic()
+        assert (await host.fetch(member)).outcome == "silent"
+        assert time.monotonic() - began < 2
+
+
+async def test_a_body_that_stops_is_silent(scene: Scene, host: Host) -> None:
+    def stopping(stream: ssl.SSLSocket) -> None:
+        asked = Asked(stream)
+        stream.sendall(
+            b"HTTP/1.1 206 x\r\ncontent-length: %d\r\n" % len(CONTENT)
+            + f"{CRCS}: {format_crcs(_crcs(CONTENT))}\r\n\r\n".encode()
+        )
+        stream.sendall(CONTENT[: CHUNK + asked.request.start + 5])
+        time.sleep(5)
+
+    with scene.member(stopping) as member:
+        assert (await host.fetch(member)).outcome == "silent"
+
+
+async def test_a_slow_body_is_given_up_before_its_end(
+    scene: Scene, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "PIECE", 1 << 12)
+
+    def dripping(stream: ssl.SSLSocket) -> None:
+        Asked(stream)
+        stream.sendall(
+            b"HTTP/1.1 206 x\r\ncontent-length: %d\r\n" % len(CONTENT)
+            + f"{CRCS}: {format_crcs(_crcs(CONTENT))}\r\n\r\n".encode()
+        )
+        for start in range(0, len(CONTENT), 1 << 12):
+            stream.sendall(CONTENT[start : start + (1 << 12)])
+            time.sleep(0.1)
+
+    with scene.member(dripping) as member:
+        answer = await host.fetch(member, patience_s=1.0)
+    assert answer.outcome == "slow"
+    assert 0 < answer.received < len(CONTENT)
+    assert answer.body_s < 1.0
+
+
+async def test_a_member_can_be_asked_to_fetch(scene: Scene, host: Host) -> None:
+    methods: list[str] = []
+
+    def told(stream: ssl.SSLSocket) -> None:
+        while True:
+            asked = Asked(stream)
+            methods.append(asked.method)
+            asked.answer(200)
+
+    with scene.member(told) as member:
+        for _ in range(2):
+            assert (await host.copier.ask_peer(_request(member, sends=False))).outcome == "ok"
+    assert methods == ["HEAD", "HEAD"]
+    assert scene.connections == 1

@@ -1,0 +1,89 @@
+"""First bytes: in a fleet, those that a reader waits for first come from the store, if that is sooner.
+
+A peer gives whole chunks, once it has them. A program that begins to read does not wait for one.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+
+import trio
+from cachetools import LRUCache
+
+from trimsfs.errors import StoreError
+from trimsfs.fetch.batches import BatchFetcher
+from trimsfs.fetch.flights import Flight, Lane
+from trimsfs.stores.retrying import Retrying
+from trimsfs.tiers.blob import Blob
+from trimsfs.types import Buffer
+
+HEAD_BYTES = 128 << 10
+"""Fetched of a file as soon as its first chunk is asked of a peer: before all hosts together keep the store busy."""
+MOST_BYTES = 1 << 20
+"""Fetched of a file besides, as long as none of its chunks is here."""
+MOST_HEADS, MOST_BLOBS = 32, 1024
+"""How many heads are kept in memory, and blobs of which the bytes are counted."""
+
+
+class _Head:
+    """The first bytes of a blob, once they have come; ``done`` also if they will not."""
+
+    def __init__(self) -> None:
+        self.data: memoryview | None = None
+        self.done = trio.Event()
+
+
+class FirstBytes:
+    """Fetches the first bytes of files past the disk, while their chunks are on the way."""
+
+    def __init__(self, batches: BatchFetcher, retrying: Retrying) -> None:
+        self._batches = batches
+        self._retrying = retrying
+        self._heads: LRUCache[str, _Head] = LRUCache(MOST_HEADS)
+        self._counts: LRUCache[str, int] = LRUCache(MOST_BLOBS)
+
+    async def expect(self, flight: Flight) -> None:
+        """Fetch the head of a blob, if this is the flight of its first chunk and a peer is to give it."""
+        blob = flight.blob
+        known = blob.token in self._heads or self._retrying.problem(blob.token) is not None
+        if flight.chunk != 0 or flight.lane is Lane.STORE or blob.verified_bytes or known:
+            return
+        head = self._heads[blob.token] = _Head()
+        try:
+            with suppress(StoreError):
+                head.data = await self._batches.fetch_range(blob, 0, min(HEAD_BYTES, blob.generation.size))
+        finally:
+            head.done.set()
+
+    async def read(self, blob: Blob, start: int, stop: int, flights: Mapping[int, Flight]) -> Buffer | None:
+        """The bytes ``[start, stop)`` from the store, None if their flights are as soon or there were enough."""
+        if blob.verified_bytes or all(flight.lane is Lane.STORE for flight in flights.values()):
+            return None
+        found: list[Buffer] = []
+        async with trio.open_nursery() as nursery:
+
+            async def fetch() -> None:
+                data = await self._fetched(blob, start, stop)
+                if data is not None:
+                    found.append(data)
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(fetch)
+            for chunk, flight in flights.items():
+                first, last = blob.span_of(chunk)
+                await flight.until(min(stop, last) - first)
+            nursery.cancel_scope.cancel()
+        return found[0] if found else None
+
+    async def _fetched(self, blob: Blob, start: int, stop: int) -> Buffer | None:
+        head = self._heads.get(blob.token) if stop <= HEAD_BYTES else None
+        if head is not None:
+            await head.done.wait()
+            if head.data is not None:
+                return head.data[start:stop]
+        count = self._counts.get(blob.token, 0) + stop - start
+        if count > MOST_BYTES or self._retrying.problem(blob.token) is not None:
+            return None
+        self._counts[blob.token] = count
+        with suppress(StoreError):
+            return await self._batches.fetch_range(blob, start, stop)
+        return None

@@ -1,0 +1,52 @@
+"""Peers: other hosts of a fleet, which a fetcher may ask for chunks before it asks the store."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from trimsfs.fetch.flights import Flight, Lane
+from trimsfs.tiers.blob import Blob
+
+Outcome = Literal["ok", "absent", "other", "busy", "away", "refused", "damaged", "slow", "silent", "unreachable"]
+"""How a request to a peer ended. It has no such chunks, or another generation; it is too busy, or drained; it refuses
+this host's certificate; the bytes differ from their checksum, or come too slowly; it stays silent, or cannot be
+reached."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerRequest:
+    """A request to a member of the fleet, by address. Without *sends*, the member only fetches the chunks itself.
+
+    The body may take *patience_s* seconds: one that comes too slowly is given up before.
+    """
+
+    member: str
+    target: str
+    headers: Mapping[str, str]
+    patience_s: float
+    sends: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerAnswer:
+    """How a request ended. ``detail`` tells why, ``holders`` who has the chunks.
+
+    ``waited_s`` is the time until the first byte of the body, ``body_s`` the time from then on, for ``received`` bytes.
+    """
+
+    outcome: Outcome
+    detail: str = ""
+    holders: Sequence[str] = ()
+    waited_s: float = 0.0
+    body_s: float = 0.0
+    received: int = 0
+
+
+class Peers(Protocol):
+    """Fetches chunks from other hosts."""
+
+    def lane(self, blob: Blob, chunk: int) -> Lane:
+        """Where a chunk most likely comes from."""
+
+    async def fetch(self, flight: Flight, landed: Callable[[Flight], None]) -> bool:
+        """Fetch a chunk into its blob; returns whether it has landed. If not, the store is to be asked."""

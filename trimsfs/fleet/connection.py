@@ -1,0 +1,169 @@
+"""A connection to a member of the fleet: HTTP over TLS with certificates of the fleet's CA on both sides.
+
+The event loop waits for the head of an answer, however long it takes; a thread reads the body.
+"""
+
+import socket
+import ssl
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import h11
+import trio
+
+from trimsfs.stores.base import Sink
+
+CONNECT_TIMEOUT_S = 0.25
+"""How long a host of the same network takes to accept a connection, at most."""
+HANDSHAKE_TIMEOUT_S = 3.0
+"""A host that is busy may take that long to compute."""
+BODY_TIMEOUT_S = 2.0
+"""How long a body may pause."""
+JUDGED_AFTER_S = 0.5
+"""How long a body comes before its rate is judged."""
+HEAD_LIMIT = 16 << 10
+PIECE = 1 << 18
+"""Bytes to pass on at a time."""
+
+
+class PeerUnreachableError(Exception):
+    """The member does not accept a connection, or has closed it."""
+
+
+class SlowPeerError(Exception):
+    """The body comes too slowly: *received* bytes of *length* in *took_s* seconds."""
+
+    def __init__(self, received: int, length: int, took_s: float) -> None:
+        super().__init__(f"{received} of {length} bytes in {took_s:.1f} s")
+        self.received = received
+        self.took_s = took_s
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The status and headers of an answer, whose names are in lower case, and the part of the body that came along."""
+
+    status: int
+    headers: Mapping[str, str]
+    rest: bytes
+
+
+def client_context(ca: Path, certificate: Path, key: Path) -> ssl.SSLContext:
+    """What a member connects with. Raises OSError, which ssl.SSLError is.
+
+    The CA is the fleet's own, so that its signature tells a member; addresses need not be in the certificates.
+    """
+    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=ca)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+class PeerConnection:
+    """A connection to a member, for one request at a time. ``used`` says that it has answered before."""
+
+    def __init__(self, connected: ssl.SSLSocket, member: str) -> None:
+        self._socket = connected
+        self._member = member
+        self._parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_LIMIT)
+        self._reading = self._closed = False
+        self.used = False
+
+    @classmethod
+    def open(cls, member: str, context: ssl.SSLContext) -> "PeerConnection":
+        """Connect to a member, in a thread. Raises PeerUnreachableError."""
+        host, _, port = member.rpartition(":")
+        try:
+            plain = socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S)
+        except OSError as error:
+            raise PeerUnreachableError(error.strerror or str(error)) from None
+        try:
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            plain.settimeout(HANDSHAKE_TIMEOUT_S)
+            return cls(context.wrap_socket(plain, server_hostname=host.strip("[]")), member)
+        except OSError as error:
+            plain.close()
+            raise PeerUnreachableError(f"TLS: {error.strerror or error}") from None
+
+    def request(self, method: str, target: str, headers: Mapping[str, str]) -> None:
+        """Send a request, which the buffer of a connection without another holds. Raises PeerUnreachableError."""
+        asked = h11.Request(method=method, target=target, headers=[("host", self._member), *headers.items()])
+        data = (self._parser.send(asked) or b"") + (self._parser.send(h11.EndOfMessage()) or b"")
+        try:
+            self._socket.settimeout(BODY_TIMEOUT_S)
+            self._socket.sendall(data)
+            self._socket.settimeout(0)
+        except OSError as error:
+            raise PeerUnreachableError(error.strerror or str(error)) from None
+
+    async def head(self) -> Head:
+        """The head of the answer. May be cancelled and called again. Raises PeerUnreachableError."""
+        try:
+            while (event := self._parser.next_event()) is h11.NEED_DATA:
+                self._parser.receive_data(await self._receive())
+        except (OSError, h11.RemoteProtocolError) as error:
+            raise PeerUnreachableError(str(error)) from None
+        if not isinstance(event, h11.Response):
+            raise PeerUnreachableError("connection closed")
+        headers = {name.decode("ascii"): value.decode("latin-1") for name, value in event.headers}
+        return Head(event.status_code, headers, bytes(self._parser.trailing_data[0]))
+
+    async def _receive(self) -> bytes:
+        while True:
+            try:
+                return self._socket.recv(HEAD_LIMIT)
+            except ssl.SSLWantReadError:
+                await trio.lowlevel.wait_readable(self._socket)
+
+    def body(self, rest: bytes, length: int, sink: Sink, patience_s: float) -> float:
+        """Pass the *length* bytes of the body on, of which *rest* are here; the seconds that it took.
+
+        For a thread. Raises SlowPeerError if it will take longer than *patience_s* seconds, and PeerUnreachableError.
+        """
+        self._reading = True
+        try:
+            return self._pass_on(rest, length, sink, patience_s)
+        finally:
+            self._reading = False
+            if self._closed:
+                self._socket.close()
+
+    def _pass_on(self, rest: bytes, length: int, sink: Sink, patience_s: float) -> float:
+        buffer = memoryview(bytearray(PIECE))
+        buffer[: len(rest)] = rest
+        filled, done, began = len(rest), 0, time.monotonic()
+        self._socket.settimeout(BODY_TIMEOUT_S)
+        while True:
+            if filled == PIECE or done + filled >= length:
+                sink(buffer[:filled])
+                done, filled = done + filled, 0
+                took = time.monotonic() - began
+                if done >= length:
+                    return took
+                if took > JUDGED_AFTER_S and took * length / done > patience_s:
+                    raise SlowPeerError(done, length, took)
+            try:
+                count = self._socket.recv_into(buffer[filled : filled + length - done - filled])
+            except OSError as error:
+                raise PeerUnreachableError(f"after {done} of {length} bytes: {error.strerror or error}") from None
+            if count == 0:
+                raise PeerUnreachableError(f"closed after {done} of {length} bytes")
+            filled += count
+
+    def reuse(self, head: Head) -> bool:
+        """Prepare for the next request, after a whole body; whether the member keeps the connection."""
+        self._parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_LIMIT)
+        self.used = True
+        return "close" not in head.headers.get("connection", "").lower()
+
+    def close(self) -> None:
+        """Close it. A thread that reads from it fails, and closes the descriptor: until then, it must not be reused."""
+        self._closed = True
+        with suppress(OSError):  # the member has closed it
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # SSLSocket's own would have it read ciphertext
+        if not self._reading:
+            self._socket.close()

@@ -1,0 +1,165 @@
+"""The health of a fleet's members, as this host sees it: who is down, how fast each sends, who sent wrong bytes."""
+
+import logging
+import statistics
+from collections import deque
+from dataclasses import dataclass
+
+import trio
+
+from trimsfs.fetch.peers import PeerAnswer
+from trimsfs.fleet.protocol import AWAY_S
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+"""How long a member that fails is not asked; twice as long after each further failure."""
+REFUSED_PAUSE_S = 30.0
+STRIKES = 3
+STRIKES_PAUSE_S = 600.0
+"""After how many wrong chunks, and for how long, a member is not asked."""
+WEIGHT = 0.3
+"""Of a new rate in the average."""
+RATE_LASTS_S = 30.0
+"""How long a rate counts. A member that was slow is asked again then."""
+FIRST_RATE = 4e6
+"""Bytes a second that are expected before any member has sent something."""
+PATIENCE, LEAST_PATIENCE_S, MOST_PATIENCE_S = 4.0, 3.0, 60.0
+"""How many times as long as expected a chunk may take, and the limits of that."""
+WINDOW_S = 10.0
+"""Over how long the rate of all that comes is measured."""
+_DOWN = {"unreachable", "silent"}
+
+
+@dataclass(slots=True)
+class MemberHealth:
+    """What this host knows of a member. ``outstanding`` bytes are asked for and have not come.
+
+    ``rate`` is in bytes a second, from the first byte of a body on: a member that waits for the store is not slow.
+    """
+
+    outstanding: int = 0
+    rate: float | None = None
+    rated_at: float = 0.0
+    down_until: float = float("-inf")
+    failures: int = 0
+    strikes: int = 0
+    problem: str | None = None
+    received_bytes: int = 0
+
+
+class Health:
+    """The health of the members, by address."""
+
+    def __init__(self) -> None:
+        self.members: dict[str, MemberHealth] = {}
+        self._came: deque[tuple[float, int]] = deque()
+
+    def of(self, member: str) -> MemberHealth:
+        return self.members.setdefault(member, MemberHealth())
+
+    def keep(self, members: frozenset[str]) -> None:
+        """Forget members that have left."""
+        for member in self.members.keys() - members:
+            if not self.members[member].outstanding:
+                del self.members[member]
+
+    def down(self) -> set[str]:
+        """The members not to ask for now: those that have failed of late, and those that one request tries again."""
+        now = trio.current_time()
+        return {
+            member
+            for member, health in self.members.items()
+            if health.problem is not None and (health.down_until > now or health.outstanding)
+        }
+
+    def expected_s(self, member: str, size: int) -> float:
+        """An estimate of the seconds until a member has sent *size* bytes more."""
+        health = self.of(member)
+        return (health.outstanding + size) / (self._recent_rate(health) or self._typical_rate())
+
+    def patience_s(self, size: int) -> float:
+        """How long *size* bytes may take from their first on: all that this host has asked for shares its link."""
+        outstanding = sum(health.outstanding for health in self.members.values())
+        expected_s = (outstanding + size) / self._rate_of_all()
+        return min(MOST_PATIENCE_S, max(LEAST_PATIENCE_S, PATIENCE * expected_s))
+
+    def _rate_of_all(self) -> float:
+        """Bytes a second that members together have sent of late."""
+        now = trio.current_time()
+        while self._came and self._came[0][0] < now - WINDOW_S:
+            self._came.popleft()
+        if not self._came:
+            return FIRST_RATE
+        return sum(size for _, size in self._came) / max(1.0, now - self._came[0][0])
+
+    def answered(self, member: str, answer: PeerAnswer) -> None:
+        """Learn from the end of a request."""
+        health, now = self.of(member), trio.current_time()
+        if answer.received:
+            self._came.append((now, answer.received))
+        if answer.received and answer.body_s > 0:
+            rate, before = answer.received / answer.body_s, self._recent_rate(health)
+            health.rate = rate if before is None else before + WEIGHT * (rate - before)
+            health.rated_at = now
+        match answer.outcome:
+            case "unreachable" | "silent":
+                self._fails(member, health, answer, FIRST_PAUSE_S * 2**health.failures)
+            case "refused":
+                self._fails(member, health, answer, REFUSED_PAUSE_S)
+            case "away":
+                health.problem = health.problem or "drained, or off"
+                health.down_until = now + AWAY_S
+            case "damaged":
+                health.strikes += 1
+                log.error("fleet: %s sent wrong bytes, strike %d: %s", member, health.strikes, answer.detail)
+                if health.strikes % STRIKES == 0:
+                    self._fails(member, health, answer, STRIKES_PAUSE_S)
+            case _:
+                if health.problem is not None:
+                    log.info("fleet: %s answers again", member)
+                health.failures, health.problem = 0, None
+                health.down_until = float("-inf")
+        if answer.outcome == "ok":
+            health.received_bytes += answer.received
+
+    def _fails(self, member: str, health: MemberHealth, answer: PeerAnswer, pause_s: float) -> None:
+        now = trio.current_time()
+        if health.down_until > now and answer.outcome in _DOWN:
+            return  # another request has found that out
+        told = f"{answer.outcome}: {answer.detail}"
+        if health.problem is None:
+            log.warning("fleet: %s fails, its chunks come from others: %s", member, told)
+        health.problem = told
+        health.failures += 1
+        health.down_until = now + min(pause_s, max(LONGEST_PAUSE_S, STRIKES_PAUSE_S * (answer.outcome == "damaged")))
+
+    def _recent_rate(self, health: MemberHealth) -> float | None:
+        return health.rate if health.rated_at > trio.current_time() - RATE_LASTS_S else None
+
+    def _typical_rate(self) -> float:
+        rates = [rate for health in self.members.values() if (rate := self._recent_rate(health)) is not None]
+        return statistics.median(rates) if rates else FIRST_RATE
+
+
+class RetryBudget:
+    """Bounds the requests to the store for what members should have given: to a share of what they give and, so that no
+    chunk waits for ever, one in REFILL_S seconds."""
+
+    SHARE, MOST, REFILL_S = 0.1, 10.0, 1.0
+
+    def __init__(self) -> None:
+        self._left = self.MOST
+        self._turn = float("-inf")
+
+    def add(self) -> None:
+        """Count a chunk that a member has given."""
+        self._left = min(self.MOST, self._left + self.SHARE)
+
+    async def take(self) -> None:
+        """Take one request; wait for a turn if none is left."""
+        if self._left >= 1:
+            self._left -= 1
+            return
+        self._turn = max(self._turn, trio.current_time()) + self.REFILL_S
+        await trio.sleep_until(self._turn)

@@ -1,0 +1,122 @@
+"""The members of a fleet: read again every few seconds from a list, a file or a DNS name."""
+
+import ipaddress
+import logging
+import socket
+from pathlib import Path
+
+import trio
+
+from trimsfs.listen_address import ListenAddress
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S, FIRST_S = 5.0, 1.0
+"""How often the members are read, and how long a server that starts waits for them at most."""
+
+
+class Members:
+    """The addresses of a fleet's members, as ``HOST:PORT``; ``me`` is this host's own, or None if it is not listed.
+
+    *listed* is as of ``--fleet-members``. This host serves the fleet at *listen*.
+    """
+
+    def __init__(self, listed: str, listen: ListenAddress) -> None:
+        self._listed = listed
+        self._listen = listen
+        self._problem: str | None = None
+        self._read_once = False
+        self.addresses: frozenset[str] = frozenset()
+        self.me: str | None = None
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Read the members, and again every INTERVAL_S."""
+        with trio.move_on_after(FIRST_S):
+            await self.refresh()
+        task_status.started()
+        while True:
+            await trio.sleep(INTERVAL_S if self._read_once else FIRST_S)
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Read the members; those of before stay if that fails."""
+        try:
+            addresses, me = await trio.to_thread.run_sync(self.read, abandon_on_cancel=True)
+        except (OSError, ValueError) as error:
+            problem = str(error)
+            if problem != self._problem:
+                log.warning("fleet: members not read, those of before stay: %s: %s", self._listed, problem)
+            self._problem = problem
+            return
+        self._problem = None
+        if self._read_once and (addresses, me) == (self.addresses, self.me):
+            return
+        self._read_once, self.addresses, self.me = True, addresses, me
+        if me is None:
+            log.warning("fleet: this host is not among its %d members: none asks it for chunks", len(addresses))
+        else:
+            log.info("fleet: %d members, this host is %s", len(addresses), me)
+
+    def read(self) -> tuple[frozenset[str], str | None]:
+        """The members, and which one this host is. Raises OSError and ValueError."""
+        if "/" in self._listed:
+            lines = Path(self._listed).read_text().splitlines()
+            entries = [entry for line in lines if (entry := line.partition("#")[0].strip())]
+        else:
+            entries = [entry.strip() for entry in self._listed.split(",") if entry.strip()]
+            if len(entries) == 1 and not _is_ip(self._split(entries[0])[0]):
+                host, port = self._split(entries[0])
+                entries = [_address(found, port) for found in _resolved(host)]
+        addresses = frozenset(_address(*self._split(entry)) for entry in entries)
+        return addresses, next((address for address in sorted(addresses) if self._is_me(address)), None)
+
+    def _split(self, entry: str) -> tuple[str, int]:
+        """The host and port of an entry. Raises ValueError."""
+        host, colon, port = entry.rpartition(":")
+        if not colon or entry.endswith("]"):
+            host, port = entry, str(self._listen.port)
+        if not port.isdecimal() or not host:
+            raise ValueError(f"{entry!r} is not HOST:PORT")
+        return host.strip("[]"), int(port)
+
+    def _is_me(self, address: str) -> bool:
+        host, port = self._split(address)
+        if port != self._listen.port:
+            return False
+        try:
+            found = [host] if _is_ip(host) else _resolved(host)
+        except OSError:
+            return False  # another host, which has no address for now
+        if ipaddress.ip_address(self._listen.host).is_unspecified:
+            return any(_is_local(each) for each in found)
+        return self._listen.host in found
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _resolved(host: str) -> list[str]:
+    """The IP addresses of a name. Raises OSError."""
+    return sorted({str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)})
+
+
+def _is_local(host: str) -> bool:
+    """Whether this host has an IP address: the kernel then sends to it from there."""
+    address = ipaddress.ip_address(host)
+    if address.is_loopback:
+        return True
+    with socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, 9))  # sends nothing
+        except OSError:
+            return False
+        return bool(probe.getsockname()[0] == host)

@@ -1,0 +1,197 @@
+"""The asking side of a fleet in a fetch process: gets chunks from other members."""
+
+import ssl
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+
+import trio
+
+from trimsfs.fetch.peers import Outcome, PeerAnswer, PeerRequest
+from trimsfs.fleet.connection import Head, PeerConnection, PeerUnreachableError, SlowPeerError
+from trimsfs.fleet.protocol import CACHED_ONLY, CRCS, HOLDERS, RETRY_AFTER, ProtocolError, parse_crcs, parse_holders
+from trimsfs.stores.base import Sink
+
+CHECKED_AFTER_S = 1.0
+"""How long a member may be silent before it must show that it is alive: it may wait for the store."""
+ALIVE_TIMEOUT_S = 4.0
+LONGEST_WAIT_S = 60.0
+"""After this time a member that is alive counts as busy."""
+MOST_IDLE = 16
+"""Most unused connections to a member."""
+IDLE_S = 30.0
+"""How long an unused connection is kept; members close theirs later."""
+_OUTCOMES: dict[int, Outcome] = {200: "ok", 206: "ok", 403: "refused", 404: "absent", 409: "other"}
+"""What answers mean, by status; any other is that of a busy member."""
+
+
+@dataclass(slots=True)
+class _Idle:
+    connection: PeerConnection
+    since: float
+
+
+class PeerClient:
+    """Makes requests to members of the fleet, over connections that it keeps. *threads* read bodies at once."""
+
+    def __init__(self, context: ssl.SSLContext, *, threads: int) -> None:
+        self._context = context
+        self._limiter = trio.CapacityLimiter(threads)
+        self._connecting = trio.CapacityLimiter(threads)
+        self._idle = defaultdict[str, list[_Idle]](list)
+        self._heard: dict[str, float] = {}
+        self._silent: dict[str, float] = {}
+        self._checking = defaultdict[str, trio.Lock](trio.Lock)
+
+    async def read(self, request: PeerRequest, length: int, begin: Callable[[Sequence[int]], Sink]) -> PeerAnswer:
+        """Make a request for *length* bytes, which the sink gets that *begin* makes of the checksums of the chunks.
+
+        Raises what the sink does.
+        """
+        began = time.monotonic()
+        try:
+            connection, head = await self._asked(request)
+        except PeerUnreachableError as error:
+            return PeerAnswer(outcome="unreachable", detail=str(error))
+        except _GivenUpError as error:
+            return PeerAnswer(outcome=error.outcome, detail=f"no answer in {time.monotonic() - began:.0f} s")
+        waited_s, kept = time.monotonic() - began, False
+        try:
+            if head.status != 206:
+                kept = int(head.headers.get("content-length", "1")) == len(head.rest)
+                return replace(_told(head), waited_s=waited_s)
+            told = head.headers.get(CRCS, "")
+            crcs = parse_crcs(told, count=told.count(",") + 1)
+            if head.headers.get("content-length") != str(length):
+                raise ProtocolError("another range than asked for")
+            body_s = await self._body(connection, head, length, begin(crcs), request)
+            kept = True
+            return PeerAnswer(outcome="ok", waited_s=waited_s, body_s=body_s, received=length)
+        except ValueError as error:
+            return PeerAnswer(outcome="damaged", detail=str(error))
+        except SlowPeerError as error:
+            return PeerAnswer(
+                outcome="slow",
+                detail=str(error),
+                waited_s=waited_s,
+                body_s=error.took_s,
+                received=error.received,
+            )
+        except PeerUnreachableError as error:
+            return PeerAnswer(outcome="silent", detail=str(error), waited_s=waited_s)
+        finally:
+            self._return(connection, head, request.member, kept=kept)
+
+    async def ask(self, request: PeerRequest) -> PeerAnswer:
+        """Make a request for no bytes."""
+        began = time.monotonic()
+        try:
+            connection, head = await self._asked(request)
+        except PeerUnreachableError as error:
+            return PeerAnswer(outcome="unreachable", detail=str(error))
+        except _GivenUpError as error:
+            return PeerAnswer(outcome=error.outcome, detail=f"no answer in {time.monotonic() - began:.0f} s")
+        self._return(connection, head, request.member, kept=True)
+        return replace(_told(head), waited_s=time.monotonic() - began)
+
+    def close(self) -> None:
+        """Close the unused connections."""
+        for idle in self._idle.values():
+            while idle:
+                idle.pop().connection.close()
+
+    async def _asked(self, request: PeerRequest) -> tuple[PeerConnection, Head]:
+        """The head of the answer to a request, and its connection. Raises PeerUnreachableError and _GivenUpError."""
+        while True:
+            connection = await self._connected(request.member)
+            try:
+                connection.request("GET" if request.sends else "HEAD", request.target, request.headers)
+                head = await self._head(connection, request)
+            except PeerUnreachableError:
+                connection.close()
+                if connection.used:
+                    continue  # the member has closed an idle connection
+                raise
+            except BaseException:
+                connection.close()
+                raise
+            return connection, head
+
+    async def _connected(self, member: str) -> PeerConnection:
+        idle = self._idle[member]
+        while idle:
+            last = idle.pop()
+            if last.since > time.monotonic() - IDLE_S:
+                return last.connection
+            last.connection.close()
+        return await trio.to_thread.run_sync(
+            PeerConnection.open, member, self._context, limiter=self._connecting, abandon_on_cancel=True
+        )
+
+    async def _head(self, connection: PeerConnection, request: PeerRequest) -> Head:
+        """The head of an answer, for as long as the member shows that it is alive. Raises as `_asked`."""
+        deadline = time.monotonic() + LONGEST_WAIT_S
+        while time.monotonic() < deadline:
+            with trio.move_on_after(CHECKED_AFTER_S):
+                head = await connection.head()
+                self._heard[request.member] = time.monotonic()
+                return head
+            if not await self._alive(request):
+                raise _GivenUpError("silent")
+        raise _GivenUpError("busy")
+
+    async def _alive(self, request: PeerRequest) -> bool:
+        """Whether a member answers at all."""
+        member = request.member
+        async with self._checking[member]:
+            if self._heard.get(member, 0.0) > time.monotonic() - CHECKED_AFTER_S:
+                return True
+            if self._silent.get(member, 0.0) > time.monotonic() - CHECKED_AFTER_S:
+                return False
+            with trio.move_on_after(ALIVE_TIMEOUT_S), suppress(PeerUnreachableError):
+                connection = await self._connected(member)
+                try:
+                    connection.request("HEAD", request.target, {**request.headers, "cache-control": CACHED_ONLY})
+                    head = await connection.head()
+                    self._heard[member] = time.monotonic()
+                except BaseException:
+                    connection.close()
+                    raise
+                self._return(connection, head, member, kept=True)
+                return True
+            self._silent[member] = time.monotonic()
+        return False
+
+    async def _body(
+        self, connection: PeerConnection, head: Head, length: int, sink: Sink, request: PeerRequest
+    ) -> float:
+        read = partial(connection.body, head.rest, length, sink, request.patience_s)
+        took_s = await trio.to_thread.run_sync(read, limiter=self._limiter, abandon_on_cancel=True)
+        self._heard[request.member] = time.monotonic()
+        return took_s
+
+    def _return(self, connection: PeerConnection, head: Head, member: str, *, kept: bool) -> None:
+        """Keep a connection whose answer has been read, else close it."""
+        idle = self._idle[member]
+        if kept and len(idle) < MOST_IDLE and connection.reuse(head):
+            idle.append(_Idle(connection, time.monotonic()))
+        else:
+            connection.close()
+
+
+class _GivenUpError(Exception):
+    """The member does not show that it is alive, or is busy for too long."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+
+
+def _told(head: Head) -> PeerAnswer:
+    """What the status of an answer means."""
+    holders = parse_holders(head.headers.get(HOLDERS, ""))
+    outcome = _OUTCOMES.get(head.status, "away" if RETRY_AFTER in head.headers else "busy")
+    return PeerAnswer(outcome=outcome, detail=f"status {head.status}", holders=holders)

@@ -1,0 +1,43 @@
+"""Placement: which members of a fleet a chunk is fetched by first, by rendezvous hashing.
+
+Each member ranks all members for a chunk by a hash of both. Whatever members it leaves out, the others keep their
+order: so members that know different lists mostly agree, and no two of them ever wait for each other.
+"""
+
+import hashlib
+import heapq
+from collections.abc import Collection
+
+_MASK = (1 << 64) - 1
+
+
+class Placement:
+    """The ranks of *members*, which are addresses."""
+
+    def __init__(self, members: Collection[str]) -> None:
+        self._seeds = {member: _seed(member.encode()) for member in members}
+
+    def ranked(self, content: int, chunk: int, count: int, *, without: Collection[str] = ()) -> list[str]:
+        """The first *count* members for a chunk of a content, as of `content_seed`; *without* some."""
+        seed = _mixed(content + chunk)
+        scores = (
+            (_mixed(seed ^ own), member) for member, own in self._seeds.items() if not without or member not in without
+        )
+        return [member for _, member in heapq.nlargest(count, scores)]
+
+
+def content_seed(token: str) -> int:
+    """The number of a content in placements, by its token in the fleet."""
+    return _seed(token.encode())
+
+
+def _seed(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
+
+
+def _mixed(number: int) -> int:
+    """A pseudo-random number of 64 bits: the finalizer of SplitMix64."""
+    number &= _MASK
+    number = (number ^ (number >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    number = (number ^ (number >> 27)) * 0x94D049BB133111EB & _MASK
+    return number ^ (number >> 31)

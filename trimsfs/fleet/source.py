@@ -1,0 +1,240 @@
+"""The source of a chunk: this host's store, if it owns the chunk, else the member that does."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from trimsfs.errors import TransientStoreError
+from trimsfs.fetch.copier import Copier, Extent
+from trimsfs.fetch.flights import Flight, Lane
+from trimsfs.fetch.peers import PeerAnswer, PeerRequest
+from trimsfs.fleet.health import Health, RetryBudget
+from trimsfs.fleet.members import Members
+from trimsfs.fleet.placement import Placement, content_seed
+from trimsfs.fleet.protocol import ChunkRequest, fleet_token
+from trimsfs.telemetry.trace import REQUEST, spanning
+from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.types import ChunkRecord, Generation
+
+OWNERS = 2
+"""How many members own a chunk: the second is asked if the first is slow, busy or down."""
+HOLDERS = 3
+"""How many members that perhaps have a chunk are asked before the store: those that owned it before others joined."""
+ROUNDS = 4
+"""How often the owners are asked while they are busy."""
+BUSY_PAUSE_S = 0.2
+"""The first pause after both owners were busy; each further one is twice as long."""
+
+KNOWN_CONTENTS = 1024
+"""Contents of which the place in the fleet is remembered."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """Requests to members by what came of them, and chunks for which the store was asked in their place."""
+
+    received_bytes: int = 0
+    received_chunks: int = 0
+    store_chunks: int = 0
+    damaged: int = 0
+    slow: int = 0
+    busy: int = 0
+    failed: int = 0
+
+
+class FleetSource:
+    """Fetches chunks from the members that own them; as `trimsfs.fetch.peers.Peers`.
+
+    The first owner fetches a chunk from the store; the second, and all others, from the owners. An owner that is down
+    is passed over. Calls *came* with the blob and size of what members send. Only while it is ``on``.
+    """
+
+    def __init__(
+        self,
+        fleet: str,
+        members: Members,
+        health: Health,
+        copier: Copier,
+        disk: DiskTier,
+        *,
+        came: Callable[[Blob, int], None],
+    ) -> None:
+        self._fleet = fleet
+        self._members = members
+        self._health = health
+        self._copier = copier
+        self._disk = disk
+        self._came = came
+        self._placed, self._placement = frozenset[str](), Placement(())
+        self._budget = RetryBudget()
+        self._contents: dict[str, tuple[Generation, str, int]] = {}
+        self.counts = Counts()
+        self.on = True
+
+    def lane(self, blob: Blob, chunk: int) -> Lane:
+        """Where a chunk most likely comes from."""
+        first = self.owners(blob, chunk)[:1]
+        return Lane.PEERS if first and first[0] != self.me else Lane.STORE
+
+    @property
+    def me(self) -> str | None:
+        """The member that this host is."""
+        return self._members.me
+
+    async def fetch(self, flight: Flight, landed: Callable[[Flight], None]) -> bool:
+        """Fetch a chunk into its blob; returns whether it has landed. If not, the store is to be asked."""
+        blob = flight.blob
+        size = blob.length_of(flight.chunk)
+        if not self.owners(blob, flight.chunk) or not await self._disk.reserve(blob, size):
+            return False
+        written = False
+        try:
+            record = await self._from_members(flight)
+            if record is not None and not flight.done.is_set():
+                self._disk.wrote(blob, record)
+                written = True
+        except OSError as error:
+            written = True  # the tier returns the space
+            await self._disk.write_failed(blob, size, error, last=False)
+            return False
+        finally:
+            if not written:
+                self._disk.unreserve(blob, size)
+        if not written:
+            return flight.done.is_set()
+        self._came(blob, size)
+        landed(flight)
+        return True
+
+    def owners(self, blob: Blob, chunk: int, count: int = OWNERS) -> list[str]:
+        """The members that own a chunk, without those that are down, and the next ones up to a *count*; none if this
+        host is alone."""
+        if not self.on or not blob.attached:
+            return []
+        if self._placed is not self._members.addresses:
+            self._placed = self._members.addresses
+            self._placement = Placement(self._placed)
+            self._health.keep(self._placed)
+        down = self._health.down()
+        if self._members.addresses - down <= {self._members.me}:
+            return []
+        return self._placement.ranked(self._content(blob)[2], chunk, count, without=down)
+
+    def _content(self, blob: Blob) -> tuple[Generation, str, int]:
+        """A blob's token in the fleet, and its number in placements."""
+        known = self._contents.get(blob.token)
+        if known is None or known[0].etag != blob.generation.etag:
+            if len(self._contents) >= KNOWN_CONTENTS:
+                self._contents.clear()
+            token = fleet_token(self._fleet, blob.generation, blob.chunk_size)
+            known = self._contents[blob.token] = (blob.generation, token, content_seed(token))
+        return known
+
+    async def _from_members(self, flight: Flight) -> ChunkRecord | None:
+        """Fetch a chunk from the members; None if the store is to be asked. Raises OSError."""
+        blob, chunk, me = flight.blob, flight.chunk, self._members.me
+        tried, busy, failed = set[str](), False, False
+        for number in range(ROUNDS * OWNERS):
+            ranked = self.owners(blob, chunk, 1 + HOLDERS)
+            if not ranked or ranked[0] == me:
+                return await self._cached(flight, [each for each in ranked if each not in tried])
+            owners = ranked[:OWNERS]
+            above = owners[: owners.index(me)] if me in owners else owners
+            left = [owner for owner in above if owner not in tried]
+            if not left and me in owners:
+                return None  # this host is the other owner
+            if not left:
+                if not busy:
+                    break
+                tried.clear()
+                busy = False
+                await trio.sleep(BUSY_PAUSE_S * 2 ** (number // OWNERS) * random.uniform(0.5, 1))  # noqa: S311 jitter
+                continue
+            size = blob.length_of(chunk)
+            member = min(left, key=lambda owner: self._health.expected_s(owner, size))
+            tried.add(member)
+            answer, record = await self._ask(flight, member)
+            failed = failed or answer.outcome not in {"ok", "absent", "other", "away"}
+            if record is None and answer.outcome == "busy":
+                busy = True
+                record = await self._cached(flight, [each for each in answer.holders if each not in tried])
+            if record is not None:
+                self._budget.add()
+                return record
+        if failed:
+            await self._budget.take()
+        self.counts.store_chunks += 1
+        return None
+
+    async def _cached(self, flight: Flight, members: list[str]) -> ChunkRecord | None:
+        """Fetch a chunk from one of some members that perhaps have it. Raises OSError."""
+        for member in members[:HOLDERS]:
+            if member in self._members.addresses and member != self._members.me:
+                _, record = await self._ask(flight, member, cached_only=True)
+                if record is not None:
+                    return record
+        return None
+
+    async def _ask(
+        self, flight: Flight, member: str, *, cached_only: bool = False
+    ) -> tuple[PeerAnswer, ChunkRecord | None]:
+        """Ask a member for a chunk; the chunk, if it has come. Raises OSError."""
+        blob, health = flight.blob, self._health.of(member)
+        start, stop = blob.span_of(flight.chunk)
+        resizes, came = blob.resizes, list[ChunkRecord]()
+        demanded = flight.demanded or flight.for_others
+        request = self.request(blob, flight.chunk, member, demanded=demanded, cached_only=cached_only)
+        health.outstanding += stop - start
+        try:
+            with spanning(blob, REQUEST, offset=start, bytes=stop - start, member=member):
+                extent = Extent(start, stop, blob.fileno(), start, blob.chunk_size)
+                answer = await self._copier.fetch_from_peer(request, extent, came.append)
+        except TransientStoreError as error:  # the fetch process died
+            return PeerAnswer(outcome="busy", detail=str(error)), None
+        finally:
+            health.outstanding -= stop - start
+        self._health.answered(member, answer)
+        self._count(answer, cached_only=cached_only)
+        return answer, came[0] if answer.outcome == "ok" and blob.resizes == resizes else None
+
+    def request(
+        self,
+        blob: Blob,
+        chunk: int,
+        member: str,
+        *,
+        demanded: bool = False,
+        cached_only: bool = False,
+        sends: bool = True,
+    ) -> PeerRequest:
+        """The request to a member for a chunk; without *sends*, the member only fetches it itself."""
+        start, stop = blob.span_of(chunk)
+        asked = ChunkRequest(
+            fleet=self._fleet,
+            token=self._content(blob)[1],
+            key=blob.generation.file,
+            start=start,
+            stop=stop,
+            asker=self.me or "",
+            urgency="demand" if demanded else "prefetch",
+            cached_only=cached_only,
+        )
+        patience_s = self._health.patience_s(stop - start)
+        return PeerRequest(
+            member=member, target=asked.target, headers=asked.headers, patience_s=patience_s, sends=sends
+        )
+
+    def _count(self, answer: PeerAnswer, *, cached_only: bool) -> None:
+        match answer.outcome:
+            case "ok":
+                self.counts.received_bytes += answer.received
+                self.counts.received_chunks += 1
+            case "damaged" | "slow" | "busy":
+                setattr(self.counts, answer.outcome, getattr(self.counts, answer.outcome) + 1)
+            case "absent" | "other" if cached_only:
+                pass
+            case _:
+                self.counts.failed += 1

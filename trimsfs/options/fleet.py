@@ -1,0 +1,72 @@
+"""The options of a mount that belongs to a fleet: hosts that fetch from each other before they ask the store."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, model_validator
+
+from trimsfs.listen_address import parse_address
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_NEEDED = ("fleet_members", "fleet_listen", "fleet_ca", "fleet_cert", "fleet_key")
+FLEET_SOCKET, FLEET_REPORTS = "fleet.sock", "fleet-reports.sock"
+"""Where the server answers nginx, and where nginx reports what it has sent, in the cache directory."""
+LEAST_UPLOAD = 1 << 20
+"""Bytes a second: below, a chunk takes longer than a member waits for it."""
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError("is not a name: write at most 63 letters, digits, dots, hyphens and underscores")
+    return value
+
+
+def _address(value: str) -> str:
+    if (address := parse_address(value)).path is not None or address.port == 0:
+        raise ValueError("other hosts cannot reach that: write ADDRESS:PORT, such as 0.0.0.0:7443")
+    return value
+
+
+def _members(value: str) -> str:
+    return str(Path(value).absolute()) if "/" in value else value
+
+
+class FleetOptions(BaseModel):
+    """What a mount needs to know of its fleet; ``fleet`` is None for a mount that fetches alone."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fleet: Annotated[str, AfterValidator(_name)] | None = Field(
+        None, description="Name of the fleet whose hosts fetch from each other before they ask the store."
+    )
+    fleet_members: Annotated[str, Field(min_length=1), AfterValidator(_members)] | None = Field(
+        None,
+        description="Hosts of the fleet: HOST:PORT,HOST:PORT,..., a file with one a line, or one DNS name of all. "
+        "Read again every 5 seconds.",
+    )
+    fleet_listen: Annotated[str, AfterValidator(_address)] | None = Field(
+        None, description="Address and port at which nginx serves the fleet, such as 0.0.0.0:7443."
+    )
+    fleet_ca: Annotated[Path, AfterValidator(Path.absolute)] | None = Field(
+        None, description="File with the certificate of the fleet's own CA, in PEM."
+    )
+    fleet_cert: Annotated[Path, AfterValidator(Path.absolute)] | None = Field(
+        None, description="File with this host's certificate of that CA, in PEM."
+    )
+    fleet_key: Annotated[Path, AfterValidator(Path.absolute)] | None = Field(
+        None, description="File with the certificate's private key, in PEM."
+    )
+    fleet_upload_limit: Annotated[ByteSize, Field(ge=LEAST_UPLOAD)] | None = Field(
+        None, description="Most bytes a second that this host sends to others of the fleet. Default: no limit."
+    )
+
+    @model_validator(mode="after")
+    def _fleet_is_whole(self) -> "FleetOptions":
+        given = [name for name in (*_NEEDED, "fleet_upload_limit") if getattr(self, name) is not None]
+        if self.fleet is None and given:
+            raise ValueError(f"option --{given[0].replace('_', '-')}: of no fleet: set --fleet NAME")
+        missing = [name for name in _NEEDED if getattr(self, name) is None]
+        if self.fleet is not None and missing:
+            raise ValueError(f"option --fleet {self.fleet}: incomplete: set --{missing[0].replace('_', '-')}")
+        return self
