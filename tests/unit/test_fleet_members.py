@@ -145,6 +145,16 @@ async def test_a_member_that_fails_is_left_alone_longer_each_time(
     caplog.clear()
 
 
+async def test_a_member_may_be_away_for_days(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    health = Health()
+    for _ in range(1100):
+        health.answered("a", answer("unreachable"))
+        assert "a" in health.down()
+        await trio.sleep(LONGEST_PAUSE_S + 1)
+    assert "a" not in health.down()
+    caplog.clear()
+
+
 async def test_wrong_bytes_are_strikes(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
     health = Health()
     for _ in range(STRIKES - 1):
