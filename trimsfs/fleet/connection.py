@@ -79,6 +79,8 @@ class PeerConnection:
         host, _, port = member.rpartition(":")
         try:
             plain = socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S)
+        except UnicodeError:
+            raise PeerUnreachableError("no name of a host") from None
         except OSError as error:
             raise PeerUnreachableError(error.strerror or str(error)) from None
         try:
