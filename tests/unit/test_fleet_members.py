@@ -78,7 +78,7 @@ def _no_names_but(names: dict[str, list[str]]) -> Callable[..., object]:
 def test_one_name_stands_for_all_of_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", _no_names_but({"fleet.svc": ["10.0.0.1", "10.0.0.2"]}))
     found = Members("fleet.svc:7443", parse_address("10.0.0.2:7443")).read()
-    assert found == (frozenset({"10.0.0.1:7443", "10.0.0.2:7443"}), "10.0.0.2:7443")
+    assert found == (frozenset({"10.0.0.1:7443", "10.0.0.2:7443"}), frozenset({"10.0.0.2:7443"}))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,12 @@ def test_one_name_stands_for_all_of_its_addresses(monkeypatch: pytest.MonkeyPatc
 )
 def test_a_host_knows_its_own_entry(listen: str, me: str | None) -> None:
     members = Members("10.0.0.1:7443,127.0.0.1:7443,192.0.2.1:7443", parse_address(listen))
-    assert members.read()[1] == me
+    assert members.read()[1] == frozenset({me} - {None})
+
+
+def test_a_host_knows_all_of_its_own_entries() -> None:
+    members = Members("10.0.0.1:7443,127.0.0.1:7443,127.0.0.2:7443", parse_address("0.0.0.0:7443"))
+    assert members.read()[1] == {"127.0.0.1:7443", "127.0.0.2:7443"}
 
 
 async def test_the_file_is_read_again(

@@ -16,9 +16,11 @@ INTERVAL_S, FIRST_S = 5.0, 1.0
 
 
 class Members:
-    """The addresses of a fleet's members, as ``HOST:PORT``; ``me`` is this host's own, or None if it is not listed.
+    """The addresses of a fleet's members, as ``HOST:PORT``; ``mine`` are this host's own.
 
-    *listed* is as of ``--fleet-members``. This host serves the fleet at *listen*.
+    A host may be listed by several, which others take for several members. It must know all of them: a request to
+    itself would wait for the request that it is made for. *listed* is as of ``--fleet-members``. This host serves the
+    fleet at *listen*.
     """
 
     def __init__(self, listed: str, listen: ListenAddress) -> None:
@@ -27,7 +29,12 @@ class Members:
         self._problem: str | None = None
         self._read_once = False
         self.addresses: frozenset[str] = frozenset()
-        self.me: str | None = None
+        self.mine: frozenset[str] = frozenset()
+
+    @property
+    def me(self) -> str | None:
+        """The address that this host gives of itself; None if it is not listed."""
+        return min(self.mine, default=None)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read the members, and again every INTERVAL_S."""
@@ -41,7 +48,7 @@ class Members:
     async def refresh(self) -> None:
         """Read the members; those of before stay if that fails."""
         try:
-            addresses, me = await trio.to_thread.run_sync(self.read, abandon_on_cancel=True)
+            addresses, mine = await trio.to_thread.run_sync(self.read, abandon_on_cancel=True)
         except (OSError, ValueError) as error:
             problem = str(error)
             if problem != self._problem:
@@ -49,16 +56,16 @@ class Members:
             self._problem = problem
             return
         self._problem = None
-        if self._read_once and (addresses, me) == (self.addresses, self.me):
+        if self._read_once and (addresses, mine) == (self.addresses, self.mine):
             return
-        self._read_once, self.addresses, self.me = True, addresses, me
-        if me is None:
+        self._read_once, self.addresses, self.mine = True, addresses, mine
+        if not mine:
             log.warning("fleet: this host is not among its %d members: none asks it for chunks", len(addresses))
         else:
-            log.info("fleet: %d members, this host is %s", len(addresses), me)
+            log.info("fleet: %d members, this host is %s", len(addresses), self.me)
 
-    def read(self) -> tuple[frozenset[str], str | None]:
-        """The members, and which one this host is. Raises OSError and ValueError."""
+    def read(self) -> tuple[frozenset[str], frozenset[str]]:
+        """The members, and which of them are this host. Raises OSError and ValueError."""
         if "/" in self._listed:
             lines = Path(self._listed).read_text().splitlines()
             entries = [entry for line in lines if (entry := line.partition("#")[0].strip())]
@@ -68,7 +75,7 @@ class Members:
                 host, port = self._split(entries[0])
                 entries = [_address(found, port) for found in _resolved(host)]
         addresses = frozenset(_address(*self._split(entry)) for entry in entries)
-        return addresses, next((address for address in sorted(addresses) if self._is_me(address)), None)
+        return addresses, frozenset(filter(self._is_me, addresses))
 
     def _split(self, entry: str) -> tuple[str, int]:
         """The host and port of an entry. Raises ValueError."""
