@@ -203,6 +203,17 @@ async def test_a_body_that_is_too_long_is_damaged(scene: Scene, host: Host) -> N
     assert host.landed == []
 
 
+async def test_of_an_answer_that_is_not_http_little_is_told(scene: Scene, host: Host) -> None:
+    def other(stream: ssl.SSLSocket) -> None:
+        Asked(stream)
+        stream.sendall(b"\1" * 16000 + b"\r\n\r\n")
+
+    with scene.member(other) as member:
+        answer = await host.fetch(member)
+    assert answer.outcome == "unreachable"
+    assert len(answer.detail) <= 200
+
+
 async def test_a_member_that_nobody_listens_at_is_unreachable(host: Host) -> None:
     with socket.create_server((ADDRESS, 0)) as listener:
         member = f"{ADDRESS}:{listener.getsockname()[1]}"
