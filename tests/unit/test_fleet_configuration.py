@@ -112,6 +112,12 @@ def test_a_host_without_a_fleet_is_told_so(mounts: Path) -> None:
     assert done.stderr == f"mountctl: no mount declared in {mounts} belongs to a fleet: set fleet in one\n"
 
 
+def test_a_mount_without_a_fleet_cannot_be_drained(mounts: Path) -> None:
+    done = mountctl_fleet(mounts, "drain", "alone")
+    assert done.returncode == 2
+    assert done.stderr == f"mountctl: /alone belongs to no fleet: set fleet in its file in {mounts}\n"
+
+
 def test_a_certificate_that_nginx_cannot_load_is_told(mounts: Path) -> None:
     (mounts.parent / "127.0.0.1.key").write_text("no key")
     done = mountctl_fleet(mounts, "apply")
