@@ -97,6 +97,12 @@ def test_a_host_knows_its_own_entry(listen: str, me: str | None) -> None:
     assert members.read()[1] == frozenset({me} - {None})
 
 
+@pytest.mark.parametrize("listen", ["[fd00::1]:7443", "[FD00:0::1]:7443"])
+def test_an_address_may_be_spelled_in_several_ways(listen: str) -> None:
+    found = Members("[fd00:0:0::0001]:7443,[FD00::2]:7443", parse_address(listen)).read()
+    assert found == ({"[fd00::1]:7443", "[fd00::2]:7443"}, {"[fd00::1]:7443"})
+
+
 def test_a_host_knows_all_of_its_own_entries() -> None:
     members = Members("10.0.0.1:7443,127.0.0.1:7443,127.0.0.2:7443", parse_address("0.0.0.0:7443"))
     assert members.read()[1] == {"127.0.0.1:7443", "127.0.0.2:7443"}

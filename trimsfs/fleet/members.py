@@ -78,13 +78,14 @@ class Members:
         return addresses, frozenset(filter(self._is_me, addresses))
 
     def _split(self, entry: str) -> tuple[str, int]:
-        """The host and port of an entry. Raises ValueError."""
+        """The host and port of an entry; an IP address as every host spells it. Raises ValueError."""
         host, colon, port = entry.rpartition(":")
         if not colon or entry.endswith("]"):
             host, port = entry, str(self._listen.port)
         if not port.isdecimal() or not host:
             raise ValueError(f"{entry!r} is not HOST:PORT")
-        return host.strip("[]"), int(port)
+        host = host.strip("[]")
+        return (str(ipaddress.ip_address(host)) if _is_ip(host) else host), int(port)
 
     def _is_me(self, address: str) -> bool:
         host, port = self._split(address)
@@ -94,9 +95,8 @@ class Members:
             found = [host] if _is_ip(host) else _resolved(host)
         except OSError:
             return False  # another host, which has no address for now
-        if ipaddress.ip_address(self._listen.host).is_unspecified:
-            return any(_is_local(each) for each in found)
-        return self._listen.host in found
+        listen = ipaddress.ip_address(self._listen.host)
+        return any(_is_local(each) for each in found) if listen.is_unspecified else str(listen) in found
 
 
 def _is_ip(host: str) -> bool:
