@@ -121,7 +121,7 @@ async def test_the_file_is_read_again(
         file.with_suffix(".new").write_text("10.0.0.2:7\n")
         file.with_suffix(".new").rename(file)
         await until(lambda: members.addresses == {"10.0.0.2:7"})
-        assert members.me is None
+        assert (members.me, members.mine) == (None, {"10.0.0.1:7"})  # others may list it still
         file.unlink()
         await until(lambda: len(caplog.records) == 2)
         assert members.addresses == {"10.0.0.2:7"}
@@ -130,6 +130,13 @@ async def test_the_file_is_read_again(
     assert len(warnings) == 2
     assert "not among its 1 members" in warnings[0]
     assert "those of before stay" in warnings[1]
+    caplog.clear()
+
+
+async def test_a_host_that_is_not_listed_guesses_its_address(caplog: pytest.LogCaptureFixture) -> None:
+    members = Members("127.0.0.1:7,127.0.0.2:7", parse_address("0.0.0.0:7443"))
+    await members.refresh()
+    assert (members.me, members.mine) == (None, {"127.0.0.1:7443"})
     caplog.clear()
 
 

@@ -268,6 +268,14 @@ async def test_a_host_that_is_listed_twice_does_not_wait_for_itself(tmp_path: Pa
         assert network.from_store <= SIZE + 2 * CHUNK
 
 
+async def test_a_host_that_others_list_before_itself_waits_for_nobody_that_waits_for_it(tmp_path: Path) -> None:
+    async with a_network(tmp_path, 3) as (network, hosts):
+        content = network.put("m")
+        hosts[0].members.addresses -= {hosts[0].address}
+        assert await read_together(hosts, "m") == [content] * 3
+        assert network.from_store <= 1.5 * SIZE
+
+
 async def test_a_file_is_spread_to_two_owners_of_each_chunk(tmp_path: Path) -> None:
     async with a_network(tmp_path, 4) as (network, hosts):
         network.put("m")

@@ -19,8 +19,9 @@ class Members:
     """The addresses of a fleet's members, as ``HOST:PORT``; ``mine`` are this host's own.
 
     A host may be listed by several, which others take for several members. It must know all of them: a request to
-    itself would wait for the request that it is made for. *listed* is as of ``--fleet-members``. This host serves the
-    fleet at *listen*.
+    itself would wait for the request that it is made for. Others may list a host before it is in its own list: then
+    ``mine`` is what they probably call it. *listed* is as of ``--fleet-members``. This host serves the fleet at
+    *listen*.
     """
 
     def __init__(self, listed: str, listen: ListenAddress) -> None:
@@ -34,7 +35,7 @@ class Members:
     @property
     def me(self) -> str | None:
         """The address that this host gives of itself; None if it is not listed."""
-        return min(self.mine, default=None)
+        return min(self.mine & self.addresses, default=None)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read the members, and again every INTERVAL_S."""
@@ -48,7 +49,7 @@ class Members:
     async def refresh(self) -> None:
         """Read the members; those of before stay if that fails."""
         try:
-            addresses, mine = await trio.to_thread.run_sync(self.read, abandon_on_cancel=True)
+            addresses, mine = await trio.to_thread.run_sync(self._look, abandon_on_cancel=True)
         except (OSError, ValueError) as error:
             problem = str(error)
             if problem != self._problem:
@@ -59,10 +60,18 @@ class Members:
         if self._read_once and (addresses, mine) == (self.addresses, self.mine):
             return
         self._read_once, self.addresses, self.mine = True, addresses, mine
-        if not mine:
+        if self.me is None:
             log.warning("fleet: this host is not among its %d members: none asks it for chunks", len(addresses))
         else:
             log.info("fleet: %d members, this host is %s", len(addresses), self.me)
+
+    def _look(self) -> tuple[frozenset[str], frozenset[str]]:
+        """As `read`, with a guess where this host is not listed. Raises OSError and ValueError."""
+        addresses, mine = self.read()
+        host = self._listen.host
+        if ipaddress.ip_address(host).is_unspecified:
+            host = _source(self._split(min(addresses))[0]) if addresses else ""
+        return addresses, mine or frozenset({_address(host, self._listen.port)} if host else ())
 
     def read(self) -> tuple[frozenset[str], frozenset[str]]:
         """The members, and which of them are this host. Raises OSError and ValueError."""
@@ -118,12 +127,15 @@ def _resolved(host: str) -> list[str]:
 
 def _is_local(host: str) -> bool:
     """Whether this host has an IP address: the kernel then sends to it from there."""
-    address = ipaddress.ip_address(host)
-    if address.is_loopback:
-        return True
-    with socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((host, 9))  # sends nothing
-        except OSError:
-            return False
-        return bool(probe.getsockname()[0] == host)
+    return ipaddress.ip_address(host).is_loopback or _source(host) == host
+
+
+def _source(host: str) -> str:
+    """The address that the kernel sends to a host from; empty if it cannot."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing
+            return str(probe.getsockname()[0])
+    except OSError:
+        return ""

@@ -69,7 +69,7 @@ class FleetSource:
         self._copier = copier
         self._disk = disk
         self._came = came
-        self._placed, self._placement = frozenset[str](), Placement(())
+        self._placed, self._placement = (frozenset[str](), frozenset[str]()), Placement(())
         self._budget = RetryBudget()
         self._contents: dict[str, tuple[Generation, str, int]] = {}
         self.counts = Counts()
@@ -114,12 +114,12 @@ class FleetSource:
         host is alone."""
         if not self.on or not blob.attached:
             return []
-        if self._placed is not self._members.addresses:
-            self._placed = self._members.addresses
-            self._placement = Placement(self._placed)
-            self._health.keep(self._placed)
+        addresses, mine = placed = (self._members.addresses, self._members.mine)
+        if self._placed != placed:
+            self._placed, self._placement = placed, Placement(addresses | mine)
+            self._health.keep(addresses)
         down = self._health.down()
-        if self._members.addresses - down <= self._members.mine:
+        if addresses - down <= mine:
             return []
         return self._placement.ranked(self._content(blob)[2], chunk, count, without=down)
 
