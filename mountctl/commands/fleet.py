@@ -41,6 +41,9 @@ def fleet(action: Action, names: tuple[str, ...], fleet_dir: Path, directory: Pa
     nginx = Nginx(fleet_dir.absolute())
     chosen = [find_mount(name, directory).mountpoint for name in names]
     members, code = _members(directory, nginx)
+    for mountpoint in chosen:
+        if mountpoint not in {member.mountpoint for member in members}:
+            raise ConfigurationError(f"{mountpoint} belongs to no fleet: set fleet in its file in {directory}")
     if action in {"drain", "undrain"}:
         nginx.set_drained(chosen or [member.mountpoint for member in members], drained=action == "drain")
         members, code = _members(directory, nginx)

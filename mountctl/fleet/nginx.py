@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-from trimsfs.errors import CommandNotFoundError, ConfigurationError
+from trimsfs.errors import CommandNotFoundError, CommandNotRunnableError, ConfigurationError
 from trimsfs.options import FLEET_REPORTS, FLEET_SOCKET, MountOptions
 
 NGINX_USER = "trimsfs-nginx"
@@ -76,7 +76,10 @@ class Nginx:
             done = subprocess.run([*_program(), "-t", "-q", "-c", new], capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 said = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
-                raise ConfigurationError(f"nginx refuses its configuration: {_plain(said[0])}")
+                told = _plain(said[0])
+                if told.startswith("bind() "):  # perhaps later: the service is started again
+                    raise CommandNotRunnableError(f"nginx cannot listen: {told}: see `ip address` and --fleet-listen")
+                raise ConfigurationError(f"nginx refuses its configuration: {told}")
             new.replace(self.configuration)
         finally:
             new.unlink(missing_ok=True)

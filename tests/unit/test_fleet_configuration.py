@@ -1,5 +1,6 @@
 """`mountctl fleet`: the configuration that it writes for nginx, and what it refuses."""
 
+import configparser
 import os
 import pwd
 import subprocess
@@ -15,6 +16,7 @@ from trimsfs.errors import ConfigurationError
 from trimsfs.options import MountOptions
 
 DIRECTORY = Path("/var/lib/trimsfs/fleet")
+UNIT = Path(__file__).parents[2] / "packaging/systemd/trimsfs-nginx.service"
 
 
 def member(**options: Any) -> Member:
@@ -110,12 +112,29 @@ def test_a_host_without_a_fleet_is_told_so(mounts: Path) -> None:
     assert done.stderr == f"mountctl: no mount declared in {mounts} belongs to a fleet: set fleet in one\n"
 
 
+def test_a_mount_without_a_fleet_cannot_be_drained(mounts: Path) -> None:
+    done = mountctl_fleet(mounts, "drain", "alone")
+    assert done.returncode == 2
+    assert done.stderr == f"mountctl: /alone belongs to no fleet: set fleet in its file in {mounts}\n"
+
+
 def test_a_certificate_that_nginx_cannot_load_is_told(mounts: Path) -> None:
     (mounts.parent / "127.0.0.1.key").write_text("no key")
     done = mountctl_fleet(mounts, "apply")
     assert done.returncode == 2
     assert done.stderr.startswith("mountctl: nginx refuses its configuration: cannot load certificate key")
     assert not (mounts.parent / "fleet/nginx.conf").exists()
+
+
+def test_an_address_that_may_come_later_is_tried_again(mounts: Path) -> None:
+    file = mounts / "models.toml"
+    file.write_text(file.read_text().replace('fleet_listen = "127.0.0.1', 'fleet_listen = "192.0.2.1'))
+    done = mountctl_fleet(mounts, "run")
+    assert done.stderr.startswith("mountctl: nginx cannot listen: bind() to 192.0.2.1:7443 failed")
+    unit = configparser.ConfigParser(strict=False)
+    unit.read(UNIT)
+    assert str(done.returncode) not in unit["Service"]["RestartPreventExitStatus"].split()
+    assert unit["Unit"]["StartLimitIntervalSec"] == "0"
 
 
 def test_a_reload_signals_the_nginx_of_the_fleet_only(tmp_path: Path) -> None:

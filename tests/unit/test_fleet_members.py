@@ -78,7 +78,7 @@ def _no_names_but(names: dict[str, list[str]]) -> Callable[..., object]:
 def test_one_name_stands_for_all_of_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", _no_names_but({"fleet.svc": ["10.0.0.1", "10.0.0.2"]}))
     found = Members("fleet.svc:7443", parse_address("10.0.0.2:7443")).read()
-    assert found == (frozenset({"10.0.0.1:7443", "10.0.0.2:7443"}), "10.0.0.2:7443")
+    assert found == (frozenset({"10.0.0.1:7443", "10.0.0.2:7443"}), frozenset({"10.0.0.2:7443"}))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,18 @@ def test_one_name_stands_for_all_of_its_addresses(monkeypatch: pytest.MonkeyPatc
 )
 def test_a_host_knows_its_own_entry(listen: str, me: str | None) -> None:
     members = Members("10.0.0.1:7443,127.0.0.1:7443,192.0.2.1:7443", parse_address(listen))
-    assert members.read()[1] == me
+    assert members.read()[1] == frozenset({me} - {None})
+
+
+@pytest.mark.parametrize("listen", ["[fd00::1]:7443", "[FD00:0::1]:7443"])
+def test_an_address_may_be_spelled_in_several_ways(listen: str) -> None:
+    found = Members("[fd00:0:0::0001]:7443,[FD00::2]:7443", parse_address(listen)).read()
+    assert found == ({"[fd00::1]:7443", "[fd00::2]:7443"}, {"[fd00::1]:7443"})
+
+
+def test_a_host_knows_all_of_its_own_entries() -> None:
+    members = Members("10.0.0.1:7443,127.0.0.1:7443,127.0.0.2:7443", parse_address("0.0.0.0:7443"))
+    assert members.read()[1] == {"127.0.0.1:7443", "127.0.0.2:7443"}
 
 
 async def test_the_file_is_read_again(
@@ -110,7 +121,7 @@ async def test_the_file_is_read_again(
         file.with_suffix(".new").write_text("10.0.0.2:7\n")
         file.with_suffix(".new").rename(file)
         await until(lambda: members.addresses == {"10.0.0.2:7"})
-        assert members.me is None
+        assert (members.me, members.mine) == (None, {"10.0.0.1:7"})  # others may list it still
         file.unlink()
         await until(lambda: len(caplog.records) == 2)
         assert members.addresses == {"10.0.0.2:7"}
@@ -119,6 +130,13 @@ async def test_the_file_is_read_again(
     assert len(warnings) == 2
     assert "not among its 1 members" in warnings[0]
     assert "those of before stay" in warnings[1]
+    caplog.clear()
+
+
+async def test_a_host_that_is_not_listed_guesses_its_address(caplog: pytest.LogCaptureFixture) -> None:
+    members = Members("127.0.0.1:7,127.0.0.2:7", parse_address("0.0.0.0:7443"))
+    await members.refresh()
+    assert (members.me, members.mine) == (None, {"127.0.0.1:7443"})
     caplog.clear()
 
 
@@ -142,6 +160,16 @@ async def test_a_member_that_fails_is_left_alone_longer_each_time(
     assert len(caplog.records) == 1  # one line, however often
     health.answered("a", answer("absent"))
     assert health.of("a").failures == 0
+    caplog.clear()
+
+
+async def test_a_member_may_be_away_for_days(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    health = Health()
+    for _ in range(1100):
+        health.answered("a", answer("unreachable"))
+        assert "a" in health.down()
+        await trio.sleep(LONGEST_PAUSE_S + 1)
+    assert "a" not in health.down()
     caplog.clear()
 
 

@@ -268,6 +268,25 @@ async def test_a_request_that_is_not_http_ends_its_connection_only(asker: Asker)
     assert (await asker.ask(asker.request(0, 0)))[0] == 200
 
 
+async def test_a_connection_that_is_reset_ends_alone(asker: Asker) -> None:
+    gate = asker.server.store.block(offset=asker.chunk_size)
+
+    def request(chunk: int) -> bytes:
+        wanted = asker.request(chunk, chunk)
+        headers = "".join(f"{name}: {value}\r\n" for name, value in wanted.headers.items())
+        return f"GET {wanted.target} HTTP/1.1\r\nhost: a\r\n{headers}\r\n".encode()
+
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(asker.cache / FLEET_SOCKET))
+        client.sendall(request(0))
+        await trio.to_thread.run_sync(client.recv, 1)  # it leaves the rest of the answer unread
+        client.sendall(request(1))
+        await until(lambda: asker.server.store.under_way == 1)
+    await trio.sleep(0.05)
+    gate.set()
+    assert (await asker.ask(asker.request(0, 0)))[0] == 200
+
+
 async def test_the_upload_limit_is_passed_on_to_nginx(
     serving: Serving, store: MemoryStore, tmp_path: Path, chunk_size: int
 ) -> None:

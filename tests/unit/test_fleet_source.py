@@ -55,7 +55,7 @@ class Host(InLoop):
         self.tier = tier
         self.health = Health()
         self.members = Members(",".join(network.addresses), parse_address(address))
-        self.members.addresses, self.members.me = frozenset(network.addresses), address
+        self.members.addresses, self.members.mine = frozenset(network.addresses), frozenset({address})
         self.source = FleetSource(NAME, self.members, self.health, self, tier, came=lambda _blob, _size: None)
         self.fetcher: StoreFetcher = fetcher_of(
             network.store, tier, memory_limit=24 * CHUNK, transfer=self, peers=self.source, deadline_s=1.0
@@ -254,6 +254,26 @@ async def test_hosts_that_wait_for_each_other_all_go_on(tmp_path: Path, monkeypa
             for host, key in zip(hosts, contents, strict=True):
                 nursery.start_soon(read, host, key)
         assert found == contents
+
+
+async def test_a_host_that_is_listed_twice_does_not_wait_for_itself(tmp_path: Path) -> None:
+    async with a_network(tmp_path, 3) as (network, hosts):
+        content = network.put("m")
+        other = "192.0.2.9:7443"
+        network.hosts[other] = hosts[0]
+        hosts[0].members.mine |= {other}
+        for host in hosts:
+            host.members.addresses |= {other}
+        assert await read_together(hosts, "m") == [content] * 3
+        assert network.from_store <= SIZE + 2 * CHUNK
+
+
+async def test_a_host_that_others_list_before_itself_waits_for_nobody_that_waits_for_it(tmp_path: Path) -> None:
+    async with a_network(tmp_path, 3) as (network, hosts):
+        content = network.put("m")
+        hosts[0].members.addresses -= {hosts[0].address}
+        assert await read_together(hosts, "m") == [content] * 3
+        assert network.from_store <= 1.5 * SIZE
 
 
 async def test_a_file_is_spread_to_two_owners_of_each_chunk(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Uploads of a fleet's member: their order, their limit, and who is named in its place."""
 
+from contextlib import suppress
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -107,6 +109,24 @@ async def test_all_uploads_together_stay_within_the_limit(autojump_clock: MockCl
         for number in range(20):
             nursery.start_soon(upload, number)
     assert turns == pytest.approx([number / 10 for number in range(20)])
+
+
+async def test_who_waits_for_the_limit_counts_among_the_few_at_once(autojump_clock: MockClock) -> None:
+    uploads, given = Uploads(2 * SIZE), list[int]()
+
+    async def upload() -> None:
+        with suppress(BusyError):
+            given.append(await uploads.turn(CHUNK, SIZE, "b:1"))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(MOST_OF_CHUNK + 3):
+            nursery.start_soon(upload)
+    assert len(given) == MOST_OF_CHUNK
+    uploads.ended(given[0], SIZE, complete=False)
+    await start(uploads, chunk=("token", 1))
+    with trio.move_on_after(0.1):
+        await start(uploads)  # it hangs up while it waits for the limit
+    await start(uploads)
 
 
 async def test_who_would_wait_too_long_is_told_that_this_host_is_busy(autojump_clock: MockClock) -> None:

@@ -191,9 +191,37 @@ async def test_another_range_does_not_land(scene: Scene, host: Host) -> None:
     assert host.landed == []
 
 
+async def test_a_body_that_is_too_long_is_damaged(scene: Scene, host: Host) -> None:
+    def long(stream: ssl.SSLSocket) -> None:
+        asked = Asked(stream)
+        wanted = CONTENT[: asked.request.stop]
+        head = f"HTTP/1.1 206 x\r\ncontent-length: {len(wanted)}\r\n{CRCS}: {format_crcs(_crcs(wanted))}\r\n\r\n"
+        stream.sendall(head.encode() + wanted + b"more")
+
+    with scene.member(long) as member:
+        assert (await host.fetch(member, size=100)).outcome == "damaged"
+    assert host.landed == []
+
+
+async def test_of_an_answer_that_is_not_http_little_is_told(scene: Scene, host: Host) -> None:
+    def other(stream: ssl.SSLSocket) -> None:
+        Asked(stream)
+        stream.sendall(b"\1" * 16000 + b"\r\n\r\n")
+
+    with scene.member(other) as member:
+        answer = await host.fetch(member)
+    assert answer.outcome == "unreachable"
+    assert len(answer.detail) <= 200
+
+
 async def test_a_member_that_nobody_listens_at_is_unreachable(host: Host) -> None:
     with socket.create_server((ADDRESS, 0)) as listener:
         member = f"{ADDRESS}:{listener.getsockname()[1]}"
+    assert (await host.fetch(member)).outcome == "unreachable"
+
+
+@pytest.mark.parametrize("member", ["a..b:7443", f"{'a' * 64}:7443"])
+async def test_an_address_that_cannot_be_is_unreachable(host: Host, member: str) -> None:
     assert (await host.fetch(member)).outcome == "unreachable"
 
 
@@ -233,6 +261,28 @@ async def test_a_member_that_waits_for_the_store_is_waited_for(scene: Scene, hos
     assert answer.outcome == "ok"
     assert answer.waited_s >= 0.6
     assert answer.body_s < 0.5
+
+
+async def test_a_connection_that_was_closed_meanwhile_makes_no_member_silent(scene: Scene, host: Host) -> None:
+    def once(stream: ssl.SSLSocket) -> None:
+        Asked(stream).answer()
+
+    def twice(stream: ssl.SSLSocket) -> None:
+        for pause_s in (0.05, 0.6):
+            asked = Asked(stream)
+            time.sleep(pause_s)
+            asked.answer()
+
+    def alive(stream: ssl.SSLSocket) -> None:
+        while True:
+            Asked(stream).answer(404)
+
+    with scene.member(once, twice, alive) as member:
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(host.fetch, member)
+        assert (await host.fetch(member)).outcome == "ok"
+    assert scene.connections == 3
 
 
 async def test_a_member_that_answers_nothing_is_silent(scene: Scene, host: Host) -> None:

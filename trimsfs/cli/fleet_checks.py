@@ -101,17 +101,18 @@ def members(options: MountOptions) -> str:
     assert options.fleet_listen is not None
     listed = Members(options.fleet_members, parse_address(options.fleet_listen))
     try:
-        addresses, me = listed.read()
+        addresses, mine = listed.read()
     except (OSError, ValueError) as error:
         raise ProblemError(f"{options.fleet_members}: {error}: set --fleet-members") from None
     context = client_context(*_files(options))
     with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
         heard = list(threads.map(partial(_ask, fleet=options.fleet, context=context), sorted(addresses)))
-    own = next((each for each in heard if each.member == me), None)
+    own = next((each for each in heard if each.member in mine), None)
     if own is None:
         raise ProblemError(f"{options.fleet_members}: this host is not among {len(addresses)} members: add it")
     if own.problem is not None:
-        raise ProblemError(f"{me}, this host: {own.problem}: `systemctl status trimsfs-nginx` and `trimsfs status`")
+        told = f"{own.member}, this host: {own.problem}"
+        raise ProblemError(f"{told}: `systemctl status trimsfs-nginx` and `trimsfs status`")
     wrong = [each for each in heard if each.problem is None and abs(each.ahead_s) > CLOCK_DIFFERENCE_S]
     if wrong:
         raise ProblemError(f"{wrong[0].member}: its clock differs by {wrong[0].ahead_s:+.0f} s: set both by NTP")

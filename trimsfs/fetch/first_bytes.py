@@ -9,6 +9,7 @@ from contextlib import suppress
 import trio
 from cachetools import LRUCache
 
+from trimsfs.concurrency.background import Background
 from trimsfs.errors import StoreError
 from trimsfs.fetch.batches import BatchFetcher
 from trimsfs.fetch.flights import Flight, Lane
@@ -35,19 +36,26 @@ class _Head:
 class FirstBytes:
     """Fetches the first bytes of files past the disk, while their chunks are on the way."""
 
-    def __init__(self, batches: BatchFetcher, retrying: Retrying) -> None:
+    def __init__(self, batches: BatchFetcher, retrying: Retrying, background: Background) -> None:
         self._batches = batches
         self._retrying = retrying
+        self._background = background
         self._heads: LRUCache[str, _Head] = LRUCache(MOST_HEADS)
         self._counts: LRUCache[str, int] = LRUCache(MOST_BLOBS)
 
-    async def expect(self, flight: Flight) -> None:
-        """Fetch the head of a blob, if this is the flight of its first chunk and a peer is to give it."""
+    def expect(self, flight: Flight) -> None:
+        """Start to fetch the head of a blob, if this is the flight of its first chunk and a peer is to give it.
+
+        Readers wait for the head from now on: they must not ask for the same bytes.
+        """
         blob = flight.blob
         known = blob.token in self._heads or self._retrying.problem(blob.token) is not None
         if flight.chunk != 0 or flight.lane is Lane.STORE or blob.verified_bytes or known:
             return
         head = self._heads[blob.token] = _Head()
+        self._background.start(self._fill, head, blob)
+
+    async def _fill(self, head: _Head, blob: Blob) -> None:
         try:
             with suppress(StoreError):
                 head.data = await self._batches.fetch_range(blob, 0, min(HEAD_BYTES, blob.generation.size))

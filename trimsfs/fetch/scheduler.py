@@ -258,7 +258,7 @@ class FlightScheduler:
         *full* says whether the disk has no room for a generation.
         """
         self.head_start = False
-        if max(idle) <= 0:
+        if idle[Lane.STORE] <= 0 and (self._lane is None or idle[Lane.PEERS] <= 0):
             return []
         for urgency, prefetch in self._by_urgency():
             if not prefetch.blob.attached:

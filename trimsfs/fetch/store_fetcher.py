@@ -94,9 +94,9 @@ class StoreFetcher:
             came=self._came,
             refused=self._refused,
         )
-        self._first_bytes = None if peers is None else FirstBytes(self._batches, retrying)
-        self._random_reads = RandomReads(self._batches, self._scheduler, limit=self._limit.maximum)
         self._background = Background()
+        self._first_bytes = None if peers is None else FirstBytes(self._batches, retrying, self._background)
+        self._random_reads = RandomReads(self._batches, self._scheduler, limit=self._limit.maximum)
         self._slots = Slots(speed.limit)
         self._batches_under_way = BatchesUnderWay(self._scheduler, self._background, land=self._land_unfinished)
         self._pump_is_due = False
@@ -306,8 +306,8 @@ class StoreFetcher:
             if self._slots.in_use == 0:
                 self._throughput.busy()
             self._slots.take(batch[0].lane, for_others=for_others)
-            if self._first_bytes is not None and batch[0].chunk == 0 and not for_others:
-                self._background.start(self._first_bytes.expect, batch[0])
+            if self._first_bytes is not None and not for_others:
+                self._first_bytes.expect(batch[0])
             self._background.start(partial(self._fly, batch, for_others=for_others))
 
     def _pump_later(self) -> None:

@@ -25,6 +25,8 @@ BODY_TIMEOUT_S = 2.0
 JUDGED_AFTER_S = 0.5
 """How long a body comes before its rate is judged."""
 HEAD_LIMIT = 16 << 10
+DETAIL_LIMIT = 200
+"""Characters that are kept of what is wrong with a head: the parser quotes all of it."""
 PIECE = 1 << 18
 """Bytes to pass on at a time."""
 
@@ -79,6 +81,8 @@ class PeerConnection:
         host, _, port = member.rpartition(":")
         try:
             plain = socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S)
+        except UnicodeError:
+            raise PeerUnreachableError("no name of a host") from None
         except OSError as error:
             raise PeerUnreachableError(error.strerror or str(error)) from None
         try:
@@ -106,7 +110,7 @@ class PeerConnection:
             while (event := self._parser.next_event()) is h11.NEED_DATA:
                 self._parser.receive_data(await self._receive())
         except (OSError, h11.RemoteProtocolError) as error:
-            raise PeerUnreachableError(str(error)) from None
+            raise PeerUnreachableError(str(error)[:DETAIL_LIMIT]) from None
         if not isinstance(event, h11.Response):
             raise PeerUnreachableError("connection closed")
         headers = {name.decode("ascii"): value.decode("latin-1") for name, value in event.headers}

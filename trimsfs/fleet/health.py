@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 """How long a member that fails is not asked; twice as long after each further failure."""
+MOST_DOUBLINGS = 16
+"""Of a pause: the power of a larger number is no float any more."""
 REFUSED_PAUSE_S = 30.0
 STRIKES = 3
 STRIKES_PAUSE_S = 600.0
@@ -104,7 +106,7 @@ class Health:
             health.rated_at = now
         match answer.outcome:
             case "unreachable" | "silent":
-                self._fails(member, health, answer, FIRST_PAUSE_S * 2**health.failures)
+                self._fails(member, health, answer, FIRST_PAUSE_S * 2 ** min(health.failures, MOST_DOUBLINGS))
             case "refused":
                 self._fails(member, health, answer, REFUSED_PAUSE_S)
             case "away":

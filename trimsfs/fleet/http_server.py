@@ -105,7 +105,11 @@ async def _next_request(protocol: h11.Connection, stream: trio.SocketStream) -> 
 async def _cancel_at_end(connection: trio.socket.SocketType, scope: trio.CancelScope) -> None:
     """Cancel a scope when the other side closes its connection."""
     await trio.lowlevel.wait_readable(connection)
-    if await connection.recv(1, socket.MSG_PEEK) == b"":
+    try:
+        gone = await connection.recv(1, socket.MSG_PEEK) == b""
+    except OSError:
+        gone = True  # it has not read an earlier answer
+    if gone:
         scope.cancel()
 
 

@@ -16,9 +16,12 @@ INTERVAL_S, FIRST_S = 5.0, 1.0
 
 
 class Members:
-    """The addresses of a fleet's members, as ``HOST:PORT``; ``me`` is this host's own, or None if it is not listed.
+    """The addresses of a fleet's members, as ``HOST:PORT``; ``mine`` are this host's own.
 
-    *listed* is as of ``--fleet-members``. This host serves the fleet at *listen*.
+    A host may be listed by several, which others take for several members. It must know all of them: a request to
+    itself would wait for the request that it is made for. Others may list a host before it is in its own list: then
+    ``mine`` is what they probably call it. *listed* is as of ``--fleet-members``. This host serves the fleet at
+    *listen*.
     """
 
     def __init__(self, listed: str, listen: ListenAddress) -> None:
@@ -27,7 +30,12 @@ class Members:
         self._problem: str | None = None
         self._read_once = False
         self.addresses: frozenset[str] = frozenset()
-        self.me: str | None = None
+        self.mine: frozenset[str] = frozenset()
+
+    @property
+    def me(self) -> str | None:
+        """The address that this host gives of itself; None if it is not listed."""
+        return min(self.mine & self.addresses, default=None)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read the members, and again every INTERVAL_S."""
@@ -41,7 +49,7 @@ class Members:
     async def refresh(self) -> None:
         """Read the members; those of before stay if that fails."""
         try:
-            addresses, me = await trio.to_thread.run_sync(self.read, abandon_on_cancel=True)
+            addresses, mine = await trio.to_thread.run_sync(self._look, abandon_on_cancel=True)
         except (OSError, ValueError) as error:
             problem = str(error)
             if problem != self._problem:
@@ -49,16 +57,24 @@ class Members:
             self._problem = problem
             return
         self._problem = None
-        if self._read_once and (addresses, me) == (self.addresses, self.me):
+        if self._read_once and (addresses, mine) == (self.addresses, self.mine):
             return
-        self._read_once, self.addresses, self.me = True, addresses, me
-        if me is None:
+        self._read_once, self.addresses, self.mine = True, addresses, mine
+        if self.me is None:
             log.warning("fleet: this host is not among its %d members: none asks it for chunks", len(addresses))
         else:
-            log.info("fleet: %d members, this host is %s", len(addresses), me)
+            log.info("fleet: %d members, this host is %s", len(addresses), self.me)
 
-    def read(self) -> tuple[frozenset[str], str | None]:
-        """The members, and which one this host is. Raises OSError and ValueError."""
+    def _look(self) -> tuple[frozenset[str], frozenset[str]]:
+        """As `read`, with a guess where this host is not listed. Raises OSError and ValueError."""
+        addresses, mine = self.read()
+        host = self._listen.host
+        if ipaddress.ip_address(host).is_unspecified:
+            host = _source(self._split(min(addresses))[0]) if addresses else ""
+        return addresses, mine or frozenset({_address(host, self._listen.port)} if host else ())
+
+    def read(self) -> tuple[frozenset[str], frozenset[str]]:
+        """The members, and which of them are this host. Raises OSError and ValueError."""
         if "/" in self._listed:
             lines = Path(self._listed).read_text().splitlines()
             entries = [entry for line in lines if (entry := line.partition("#")[0].strip())]
@@ -68,16 +84,17 @@ class Members:
                 host, port = self._split(entries[0])
                 entries = [_address(found, port) for found in _resolved(host)]
         addresses = frozenset(_address(*self._split(entry)) for entry in entries)
-        return addresses, next((address for address in sorted(addresses) if self._is_me(address)), None)
+        return addresses, frozenset(filter(self._is_me, addresses))
 
     def _split(self, entry: str) -> tuple[str, int]:
-        """The host and port of an entry. Raises ValueError."""
+        """The host and port of an entry; an IP address as every host spells it. Raises ValueError."""
         host, colon, port = entry.rpartition(":")
         if not colon or entry.endswith("]"):
             host, port = entry, str(self._listen.port)
         if not port.isdecimal() or not host:
             raise ValueError(f"{entry!r} is not HOST:PORT")
-        return host.strip("[]"), int(port)
+        host = host.strip("[]")
+        return (str(ipaddress.ip_address(host)) if _is_ip(host) else host), int(port)
 
     def _is_me(self, address: str) -> bool:
         host, port = self._split(address)
@@ -87,9 +104,8 @@ class Members:
             found = [host] if _is_ip(host) else _resolved(host)
         except OSError:
             return False  # another host, which has no address for now
-        if ipaddress.ip_address(self._listen.host).is_unspecified:
-            return any(_is_local(each) for each in found)
-        return self._listen.host in found
+        listen = ipaddress.ip_address(self._listen.host)
+        return any(_is_local(each) for each in found) if listen.is_unspecified else str(listen) in found
 
 
 def _is_ip(host: str) -> bool:
@@ -111,12 +127,15 @@ def _resolved(host: str) -> list[str]:
 
 def _is_local(host: str) -> bool:
     """Whether this host has an IP address: the kernel then sends to it from there."""
-    address = ipaddress.ip_address(host)
-    if address.is_loopback:
-        return True
-    with socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((host, 9))  # sends nothing
-        except OSError:
-            return False
-        return bool(probe.getsockname()[0] == host)
+    return ipaddress.ip_address(host).is_loopback or _source(host) == host
+
+
+def _source(host: str) -> str:
+    """The address that the kernel sends to a host from; empty if it cannot."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing
+            return str(probe.getsockname()[0])
+    except OSError:
+        return ""

@@ -3,7 +3,7 @@
 import ssl
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -65,7 +65,7 @@ class PeerClient:
                 return replace(_told(head), waited_s=waited_s)
             told = head.headers.get(CRCS, "")
             crcs = parse_crcs(told, count=told.count(",") + 1)
-            if head.headers.get("content-length") != str(length):
+            if head.headers.get("content-length") != str(length) or len(head.rest) > length:
                 raise ProtocolError("another range than asked for")
             body_s = await self._body(connection, head, length, begin(crcs), request)
             kept = True
@@ -105,11 +105,23 @@ class PeerClient:
 
     async def _asked(self, request: PeerRequest) -> tuple[PeerConnection, Head]:
         """The head of the answer to a request, and its connection. Raises PeerUnreachableError and _GivenUpError."""
+        method, wait = "GET" if request.sends else "HEAD", partial(self._head, request)
+        return await self._answered(request.member, method, request.target, request.headers, wait)
+
+    async def _answered(
+        self,
+        member: str,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        wait: Callable[[PeerConnection], Awaitable[Head]],
+    ) -> tuple[PeerConnection, Head]:
+        """Make a request and *wait* for the head of its answer. Raises PeerUnreachableError, and what *wait* does."""
         while True:
-            connection = await self._connected(request.member)
+            connection = await self._connected(member)
             try:
-                connection.request("GET" if request.sends else "HEAD", request.target, request.headers)
-                head = await self._head(connection, request)
+                connection.request(method, target, headers)
+                head = await wait(connection)
             except PeerUnreachableError:
                 connection.close()
                 if connection.used:
@@ -131,7 +143,7 @@ class PeerClient:
             PeerConnection.open, member, self._context, limiter=self._connecting, abandon_on_cancel=True
         )
 
-    async def _head(self, connection: PeerConnection, request: PeerRequest) -> Head:
+    async def _head(self, request: PeerRequest, connection: PeerConnection) -> Head:
         """The head of an answer, for as long as the member shows that it is alive. Raises as `_asked`."""
         deadline = time.monotonic() + LONGEST_WAIT_S
         while time.monotonic() < deadline:
@@ -152,14 +164,9 @@ class PeerClient:
             if self._silent.get(member, 0.0) > time.monotonic() - CHECKED_AFTER_S:
                 return False
             with trio.move_on_after(ALIVE_TIMEOUT_S), suppress(PeerUnreachableError):
-                connection = await self._connected(member)
-                try:
-                    connection.request("HEAD", request.target, {**request.headers, "cache-control": CACHED_ONLY})
-                    head = await connection.head()
-                    self._heard[member] = time.monotonic()
-                except BaseException:
-                    connection.close()
-                    raise
+                headers = {**request.headers, "cache-control": CACHED_ONLY}
+                connection, head = await self._answered(member, "HEAD", request.target, headers, PeerConnection.head)
+                self._heard[member] = time.monotonic()
                 self._return(connection, head, member, kept=True)
                 return True
             self._silent[member] = time.monotonic()

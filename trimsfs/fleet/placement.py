@@ -1,7 +1,8 @@
 """Placement: which members of a fleet a chunk is fetched by first, by rendezvous hashing.
 
 Each member ranks all members for a chunk by a hash of both. Whatever members it leaves out, the others keep their
-order: so members that know different lists mostly agree, and no two of them ever wait for each other.
+order: so members that know different lists mostly agree. No two of them ever wait for each other, as none leaves itself
+out.
 """
 
 import hashlib

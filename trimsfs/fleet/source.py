@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 
 import trio
 
@@ -68,7 +69,7 @@ class FleetSource:
         self._copier = copier
         self._disk = disk
         self._came = came
-        self._placed, self._placement = frozenset[str](), Placement(())
+        self._placed, self._placement = (frozenset[str](), frozenset[str]()), Placement(())
         self._budget = RetryBudget()
         self._contents: dict[str, tuple[Generation, str, int]] = {}
         self.counts = Counts()
@@ -77,12 +78,11 @@ class FleetSource:
     def lane(self, blob: Blob, chunk: int) -> Lane:
         """Where a chunk most likely comes from."""
         first = self.owners(blob, chunk)[:1]
-        return Lane.PEERS if first and first[0] != self.me else Lane.STORE
+        return Lane.PEERS if first and not self.is_me(first[0]) else Lane.STORE
 
-    @property
-    def me(self) -> str | None:
-        """The member that this host is."""
-        return self._members.me
+    def is_me(self, member: str) -> bool:
+        """Whether a member is this host."""
+        return member in self._members.mine
 
     async def fetch(self, flight: Flight, landed: Callable[[Flight], None]) -> bool:
         """Fetch a chunk into its blob; returns whether it has landed. If not, the store is to be asked."""
@@ -114,12 +114,12 @@ class FleetSource:
         host is alone."""
         if not self.on or not blob.attached:
             return []
-        if self._placed is not self._members.addresses:
-            self._placed = self._members.addresses
-            self._placement = Placement(self._placed)
-            self._health.keep(self._placed)
+        addresses, mine = placed = (self._members.addresses, self._members.mine)
+        if self._placed != placed:
+            self._placed, self._placement = placed, Placement(addresses | mine)
+            self._health.keep(addresses)
         down = self._health.down()
-        if self._members.addresses - down <= {self._members.me}:
+        if addresses - down <= mine:
             return []
         return self._placement.ranked(self._content(blob)[2], chunk, count, without=down)
 
@@ -135,16 +135,16 @@ class FleetSource:
 
     async def _from_members(self, flight: Flight) -> ChunkRecord | None:
         """Fetch a chunk from the members; None if the store is to be asked. Raises OSError."""
-        blob, chunk, me = flight.blob, flight.chunk, self._members.me
+        blob, chunk = flight.blob, flight.chunk
         tried, busy, failed = set[str](), False, False
         for number in range(ROUNDS * OWNERS):
             ranked = self.owners(blob, chunk, 1 + HOLDERS)
-            if not ranked or ranked[0] == me:
+            if not ranked or self.is_me(ranked[0]):
                 return await self._cached(flight, [each for each in ranked if each not in tried])
             owners = ranked[:OWNERS]
-            above = owners[: owners.index(me)] if me in owners else owners
+            above = list(takewhile(lambda owner: not self.is_me(owner), owners))
             left = [owner for owner in above if owner not in tried]
-            if not left and me in owners:
+            if not left and above != owners:
                 return None  # this host is the other owner
             if not left:
                 if not busy:
@@ -172,7 +172,7 @@ class FleetSource:
     async def _cached(self, flight: Flight, members: list[str]) -> ChunkRecord | None:
         """Fetch a chunk from one of some members that perhaps have it. Raises OSError."""
         for member in members[:HOLDERS]:
-            if member in self._members.addresses and member != self._members.me:
+            if member in self._members.addresses and not self.is_me(member):
                 _, record = await self._ask(flight, member, cached_only=True)
                 if record is not None:
                     return record
@@ -218,7 +218,7 @@ class FleetSource:
             key=blob.generation.file,
             start=start,
             stop=stop,
-            asker=self.me or "",
+            asker=self._members.me or "",
             urgency="demand" if demanded else "prefetch",
             cached_only=cached_only,
         )

@@ -43,7 +43,7 @@ class Spreader:
     async def _give(self, blob: Blob, chunk: int, slots: trio.Semaphore, failures: list[str]) -> None:
         try:
             for owner in self._source.owners(blob, chunk):
-                if owner == self._source.me:
+                if self._source.is_me(owner):
                     try:
                         await self._fetcher.fetch_for_others(blob, range(chunk, chunk + 1))
                     except TrimsError as error:

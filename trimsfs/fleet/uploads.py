@@ -101,9 +101,14 @@ class Uploads:
                 raise self._refusal([spreading.holders.popleft()])
             if not await spreading.changed(deadline):
                 raise self._refusal([])
-        if self.limit is not None:
-            await self._pace(size, self.limit)
         spreading.active += 1
+        try:
+            if self.limit is not None:
+                await self._pace(size, self.limit)
+        except BaseException:
+            spreading.active -= 1
+            spreading.wake(1)
+            raise
         number = next(self._numbers)
         self._active[number] = _Upload(chunk=chunk, asker=asker, size=size, began=trio.current_time())
         return number

@@ -1,0 +1,22 @@
+"""The order in which flights start."""
+
+from tests.unit.workshop import Workshop
+from trimsfs.fetch.scheduler import FlightScheduler
+from trimsfs.types import Generation
+
+
+async def test_while_the_store_is_busy_no_prefetch_is_looked_for(workshop: Workshop) -> None:
+    workshop.put("a", 3)
+    blob = await (await workshop.bench()).acquire("a")
+    scheduler = FlightScheduler(batch_limit=1)
+    scheduler.hold(blob).demand(0)
+    looked_at: list[Generation] = []
+
+    def full(generation: Generation) -> bool:
+        looked_at.append(generation)
+        return False
+
+    assert scheduler.next_prefetched([0, 16], full=full) == []
+    assert looked_at == []
+    assert [flight.chunk for flight in scheduler.next_prefetched([1, 16], full=full)] == [1]
+    assert looked_at == [blob.generation]
