@@ -49,6 +49,17 @@ class OtherProcess:
         found: int | None = self.returncode
         return found
 
+    @property
+    def is_child(self) -> bool:
+        """Whether this process gets its exit code, or has got it."""
+        if self.returncode is not None:
+            return self.collected
+        try:
+            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+        return True
+
     def _collected(self) -> int:
         """The exit code of the process, which has ended, as `subprocess` has it."""
         try:
@@ -139,10 +150,8 @@ class ForkedServer(ServerProcess):
 
     def end_reason(self) -> str:
         reason = super().end_reason()
-        process = self._process
-        # A large server may take seconds to end once the keeper has killed it.
-        known = isinstance(process, OtherProcess) and (process.poll() is None or process.collected)
-        return reason if known else NOT_TOLD
+        # A large server that was killed may take seconds to end: then it has no exit code yet.
+        return reason if isinstance(self._process, OtherProcess) and self._process.is_child else NOT_TOLD
 
     def _sent_by(self, pidfd: int) -> None:
         if self.pid:

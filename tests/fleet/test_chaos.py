@@ -29,7 +29,7 @@ PATIENCE_S = 20
     ],
 )
 def test_programs_read_on_beside_members_that_fail(
-    tmp_path: Path, hosts: int, troubles: int, lasts_s: float, every_s: float
+    tmp_path: Path, short_path: Path, hosts: int, troubles: int, lasts_s: float, every_s: float
 ) -> None:
     chance = random.Random(hosts)
     expected = tmp_path / "expected"
@@ -42,7 +42,7 @@ def test_programs_read_on_beside_members_that_fail(
     with a_network() as network, a_fast_store(network.host(RATE), tmp_path / "store") as store:
         store.put({path.name: path.read_bytes() for path in (*expected.iterdir(), last)})
         places = [network.host(RATE) for _ in range(hosts)]
-        with a_fleet(tmp_path / "members", store, places, "--cache-size", str(CACHE)) as fleet:
+        with a_fleet(short_path, store, places, "--cache-size", str(CACHE)) as fleet:
             fleet.up(fleet.members)
             chaos = Chaos(fleet, expected, RATE, chance, lasts_s)
             wreak(chaos, troubles, every_s)

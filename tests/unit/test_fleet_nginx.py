@@ -184,7 +184,8 @@ async def test_nginx_reports_to_the_next_server_too(member: Fixture, serving: Se
         # server, which this test does not end.
         with trio.fail_after(20):
             while later.statistics().sent_requests == 0:
-                assert (await member.get(member.request(0, 0))).status == 206
+                # 503: uploads whose reports were lost count as under way.
+                assert (await member.get(member.request(0, 0))).status in {206, 503}
                 await trio.sleep(0.05)
         nursery.cancel_scope.cancel()
 
