@@ -28,7 +28,7 @@ PACKAGING = Path(__file__).parents[2] / "packaging/oci"
 _PRELUDE = """
 mount --make-rprivate /sys
 [ "$(stat -f -c %T /sys/fs/cgroup)" = cgroup2fs ] || mount -t cgroup2 none /sys/fs/cgroup
-[ -z "$TEST_DEVICES" ] || mount --bind "$TEST_DEVICES" /var/run/cdi
+[ -z "$TEST_DEVICES" ] || { mkdir -p /var/run/cdi; mount --bind "$TEST_DEVICES" /var/run/cdi; }
 exec "$@"
 """
 

@@ -24,7 +24,7 @@ PATIENCE_S = 20
 @pytest.mark.parametrize(
     ("hosts", "troubles", "lasts_s", "every_s"),
     [
-        (3, len(TROUBLES), 1, 0),
+        pytest.param(3, len(TROUBLES), 1, 0, marks=pytest.mark.slow),
         pytest.param(8, 60, 5, 10, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
     ],
 )

@@ -174,6 +174,7 @@ async def test_what_was_sent_is_counted_when_it_was_sent(member: Fixture, chunk_
     assert member.chunks.statistics().sent_bytes == 2 * chunk_size
 
 
+@pytest.mark.alone
 async def test_nginx_reports_to_the_next_server_too(member: Fixture, serving: Serving, chunk_size: int) -> None:
     await member.get(member.request(0, 0))
     async with trio.open_nursery() as nursery:
