@@ -8,13 +8,12 @@
 process prints one line of JSON: ``{}``, or ``{"stage": STAGE, "errno": NUMBER}`` with the stage that failed: "mount",
 "path", "clone" or "target".
 
-The kernel resolves the path beneath the mount, and follows no symbolic link but an alias at its end, which leads to a
-version beside it. The bind mount is read-only before it is
-attached, and appears in one step: nobody ever sees it writable, and a killed process leaves nothing half done. These
-system calls need Linux 5.12; mount(2) can do neither.
+The kernel resolves the path beneath the mount, and follows no symbolic link: the driver names the version that an alias
+leads to, which it has checked. The bind mount is read-only before it is attached, and appears in one step: nobody ever
+sees it writable, and a killed process leaves nothing half done. These system calls need Linux 5.12; mount(2) can do
+neither.
 """
 
-import errno
 import json
 import os
 import sys
@@ -58,7 +57,7 @@ def bind(order: dict[str, Any]) -> None:
             if _mount_id(root) != order["number"]:
                 raise BindError(stage, 0)
             stage = "path"
-            source = keep(_open_model(root, order["path"]))
+            source = keep(bind_mounts.open_below(root, order["path"] or ".", _DIRECTORY, _CLOSED))
             stage = "clone"
             tree = keep(bind_mounts.clone(source))
             bind_mounts.restrict(tree)
@@ -69,24 +68,6 @@ def bind(order: dict[str, Any]) -> None:
             bind_mounts.move(tree, target)
         except OSError as error:
             raise BindError(stage, error.errno or 0) from error
-
-
-def _open_model(root: int, path: str) -> int:
-    """Open a directory of a mount, or the version that an alias leads to, as O_PATH. Raises OSError."""
-    try:
-        return bind_mounts.open_below(root, path or ".", _DIRECTORY, _CLOSED)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-    directory, _, name = path.rpartition("/")
-    parent = bind_mounts.open_below(root, directory or ".", _DIRECTORY, _CLOSED)
-    try:
-        target = os.readlink(name, dir_fd=parent)
-        if "/" in target or target in {".", ".."}:
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-        return bind_mounts.open_below(parent, target, _DIRECTORY, _CLOSED)
-    finally:
-        os.close(parent)
 
 
 def _mount_id(descriptor: int) -> int:

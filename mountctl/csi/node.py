@@ -4,8 +4,10 @@ import errno
 import json
 import logging
 import os
+import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +82,19 @@ class NodeService:
             if published:
                 return csi_pb2.NodePublishVolumeResponse()
             self._children.check_answers(source)
+            # Only now: names of a service account's path come with its token.
+            path = self._version_of(source, wanted.path) or wanted.path
+            if path != wanted.path:
+                self._check_identity(source, replace(wanted, path=path), published=False)
             made = _make_target(wanted.target) if there is None else False
             try:
-                self._bind(source, wanted, replace=there is not None)
+                self._bind(source, path, wanted.target, replaces=there is not None)
             except BaseException:
                 if made:
                     with suppress(OSError):
                         wanted.target.rmdir()
                 raise
-        log.info("volume %s: mounted %s at %s", wanted.volume, source.mountpoint / wanted.path, wanted.target)
+        log.info("volume %s: mounted %s at %s", wanted.volume, source.mountpoint / path, wanted.target)
         return csi_pb2.NodePublishVolumeResponse()
 
     def node_unpublish_volume(self, request: csi_pb2.NodeUnpublishVolumeRequest) -> csi_pb2.NodeUnpublishVolumeResponse:
@@ -148,7 +154,7 @@ class NodeService:
             published, root = there.root.removesuffix(DELETED), _root(source, wanted.path)
             if published == root:
                 return True
-            if os.path.dirname(published) == os.path.dirname(root) and self._is_link(source, wanted.path):
+            if os.path.dirname(published) == os.path.dirname(root) and self._version_of(source, wanted.path):
                 return True  # an alias, which has moved since, or leads to what is published
         if there.device in self._mounts.devices():
             raise StatusError(
@@ -157,32 +163,43 @@ class NodeService:
             )
         return False
 
-    def _is_link(self, source: Mount, path: str) -> bool:
-        """Whether a path of a mount is a symbolic link. Raises StatusError."""
-        done = self._children.run(source, ["readlink", "--", source.mountpoint / path], BIND_TIMEOUT_S)
-        return done is not None and done.returncode == 0
+    def _version_of(self, source: Mount, path: str) -> str | None:
+        """The path of the version that an alias leads to; None if the path is no alias. Raises StatusError."""
+        done = self._found(source, path, ["readlink", "-n", "--", source.mountpoint / path])
+        if done.returncode != 0:
+            return None
+        if "/" in done.stdout or done.stdout in {".", ".."}:
+            raise invalid(f"{_what(source, path)}: leads out of its model")
+        return os.path.join(os.path.dirname(path), done.stdout)
 
-    def _bind(self, source: Mount, wanted: Publication, *, replace: bool) -> None:
+    def _found(self, source: Mount, path: str, command: list[str | Path]) -> "subprocess.CompletedProcess[str]":
+        """Run a command that looks a path up. Raises StatusError (DEADLINE_EXCEEDED)."""
+        done = self._children.run(source, command, BIND_TIMEOUT_S)
+        if done is None:
+            late = f"not found in {BIND_TIMEOUT_S:.0f} s: see the mount's log"
+            raise StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, f"{_what(source, path)}: {late}")
+        return done
+
+    def _bind(self, source: Mount, path: str, target: Path, *, replaces: bool) -> None:
         order = {
             "mountpoint": str(source.mountpoint),
             "number": source.number,
-            "path": wanted.path,
-            "target": str(wanted.target),
-            "replace": replace,
+            "path": path,
+            "target": str(target),
+            "replace": replaces,
         }
         command: list[str | Path] = [sys.executable, "-P", "-m", "mountctl.csi.bind_volume", json.dumps(order)]
-        done = self._children.run(source, command, BIND_TIMEOUT_S)
-        what = f"path {shown(wanted.path)} of {source.mountpoint}"
-        if done is None:
-            raise StatusError(
-                grpc.StatusCode.DEADLINE_EXCEEDED, f"{what}: not found in {BIND_TIMEOUT_S:.0f} s: see the mount's log"
-            )
+        done, what = self._found(source, path, command), _what(source, path)
         if done.returncode != 0:
             log.error("bind_volume failed: %s", done.stderr)
             raise StatusError(grpc.StatusCode.INTERNAL, f"{what}: bind_volume ended with status {done.returncode}")
         answer: dict[str, Any] = json.loads(done.stdout)
         if answer:
-            raise _refusal(answer["stage"], answer["errno"], what, wanted.target)
+            raise _refusal(answer["stage"], answer["errno"], what, target)
+
+
+def _what(source: Mount, path: str) -> str:
+    return f"path {shown(path)} of {source.mountpoint}"
 
 
 def _not_published(volume: str, path: str) -> StatusError:

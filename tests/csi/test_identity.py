@@ -4,6 +4,7 @@ The API server's tokens and the checks of STS are stand-ins (`tests.services.web
 credentials are moto's; driver and mount are real.
 """
 
+import hashlib
 import json
 import os
 import pwd
@@ -27,6 +28,7 @@ from tests.services.web_identity import AUDIENCE, WebIdentities, start_sts
 from tests.support.keepers import kill
 from tests.support.mounts import MountedStore, mounted, wait_until
 from tests.support.users import STRANGER, as_user
+from tests.support.versions import move, publish
 from trimsfs.options.schema import default_user
 
 pytestmark = [needs_root, pytest.mark.alone]  # its namespaces hold copies of others' mounts
@@ -34,9 +36,23 @@ pytestmark = [needs_root, pytest.mark.alone]  # its namespaces hold copies of ot
 BUCKET = "clusters"
 MINE, BOTH = os.urandom(3 << 20), os.urandom(1 << 20)
 OBJECTS = {"released/for-a": MINE, "released/both": BOTH}
-ROLES = {"a": ["released/*"], "b": ["released/both"]}
+VERSIONS: dict[str, bytes] = {}
+"""A model whose alias leads to its second version."""
+ROLES = {"a": ["released/*"], "b": ["released/both", "versions/*"]}
 OWNERS = {"a": ("team-a", "reader"), "b": ("team-b", "reader")}
 TTL_S = 0.3
+
+
+def put(key: str, content: bytes) -> str:
+    """Write an object of the model with versions."""
+    VERSIONS[f"versions/{key}"] = content
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+for version in ("v1", "v2"):
+    publish(put, "model", version, {"params": version.encode()})
+move(put, "model", "prod", "v2")
+move(put, "model", "old", "v1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +82,13 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def roles() -> Iterator[Authorising]:
-    with of_moto(BUCKET, OBJECTS, ROLES, {}) as found:
+    with of_moto(BUCKET, OBJECTS | VERSIONS, ROLES, {}) as found:
         yield found
 
 
 @contextmanager
-def cluster(directory: Path, roles: Authorising, extra: str = "") -> Iterator[Cluster]:
-    """A node whose tenants' tables have these *extra* lines."""
+def cluster(directory: Path, roles: Authorising, extra: str = "", *, versions: bool = False) -> Iterator[Cluster]:
+    """A node whose tenants' tables have these *extra* lines; with *versions*, of which b's second one is a's."""
     node(directory)
     tokens = directory / "run/tokens"
     tokens.parent.mkdir()
@@ -82,6 +98,11 @@ def cluster(directory: Path, roles: Authorising, extra: str = "") -> Iterator[Cl
         text += f'[[store]]\npath = "{path}"\nstore = "s3://{BUCKET}/released"\naddressing_style = "path"\n'
         text += f'[[tenants]]\npath = "{path}"\nrole_arn = "{roles.arn(path)}"\n'
         text += f'web_identity_token_file = "{tokens}/{"/".join(owner)}"\n{extra}\n'
+    if versions:
+        text += f'[[store]]\npath = "c"\nstore = "s3://{BUCKET}/versions"\naddressing_style = "path"\n'
+        for path, role in (("c", "b"), ("c/model/v2", "a")):
+            text += f'[[tenants]]\npath = "{path}"\nrole_arn = "{roles.arn(role)}"\n'
+            text += f'web_identity_token_file = "{tokens}/{"/".join(OWNERS[role])}"\n'
     config.write_text(text)
     trust = {role: f"system:serviceaccount:{namespace}:{account}" for role, (namespace, account) in OWNERS.items()}
     with start_sts(roles.server, trust) as sts:
@@ -166,6 +187,16 @@ def test_a_path_is_for_pods_of_its_service_account_only(one: Cluster) -> None:
         one.driver.call("Node/NodePublishVolume", request, csi_pb2.NodePublishVolumeResponse)
     assert len(volumes(one.driver.pods)) == 1
     assert sorted(map(str, one.tokens.rglob("*"))) == [f"{one.tokens}/team-a", f"{one.tokens}/team-a/reader"]
+
+
+def test_an_alias_gives_nobody_a_version_of_another_service_account(tmp_path: Path, roles: Authorising) -> None:
+    """Who publishes moves aliases, and the operator says to whom a path belongs."""
+    with cluster(tmp_path, roles, versions=True) as found:
+        assert (found.publish("pod-b", "team-b", "c/model/old") / "params").read_bytes() == b"v1"
+        for path in ("c/model/prod", "c/model/v2"):
+            with refused(grpc.StatusCode.PERMISSION_DENIED, "path 'c/model/v2' of the mount is for pods of another"):
+                found.publish("other", "team-b", path)
+        assert len(volumes(found.driver.pods)) == 1
 
 
 def test_a_pod_cannot_claim_another_service_account(one: Cluster) -> None:
