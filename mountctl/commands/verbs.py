@@ -23,6 +23,7 @@ from trimsfs.command_group import examples
 from trimsfs.errors import (
     ConfigurationError,
     MountpointError,
+    NoSuchEntryError,
     NotMountedError,
     NotPermittedError,
     StoreUnavailableError,
@@ -308,6 +309,9 @@ def logs(name: str, lines: int, follow: bool, directory: Path) -> int:
         file = public_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S).get("log_file")
     if file is None:
         raise NotMountedError(f"{mount.name}: no trimsfs mount, and none is declared")
+    if facts.get("foreground") and not os.path.exists(file):
+        remedy = "see the log of its unit or container: `journalctl`, `kubectl logs`"
+        raise NoSuchEntryError(f"{mount.name}: logs to standard error, not to a file: {remedy}")
     if not os.access(file, os.R_OK):
         Path(file).open("rb").close()  # raises an error that says why
     code = subprocess.run(["tail", f"--lines={lines}", *(["-F"] if follow else []), "--", file], check=False).returncode

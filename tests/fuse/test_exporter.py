@@ -13,6 +13,7 @@ import pytest
 from tests.support.exporters import exporting
 from tests.support.keepers import serving
 from tests.support.mounts import MountedStore, mounted, trimsfs, unmount, wait_until
+from tests.support.nodes import a_node
 from trimsfs.control.metrics import HELP
 from trimsfs.exporter.scraper import Scraper
 from trimsfs.mountinfo import file_systems
@@ -171,6 +172,24 @@ def test_mounts_share_one_exporter_that_ends_with_the_last(tmp_path: Path) -> No
         with mounted(tmp_path / "store", tmp_path / "two", "--metrics-listen", address):
             assert _exporters(address) == [exporter]
         assert _exporters(address) == [exporter]
+    if others:
+        os.kill(exporter, signal.SIGTERM)  # mounts of others keep it
+    wait_until(lambda: not Path(f"/proc/{exporter}").exists(), timeout_s=60)
+
+
+@pytest.mark.alone
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_server_in_a_container_has_an_exporter_without_a_place_to_write(tmp_path: Path) -> None:
+    others = file_systems()
+    address = f"unix:{tmp_path}/metrics.sock"
+    read_only = ("sh", "-ec", 'mount --bind -o ro /var /var; exec "$@"', "sh")
+    with a_node(tmp_path, {}) as node:
+        node.keeper()
+        node.server("--metrics-listen", address, host_pid=True, before=read_only)
+        node.serving()
+        [exporter] = _exporters(address)
+        assert f"listening at {address}" in node.log("server")
+        assert "warning" not in node.log("server")
     if others:
         os.kill(exporter, signal.SIGTERM)  # mounts of others keep it
     wait_until(lambda: not Path(f"/proc/{exporter}").exists(), timeout_s=60)

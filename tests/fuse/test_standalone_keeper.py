@@ -180,6 +180,13 @@ def test_a_crashed_server_is_followed_by_its_standby_in_the_same_container(serve
     assert (served.mountpoint / "cold").read_bytes() == FILES["cold"]
 
 
+def test_commands_say_that_such_a_mount_logs_to_no_file(served: Node) -> None:
+    assert "log         to standard error of its" in trimsfs("status", served.mountpoint).stdout
+    command = [MOUNTCTL, "logs", str(served.mountpoint)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "logs to standard error, not to a file" in done.stderr) == (13, True)
+
+
 def test_the_log_of_the_launcher_tells_how_servers_have_ended(served: Node) -> None:
     for number in (signal.SIGSEGV, signal.SIGILL):  # of the first server, and of its fork
         before = served.serving()

@@ -8,9 +8,9 @@ import shutil
 import stat
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import IO, Any, BinaryIO, NoReturn
 
 import click
 import platformdirs
@@ -194,14 +194,17 @@ def warn_of_full_disk(options: MountOptions) -> None:
         )
 
 
-def export(options: MountOptions) -> None:
-    """Start the exporter of this host, if one is asked for and none listens there yet; warn where that fails."""
+def export(options: MountOptions, *, log_to: IO[Any] | None = None) -> None:
+    """Start the exporter of this host, if one is asked for and none listens there yet; warn where that fails.
+
+    It logs to a file of its own, or to *log_to*.
+    """
     if options.metrics_listen is None:
         return
     command = [sys.executable, "-m", "trimsfs", "exporter", "--while-mounted", "--listen", options.metrics_listen]
     directory = platformdirs.user_state_path("trimsfs") if os.geteuid() else Path("/var/log/trimsfs")
     try:
-        with _open_log(directory / "exporter.log") as log_file:
+        with nullcontext(log_to) if log_to else _open_log(directory / "exporter.log") as log_file:
             inherited = {name: os.environ[name] for name in _FOR_EXPORTER if name in os.environ}
             done = subprocess.run(
                 command, stdout=log_file, stderr=subprocess.PIPE, env=inherited, text=True, check=False, cwd="/"

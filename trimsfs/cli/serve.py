@@ -52,6 +52,6 @@ def serve_store(mountpoint: Path, options: MountOptions) -> NoReturn:
     check_apart(mountpoint, options)
     make_default_store(options)
     warn_of_full_disk(options)
-    export(options)
+    export(options, log_to=sys.stderr)  # its root file system may be read-only
     order = keeper_order(mountpoint, options, foreground=True)
     become([sys.executable, "-m", "mountctl.keeper", "--launch"], order)

@@ -151,4 +151,5 @@ def _show(facts: dict[str, Any]) -> None:
     say(f"  open        {number('files_open_handles')} files")
     for index, line in enumerate(lines(facts["gpu"]) if "gpu" in facts else ()):
         say(f"  {'' if index else 'gpu':<11} {line}")
-    say(f"  log         {facts['log_file']}")
+    file = facts["log_file"]
+    say(f"  log         {file if Path(file).exists() else 'to standard error of its unit, container or terminal'}")
