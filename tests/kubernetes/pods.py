@@ -42,7 +42,7 @@ MASKED = (
 )
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 PROPAGATION = {None: "rprivate", "HostToContainer": "rslave", "Bidirectional": "rshared"}
-CONFIGURATION = f'store = "{STORE}"\ncache_dir = "/var/cache/trimsfs/models"\nmin_free = "1MiB"\n'
+CONFIGURATION = f'store = "{STORE}/models"\ncache_dir = "/var/cache/trimsfs/models"\nmin_free = "1MiB"\n'
 
 
 @dataclass(slots=True)
@@ -135,6 +135,11 @@ class Node:
         return self.directory / "host"
 
     @property
+    def store(self) -> Path:
+        """The directory that is the store. One that is renamed is an outage."""
+        return self.directory / "store/models"
+
+    @property
     def mountpoint(self) -> Path:
         """Where the host sees the mount."""
         return self.host / "var/lib/trimsfs/mounts/models"
@@ -143,9 +148,9 @@ class Node:
         """Make the directories of the host, the configuration and the root file system."""
         for path in (self.directory, *self.directory.parents[:2]):
             path.chmod(0o755)
-        for name, content in {f"store/{name}": content for name, content in self.files.items()}.items():
-            (self.directory / name).parent.mkdir(parents=True, exist_ok=True)
-            (self.directory / name).write_bytes(content)
+        for name, content in self.files.items():
+            (self.store / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.store / name).write_bytes(content)
         for name in ("bin", "sbin", "lib", "lib64"):
             (self.directory / "root" / name).parent.mkdir(exist_ok=True)
             (self.directory / "root" / name).symlink_to(f"usr/{name}")
@@ -242,6 +247,8 @@ class Node:
                 source = self.host / str(path).lstrip("/")
             case {"configMap": _}:
                 return self.directory / "configMap"
+            case {"secret": {"secretName": name}}:
+                return self.directory / str(name)
             case _:
                 raise AssertionError(f"this node has no {volume}")
         source.mkdir(parents=True, exist_ok=True)
