@@ -99,3 +99,6 @@ def test_the_servers_find_each_other_by_the_service(documents: tuple[Manifest, .
     metadata = service["metadata"]
     assert environment["TRIMSFS_FLEET_MEMBERS"] == f"{metadata['name']}.{metadata['namespace']}.svc:{port['port']}"
     assert environment["TRIMSFS_FLEET_LISTEN"].endswith(f":{port['port']}")
+    policy = one(documents, "NetworkPolicy", "trimsfs-fleet")["spec"]
+    assert policy["podSelector"]["matchLabels"] == service["spec"]["selector"]
+    assert policy["ingress"] == [{"from": [{"podSelector": policy["podSelector"]}], "ports": [{"port": port["port"]}]}]

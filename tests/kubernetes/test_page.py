@@ -100,7 +100,8 @@ def test_each_object_that_a_command_names_is_installed() -> None:
         if each["kind"] == "DaemonSet"
         for container in each["spec"]["template"]["spec"]["containers"]
     }
-    assert set(re.findall(r"-c (\S+)", text)) <= containers
+    in_fleets = set(re.findall(r"- name: (nginx)\n", (EXAMPLES / "fleet/kustomization.yaml").read_text()))
+    assert set(re.findall(r"-c (\S+)", text)) <= containers | in_fleets
     labels = {each["metadata"].get("labels", {}).get("app") for each in installed()}
     assert set(re.findall(r"-l app=(\S+)", text)) <= labels
     pods = {each["metadata"]["name"] for _, each in every_document() if each["kind"] == "Pod"}
