@@ -39,7 +39,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
 MIB = 1 << 20
 BUCKET = "alerts"
 TOKEN = "0123456789abcdef0123456789abcdef"
-SHORTER = {"[5m]": "[20s]", "[10m]": "[20s]", "[15m]": "[60s]", "[1h]": "[20s]"}
+SHORTER = {"[2m]": "[10s]", "[5m]": "[20s]", "[10m]": "[20s]", "[15m]": "[60s]", "[1h]": "[20s]"}
 FEW, OPEN = 1600, 1340
 """Descriptors that a server may have, and files to open: it keeps 256 for other purposes."""
 OUTAGE = Plan(faults=("reset",))

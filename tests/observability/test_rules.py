@@ -44,7 +44,13 @@ CASES = {
     "TrimsfsServerCrashes": Case(
         {"trimsfs_server_restarts_total": "7x10 8x4 9x20 10 11 12x40"}, (40, 45), (12, 20, 60)
     ),
-    "TrimsfsStoreDown": Case({"trimsfs_store_circuit_open": "0x5 1x10 0x20"}, fires=(8, 14), quiet=(4, 6, 20)),
+    # An outage while servers are replaced, of which one opens its circuit late, one misses a scrape, and one has ended;
+    # a short opening; an outage without a gap.
+    "TrimsfsStoreDown": Case(
+        {"trimsfs_store_circuit_open": "0x5 1 0 1 _ 1 stale 1 0x10 1 0x20 1x10 0x20"},
+        fires=(10, 13, 50, 58),
+        quiet=(4, 8, 16, 26, 27, 28, 40, 48, 60),
+    ),
     "TrimsfsStoreErrors": Case(
         {"trimsfs_store_failed_attempts_total": "0x10 0+10x20 210x40", "trimsfs_store_requests_total": "0+100x70"},
         fires=(20, 30),
