@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.observability.queries import DIRECTORY, metrics, queries
+from tests.observability.queries import DIRECTORY, metrics, queries, targets
 from tests.services.prometheus import program
 from trimsfs.control.metrics import HELP
 
@@ -175,3 +175,14 @@ def test_what_is_asked_for_is_what_servers_and_the_exporter_tell() -> None:
     asked = {name for expression in expressions for name in metrics(expression)}
     assert len(asked) > 20
     assert asked - known == set()
+
+
+def test_the_dashboard_tells_apart_hosts_that_mount_at_one_place() -> None:
+    for target in targets():
+        expression, legend = target["expr"], target.get("legendFormat", "")
+        selectors = re.findall(r"\{[^}]*\}", expression)
+        assert selectors
+        assert set(selectors) == {'{instance=~"$instance",mountpoint=~"$mountpoint"}'}, expression
+        assert ("{{mountpoint}}" in legend) == ("{{instance}}" in legend), legend
+        for labels in re.findall(r"by \(([^)]*)\)", expression):
+            assert ("mountpoint" in labels) == ("instance" in labels), expression
