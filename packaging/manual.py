@@ -3,6 +3,7 @@
 Makes DIRECTORY/man/man1/trimsfs.1 and so on, and DIRECTORY/completions/{bash,zsh,fish}. SOURCE_DATE_EPOCH dates them.
 """
 
+import inspect
 import os
 import re
 import sys
@@ -16,7 +17,7 @@ from pydantic import BaseModel
 
 from mountctl.commands.declared_mounts import DIRECTORY
 from mountctl.commands.main import main as mountctl
-from trimsfs import __version__
+from trimsfs import __version__, errors
 from trimsfs.cli.fstab import main as fstab
 from trimsfs.cli.main import main as trimsfs
 from trimsfs.cli.mount import mount
@@ -83,9 +84,10 @@ def _group(group: CommandGroup) -> Iterator[str]:
     yield ".SH EXIT STATUS"
     codes = dict[int, list[str]]()
     for kind, code in EXIT_CODES.items():
-        codes.setdefault(code, []).append(re.sub("([a-z])([A-Z])", r"\1 \2", kind.removesuffix("Error")).lower())
-    for code, kinds in {0: ["done"], 1: ["anything else"], **codes}.items():
-        yield from (".TP", f".B {code}", _escaped(", ".join(kinds)))
+        meaning = inspect.getdoc(getattr(errors, kind, KeyboardInterrupt)) or ""
+        codes.setdefault(code, []).append(meaning.partition(".")[0] + ".")
+    for code, meanings in {0: ["Done."], 1: ["Anything else."], **codes}.items():
+        yield from (".TP", f".B {code}", _escaped(" ".join(meanings)))
     yield from _examples(group)
     yield from _see_also([f"{group.name}-{name}(1)" for name in commands] + [f"{CONFIGURATION}(5)", "mount.trimsfs(8)"])
 

@@ -44,7 +44,7 @@ def load_driver() -> None:
     try:
         ctypes.CDLL(LIBRARY)
     except OSError as error:
-        raise CudaUnavailableError(f"no CUDA driver: {error}: install the driver of the GPU") from None
+        raise CudaUnavailableError(f"no CUDA driver: {error}: if this host has a GPU, install its driver") from None
     bindings()
 
 

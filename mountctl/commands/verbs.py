@@ -107,6 +107,8 @@ class _WaitsForStore(click.Command):
 def up(names: tuple[str, ...], wait_s: float | None, directory: Path) -> int:
     """Mount the declared mounts NAME, or all of them. Mounts that are up stay up."""
     chosen, code = _chosen(names, directory)
+    if not chosen and code == 0:
+        click.echo(f"no mount is declared: {directory} has no file NAME.toml", err=True)
     deadline, told = time.monotonic() + (wait_s or 0), False
     while True:
         outcomes = {mount: _up(mount) for mount in chosen}
@@ -193,7 +195,7 @@ def restart(name: str, directory: Path) -> None:
     _replace(find_mount(name, directory), {"do": "replace"})
 
 
-@click.command(epilog=examples("pip install --upgrade trimsfs && mountctl upgrade models"))
+@click.command(epilog=examples("mountctl upgrade models", "mountctl upgrade /models"))
 @name_argument
 @mounts_directory
 @reported

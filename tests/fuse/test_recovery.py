@@ -16,6 +16,7 @@ import pytest
 from tests.support.keepers import keeper, kill, serving
 from tests.support.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
 from tests.support.processes import alive, family
+from trimsfs import __version__
 from trimsfs.processes import title_of
 from trimsfs.text import title
 
@@ -114,6 +115,7 @@ def test_descriptors_and_processes_are_counted(mount: MountedStore) -> None:
         there = len(os.listdir(f"/proc/{server}/fd"))
         assert abs(facts["descriptors"]["open"] - there) <= 2
         assert abs(metrics["trimsfs_server_open_descriptors"] - there) <= 2
+    assert f'trimsfs_server_info{{version="{__version__}"}} 1.0' in (mount.path / ".trims/metrics").read_text()
     assert metrics["trimsfs_server_descriptor_limit"] == facts["descriptors"]["limit"] > there
     shown = trimsfs("status", mount.path).stdout
     assert f"processes   {len(family(pid))}: " in shown

@@ -180,6 +180,18 @@ def receiving() -> Iterator[Receiver]:
             thread.join()
 
 
+def test_a_path_without_traces_is_told_apart_from_one_that_does_not_exist(mount: MountedStore, tmp_path: Path) -> None:
+    unread, missing, output = mount.path / "alone.params", mount.path / "lama", tmp_path / "trace.json"
+    done = trimsfs("trace", unread)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "no cold opens\n", "")
+    done = trimsfs("trace", unread, "--output", output)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "no cold opens\n")
+    assert json.loads(output.read_text())["traceEvents"] == []
+    done = trimsfs("trace", missing, "--output", tmp_path / "other.json")
+    assert (done.returncode, done.stderr) == (13, f"trimsfs: {missing}: No such file or directory\n")
+    assert not (tmp_path / "other.json").exists()
+
+
 def test_traces_are_sent_to_a_receiver_of_otlp(mount: MountedStore) -> None:
     with receiving() as receiver:
         done = trimsfs("trace", mount.path / MODEL, "--otlp", receiver.url)
@@ -234,10 +246,13 @@ def test_a_receiver_that_is_none_is_told_in_one_line(mount: MountedStore) -> Non
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # and does not listen
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-        short = {"OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+        short = {"OTEL_EXPORTER_OTLP_TIMEOUT": "3"}  # enough for one more attempt
         done = trimsfs("trace", mount.path / MODEL, "--otlp", url, environment=short)
     assert done.returncode == 1
-    assert re.fullmatch(rf"trimsfs: {url}/v1/traces: {SHARDS} traces not sent: .+\n", done.stderr)
+    assert re.fullmatch(
+        rf"trimsfs: {url}/v1/traces: {SHARDS} traces not sent: Connection refused: does a receiver listen there\?\n",
+        done.stderr,
+    )
 
 
 def test_a_file_that_cannot_be_written_is_told_in_one_line(mount: MountedStore) -> None:

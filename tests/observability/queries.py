@@ -3,14 +3,20 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 DIRECTORY = Path(__file__).parents[2] / "packaging/observability"
 
 
+def targets() -> list[dict[str, Any]]:
+    """What the dashboard draws: a query in ``expr``, and the name of each of its series in ``legendFormat``."""
+    panels = json.loads((DIRECTORY / "dashboard.json").read_text())["panels"]
+    return [target for panel in panels for target in panel.get("targets", [])]
+
+
 def queries() -> list[str]:
     """The queries of the dashboard."""
-    panels = json.loads((DIRECTORY / "dashboard.json").read_text())["panels"]
-    return [target["expr"] for panel in panels for target in panel.get("targets", [])]
+    return [target["expr"] for target in targets()]
 
 
 def metrics(expression: str) -> list[str]:

@@ -99,7 +99,7 @@ def test_metrics_are_parted_by_their_labels() -> None:
 @pytest.mark.parametrize(
     ("unavailable", "told"),
     [
-        ("no CUDA driver: install the driver of the GPU", "none: no CUDA driver: install the driver of the GPU"),
+        ("no CUDA device: the driver shows none", "none: no CUDA device: the driver shows none"),
         (None, "none: the server is still searching"),
         (GPU_OFF, "none: switched off by --gpu off"),
     ],

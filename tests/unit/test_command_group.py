@@ -73,6 +73,10 @@ def test_verbs_mount_points_and_paths_are_completed(mounted: Path) -> None:
     assert completed(main, "warm", "/mnt/models/r") == [("file", "/mnt/models/r")]
     assert completed(main, "umount", "/mnt/models") == [("file", "/mnt/models")]
     assert completed(main, "mount", "s3://b", "/mn") == [("file", "/mn")]
+    assert completed(main, "mount", "--cache-dir", "/va") == [("file", "/va")]
+    assert completed(main, "doctor", "--cold-open", "") == [("plain", "auto"), ("plain", "wait"), ("plain", "stream")]
+    assert completed(main, "mount", "--digests", "w") == [("plain", "wait")]
+    assert completed(main, "mount", "--cache-size", "1") == []
 
 
 def test_names_of_declared_mounts_are_completed(mounted: Path) -> None:

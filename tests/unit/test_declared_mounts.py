@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from mountctl.commands.declared_mounts import declared_mounts, find_mount
+from mountctl.commands.main import main
 from trimsfs.errors import ConfigurationError
 from trimsfs.mountinfo import canonical, named_mountpoint
 
@@ -70,3 +72,12 @@ def test_a_probe_of_a_keeper_loads_no_options(tmp_path: Path) -> None:
     command = [sys.executable, "-c", script, "keeper", "--check", str(tmp_path), "--mounts-dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (10, "False\n"), done.stderr
+
+
+@pytest.mark.parametrize("directory", ["mounts.d", "missing"])
+def test_up_says_so_if_nothing_is_declared(directory: str, tmp_path: Path) -> None:
+    (tmp_path / "mounts.d").mkdir()
+    (tmp_path / "mounts.d/models.conf").write_text('mountpoint = "/models"\n')  # the wrong ending
+    done = CliRunner().invoke(main, ["up", "--mounts-dir", str(tmp_path / directory)])
+    assert done.exit_code == 0
+    assert done.output == f"no mount is declared: {tmp_path / directory} has no file NAME.toml\n"

@@ -87,6 +87,7 @@ def test_each_verb_and_exit_code_is_in_the_page_of_its_program(manual: Path) -> 
         assert {verb for verb in verbs if f"{verb}(1)" not in text} == set()
         codes = text.partition("EXIT STATUS")[2].partition("\nEXAMPLES")[0]
         assert {code for code in EXIT_CODES.values() if not re.search(rf"(?m)^ +{code} ", codes)} == set()
+        assert re.search(r"(?m)^ +13 +The name does not exist", codes)
 
 
 def test_each_option_of_a_file_is_in_the_page_of_the_file(manual: Path) -> None:

@@ -67,7 +67,11 @@ def exporter(place: str, token_file: Path | None, timeout_s: float, while_mounte
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     if address.path is None:
         address = ListenAddress(address.host, listener.getsockname()[1])
-    say(f"listening at {address if address.path else f'http://{address}/'}")
+    listening = f"listening at {address if address.path else f'http://{address}/'}"
+    if while_mounted:
+        logging.getLogger(__name__).info(listening)  # a log has times
+    else:
+        say(listening)
     run(listener, token, timeout_s=timeout_s, while_mounted=while_mounted)
 
 

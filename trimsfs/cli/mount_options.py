@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from trimsfs.command_group import complete_path
 from trimsfs.errors import ConfigurationError
 from trimsfs.options import DEFAULT_CONFIG, ENVIRONMENT_PREFIX, SCALARS, MountOptions, flag, load_options
 
@@ -24,6 +26,15 @@ _METAVARS = {
     "memory_limit": "SIZE",
     "log_file": "FILE",
     "web_identity_token_file": "FILE",
+    "sse_c_key_file": "FILE",
+    "signing_key": "FILE",
+    "role_arn": "ARN",
+    "scrub_rate": "SIZE",
+    "trace_opens": "SHARE",
+    "uid": "UID",
+    "gid": "GID",
+    "control_gid": "GID",
+    "server_user": "USER",
     "metrics_listen": "ADDRESS",
     "mode": "OCTAL",
     "dir_mode": "OCTAL",
@@ -64,6 +75,7 @@ def mount_options(command: Callable[..., None]) -> Callable[..., None]:
             option = f"{option}/--no-{option[2:]}"
         else:
             attributes["metavar"] = metavar(name)
+            attributes["shell_complete"] = _complete
         decorated = click.option(option, name, **attributes)(decorated)
     return click.option(
         "--config",
@@ -72,6 +84,15 @@ def mount_options(command: Callable[..., None]) -> Callable[..., None]:
         envvar=f"{ENVIRONMENT_PREFIX}CONFIG",
         help=f"TOML file with any of these options; of several, later ones win.  [default: {DEFAULT_CONFIG}]",
     )(decorated)
+
+
+def _complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the value of an option: one of its choices, or a path."""
+    assert parameter.name is not None
+    if metavar(parameter.name) in {"FILE", "DIR"}:
+        return complete_path(context, parameter, incomplete)
+    choices = _choices(MountOptions.model_fields[parameter.name].annotation)
+    return [CompletionItem(choice) for choice in choices if choice.startswith(incomplete)]
 
 
 def is_flag(name: str) -> bool:
@@ -91,9 +112,11 @@ def metavar(name: str) -> str:
 
 
 def _metavar(annotation: Any) -> str:
-    if typing.get_origin(annotation) is typing.Literal:
-        return "|".join(typing.get_args(annotation))
-    return "S" if annotation is float else "TEXT"
+    return "|".join(_choices(annotation)) or ("S" if annotation is float else "TEXT")
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    return typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
 
 
 def _shown(name: str, default: object) -> str:

@@ -20,6 +20,7 @@ except ModuleNotFoundError as error:
     raise ConfigurationError(f"--otlp: the package of {error.name} is missing: pip install 'trimsfs[otel]'") from None
 
 TRACES_PATH = "/v1/traces"
+_REFUSED = "Connection refused"
 _SCOPE = InstrumentationScope("trimsfs", __version__)
 
 
@@ -50,7 +51,8 @@ class _Problems(logging.Handler):
     first: str | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.first = self.first or record.getMessage()
+        message = record.getMessage()
+        self.first = self.first or (f"{_REFUSED}: does a receiver listen there?" if _REFUSED in message else message)
 
 
 def _spans(trace: dict[str, Any]) -> Iterator[ReadableSpan]:

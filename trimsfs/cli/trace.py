@@ -51,6 +51,13 @@ def trace(path: Path | None, output: Path | None, endpoint: str | None, follow: 
         return
     failures: list[tuple[str, str]] = []
     traces = _traces(path, failures)
+    if path is not None and not traces:
+        try:
+            path.lstat()
+        except FileNotFoundError as error:
+            raise NoSuchEntryError(f"{path}: {error.strerror}") from None
+    if not traces and not as_json:
+        say("no cold opens", error=output is not None)
     if output is not None:
         text = json.dumps(chrome_trace(traces))
         try:
@@ -61,8 +68,6 @@ def trace(path: Path | None, output: Path | None, endpoint: str | None, follow: 
         click.echo(json.dumps(traces, indent=2))
     elif traces:
         _show(traces)
-    else:
-        click.echo("no cold opens")
     fail_if_any(failures)
 
 

@@ -29,9 +29,11 @@ class KeeperStatistics:
 class ServerStatistics:
     """``restarts`` counts the mount's earlier servers; ``started`` is in seconds since the epoch.
 
-    ``takeover_seconds`` is how long its takeover took. The descriptors are this server's, the processes the mount's.
+    ``info`` has the version, ``takeover_seconds`` how long its takeover took. The descriptors are this server's, the
+    processes the mount's.
     """
 
+    info: Labelled
     restarts: int
     started: float
     takeover_seconds: Histogram
@@ -156,6 +158,7 @@ def _keeper_statistics(environment: Environment) -> KeeperStatistics:
 
 def _server_statistics(environment: Environment) -> ServerStatistics:
     return ServerStatistics(
+        info=Labelled(("version",), {(__version__,): 1}),
         restarts=environment.restarts,
         started=environment.started,
         takeover_seconds=environment.takeover_seconds,

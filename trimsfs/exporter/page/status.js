@@ -146,7 +146,7 @@ function card(mount, told) {
       number("Store requests", count(numbers.requests), `${count(numbers.failed_attempts)} attempts failed`),
       number("Failed fetches", count(numbers.failed_chunks), "chunks"),
       number("Server", mount.started ? age(told.time - mount.started) : "?",
-        `version ${mount.version || "?"}, replaced ${count(numbers.restarts)} times`)));
+        `version ${mount.version || "?"}, replaced ${count(numbers.restarts)} ${numbers.restarts === 1 ? "time" : "times"}`)));
   }
   if (history.length > 1) {
     const time = { end: told.time, span: Math.max(LEAST_S, told.time - history[0][0]) };
