@@ -169,7 +169,10 @@ def test_an_error_names_the_source_that_won(toml: Path) -> None:
 
 def test_an_unknown_option_is_refused(toml: Path) -> None:
     toml.write_text("cachesize = '10GiB'")
-    assert error_of(config=toml) == f"option cachesize = '10GiB' in {toml}: there is no such option: did you mean cache_size?"
+    assert (
+        error_of(config=toml)
+        == f"option cachesize = '10GiB' in {toml}: there is no such option: did you mean cache_size?"
+    )
 
 
 @pytest.mark.parametrize(
@@ -420,7 +423,10 @@ def test_no_store_lies_at_or_below_another(paths: tuple[str, ...], toml: Path) -
         ('path = ".."\nstore = "s3://x"', "[[store]] .. in {toml}: path: is not a path below the mount point"),
         ('path = 3\nstore = "s3://x"', "[[store]] number 1 in {toml}: path: must be text in quotes"),
         ('path = "x"\nstore = "s3://user:secret@x"', "credentials do not belong there"),
-        ('path = "x"\nstore = "s3://x"\ncache_size = 5', "cache_size: is an option of the whole mount: write it above all"),
+        (
+            'path = "x"\nstore = "s3://x"\ncache_size = 5',
+            "cache_size: is an option of the whole mount: write it above all",
+        ),
         ('path = "x"\nstore = "s3://x"\nendpoint-url = "x"', "there is no such option: did you mean endpoint_url?"),
     ],
 )

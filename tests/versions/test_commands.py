@@ -53,7 +53,7 @@ def trimsfs(*arguments: object, code: int = 0) -> Result:
 def test_a_model_is_pushed_by_one_command(model: Path, store: Path) -> None:
     result = trimsfs("push", model, f"{store}/llama:v1")
     assert result.stdout == f"{store}/llama:v1: published, 3 files, 8.3 kB, of which 8.3 kB were uploaded now\n"
-    assert result.stderr == "trimsfs: left out 2 hidden names\n"
+    assert result.stderr == "trimsfs: left out 2 hidden names: .git, .gitattributes\n"
     found = {str(file.relative_to(store / "llama/v1")) for file in (store / "llama/v1").rglob("*") if file.is_file()}
     assert found == {"config.json", "sub/tokenizer.json", "model.safetensors"}
 

@@ -95,7 +95,7 @@ def _sdk_error(error: Exception, subject: str) -> StoreError:
     if isinstance(error, _NETWORK_ERRORS):
         return TransientStoreError(said)
     if isinstance(error, _NO_CREDENTIALS):
-        remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or --profile; a public bucket can be mounted with --anonymous"
+        remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or --profile; to read a public bucket, --anonymous"
         if TOKEN_FILE in said:
             remedy = "put the token there, for the server's user to read"
         return StoreAccessError(f"{subject}: {said}: {remedy}")
