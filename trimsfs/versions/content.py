@@ -195,7 +195,7 @@ def _check_unversioned(url: str, directory: str) -> None:
     """Raises ConfigurationError for the directory that a model with versions has."""
     if f"/{directory}".endswith(f"/{DIRECTORY}/"):
         model = f"{url.rstrip('/')}/{directory.removesuffix(f'{DIRECTORY}/')}"
-        raise ConfigurationError(f"{model}: has versions: import one of them: {model}VERSION")
+        raise ConfigurationError(f"{model.rstrip('/')} has versions: import one of them: {model}VERSION")
 
 
 def _nothing_under(url: str) -> NoSuchEntryError:
