@@ -205,7 +205,16 @@ def test_a_store_that_does_not_answer_is_told_in_one_line(model: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"  # nobody listens there
         environment = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "TRIMSFS_RETRY_DEADLINE": "0.5"}
-        command = [sys.executable, "-m", "trimsfs", "push", model, "s3://bucket/llama:v1", "--endpoint-url", address]
+        command = [
+            sys.executable,
+            "-m",
+            "trimsfs",
+            "push",
+            str(model),
+            "s3://bucket/llama:v1",
+            "--endpoint-url",
+            address,
+        ]
         done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (7, 1), done.stderr
     assert "Could not connect" in done.stderr
