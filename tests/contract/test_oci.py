@@ -984,6 +984,8 @@ def test_urls_name_an_artifact(url: str, expected: Sequence[object]) -> None:
         "oci://host/Model",
         "oci://host/model:",
         "oci://host/m@md5:1",
+        "oci://host/org/m@sha256:abc",
+        "oci://host/org/Model:v1",
         "oci://user:pw@host/model",
     ],
 )

@@ -13,8 +13,15 @@ import trio
 
 from tests.contract.backends import WRITABLE, s3_options, shared_bucket, use_only, writable
 from tests.services import S3Server
+from tests.support.tmpfs import tmpfs
 from trimsfs.checksums import crc32c
-from trimsfs.errors import BucketNotFoundError, ConfigurationError, ObjectChangedError, StoreUnavailableError
+from trimsfs.errors import (
+    BucketNotFoundError,
+    ConfigurationError,
+    ObjectChangedError,
+    StoreAccessError,
+    StoreUnavailableError,
+)
 from trimsfs.options import MountOptions
 from trimsfs.stores import open_writer
 from trimsfs.stores import writer as protocol
@@ -239,6 +246,18 @@ async def test_files_of_a_directory_cannot_be_written_to(tmp_path: Path) -> None
         await upload.complete()
     assert [(tmp_path / "m/v" / name).stat().st_mode & 0o777 for name in ("a", "large")] == [0o444] * 2
     assert (tmp_path / "m/v/large").read_bytes() == LARGE
+
+
+async def test_a_directory_without_space_or_read_only_says_what_to_do(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "store", 1 << 20) as directory:
+        async with opened(MountOptions(store=str(directory))) as writer:
+            with pytest.raises(StoreUnavailableError, match="No space left on device: free some space there"):
+                await writer.put_if_absent("m/v/a", bytes(2 << 20))
+        remount = ["mount", "-o", "remount,ro", str(directory)]
+        await trio.run_process(remount)
+        async with opened(MountOptions(store=str(directory))) as writer:
+            with pytest.raises(StoreAccessError, match="Read-only file system: mount it for writing"):
+                await writer.put_if_absent("m/v/a", b"x")
 
 
 async def test_other_kinds_of_stores_are_refused() -> None:

@@ -169,7 +169,10 @@ def test_an_error_names_the_source_that_won(toml: Path) -> None:
 
 def test_an_unknown_option_is_refused(toml: Path) -> None:
     toml.write_text("cachesize = '10GiB'")
-    assert error_of(config=toml) == f"option cachesize = '10GiB' in {toml}: there is no such option"
+    assert (
+        error_of(config=toml)
+        == f"option cachesize = '10GiB' in {toml}: there is no such option: did you mean cache_size?"
+    )
 
 
 @pytest.mark.parametrize(
@@ -415,15 +418,36 @@ def test_no_store_lies_at_or_below_another(paths: tuple[str, ...], toml: Path) -
 @pytest.mark.parametrize(
     ("table", "cause"),
     [
-        ('store = "s3://x"', "[[store]] 0.path: Field required"),
-        ('path = ".."\nstore = "s3://x"', "[[store]] 0.path: is not a path below the mount point"),
+        ('store = "s3://x"', "[[store]] number 1 in {toml}: has no path: write path = TEXT"),
+        ('path = "x"', "[[store]] x in {toml}: has no store: write store = TEXT"),
+        ('path = ".."\nstore = "s3://x"', "[[store]] .. in {toml}: path: is not a path below the mount point"),
+        ('path = 3\nstore = "s3://x"', "[[store]] number 1 in {toml}: path: must be text in quotes"),
         ('path = "x"\nstore = "s3://user:secret@x"', "credentials do not belong there"),
-        ('path = "x"\nstore = "s3://x"\ncache_size = 5', "[[store]] 0.cache_size: there is no such option"),
+        (
+            'path = "x"\nstore = "s3://x"\ncache_size = 5',
+            "cache_size: is an option of the whole mount: write it above all",
+        ),
+        ('path = "x"\nstore = "s3://x"\nendpoint-url = "x"', "there is no such option: did you mean endpoint_url?"),
     ],
 )
 def test_a_table_of_a_store_tells_what_is_wrong(table: str, cause: str, toml: Path) -> None:
     toml.write_text(f"[[store]]\n{table}\n")
 
     error = error_of(config=toml)
-    assert cause in error
+    assert cause.format(toml=toml) in error
     assert "secret" not in error
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ('[store]\npath = "x"', "[store] in {toml}: is one of several tables: write [[store]]"),
+        ('[tenants]\npath = "x"', "[tenants] in {toml}: is one of several tables: write [[tenants]]"),
+        ('[[stores]]\npath = "x"', "[[stores]] in {toml}: there is no such table: write [[store]]"),
+        ('[[tenant]]\npath = "x"', "there is no such option: did you mean tenants?"),
+    ],
+)
+def test_a_table_that_is_written_wrong_is_told(text: str, error: str, toml: Path) -> None:
+    toml.write_text(text)
+
+    assert error.format(toml=toml) in error_of(config=toml)

@@ -22,7 +22,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.options import MountOptions, StoreTable, Tenant, places
-from trimsfs.stores import routed
+from trimsfs.stores import open_store, routed
 from trimsfs.stores.base import Store
 
 OBJECTS = {"both": os.urandom(20_000), "mine": os.urandom(10_000), "empty": b""}
@@ -253,6 +253,11 @@ def test_a_tenants_place_has_the_credentials_of_the_tenant() -> None:
         "operator",
         False,
     )
+
+
+def test_a_profile_that_does_not_exist_is_told_with_its_tenant() -> None:
+    with pytest.raises(ConfigurationError, match=r"\[\[tenants\]\] path team: S3: The config profile \(none\).*aws"):
+        open_store(options(Tenant(path="team", profile="none")), max_requests=4)
 
 
 def test_a_tenant_above_stores_has_credentials_for_each() -> None:

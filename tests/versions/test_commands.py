@@ -3,6 +3,9 @@
 import contextlib
 import json
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,7 +56,7 @@ def trimsfs(*arguments: object, code: int = 0) -> Result:
 def test_a_model_is_pushed_by_one_command(model: Path, store: Path) -> None:
     result = trimsfs("push", model, f"{store}/llama:v1")
     assert result.stdout == f"{store}/llama:v1: published, 3 files, 8.3 kB, of which 8.3 kB were uploaded now\n"
-    assert result.stderr == "trimsfs: left out 2 hidden names\n"
+    assert result.stderr == "trimsfs: left out 2 hidden names: .git, .gitattributes\n"
     found = {str(file.relative_to(store / "llama/v1")) for file in (store / "llama/v1").rglob("*") if file.is_file()}
     assert found == {"config.json", "sub/tokenizer.json", "model.safetensors"}
 
@@ -195,6 +198,33 @@ def test_a_model_is_imported_from_another_store(
         assert set(tmp_path.rglob("*")) == before
         assert client.get_object(Bucket=target.bucket, Key="llama/v1/large.bin")["Body"].read() == large
         assert json.loads(trimsfs(*arguments, "--json").stdout)["sent_bytes"] == 0
+
+
+def test_a_store_that_does_not_answer_is_told_in_one_line(model: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"  # nobody listens there
+        environment = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "TRIMSFS_RETRY_DEADLINE": "0.5"}
+        command = [
+            sys.executable,
+            "-m",
+            "trimsfs",
+            "push",
+            str(model),
+            "s3://bucket/llama:v1",
+            "--endpoint-url",
+            address,
+        ]
+        done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (7, 1), done.stderr
+    assert "Could not connect" in done.stderr
+    assert done.stderr.endswith(": check the network and the address\n")
+
+
+def test_what_is_no_directory_of_a_model_is_told(model: Path, store: Path) -> None:
+    assert "is a file: name the directory" in trimsfs("push", model / "config.json", f"{store}/m:v1", code=2).stderr
+    (model / "dangling").symlink_to("nowhere")
+    assert "dangling: a link that leads nowhere: remove it" in trimsfs("push", model, f"{store}/m:v1", code=2).stderr
 
 
 def test_locations() -> None:

@@ -196,6 +196,43 @@ async def test_other_files_do_not_go_on_with_an_unfinished_push(catalog: Catalog
         await removal.remove_unfinished(catalog, "v1")
 
 
+async def test_files_that_no_push_has_written_are_left_alone(catalog: Catalog) -> None:
+    await catalog.writer.put_if_absent("m/v1/a", b"somebody's")
+    with pytest.raises(VersionConflictError, match="a is there, and not by a push: choose another version"):
+        await push(catalog, "v1", SMALL)
+
+    assert await files_in(catalog, "v1") == {"a": b"somebody's"}
+    assert (await catalog.contents()).unfinished == {}
+    assert await catalog.reservation("v1") is None
+
+
+async def test_no_model_lies_in_a_version_of_another(local: Catalog, tmp_path: Path) -> None:
+    await push(local, "v1", SMALL)
+    writer = open_writer(MountOptions(store=str(tmp_path / "m")), scratch="v1/.trims-versions/scratch", max_requests=8)
+    try:
+        with pytest.raises(VersionConflictError, match="v1 is a version of the model above it: choose another name"):
+            await push(Catalog(writer, "v1"), "w", SMALL)
+    finally:
+        await writer.aclose()
+    assert await files_in(local, "v1") == SMALL
+
+
+async def test_an_alias_is_no_version_and_says_so(local: Catalog) -> None:
+    await push(local, "v1", SMALL)
+    await aliases.move(local, "prod", "v1")
+    with pytest.raises(NoSuchEntryError, match="prod: is an alias of v1: name the version"):
+        await local.published("prod")
+
+
+async def test_a_model_with_versions_is_not_imported_as_one(local: Catalog) -> None:
+    store = MemoryStore({"m/v1/a": b"a", "m/.trims-versions/v1.json": b"{}"})
+    retrying = Retrying(deadline_s=5, on_failure=None)
+    with pytest.raises(ConfigurationError, match="s3://b/m has versions: import one of them: s3://b/m/VERSION"):
+        await files_of_store(store, retrying, "s3://b")
+    with pytest.raises(NoSuchEntryError, match=r"a version is s3://b/m/v1$"):
+        await files_of_store(MemoryStore({}), retrying, "s3://b/m:v1")
+
+
 async def test_a_file_that_grows_while_it_is_pushed_is_not_published(local: Catalog, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"half")
@@ -505,7 +542,7 @@ async def test_an_import_reads_once_what_the_source_tells_the_digest_of(local: C
     store = MemoryStore({"large": LARGE, "sub/small": b"{}", ".hidden/a": b"", "sub/.b": b""})
     store.digests["large"] = Digest(algorithm="sha256", value=hashlib.sha256(LARGE).digest())
     files, hidden = await files_of_store(store, Retrying(deadline_s=5, on_failure=None), "memory://")
-    assert (set(files), hidden) == ({"large", "sub/small"}, 2)
+    assert (set(files), hidden) == ({"large", "sub/small"}, ["sub/.b", ".hidden/"])
     await push(local, "v1", files)
 
     assert await files_in(local, "v1") == {"large": LARGE, "sub/small": b"{}"}

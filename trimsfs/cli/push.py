@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ from trimsfs.versions.removal import expire
 SIGNATURE = "model.sig"
 _AUTOMATIC = 12
 """Hexadecimal digits of a version's name that is made of its content."""
+
+_MOST_NAMED = 5
+"""Most hidden names that a message has."""
 
 _quiet = click.option("--quiet", is_flag=True, help="Show no progress bar and no success line.")
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -125,7 +128,7 @@ def import_(
     location = parse(target)
     own = {"endpoint_url": source_endpoint_url, "profile": source_profile}
     options = load_options({"store": source} | {name: value for name, value in own.items() if value is not None})
-    left_out = 0
+    left_out = list[str]()
 
     async def act(catalog: Catalog) -> tuple[Location, Publication]:
         nonlocal left_out
@@ -184,7 +187,7 @@ def _progress(title: str, size: int, bar: bool) -> Iterator[Callable[[int], None
         yield lambda count: progress.advance(task, count)
 
 
-def _tell(location: Location, publication: Publication, hidden: int, *, quiet: bool, as_json: bool) -> None:
+def _tell(location: Location, publication: Publication, hidden: Sequence[str], *, quiet: bool, as_json: bool) -> None:
     manifest = publication.manifest
     if as_json:
         told = {
@@ -193,12 +196,13 @@ def _tell(location: Location, publication: Publication, hidden: int, *, quiet: b
             "bytes": manifest.size,
             "sent_files": publication.sent_files,
             "sent_bytes": publication.sent_bytes,
-            "hidden": hidden,
+            "hidden": len(hidden),
         }
         click.echo(json.dumps(told))
         return
     if hidden:
-        say(f"trimsfs: left out {counted(hidden, 'hidden name')}", error=True)
+        named = [*sorted(hidden)[:_MOST_NAMED], *(["…"] if len(hidden) > _MOST_NAMED else [])]
+        say(f"trimsfs: left out {counted(len(hidden), 'hidden name')}: {', '.join(named)}", error=True)
     if not quiet:
         size = f"{counted(len(manifest.files), 'file')}, {decimal(manifest.size)}"
         say(f"{location}: published, {size}, of which {decimal(publication.sent_bytes)} were uploaded now")

@@ -1,5 +1,6 @@
 """The options of commands that talk to a store themselves, without a mount."""
 
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -7,7 +8,7 @@ import click
 import trio
 
 from trimsfs.cli.mount_options import is_flag, metavar
-from trimsfs.errors import TrimsError
+from trimsfs.errors import StoreUnavailableError, TransientStoreError, TrimsError
 from trimsfs.options import MountOptions, flag, load_options
 from trimsfs.stores import open_writer
 from trimsfs.versions.catalog import Catalog
@@ -69,10 +70,20 @@ def reading(location: Location, reach: dict[str, Any]) -> MountOptions:
 
 def run(action: Callable[[], Awaitable[T]]) -> T:
     """Run an action. Raises the first TrimsError of concurrent tasks, or KeyboardInterrupt."""
+    logging.getLogger("trimsfs").addHandler(logging.NullHandler())  # the error says it all
     try:
         return trio.run(action)
     except BaseExceptionGroup as group:
-        raise _first(group) from None
+        raise _with_remedy(_first(group)) from None
+    except StoreUnavailableError as error:
+        raise _with_remedy(error) from None
+
+
+def _with_remedy(error: BaseException) -> BaseException:
+    """The error, with what to check if a store did not answer."""
+    if isinstance(error, StoreUnavailableError) and isinstance(error.__cause__, TransientStoreError):
+        return StoreUnavailableError(f"{error}: check the network and the address")
+    return error
 
 
 def _first(error: BaseException) -> BaseException:

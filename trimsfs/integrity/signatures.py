@@ -37,7 +37,9 @@ def load_key(path: Path) -> EllipticCurvePublicKey:
     except OSError as error:
         raise ConfigurationError(f"option --signing-key {path}: {error.strerror}") from None
     except (ValueError, UnsupportedAlgorithm):
-        raise ConfigurationError(f"option --signing-key {path}: not a public key in PEM") from None
+        raise ConfigurationError(
+            f"option --signing-key {path}: not a public key in PEM: write it by `openssl ec -pubout`"
+        ) from None
     if not isinstance(key, EllipticCurvePublicKey) or key.curve.key_size not in _HASHES:
         raise ConfigurationError(f"option --signing-key {path}: must be an elliptic curve key of 256, 384 or 521 bits")
     return key

@@ -19,6 +19,11 @@ class Place:
     options: MountOptions
     tenant: Tenant | None = None
 
+    @property
+    def table(self) -> str:
+        """The table that the place is from, to begin a message with; empty if it is the mount itself."""
+        return f"[[{'store' if self.tenant is None else 'tenants'}]] path {self.path[:-1]}: " if self.path else ""
+
 
 def places(options: MountOptions) -> list[Place]:
     """The places of a mount. Raises ConfigurationError for a tenant whose credentials are of no use."""

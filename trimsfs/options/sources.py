@@ -8,6 +8,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,9 @@ def load_options(
         if not first["loc"]:
             raise ConfigurationError(first["msg"].removeprefix("Value error, ")) from None
         name = str(first["loc"][0])
-        if len(first["loc"]) > 1 and name in TABLES:
-            place = ".".join(str(part) for part in first["loc"][1:])
-            raise ConfigurationError(f"[[{TABLES[name]}]] {place}: {_cause(name, first)}") from None
         source = next(source for source, layer in reversed(layers) if name in layer)
+        if len(first["loc"]) > 1 and name in TABLES:
+            raise ConfigurationError(_in_table(name, merged[name], source, first)) from None
         raise ConfigurationError(f"{_spelling(name, merged[name], source)}: {_cause(name, first)}") from None
 
 
@@ -91,6 +91,21 @@ def _with_stores(layer: Mapping[str, Any]) -> Mapping[str, Any]:
             return {**layer, "store": None, "stores": tables}
         case _:
             return {**layer, "stores": ()}
+
+
+def _in_table(name: str, tables: Sequence[Any], source: str, error: ErrorDetails) -> str:
+    """What is wrong with one of several tables, which is named by its path, or by its place in its source."""
+    number, *below = (part for part in error["loc"][1:])
+    path = tables[int(number)].get("path")
+    subject = f"[[{TABLES[name]}]] {path if isinstance(path, str) else f'number {int(number) + 1}'} in {source}"
+    if not below:
+        return f"{subject}: {_cause(name, error)}"
+    field = str(below[0])
+    if error["type"] == "missing":
+        return f"{subject}: has no {field}: write {field} = TEXT"
+    if error["type"] == "extra_forbidden" and field in (*SCALARS, *TABLES):
+        return f"{subject}: {field}: is an option of the whole mount: write it above all tables"
+    return f"{subject}: {field}: {_cause(field, error)}"
 
 
 def _spelling(name: str, value: object, source: str) -> str:
@@ -122,7 +137,8 @@ def _cause(name: str, error: ErrorDetails) -> str:
             "less_than_equal": f"must be {amount} or less",
         }[kind]
     causes = {
-        "extra_forbidden": "there is no such option",
+        "extra_forbidden": f"there is no such option{_meant(name)}",
+        "string_type": "must be text in quotes",
         "literal_error": f"must be {context.get('expected')}",
         "int_parsing": "is not a whole number",
         "float_parsing": "is not a share such as 0.8" if name == "gpu_memory" else "is not a number",
@@ -130,6 +146,12 @@ def _cause(name: str, error: ErrorDetails) -> str:
         "bool_parsing": "must be true or false",
     }
     return causes.get(kind, error["msg"].removeprefix("Value error, "))
+
+
+def _meant(name: str) -> str:
+    """Which option a misspelt name may be for, as the end of a message."""
+    close = get_close_matches(name.replace("-", "_"), (*SCALARS, *TABLES.values()), n=1, cutoff=0.8)
+    return f": did you mean {close[0]}?" if close else ""
 
 
 def _read_toml(path: Path, *, needed: bool) -> dict[str, Any]:
@@ -144,6 +166,11 @@ def _read_toml(path: Path, *, needed: bool) -> dict[str, Any]:
         raise ConfigurationError(f"configuration file {path}: {error.strerror}{remedy}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"configuration file {path}: not valid TOML: {error}") from None
+    for name in TABLES.values():
+        if isinstance(values.get(name), dict):
+            raise ConfigurationError(f"[{name}] in {path}: is one of several tables: write [[{name}]]")
+    if "stores" in values:
+        raise ConfigurationError(f"[[stores]] in {path}: there is no such table: write [[store]]")
     rules = values.get("access")
     for table in (values, *(rules if isinstance(rules, list) else [])):
         for name in ("mode", "dir_mode"):

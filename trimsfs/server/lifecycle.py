@@ -227,7 +227,7 @@ async def _reach_stores(store: Store, options: MountOptions, components: Compone
             error = await _why_away(stores[place.path], place, components)
         except (StoreAccessError, BucketNotFoundError) as refused:
             if place.tenant is None:
-                raise
+                raise type(refused)(f"{place.table}{refused}") from refused
             log.warning("tenant %s: the store refuses its credentials: %s", place.tenant.path, refused)
             return
         if error is not None:

@@ -64,7 +64,7 @@ def open_store(options: MountOptions, *, max_requests: int) -> Store:
     found = places(options)
     if [place.path for place in found] != [""]:
         each = max_requests_each(max_requests, len(found))
-        return routed(found, {place.path: open_store(place.options, max_requests=each) for place in found})
+        return routed(found, {place.path: _open_place(place, each) for place in found})
     share_links = options.signatures == "off"  # else a file signed at one path could be opened at others
     if (options.store or "").startswith("hf://"):
         return _open_hub(options, max_requests, share_links)
@@ -72,6 +72,13 @@ def open_store(options: MountOptions, *, max_requests: int) -> Store:
     if options.layout == "plain":
         return store
     return HfCacheStore(VersionedStore(store), None, share_links=share_links)  # shows no unfinished version
+
+
+def _open_place(place: Place, max_requests: int) -> Store:
+    try:
+        return open_store(place.options, max_requests=max_requests)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{place.table}{error}") from error
 
 
 def beneath(store: Store) -> Store:

@@ -1,5 +1,6 @@
 """Writes files of a directory store: see `trimsfs.stores.writer`."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -112,7 +113,11 @@ class DirectoryWriter:
         except PermissionError as error:
             raise StoreAccessError(f"{error.filename or self._root}: {error.strerror}: change its mode") from error
         except OSError as error:
-            raise StoreUnavailableError(f"{error.filename or self._root}: {error.strerror}") from error
+            told = f"{error.filename or self._root}: {error.strerror}"
+            if error.errno == errno.EROFS:
+                raise StoreAccessError(f"{told}: mount it for writing, or name another store") from error
+            remedy = ": free some space there" if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
+            raise StoreUnavailableError(told + remedy) from error
 
     def _new_file(self) -> tuple[Path, int]:
         """A new file in the scratch directory, and its locked descriptor."""

@@ -49,7 +49,9 @@ async def rollback(catalog: Catalog, alias: str, *, conditions: bool = True) -> 
         if await catalog.tombstone(version) is None and await catalog.manifest(version) is not None:
             earlier = before.history[place + 1 :]
             return await _move(catalog, alias, Alias(version=version, history=earlier, moved=now()), found)
-    raise NoSuchEntryError(f"{catalog.of(alias)}: it has led to no other version that there still is")
+    raise NoSuchEntryError(
+        f"{catalog.of(alias)}: it has led to no other version that is still there: move it by `trimsfs alias`"
+    )
 
 
 async def _move(catalog: Catalog, alias: str, moved: Alias, found: tuple[Alias, str] | None) -> Alias:

@@ -84,10 +84,17 @@ class Catalog:
         if tombstone is not None:
             raise NoSuchEntryError(f"{self.of(version)}: it was removed at {formats.text(tombstone.removed)}")
         if manifest is None:
-            unfinished = await self.reservation(version) is not None
-            reason = "its push has not ended: push again" if unfinished else "no such version: see `trimsfs versions`"
+            reason = "no such version: see `trimsfs versions`"
+            if await self.reservation(version) is not None:
+                reason = "its push has not ended: push again, or, if it is dead, `trimsfs rm --unfinished`"
+            elif (alias := await self.alias(version)) is not None:
+                reason = f"is an alias of {alias[0].version}: name the version"
             raise NoSuchEntryError(f"{self.of(version)}: {reason}")
         return manifest
+
+    async def lies_in_version(self) -> bool:
+        """Whether the model's directory is that of a version of another model, whose files never change."""
+        return await self.writer.read(f"{formats.DIRECTORY}/{self.name}.json") is not None
 
     async def contents(self, below: str = "") -> Contents:
         """All objects of the model, or only those in a directory, such as ``aliases/``."""

@@ -11,7 +11,7 @@ import trio
 
 from trimsfs.errors import ConfigurationError, NoSuchEntryError, ObjectChangedError, StoreError, TransientStoreError
 from trimsfs.formats.table import FormatError
-from trimsfs.formats.versions import check_path
+from trimsfs.formats.versions import DIRECTORY, check_path
 from trimsfs.stores.base import Store
 from trimsfs.stores.retrying import Retrying
 from trimsfs.types import Buffer, Generation
@@ -81,7 +81,7 @@ class LocalFile:
         except OSError as error:
             raise NoSuchEntryError(f"{self.path}: {error.strerror}") from None
         if done < length or (status.st_size, status.st_mtime_ns) != (self._size, self._modified_ns):
-            raise ObjectChangedError(f"{self.path}: it changed while it was read")
+            raise ObjectChangedError(f"{self.path}: it changed while it was read: push again once nobody writes to it")
         return b"".join(pieces)
 
 
@@ -122,26 +122,30 @@ class StoredFile:
         return await self._retrying.call(f"{key}: not read", attempt)
 
 
-def files_of_directory(directory: Path) -> tuple[dict[str, LocalFile], int]:
-    """The files of a model on this host, by path below its directory, and how many hidden names are left out.
+def files_of_directory(directory: Path) -> tuple[dict[str, LocalFile], list[str]]:
+    """The files of a model on this host, by path below its directory, and the hidden paths that are left out.
 
     Links are followed. Raises ConfigurationError and NoSuchEntryError.
     """
     found: dict[str, LocalFile] = {}
-    hidden = 0
+    hidden = list[str]()
+    if directory.is_file():
+        raise ConfigurationError(f"{directory}: is a file: name the directory that it is in")
     if not directory.is_dir():
-        raise NoSuchEntryError(f"{directory}: no such directory")
+        raise NoSuchEntryError(f"{directory}: no such directory: check the spelling")
     for parent, directories, names in os.walk(directory, followlinks=True, onerror=_fail):
         if len(found) > _MOST_FILES or len(Path(parent).relative_to(directory).parts) > _DEEPEST:
             raise ConfigurationError(f"{directory}: too many files, or links that lead round")
-        hidden += sum(name.startswith(".") for name in (*directories, *names))
+        below = Path(parent).relative_to(directory)
+        hidden += [str(below / name) for name in (*directories, *names) if name.startswith(".")]
         directories[:] = [name for name in directories if not name.startswith(".")]
         for name in names:
             file = Path(parent, name)
             if name.startswith("."):
                 continue
             if not file.is_file():
-                raise ConfigurationError(f"{file}: neither a file nor a directory: remove it")
+                kind = "a link that leads nowhere" if file.is_symlink() else "neither a file nor a directory"
+                raise ConfigurationError(f"{file}: {kind}: remove it")
             found[checked(str(file.relative_to(directory)))] = LocalFile(file)
     if not found:
         raise ConfigurationError(f"{directory}: there are no files in it")
@@ -152,10 +156,13 @@ def _fail(error: OSError) -> None:
     raise NoSuchEntryError(f"{error.filename}: {error.strerror}") from None
 
 
-async def files_of_store(store: Store, retrying: Retrying, url: str) -> tuple[dict[str, StoredFile], int]:
-    """The files of a store by key, and how many hidden names are left out. Raises StoreError, ConfigurationError."""
+async def files_of_store(store: Store, retrying: Retrying, url: str) -> tuple[dict[str, StoredFile], list[str]]:
+    """The files of a store by key, and the hidden keys that are left out.
+
+    Raises StoreError, NoSuchEntryError, and ConfigurationError, also for a model that has versions: one is to be named.
+    """
     found: dict[str, StoredFile] = {}
-    hidden = 0
+    hidden = list[str]()
     prefixes = [""]
     while prefixes:
         prefix, token = prefixes.pop(), None
@@ -165,12 +172,13 @@ async def files_of_store(store: Store, retrying: Retrying, url: str) -> tuple[di
                 raise ConfigurationError(f"{url}: more than {_MOST_FILES} files")
             for generation in page.objects:
                 if generation.key.rpartition("/")[2].startswith("."):
-                    hidden += 1
+                    hidden.append(generation.key)
                 else:
                     found[checked(generation.key)] = StoredFile(store, generation, retrying)
             for name in page.prefixes:
+                _check_unversioned(url, name)
                 if name.rstrip("/").rpartition("/")[2].startswith("."):
-                    hidden += 1
+                    hidden.append(name)
                 else:
                     prefixes.append(name)
             if page.unreadable:
@@ -179,8 +187,21 @@ async def files_of_store(store: Store, retrying: Retrying, url: str) -> tuple[di
             if token is None:
                 break
     if not found:
-        raise NoSuchEntryError(f"{url}: there are no files under it")
+        raise _nothing_under(url)
     return found, hidden
+
+
+def _check_unversioned(url: str, directory: str) -> None:
+    """Raises ConfigurationError for the directory that a model with versions has."""
+    if f"/{directory}".endswith(f"/{DIRECTORY}/"):
+        model = f"{url.rstrip('/')}/{directory.removesuffix(f'{DIRECTORY}/')}"
+        raise ConfigurationError(f"{model.rstrip('/')} has versions: import one of them: {model}VERSION")
+
+
+def _nothing_under(url: str) -> NoSuchEntryError:
+    model, colon, version = url.rpartition(":")
+    remedy = f"a version is {model}/{version}" if colon and "/" not in version else "check the spelling"
+    return NoSuchEntryError(f"{url}: there are no files under it: {remedy}")
 
 
 def checked(path: str) -> str:

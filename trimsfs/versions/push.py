@@ -81,6 +81,7 @@ class _Push:
         self._slots = trio.Semaphore(PARTS_AT_ONCE)
         self._large = trio.CapacityLimiter(LARGE_AT_ONCE)
         self._fingerprints = {path: file.fingerprint for path, file in files.items()}
+        self._made = False
         self.sent_files = self.sent_bytes = 0
 
     async def published(self) -> Manifest | None:
@@ -100,7 +101,9 @@ class _Push:
             raise self._conflict(f"it was removed at {formats.text(tombstone.removed)}: choose another version")
 
     async def check_name(self) -> None:
-        """Raises VersionConflictError when an alias has the name of the version."""
+        """Raises VersionConflictError when an alias has the name of the version, or its model lies in a version."""
+        if await self._catalog.lies_in_version():
+            raise self._conflict(f"{self._catalog.name} is a version of the model above it: choose another name")
         if await self._catalog.alias(self._version) is not None:
             raise self._conflict("an alias has this name: choose another version")
 
@@ -109,7 +112,7 @@ class _Push:
 
         Raises VersionConflictError and ConfigurationError as `publish` does.
         """
-        made = await self._make_reservation(conditions)
+        made = self._made = await self._make_reservation(conditions)
         if made:
             await self._writer.discard_uploads(self._prefix)  # of other content, from before a removal
         try:
@@ -160,7 +163,12 @@ class _Push:
 
     async def upload(self) -> None:
         """Upload what is not there."""
-        there = await self._there()
+        try:
+            there = await self._there()
+        except VersionConflictError:
+            if self._made:
+                await self.end_reservation()
+            raise
         async with trio.open_nursery() as nursery:
             for path, file in self._files.items():
                 nursery.start_soon(self._put, path, file, path in there)
@@ -322,6 +330,8 @@ class _Push:
         )
 
     def _foreign(self, path: str) -> VersionConflictError:
+        if self._made:  # so no push has left it
+            return self._conflict(f"{path} is there, and not by a push: choose another version")
         return self._conflict(
             f"{path} in the store is not of this version: `trimsfs rm --unfinished {self._catalog.of(self._version)}`"
         )

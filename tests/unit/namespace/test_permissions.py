@@ -94,7 +94,7 @@ def test_rules_and_tenants_are_tables_of_a_file(tmp_path: Path) -> None:
         ('[[access]]\npath = "a"\nmode = 440', 'write it as text, such as "0444"'),
         ('[[access]]\npath = "a"\nmode = "999"', "access"),
         ('[[access]]\npath = "../a"', "is not a path below the mount point"),
-        ("[[access]]\ngid = 5", "[[access]] 0.path"),
+        ("[[access]]\ngid = 5", "[[access]] number 1 in"),
         ('[[tenants]]\npath = "a"\nsize = "1GiB"', "there is no such option"),
         ('[[tenants]]\npath = "a"\ncache_size = "much"', "is not a size such as 10GiB"),
         ('cache_size = "1GiB"\n[[tenants]]\npath = "a"\ncache_size = "2GiB"', "add up to"),

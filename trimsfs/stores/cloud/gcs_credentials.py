@@ -16,7 +16,10 @@ from trimsfs.stores.bodies import received
 from trimsfs.stores.cloud.connections import CONNECT_TIMEOUT_S, Request, Sign, pool_manager
 from trimsfs.stores.cloud.service import one_line
 
-REMEDY = "check the credentials: `gcloud auth application-default login`, or GOOGLE_APPLICATION_CREDENTIALS"
+REMEDY = (
+    "check the credentials: `gcloud auth application-default login`, or GOOGLE_APPLICATION_CREDENTIALS; "
+    "to read a public bucket, --anonymous"
+)
 SCOPES = ("https://www.googleapis.com/auth/devstorage.read_only",)
 LOOK_AGAIN_S = 30
 """Seconds after which missing credentials are looked for again: a metadata server may answer by then."""

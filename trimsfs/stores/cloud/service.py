@@ -121,7 +121,7 @@ def error_of(service: Service, answer: Answer, key: str) -> StoreError:
     said = ": ".join(filter(None, (code, message))) or f"HTTP status {answer.status}"
     status = answer.status
     if status in {404, 409} and (service.missing(code, message) or (status == 404 and not key)):
-        return BucketNotFoundError(f"{service.subject} does not exist")
+        return BucketNotFoundError(f"{service.subject} does not exist: check the spelling")
     if status == 404:
         return ObjectNotFoundError(f"{subject}: no such object")
     if status in {412, 416}:

@@ -56,7 +56,7 @@ def refused(response: BaseHTTPResponse, repository: Repository | None, *, endpoi
         remedy = "check the spelling" + ("" if has_token else ", or set HF_TOKEN if it is private")
         return BucketNotFoundError(f"{subject} does not exist: {remedy}")
     if code == "RevisionNotFound":
-        return BucketNotFoundError(f"{subject}: this revision does not exist: {message}")
+        return BucketNotFoundError(f"{subject}: this revision does not exist: {message}: check the spelling")
     if status in {401, 403}:
         remedy = "HF_TOKEN is not accepted: renew it" if has_token else "set HF_TOKEN, or run `hf auth login`"
         return StoreAccessError(f"{subject}: {message}: {remedy}")

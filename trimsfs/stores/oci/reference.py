@@ -72,9 +72,11 @@ def is_local(host: str) -> bool:
 def parse(url: str) -> Reference:
     """The reference in a URL. Raises ConfigurationError."""
     match = _URL.fullmatch(url)
-    if match is None:
-        raise ConfigurationError(f"store {url!r}: write oci://REGISTRY/REPOSITORY[:TAG|@sha256:DIGEST][/DIRECTORY]")
-    found = match.groupdict(default="")
+    found = match.groupdict(default="") if match is not None else {}
+    untagged = found and not found["tag"] + found["digest"]
+    if not found or (untagged and re.search("[:@]", found["prefix"])):  # of a repository or digest in another form
+        form = "oci://REGISTRY/REPOSITORY[:TAG|@sha256:DIGEST][/DIRECTORY]"
+        raise ConfigurationError(f"store {url!r}: write {form}, the repository in lower case, 64 digits of the digest")
     prefix = "/".join(part for part in found["prefix"].split("/") if part)
     return Reference(
         registry=found["registry"],

@@ -121,7 +121,7 @@ class Registry:
         try:
             return self._send(method, path, headers)
         except ObjectNotFoundError:
-            raise BucketNotFoundError(f"artifact {self._reference} does not exist") from None
+            raise BucketNotFoundError(f"artifact {self._reference} does not exist: check the spelling") from None
 
     def _relocated(self, digest: str, headers: Mapping[str, str]) -> Any:
         """The answer of the place to which the registry has sent for this blob lately; None if that serves no more."""

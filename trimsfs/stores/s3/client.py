@@ -82,6 +82,8 @@ def make_client(options: MountOptions, connections: int, *, writes: bool = False
         client = boto3.Session(botocore_session=session, region_name=region).client(
             "s3", endpoint_url=options.endpoint_url, config=config
         )
+    except botocore.exceptions.ProfileNotFound as error:
+        raise ConfigurationError(f"S3: {error}: see `aws configure list-profiles`") from error
     except (botocore.exceptions.BotoCoreError, ValueError) as error:
         raise ConfigurationError(f"S3: {error}") from error
     for operation, added in headers.items():

@@ -83,8 +83,8 @@ def translated(function: Callable[[], T], bucket: str, key: str = "") -> T:
 
 
 def one_line(text: object) -> str:
-    """Foreign text as one line of bounded length."""
-    return " ".join(str(text)[: 2 * _TEXT_LIMIT].split())[:_TEXT_LIMIT]
+    """Foreign text as one line of bounded length, without a full stop: more follows."""
+    return " ".join(str(text)[: 2 * _TEXT_LIMIT].split())[:_TEXT_LIMIT].rstrip(".")
 
 
 def _sdk_error(error: Exception, subject: str) -> StoreError:
@@ -95,7 +95,7 @@ def _sdk_error(error: Exception, subject: str) -> StoreError:
     if isinstance(error, _NETWORK_ERRORS):
         return TransientStoreError(said)
     if isinstance(error, _NO_CREDENTIALS):
-        remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or --profile, or --anonymous"
+        remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or --profile; to read a public bucket, --anonymous"
         if TOKEN_FILE in said:
             remedy = "put the token there, for the server's user to read"
         return StoreAccessError(f"{subject}: {said}: {remedy}")
@@ -115,7 +115,7 @@ def _client_error(error: botocore.exceptions.ClientError, bucket: str, subject: 
     status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     said = ": ".join(filter(None, (code, message))) or f"HTTP status {status}"
     if code == "NoSuchBucket":
-        return BucketNotFoundError(f"bucket {bucket} does not exist")
+        return BucketNotFoundError(f"bucket {bucket} does not exist: check the spelling")
     if code in {"PermanentRedirect", "301"}:
         region = answer["ResponseMetadata"].get("HTTPHeaders", {}).get("x-amz-bucket-region")
         return StoreAccessError(f"bucket {bucket} is in region {region}: set --region")
@@ -128,7 +128,7 @@ def _client_error(error: botocore.exceptions.ClientError, bucket: str, subject: 
     if code == "InvalidObjectState":
         return StoreUnavailableError(f"{subject}: {said}: archived: restore it first")
     if code in _ACCESS_CODES or status in {401, 403}:
-        return StoreAccessError(f"{subject}: {said}: check the credentials")
+        return StoreAccessError(f"{subject}: {error.operation_name}: {said}: check the credentials")
     if code in _THROTTLE_CODES or status in {429, 503}:
         return StoreThrottledError(said)
     if status >= 500 or code in _PASSING_CODES:
