@@ -45,6 +45,9 @@ class PeerAnswer:
 class Peers(Protocol):
     """Fetches chunks from other hosts."""
 
+    def hosts(self) -> int:
+        """How many hosts fetch from the store for each other, with this one."""
+
     def lane(self, blob: Blob, chunk: int) -> Lane:
         """Where a chunk most likely comes from."""
 

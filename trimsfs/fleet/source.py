@@ -27,8 +27,11 @@ HOLDERS = 3
 ROUNDS = 4
 """How often the owners are asked while they are busy."""
 BUSY_PAUSE_S = 0.2
-"""The first pause after both owners were busy; each further one is twice as long."""
-
+"""The first pause after the owners were busy; each further one is twice as long."""
+ARRIVALS, ARRIVING_S = 3, 0.2
+"""How often a member is asked that an owner has sent a chunk to, and the pause: the last bytes may be on the way."""
+AHEAD = 4
+"""Chunks that share the link with one that is asked for: a reader of a large file asks for more at once."""
 KNOWN_CONTENTS = 1024
 """Contents of which the place in the fleet is remembered."""
 
@@ -74,6 +77,12 @@ class FleetSource:
         self._contents: dict[str, tuple[Generation, str, int]] = {}
         self.counts = Counts()
         self.on = True
+
+    def hosts(self) -> int:
+        """How many hosts fetch from the store for each other, with this one."""
+        if not self.on:
+            return 1
+        return 1 + len(self._members.addresses - self._members.mine - self._health.down())
 
     def lane(self, blob: Blob, chunk: int) -> Lane:
         """Where a chunk most likely comes from."""
@@ -144,11 +153,11 @@ class FleetSource:
             owners = ranked[:OWNERS]
             above = list(takewhile(lambda owner: not self.is_me(owner), owners))
             left = [owner for owner in above if owner not in tried]
-            if not left and above != owners:
-                return None  # this host is the other owner
+            if not left and not busy:
+                if above != owners:
+                    return None  # this host is the other owner
+                break
             if not left:
-                if not busy:
-                    break
                 tried.clear()
                 busy = False
                 await trio.sleep(BUSY_PAUSE_S * 2 ** (number // OWNERS) * random.uniform(0.5, 1))  # noqa: S311 jitter
@@ -160,7 +169,7 @@ class FleetSource:
             failed = failed or answer.outcome not in {"ok", "absent", "other", "away"}
             if record is None and answer.outcome == "busy":
                 busy = True
-                record = await self._cached(flight, [each for each in answer.holders if each not in tried])
+                record = await self._arriving(flight, [each for each in answer.holders if each not in tried])
             if record is not None:
                 self._budget.add()
                 return record
@@ -178,6 +187,16 @@ class FleetSource:
                     return record
         return None
 
+    async def _arriving(self, flight: Flight, holders: list[str]) -> ChunkRecord | None:
+        """Fetch a chunk from members that an owner has sent it to. Raises OSError."""
+        for number in range(ARRIVALS if holders else 0):
+            if number:
+                await trio.sleep(ARRIVING_S)
+            record = await self._cached(flight, holders)
+            if record is not None:
+                return record
+        return None
+
     async def _ask(
         self, flight: Flight, member: str, *, cached_only: bool = False
     ) -> tuple[PeerAnswer, ChunkRecord | None]:
@@ -189,6 +208,8 @@ class FleetSource:
         request = self.request(blob, flight.chunk, member, demanded=demanded, cached_only=cached_only)
         health.outstanding += stop - start
         try:
+            if health.problem is not None and not await self._answers(blob, flight.chunk, member):
+                return PeerAnswer(outcome="away"), None
             with spanning(blob, REQUEST, offset=start, bytes=stop - start, member=member):
                 extent = Extent(start, stop, blob.fileno(), start, blob.chunk_size)
                 answer = await self._copier.fetch_from_peer(request, extent, came.append)
@@ -199,6 +220,15 @@ class FleetSource:
         self._health.answered(member, answer)
         self._count(answer, cached_only=cached_only)
         return answer, came[0] if answer.outcome == "ok" and blob.resizes == resizes else None
+
+    async def _answers(self, blob: Blob, chunk: int, member: str) -> bool:
+        """Whether a member that has failed answers again: it need not wait for the store to say so.
+
+        Until then, other requests pass it over.
+        """
+        answer = await self._copier.ask_peer(self.request(blob, chunk, member, cached_only=True, sends=False))
+        self._health.answered(member, answer)
+        return self._health.of(member).problem is None
 
     def request(
         self,
@@ -222,7 +252,8 @@ class FleetSource:
             urgency="demand" if demanded else "prefetch",
             cached_only=cached_only,
         )
-        patience_s = self._health.patience_s(stop - start)
+        ahead = min(blob.generation.size - start, AHEAD * blob.chunk_size)
+        patience_s = self._health.patience_s(max(stop - start, ahead))
         return PeerRequest(
             member=member, target=asked.target, headers=asked.headers, patience_s=patience_s, sends=sends
         )
