@@ -138,6 +138,8 @@ class Network:
         generation = self.store.generation(wanted.key)
         if fleet_token(NAME, generation, CHUNK) != wanted.token:
             return PeerAnswer(outcome="other"), b""
+        if wanted.instance == host.members.instance:
+            return PeerAnswer(outcome="self"), b""
         if not host.source.on:
             return PeerAnswer(outcome="away"), b""
         async with host.tier.using(generation) as blob:
@@ -412,3 +414,21 @@ async def test_what_hosts_ask_the_store_for_besides_is_a_small_share_of_a_file(t
             network.gate.set()
         assert network.from_store - SIZE <= len(hosts) * CHUNK // 2  # the heads
         assert await hosts[0].read("m") == content
+
+
+async def test_a_host_whose_address_is_translated_does_not_wait_for_itself(tmp_path: Path) -> None:
+    async with a_network(tmp_path, 3) as (network, hosts):
+        content = network.put("m")
+        hosts[0].members.mine = frozenset({"192.168.0.1:7443"})
+        assert await hosts[0].read("m") == content
+        assert hosts[0].members.mine == {hosts[0].address}
+        assert network.from_store <= SIZE + 2 * CHUNK
+
+
+async def test_a_host_whose_address_is_translated_spreads_files(tmp_path: Path) -> None:
+    async with a_network(tmp_path, 3) as (network, hosts):
+        network.put("m")
+        hosts[0].members.mine = frozenset({"192.168.0.1:7443"})
+        await Spreader(hosts[0].source, hosts[0].tier, hosts[0].fetcher, hosts[0]).spread(network.store.generation("m"))
+        there = [await host.has("m") for host in hosts]
+        assert set().union(*there) == set(range(CHUNKS))

@@ -26,7 +26,7 @@ HEARD_S = 30.0
 """For how long after an answer a member is tried twice: a link that is full loses packets."""
 IDLE_S = 30.0
 """How long an unused connection is kept; members close theirs later."""
-_OUTCOMES: dict[int, Outcome] = {200: "ok", 206: "ok", 403: "refused", 404: "absent", 409: "other"}
+_OUTCOMES: dict[int, Outcome] = {200: "ok", 206: "ok", 403: "refused", 404: "absent", 409: "other", 421: "self"}
 """What answers mean, by status; any other is that of a busy member."""
 
 

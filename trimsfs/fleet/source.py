@@ -32,6 +32,8 @@ ARRIVALS, ARRIVING_S = 3, 0.2
 """How often a member is asked that an owner has sent a chunk to, and the pause: the last bytes may be on the way."""
 AHEAD = 4
 """Chunks that share the link with one that is asked for: a reader of a large file asks for more at once."""
+FINDING_S = 1.0
+"""How long a host that is not listed asks members whether they are itself."""
 KNOWN_CONTENTS = 1024
 """Contents of which the place in the fleet is remembered."""
 
@@ -74,6 +76,7 @@ class FleetSource:
         self._came = came
         self._placed, self._placement = (frozenset[str](), frozenset[str]()), Placement(())
         self._budget = RetryBudget()
+        self._finding, self._found_in = trio.Lock(), frozenset[str]()
         self._contents: dict[str, tuple[Generation, str, int]] = {}
         self.counts = Counts()
         self.on = True
@@ -145,6 +148,8 @@ class FleetSource:
     async def _from_members(self, flight: Flight) -> ChunkRecord | None:
         """Fetch a chunk from the members; None if the store is to be asked. Raises OSError."""
         blob, chunk = flight.blob, flight.chunk
+        if self._members.me is None:
+            await self._find_itself(blob, chunk)
         tried, busy, failed = set[str](), False, False
         for number in range(ROUNDS * OWNERS):
             ranked = self.owners(blob, chunk, 1 + HOLDERS)
@@ -166,7 +171,7 @@ class FleetSource:
             member = min(left, key=lambda owner: self._health.expected_s(owner, size))
             tried.add(member)
             answer, record = await self._ask(flight, member)
-            failed = failed or answer.outcome not in {"ok", "absent", "other", "away"}
+            failed = failed or answer.outcome not in {"ok", "absent", "other", "away", "self"}
             if record is None and answer.outcome == "busy":
                 busy = True
                 record = await self._arriving(flight, [each for each in answer.holders if each not in tried])
@@ -217,7 +222,7 @@ class FleetSource:
             return PeerAnswer(outcome="busy", detail=str(error)), None
         finally:
             health.outstanding -= stop - start
-        self._health.answered(member, answer)
+        self.answered(member, answer)
         self._count(answer, cached_only=cached_only)
         return answer, came[0] if answer.outcome == "ok" and blob.resizes == resizes else None
 
@@ -226,9 +231,32 @@ class FleetSource:
 
         Until then, other requests pass it over.
         """
-        answer = await self._copier.ask_peer(self.request(blob, chunk, member, cached_only=True, sends=False))
-        self._health.answered(member, answer)
+        try:
+            answer = await self._copier.ask_peer(self.request(blob, chunk, member, cached_only=True, sends=False))
+        except TransientStoreError:  # the fetch process died
+            return False
+        self.answered(member, answer)
         return self._health.of(member).problem is None
+
+    async def _find_itself(self, blob: Blob, chunk: int) -> None:
+        """Ask all members whether they are this host, whose address may be translated on the way to it.
+
+        It must know before it waits for another member, which may wait for it by that address.
+        """
+        async with self._finding:
+            members = self._members.addresses
+            if self._members.me is None and self._found_in != members:
+                self._found_in = members
+                with trio.move_on_after(FINDING_S):
+                    async with trio.open_nursery() as nursery:
+                        for member in members - self._health.down():
+                            nursery.start_soon(self._answers, blob, chunk, member)
+
+    def answered(self, member: str, answer: PeerAnswer) -> None:
+        """Learn from the end of a request."""
+        self._health.answered(member, answer)
+        if answer.outcome == "self":
+            self._members.found(member)
 
     def request(
         self,
@@ -249,6 +277,7 @@ class FleetSource:
             start=start,
             stop=stop,
             asker=self._members.me or "",
+            instance=self._members.instance,
             urgency="demand" if demanded else "prefetch",
             cached_only=cached_only,
         )
@@ -265,6 +294,8 @@ class FleetSource:
                 self.counts.received_chunks += 1
             case "damaged" | "slow" | "busy":
                 setattr(self.counts, answer.outcome, getattr(self.counts, answer.outcome) + 1)
+            case "self":
+                pass
             case "absent" | "other" if cached_only:
                 pass
             case _:
