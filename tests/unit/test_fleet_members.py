@@ -136,13 +136,13 @@ async def test_the_file_is_read_again(
 async def test_a_file_that_is_being_written_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of a list would move the chunks of the other half."""
     monkeypatch.setattr("trimsfs.fleet.members.INTERVAL_S", 0.01)
-    monkeypatch.setattr("trimsfs.fleet.members.FIRST_S", 0.01)
-    monkeypatch.setattr("trimsfs.fleet.members.SETTLED_S", 2.0)
+    monkeypatch.setattr("trimsfs.fleet.members.SETTLED_S", 1.5)
     file = tmp_path / "members"
     file.write_text("10.0.0.1:7\n10.0.0.2:7\n")
     members, seen = Members(str(file), parse_address("10.0.0.1:7")), set[int]()
     async with trio.open_nursery() as nursery:
         await nursery.start(members.run)
+        await until(lambda: len(members.addresses) == 2)
         for written in ("", "10.0.0.1:7\n10.0", "10.0.0.1:7\n10.0.0.2:7\n"):
             file.write_text(written)
             await trio.sleep(0.05)
