@@ -133,6 +133,36 @@ async def test_the_file_is_read_again(
     caplog.clear()
 
 
+async def test_a_file_that_is_being_written_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a list would move the chunks of the other half."""
+    monkeypatch.setattr("trimsfs.fleet.members.INTERVAL_S", 0.01)
+    monkeypatch.setattr("trimsfs.fleet.members.SETTLED_S", 1.5)
+    file = tmp_path / "members"
+    file.write_text("10.0.0.1:7\n10.0.0.2:7\n")
+    members, seen = Members(str(file), parse_address("10.0.0.1:7")), set[int]()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(members.run)
+        await until(lambda: len(members.addresses) == 2)
+        for written in ("", "10.0.0.1:7\n10.0", "10.0.0.1:7\n10.0.0.2:7\n"):
+            file.write_text(written)
+            await trio.sleep(0.05)
+            seen.add(len(members.addresses))
+        file.write_text("10.0.0.1:7\n10.0.0.2:7\n10.0.0.3:7\n")
+        await until(lambda: len(members.addresses) == 3)
+        nursery.cancel_scope.cancel()
+    assert seen == {2}
+
+
+async def test_an_address_that_a_request_has_found_stays_this_hosts(tmp_path: Path) -> None:
+    file = tmp_path / "members"
+    file.write_text("10.0.0.1:7\n10.0.0.2:7\n")
+    members = Members(str(file), parse_address("192.0.2.1:7"))
+    members.addresses = members.read()[0]
+    members.found("10.0.0.2:7")
+    await members.refresh()
+    assert (members.me, members.mine) == ("10.0.0.2:7", frozenset({"10.0.0.2:7"}))
+
+
 async def test_a_host_that_is_not_listed_guesses_its_address(caplog: pytest.LogCaptureFixture) -> None:
     members = Members("127.0.0.1:7,127.0.0.2:7", parse_address("0.0.0.0:7443"))
     await members.refresh()

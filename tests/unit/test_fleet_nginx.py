@@ -109,7 +109,9 @@ async def member(serving: Serving, store: MemoryStore, tmp_path: Path, chunk_siz
             fleet_key=identity.key,
             server_user="root" if os.geteuid() == 0 else None,
         )
-        chunks = ChunkServer(options, server.namespace, server.disk, server.fetcher, serving=lambda: True)
+        chunks = ChunkServer(
+            options, server.namespace, server.disk, server.fetcher, serving=lambda: True, instance="0" * 16
+        )
         await nursery.start(chunks.run)
         fixture = Fixture(server, chunks, options, Nginx(tmp_path / "nginx"))
         fixture.configure()
@@ -179,7 +181,9 @@ async def test_nginx_reports_to_the_next_server_too(member: Fixture, serving: Se
     await member.get(member.request(0, 0))
     async with trio.open_nursery() as nursery:
         server = member.server
-        later = ChunkServer(member.options, server.namespace, server.disk, server.fetcher, serving=lambda: True)
+        later = ChunkServer(
+            member.options, server.namespace, server.disk, server.fetcher, serving=lambda: True, instance="0" * 16
+        )
         await nursery.start(later.run)
         # A report may be lost that finds the old socket closed; and a worker of nginx keeps its connection to the old
         # server, which this test does not end.

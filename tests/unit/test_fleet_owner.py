@@ -25,6 +25,7 @@ from trimsfs.options import FLEET_REPORTS, FLEET_SOCKET
 FLEET = "testing"
 KEY = "model/weights 1"
 ASKER = "10.0.0.2:7443"
+INSTANCE = "0123456789abcdef"
 
 
 @pytest.fixture
@@ -110,7 +111,9 @@ async def asking(
     """A server with the serving side of a fleet, and what asks it."""
     async with serving() as server, trio.open_nursery() as nursery:
         mount = mount_options(store, cache, chunk_size, fleet=FLEET, **options)
-        chunks = ChunkServer(mount, server.namespace, server.disk, server.fetcher, serving=lambda: True)
+        chunks = ChunkServer(
+            mount, server.namespace, server.disk, server.fetcher, serving=lambda: True, instance=INSTANCE
+        )
         await nursery.start(chunks.run)
         asker = Asker(server, chunks, cache, chunk_size)
         with contextlib.closing(asker.connection):
@@ -293,3 +296,10 @@ async def test_the_upload_limit_is_passed_on_to_nginx(
     async with asking(serving, store, tmp_path / "cache", chunk_size, fleet_upload_limit=5 << 20) as asker:
         _, headers = await asker.ask(asker.request(0, 0))
     assert headers["x-accel-limit-rate"] == str(5 << 20)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_request_of_this_very_server_is_not_waited_for(asker: Asker, method: str) -> None:
+    assert (await asker.ask(asker.request(0, 0, instance=INSTANCE), method))[0] == 421
+    assert asker.server.store.reads(KEY) == []
+    assert (await asker.ask(asker.request(0, 0, instance="f" * 16), method))[0] == 200

@@ -44,9 +44,10 @@ def test_a_token_tells_the_content_and_where_it_is_shown() -> None:
     length=st.integers(1, 1 << 27),
     urgency=st.sampled_from(get_args(Urgency)),
     cached_only=st.booleans(),
+    instance=st.sampled_from(["", "0123456789abcdef"]),
 )
 def test_a_request_is_parsed_as_it_was_written(
-    key: bytes, start: int, length: int, urgency: Urgency, cached_only: bool
+    key: bytes, start: int, length: int, urgency: Urgency, cached_only: bool, instance: str
 ) -> None:
     request = replace(
         REQUEST,
@@ -55,6 +56,7 @@ def test_a_request_is_parsed_as_it_was_written(
         stop=start + length,
         urgency=urgency,
         cached_only=cached_only,
+        instance=instance,
     )
     headers = request.headers
     assert all(value.isascii() and value.isprintable() for value in headers.values())

@@ -10,8 +10,9 @@ from typing import get_args
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
-from tests.support.parts import InLoop, fetcher_of, opened
+from tests.support.parts import InLoop, fetcher_of, opened, until
 from tests.support.stores import MemoryStore, as_store
 from trimsfs.checksums import crc32c
 from trimsfs.errors import InvalidRequestError, StoreUnavailableError, TransientStoreError
@@ -42,7 +43,7 @@ DEADLINE_S = 20.0
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "BUSY_PAUSE_S", 0.01)
     monkeypatch.setattr(first_bytes, "HEAD_BYTES", CHUNK // 2)
-    monkeypatch.setattr(first_bytes, "MOST_BYTES", CHUNK // 2)
+    monkeypatch.setattr(first_bytes, "MOST_BYTES", CHUNK)
 
 
 class Host(InLoop):
@@ -91,7 +92,11 @@ class Host(InLoop):
 
 
 class Network:
-    """Hosts that reach each other, and one store. ``fails`` has members answer as told, ``asked`` counts by outcome."""
+    """Hosts that reach each other, and one store. ``fails`` has members answer as told, ``asked`` counts by outcome.
+
+    What they send waits for the ``gate``; so many are ``waiting``. Each chunk is ``late`` on a member: it is there only
+    when it has been asked for so often.
+    """
 
     def __init__(self, count: int) -> None:
         self.store = MemoryStore()
@@ -101,6 +106,9 @@ class Network:
         self.asked: Counter[tuple[str, str]] = Counter()
         self.gate = trio.Event()
         self.gate.set()
+        self.waiting = 0
+        self.late = Counter[str]()
+        self._arrivals = Counter[tuple[str, int]]()
 
     def put(self, key: str, size: int = SIZE) -> bytes:
         content = bytes((number * 7 + len(key)) % 251 for number in range(size))
@@ -113,7 +121,10 @@ class Network:
         return sum(request.length for request in self.store.requests if request.method == "read")
 
     async def ask(self, request: PeerRequest) -> tuple[PeerAnswer, bytes]:
-        await self.gate.wait()
+        if request.sends:
+            self.waiting += 1
+            await self.gate.wait()
+            self.waiting -= 1
         if request.member in self.fails:
             answer, data = self.fails[request.member](), b""
         else:
@@ -127,11 +138,15 @@ class Network:
         generation = self.store.generation(wanted.key)
         if fleet_token(NAME, generation, CHUNK) != wanted.token:
             return PeerAnswer(outcome="other"), b""
+        if wanted.instance == host.members.instance:
+            return PeerAnswer(outcome="self"), b""
         if not host.source.on:
             return PeerAnswer(outcome="away"), b""
         async with host.tier.using(generation) as blob:
             chunk = wanted.start // CHUNK
-            if wanted.cached_only and blob.states[chunk] != ChunkState.VERIFIED:
+            self._arrivals[host.address, chunk] += 1
+            late = self._arrivals[host.address, chunk] <= self.late[host.address]
+            if wanted.cached_only and (late or not request.sends or blob.states[chunk] != ChunkState.VERIFIED):
                 return PeerAnswer(outcome="absent"), b""
             try:
                 await host.fetcher.fetch_for_others(blob, range(chunk, chunk + 1))
@@ -318,3 +333,102 @@ async def test_lanes_are_those_of_the_owners(tmp_path: Path) -> None:
             async with host.tier.using(network.store.generation("m")) as blob:
                 lanes.append([host.source.lane(blob, chunk) for chunk in range(CHUNKS)])
         assert all(list(each).count(Lane.STORE) == 1 for each in zip(*lanes, strict=True))
+
+
+async def test_the_second_owner_waits_for_a_first_one_that_is_busy(tmp_path: Path) -> None:
+    async with a_network(tmp_path, 2) as (network, hosts):
+        content = network.put("m")
+        busy = Counter[str]()
+
+        def answer() -> PeerAnswer:
+            busy["times"] += 1
+            if busy["times"] == 2 * CHUNKS:
+                del network.fails[hosts[0].address]
+            return PeerAnswer(outcome="busy")
+
+        network.fails[hosts[0].address] = answer
+        assert await hosts[1].read("m") == content
+        assert network.asked[hosts[0].address, "ok"] > 0
+        assert network.from_store <= SIZE + CHUNK
+
+
+async def test_a_chunk_that_is_still_on_the_way_to_who_is_named_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "ARRIVING_S", 0.01)
+    async with a_network(tmp_path, 3) as (network, hosts):
+        content = network.put("m")
+        await hosts[0].read("m")
+        sent = network.from_store
+        network.fails[hosts[1].address] = lambda: PeerAnswer(outcome="busy", holders=[hosts[0].address])
+        network.late[hosts[0].address] = 2
+        assert await hosts[2].read("m") == content
+        assert network.asked[hosts[0].address, "absent"] > 0
+        assert network.from_store - sent < CHUNK
+
+
+async def test_a_member_that_answers_again_is_asked_for_many_chunks_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Even if the first of them takes long."""
+    async with a_network(tmp_path, 2) as (network, hosts):
+        content = network.put("m")
+        hosts[1].health.answered(hosts[0].address, PeerAnswer(outcome="unreachable"))
+        hosts[1].health.of(hosts[0].address).down_until = trio.current_time()
+        network.gate = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hosts[1].read, "m")
+            await until(lambda: network.waiting > 1)
+            network.gate.set()
+        assert network.from_store <= SIZE + CHUNK
+        assert await hosts[1].read("m") == content
+    caplog.clear()
+
+
+async def test_hosts_share_the_requests_that_one_would_have_under_way(tmp_path: Path) -> None:
+    """Their chunks then land one after the other, and go on to other hosts meanwhile."""
+    async with a_network(tmp_path, 4) as (network, hosts):
+        content = network.put("m", 200 * CHUNK)
+        gate = network.store.block(method="read")
+        most = hosts[0].fetcher.statistics().request_limit
+        async with trio.open_nursery() as nursery:
+            for host in hosts:
+                nursery.start_soon(host.read, "m")
+            await wait_all_tasks_blocked(0.05)
+            under_way = [request for request in network.store.requests if request.length >= CHUNK]
+            assert most / 2 <= len(under_way) <= most + len(hosts)  # a reader's own besides
+            gate.set()
+        assert await read_together(hosts, "m") == [content] * len(hosts)
+        assert network.from_store <= 1.02 * len(content)
+
+
+async def test_what_hosts_ask_the_store_for_besides_is_a_small_share_of_a_file(tmp_path: Path) -> None:
+    async with a_network(tmp_path, 8) as (network, hosts):
+        content = network.put("m")
+        network.gate = trio.Event()
+        async with trio.open_nursery() as nursery:
+            for host in hosts:
+                nursery.start_soon(host.read, "m")
+            await until(lambda: network.waiting >= len(hosts))
+            await wait_all_tasks_blocked(0.05)
+            network.gate.set()
+        assert network.from_store - SIZE <= len(hosts) * CHUNK // 2  # the heads
+        assert await hosts[0].read("m") == content
+
+
+async def test_a_host_whose_address_is_translated_does_not_wait_for_itself(tmp_path: Path) -> None:
+    async with a_network(tmp_path, 3) as (network, hosts):
+        content = network.put("m")
+        hosts[0].members.mine = frozenset({"192.168.0.1:7443"})
+        assert await hosts[0].read("m") == content
+        assert hosts[0].members.mine == {hosts[0].address}
+        assert network.from_store <= SIZE + 2 * CHUNK
+
+
+async def test_a_host_whose_address_is_translated_spreads_files(tmp_path: Path) -> None:
+    async with a_network(tmp_path, 3) as (network, hosts):
+        network.put("m")
+        hosts[0].members.mine = frozenset({"192.168.0.1:7443"})
+        await Spreader(hosts[0].source, hosts[0].tier, hosts[0].fetcher, hosts[0]).spread(network.store.generation("m"))
+        there = [await host.has("m") for host in hosts]
+        assert set().union(*there) == set(range(CHUNKS))

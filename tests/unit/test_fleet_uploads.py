@@ -143,3 +143,10 @@ async def test_uploads_that_nginx_never_reports_end_some_day(autojump_clock: Moc
     await start(uploads, MOST_OF_CHUNK)
     await trio.sleep(LONGEST_S + 1)
     await start(uploads)
+
+
+async def test_a_lost_report_takes_a_place_for_half_a_minute_at_most(autojump_clock: MockClock) -> None:
+    uploads = Uploads(None)
+    await start(uploads, MOST_OF_CHUNK)
+    await trio.sleep(31)
+    await start(uploads, MOST_OF_CHUNK)

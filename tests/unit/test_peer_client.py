@@ -346,3 +346,46 @@ async def test_a_member_can_be_asked_to_fetch(scene: Scene, host: Host) -> None:
             assert (await host.copier.ask_peer(_request(member, sends=False))).outcome == "ok"
     assert methods == ["HEAD", "HEAD"]
     assert scene.connections == 1
+
+
+async def test_a_body_that_begins_slowly_is_not_given_up_at_once(
+    scene: Scene, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "PIECE", 1 << 12)
+    monkeypatch.setattr(connection, "BODY_TIMEOUT_S", 5.0)
+
+    def hesitating(stream: ssl.SSLSocket) -> None:
+        Asked(stream)
+        stream.sendall(
+            b"HTTP/1.1 206 x\r\ncontent-length: %d\r\n" % len(CONTENT)
+            + f"{CRCS}: {format_crcs(_crcs(CONTENT))}\r\n\r\n".encode()
+        )
+        stream.sendall(CONTENT[: 1 << 12])
+        time.sleep(0.55)
+        stream.sendall(CONTENT[1 << 12 :])
+
+    with scene.member(hesitating) as member:
+        assert (await host.fetch(member, patience_s=8.0)).outcome == "ok"
+
+
+@pytest.mark.parametrize(("heard", "outcome"), [(True, "ok"), (False, "unreachable")])
+async def test_a_member_that_has_answered_of_late_is_connected_to_twice(
+    scene: Scene, host: Host, monkeypatch: pytest.MonkeyPatch, heard: bool, outcome: str
+) -> None:
+    """A full link loses packets."""
+
+    def once(stream: ssl.SSLSocket) -> None:
+        Asked(stream).answer(told={"connection": "close"})
+
+    opened, lost = connection.PeerConnection.open, iter([True])
+
+    def losing(member: str, context: ssl.SSLContext) -> connection.PeerConnection:
+        if next(lost, False):
+            raise connection.PeerUnreachableError("timed out")
+        return opened(member, context)
+
+    with scene.member(once) as member:
+        if heard:
+            assert (await host.fetch(member)).outcome == "ok"
+        monkeypatch.setattr(connection.PeerConnection, "open", losing)
+        assert (await host.fetch(member)).outcome == outcome

@@ -3,7 +3,7 @@
 A peer gives whole chunks, once it has them. A program that begins to read does not wait for one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 import trio
@@ -19,8 +19,9 @@ from trimsfs.types import Buffer
 
 HEAD_BYTES = 128 << 10
 """Fetched of a file as soon as its first chunk is asked of a peer: before all hosts together keep the store busy."""
-MOST_BYTES = 1 << 20
-"""Fetched of a file besides, as long as none of its chunks is here."""
+MOST_BYTES, MOST_SHARE = 1 << 20, 0.01
+"""Fetched of a file besides, as long as none of its chunks is here: by one host at most so many bytes, by all hosts
+together such a share of the file."""
 MOST_HEADS, MOST_BLOBS = 32, 1024
 """How many heads are kept in memory, and blobs of which the bytes are counted."""
 
@@ -34,12 +35,15 @@ class _Head:
 
 
 class FirstBytes:
-    """Fetches the first bytes of files past the disk, while their chunks are on the way."""
+    """Fetches the first bytes of files past the disk, while their chunks are on the way to *hosts*, which it counts."""
 
-    def __init__(self, batches: BatchFetcher, retrying: Retrying, background: Background) -> None:
+    def __init__(
+        self, batches: BatchFetcher, retrying: Retrying, background: Background, hosts: Callable[[], int]
+    ) -> None:
         self._batches = batches
         self._retrying = retrying
         self._background = background
+        self._hosts = hosts
         self._heads: LRUCache[str, _Head] = LRUCache(MOST_HEADS)
         self._counts: LRUCache[str, int] = LRUCache(MOST_BLOBS)
 
@@ -89,7 +93,8 @@ class FirstBytes:
             if head.data is not None:
                 return head.data[start:stop]
         count = self._counts.get(blob.token, 0) + stop - start
-        if count > MOST_BYTES or self._retrying.problem(blob.token) is not None:
+        most = min(MOST_BYTES, int(MOST_SHARE * blob.generation.size / self._hosts()))
+        if count > most or self._retrying.problem(blob.token) is not None:
             return None
         self._counts[blob.token] = count
         with suppress(StoreError):

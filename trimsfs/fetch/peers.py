@@ -7,10 +7,12 @@ from typing import Literal, Protocol
 from trimsfs.fetch.flights import Flight, Lane
 from trimsfs.tiers.blob import Blob
 
-Outcome = Literal["ok", "absent", "other", "busy", "away", "refused", "damaged", "slow", "silent", "unreachable"]
+Outcome = Literal[
+    "ok", "absent", "other", "busy", "away", "refused", "damaged", "slow", "silent", "unreachable", "self"
+]
 """How a request to a peer ended. It has no such chunks, or another generation; it is too busy, or drained; it refuses
 this host's certificate; the bytes differ from their checksum, or come too slowly; it stays silent, or cannot be
-reached."""
+reached; or it is this very host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,9 @@ class PeerAnswer:
 
 class Peers(Protocol):
     """Fetches chunks from other hosts."""
+
+    def hosts(self) -> int:
+        """How many hosts fetch from the store for each other, with this one."""
 
     def lane(self, blob: Blob, chunk: int) -> Lane:
         """Where a chunk most likely comes from."""

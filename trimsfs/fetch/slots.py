@@ -1,10 +1,14 @@
 """Slots: how many requests may be under way at once, to the store and to peers."""
 
+from collections.abc import Callable
+
 from trimsfs.concurrency.adaptive_limit import AdaptiveLimit
 from trimsfs.fetch.flights import Lane
 
 PEER_REQUESTS, DEMANDED_PEER_REQUESTS = 16, 32
 """Most requests to peers at once, for what is prefetched and for what readers wait for."""
+LEAST_SHARE = 2
+"""Requests to the store that a host may have under way, however many hosts share them."""
 
 
 class Slots:
@@ -13,10 +17,14 @@ class Slots:
 
     What other hosts wait for has slots of its own in each lane. A host that waits for a peer can then still serve that
     peer, so that no two wait for each other.
+
+    *hosts* tells how many hosts fetch together: they share the requests that one of them would have under way. Their
+    chunks then land one after the other, and are passed on meanwhile; all at once, they would land at the end.
     """
 
-    def __init__(self, limit: AdaptiveLimit) -> None:
+    def __init__(self, limit: AdaptiveLimit, hosts: Callable[[], int]) -> None:
         self._limit = limit
+        self._hosts = hosts
         self._under_way = [0 for _ in Lane]
         self._for_others = [0 for _ in Lane]
 
@@ -36,13 +44,20 @@ class Slots:
     @property
     def for_prefetched(self) -> list[int]:
         """How many prefetched batches may start, by lane."""
-        return [self._limit.limit - self._in_store, PEER_REQUESTS - self._under_way[Lane.PEERS]]
+        return [self._share - self._in_store, PEER_REQUESTS - self._under_way[Lane.PEERS]]
 
     @property
     def for_others(self) -> list[int]:
         """How many batches may start for other hosts, by lane."""
-        most = [max(1, self._limit.limit // 2), PEER_REQUESTS]
-        return [most[lane] - self._for_others[lane] for lane in Lane]
+        return [
+            max(self._share - self._in_store, 1 - self._for_others[Lane.STORE]),
+            PEER_REQUESTS - self._for_others[Lane.PEERS],
+        ]
+
+    @property
+    def _share(self) -> int:
+        """How many requests to the store this host may have under way, but for what its readers wait for."""
+        return min(self._limit.limit, max(LEAST_SHARE, -(-self._limit.limit // self._hosts())))
 
     @property
     def _in_store(self) -> int:

@@ -95,9 +95,10 @@ class StoreFetcher:
             refused=self._refused,
         )
         self._background = Background()
-        self._first_bytes = None if peers is None else FirstBytes(self._batches, retrying, self._background)
+        hosts = (lambda: 1) if peers is None else peers.hosts
+        self._first_bytes = None if peers is None else FirstBytes(self._batches, retrying, self._background, hosts)
         self._random_reads = RandomReads(self._batches, self._scheduler, limit=self._limit.maximum)
-        self._slots = Slots(speed.limit)
+        self._slots = Slots(speed.limit, hosts)
         self._batches_under_way = BatchesUnderWay(self._scheduler, self._background, land=self._land_unfinished)
         self._pump_is_due = False
         self._succeeded_at = self._wanted_at = float("-inf")

@@ -33,7 +33,7 @@ class ServedStatistics:
 
 
 class ChunkServer:
-    """Answers nginx for the fleet of a mount. *serving* tells whether it should."""
+    """Answers nginx for the fleet of a mount. *serving* and *instance* are as of `Owner`."""
 
     def __init__(
         self,
@@ -43,11 +43,12 @@ class ChunkServer:
         fetcher: Fetcher,
         *,
         serving: Callable[[], bool],
+        instance: str,
     ) -> None:
         assert options.fleet is not None
         self._directory = disk.directory
         self._uploads = Uploads(options.fleet_upload_limit)
-        self._owner = Owner(options.fleet, namespace, disk, fetcher, self._uploads, serving=serving)
+        self._owner = Owner(options.fleet, namespace, disk, fetcher, self._uploads, serving=serving, instance=instance)
 
     def statistics(self) -> ServedStatistics:
         return ServedStatistics(

@@ -22,8 +22,8 @@ HANDSHAKE_TIMEOUT_S = 3.0
 """A host that is busy may take that long to compute."""
 BODY_TIMEOUT_S = 2.0
 """How long a body may pause."""
-JUDGED_AFTER_S = 0.5
-"""How long a body comes before its rate is judged."""
+JUDGED_AFTER_S, JUDGED_AFTER_SHARE = 0.5, 1 / 8
+"""How long a body comes before its rate is judged: at least so many seconds, and such a share of the patience."""
 HEAD_LIMIT = 16 << 10
 DETAIL_LIMIT = 200
 """Characters that are kept of what is wrong with a head: the parser quotes all of it."""
@@ -140,6 +140,7 @@ class PeerConnection:
         buffer = memoryview(bytearray(PIECE))
         buffer[: len(rest)] = rest
         filled, done, began = len(rest), 0, time.monotonic()
+        judged_after_s = max(JUDGED_AFTER_S, patience_s * JUDGED_AFTER_SHARE)
         self._socket.settimeout(BODY_TIMEOUT_S)
         while True:
             if filled == PIECE or done + filled >= length:
@@ -148,7 +149,7 @@ class PeerConnection:
                 took = time.monotonic() - began
                 if done >= length:
                     return took
-                if took > JUDGED_AFTER_S and took * length / done > patience_s:
+                if took > judged_after_s and took * length / done > patience_s:
                     raise SlowPeerError(done, length, took)
             try:
                 count = self._socket.recv_into(buffer[filled : filled + length - done - filled])

@@ -2,7 +2,9 @@
 
 import ipaddress
 import logging
+import secrets
 import socket
+import time
 from pathlib import Path
 
 import trio
@@ -13,6 +15,8 @@ log = logging.getLogger(__name__)
 
 INTERVAL_S, FIRST_S = 5.0, 1.0
 """How often the members are read, and how long a server that starts waits for them at most."""
+SETTLED_S = 1.0
+"""How old a change of the file must be: a program may still be writing it."""
 
 
 class Members:
@@ -20,15 +24,17 @@ class Members:
 
     A host may be listed by several, which others take for several members. It must know all of them: a request to
     itself would wait for the request that it is made for. Others may list a host before it is in its own list: then
-    ``mine`` is what they probably call it. *listed* is as of ``--fleet-members``. This host serves the fleet at
-    *listen*.
+    ``mine`` is what they probably call it. An address that is translated on the way is `found` by a request, which
+    tells this server's ``instance``. *listed* is as of ``--fleet-members``. This host serves the fleet at *listen*.
     """
 
     def __init__(self, listed: str, listen: ListenAddress) -> None:
         self._listed = listed
         self._listen = listen
         self._problem: str | None = None
-        self._read_once = False
+        self._read_once, self._settled = False, True
+        self._found: frozenset[str] = frozenset()
+        self.instance = secrets.token_hex(8)
         self.addresses: frozenset[str] = frozenset()
         self.mine: frozenset[str] = frozenset()
 
@@ -37,19 +43,27 @@ class Members:
         """The address that this host gives of itself; None if it is not listed."""
         return min(self.mine & self.addresses, default=None)
 
+    def found(self, address: str) -> None:
+        """Note that this very host answers at an address."""
+        if address not in self._found:
+            log.info("fleet: this host answers at %s as well", address)
+        self._found |= {address}
+        self.mine = self.mine & self.addresses | {address}
+
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read the members, and again every INTERVAL_S."""
         with trio.move_on_after(FIRST_S):
             await self.refresh()
         task_status.started()
         while True:
-            await trio.sleep(INTERVAL_S if self._read_once else FIRST_S)
+            await trio.sleep(INTERVAL_S if self._read_once and self._settled else FIRST_S)
             await self.refresh()
 
     async def refresh(self) -> None:
         """Read the members; those of before stay if that fails."""
         try:
             addresses, mine = await trio.to_thread.run_sync(self._look, abandon_on_cancel=True)
+            self._settled = not self._read_once or await trio.to_thread.run_sync(self._is_settled)
         except (OSError, ValueError) as error:
             problem = str(error)
             if problem != self._problem:
@@ -57,6 +71,8 @@ class Members:
             self._problem = problem
             return
         self._problem = None
+        if not self._settled:
+            return
         if self._read_once and (addresses, mine) == (self.addresses, self.mine):
             return
         self._read_once, self.addresses, self.mine = True, addresses, mine
@@ -65,10 +81,14 @@ class Members:
         else:
             log.info("fleet: %d members, this host is %s", len(addresses), self.me)
 
+    def _is_settled(self) -> bool:
+        """Whether nobody was writing the list when it was read. Raises OSError."""
+        return "/" not in self._listed or not 0 <= time.time() - Path(self._listed).stat().st_mtime < SETTLED_S
+
     def _look(self) -> tuple[frozenset[str], frozenset[str]]:
         """As `read`, with a guess where this host is not listed. Raises OSError and ValueError."""
         addresses, mine = self.read()
-        host = self._listen.host
+        host, mine = self._listen.host, mine | self._found & addresses
         if ipaddress.ip_address(host).is_unspecified:
             host = _source(self._split(min(addresses))[0]) if addresses else ""
         return addresses, mine or frozenset({_address(host, self._listen.port)} if host else ())

@@ -40,12 +40,12 @@ KEYS_TOLD, TOLD_EVERY_S = 64, 60.0
 """Of how many keys, and how often, the log tells that they cannot be given."""
 _GROUP_READS, _GROUP_ENTERS = stat.S_IRGRP, stat.S_IRGRP | stat.S_IXGRP
 
-BAD_REQUEST, MISSING, OTHER_GENERATION, BUSY = (Answer(status=status) for status in (400, 404, 409, 503))
+BAD_REQUEST, MISSING, OTHER_GENERATION, ITSELF, BUSY = (Answer(status=status) for status in (400, 404, 409, 421, 503))
 AWAY = Answer(status=503, headers={RETRY_AFTER: str(AWAY_S)})
 
 
 class Owner:
-    """Answers the members of a *fleet*. *serving* tells whether it should."""
+    """Answers the members of a *fleet*. *serving* tells whether it should; *instance* is this server's own."""
 
     def __init__(
         self,
@@ -56,6 +56,7 @@ class Owner:
         uploads: Uploads,
         *,
         serving: Callable[[], bool],
+        instance: str,
     ) -> None:
         self._fleet = fleet
         self._namespace = namespace
@@ -63,6 +64,7 @@ class Owner:
         self._fetcher = fetcher
         self._uploads = uploads
         self._serving = serving
+        self._instance = instance
         self._told: TTLCache[str, None] = TTLCache(KEYS_TOLD, TOLD_EVERY_S)
 
     async def answer(self, request: Request) -> Answer:
@@ -73,6 +75,8 @@ class Owner:
             return BAD_REQUEST
         if wanted.fleet != self._fleet or not _is_path(wanted.key):
             return BAD_REQUEST
+        if wanted.instance == self._instance:
+            return ITSELF
         if not self._serving():
             return AWAY
         if wanted.cached_only and request.method == "HEAD":

@@ -22,9 +22,11 @@ LONGEST_WAIT_S = 60.0
 """After this time a member that is alive counts as busy."""
 MOST_IDLE = 16
 """Most unused connections to a member."""
+HEARD_S = 30.0
+"""For how long after an answer a member is tried twice: a link that is full loses packets."""
 IDLE_S = 30.0
 """How long an unused connection is kept; members close theirs later."""
-_OUTCOMES: dict[int, Outcome] = {200: "ok", 206: "ok", 403: "refused", 404: "absent", 409: "other"}
+_OUTCOMES: dict[int, Outcome] = {200: "ok", 206: "ok", 403: "refused", 404: "absent", 409: "other", 421: "self"}
 """What answers mean, by status; any other is that of a busy member."""
 
 
@@ -139,6 +141,14 @@ class PeerClient:
             if last.since > time.monotonic() - IDLE_S:
                 return last.connection
             last.connection.close()
+        try:
+            return await self._opened(member)
+        except PeerUnreachableError:
+            if self._heard.get(member, 0.0) < time.monotonic() - HEARD_S:
+                raise
+        return await self._opened(member)
+
+    async def _opened(self, member: str) -> PeerConnection:
         return await trio.to_thread.run_sync(
             PeerConnection.open, member, self._context, limiter=self._connecting, abandon_on_cancel=True
         )

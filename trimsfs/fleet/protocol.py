@@ -8,6 +8,7 @@ its own store, by its own rights, and answers only if its generation gives the s
 403    the asker has no certificate of the fleet's CA (nginx)
 404    not here, of a request that is cached only
 409    the owner's store has another generation
+421    the asker is the owner itself, whose address is translated
 503    busy; members that have the bytes, if the owner knows some. With Retry-After: drained or off
 =====  ======================================================================================
 
@@ -26,7 +27,7 @@ from trimsfs.types import Generation
 
 Urgency = Literal["demand", "prefetch"]
 
-KEY, URGENCY, ASKER = "trimsfs-key", "trimsfs-urgency", "trimsfs-asker"
+KEY, URGENCY, ASKER, INSTANCE = "trimsfs-key", "trimsfs-urgency", "trimsfs-asker", "trimsfs-instance"
 CRCS, HOLDERS = "trimsfs-crc32c", "trimsfs-holders"
 """Names of headers, in lower case, as parsers give them."""
 CACHED_ONLY, RETRY_AFTER = "only-if-cached", "retry-after"
@@ -39,6 +40,7 @@ CHUNKS_LIMIT = 16
 _TARGET = re.compile(r"/c/(?P<fleet>[A-Za-z0-9][A-Za-z0-9._-]{0,62})/(?P<token>[0-9a-f]{64})")
 _RANGE = re.compile(r"bytes=(?P<first>\d{1,15})-(?P<last>\d{1,15})")
 _CRC = re.compile(r"[0-9a-f]{8}")
+_INSTANCE = re.compile(r"[0-9a-f]{16}")
 _MEMBER = re.compile(r"[A-Za-z0-9._\-\[\]:]{1,280}")
 
 
@@ -61,7 +63,8 @@ class ChunkRequest:
     """A request for the bytes ``[start, stop)`` of a generation, which begin with a chunk.
 
     ``key`` is the file's on the mount. With ``cached_only``, the owner asks neither another member nor the store.
-    ``asker`` is the member that asks, as the list of members has it, or empty: the owner may name it to others.
+    ``asker`` is the member that asks, as the list of members has it, or empty: the owner may name it to others. Its
+    server's ``instance``, by which an owner knows its own requests, may be empty as well.
     """
 
     fleet: str
@@ -72,6 +75,7 @@ class ChunkRequest:
     urgency: Urgency = "demand"
     cached_only: bool = False
     asker: str = ""
+    instance: str = ""
 
     @property
     def target(self) -> str:
@@ -87,6 +91,8 @@ class ChunkRequest:
         }
         if self.asker:
             headers[ASKER] = self.asker
+        if self.instance:
+            headers[INSTANCE] = self.instance
         return {**headers, "cache-control": CACHED_ONLY} if self.cached_only else headers
 
 
@@ -110,6 +116,7 @@ def parse_request(target: str, headers: Mapping[str, str]) -> ChunkRequest:
         urgency="demand" if headers.get(URGENCY) == "demand" else "prefetch",
         cached_only=headers.get("cache-control") == CACHED_ONLY,
         asker=asker if _MEMBER.fullmatch(asker := headers.get(ASKER, "")) else "",
+        instance=instance if _INSTANCE.fullmatch(instance := headers.get(INSTANCE, "")) else "",
     )
 
 

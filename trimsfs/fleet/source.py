@@ -27,8 +27,13 @@ HOLDERS = 3
 ROUNDS = 4
 """How often the owners are asked while they are busy."""
 BUSY_PAUSE_S = 0.2
-"""The first pause after both owners were busy; each further one is twice as long."""
-
+"""The first pause after the owners were busy; each further one is twice as long."""
+ARRIVALS, ARRIVING_S = 3, 0.2
+"""How often a member is asked that an owner has sent a chunk to, and the pause: the last bytes may be on the way."""
+AHEAD = 4
+"""Chunks that share the link with one that is asked for: a reader of a large file asks for more at once."""
+FINDING_S = 1.0
+"""How long a host that is not listed asks members whether they are itself."""
 KNOWN_CONTENTS = 1024
 """Contents of which the place in the fleet is remembered."""
 
@@ -71,9 +76,16 @@ class FleetSource:
         self._came = came
         self._placed, self._placement = (frozenset[str](), frozenset[str]()), Placement(())
         self._budget = RetryBudget()
+        self._finding, self._found_in = trio.Lock(), frozenset[str]()
         self._contents: dict[str, tuple[Generation, str, int]] = {}
         self.counts = Counts()
         self.on = True
+
+    def hosts(self) -> int:
+        """How many hosts fetch from the store for each other, with this one."""
+        if not self.on:
+            return 1
+        return 1 + len(self._members.addresses - self._members.mine - self._health.down())
 
     def lane(self, blob: Blob, chunk: int) -> Lane:
         """Where a chunk most likely comes from."""
@@ -136,6 +148,8 @@ class FleetSource:
     async def _from_members(self, flight: Flight) -> ChunkRecord | None:
         """Fetch a chunk from the members; None if the store is to be asked. Raises OSError."""
         blob, chunk = flight.blob, flight.chunk
+        if self._members.me is None:
+            await self._find_itself(blob, chunk)
         tried, busy, failed = set[str](), False, False
         for number in range(ROUNDS * OWNERS):
             ranked = self.owners(blob, chunk, 1 + HOLDERS)
@@ -144,11 +158,11 @@ class FleetSource:
             owners = ranked[:OWNERS]
             above = list(takewhile(lambda owner: not self.is_me(owner), owners))
             left = [owner for owner in above if owner not in tried]
-            if not left and above != owners:
-                return None  # this host is the other owner
+            if not left and not busy:
+                if above != owners:
+                    return None  # this host is the other owner
+                break
             if not left:
-                if not busy:
-                    break
                 tried.clear()
                 busy = False
                 await trio.sleep(BUSY_PAUSE_S * 2 ** (number // OWNERS) * random.uniform(0.5, 1))  # noqa: S311 jitter
@@ -157,10 +171,10 @@ class FleetSource:
             member = min(left, key=lambda owner: self._health.expected_s(owner, size))
             tried.add(member)
             answer, record = await self._ask(flight, member)
-            failed = failed or answer.outcome not in {"ok", "absent", "other", "away"}
+            failed = failed or answer.outcome not in {"ok", "absent", "other", "away", "self"}
             if record is None and answer.outcome == "busy":
                 busy = True
-                record = await self._cached(flight, [each for each in answer.holders if each not in tried])
+                record = await self._arriving(flight, [each for each in answer.holders if each not in tried])
             if record is not None:
                 self._budget.add()
                 return record
@@ -178,6 +192,16 @@ class FleetSource:
                     return record
         return None
 
+    async def _arriving(self, flight: Flight, holders: list[str]) -> ChunkRecord | None:
+        """Fetch a chunk from members that an owner has sent it to. Raises OSError."""
+        for number in range(ARRIVALS if holders else 0):
+            if number:
+                await trio.sleep(ARRIVING_S)
+            record = await self._cached(flight, holders)
+            if record is not None:
+                return record
+        return None
+
     async def _ask(
         self, flight: Flight, member: str, *, cached_only: bool = False
     ) -> tuple[PeerAnswer, ChunkRecord | None]:
@@ -189,6 +213,8 @@ class FleetSource:
         request = self.request(blob, flight.chunk, member, demanded=demanded, cached_only=cached_only)
         health.outstanding += stop - start
         try:
+            if health.problem is not None and not await self._answers(blob, flight.chunk, member):
+                return PeerAnswer(outcome="away"), None
             with spanning(blob, REQUEST, offset=start, bytes=stop - start, member=member):
                 extent = Extent(start, stop, blob.fileno(), start, blob.chunk_size)
                 answer = await self._copier.fetch_from_peer(request, extent, came.append)
@@ -196,9 +222,41 @@ class FleetSource:
             return PeerAnswer(outcome="busy", detail=str(error)), None
         finally:
             health.outstanding -= stop - start
-        self._health.answered(member, answer)
+        self.answered(member, answer)
         self._count(answer, cached_only=cached_only)
         return answer, came[0] if answer.outcome == "ok" and blob.resizes == resizes else None
+
+    async def _answers(self, blob: Blob, chunk: int, member: str) -> bool:
+        """Whether a member that has failed answers again: it need not wait for the store to say so.
+
+        Until then, other requests pass it over.
+        """
+        try:
+            answer = await self._copier.ask_peer(self.request(blob, chunk, member, cached_only=True, sends=False))
+        except TransientStoreError:  # the fetch process died
+            return False
+        self.answered(member, answer)
+        return self._health.of(member).problem is None
+
+    async def _find_itself(self, blob: Blob, chunk: int) -> None:
+        """Ask all members whether they are this host, whose address may be translated on the way to it.
+
+        It must know before it waits for another member, which may wait for it by that address.
+        """
+        async with self._finding:
+            members = self._members.addresses
+            if self._members.me is None and self._found_in != members:
+                self._found_in = members
+                with trio.move_on_after(FINDING_S):
+                    async with trio.open_nursery() as nursery:
+                        for member in members - self._health.down():
+                            nursery.start_soon(self._answers, blob, chunk, member)
+
+    def answered(self, member: str, answer: PeerAnswer) -> None:
+        """Learn from the end of a request."""
+        self._health.answered(member, answer)
+        if answer.outcome == "self":
+            self._members.found(member)
 
     def request(
         self,
@@ -219,10 +277,12 @@ class FleetSource:
             start=start,
             stop=stop,
             asker=self._members.me or "",
+            instance=self._members.instance,
             urgency="demand" if demanded else "prefetch",
             cached_only=cached_only,
         )
-        patience_s = self._health.patience_s(stop - start)
+        ahead = min(blob.generation.size - start, AHEAD * blob.chunk_size)
+        patience_s = self._health.patience_s(max(stop - start, ahead))
         return PeerRequest(
             member=member, target=asked.target, headers=asked.headers, patience_s=patience_s, sends=sends
         )
@@ -234,6 +294,8 @@ class FleetSource:
                 self.counts.received_chunks += 1
             case "damaged" | "slow" | "busy":
                 setattr(self.counts, answer.outcome, getattr(self.counts, answer.outcome) + 1)
+            case "self":
+                pass
             case "absent" | "other" if cached_only:
                 pass
             case _:

@@ -43,13 +43,14 @@ class Spreader:
     async def _give(self, blob: Blob, chunk: int, slots: trio.Semaphore, failures: list[str]) -> None:
         try:
             for owner in self._source.owners(blob, chunk):
-                if self._source.is_me(owner):
+                problem = None if self._source.is_me(owner) else await self._told(blob, chunk, owner)
+                if problem is not None:
+                    failures.append(f"{owner}: {problem}")
+                elif self._source.is_me(owner):
                     try:
                         await self._fetcher.fetch_for_others(blob, range(chunk, chunk + 1))
                     except TrimsError as error:
                         failures.append(str(error))
-                elif (problem := await self._told(blob, chunk, owner)) is not None:
-                    failures.append(f"{owner}: {problem}")
         finally:
             slots.release()
 
@@ -58,7 +59,8 @@ class Spreader:
         ask = partial(self._source.request, blob, chunk, owner, sends=False)
         for _ in range(ATTEMPTS):
             answer = await self._copier.ask_peer(ask())
-            if answer.outcome == "ok":
+            self._source.answered(owner, answer)
+            if answer.outcome in {"ok", "self"}:
                 return None
             await trio.sleep(PAUSE_S)
         return f"{answer.outcome}: {answer.detail}"

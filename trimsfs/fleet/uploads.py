@@ -17,8 +17,9 @@ REFERRALS = MOST_OF_CHUNK
 """How many members one that has got a chunk is named to."""
 PATIENCE_S = 5.0
 """How long an upload may wait for its turn. Longer, and the asker is told that this host is busy."""
-LONGEST_S = 120.0
-"""After this time an upload has ended, whether nginx reports it or not."""
+LONGEST_S = 30.0
+"""After this time an upload counts no longer, whether nginx has reported its end or not: the kernel drops reports while
+ten wait for a busy server. To take a slow upload for one that has ended only lets one more begin."""
 KNOWN_CHUNKS = 4096
 """Chunks of which this host remembers who has got them."""
 _REPORT = re.compile(rb"<\d+>.*? trimsfs: (?P<number>\d{1,15}) (?P<sent>\d{1,15}) (?P<complete>OK)?")

@@ -52,7 +52,12 @@ class FleetPart:
     def complete(self, fetching: Fetching) -> tuple[list[Service], dict[str, metrics.Source]]:
         """Build what serves other members; the services, and the sources of metrics."""
         server = ChunkServer(
-            self._options, fetching.namespace, self._disk, fetching.fetcher, serving=lambda: self._fleet.on
+            self._options,
+            fetching.namespace,
+            self._disk,
+            fetching.fetcher,
+            serving=lambda: self._fleet.on,
+            instance=self._fleet.members.instance,
         )
         sources: dict[str, metrics.Source] = {"fleet": self._fleet.statistics, "fleet_served": server.statistics}
         return [self._fleet.run, server.run], sources

@@ -1,8 +1,9 @@
 """Bodies of HTTP answers: passed on as they arrive, within the stall timeout; short ones read whole."""
 
+import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -17,6 +18,8 @@ PIECE = 1 << 18
 """Most bytes to read from a response at a time; each is followed by a check for a stall."""
 SLOWEST_RATE = 64 * 1024
 """Bytes a second under which a response counts as stalled."""
+FAIR_SHARE = 1 / 4
+"""Of what a response would get if all shared the link evenly: no less counts as stalled while the link is the limit."""
 ANSWER_LIMIT = 4 << 20
 """Bytes of the longest answer: enough for 1000 names of 1024 bytes, each byte escaped as three."""
 
@@ -32,6 +35,38 @@ class Body(Protocol):
 
     def close(self) -> None:
         """Release the connection, or close it if there are bytes left."""
+
+
+class _Link:
+    """What all bodies share that this process receives: ``bytes`` came so far."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._bodies = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Count a body for the length of the block."""
+        with self._lock:
+            self._bodies += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._bodies -= 1
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self.bytes += count
+
+    def least_rate(self, count: int, elapsed_s: float) -> float:
+        """Bytes a second under which a body counts as stalled, if all together got *count* bytes in *elapsed_s*."""
+        rate = count / elapsed_s
+        return SLOWEST_RATE if rate < SLOWEST_RATE else min(SLOWEST_RATE, FAIR_SHARE * rate / max(1, self._bodies))
+
+
+_link = _Link()
 
 
 async def read_range(
@@ -74,7 +109,13 @@ async def read_range(
 
 def pass_on(stream: Body, length: int, sink: Sink, *, stall_timeout_s: float) -> None:
     """Pass the next *length* bytes of a body on. Raises TransientStoreError if it ends before; StoreStalledError."""
+    with _link.shared():
+        _pass_on(stream, length, sink, stall_timeout_s)
+
+
+def _pass_on(stream: Body, length: int, sink: Sink, stall_timeout_s: float) -> None:
     done = mark = 0
+    all_mark = _link.bytes
     marked = time.monotonic()
     while done < length:
         # Take each piece as it arrives: a read that fills its buffer looks like a stall while bytes drip in.
@@ -83,11 +124,12 @@ def pass_on(stream: Body, length: int, sink: Sink, *, stall_timeout_s: float) ->
             raise TransientStoreError(f"the body ended after {done} of {length} bytes")
         sink(piece)
         done += len(piece)
+        _link.add(len(piece))
         elapsed = time.monotonic() - marked
         if elapsed > stall_timeout_s and done < length:
-            if done - mark < elapsed * SLOWEST_RATE:
+            if done - mark < elapsed * _link.least_rate(_link.bytes - all_mark, elapsed):
                 raise StoreStalledError(f"only {done - mark} bytes in {elapsed:.0f} s")
-            mark, marked = done, time.monotonic()
+            mark, marked, all_mark = done, time.monotonic(), _link.bytes
 
 
 def received(raw: Any, timeout_s: float, *, limit: int = ANSWER_LIMIT) -> bytes:

@@ -1,0 +1,79 @@
+"""Bodies of a store's answers: which of them count as stalled."""
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from trimsfs.errors import StoreStalledError
+from trimsfs.stores import bodies
+from trimsfs.stores.bodies import SLOWEST_RATE, pass_on
+
+STALL_S, SECONDS = 5, 12
+
+
+class Link:
+    """Brings each of some bodies so many bytes a second, all in step, by a clock of its own."""
+
+    def __init__(self, rates: Sequence[int]) -> None:
+        self.rates = rates
+        self.stalled: set[int] = set()
+        self._now = 0.0
+        self._second = threading.Barrier(len(rates), self._tick)
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def _tick(self) -> None:
+        self._now += 1
+
+    def run(self) -> set[int]:
+        """Pass all bodies on; the numbers of those that stalled."""
+        threads = [threading.Thread(target=self._pass_on, args=(number,)) for number in range(len(self.rates))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return self.stalled
+
+    def _pass_on(self, number: int) -> None:
+        body = _Body(self.rates[number], self._second)
+        try:
+            pass_on(body, SECONDS * self.rates[number], lambda _: None, stall_timeout_s=STALL_S)
+        except StoreStalledError:
+            self.stalled.add(number)
+            for _ in range(SECONDS - body.seconds):
+                self._second.wait(10)  # the clock goes on for the others
+
+
+class _Body:
+    def __init__(self, rate: int, second: threading.Barrier) -> None:
+        self.seconds = 0
+        self._rate = rate
+        self._second = second
+
+    def read1(self, _amount: int, /) -> bytes:
+        self._second.wait(10)
+        self.seconds += 1
+        return bytes(self._rate)
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("rates", "stalled"),
+    [
+        pytest.param([SLOWEST_RATE - 1], {0}, id="alone"),
+        pytest.param([SLOWEST_RATE + 1], set(), id="alone and faster"),
+        pytest.param([SLOWEST_RATE // 4] * 16, set(), id="many on a slow link"),
+        pytest.param([SLOWEST_RATE // 4] * 15 + [SLOWEST_RATE // 20], {15}, id="one of many"),
+        pytest.param([SLOWEST_RATE // 4] * 3, {0, 1, 2}, id="all of few"),
+        pytest.param([200_000] * 4 + [SLOWEST_RATE // 2], {4}, id="one beside fast ones"),
+    ],
+)
+def test_a_body_stalls_by_what_others_get(
+    monkeypatch: pytest.MonkeyPatch, rates: Sequence[int], stalled: set[int]
+) -> None:
+    link = Link(rates)
+    monkeypatch.setattr(bodies, "time", link)
+    assert link.run() == stalled
