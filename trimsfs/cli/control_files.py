@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
+from trimsfs import control_files
 from trimsfs.errors import (
     NoSuchEntryError,
     NotMountedError,
@@ -24,7 +25,7 @@ from trimsfs.errors import (
     TrimsError,
 )
 from trimsfs.mountinfo import Mount, mount_of
-from trimsfs.processes import end_with_parent
+from trimsfs.processes import start_child
 
 T = TypeVar("T")
 
@@ -112,11 +113,7 @@ class Questions(Generic[T]):
 
     def ask(self, mount: Mount, ask: Callable[[Mount], T]) -> None:
         """Start to query a mount with *ask*."""
-        receiver, sender = os.pipe()
-        child = os.fork()
-        if child == 0:
-            _ask(partial(ask, mount), sender)
-        os.close(sender)
+        receiver, child = start_child(partial(_ask, partial(ask, mount)))
         self._asking[receiver] = _Asking(mount, child)
 
     def under_way(self) -> list[Mount]:
@@ -154,17 +151,13 @@ def ask_each(mounts: Sequence[Mount], ask: Callable[[Mount], T]) -> Iterator[tup
 
 
 def _ask(ask: Callable[[], object], sender: int) -> None:
-    """Run a query in this child process, send its result, and exit."""
+    """Run a query in this child process, and send its result."""
     try:
-        end_with_parent()
-        try:
-            found = ask()
-        except TrimsError as error:
-            found = error
-        with os.fdopen(sender, "wb") as pipe:
-            pickle.dump(found, pipe)
-    finally:
-        os._exit(0)
+        found = ask()
+    except TrimsError as error:
+        found = error
+    with os.fdopen(sender, "wb") as pipe:
+        pickle.dump(found, pipe)
 
 
 def control_directory(path: Path) -> Path:
@@ -185,14 +178,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return next(read_lines(path))
 
 
-def read_lines(path: Path, *, about: Path | None = None) -> Iterator[dict[str, Any]]:
-    """The lines of a control file as they arrive; closing the iterator cancels a command. Errors name *about*."""
+def read_lines(path: Path, *, about: Path | None = None, again: bool = False) -> Iterator[dict[str, Any]]:
+    """The lines of a control file as they arrive; closing the iterator cancels a command. Errors name *about*.
+
+    With *again*, a command begins anew on the next server if its own ends.
+    """
     try:
-        with path.open("rb", buffering=0) as file:
-            text = b""
-            while piece := file.read(1 << 20):
-                *lines, text = (text + piece).split(b"\n")
-                yield from map(json.loads, lines)
+        yield from map(json.loads, control_files.read_lines(path, again=again))
     except OSError as error:
         raise translated(error, about or path) from error
 
@@ -200,7 +192,7 @@ def read_lines(path: Path, *, about: Path | None = None) -> Iterator[dict[str, A
 def read_text(path: Path) -> str:
     """The text of a control file."""
     try:
-        return path.read_text()
+        return control_files.read_bytes(path).decode()
     except OSError as error:
         raise translated(error, path) from error
 
