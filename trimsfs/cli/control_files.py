@@ -8,13 +8,14 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Generic, TypeVar, cast
 
 from trimsfs import control_files
+from trimsfs.cli.output import left_out
 from trimsfs.errors import (
     NoSuchEntryError,
     NotMountedError,
@@ -24,7 +25,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TrimsError,
 )
-from trimsfs.mountinfo import Mount, mount_of
+from trimsfs.mountinfo import Mount, file_systems, mount_of
 from trimsfs.processes import start_child
 
 T = TypeVar("T")
@@ -148,6 +149,29 @@ def ask_each(mounts: Sequence[Mount], ask: Callable[[Mount], T]) -> Iterator[tup
         questions.ask(mount, ask)
     while questions.under_way():
         yield from questions.answers(0.5)
+
+
+def records_of(
+    path: Path | None, ask: Callable[[Mount], list[dict[str, Any]]], failures: list[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """What *ask* lists of all mounts, or what of it is at or below a *path*. Raises TrimsError if its mount fails.
+
+    Of all mounts, those that do not answer are left out, and added to the *failures*.
+    """
+    if path is None:
+        return [each for _, found in left_out(ask_each(file_systems(), ask), failures) for each in found]
+    found, below = ask(mount_over(path)), os.path.realpath(path)
+    return [each for each in found if PurePath(each["path"]).is_relative_to(below)]
+
+
+def on_this_host(mount: Mount, records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a mount tells of paths, with their paths on this host; without those that are not mounted there."""
+    paths = [(record, PurePath("/", record["path"])) for record in records]
+    return [
+        record | {"path": str(mount.mountpoint / path.relative_to(mount.root))}
+        for record, path in paths
+        if path.is_relative_to(mount.root)
+    ]
 
 
 def _ask(ask: Callable[[], object], sender: int) -> None:
