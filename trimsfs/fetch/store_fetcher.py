@@ -298,7 +298,7 @@ class StoreFetcher:
             batch = batch or self._scheduler.next_for_others(self._slots.for_others)
             if not batch:
                 for_others = False
-                batch = self._scheduler.next_prefetched(self._slots.for_prefetched, full=self._disk.full)
+                batch = self._scheduler.next_prefetched(self._slots.for_prefetched, full=self._disk.space.full)
                 if not batch:
                     self._pump_later()
                     return
@@ -387,7 +387,7 @@ class StoreFetcher:
 
     def _refused(self, blob: Blob) -> None:
         """Stop the prefetch of a blob for which the disk has no room."""
-        self._stop_prefetch(blob, no_room(blob, self._disk.tenant_full(blob)))
+        self._stop_prefetch(blob, no_room(blob, self._disk.space.tenant_full(blob)))
 
     def _stop_prefetch(self, blob: Blob, error: StoreError | CacheFullError) -> None:
         prefetch = self._scheduler.prefetch(blob)

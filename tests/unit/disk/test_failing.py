@@ -77,7 +77,7 @@ async def test_a_disk_that_stays_full_is_full(
     async with opened(cache) as tier, tier.using(generation_of("b", b)) as blob:
         FailingWrites(monkeypatch, errno.ENOSPC)
         assert await store(tier, blob, b, 0) == [False]
-        assert tier.full(generation_of("b", b))
+        assert tier.space.full(generation_of("b", b))
 
 
 async def test_a_real_full_disk_declines_and_serves_on(tmp_path: Path, chunk_size: int) -> None:
