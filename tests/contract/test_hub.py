@@ -37,7 +37,7 @@ from trimsfs.errors import (
 )
 from trimsfs.options import MountOptions
 from trimsfs.stores import Retrying, RetryingStore, Store, open_store, reach
-from trimsfs.stores.huggingface import METADATA_THREADS
+from trimsfs.stores.bodies import METADATA_THREADS
 from trimsfs.stores.huggingface.hub import Hub as RealHub
 from trimsfs.stores.huggingface.repositories import parse
 

@@ -23,14 +23,13 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.options import MountOptions
-from trimsfs.stores.bodies import MALFORMED, received
+from trimsfs.stores.bodies import CONNECT_TIMEOUT_S, MALFORMED, received
 from trimsfs.stores.endpoints import Pools
 from trimsfs.stores.oci.authorisation import Authorisation
 from trimsfs.stores.oci.reference import Reference
 
 T = TypeVar("T")
 
-CONNECT_TIMEOUT_S = 3.0
 MOST_REDIRECTS = 5
 LOCATION_TTL_S = 60.0
 """How long a blob's place, to which the registry has redirected, is asked without asking the registry: signed URLs
