@@ -5,14 +5,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-import urllib3.exceptions
-
 from trimsfs.errors import (
     ObjectChangedError,
     ObjectNotFoundError,
     StoreAccessError,
     StoreError,
-    StoreStalledError,
     StoreUnavailableError,
     TransientStoreError,
 )
@@ -21,6 +18,7 @@ from trimsfs.stores.bodies import MALFORMED, RequestThreads
 from trimsfs.stores.cloud.connections import Answer, Connections, Request
 from trimsfs.stores.cloud.service import Service, content_name, digest_of, error_of, one_line
 from trimsfs.stores.digests import Digest
+from trimsfs.stores.endpoints import UNANSWERED, unanswered
 from trimsfs.types import Generation
 
 T = TypeVar("T")
@@ -104,12 +102,8 @@ class CloudStore:
             return function()
         except StoreError:
             raise
-        except urllib3.exceptions.NewConnectionError as error:  # to urllib3 a timeout, too
-            raise TransientStoreError(one_line(error)) from error
-        except (urllib3.exceptions.TimeoutError, TimeoutError) as error:
-            raise StoreStalledError(f"timeout: {one_line(error)}") from error
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise TransientStoreError(one_line(error)) from error
+        except UNANSWERED as error:
+            raise unanswered(error, one_line(error)) from error
         except MALFORMED as error:
             if "header value" in str(error):
                 # Without the cause: its text is the header, which contains the credentials.
