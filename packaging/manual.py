@@ -25,8 +25,9 @@ from trimsfs.cli.mount_options import is_flag
 from trimsfs.command_group import CommandGroup
 from trimsfs.exit_codes import EXIT_CODES
 from trimsfs.options import DEFAULT_CONFIG, MountOptions
-from trimsfs.options.schema import TABLES, AccessRule, StoreTable, Tenant
+from trimsfs.options.schema import TABLES, AccessRule, Tenant
 from trimsfs.options.sources import MOUNTPOINT
+from trimsfs.options.store import StoreTable
 
 ABOUT = "trimsfs: models of a bucket as files"
 CONFIGURATION = "trimsfs.toml"

@@ -6,7 +6,7 @@ import re
 import signal
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,6 +130,28 @@ def _family(pid: int) -> list[int]:
 def end_with_parent() -> None:
     """Make the kernel kill this process when its parent ends."""
     _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+
+
+def start_child(work: Callable[[int], object]) -> tuple[int, int]:
+    """Fork a child that does *work* with a descriptor to write to, and ends with it or with this process.
+
+    Returns the descriptor at which this process reads, and the child's pid. Raises OSError.
+    """
+    receiver, sender = os.pipe()
+    try:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                end_with_parent()
+                work(sender)
+            finally:
+                os._exit(0)
+    except OSError:
+        os.close(receiver)
+        raise
+    finally:
+        os.close(sender)
+    return receiver, pid
 
 
 def open_descriptors() -> int:

@@ -27,6 +27,7 @@ from tests.benchmarks.measure import cold, growth, processes, service, stores, w
 from tests.benchmarks.models.everything import models
 from tests.benchmarks.models.loads import Selection
 from tests.benchmarks.models.outages import outages
+from tests.benchmarks.options import parser_of
 from tests.benchmarks.results import Results
 from tests.benchmarks.scale import FULL, QUICK, Scale
 from tests.benchmarks.scaling import growths
@@ -100,22 +101,13 @@ def _run(scale: Scale, only: list[str], selection: Selection, console: Console) 
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser = parser_of("tests.benchmarks", __doc__, NAMES, "build/benchmarks")
     parser.add_argument("--quick", action="store_true", help="small sizes, few repetitions")
-    parser.add_argument("--only", type=_groups, default=NAMES, help=f"some of {','.join(NAMES)}")
     for name in ("programs", "places", "contenders"):
         parser.add_argument(
             f"--{name}", type=_set, default=frozenset(), help="of the groups models and outages, separated by commas"
         )
-    parser.add_argument("--output", type=Path, default=Path("build/benchmarks"))
     return parser.parse_args()
-
-
-def _groups(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := set(names) - set(NAMES):
-        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: none of {', '.join(NAMES)}")
-    return names
 
 
 def _set(text: str) -> frozenset[str]:

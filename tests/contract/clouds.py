@@ -4,7 +4,7 @@ import base64
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -89,17 +89,10 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLOUDSDK_CONFIG", "/nonexistent")
 
 
-@asynccontextmanager
-async def opened(
-    url: str, endpoint_url: str, *, anonymous: bool = True, stall_s: float = PATIENCE_S
-) -> AsyncIterator[Store]:
+def opened(url: str, endpoint_url: str, *, anonymous: bool = True, stall_s: float = PATIENCE_S) -> aclosing[Store]:
     """A store of this server."""
     options = MountOptions(store=url, endpoint_url=endpoint_url, anonymous=anonymous, stall_timeout=stall_s)
-    store = open_store(options, max_requests=MAX_REQUESTS)
-    try:
-        yield store
-    finally:
-        await store.aclose()
+    return aclosing(open_store(options, max_requests=MAX_REQUESTS))
 
 
 @asynccontextmanager

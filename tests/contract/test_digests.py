@@ -3,8 +3,7 @@
 import io
 import os
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,8 @@ SIZE = 20 * MIB + 5
 CONTENT = random.Random(3).randbytes(SIZE)
 
 
-@asynccontextmanager
-async def opened(backend: Backend) -> AsyncIterator[Store]:
-    store = backend.open()
-    try:
-        yield store
-    finally:
-        await store.aclose()
+def opened(backend: Backend) -> aclosing[Store]:
+    return aclosing(backend.open())
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ import os
 import random
 import subprocess
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from trimsfs.errors import (
 )
 from trimsfs.options import MountOptions
 from trimsfs.stores import Retrying, RetryingStore, Store, open_store, reach
-from trimsfs.stores.huggingface import METADATA_THREADS
+from trimsfs.stores.bodies import METADATA_THREADS
 from trimsfs.stores.huggingface.hub import Hub as RealHub
 from trimsfs.stores.huggingface.repositories import parse
 
@@ -77,13 +76,8 @@ def git_id(content: bytes) -> str:
     return subprocess.run(command, input=content, capture_output=True, check=True).stdout.decode().strip()
 
 
-@asynccontextmanager
-async def opened(hub: Hub, url: str, **more: Any) -> AsyncIterator[Store]:
-    store = open_store(options(hub, url, **more), max_requests=8)
-    try:
-        yield store
-    finally:
-        await store.aclose()
+def opened(hub: Hub, url: str, **more: Any) -> aclosing[Store]:
+    return aclosing(open_store(options(hub, url, **more), max_requests=8))
 
 
 def test_the_fake_hub_answers_huggingface_hub_itself(hub: Hub, model: str, tmp_path: Path) -> None:

@@ -70,11 +70,8 @@ def options(store: str, **more: Any) -> MountOptions:
     return MountOptions(store=store, stall_timeout=2, **more)
 
 
-@contextlib.asynccontextmanager
-async def opened(url: str, **more: Any) -> Any:
-    store = open_store(options(url, **more), max_requests=16)
-    yield store
-    await store.aclose()
+def opened(url: str, **more: Any) -> contextlib.aclosing[Any]:
+    return contextlib.aclosing(open_store(options(url, **more), max_requests=16))
 
 
 async def content(store: Store) -> dict[str, bytes]:

@@ -4,7 +4,7 @@ import json
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,13 +49,8 @@ def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     use_only(S3Server("http://127.0.0.1:1", "AKIDEXAMPLE", SECRET), monkeypatch)
 
 
-@asynccontextmanager
-async def opened(options: MountOptions) -> AsyncIterator[Store]:
-    store = open_store(options, max_requests=MAX_REQUESTS)
-    try:
-        yield store
-    finally:
-        await store.aclose()
+def opened(options: MountOptions) -> aclosing[Store]:
+    return aclosing(open_store(options, max_requests=MAX_REQUESTS))
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -49,13 +50,8 @@ async def writer(options: MountOptions) -> AsyncIterator[Writer]:
         yield writer
 
 
-@contextlib.asynccontextmanager
-async def opened(options: MountOptions) -> AsyncIterator[Writer]:
-    writer = open_writer(options, scratch="m/.trims-versions/tmp", max_requests=4)
-    try:
-        yield writer
-    finally:
-        await writer.aclose()
+def opened(options: MountOptions) -> aclosing[Writer]:
+    return aclosing(open_writer(options, scratch="m/.trims-versions/tmp", max_requests=4))
 
 
 async def content(writer: Writer, key: str) -> bytes | None:

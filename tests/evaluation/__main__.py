@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.benchmarks import machine
+from tests.benchmarks.options import parser_of
 from tests.evaluation import plots, report
 from tests.evaluation.clients import clients
 from tests.evaluation.folding import folding
@@ -92,20 +93,11 @@ def _part(name: str, setting: Setting, models: Sequence[Model], results: Results
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.evaluation", description=__doc__)
+    parser = parser_of("tests.evaluation", __doc__, PARTS, "build/evaluation")
     parser.add_argument("python", type=os.path.abspath, help="an interpreter that has MXNet")
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}, few repetitions")
-    parser.add_argument("--only", type=_parts, default=list(PARTS), help=f"some of {','.join(PARTS)}")
     parser.add_argument("--models", type=lambda text: text.split(","), help="only these")
-    parser.add_argument("--output", type=Path, default=Path("build/evaluation"))
     return parser.parse_args()
-
-
-def _parts(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := set(names) - set(PARTS):
-        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: none of {', '.join(PARTS)}")
-    return names
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ from tests.support.exporters import Exporter, exporting
 from tests.support.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
 from tests.support.parts import blob_files, flip_byte
 from tests.support.signing import new_key, pem
-from trimsfs.control.metrics import HELP
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
 
@@ -264,7 +263,6 @@ def test_copies_that_wait_for_their_comparison(host: Host) -> None:
         path.read_bytes()
 
 
-@pytest.mark.skipif("files_open_seconds" not in HELP, reason="servers of this version have no histograms")
 def test_cold_opens_that_wait_for_long(host: Host, tmp_path: Path) -> None:
     options = ("--cold-open", "wait", "--stall-timeout", "6", "--retry-deadline", "60", "--prefetch", "off")
     with mounted(f"s3://{BUCKET}", tmp_path, *options, environment=host.store.environment()) as mount:
@@ -312,7 +310,7 @@ def test_every_query_of_the_dashboard_returns_data(host: Host) -> None:
         time.sleep(20)
         told = set(re.findall(r"^(trimsfs_\w+)", "\n".join(_told(host)), re.MULTILINE)) | {"up"}
         asked = [query for query in queries() if _needed(query) <= told]
-        assert len(asked) == len(queries()) if "files_open_seconds" in HELP else len(asked) > 25
+        assert len(asked) == len(queries())
         for query in asked:
             for variable in ("$instance", "$mountpoint"):
                 query = query.replace(variable, ".*")  # noqa: PLW2901

@@ -115,16 +115,16 @@ def written(blob: Blob, chunk: int, data: memoryview | bytes) -> ChunkRecord:
 async def store_chunk(tier: DiskTier, blob: Blob, chunk: int, data: memoryview) -> bool:
     """Keep a chunk as the fetcher does, if there is room."""
     for last in (False, True):
-        if not await tier.reserve(blob, len(data)):
+        if not await tier.space.reserve(blob, len(data)):
             break
         try:
             record = await trio.to_thread.run_sync(written, blob, chunk, data)
         except OSError as error:
-            await tier.write_failed(blob, len(data), error, last=last)
+            await tier.space.write_failed(blob, len(data), error, last=last)
         else:
             tier.wrote(blob, record)
             return True
-    tier.refused()
+    tier.space.refused()
     return False
 
 

@@ -31,11 +31,7 @@ class OddStore(DirectoryStore):
 
     def __init__(self, root: Path, *, streaming: bool) -> None:
         super().__init__(root)
-        self._streams = streaming
-
-    @property
-    def streaming(self) -> bool:
-        return self._streams
+        self.streaming = streaming
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:  # type: ignore[override]
         what, _, rest = generation.key.partition("/")

@@ -559,7 +559,7 @@ async def test_a_reader_may_leave_while_the_disk_makes_room(
     bench = await streaming.bench(requests=1)
     blob = await bench.acquire("a")
     break_writes(monkeypatch, errno.ENOSPC, begin=2 * chunk_size, times=1)
-    write_failed, reader = bench.tier.write_failed, trio.CancelScope()
+    write_failed, reader = bench.tier.space.write_failed, trio.CancelScope()
 
     async def slowly(*arguments: Any, **options: Any) -> None:
         with trio.CancelScope(shield=True):  # as threads are
@@ -567,7 +567,7 @@ async def test_a_reader_may_leave_while_the_disk_makes_room(
             reader.cancel()
             await trio.sleep(2 * LINGER_S)
 
-    monkeypatch.setattr(bench.tier, "write_failed", slowly)
+    monkeypatch.setattr(bench.tier.space, "write_failed", slowly)
     with reader:
         await bench.fetcher.fetch_all(blob)
     await until(bench.idle)

@@ -1,8 +1,10 @@
 """How the commands ask mounts, of which some may hang."""
 
+import errno
 import os
 import signal
 import time
+from io import BufferedReader, BytesIO, RawIOBase
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,9 @@ import pytest
 from tests.support.mounts import wait_until
 from tests.support.processes import alive
 from trimsfs.cli import control_files
-from trimsfs.cli.control_files import ask_each
-from trimsfs.errors import NotMountedError, NotPermittedError
+from trimsfs.cli.control_files import ask_each, read_json, read_lines, read_text
+from trimsfs.control_files import MOST_OPENS
+from trimsfs.errors import NotMountedError, NotPermittedError, ObjectChangedError
 from trimsfs.mountinfo import Mount
 
 
@@ -62,6 +65,61 @@ def test_who_asks_ends_with_the_command() -> None:
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
     wait_until(lambda: not alive(asker))
+
+
+class Replaced(RawIOBase):
+    """A control file whose server is replaced after it has told *text*."""
+
+    def __init__(self, text: bytes) -> None:
+        self._text = BytesIO(text)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        if not (read := self._text.readinto(buffer)):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return read
+
+
+@pytest.fixture
+def opens(monkeypatch: pytest.MonkeyPatch) -> list[BufferedReader]:
+    """What the next opens of a file give; after them, the file itself."""
+    real, left = Path.open, list[BufferedReader]()
+    monkeypatch.setattr(Path, "open", lambda path, *how, **more: left.pop() if left else real(path, *how, **more))
+    return left
+
+
+def test_a_control_file_whose_server_is_replaced_is_read_from_the_next(
+    tmp_path: Path, opens: list[BufferedReader]
+) -> None:
+    file = tmp_path / "control"
+    file.write_text('{"a": 1}\n{"b": 2}\n')
+    for told in (b"", b'{"a"'):
+        opens += [BufferedReader(Replaced(told)) for _ in range(MOST_OPENS - 1)]
+        assert read_json(file) == {"a": 1}
+        assert opens == []
+        opens += [BufferedReader(Replaced(told))]
+        assert read_text(file) == file.read_text()
+
+
+def test_lines_begin_anew_on_the_next_server_only_where_they_may(tmp_path: Path, opens: list[BufferedReader]) -> None:
+    file = tmp_path / "warm"
+    file.write_text('{"a": 1}\n{"b": 2}\n')
+    opens += [BufferedReader(Replaced(b'{"a": 1}\n'))]
+    lines = read_lines(file)
+    assert next(lines) == {"a": 1}
+    with pytest.raises(ObjectChangedError):
+        next(lines)
+    opens += [BufferedReader(Replaced(b'{"a": 1}\n'))]
+    assert list(read_lines(file, again=True)) == [{"a": 1}, {"a": 1}, {"b": 2}]
+
+
+def test_a_control_file_of_which_every_server_ends_is_an_error(tmp_path: Path, opens: list[BufferedReader]) -> None:
+    opens += [BufferedReader(Replaced(b"")) for _ in range(MOST_OPENS)]
+    with pytest.raises(ObjectChangedError):
+        read_text(tmp_path / "control")
+    assert opens == []
 
 
 NAMES = ("hangs", "works", "private", "ends", "answers")

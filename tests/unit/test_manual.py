@@ -17,7 +17,8 @@ from trimsfs.cli.fstab import main as fstab
 from trimsfs.cli.main import main as trimsfs
 from trimsfs.exit_codes import EXIT_CODES
 from trimsfs.options import MountOptions
-from trimsfs.options.schema import AccessRule, StoreTable, Tenant
+from trimsfs.options.schema import AccessRule, Tenant
+from trimsfs.options.store import StoreTable
 
 ROOT = Path(__file__).parents[2]
 BIN = str(Path(TRIMSFS).parent)

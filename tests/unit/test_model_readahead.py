@@ -198,9 +198,9 @@ async def test_a_full_cache_gives_a_quarter_of_itself(
 ) -> None:
     store.put("old", content_of("old", 8 * chunk_size))
     async with serving(cache_size=8 * chunk_size, cache_policy=policy) as server:
-        assert server.disk.room_ahead(store.generation("old"), here=0) == 8 * chunk_size
+        assert server.disk.space.room_ahead(store.generation("old"), here=0) == 8 * chunk_size
         await server.content("old")
-        assert server.disk.room_ahead(store.generation("old"), here=0) == share * 8 * chunk_size
+        assert server.disk.space.room_ahead(store.generation("old"), here=0) == share * 8 * chunk_size
 
 
 async def test_what_the_caller_may_not_read_does_not_come(serving: Serving, store: MemoryStore) -> None:

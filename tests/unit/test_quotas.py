@@ -64,12 +64,12 @@ async def test_what_is_larger_than_a_share_is_not_kept(cache: Path, chunk_size: 
         await fill(tier, "a/1", content_of("a/1", chunk_size))
         big = generation_of("a/big", content_of("a/big", 4 * chunk_size))
         async with tier.using(big) as blob:
-            assert not await tier.reserve(blob, 4 * chunk_size)
+            assert not await tier.space.reserve(blob, 4 * chunk_size)
             # That a tenant's share is full keeps nobody else from anything.
             other = generation_of("other", content_of("other", chunk_size))
             async with tier.using(other) as another:
-                assert await tier.reserve(another, chunk_size)
-                tier.unreserve(another, chunk_size)
+                assert await tier.space.reserve(another, chunk_size)
+                tier.space.unreserve(another, chunk_size)
         assert await keys(tier) == {"a/1"}
 
 
@@ -79,7 +79,7 @@ async def test_shares_that_were_made_smaller_are_kept_to_after_a_restart(cache: 
             await fill(tier, key, content_of(key, chunk_size))
     async with opened(cache, quotas=Quotas({"a/": chunk_size})) as tier:
         assert tier.statistics().tenant_used_bytes == {"a/": 3 * chunk_size}
-        await tier._space.keep()
+        await tier.space.keep()
         assert await keys(tier) == {"a/3", "rest"}
 
 

@@ -8,7 +8,7 @@ from tests.support.parts import disk_tier, fill
 from tests.support.stores import MemoryStore, as_store
 from trimsfs.errors import ObjectNotFoundError
 from trimsfs.options import MountOptions
-from trimsfs.options.schema import StoreTable
+from trimsfs.options.store import StoreTable
 from trimsfs.origins import ByPath, Origins
 from trimsfs.stores import DirectoryStore, Store, StoreRouter, open_store
 from trimsfs.tiers.quotas import Quotas

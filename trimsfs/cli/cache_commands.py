@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,12 @@ from trimsfs.cli.control_files import control_directory, mount_of_path, read_jso
 from trimsfs.cli.gpu import VERIFY_GPU, Naming, counted, verifying, warming
 from trimsfs.cli.output import fail_if_any, reported, say
 from trimsfs.command_group import complete_mounted, examples
-from trimsfs.errors import CacheFullError, ConfigurationError, ObjectChangedError, TrimsError
+from trimsfs.errors import CacheFullError, ConfigurationError, TrimsError
 from trimsfs.processes import usage
 from trimsfs.text import printable
 
 BACKGROUND = "background-"
 WARM_FLEET = "warm-fleet"
-MOST_SERVERS = 6
-"""How many servers in a row get a command before it fails: the keeper gives up after as many crashes."""
 
 _paths = click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=Path, shell_complete=complete_mounted)
 _background = click.option(
@@ -241,7 +238,7 @@ class _Follower:
     def last_line(self, file: Path) -> dict[str, Any]:
         """Show the progress of the command; its last line, which has the result."""
         line: dict[str, Any] = {"state": "running"}
-        for line in _lines(file):
+        for line in read_lines(file, again=True):
             if self.manner.as_json:
                 click.echo(json.dumps(line | {"path": str(self.path)}))
             reason = line.get("waiting") or ""  # older servers do not send it
@@ -253,18 +250,6 @@ class _Follower:
                 self._waiting = bool(reason)
                 say(f"trimsfs: {self.path}: {reason or 'the store answers again'}", error=True)
         return line
-
-
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a command. If its server ends, the command starts again on the next one."""
-    for server in range(MOST_SERVERS):
-        try:
-            yield from read_lines(file)
-        except ObjectChangedError:
-            if server == MOST_SERVERS - 1:
-                raise
-        else:
-            return
 
 
 def _failure(path: Path, line: dict[str, Any], manner: _Manner) -> tuple[str, str] | None:

@@ -8,12 +8,14 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Generic, TypeVar, cast
 
+from trimsfs import control_files
+from trimsfs.cli.output import left_out
 from trimsfs.errors import (
     NoSuchEntryError,
     NotMountedError,
@@ -23,8 +25,8 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TrimsError,
 )
-from trimsfs.mountinfo import Mount, mount_of
-from trimsfs.processes import end_with_parent
+from trimsfs.mountinfo import Mount, file_systems, mount_of
+from trimsfs.processes import start_child
 
 T = TypeVar("T")
 
@@ -112,11 +114,7 @@ class Questions(Generic[T]):
 
     def ask(self, mount: Mount, ask: Callable[[Mount], T]) -> None:
         """Start to query a mount with *ask*."""
-        receiver, sender = os.pipe()
-        child = os.fork()
-        if child == 0:
-            _ask(partial(ask, mount), sender)
-        os.close(sender)
+        receiver, child = start_child(partial(_ask, partial(ask, mount)))
         self._asking[receiver] = _Asking(mount, child)
 
     def under_way(self) -> list[Mount]:
@@ -153,18 +151,37 @@ def ask_each(mounts: Sequence[Mount], ask: Callable[[Mount], T]) -> Iterator[tup
         yield from questions.answers(0.5)
 
 
+def records_of(
+    path: Path | None, ask: Callable[[Mount], list[dict[str, Any]]], failures: list[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """What *ask* lists of all mounts, or what of it is at or below a *path*. Raises TrimsError if its mount fails.
+
+    Of all mounts, those that do not answer are left out, and added to the *failures*.
+    """
+    if path is None:
+        return [each for _, found in left_out(ask_each(file_systems(), ask), failures) for each in found]
+    found, below = ask(mount_over(path)), os.path.realpath(path)
+    return [each for each in found if PurePath(each["path"]).is_relative_to(below)]
+
+
+def on_this_host(mount: Mount, records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a mount tells of paths, with their paths on this host; without those that are not mounted there."""
+    paths = [(record, PurePath("/", record["path"])) for record in records]
+    return [
+        record | {"path": str(mount.mountpoint / path.relative_to(mount.root))}
+        for record, path in paths
+        if path.is_relative_to(mount.root)
+    ]
+
+
 def _ask(ask: Callable[[], object], sender: int) -> None:
-    """Run a query in this child process, send its result, and exit."""
+    """Run a query in this child process, and send its result."""
     try:
-        end_with_parent()
-        try:
-            found = ask()
-        except TrimsError as error:
-            found = error
-        with os.fdopen(sender, "wb") as pipe:
-            pickle.dump(found, pipe)
-    finally:
-        os._exit(0)
+        found = ask()
+    except TrimsError as error:
+        found = error
+    with os.fdopen(sender, "wb") as pipe:
+        pickle.dump(found, pipe)
 
 
 def control_directory(path: Path) -> Path:
@@ -185,14 +202,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return next(read_lines(path))
 
 
-def read_lines(path: Path, *, about: Path | None = None) -> Iterator[dict[str, Any]]:
-    """The lines of a control file as they arrive; closing the iterator cancels a command. Errors name *about*."""
+def read_lines(path: Path, *, about: Path | None = None, again: bool = False) -> Iterator[dict[str, Any]]:
+    """The lines of a control file as they arrive; closing the iterator cancels a command. Errors name *about*.
+
+    With *again*, a command begins anew on the next server if its own ends.
+    """
     try:
-        with path.open("rb", buffering=0) as file:
-            text = b""
-            while piece := file.read(1 << 20):
-                *lines, text = (text + piece).split(b"\n")
-                yield from map(json.loads, lines)
+        yield from map(json.loads, control_files.read_lines(path, again=again))
     except OSError as error:
         raise translated(error, about or path) from error
 
@@ -200,7 +216,7 @@ def read_lines(path: Path, *, about: Path | None = None) -> Iterator[dict[str, A
 def read_text(path: Path) -> str:
     """The text of a control file."""
     try:
-        return path.read_text()
+        return control_files.read_bytes(path).decode()
     except OSError as error:
         raise translated(error, path) from error
 

@@ -1,17 +1,16 @@
 """``trimsfs jobs``: lists and cancels the commands that servers run in the background."""
 
 import json
-import os
 import time
 from contextlib import suppress
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import click
 from rich.filesize import decimal
 
-from trimsfs.cli.control_files import ask_each, check_answers, mount_of_path, read_json
-from trimsfs.cli.output import fail_if_any, left_out, reported, say, show
+from trimsfs.cli.control_files import check_answers, on_this_host, read_json, records_of
+from trimsfs.cli.output import fail_if_any, reported, say, show
 from trimsfs.command_group import complete_mounted, examples
 from trimsfs.errors import NoSuchEntryError, TrimsError
 from trimsfs.mountinfo import Mount, file_systems
@@ -48,13 +47,7 @@ def jobs() -> None:
 def list_jobs(path: Path | None, as_json: bool) -> None:
     """List the jobs of all mounts, or those for PATH and everything below it."""
     failures: list[tuple[str, str]] = []
-    if path is None:
-        found = left_out(ask_each(file_systems(), jobs_of), failures)
-        jobs = [job for _, each in found for job in each]
-    else:
-        mount = mount_of_path(path)
-        below = os.path.realpath(path)
-        jobs = [job for job in jobs_of(mount) if PurePath(job["path"]).is_relative_to(below)]
+    jobs = records_of(path, jobs_of, failures)
     if as_json:
         click.echo(json.dumps(jobs, indent=2))
     elif jobs:
@@ -81,12 +74,7 @@ def jobs_of(mount: Mount) -> list[dict[str, Any]]:
         found = read_json(mount.mountpoint / ".trims/.trims/jobs")["jobs"]
     except NoSuchEntryError:
         return []  # older servers have no jobs
-    paths = [(job, PurePath("/", job["path"])) for job in found]
-    return [
-        job | {"path": str(mount.mountpoint / path.relative_to(mount.root))}
-        for job, path in paths
-        if path.is_relative_to(mount.root)
-    ]
+    return on_this_host(mount, found)
 
 
 def _age(seconds: float) -> str:

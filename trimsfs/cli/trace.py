@@ -1,20 +1,19 @@
 """``trimsfs trace``: what the last cold opens waited for, as a table, as Chrome trace JSON, or by OpenTelemetry."""
 
 import json
-import os
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import click
 
 from trimsfs.cli.chrome_trace import chrome_trace
-from trimsfs.cli.control_files import ask_each, check_answers, mount_over, read_lines
-from trimsfs.cli.output import fail_if_any, left_out, reported, say, show
+from trimsfs.cli.control_files import check_answers, on_this_host, read_lines, records_of
+from trimsfs.cli.output import fail_if_any, reported, say, show
 from trimsfs.command_group import complete_mounted, examples
 from trimsfs.errors import ConfigurationError, NoSuchEntryError, TrimsError
-from trimsfs.mountinfo import Mount, file_systems
+from trimsfs.mountinfo import Mount
 from trimsfs.text import printable
 
 FOLLOW_INTERVAL_S = 2.0
@@ -73,12 +72,7 @@ def trace(path: Path | None, output: Path | None, endpoint: str | None, follow: 
 
 def _traces(path: Path | None, failures: list[tuple[str, str]]) -> list[dict[str, Any]]:
     """The traces of all mounts, or of a path and what is below it, the oldest first. Raises TrimsError of a path."""
-    if path is not None:
-        found, below = _traces_of(mount_over(path)), os.path.realpath(path)
-        found = [trace for trace in found if PurePath(trace["path"]).is_relative_to(below)]
-    else:
-        found = [trace for _, each in left_out(ask_each(file_systems(), _traces_of), failures) for trace in each]
-    return sorted(found, key=lambda trace: trace["began"])
+    return sorted(records_of(path, _traces_of, failures), key=lambda trace: trace["began"])
 
 
 def _traces_of(mount: Mount) -> list[dict[str, Any]]:
@@ -88,12 +82,7 @@ def _traces_of(mount: Mount) -> list[dict[str, Any]]:
         found = list(read_lines(mount.mountpoint / ".trims/traces", about=mount.mountpoint))
     except NoSuchEntryError:
         return []  # its server has an earlier version
-    paths = [(trace, PurePath("/", trace["path"])) for trace in found]
-    return [
-        trace | {"path": str(mount.mountpoint / path.relative_to(mount.root)), "mountpoint": str(mount.mountpoint)}
-        for trace, path in paths
-        if path.is_relative_to(mount.root)
-    ]
+    return [trace | {"mountpoint": str(mount.mountpoint)} for trace in on_this_host(mount, found)]
 
 
 def _show(traces: Sequence[dict[str, Any]]) -> None:

@@ -1,7 +1,7 @@
 """Actions: warm, pin, unpin, evict or verify one file."""
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from typing import TypeVar
@@ -9,7 +9,15 @@ from typing import TypeVar
 import trio
 
 from trimsfs.control.progress import Progress
-from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError, StoreUnavailableError, TrimsError
+from trimsfs.errors import (
+    BlobDamagedError,
+    CacheError,
+    CacheUnusableError,
+    InUseError,
+    StoreAccessError,
+    StoreUnavailableError,
+    TrimsError,
+)
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.copy_requests import WarmRequest
@@ -31,6 +39,19 @@ T = TypeVar("T")
 
 RELEASE_CHECKS, RELEASE_INTERVAL_S = 50, 0.01
 """How often, and how far apart, an eviction checks for a late close, or for the server to end its own use."""
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 300.0
+"""How long the server waits before it tries again to restore pinned files: at first, and at most."""
+PASSING = (CacheError, StoreAccessError, StoreUnavailableError)
+"""The errors after which a later attempt to restore a pinned file may succeed."""
+
+
+def _pauses() -> Iterator[float]:
+    """The pauses between attempts, in seconds."""
+    pause_s = FIRST_PAUSE_S
+    while True:
+        yield pause_s
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 class Actions:
@@ -64,36 +85,41 @@ class Actions:
         return list(self._gpu.pools)
 
     async def restore_pins(self) -> None:
-        """Load all pinned files into memory again. Refetch what is missing, if need be after an outage."""
-        try:
-            found = await self._disk.residencies()
-        except TrimsError as error:
-            log.error("cannot restore pinned files: %s", error)
-            return
-        held_up = dict[CircuitBreaker, list[Generation]]()
-        for generation in [here.generation for here in found if here.pinned]:
+        """Load all pinned files into memory again, and refetch what is missing. What fails for now is tried again."""
+        for pause_s in _pauses():
             try:
-                await self._pin_again(generation)
-            except StoreUnavailableError:
+                found = await self._disk.residencies()
+                break
+            except TrimsError as error:
+                log.error("cannot restore pinned files: %s", error)
+            await trio.sleep(pause_s)
+        left = dict[CircuitBreaker, list[Generation]]()
+        for generation in [here.generation for here in found if here.pinned]:
+            if not await self._pin_again(generation):
                 # The others may not need the store.
-                held_up.setdefault(self._breakers.of(generation.key), []).append(generation)
+                left.setdefault(self._breakers.of(generation.key), []).append(generation)
         async with trio.open_nursery() as nursery:
-            for breaker, generations in held_up.items():
+            for breaker, generations in left.items():
                 nursery.start_soon(self._pin_all_again, breaker, generations)
 
     async def _pin_all_again(self, breaker: CircuitBreaker, generations: Sequence[Generation]) -> None:
-        """Load pinned files of a store that was away."""
-        for generation in generations:
-            with suppress(StoreUnavailableError):
-                await breaker.outlast(partial(self._pin_again, generation))
+        """Load pinned files of a store until each is there, or cannot be."""
+        for pause_s in _pauses():
+            await trio.sleep(pause_s)
+            await breaker.answers()
+            generations = [each for each in generations if not await self._pin_again(each)]
+            if not generations:
+                return
 
-    async def _pin_again(self, generation: Generation) -> None:
+    async def _pin_again(self, generation: Generation) -> bool:
+        """Load a file if it is still pinned; whether another attempt would be in vain."""
         try:
-            await self.pin(generation, Progress(generation.key), again=True)
+            if (await self._disk.residency(generation)).pinned:
+                await self.pin(generation, Progress(generation.key), again=True)
         except TrimsError as error:
             log.warning("%s: pinned, but not wholly cached: %s", generation.key, error)
-            if isinstance(error, StoreUnavailableError):
-                raise
+            return not isinstance(error, PASSING)
+        return True
 
     async def warm_disk(self, generation: Generation, progress: Progress) -> None:
         """Fetch a file to disk."""

@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
+from trimsfs.control_files import read_bytes
 from trimsfs.mountinfo import Mount, file_systems
-from trimsfs.processes import container_of, end_with_parent, open_paths, title_of
+from trimsfs.processes import container_of, open_paths, start_child, title_of
 
 ANSWER_TIMEOUT_S = 5.0
 """How long mounts have for their answers: half of what Prometheus waits for a scrape."""
@@ -29,8 +30,6 @@ MOST_BYTES = 128 << 20
 QUESTIONS = {b"metrics": ("metrics",), b"status": ("metrics", "control", "models")}
 """What can be asked, and the control files that answer it."""
 _LONGEST_QUESTION = 16
-MOST_OPENS = 5
-"""How often a control file is opened whose server was replaced before the read."""
 TOO_LONG = "what it tells is too long"
 
 
@@ -73,7 +72,7 @@ class Scraper:
                 found.append(_result(mount, b"", f"has not answered for more than {self._timeout_s:g} s"))
                 continue
             try:
-                receiver, pid = _start(mount, names)
+                receiver, pid = start_child(partial(_answer, mount, names))
             except OSError as error:
                 found.append(_result(mount, b"", f"could not be asked: {error.strerror}"))
                 continue
@@ -129,51 +128,18 @@ def _result(mount: Mount, said: bytes | bytearray, late: str | None) -> dict[str
     }
 
 
-def _start(mount: Mount, names: Sequence[str]) -> tuple[int, int]:
-    """Start a process that asks a mount: the end of its pipe, and its pid. Raises OSError."""
-    receiver, sender = os.pipe()
-    try:
-        pid = os.fork()
-        if pid == 0:
-            _answer(mount, names, sender)
-    except OSError:
-        os.close(receiver)
-        raise
-    finally:
-        os.close(sender)
-    return receiver, pid
-
-
-def _answer(mount: Mount, names: Sequence[str], sender: int) -> None:
+def _answer(mount: Mount, names: Sequence[str], pipe: int) -> None:
     """Ask a mount, in a process of its own: a line of JSON for each answer, as soon as it is there."""
     try:
-        end_with_parent()
-        with os.fdopen(sender, "wb", buffering=0) as pipe:
-            try:
-                for name in names:
-                    text = _read(mount.mountpoint / ".trims" / name, LONGEST[name] + 1)
-                    if len(text) <= LONGEST[name]:
-                        _say(pipe.fileno(), name, text.decode(errors="replace"))
-                if "models" in names and os.geteuid() == 0:
-                    _say(pipe.fileno(), "users", _users(mount.device))
-            except OSError as error:
-                hidden = error.errno in {errno.EACCES, errno.EPERM}
-                _say(pipe.fileno(), "error", [error.strerror or str(error), hidden])
-    finally:
-        os._exit(0)
-
-
-def _read(path: Path, size: int) -> bytes:
-    """The first bytes of a control file. Opens it again where a server has taken over since the open."""
-    opens = 0
-    while True:
-        try:
-            with path.open("rb") as file:
-                return file.read(size)
-        except OSError as error:
-            opens += 1
-            if error.errno != errno.ESTALE or opens == MOST_OPENS:
-                raise
+        for name in names:
+            text = read_bytes(mount.mountpoint / ".trims" / name, LONGEST[name] + 1)
+            if len(text) <= LONGEST[name]:
+                _say(pipe, name, text.decode(errors="replace"))
+        if "models" in names and os.geteuid() == 0:
+            _say(pipe, "users", _users(mount.device))
+    except OSError as error:
+        hidden = error.errno in {errno.EACCES, errno.EPERM}
+        _say(pipe, "error", [error.strerror or str(error), hidden])
 
 
 def _say(pipe: int, name: str, answer: object) -> None:

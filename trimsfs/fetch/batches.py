@@ -133,14 +133,14 @@ class BatchFetcher:
             left = [flight for flight in batch if not flight.done.is_set()]
             if not left:
                 return  # cancelled while the disk made space
-            if not await self._disk.reserve(blob, _stop(left) - _start(left)):
+            if not await self._disk.space.reserve(blob, _stop(left) - _start(left)):
                 break
             if await self._fetch_into_blob(left, last=last):
                 return
         for flight in batch:
             if flight.done.is_set():
                 continue
-            self._disk.refused()
+            self._disk.space.refused()
             self._refused(blob)
             if flight.demanded:
                 await self._fetch_uncached(flight)
@@ -187,10 +187,10 @@ class BatchFetcher:
             subject = f"{blob.generation.key} at {position}"
             await self._retrying.call(subject, attempt, heard=lambda: heard, token=blob.token)
         except OSError as error:
-            await self._disk.write_failed(blob, stop - position, error, last=last)
+            await self._disk.space.write_failed(blob, stop - position, error, last=last)
             return False
         except (StoreError, trio.Cancelled):
-            self._disk.unreserve(blob, stop - position)
+            self._disk.space.unreserve(blob, stop - position)
             raise
         return True
 

@@ -104,7 +104,7 @@ class EqualChunkCopier:
         blob = flight.blob
         start, stop = blob.span_of(flight.chunk)
         record = ChunkRecord(chunk=flight.chunk, length=stop - start, crc=local.record.crc)
-        if flight.done.is_set() or not await self._disk.reserve(blob, record.length):
+        if flight.done.is_set() or not await self._disk.space.reserve(blob, record.length):
             return False
         copied, resizes = False, blob.resizes
         try:
@@ -117,7 +117,7 @@ class EqualChunkCopier:
             copied = False  # evicted meanwhile, most likely; the fetch finds out if the disk fails
         finally:
             if not copied:
-                self._disk.unreserve(blob, record.length)
+                self._disk.space.unreserve(blob, record.length)
         if copied:
             self._disk.wrote(blob, record)
             self.copied_bytes += record.length

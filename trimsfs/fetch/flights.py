@@ -6,6 +6,7 @@ import trio
 
 from trimsfs.errors import CacheFullError, StoreError, StoreUnavailableError
 from trimsfs.tiers.blob import Blob, ChunkState
+from trimsfs.types import Buffer
 
 HEAD_START_S, LONGEST_HEAD_START_S = 0.02, 0.25
 """The head start: once a reader waits for the first bytes, no prefetch starts for HEAD_START_S. It lasts until they
@@ -73,6 +74,15 @@ def is_there(blob: Blob, chunk: int, flight: Flight | None, stop: int) -> bool:
         return blob.states[chunk] == ChunkState.VERIFIED or (flight is not None and flight.data is not None)
     first, last = blob.span_of(chunk)
     return flight.can_be_read(min(stop, last) - first)
+
+
+def piece_of(blob: Blob, chunk: int, start: int, stop: int, flight: Flight | None) -> Buffer:
+    """The part of the bytes ``[start, stop)`` in a chunk that is there."""
+    first, last = blob.span_of(chunk)
+    low, high = max(start, first), min(stop, last)
+    if flight is not None and flight.data is not None:
+        return flight.data[low - first : high - first]
+    return blob.view(low, high)
 
 
 def no_room(blob: Blob, tenant_full: str | None = None) -> CacheFullError:

@@ -21,7 +21,7 @@ from trimsfs.fetch.batches import BatchFetcher
 from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.equal_chunks import EqualChunkCopier
 from trimsfs.fetch.first_bytes import FirstBytes
-from trimsfs.fetch.flights import HEAD_START_S, Flight, is_there, lost_repeatedly, no_room, stopping
+from trimsfs.fetch.flights import HEAD_START_S, Flight, is_there, lost_repeatedly, no_room, piece_of, stopping
 from trimsfs.fetch.for_others import fetch_for_others
 from trimsfs.fetch.peers import Peers
 from trimsfs.fetch.random_reads import RandomReads
@@ -198,15 +198,7 @@ class StoreFetcher:
         if not all(is_there(blob, chunk, flights.get(chunk), stop) for chunk in chunks):
             return None
         # Only now: an error would keep the views alive, and they keep the file even of an evicted blob.
-        return [self._piece(blob, chunk, start, stop, flights.get(chunk)) for chunk in chunks]
-
-    def _piece(self, blob: Blob, chunk: int, start: int, stop: int, flight: Flight | None) -> Buffer:
-        """The part of the bytes ``[start, stop)`` in a chunk that is here."""
-        first, last = blob.span_of(chunk)
-        low, high = max(start, first), min(stop, last)
-        if flight is not None and flight.data is not None:
-            return flight.data[low - first : high - first]
-        return blob.view(low, high)
+        return [piece_of(blob, chunk, start, stop, flights.get(chunk)) for chunk in chunks]
 
     def expected(self, blob: Blob) -> bool:
         """Whether a caller waits for all of a blob or prefetches it."""
@@ -232,29 +224,21 @@ class StoreFetcher:
             return
         await trio.lowlevel.checkpoint_if_cancelled()  # a cancelled caller starts nothing
         prefetch = self._scheduler.hold(blob)
-        prefetch.ahead += ahead
-        prefetch.wanted += not ahead
-        prefetch.error = None
-        if not ahead:
-            prefetch.touched = True  # if the caller gives up, the file may still be open
-        if not ahead or prefetch.left == 0:
-            prefetch.restart()
         self._uncached.forget(blob)
         try:
-            self._pump()
-            while not blob.complete:
-                if not blob.attached:
-                    raise no_room(blob)
-                if prefetch.error is not None:
-                    raise prefetch.error.with_traceback(None)
-                await self._check_running(blob)
-                if prefetch.left == 0 and not self._scheduler.flying(blob):
-                    prefetch.restart()
-                    self._pump()
-                await prefetch.changed()
+            with prefetch.asked_for(ahead=ahead):
+                self._pump()
+                while not blob.complete:
+                    if not blob.attached:
+                        raise no_room(blob)
+                    if prefetch.error is not None:
+                        raise prefetch.error.with_traceback(None)
+                    await self._check_running(blob)
+                    if prefetch.left == 0 and not self._scheduler.flying(blob):
+                        prefetch.restart()
+                        self._pump()
+                    await prefetch.changed()
         finally:
-            prefetch.ahead -= ahead
-            prefetch.wanted -= not ahead
             self.unhold(blob)
 
     async def refetch(self, blob: Blob, chunk: int, descriptor: int) -> ChunkRecord:
@@ -299,7 +283,7 @@ class StoreFetcher:
             batch = batch or self._scheduler.next_for_others(self._slots.for_others)
             if not batch:
                 for_others = False
-                batch = self._scheduler.next_prefetched(self._slots.for_prefetched, full=self._disk.full)
+                batch = self._scheduler.next_prefetched(self._slots.for_prefetched, full=self._disk.space.full)
                 if not batch:
                     self._pump_later()
                     return
@@ -388,7 +372,7 @@ class StoreFetcher:
 
     def _refused(self, blob: Blob) -> None:
         """Stop the prefetch of a blob for which the disk has no room."""
-        self._stop_prefetch(blob, no_room(blob, self._disk.tenant_full(blob)))
+        self._stop_prefetch(blob, no_room(blob, self._disk.space.tenant_full(blob)))
 
     def _stop_prefetch(self, blob: Blob, error: StoreError | CacheFullError) -> None:
         prefetch = self._scheduler.prefetch(blob)

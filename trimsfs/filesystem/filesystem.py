@@ -140,5 +140,5 @@ class Filesystem:
 
     def space(self) -> tuple[int, int]:
         """Bytes for models on disk: in total, and free."""
-        free = self._disk.free_bytes()
+        free = self._disk.space.free_bytes()
         return self._disk.statistics().used_bytes + free, free

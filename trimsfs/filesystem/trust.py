@@ -122,7 +122,7 @@ class Trust:
     async def _compare(self, blob: Blob) -> bool:
         """Compare a blob with the store's digest. Returns False if the disk has no room for all of it."""
         if not blob.complete:
-            if not blob.health.revision or self._disk.full(blob.generation):
+            if not blob.health.revision or self._disk.space.full(blob.generation):
                 return False
             try:
                 await self._fetcher.fetch_all(blob)

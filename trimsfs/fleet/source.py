@@ -100,7 +100,7 @@ class FleetSource:
         """Fetch a chunk into its blob; returns whether it has landed. If not, the store is to be asked."""
         blob = flight.blob
         size = blob.length_of(flight.chunk)
-        if not self.owners(blob, flight.chunk) or not await self._disk.reserve(blob, size):
+        if not self.owners(blob, flight.chunk) or not await self._disk.space.reserve(blob, size):
             return False
         written = False
         try:
@@ -110,11 +110,11 @@ class FleetSource:
                 written = True
         except OSError as error:
             written = True  # the tier returns the space
-            await self._disk.write_failed(blob, size, error, last=False)
+            await self._disk.space.write_failed(blob, size, error, last=False)
             return False
         finally:
             if not written:
-                self._disk.unreserve(blob, size)
+                self._disk.space.unreserve(blob, size)
         if not written:
             return flight.done.is_set()
         self._came(blob, size)

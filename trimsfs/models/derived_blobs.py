@@ -166,12 +166,12 @@ class DerivedBlobs:
     async def _write(self, upload: _Upload) -> None:
         """Write the buffered chunk to the blob's file."""
         blob, data = upload.blob, bytes(upload.data)
-        if not await self._disk.reserve(blob, len(data)):
+        if not await self._disk.space.reserve(blob, len(data)):
             raise CacheFullError(f"{upload.key}: the cache is full")
         try:
             crc = await trio.to_thread.run_sync(_write, blob, data, upload.offset)
         except OSError as error:
-            await self._disk.write_failed(blob, len(data), error, last=True)
+            await self._disk.space.write_failed(blob, len(data), error, last=True)
             raise CacheFullError(f"{upload.key}: {error.strerror}") from error
         self._disk.wrote(blob, ChunkRecord(chunk=upload.offset // blob.chunk_size, length=len(data), crc=crc))
         upload.offset += len(data)

@@ -5,11 +5,9 @@ from trimsfs.options.places import Place, places
 from trimsfs.options.schema import (
     GPU_OFF,
     SCALARS,
-    SEVERAL,
     AccessRule,
     MountOptions,
     PolicyName,
-    StoreTable,
     Tenant,
     default_store,
     default_user,
@@ -24,6 +22,7 @@ from trimsfs.options.sources import (
     keeper_order,
     load_options,
 )
+from trimsfs.options.store import SEVERAL, StoreTable
 
 __all__ = [
     "DEFAULT_CONFIG",

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from trimsfs.errors import ConfigurationError
-from trimsfs.options.schema import PASSWORD, SCALARS, TABLES, MountOptions, flag
+from trimsfs.options.schema import SCALARS, TABLES, MountOptions, flag
+from trimsfs.options.store import PASSWORD
 
 MOUNTPOINT = "mountpoint"
 """The key of the mount point in a configuration file that declares a mount. It is not an option of the mount."""

@@ -207,7 +207,7 @@ class ModelReadahead:
         if not awaited:
             return 0
         here = sum(load.generations[key].size for key in awaited if self._is_here(load.generations[key]))
-        return self._disk.room_ahead(load.generations[awaited[0]], here)
+        return self._disk.space.room_ahead(load.generations[awaited[0]], here)
 
     def _is_here(self, generation: Generation) -> bool:
         blob = self._disk.known(generation.token(self._disk.store))

@@ -100,7 +100,7 @@ class Siblings:
                 if number % FILES_MADE_AT_ONCE == 0:
                     await self._disk.recall(wanted[number : number + FILES_MADE_AT_ONCE])
                 await self._slots.acquire()
-                if self._disk.full(generation):
+                if self._disk.space.full(generation):
                     self._slots.release()
                     for other in wanted[number:]:
                         self.forget(other)

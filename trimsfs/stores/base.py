@@ -110,3 +110,35 @@ class Store(Protocol):
 
     async def aclose(self) -> None:
         """Release connections and threads."""
+
+
+class StoreWrapper:
+    """Another *store*, of which a subclass changes a part."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    @property
+    def identity(self) -> str:
+        return self.store.identity
+
+    @property
+    def streaming(self) -> bool:
+        return self.store.streaming
+
+    @property
+    def forkable(self) -> bool:
+        return self.store.forkable
+
+    @property
+    def links(self) -> bool:
+        return self.store.links
+
+    async def probe(self) -> None:
+        await self.store.probe()
+
+    async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
+        return await self.store.read(generation, offset, length, sink)
+
+    async def aclose(self) -> None:
+        await self.store.aclose()

@@ -14,6 +14,9 @@ from trimsfs.stores.base import Sink
 
 T = TypeVar("T")
 
+METADATA_THREADS = 8
+"""Most requests to a store at once that are no reads."""
+CONNECT_TIMEOUT_S = 3.0
 PIECE = 1 << 18
 """Most bytes to read from a response at a time; each is followed by a check for a stall."""
 SLOWEST_RATE = 64 * 1024
@@ -69,42 +72,64 @@ class _Link:
 _link = _Link()
 
 
-async def read_range(
-    get: Callable[[], tuple[Body, T]],
-    length: int,
-    sink: Sink,
-    *,
-    translated: Callable[[Callable[[], Any]], Any],
-    limiter: trio.CapacityLimiter,
-    stall_timeout_s: float,
-    subject: object,
-) -> T:
-    """Pass the *length* bytes of an answer on, which *get* asks for in a thread; what it tells beside the body.
+class RequestThreads:
+    """The threads in which a store makes requests: at most *max_requests* reads at once, and METADATA_THREADS others.
 
-    *translated* calls a function, and raises StoreErrors only.
+    A request is abandoned after twice the stall timeout: clients have no timeout for an answer that drips in byte by
+    byte. Messages name the *subject*.
     """
-    ask = partial(answered, limiter=limiter, stall_timeout_s=stall_timeout_s, subject=subject)
 
-    def receive(body: Body, sink: Sink) -> None:
-        with closing(body):
-            pass_on(body, length, sink, stall_timeout_s=stall_timeout_s)
+    def __init__(self, subject: object, *, max_requests: int, stall_timeout_s: float) -> None:
+        self._subject = subject
+        self._stall_timeout_s = stall_timeout_s
+        self._reads = trio.CapacityLimiter(max_requests)
+        self.others = trio.CapacityLimiter(METADATA_THREADS)
 
-    def get_small() -> tuple[bytes, T]:
-        body, told = get()
-        data = bytearray()
-        receive(body, data.extend)
-        return bytes(data), told
+    async def ask(self, function: Callable[[], T]) -> T:
+        """Make a request that is no read. Raises StoreStalledError."""
+        return await self._ask(function, self.others)
 
-    if length <= PIECE:  # in one call: another switch of threads takes longer than a few bytes
-        small: tuple[bytes, T] = await ask(partial(translated, get_small))
-        sink(small[0])
-        return small[1]
-    # In two calls, so that an abandoned thread whose answer begins late passes nothing on.
-    answer: tuple[Body, T] = await ask(partial(translated, get))
-    await trio.to_thread.run_sync(
-        partial(translated, partial(receive, answer[0], sink)), limiter=limiter, abandon_on_cancel=True
-    )
-    return answer[1]
+    async def read(
+        self,
+        get: Callable[[], tuple[Body, T]],
+        length: int,
+        sink: Sink,
+        *,
+        translated: Callable[[Callable[[], Any]], Any],
+    ) -> T:
+        """Pass the *length* bytes of an answer on, which *get* asks for; what it tells beside the body.
+
+        *translated* calls a function, and raises StoreErrors only.
+        """
+
+        def receive(body: Body, sink: Sink) -> None:
+            with closing(body):
+                pass_on(body, length, sink, stall_timeout_s=self._stall_timeout_s)
+
+        def get_small() -> tuple[bytes, T]:
+            body, told = get()
+            data = bytearray()
+            receive(body, data.extend)
+            return bytes(data), told
+
+        if length <= PIECE:  # in one call: another switch of threads takes longer than a few bytes
+            small: tuple[bytes, T] = await self._ask(partial(translated, get_small), self._reads)
+            sink(small[0])
+            return small[1]
+        # In two calls, so that an abandoned thread whose answer begins late passes nothing on.
+        answer: tuple[Body, T] = await self._ask(partial(translated, get), self._reads)
+        await trio.to_thread.run_sync(
+            partial(translated, partial(receive, answer[0], sink)), limiter=self._reads, abandon_on_cancel=True
+        )
+        return answer[1]
+
+    async def _ask(self, function: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
+        timeout_s = 2 * self._stall_timeout_s
+        try:
+            with trio.fail_after(timeout_s):
+                return await trio.to_thread.run_sync(function, limiter=limiter, abandon_on_cancel=True)
+        except trio.TooSlowError:
+            raise StoreStalledError(f"{self._subject}: no complete answer in {timeout_s:g} s") from None
 
 
 def pass_on(stream: Body, length: int, sink: Sink, *, stall_timeout_s: float) -> None:
@@ -152,18 +177,3 @@ def received(raw: Any, timeout_s: float, *, limit: int = ANSWER_LIMIT) -> bytes:
         raise
     raw.release_conn()
     return b"".join(pieces)
-
-
-async def answered(
-    function: Callable[[], T], *, limiter: trio.CapacityLimiter, stall_timeout_s: float, subject: object
-) -> T:
-    """Make a request in a thread, which is abandoned after twice the stall timeout. Raises StoreStalledError.
-
-    Clients have no timeout for an answer that drips in byte by byte.
-    """
-    timeout_s = 2 * stall_timeout_s
-    try:
-        with trio.fail_after(timeout_s):
-            return await trio.to_thread.run_sync(function, limiter=limiter, abandon_on_cancel=True)
-    except trio.TooSlowError:
-        raise StoreStalledError(f"{subject}: no complete answer in {timeout_s:g} s") from None

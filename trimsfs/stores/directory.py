@@ -248,6 +248,10 @@ class DirectoryStore:
     ``broker`` reads what this process may not, if there is one.
     """
 
+    streaming = False  # only afterwards is it known that the file has not changed
+    forkable = True
+    links = True
+
     def __init__(self, root: Path, *, share_links: bool = True) -> None:
         self.local = LocalReader(root, share_links=share_links)
         self.broker: DirectoryReader | None = None
@@ -257,18 +261,6 @@ class DirectoryStore:
     @property
     def identity(self) -> str:
         return f"file://{self._root}"
-
-    @property
-    def streaming(self) -> bool:
-        return False  # only afterwards is it known that the file has not changed
-
-    @property
-    def forkable(self) -> bool:
-        return True
-
-    @property
-    def links(self) -> bool:
-        return True
 
     async def probe(self) -> None:
         await self._call(partial(self._ask, lambda reader: reader.probe()))

@@ -7,7 +7,18 @@ from urllib.request import getproxies, proxy_bypass
 
 import urllib3
 
-from trimsfs.errors import ConfigurationError
+from trimsfs.errors import ConfigurationError, StoreStalledError, TransientStoreError
+
+UNANSWERED = (urllib3.exceptions.HTTPError, OSError)
+"""What urllib3 raises on a request without a whole answer."""
+
+
+def unanswered(error: Exception, told: str) -> TransientStoreError:
+    """The error for one of UNANSWERED, whose text is *told*."""
+    late = isinstance(error, urllib3.exceptions.TimeoutError | TimeoutError)
+    if late and not isinstance(error, urllib3.exceptions.NewConnectionError):  # to urllib3 a timeout, too
+        return StoreStalledError(f"timeout: {told}")
+    return TransientStoreError(told)
 
 
 def checked_endpoint(url: str) -> str:

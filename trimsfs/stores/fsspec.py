@@ -57,6 +57,10 @@ class FsspecStore:
     or times, to notice a change.
     """
 
+    streaming = False  # a change of the file is only noticed after the read
+    forkable = False  # some implementations start threads at once
+    links = False
+
     def __init__(self, url: str, *, max_requests: int) -> None:
         try:
             import fsspec  # noqa: PLC0415 - an extra, wanted only here
@@ -74,18 +78,6 @@ class FsspecStore:
     @property
     def identity(self) -> str:
         return self._url
-
-    @property
-    def streaming(self) -> bool:
-        return False  # a change of the file is only noticed after the read
-
-    @property
-    def forkable(self) -> bool:
-        return False  # some implementations start threads at once
-
-    @property
-    def links(self) -> bool:
-        return False
 
     async def probe(self) -> None:
         await self._call(self._probe)

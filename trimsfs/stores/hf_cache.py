@@ -18,7 +18,7 @@ from cachetools import LRUCache
 
 from trimsfs.concurrency.late_answers import LateAnswers
 from trimsfs.errors import ObjectNotFoundError, StoreStalledError, StoreUnavailableError, TransientStoreError
-from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, Store
+from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, Store, StoreWrapper
 from trimsfs.stores.digests import Digest
 from trimsfs.types import Generation, Symlink
 
@@ -48,7 +48,7 @@ Entry = Generation | Symlink | None
 """What a path is; None for a directory, whose path ends in ``/``, and for a file that may not be looked at."""
 
 
-class HfCacheStore:
+class HfCacheStore(StoreWrapper):
     """Shows the directories ORG/NAME of another *store* as a Hugging Face cache.
 
     The *refs* of a hub give its commits. Without them, the commit of a repository is a hash of its list of files: a
@@ -57,7 +57,7 @@ class HfCacheStore:
     """
 
     def __init__(self, store: Store, refs: Refs | None, *, share_links: bool) -> None:
-        self.store = store
+        super().__init__(store)
         self._refs_of_hub = refs
         self._share_links = share_links
         self._trees = LRUCache[str, Files](maxsize=TREES)
@@ -70,19 +70,8 @@ class HfCacheStore:
         return f"{self.store.identity}|hf-cache"
 
     @property
-    def streaming(self) -> bool:
-        return self.store.streaming
-
-    @property
-    def forkable(self) -> bool:
-        return self.store.forkable
-
-    @property
     def links(self) -> bool:
         return self._share_links
-
-    async def probe(self) -> None:
-        await self.store.probe()
 
     async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
         names, symlink = self._unfinished.pop((prefix, token or ""), None), None
@@ -124,7 +113,7 @@ class HfCacheStore:
 
     async def aclose(self) -> None:
         self._walks.close()
-        await self.store.aclose()
+        await super().aclose()
 
     def _inner(self, generation: Generation) -> Generation | None:
         """The file of a snapshot in the store below; None for a ref."""

@@ -22,7 +22,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.origins import ByPath, by_path
-from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, Store
+from trimsfs.stores.base import PAGE_LIMIT, Page, Store, StoreWrapper
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.recent_failures import RecentFailures
@@ -198,50 +198,28 @@ class Retrying:
             self._on_failure(error)
 
 
-class RetryingStore:
+class RetryingStore(StoreWrapper):
     """A store that retries requests, except for reads: their caller knows which bytes have arrived.
 
     A `StoreRouter` has a *retrying* for each of its stores.
     """
 
     def __init__(self, store: Store, retrying: Retrying | ByPath[Retrying]) -> None:
-        self._store = store
+        super().__init__(store)
         self._retrying = by_path(retrying)
 
-    @property
-    def identity(self) -> str:
-        return self._store.identity
-
-    @property
-    def streaming(self) -> bool:
-        return self._store.streaming
-
-    @property
-    def forkable(self) -> bool:
-        return self._store.forkable
-
-    @property
-    def links(self) -> bool:
-        return self._store.links
-
     async def probe(self) -> None:
-        await self._retrying.of("").call("no answer", self._store.probe)
+        await self._retrying.of("").call("no answer", self.store.probe)
 
     async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
         return await self._retrying.of(prefix).call(
             f"listing of {prefix or '/'}",
-            partial(self._store.list_page, prefix, token=token, limit=limit),
+            partial(self.store.list_page, prefix, token=token, limit=limit),
         )
 
     async def stat(self, key: str) -> Generation:
-        return await self._retrying.of(key).call(key, partial(self._store.stat, key))
-
-    async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
-        return await self._store.read(generation, offset, length, sink)
+        return await self._retrying.of(key).call(key, partial(self.store.stat, key))
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
-        request = partial(self._store.digest, generation, certain=certain)
+        request = partial(self.store.digest, generation, certain=certain)
         return await self._retrying.of(generation.key).call(generation.key, request)
-
-    async def aclose(self) -> None:
-        await self._store.aclose()

@@ -30,7 +30,7 @@ from trimsfs.formats.versions import (
     alias_of,
     version_of_manifest,
 )
-from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, Store
+from trimsfs.stores.base import PAGE_LIMIT, Page, Store, StoreWrapper
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.version_manifests import (
     RECHECK_S,
@@ -66,7 +66,7 @@ class _Published:
     aliases: tuple[Symlink, ...]
 
 
-class VersionedStore:
+class VersionedStore(StoreWrapper):
     """A store as a mount shows it. Requests for directories that are no versioned models are passed on.
 
     Where it does not know yet whether a directory is one, it asks at the same time as it passes the request on; of a
@@ -74,7 +74,7 @@ class VersionedStore:
     """
 
     def __init__(self, store: Store) -> None:
-        self.store = store
+        super().__init__(store)
         self._versioned: LRUCache[str, bool] = LRUCache(MOST_DIRECTORIES)
         """Whether a directory is a versioned model, by its prefix."""
         self._plain: LRUCache[str, float] = LRUCache(MOST_DIRECTORIES)
@@ -86,25 +86,6 @@ class VersionedStore:
         )
         """What listings of several pages under way go by."""
         self.manifests = VersionManifests(store)
-
-    @property
-    def identity(self) -> str:
-        return self.store.identity
-
-    @property
-    def streaming(self) -> bool:
-        return self.store.streaming
-
-    @property
-    def forkable(self) -> bool:
-        return self.store.forkable
-
-    @property
-    def links(self) -> bool:
-        return self.store.links
-
-    async def probe(self) -> None:
-        await self.store.probe()
 
     async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
         if _describes(prefix):
@@ -130,12 +111,6 @@ class VersionedStore:
         if _describes(key) or key in self._targets:
             raise ObjectNotFoundError(f"{key}: no such object")
         return await self.store.stat(key)
-
-    async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
-        return await self.store.read(generation, offset, length, sink)
-
-    async def aclose(self) -> None:
-        await self.store.aclose()
 
     # Directories
 

@@ -20,6 +20,7 @@ from tests.benchmarks.children import TooSlowError
 from tests.benchmarks.fleet import report
 from tests.benchmarks.fleet.cases import CASES, References, Result
 from tests.benchmarks.fleet.setting import a_setting
+from tests.benchmarks.options import parser_of
 from tests.services import SCRATCH
 from tests.support.mounts import let_in
 from tests.support.network import MEGABIT
@@ -85,20 +86,11 @@ def _run(options: argparse.Namespace, console: Console) -> tuple[list[Result], l
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.fleet", description=__doc__)
+    parser = parser_of("tests.benchmarks.fleet", __doc__, CASES, "build/benchmarks-fleet")
     parser.add_argument("--size", type=TypeAdapter(ByteSize).validate_python, default=ByteSize(1 << 30))
     parser.add_argument("--hosts", type=int, default=8)
     parser.add_argument("--megabits", type=int, default=200, help="of each link, a second")
-    parser.add_argument("--only", type=_cases, default=list(CASES), help=f"some of {','.join(CASES)}")
-    parser.add_argument("--output", type=Path, default=Path("build/benchmarks-fleet"))
     return parser.parse_args()
-
-
-def _cases(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := set(names) - set(CASES):
-        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: none of {', '.join(CASES)}")
-    return names
 
 
 if __name__ == "__main__":

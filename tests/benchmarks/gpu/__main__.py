@@ -28,6 +28,7 @@ from tests.benchmarks.gpu.fill import fetch, fill
 from tests.benchmarks.gpu.load import load
 from tests.benchmarks.gpu.memory import memory
 from tests.benchmarks.gpu.scale import EMULATED_DEVICE, FULL, QUICK, TINY
+from tests.benchmarks.options import parser_of
 from tests.benchmarks.report import show_tables
 from tests.services import SCRATCH
 from tests.services.fast import start_fast
@@ -102,20 +103,11 @@ def _version(name: str) -> str:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.gpu", description=__doc__)
+    parser = parser_of("tests.benchmarks.gpu", __doc__, GROUPS, "build/benchmarks-gpu")
     parser.add_argument("--check", action="store_true", help="only see whether there is a card")
     parser.add_argument("--emulated", action="store_true", help="on no GPU, to see that it works")
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
-    parser.add_argument("--only", type=_groups, default=list(GROUPS), help=f"some of {','.join(GROUPS)}")
-    parser.add_argument("--output", type=Path, default=Path("build/benchmarks-gpu"))
     return parser.parse_args()
-
-
-def _groups(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := set(names) - set(GROUPS):
-        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: none of {', '.join(GROUPS)}")
-    return names
 
 
 if __name__ == "__main__":

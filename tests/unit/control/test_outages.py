@@ -13,9 +13,10 @@ from tests.support.parts import blob_files, flip_byte, until
 from tests.support.served import Server, Serving
 from tests.support.stores import MemoryStore, Reticent
 from tests.unit.control.common import begin, ended, jobs, last_line, on_disk
-from trimsfs.errors import TransientStoreError
+from trimsfs.control import actions
+from trimsfs.errors import StoreAccessError, StoreError, TransientStoreError
 from trimsfs.namespace import directory
-from trimsfs.stores import circuit_breaker
+from trimsfs.stores import circuit_breaker, recent_failures
 
 DEADLINE_S = 0.6
 
@@ -189,3 +190,51 @@ async def test_a_load_that_an_outage_interrupts_is_fetched_ahead_after_it(
         store.heal()
         await comes(server, shards[1], 2 * chunk_size)
         server.release(handle)
+
+
+@pytest.mark.parametrize("error", [TransientStoreError("500"), StoreAccessError("the token has expired")])
+async def test_pins_that_the_next_server_cannot_restore_are_tried_again_until_it_can(
+    serving: Serving,
+    store: MemoryStore,
+    sizes: dict[str, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: StoreError,
+) -> None:
+    """Also without an outage: the store answers all else, and more often than a job would ask again."""
+    monkeypatch.setattr(actions, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(recent_failures, "REMEMBERED_S", 0.01)
+    monkeypatch.setattr(circuit_breaker, "FORGOTTEN_AFTER_S", 0.05)
+    async with serving() as server:
+        assert await server.outcome("pin", "other/params") == ("done", None)
+    (file,) = blob_files(tmp_path / "cache")
+    flip_byte(file, 0)
+    store.fail(error, times=float("inf"), key="other/params", method="read")
+    async with serving(retry_deadline=0.05) as server:
+        await until(lambda: caplog.text.count("other/params: pinned, but not wholly cached") > circuit_breaker.ATTEMPTS)
+        assert server.host.statistics().locked_bytes == 0
+        store.heal()
+        await until(lambda: server.host.statistics().locked_bytes == sizes["other/params"])
+
+
+async def test_a_pin_that_is_undone_while_it_cannot_be_restored_is_not_fetched(
+    serving: Serving,
+    store: MemoryStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(actions, "FIRST_PAUSE_S", 0.2)
+    async with serving() as server:
+        assert await server.outcome("pin", "other/params") == ("done", None)
+    (file,) = blob_files(tmp_path / "cache")
+    flip_byte(file, 0)
+    store.fail(StoreAccessError("the token has expired"), times=float("inf"), key="other/params", method="read")
+    async with serving() as server:
+        await until(lambda: "pinned, but not wholly cached" in caplog.text)
+        assert await server.outcome("unpin", "other/params") == ("done", None)
+        store.heal()
+        reads = store.count("read")
+        await trio.sleep(0.5)
+        assert store.count("read") == reads

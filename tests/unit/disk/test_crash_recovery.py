@@ -47,7 +47,7 @@ async def at_work(cache: Path) -> AsyncIterator[DiskTier]:
         settled.set()
 
     async with opened(cache) as tier, trio.open_nursery() as nursery:
-        tier._space.keep = keep  # type: ignore[method-assign]
+        tier.space.keep = keep  # type: ignore[method-assign]
         nursery.start_soon(tier.run)
         await settled.wait()
         yield tier

@@ -63,7 +63,7 @@ async def test_never_keeps_what_is_here_and_takes_nothing_more(cache: Path, chun
         for key in "ab":
             await fill(tier, key, content_of(key, chunk_size))
         async with tier.using(generation_of("c", content_of("c", chunk_size))) as blob:
-            assert not await tier.reserve(blob, chunk_size)
+            assert not await tier.space.reserve(blob, chunk_size)
         assert await here(tier) == "ab"
         assert tier.statistics().used_bytes == 2 * chunk_size
         # What is told to go, goes.
@@ -146,15 +146,15 @@ async def test_room_is_counted_from_its_reservation_to_the_end(cache: Path, chun
         opened(cache, budget=4 * chunk_size) as tier,
         tier.using(generation_of("a", content_of("a", 4 * chunk_size))) as blob,
     ):
-        assert await tier.reserve(blob, 3 * chunk_size)
+        assert await tier.space.reserve(blob, 3 * chunk_size)
         assert tier.statistics().used_bytes == 3 * chunk_size
-        assert not await tier.reserve(blob, 2 * chunk_size)
+        assert not await tier.space.reserve(blob, 2 * chunk_size)
         assert tier.statistics().used_bytes == 3 * chunk_size
-        tier.unreserve(blob, 3 * chunk_size)
+        tier.space.unreserve(blob, 3 * chunk_size)
         assert tier.statistics().used_bytes == 0
         tier.release(await tier.acquire(generation_of("b", b"")))  # something has been closed: room is looked for again
-        assert await tier.reserve(blob, 4 * chunk_size)
-        tier.unreserve(blob, 4 * chunk_size)
+        assert await tier.space.reserve(blob, 4 * chunk_size)
+        tier.space.unreserve(blob, 4 * chunk_size)
 
 
 async def test_reservations_at_once_keep_to_the_budget(cache: Path, chunk_size: int) -> None:
@@ -165,14 +165,14 @@ async def test_reservations_at_once_keep_to_the_budget(cache: Path, chunk_size: 
         granted: list[bool] = []
 
         async def reserve() -> None:
-            granted.append(await tier.reserve(blob, chunk_size))
+            granted.append(await tier.space.reserve(blob, chunk_size))
 
         async with trio.open_nursery() as nursery:
             for _ in range(20):
                 nursery.start_soon(reserve)
         assert sum(granted) == 5
         assert tier.statistics().used_bytes == 5 * chunk_size
-        tier.unreserve(blob, 5 * chunk_size)
+        tier.space.unreserve(blob, 5 * chunk_size)
 
 
 async def test_a_budget_that_was_lowered_is_kept_to_at_once(tmp_path: Path, chunk_size: int) -> None:

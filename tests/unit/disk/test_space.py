@@ -71,7 +71,7 @@ async def test_without_room_a_chunk_is_declined_and_nothing_evicted(cache: Path,
         async with tier.using(generation_of("b", b)) as other:
             assert await store(tier, other, b, 0) == [False]
             assert states(other) == [MISSING] * 3
-            assert tier.full(generation_of("b", b))
+            assert tier.space.full(generation_of("b", b))
         assert tier.statistics().evictions == 0
         assert tier.statistics().refused_chunks == 1
         assert tier.statistics().used_bytes == 3.75 * chunk_size == await recorded_bytes(tier)
@@ -84,13 +84,13 @@ async def test_room_is_not_looked_for_again_and_again(cache: Path, chunk_size: i
         await store(tier, holding, a, 0, 1)
         async with tier.using(generation_of("b", b)) as blob:
             assert await store(tier, blob, b, 0) == [False]
-            assert tier.full(generation_of("b", b))
+            assert tier.space.full(generation_of("b", b))
             mock_clock.jump(1.5)
-            assert not tier.full(generation_of("b", b))
+            assert not tier.space.full(generation_of("b", b))
             assert await store(tier, blob, b, 0) == [False]
-            assert tier.full(generation_of("b", b))
+            assert tier.space.full(generation_of("b", b))
             tier.release(holding)
-            assert not tier.full(generation_of("b", b))
+            assert not tier.space.full(generation_of("b", b))
             assert await store(tier, blob, b, 0) == [True]
         assert await here(tier) == {"b": chunk_size}
 
@@ -118,14 +118,14 @@ async def test_a_budget_of_nothing_keeps_nothing(cache: Path, chunk_size: int) -
 async def test_free_space_on_the_file_system_is_left(cache: Path, chunk_size: int) -> None:
     a = small("a", chunk_size)
     async with opened(cache, min_free=1 << 60) as tier, tier.using(generation_of("a", a)) as blob:
-        assert tier.free_bytes() == 0
+        assert tier.space.free_bytes() == 0
         assert await store(tier, blob, a, 0) == [False]
 
 
 async def test_free_bytes_are_what_the_budget_leaves(cache: Path, chunk_size: int) -> None:
     async with opened(cache, budget=10 * chunk_size) as tier:
         await fill(tier, "a", small("a", chunk_size, 3))
-        assert tier.free_bytes() == 7 * chunk_size
+        assert tier.space.free_bytes() == 7 * chunk_size
 
 
 async def test_a_budget_that_was_made_smaller_is_met_at_the_next_chunk(cache: Path, chunk_size: int) -> None:
@@ -236,7 +236,7 @@ async def test_a_blob_makes_room_once_it_is_synced(
         async with tier.using(generation_of("b", b)) as blob:
 
             async def reserve() -> None:
-                reserved.append(await tier.reserve(blob, 4 * chunk_size))
+                reserved.append(await tier.space.reserve(blob, 4 * chunk_size))
 
             async with trio.open_nursery() as waiting:
                 waiting.start_soon(reserve)
@@ -244,6 +244,6 @@ async def test_a_blob_makes_room_once_it_is_synced(
                 assert not reserved
                 go_on.set()
             assert reserved == [True]
-            tier.unreserve(blob, 4 * chunk_size)
+            tier.space.unreserve(blob, 4 * chunk_size)
         assert await here(tier) == {}
         nursery.cancel_scope.cancel()

@@ -203,7 +203,7 @@ async def test_what_is_in_doubt_is_seen_to_though_it_is_being_given_back(
         blob.forget(3)
         server.disk._budget.add("a", -100)
         server.integrity.quarantine.add(blob, BlobDamagedError("a: damaged"))
-        server.disk._maintenance.unfinished.add(blob.token)
+        server.disk._state.unfinished.add(blob.token)
         monkeypatch.setattr("trimsfs.tiers.disk.maintenance.free_unrecorded", give_back)
         server.release(handle)
         async with trio.open_nursery() as nursery:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.support.parts import blob_of, fail_to_sync, flip_byte, nothing, until
+from tests.support.parts import blob_of, flip_byte, nothing, until
 from tests.support.served import Server, Serving
 from tests.support.signing import sign
 from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import digest_of
-from tests.unit.signature_policy.common import KEY, cached
+from tests.unit.signature_policy.common import KEY, cached, opened_and_lost
 from trimsfs.errors import StoreUnavailableError, TrimsError
 from trimsfs.handover.ledger import Ledger
 from trimsfs.stores.digests import compute
@@ -38,10 +38,7 @@ async def test_one_failure_of_the_store_does_not_deny_an_open_file_for_ever(
 ) -> None:
     monkeypatch.setattr("trimsfs.integrity.signature_policy.COMPARED_WITHIN_S", 1.0)
     async with serving(backing=None) as server:
-        handle = await server.open("signed/params")
-        blob = blob_of(server.disk, store, "signed/params")
-        await fail_to_sync(server.disk, blob)
-        assert not blob.complete
+        handle, blob = await opened_and_lost(server)
         await trio.sleep(1.1)  # room is looked for again
         # the last chunk cannot be had for a moment
         store.fail(StoreUnavailableError("away"), method="read", key="signed/params", offset=2 * chunk_size, times=1)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.support.parts import blob_of, fail_to_sync, flip_byte
+from tests.support.parts import flip_byte
 from tests.support.served import FakeBacking, Serving
 from tests.support.signing import sign
 from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import digest_of
-from tests.unit.signature_policy.common import KEY, cached
+from tests.unit.signature_policy.common import KEY, cached, opened_and_lost
 from trimsfs.errors import BlobDamagedError, SignatureError, TrimsError
 from trimsfs.gpu.copy_requests import MemoryKind
 from trimsfs.stores.digests import compute
@@ -35,13 +35,10 @@ async def test_a_bit_of_a_manifest_that_flips_on_the_way_does_not_deny_a_model_f
 
 
 async def test_a_read_of_an_open_file_right_after_a_failed_sync(
-    serving: Serving, store: MemoryStore, files: dict[str, bytes], chunk_size: int
+    serving: Serving, files: dict[str, bytes], chunk_size: int
 ) -> None:
     async with serving(backing=None) as server:
-        handle = await server.open("signed/params")
-        blob = blob_of(server.disk, store, "signed/params")
-        await fail_to_sync(server.disk, blob)
-        assert not blob.complete
+        handle, _ = await opened_and_lost(server)
         assert await server.read(handle, 0, chunk_size) == files["params"][:chunk_size]
 
 
@@ -80,9 +77,7 @@ async def test_a_copy_for_a_gpu_is_not_made_of_what_nobody_has_signed(
     serving: Serving, store: MemoryStore, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(backing=None) as server:
-        handle = await server.open("signed/params")
-        blob = blob_of(server.disk, store, "signed/params")
-        await fail_to_sync(server.disk, blob)
+        handle, _ = await opened_and_lost(server)
         store.contents["signed/params", store.generation("signed/params").etag] = b"evil" + files["params"][4:]
         await trio.sleep(1.1)
         copies = server.control.gpu._copies

@@ -11,7 +11,7 @@ from tests.support.parts import blob_of, fail_to_sync, until
 from tests.support.served import Serving
 from tests.support.signing import sign
 from tests.support.stores import MemoryStore
-from tests.unit.signature_policy.common import KEY
+from tests.unit.signature_policy.common import KEY, opened_and_lost
 from trimsfs.errors import BlobDamagedError, StoreUnavailableError, TrimsError
 from trimsfs.handover.ledger import Ledger
 
@@ -50,11 +50,7 @@ async def test_a_second_reader_does_not_get_what_is_being_compared_for_the_first
     serving: Serving, store: MemoryStore, files: dict[str, bytes], chunk_size: int
 ) -> None:
     async with serving(backing=None) as server:
-        handle = await server.open("signed/params")
-        blob = blob_of(server.disk, store, "signed/params")
-
-        await fail_to_sync(server.disk, blob)
-        assert not blob.complete
+        handle, blob = await opened_and_lost(server)
         store.contents["signed/params", store.generation("signed/params").etag] = b"evil" + files["params"][4:]
         await trio.sleep(1.1)  # room is looked for again
         found, real = [], server.integrity.comparer._copier.digest
@@ -81,11 +77,7 @@ async def test_a_read_does_not_wait_for_the_kernel_that_waits_for_the_read(
 ) -> None:
     monkeypatch.setattr("trimsfs.integrity.signature_policy.COMPARED_WITHIN_S", 0.5)
     async with serving(backing=None) as server:
-        handle = await server.open("signed/params")
-        blob = blob_of(server.disk, store, "signed/params")
-
-        await fail_to_sync(server.disk, blob)
-        assert not blob.complete
+        handle, blob = await opened_and_lost(server)
         await trio.sleep(1.1)  # room is looked for again
         answered = trio.Event()
 

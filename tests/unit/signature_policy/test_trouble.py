@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.support.parts import blob_of, fail_to_sync, flip_byte, until
+from tests.support.parts import blob_of, flip_byte, until
 from tests.support.served import FakeBacking, Serving, Signal
 from tests.support.signing import sign
 from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import digest_of
-from tests.unit.signature_policy.common import KEY, cached
+from tests.unit.signature_policy.common import KEY, cached, opened_and_lost
 from trimsfs.errors import ObjectChangedError, SignatureError, StoreUnavailableError, TrimsError
 
 
@@ -94,11 +94,7 @@ async def test_what_is_lost_of_an_open_file_is_not_read_unchecked(
 ) -> None:
     """fdatasync fails under an open file (cached mode); what is fetched in its stead nobody has signed."""
     async with serving(backing=None) as server:
-        handle = await server.open("signed/params")
-        blob = blob_of(server.disk, store, "signed/params")
-
-        await fail_to_sync(server.disk, blob)
-        assert not blob.complete
+        handle, _ = await opened_and_lost(server)
         store.contents["signed/params", store.generation("signed/params").etag] = b"evil" + files["params"][4:]
         await trio.sleep(1.1)  # room is looked for again
         try:

@@ -10,10 +10,11 @@ from xml.etree import ElementTree
 from trimsfs.errors import ConfigurationError, ObjectNotFoundError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import moment
+from trimsfs.stores.bodies import METADATA_THREADS
 from trimsfs.stores.cloud.azure_credentials import Account, find_account, signer
 from trimsfs.stores.cloud.connections import Answer, Connections, Request, unsigned
 from trimsfs.stores.cloud.service import Listed, content_name, etag_of
-from trimsfs.stores.cloud.store import METADATA_THREADS, CloudStore
+from trimsfs.stores.cloud.store import CloudStore
 from trimsfs.types import Generation
 
 API_VERSION = {"x-ms-version": "2021-12-02"}

@@ -14,7 +14,8 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from trimsfs.errors import ConfigurationError, StoreAccessError, TransientStoreError
-from trimsfs.stores.cloud.connections import CONNECT_TIMEOUT_S, Request, Sign
+from trimsfs.stores.bodies import CONNECT_TIMEOUT_S
+from trimsfs.stores.cloud.connections import Request, Sign
 from trimsfs.stores.cloud.service import one_line
 from trimsfs.stores.endpoints import checked_endpoint
 

@@ -13,10 +13,8 @@ import urllib3
 from urllib3.connection import HTTPConnection
 
 from trimsfs import __version__
-from trimsfs.stores.bodies import received
+from trimsfs.stores.bodies import CONNECT_TIMEOUT_S, received
 from trimsfs.stores.endpoints import Pools
-
-CONNECT_TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

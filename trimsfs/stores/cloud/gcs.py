@@ -11,10 +11,11 @@ from urllib.parse import quote
 from trimsfs.errors import ConfigurationError, ObjectNotFoundError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import moment
+from trimsfs.stores.bodies import METADATA_THREADS
 from trimsfs.stores.cloud.connections import Answer, Connections, Request, unsigned
 from trimsfs.stores.cloud.gcs_credentials import REMEDY, default_credentials
 from trimsfs.stores.cloud.service import Listed, content_name, etag_of
-from trimsfs.stores.cloud.store import METADATA_THREADS, CloudStore
+from trimsfs.stores.cloud.store import CloudStore
 from trimsfs.stores.endpoints import checked_endpoint
 from trimsfs.types import Generation
 

@@ -12,8 +12,8 @@ from typing import Any
 import urllib3.exceptions
 
 from trimsfs.errors import ConfigurationError, StoreAccessError, TransientStoreError
-from trimsfs.stores.bodies import received
-from trimsfs.stores.cloud.connections import CONNECT_TIMEOUT_S, Request, Sign, pool_manager
+from trimsfs.stores.bodies import CONNECT_TIMEOUT_S, received
+from trimsfs.stores.cloud.connections import Request, Sign, pool_manager
 from trimsfs.stores.cloud.service import one_line
 
 REMEDY = (

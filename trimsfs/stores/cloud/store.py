@@ -5,28 +5,24 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-import trio
-import urllib3.exceptions
-
 from trimsfs.errors import (
     ObjectChangedError,
     ObjectNotFoundError,
     StoreAccessError,
     StoreError,
-    StoreStalledError,
     StoreUnavailableError,
     TransientStoreError,
 )
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
-from trimsfs.stores.bodies import MALFORMED, answered, read_range
+from trimsfs.stores.bodies import MALFORMED, RequestThreads
 from trimsfs.stores.cloud.connections import Answer, Connections, Request
 from trimsfs.stores.cloud.service import Service, content_name, digest_of, error_of, one_line
 from trimsfs.stores.digests import Digest
+from trimsfs.stores.endpoints import UNANSWERED, unanswered
 from trimsfs.types import Generation
 
 T = TypeVar("T")
 
-METADATA_THREADS = 8
 KEY_MAX = 1024
 """Characters of the longest key that any of these services allows."""
 EMPTY_PAGES = 100
@@ -40,6 +36,10 @@ class CloudStore:
     never mix. Requests are tried once: RetryingStore retries them.
     """
 
+    streaming = True  # the answer names its content before the bytes
+    forkable = True
+    links = False
+
     def __init__(
         self,
         service: Service,
@@ -52,25 +52,11 @@ class CloudStore:
         self._service = service
         self._connections = connections
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
-        self._stall_timeout_s = stall_timeout_s
-        self._reads = trio.CapacityLimiter(max_requests)
-        self._metadata = trio.CapacityLimiter(METADATA_THREADS)
+        self._threads = RequestThreads(service.subject, max_requests=max_requests, stall_timeout_s=stall_timeout_s)
 
     @property
     def identity(self) -> str:
         return f"{self._service.url}/{self._prefix}"
-
-    @property
-    def streaming(self) -> bool:
-        return True  # the answer names its content before the bytes
-
-    @property
-    def forkable(self) -> bool:
-        return True
-
-    @property
-    def links(self) -> bool:
-        return False
 
     async def probe(self) -> None:
         await self._run(partial(self._list, "", None, 1))
@@ -92,15 +78,9 @@ class CloudStore:
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
         try:
-            return await read_range(
-                partial(self._get, generation, offset, length),
-                length,
-                sink,
-                translated=partial(self._translated, key=generation.key),
-                limiter=self._reads,
-                stall_timeout_s=self._stall_timeout_s,
-                subject=self._service.subject,
-            )
+            get = partial(self._get, generation, offset, length)
+            safely = partial(self._translated, key=generation.key)
+            return await self._threads.read(get, length, sink, translated=safely)
         except ObjectNotFoundError:
             await self.stat(generation.key)
             raise ObjectChangedError(f"{generation.key}: {self._service.subject} has another content of it") from None
@@ -113,12 +93,7 @@ class CloudStore:
 
     async def _run(self, function: Callable[[], T], key: str = "") -> T:
         """Make a request in a thread. Raises StoreStalledError."""
-        return await answered(
-            partial(self._translated, function, key),
-            limiter=self._metadata,
-            stall_timeout_s=self._stall_timeout_s,
-            subject=self._service.subject,
-        )
+        return await self._threads.ask(partial(self._translated, function, key))
 
     def _translated(self, function: Callable[[], T], key: str) -> T:
         """Call *function*. Raises only StoreErrors of one line, which show nothing that was sent."""
@@ -127,12 +102,8 @@ class CloudStore:
             return function()
         except StoreError:
             raise
-        except urllib3.exceptions.NewConnectionError as error:  # to urllib3 a timeout, too
-            raise TransientStoreError(one_line(error)) from error
-        except (urllib3.exceptions.TimeoutError, TimeoutError) as error:
-            raise StoreStalledError(f"timeout: {one_line(error)}") from error
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise TransientStoreError(one_line(error)) from error
+        except UNANSWERED as error:
+            raise unanswered(error, one_line(error)) from error
         except MALFORMED as error:
             if "header value" in str(error):
                 # Without the cause: its text is the header, which contains the credentials.

@@ -10,7 +10,6 @@ from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
-import trio
 from cachetools import LRUCache
 
 from trimsfs.errors import (
@@ -20,7 +19,7 @@ from trimsfs.errors import (
 )
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
-from trimsfs.stores.bodies import answered, read_range
+from trimsfs.stores.bodies import METADATA_THREADS, RequestThreads
 from trimsfs.stores.digests import Algorithm, Digest
 from trimsfs.stores.huggingface.errors import translated
 from trimsfs.stores.huggingface.hub import Hub, Response
@@ -29,7 +28,6 @@ from trimsfs.types import Generation
 
 T = TypeVar("T")
 
-METADATA_THREADS = 8
 MOST_COMMITS = 1024
 """Commits whose times are remembered."""
 PATH_MAX = 4096
@@ -54,32 +52,22 @@ class HubStore:
     is committed later. ETags are the ids of the contents: a SHA-256, or git's id. Requests are tried once.
     """
 
+    streaming = True  # a commit is read, which does not change
+    forkable = True
+    links = False
+
     def __init__(self, url: str, options: MountOptions, *, max_requests: int, whole: bool = False) -> None:
         self._source = parse(url, whole=whole)
-        self._stall_timeout_s = options.stall_timeout
-        self._reads = trio.CapacityLimiter(max_requests)
-        self._metadata = trio.CapacityLimiter(METADATA_THREADS)
         self._hub = Hub(options, connections=max_requests + METADATA_THREADS)
         self._times = LRUCache[str, int](maxsize=MOST_COMMITS)
         self._lock = Lock()
         named = ",".join((*self._source.owners, *map("@".join, self._source.revisions.items())))
         self._subject = f"hf://{self._source.base.rstrip('/') or named}"
+        self._threads = RequestThreads(self._subject, max_requests=max_requests, stall_timeout_s=options.stall_timeout)
 
     @property
     def identity(self) -> str:
         return f"{self._hub.endpoint}|{self._subject}"
-
-    @property
-    def streaming(self) -> bool:
-        return True  # a commit is read, which does not change
-
-    @property
-    def forkable(self) -> bool:
-        return True
-
-    @property
-    def links(self) -> bool:
-        return False
 
     async def probe(self) -> None:
         await self._ask(self._probe)
@@ -93,15 +81,9 @@ class HubStore:
         return await self._ask(partial(self._stat, key), key)
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
-        return await read_range(
-            partial(self._get, generation, offset, length),
-            length,
-            sink,
-            translated=partial(translated, subject=self._subject, key=generation.key),
-            limiter=self._reads,
-            stall_timeout_s=self._stall_timeout_s,
-            subject=self._subject,
-        )
+        get = partial(self._get, generation, offset, length)
+        safely = partial(translated, subject=self._subject, key=generation.key)
+        return await self._threads.read(get, length, sink, translated=safely)
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
         algorithm = _ALGORITHMS.get(len(generation.etag))
@@ -121,12 +103,7 @@ class HubStore:
 
     async def _ask(self, function: Callable[[], T], key: str = "") -> T:
         """Make a request in a thread. Raises StoreStalledError."""
-        return await answered(
-            partial(translated, function, self._subject, key),
-            limiter=self._metadata,
-            stall_timeout_s=self._stall_timeout_s,
-            subject=self._subject,
-        )
+        return await self._threads.ask(partial(translated, function, self._subject, key))
 
     # Names
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from urllib3 import BaseHTTPResponse, exceptions
+from urllib3 import BaseHTTPResponse
 
 from trimsfs.errors import (
     BucketNotFoundError,
@@ -11,12 +11,12 @@ from trimsfs.errors import (
     ObjectNotFoundError,
     StoreAccessError,
     StoreError,
-    StoreStalledError,
     StoreThrottledError,
     StoreUnavailableError,
     TransientStoreError,
 )
 from trimsfs.stores.bodies import MALFORMED
+from trimsfs.stores.endpoints import UNANSWERED, unanswered
 from trimsfs.stores.huggingface.repositories import Repository
 
 T = TypeVar("T")
@@ -31,12 +31,8 @@ def translated(function: Callable[[], T], subject: str, key: str = "") -> T:
         return function()
     except (ObjectChangedError, ObjectNotFoundError) as error:
         raise type(error)(f"{key}: {error}" if key else str(error)) from error
-    except exceptions.NewConnectionError as error:  # to urllib3 a timeout, too
-        raise TransientStoreError(_one_line(error)) from error
-    except exceptions.TimeoutError as error:
-        raise StoreStalledError(f"timeout: {_one_line(error)}") from error
-    except (exceptions.HTTPError, OSError) as error:
-        raise TransientStoreError(_one_line(error)) from error
+    except UNANSWERED as error:
+        raise unanswered(error, _one_line(error)) from error
     except MALFORMED as error:
         said = f"the answer is not from a Hugging Face hub: check HF_ENDPOINT ({type(error).__name__})"
         raise StoreUnavailableError(f"{subject}: {said}") from error

@@ -10,7 +10,7 @@ from trimsfs.concurrency.late_answers import LateAnswers
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, StoreUnavailableError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
-from trimsfs.stores.bodies import answered, read_range
+from trimsfs.stores.bodies import METADATA_THREADS, RequestThreads
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.oci import artifact, tar_layer
 from trimsfs.stores.oci.artifact import Artifact, Entries, Layer
@@ -22,8 +22,6 @@ from trimsfs.types import Generation
 
 T = TypeVar("T")
 
-METADATA_THREADS = 8
-
 
 class OciStore:
     """The files of one artifact, by a tag, which is resolved to a digest at each question, or by a digest.
@@ -32,11 +30,15 @@ class OciStore:
     changes, and can be read for as long as the registry keeps its layer, whatever the tag names by then.
     """
 
+    streaming = True  # a layer never changes
+    forkable = True
+    links = False
+
     def __init__(self, url: str, options: MountOptions, *, max_requests: int) -> None:
         self._reference = parse(url)
-        self._stall_timeout_s = options.stall_timeout
-        self._reads = trio.CapacityLimiter(max_requests)
-        self._metadata = trio.CapacityLimiter(METADATA_THREADS)
+        self._threads = RequestThreads(
+            self._reference, max_requests=max_requests, stall_timeout_s=options.stall_timeout
+        )
         self._registry = Registry(self._reference, options, connections=max_requests + METADATA_THREADS)
         self._known: Artifact | None = None
         self._loading = trio.Lock()
@@ -45,18 +47,6 @@ class OciStore:
     @property
     def identity(self) -> str:
         return str(self._reference)
-
-    @property
-    def streaming(self) -> bool:
-        return True  # a layer never changes
-
-    @property
-    def forkable(self) -> bool:
-        return True
-
-    @property
-    def links(self) -> bool:
-        return False
 
     async def probe(self) -> None:
         await self._ask(self._registry.resolve)
@@ -76,15 +66,7 @@ class OciStore:
             raise ObjectNotFoundError(f"{generation.key}: not a file of {self._reference}")
         layer, start = found
         get = partial(self._get, generation.key, layer, start + offset, length)
-        await read_range(
-            get,
-            length,
-            sink,
-            translated=translated,
-            limiter=self._reads,
-            stall_timeout_s=self._stall_timeout_s,
-            subject=self._reference,
-        )
+        await self._threads.read(get, length, sink, translated=translated)
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
         algorithm, _, value = generation.etag.partition(":")
@@ -97,12 +79,7 @@ class OciStore:
 
     async def _ask(self, function: Callable[[], T]) -> T:
         """Make a request in a thread. Raises StoreStalledError."""
-        return await answered(
-            partial(translated, function),
-            limiter=self._metadata,
-            stall_timeout_s=self._stall_timeout_s,
-            subject=self._reference,
-        )
+        return await self._threads.ask(partial(translated, function))
 
     async def _artifact(self) -> Artifact:
         """The artifact that the reference names now. Its manifest and tar headers are read once."""
@@ -123,7 +100,7 @@ class OciStore:
         async def read_headers(layer: Layer) -> None:
             read = partial(translated, partial(self._members, layer, budget))
             try:
-                found = await trio.to_thread.run_sync(read, limiter=self._metadata, abandon_on_cancel=True)
+                found = await trio.to_thread.run_sync(read, limiter=self._threads.others, abandon_on_cancel=True)
             except StoreError as error:
                 headers[layer.digest] = error
             else:

@@ -17,20 +17,18 @@ from trimsfs.errors import (
     ObjectNotFoundError,
     StoreAccessError,
     StoreError,
-    StoreStalledError,
     StoreThrottledError,
     StoreUnavailableError,
     TransientStoreError,
 )
 from trimsfs.options import MountOptions
-from trimsfs.stores.bodies import MALFORMED, received
-from trimsfs.stores.endpoints import Pools
+from trimsfs.stores.bodies import CONNECT_TIMEOUT_S, MALFORMED, received
+from trimsfs.stores.endpoints import UNANSWERED, Pools, unanswered
 from trimsfs.stores.oci.authorisation import Authorisation
 from trimsfs.stores.oci.reference import Reference
 
 T = TypeVar("T")
 
-CONNECT_TIMEOUT_S = 3.0
 MOST_REDIRECTS = 5
 LOCATION_TTL_S = 60.0
 """How long a blob's place, to which the registry has redirected, is asked without asking the registry: signed URLs
@@ -204,14 +202,10 @@ def translated(function: Callable[[], T]) -> T:
         return function()
     except StoreError:
         raise
-    except urllib3.exceptions.NewConnectionError as error:  # to urllib3 a timeout, too
-        raise TransientStoreError(_one_line(error)) from error
-    except (urllib3.exceptions.TimeoutError, TimeoutError) as error:
-        raise StoreStalledError(f"timeout: {_one_line(error)}") from error
-    except (urllib3.exceptions.HTTPError, OSError) as error:
+    except UNANSWERED as error:
         said = _one_line(error)
         remedies = [remedy for cause, remedy in _REMEDIES.items() if cause in said]
-        raise TransientStoreError(": ".join((said, *remedies))) from error
+        raise unanswered(error, ": ".join((said, *remedies))) from error
     except MALFORMED as error:
         raise StoreUnavailableError(f"the answer is not from a registry: check the URL: {_one_line(error)}") from error
 

@@ -7,12 +7,11 @@ from functools import partial
 from typing import Any, TypedDict, TypeVar
 
 import botocore.exceptions
-import trio
 
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, TransientStoreError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
-from trimsfs.stores.bodies import answered, read_range
+from trimsfs.stores.bodies import METADATA_THREADS, RequestThreads
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.s3.answers import Transport
 from trimsfs.stores.s3.client import make_client
@@ -24,7 +23,6 @@ from trimsfs.types import Generation
 
 T = TypeVar("T")
 
-METADATA_THREADS = 8
 KEY_MAX = 1024
 """Bytes in the longest key that S3 allows."""
 VERSION_MAX = 1024
@@ -48,13 +46,17 @@ class S3Store:
     Requests are tried once: RetryingStore retries them.
     """
 
+    streaming = True  # the answer to If-Match comes before the bytes
+    forkable = True
+    links = False
+
     def __init__(self, bucket: str, prefix: str, options: MountOptions, *, max_requests: int) -> None:
         self._bucket = bucket
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self._etags = options.sse_c_key_file is None and not bucket.endswith(_DIRECTORY_BUCKETS)
-        self._stall_timeout_s = options.stall_timeout
-        self._reads = trio.CapacityLimiter(max_requests)
-        self._metadata = trio.CapacityLimiter(METADATA_THREADS)
+        self._threads = RequestThreads(
+            f"bucket {bucket}", max_requests=max_requests, stall_timeout_s=options.stall_timeout
+        )
         self._client = make_client(options, max_requests + METADATA_THREADS)
         transport = Transport(self._client, 2 * options.stall_timeout)
         self._objects = ObjectRequests(self._client, transport, bucket)
@@ -62,18 +64,6 @@ class S3Store:
     @property
     def identity(self) -> str:
         return f"{self._client.meta.endpoint_url}|s3://{self._bucket}/{self._prefix}"
-
-    @property
-    def streaming(self) -> bool:
-        return True  # the answer to If-Match comes before the bytes
-
-    @property
-    def forkable(self) -> bool:
-        return True
-
-    @property
-    def links(self) -> bool:
-        return False
 
     async def probe(self) -> None:
         await self._ask(partial(self._list, "", None, 1))
@@ -89,15 +79,9 @@ class S3Store:
         return await self._ask(partial(self._head, key), key)
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
-        return await read_range(
-            partial(self._get, generation, offset, length),
-            length,
-            sink,
-            translated=partial(translated, bucket=self._bucket, key=generation.key),
-            limiter=self._reads,
-            stall_timeout_s=self._stall_timeout_s,
-            subject=f"bucket {self._bucket}",
-        )
+        get = partial(self._get, generation, offset, length)
+        safely = partial(translated, bucket=self._bucket, key=generation.key)
+        return await self._threads.read(get, length, sink, translated=safely)
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
         likely = None if certain or not self._etags else digest_by_etag(generation.etag)
@@ -111,12 +95,7 @@ class S3Store:
 
     async def _ask(self, function: Callable[[], T], key: str = "") -> T:
         """Make a request in a thread. Raises StoreStalledError."""
-        return await answered(
-            partial(translated, function, self._bucket, key),
-            limiter=self._metadata,
-            stall_timeout_s=self._stall_timeout_s,
-            subject=f"bucket {self._bucket}",
-        )
+        return await self._threads.ask(partial(translated, function, self._bucket, key))
 
     def _list(self, prefix: str, token: str | None, limit: int) -> Page:
         continuation: _Continuation = {} if token is None else {"ContinuationToken": token}

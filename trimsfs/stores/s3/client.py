@@ -16,6 +16,7 @@ from botocore.session import Session
 
 from trimsfs.errors import ConfigurationError
 from trimsfs.options import MountOptions
+from trimsfs.stores.bodies import CONNECT_TIMEOUT_S
 from trimsfs.stores.s3.credentials import assume_role
 from trimsfs.stores.s3.sdk_data import use_less
 from trimsfs.stores.s3.timestamps import parsed
@@ -23,7 +24,6 @@ from trimsfs.stores.s3.timestamps import parsed
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-CONNECT_TIMEOUT_S = 3.0
 JOINING_S = 60.0
 """How long a store may take to answer a writer."""
 CUSTOMER_KEY = "x-amz-server-side-encryption-customer"

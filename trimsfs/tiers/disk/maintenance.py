@@ -26,10 +26,7 @@ LOOK_INTERVAL_S = 5.0
 
 
 class Maintenance:
-    """Maintains the directory of a disk tier.
-
-    ``unfinished`` are the tokens of blobs with chunks that were reserved and not written.
-    """
+    """Maintains the directory of a disk tier."""
 
     def __init__(self, state: TierState, space: DiskSpace, open_blobs: OpenBlobs) -> None:
         self._state = state
@@ -37,7 +34,6 @@ class Maintenance:
         self._open_blobs = open_blobs
         self._recovery = CrashRecovery(state.index, state.directory.blobs, state.chunk_size)
         self._failing = False
-        self.unfinished: set[str] = set()
 
     def found_failing(self) -> None:
         """Note that the disk fails: `run` then raises, and the server ends."""
@@ -99,12 +95,12 @@ class Maintenance:
 
     async def _free_unfinished(self) -> None:
         """Free the space of partly written chunks whose fetch failed, once nobody uses the blob."""
-        for token in list(self.unfinished):
+        for token in list(self._state.unfinished):
             async with self._state.lock:
                 blob = self._state.blobs.get(token)
                 if blob is not None and blob.users:
                     continue
-                self.unfinished.discard(token)
+                self._state.unfinished.discard(token)
                 if blob is None or blob.complete or not blob.attached:
                     continue
                 del self._state.blobs[token]  # so that a concurrent open waits for the lock

@@ -40,7 +40,7 @@ class OpenBlobs:
             await self._close_some()
         blob, full = await self._load(token, generation)
         if full and not state.budget.full(key):
-            await self._space.write_failed(key, 0)
+            await self._space.evict_for(key, 0)
             blob, full = await self._load(token, generation, again=True)
             if full:
                 state.budget.found_full(key)

@@ -23,6 +23,7 @@ class TierState:
     Invariants: ``blobs`` holds every blob with users, the last used one at its end, so a token has at most one Blob.
     A load holds ``lock`` from the look-up in the index until the blob is in ``blobs``; a removal holds it from taking
     the blob out until its file is removed. ``budget`` counts chunks from the moment that space is reserved for them.
+    ``unfinished`` are the tokens of blobs with chunks that were reserved and not written.
     """
 
     store: str | Origins
@@ -35,6 +36,7 @@ class TierState:
     events: TierEvents
     blobs: OrderedDict[str, Blob] = field(default_factory=OrderedDict)
     lock: trio.Lock = field(default_factory=trio.Lock)
+    unfinished: set[str] = field(default_factory=set)
 
     @property
     def index(self) -> BlobIndex:

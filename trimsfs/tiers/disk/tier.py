@@ -1,6 +1,5 @@
 """The disk tier: blobs in a cache directory, within a budget; each server inherits them from the last."""
 
-import errno
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
@@ -26,7 +25,7 @@ from trimsfs.tiers.disk.open_blobs import OpenBlobs
 from trimsfs.tiers.disk.residency import Residency, residency_of
 from trimsfs.tiers.disk.space import DiskSpace
 from trimsfs.tiers.disk.state import TierState
-from trimsfs.tiers.eviction_policies import eager, never
+from trimsfs.tiers.eviction_policies import eager
 from trimsfs.tiers.index.blob_record import BlobRecord
 from trimsfs.tiers.index.equal_chunks import EqualChunks
 from trimsfs.tiers.index.journal import Journal
@@ -41,7 +40,6 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 DISK_THREADS = 8
-AHEAD_SHARE = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +60,10 @@ class DiskTier:
     """The blobs of a mount's stores in one cache directory, which no other server may use meanwhile.
 
     *lock* is the locked descriptor that an ended server left to this one. With it, an unusable directory is no error:
-    nothing is cached, and ``unusable`` has the reason. ``damage`` takes reports of wrong bytes.
+    nothing is cached, and ``unusable`` has the reason. ``space`` is reserved before a write; ``damage`` takes reports
+    of wrong bytes.
 
-    A blob in use or pinned is never evicted; the policy chooses among the others. If that frees no space, `reserve`
+    A blob in use or pinned is never evicted; the policy chooses among the others. If that frees no space, ``space``
     declines, and the caller serves the bytes uncached. *load_cost* estimates the seconds to refetch a number of bytes
     of an object. *compares* says that blobs are compared with the store's digests.
     """
@@ -109,21 +108,20 @@ class DiskTier:
         )
         self.damage = Damage(self._state)
         self.evictor = Evictor(self._state, load_cost)
-        self._space = DiskSpace(
+        self.space = DiskSpace(
             self._budget,
             limits,
             chunk_size=chunk_size,
             candidates=self.evictor.candidates,
             evict=self.evictor.evict,
+            unfinished=self._state.unfinished,
         )
-        self._open_blobs = OpenBlobs(self._state, self._space)
-        self._maintenance = Maintenance(self._state, self._space, self._open_blobs)
+        self._open_blobs = OpenBlobs(self._state, self.space)
+        self._maintenance = Maintenance(self._state, self.space, self._open_blobs)
         self.loads = LoadRecords(self.index, self._threads, store)
         self.listings = ListingRecords(self.index, self._threads, store)
         self.equal_chunks = EqualChunks(self.index, self._threads, store)
-        self._evicts_nothing = limits.policy is never
         self.keeps_idle = limits.policy is not eager
-        self._refused = 0
 
     def statistics(self) -> DiskStatistics:
         return DiskStatistics(
@@ -133,27 +131,9 @@ class DiskTier:
             evictions=self.evictor.evictions,
             evicted_bytes=self.evictor.evicted_bytes,
             corrupt_chunks=self.damage.found,
-            refused_chunks=self._refused,
+            refused_chunks=self.space.refusals,
             tenant_used_bytes={pool: self._budget.used_by(pool) for pool in self._quotas.pools() if pool},
         )
-
-    def free_bytes(self) -> int:
-        """Bytes that models may still use on the disk without an eviction."""
-        try:
-            return max(0, self._budget.free())
-        except OSError:
-            return 0  # the directory was removed
-
-    def full(self, generation: Generation) -> bool:
-        """Whether the disk recently had no space for an object of the same tenant, or a write failed."""
-        return self._budget.full(generation.file)
-
-    def tenant_full(self, blob: Blob) -> str | None:
-        """The error message that a tenant's share has no space for the rest of a blob; None if it has."""
-        key = blob.generation.file
-        left = self._budget.left(self._quotas.pool(key))
-        missing = blob.generation.size - blob.verified_bytes
-        return self._quotas.full(key, "cache_size") if left is not None and left < missing else None
 
     def known(self, token: str) -> Blob | None:
         """The blob of this token, if the tier knows it; else None."""
@@ -291,41 +271,6 @@ class DiskTier:
         self._journal.used(blob, 0)
         self._open_blobs.released(blob)
 
-    async def reserve(self, blob: Blob, size: int) -> bool:
-        """Reserve space for *size* bytes to write to a blob; False if the disk or the tenant's share lacks it.
-
-        `unreserve` returns the space of bytes that are not written after all.
-        """
-        if not blob.attached or self._budget.failing:
-            return False
-        try:
-            return await self._space.make(blob.generation.file, size)
-        except OSError as error:
-            log.error("%s: cannot stat the file system of the cache: %s", blob.generation.key, error)
-            self._budget.found_failing()
-            return False
-
-    def unreserve(self, blob: Blob, size: int) -> None:
-        """Return reserved space."""
-        self._budget.add(blob.generation.file, -size)
-        self._maintenance.unfinished.add(blob.token)
-
-    async def write_failed(self, blob: Blob, size: int, error: OSError, *, last: bool) -> None:
-        """Handle a failed write of *size* reserved bytes: if the disk is full, make space for a retry, if any.
-
-        Otherwise, also after the *last* try, `reserve` declines for a while.
-        """
-        self.unreserve(blob, size)
-        if not last and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            await self._space.write_failed(blob.generation.file, size)
-        else:
-            log.error("%s: cannot write to the cache: %s", blob.generation.key, error)
-            self._budget.found_failing()
-
-    def refused(self) -> None:
-        """Count a chunk that is not cached because there is no space."""
-        self._refused += 1
-
     def wrote(self, blob: Blob, record: ChunkRecord) -> None:
         """Serve a chunk from now on: it is whole, and written to reserved space."""
         if blob.states[record.chunk] != ChunkState.MISSING and record.chunk not in blob.health.lost:
@@ -333,17 +278,6 @@ class DiskTier:
         blob.health.lost -= {record.chunk}
         blob.commit(record)
         self._journal.wrote(blob, record)
-
-    def room_ahead(self, generation: Generation, here: int) -> int:
-        """Bytes that prefetches for an object's load may take, including the bytes that are *here*.
-
-        That is the free space, or a quarter of the tenant's space if that is more and the policy evicts.
-        """
-        pool = self._quotas.pool(generation.file)
-        left = self._budget.left(pool)
-        free = self.free_bytes() if left is None else max(0, min(left, self.free_bytes()))
-        share = 0 if self._evicts_nothing else (free + self._budget.used_by(pool)) // AHEAD_SHARE
-        return max(free + here, share)
 
     async def check_holes(self, blob: Blob) -> None:
         """Discard chunks in holes, to refetch them: a truncation before the last chunks arrived has left zeros."""
