@@ -55,7 +55,7 @@ async def test_a_prefix_with_nothing_under_it_is_told_unless_that_is_allowed(cap
         ),
         (
             ConnectionClosedError(endpoint_url="http://127.0.0.1:9000/bucket/net/b"),
-            'Connection was closed before we received a valid response from endpoint URL: "http://127.0.0.1:9000".',
+            'Connection was closed before we received a valid response from endpoint URL: "http://127.0.0.1:9000"',
         ),
         (
             MaxRetryError(HTTPConnectionPool("minio", 9000), "/bucket/net/b"),
