@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import pytest
 from tests.reliability.caches import disagreements
 from tests.reliability.looks import SIZES, Looks, models_in, restarts
 from tests.support.images import Image
-from tests.support.keepers import kill, serving
+from tests.support.keepers import keeper, kill, serving
 from tests.support.memory_group import memory_group
 from tests.support.mounts import TRIMSFS, MountedStore, log_beside, mounted, trimsfs, unmount, wait_until
 from tests.support.parts import blob_files, flip_byte
@@ -62,6 +63,18 @@ def fill(directory: Path) -> Path:
                 while file.write(bytes(size)):
                     pass
     return filler
+
+
+def sync_files(cache: Path) -> int:
+    """Sync the blobs; how many could not be."""
+    failed = 0
+    for path in blob_files(cache):
+        with path.open("rb") as file:
+            try:
+                os.fdatasync(file.fileno())
+            except OSError:
+                failed += 1
+    return failed
 
 
 def drop_memory(cache: Path) -> None:
@@ -170,11 +183,7 @@ def test_a_disk_that_fails_is_done_without(
 def test_writes_that_fail_leave_no_wrong_byte(image: Image, store: Path, tmp_path: Path, survived: Survived) -> None:
     """The disk has no room for what the file system believes to have: all is well until it is read from the disk."""
     with tmpfs(tmp_path / "disk", 200 << 20) as disk:
-        image.unmount()
-        subprocess.run(["cp", "--sparse=always", image.file, disk / "image"], check=True, timeout=60)
-        image.file.unlink()
-        image.file = disk / "image"
-        image.mount()
+        image.move_to(disk)
         with cached_on(image, store, tmp_path) as mount:
             looks = Looks(mount, store)
             looks.read("model-0/part-0")
@@ -203,6 +212,31 @@ def test_writes_that_fail_leave_no_wrong_byte(image: Image, store: Path, tmp_pat
             assert looks.read() == 0
             looks.until_kept("model-3/part-0")
         assert disagreements(mount.cache) == []
+
+
+@pytest.mark.parametrize("image", [("xfs", "loop"), pytest.param(("ext4", "loop"), marks=slow)], indirect=True)
+def test_what_a_server_wrote_before_it_was_killed_is_compared_with_the_disk(
+    image: Image, store: Path, tmp_path: Path, survived: Survived
+) -> None:
+    """The kernel tells of a failed write once: the killed server may have got the error, and told nobody."""
+    with tmpfs(tmp_path / "disk", 200 << 20) as disk:
+        image.move_to(disk)
+        with cached_on(image, store, tmp_path) as mount:
+            looks = Looks(mount, store)
+            filler = fill(disk)
+            looks.read("model-1/part-0", "model-1/part-1")
+            os.kill(int(str(keeper(mount)["server_pid"])), signal.SIGSTOP)
+            errors = sync_files(mount.cache)
+            kill(mount)
+            looks.read("model-1/part-0")
+            drop_memory(mount.cache)
+            looks.read("model-1/part-0", "model-1/part-1")
+            filler.unlink()
+            recovery_s = looks.until_all_can_be_read()
+            drop_memory(mount.cache)
+            looks.read()
+            fault = f"writes fail before the server is killed ({image.kind})"
+            survived(looks.survival(fault, injected=errors, allowed={"EIO"}, recovery_s=recovery_s))
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,15 @@ class Image:
         self.file.unlink(missing_ok=True)
         self.mountpoint.rmdir()
 
+    def move_to(self, directory: Path) -> None:
+        """Move its file to another directory, and mount it again."""
+        self.unmount()
+        moved = directory / "image"
+        subprocess.run(["cp", "--sparse=always", self.file, moved], check=True, timeout=TIMEOUT_S)
+        self.file.unlink()
+        self.file = moved
+        self.mount()
+
     def power_off(self) -> None:
         """XFS and ext4: stop it. What has not been brought to the disk is lost, and all that is done on it fails."""
         self._control(_GOING_DOWN, struct.pack("=I", _NO_LOG_FLUSH))

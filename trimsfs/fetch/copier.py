@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 import trio
 
-from trimsfs.checksums import crc32c
+from trimsfs.checksums import crc32c, crc32c_of_file
 from trimsfs.errors import StoreError
 from trimsfs.fetch.page_writer import HUGE, PageWriter
 from trimsfs.fetch.peers import PeerAnswer, PeerRequest
@@ -240,7 +240,7 @@ class ThreadCopier:
         return True
 
     async def checksum(self, descriptor: int, start: int, stop: int) -> int | None:
-        return await self._in_thread(partial(_checksum, descriptor, start, stop))
+        return await self._in_thread(partial(crc32c_of_file, descriptor, start, stop))
 
     async def digest(
         self, descriptor: int, size: int, algorithm: Algorithm, part_size: int, *, idle: bool = False
@@ -352,18 +352,6 @@ def _read_once(descriptor: int, data: memoryview, position: int) -> int:
         return os.preadv(descriptor, [data], position, RWF_DONTCACHE)
     except OSError:
         return os.preadv(descriptor, [data], position)
-
-
-def _checksum(descriptor: int, start: int, stop: int) -> int | None:
-    buffer = memoryview(mmap.mmap(-1, PIECE))  # O_DIRECT needs an aligned buffer and whole reads
-    crc, offset = 0, start
-    while offset < stop:
-        count = min(os.preadv(descriptor, [buffer], offset), stop - offset)
-        if count == 0:
-            return None
-        crc = crc32c(buffer[:count], crc)
-        offset += count
-    return crc
 
 
 def _populate(descriptor: int, start: int, stop: int) -> None:

@@ -173,12 +173,9 @@ class Repair:
     def _direct(self, blob: Blob) -> Iterator[int]:
         """A descriptor that reads a blob from the disk, past the page cache if the file system supports it."""
         try:
-            descriptor = os.open(self._disk.files.path(blob.token), os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
-        except OSError:
-            try:
-                descriptor = os.dup(blob.fileno())
-            except OSError as error:
-                raise CacheUnusableError(f"{blob.generation.key}: cannot be checked now: {error}") from error
+            descriptor = blob.open_direct()
+        except OSError as error:
+            raise CacheUnusableError(f"{blob.generation.key}: cannot be checked now: {error}") from error
         blob.opened_again += 1
         try:
             yield descriptor

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from trimsfs.checksums import crc32c_of_file
 from trimsfs.ranges import chunk_count, chunk_length, chunk_span, chunks_of
 from trimsfs.telemetry.trace import Activity
 from trimsfs.tiers.health import Health
@@ -151,6 +152,16 @@ class Blob:
     @property
     def _path(self) -> str:
         return f"{self._directory}/{self._name}"
+
+    def open_direct(self) -> int:
+        """A new descriptor that reads the file from the disk, past the page cache if the file system supports it.
+
+        Raises OSError.
+        """
+        try:
+            return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        except OSError:
+            return os.dup(self.fileno())
 
     def _has_opened(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -354,6 +365,19 @@ class Blob:
         """Mark a chunk as MISSING: its bytes are wrong or lost."""
         self._verified -= self.states[chunk] == ChunkState.VERIFIED
         self.states[chunk] = ChunkState.MISSING
+
+    def differing(self, chunks: Iterable[int]) -> list[int]:
+        """Those of the *chunks* whose bytes on the disk fail their checksum. Raises OSError."""
+        descriptor = self.open_direct()
+        try:
+            return [
+                chunk
+                for chunk in chunks
+                if self.states[chunk] != ChunkState.MISSING
+                and crc32c_of_file(descriptor, *self.span_of(chunk)) != self._crcs[chunk]
+            ]
+        finally:
+            os.close(descriptor)
 
     def sync(self) -> None:
         """Wait until all written bytes have reached the disk. Raises OSError."""

@@ -47,9 +47,9 @@ class Maintenance:
         """
         if self._state.directory.problem is not None:
             await self._wait_until_usable()
+        await self._sync_recorded()  # first: opens wait for it
         await self._recover()
         await self._space.keep()
-        await self._sync_recorded()
         synced = written = trio.current_time()
         while True:
             await self._rest()
@@ -134,14 +134,16 @@ class Maintenance:
 
     async def _sync_recorded(self) -> None:
         """Sync chunks that an earlier server recorded but did not sync: a reboot would lose them."""
+        journal, tried = self._state.journal, set[str]()
         try:
-            for token in await self._state.threads.run(self._state.index.unsynced):
+            while (token := journal.next_inherited(tried)) is not None:
+                tried.add(token)
                 loaded = await self._state.threads.run(self._state.index.load, token)
-                if loaded is not None:  # else evicted meanwhile
-                    blob = await self._open_blobs.open(token, loaded[0].generation)
-                    self._state.journal.found_unsynced(
-                        blob, await self._state.threads.run(self._state.index.unsynced_chunks, token)
-                    )
-                    await self._state.journal.sync()
+                if loaded is None:  # evicted meanwhile
+                    journal.settle(token)
+                else:
+                    await journal.sync_blob(await self._open_blobs.open(token, loaded[0].generation))
+            if tried:
+                await journal.sync()
         except sqlite3.Error as error:
             log.error("cannot read the cache index: %s", error)

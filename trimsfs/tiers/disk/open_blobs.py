@@ -88,6 +88,7 @@ class OpenBlobs:
             blob.health.digest = state.files.no_digest
         state.budget.add(blob.generation.file, -sum(record.length for record in lost if record.chunk not in gone))
         state.journal.lost(blob.token, [record.chunk for record in lost])
+        state.journal.loaded(blob)
         state.blobs[blob.token] = blob
 
     async def recall(self, generations: Sequence[Generation], *, checked: bool) -> list[Blob]:

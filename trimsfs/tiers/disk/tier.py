@@ -208,10 +208,18 @@ class DiskTier:
         if blob is None:
             blob = await self._open_blobs.open(token, generation)
         self.use(blob, generation, opening=opening)
+        if self._journal.has_inherited(blob):
+            try:
+                await self._journal.wait_until_compared(blob)
+            except BaseException:
+                self.release(blob)
+                raise
         return blob
 
     def unchanged(self, blob: Blob) -> bool:
         """Whether the tier knows a blob and no other program has changed its file: `use` may follow."""
+        if self._journal.has_inherited(blob):
+            return False
         try:
             return self._state.blobs.get(blob.token) is blob and blob.change() is FileChange.NONE
         except OSError:

@@ -219,17 +219,13 @@ class BlobIndex:
             rows = self._connection.execute(f"{_SELECT} WHERE {of} ORDER BY store, key", stores)
             return [self._record(row) for row in rows]
 
-    def unsynced(self) -> list[str]:
-        """The tokens of blobs with chunks that may not have reached the disk."""
-        query = "SELECT DISTINCT token FROM chunks WHERE synced = 0"
+    def unsynced(self) -> dict[str, set[int]]:
+        """The chunks that may not have reached the disk, by the tokens of their blobs."""
+        found: dict[str, set[int]] = {}
         with self._lock:
-            return [token for (token,) in self._connection.execute(query)]
-
-    def unsynced_chunks(self, token: str) -> list[int]:
-        """The chunks of a blob that may not have reached the disk."""
-        with self._lock:
-            rows = self._connection.execute("SELECT chunk FROM chunks WHERE token = ? AND synced = 0", (token,))
-            return [chunk for (chunk,) in rows]
+            for token, chunk in self._connection.execute("SELECT token, chunk FROM chunks WHERE synced = 0"):
+                found.setdefault(token, set()).add(chunk)
+        return found
 
     def groups(self) -> list[str]:
         """The groups of the blobs: the first two digits of their tokens, which name their directories."""

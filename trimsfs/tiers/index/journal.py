@@ -1,5 +1,6 @@
 """Write-behind for the index: records chunks, uses and digests in batches, then syncs the chunks to the disk."""
 
+import errno
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
@@ -16,6 +17,16 @@ log = logging.getLogger(__name__)
 
 COMPLAINT_INTERVAL_S = 60.0
 """Time between log lines about an index that still cannot be written."""
+COMPARISON_PATIENCE_S = 5.0
+"""How long an open waits for a disk that perhaps hangs."""
+
+
+class _Inherited:
+    """The *chunks* of a blob that an earlier server did not sync; ``compared`` is set once the disk has them."""
+
+    def __init__(self, chunks: set[int]) -> None:
+        self.chunks = chunks
+        self.compared = trio.Event()
 
 
 class Journal:
@@ -28,6 +39,7 @@ class Journal:
     def __init__(
         self, index: BlobIndex, threads: Threads, *, unsynced: Callable[[Blob, Collection[int]], Awaitable[None]]
     ) -> None:
+        self._inherited = {token: _Inherited(chunks) for token, chunks in index.unsynced().items()}
         self._index = index
         self._threads = threads
         self.recording = trio.Lock()
@@ -77,10 +89,37 @@ class Journal:
         self._unsynced.setdefault(blob, set()).add(record.chunk)
         self.wake()
 
-    def found_unsynced(self, blob: Blob, chunks: Iterable[int]) -> None:
-        """Queue chunks that an earlier server recorded, but did not sync, for a sync."""
-        self._unsynced.setdefault(blob, set()).update(chunks)
-        self.wake()
+    def loaded(self, blob: Blob) -> None:
+        """Queue the chunks of a loaded blob that an earlier server recorded, but did not sync, for a sync."""
+        if (inherited := self._inherited.get(blob.token)) is not None:
+            self._unsynced.setdefault(blob, set()).update(inherited.chunks)
+            self.wake()
+
+    def has_inherited(self, blob: Blob) -> bool:
+        """Whether chunks that an earlier server did not sync were not compared with the disk yet."""
+        return blob.token in self._inherited
+
+    def next_inherited(self, tried: Collection[str]) -> str | None:
+        """The token of a blob that `has_inherited` chunks and was not *tried*: first one that somebody waits for."""
+        return next((token for token in reversed(self._inherited) if token not in tried), None)
+
+    async def wait_until_compared(self, blob: Blob) -> None:
+        """Wait until a blob has no inherited chunks, for at most COMPARISON_PATIENCE_S.
+
+        Until the disk has all that was written, the bytes in memory are right, unless the earlier server met an error.
+        """
+        inherited = self._inherited.pop(blob.token, None)
+        if inherited is not None:
+            self._inherited[blob.token] = inherited  # the next one
+            self.wake()
+            with trio.move_on_after(COMPARISON_PATIENCE_S):
+                await inherited.compared.wait()
+
+    def settle(self, token: str) -> None:
+        """The inherited chunks of a blob are on the disk, or nobody may read them."""
+        inherited = self._inherited.pop(token, None)
+        if inherited is not None:
+            inherited.compared.set()
 
     def used(self, blob: Blob, times: int) -> None:
         """Queue that a blob was used so many *times*, the last time now."""
@@ -115,6 +154,7 @@ class Journal:
     def discard(self, blob: Blob, chunks: Collection[int]) -> set[int]:
         """Queue the loss of chunks and of all unsynced ones; returns both. The caller holds ``recording``."""
         gone = set(chunks) | self._unsynced.pop(blob, set())
+        self.settle(blob.token)
         self.lost(blob.token, gone)
         return gone
 
@@ -127,6 +167,7 @@ class Journal:
         self._pending = [item for item in self._pending if item[0] != token]
         self._uses.pop(token, None)
         self._digests.pop(token, None)
+        self.settle(token)
         self._unsynced = {blob: chunks for blob, chunks in self._unsynced.items() if blob.token != token}
         return unrecorded, self._gone.pop(token, set())
 
@@ -227,6 +268,8 @@ class Journal:
             if blob.attached:
                 blob.fileno()  # only the event loop may reopen it
             await self._threads.run(self._sync_file, blob, done)
+            self.settle(blob.token)
+            await self._threads.run(self._index.mark_synced, blob.token, done)
             self._marked = True
             if done:
                 self._failing_since = None
@@ -245,8 +288,16 @@ class Journal:
             del self._unsynced[blob]
 
     def _sync_file(self, blob: Blob, chunks: Collection[int]) -> None:
+        """Sync a blob to the disk, and compare inherited chunks with it.
+
+        The kernel tells of a failed write once, and has perhaps told the earlier server, which could not act on it.
+        """
         blob.sync()
-        self._index.mark_synced(blob.token, chunks)
+        inherited = self._inherited.get(blob.token)
+        if inherited is None or not blob.attached:
+            return
+        if differing := blob.differing(inherited.chunks.intersection(chunks)):
+            raise OSError(errno.EIO, f"the disk lacks {len(differing)} chunks that an earlier server wrote")
 
 
 def _without(pending: list[tuple[str, ChunkRecord]], gone: Mapping[str, set[int]]) -> list[tuple[str, ChunkRecord]]:
