@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,12 +32,13 @@ pytest_plugins = ["tests.support.parallel"]
 NEED_ROOT = {"containers", "fleet", "fuse", "gpu", "reliability", "security"}
 """The directories of tests that mount."""
 MODES = ["--passthrough", "--no-passthrough"]
-NEED_ROOT = {"fuse", "containers", "fleet", "gpu", "reliability", "security"}
-"""Directories of tests that mount by mount(2)."""
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Some tests look at all mounts of the host."""
+    """Some tests look at all mounts of the host; some interrupt programs, which jobs in the background would ignore."""
+    for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, default)
     if os.geteuid() == 0 and not hasattr(session.config, "workerinput"):
         unmount_dead()
 
