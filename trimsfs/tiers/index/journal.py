@@ -3,6 +3,7 @@
 import errno
 import logging
 import sqlite3
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
 import trio
@@ -39,7 +40,7 @@ class Journal:
     def __init__(
         self, index: BlobIndex, threads: Threads, *, unsynced: Callable[[Blob, Collection[int]], Awaitable[None]]
     ) -> None:
-        self._inherited = {token: _Inherited(chunks) for token, chunks in index.unsynced().items()}
+        self._inherited = OrderedDict((token, _Inherited(chunks)) for token, chunks in index.unsynced().items())
         self._index = index
         self._threads = threads
         self.recording = trio.Lock()
@@ -104,16 +105,13 @@ class Journal:
         return next((token for token in reversed(self._inherited) if token not in tried), None)
 
     async def wait_until_compared(self, blob: Blob) -> None:
-        """Wait until a blob has no inherited chunks, for at most COMPARISON_PATIENCE_S.
+        """Wait until a blob, which `has_inherited` chunks, has none, for at most COMPARISON_PATIENCE_S.
 
         Until the disk has all that was written, the bytes in memory are right, unless the earlier server met an error.
         """
-        inherited = self._inherited.pop(blob.token, None)
-        if inherited is not None:
-            self._inherited[blob.token] = inherited  # the next one
-            self.wake()
-            with trio.move_on_after(COMPARISON_PATIENCE_S):
-                await inherited.compared.wait()
+        self._inherited.move_to_end(blob.token)  # the next one
+        with trio.move_on_after(COMPARISON_PATIENCE_S):
+            await self._inherited[blob.token].compared.wait()
 
     def settle(self, token: str) -> None:
         """The inherited chunks of a blob are on the disk, or nobody may read them."""
@@ -267,7 +265,8 @@ class Journal:
             chunks -= done  # a chunk rewritten during the sync needs another one
             if blob.attached:
                 blob.fileno()  # only the event loop may reopen it
-            await self._threads.run(self._sync_file, blob, done)
+            inherited = self._inherited.get(blob.token)
+            await self._threads.run(_sync, blob, inherited.chunks & done if inherited else ())
             self.settle(blob.token)
             await self._threads.run(self._index.mark_synced, blob.token, done)
             self._marked = True
@@ -287,17 +286,15 @@ class Journal:
         elif not chunks and self._unsynced.get(blob) is chunks:
             del self._unsynced[blob]
 
-    def _sync_file(self, blob: Blob, chunks: Collection[int]) -> None:
-        """Sync a blob to the disk, and compare inherited chunks with it.
 
-        The kernel tells of a failed write once, and has perhaps told the earlier server, which could not act on it.
-        """
-        blob.sync()
-        inherited = self._inherited.get(blob.token)
-        if inherited is None or not blob.attached:
-            return
-        if differing := blob.differing(inherited.chunks.intersection(chunks)):
-            raise OSError(errno.EIO, f"the disk lacks {len(differing)} chunks that an earlier server wrote")
+def _sync(blob: Blob, inherited: Collection[int]) -> None:
+    """Sync a blob to the disk, and compare *inherited* chunks with it. Raises OSError.
+
+    The kernel tells of a failed write once, and has perhaps told the earlier server, which could not act on it.
+    """
+    blob.sync()
+    if inherited and blob.attached and (differing := blob.differing(inherited)):
+        raise OSError(errno.EIO, f"the disk lacks {len(differing)} chunks that an earlier server wrote")
 
 
 def _without(pending: list[tuple[str, ChunkRecord]], gone: Mapping[str, set[int]]) -> list[tuple[str, ChunkRecord]]:
