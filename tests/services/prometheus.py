@@ -30,6 +30,7 @@ def program(name: str) -> str:
         command = f"apt-get download {name} || (apt-get update && apt-get download {name})"
         subprocess.run(["sh", "-c", command], cwd=directory, check=True, capture_output=True, timeout=300)
         [package] = Path(directory).glob("*.deb")
+        _UNPACKED.mkdir(parents=True, exist_ok=True)
         subprocess.run(["dpkg", "-x", package, _UNPACKED], check=True)
     return str(_UNPACKED / "usr/bin" / name)
 
