@@ -22,6 +22,9 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.fleet.members import Fleet, a_fleet
+from tests.fleet.reading import read_together
+from tests.fleet.stores import a_fast_store
 from tests.gpu.scene import scene
 from tests.observability.queries import DIRECTORY, metrics, queries
 from tests.services import S3Server, reserved_ports
@@ -29,7 +32,8 @@ from tests.services.faulty import FaultyS3, Plan, faulty
 from tests.services.prometheus import Prometheus, start_prometheus
 from tests.support import keepers
 from tests.support.exporters import Exporter, exporting
-from tests.support.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
+from tests.support.mounts import MOUNTCTL, MountedStore, let_in, mounted, trimsfs, wait_until
+from tests.support.network import MEGABIT, a_network
 from tests.support.parts import blob_files, flip_byte
 from tests.support.signing import new_key, pem
 
@@ -41,6 +45,7 @@ TOKEN = "0123456789abcdef0123456789abcdef"
 SHORTER = {"[2m]": "[10s]", "[5m]": "[20s]", "[10m]": "[20s]", "[15m]": "[60s]", "[1h]": "[20s]"}
 FEW, OPEN = 1600, 1340
 """Descriptors that a server may have, and files to open: it keeps 256 for other purposes."""
+FLEET_RATE = 1000 * MEGABIT
 OUTAGE = Plan(faults=("reset",))
 names = (f"model-{number}/weights" for number in itertools.count())
 
@@ -301,21 +306,74 @@ def test_a_gpu_that_is_lost(host: Host, tmp_path: Path, store_directory: Path) -
             gpus.kernel.devices[0].lose()
 
 
-def test_every_query_of_the_dashboard_returns_data(host: Host) -> None:
-    """Of metrics that servers of this version tell."""
+@pytest.fixture
+def fleet(host: Host, tmp_path: Path) -> Iterator[Fleet]:
+    """Three members, which Prometheus knows."""
+    let_in(tmp_path)
+    with a_network() as network, a_fast_store(network.host(FLEET_RATE), tmp_path / "fleet-store") as store:
+        hosts = [network.host(FLEET_RATE) for _ in range(3)]
+        with a_fleet(tmp_path / "fleet", store, hosts, "--metadata-ttl", "0.5") as members:
+            members.up(members.members)
+            metric = "trimsfs_fleet_members"
+            for member in members.members:
+                wait_until(lambda: bool(host.prometheus.query(_sample(metric, member.mount))), 60)  # noqa: B023 at once
+            yield members
+
+
+def _read(fleet: Fleet, *readers: int) -> Path:
+    """Have members read a new object; its content."""
+    expected = fleet.directory / next(names).replace("/", "-")
+    expected.write_bytes(random.Random(expected.name).randbytes(40 * MIB))
+    fleet.store.put({expected.name: expected.read_bytes()})
+    some = [fleet.members[number] for number in readers]
+    for member in some:
+        wait_until((member.mount.path / expected.name).exists)
+    read_together(some, expected.name, expected)
+    return expected
+
+
+def test_a_member_of_a_fleet_that_is_lost(host: Host, fleet: Fleet) -> None:
+    reader, other, lost = fleet.members
+    with host.alert("TrimsfsFleetMemberFails", reader.mount):
+        lost.kill()
+        _read(fleet, 0, 1)
+        host.sees("TrimsfsFleetMemberFails", reader.mount, fires=True)
+        fleet.announce([reader, other])
+
+
+def test_a_member_of_a_fleet_that_sends_wrong_bytes(host: Host, fleet: Fleet) -> None:
+    *early, late = fleet.members
+    with host.alert("TrimsfsFleetDamage", late.mount):
+        expected = _read(fleet, 0, 1)
+        for member in early:
+            for blob in blob_files(member.mount.cache):
+                for offset in range(MIB // 2, blob.stat().st_size, MIB):
+                    flip_byte(blob, offset)
+        assert (late.mount.path / expected.name).stat().st_size == expected.stat().st_size
+        read_together([late], expected.name, expected)
+
+
+def test_every_query_of_the_dashboard_returns_data(
+    host: Host, fleet: Fleet, tmp_path: Path, store_directory: Path
+) -> None:
+    """Of metrics that servers of this version tell, of a fleet's and one with a GPU too."""
+    (store_directory / "net.bin").write_bytes(os.urandom(MIB))
     stop = threading.Event()
     programs = threading.Thread(target=_use, args=(host, stop))
     programs.start()
     try:
-        time.sleep(20)
-        told = set(re.findall(r"^(trimsfs_\w+)", "\n".join(_told(host)), re.MULTILINE)) | {"up"}
-        asked = [query for query in queries() if _needed(query) <= told]
-        assert len(asked) == len(queries())
-        for query in asked:
-            for variable in ("$instance", "$mountpoint"):
-                query = query.replace(variable, ".*")  # noqa: PLW2901
-            query = query.replace("$__rate_interval", "20s").replace("$__range", "5m")  # noqa: PLW2901
-            assert host.prometheus.query(query), query
+        with scene(store_directory, tmp_path) as gpus:
+            _read(fleet, 0, 1, 2)
+            gpus.program().ask("control_file", path=gpus.control_file("net.bin"))
+            time.sleep(20)
+            told = set(re.findall(r"^(trimsfs_\w+)", "\n".join(_told(host)), re.MULTILINE)) | {"up"}
+            asked = [query for query in queries() if _needed(query) <= told]
+            assert len(asked) == len(queries())
+            for query in asked:
+                for variable in ("$instance", "$mountpoint"):
+                    query = query.replace(variable, ".*")  # noqa: PLW2901
+                query = query.replace("$__rate_interval", "20s").replace("$__range", "5m")  # noqa: PLW2901
+                assert host.prometheus.query(query), query
     finally:
         stop.set()
         programs.join()

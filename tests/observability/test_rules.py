@@ -70,6 +70,10 @@ CASES = {
     "TrimsfsNotCompared": Case({"trimsfs_integrity_to_compare": "2x30 0 2x150 0x9"}, fires=(160,), quiet=(40, 85, 189)),
     "TrimsfsSignatureRefused": counter("trimsfs_signatures_refusals_total"),
     "TrimsfsGpuLoadsFail": counter('trimsfs_gpu_device_failed_loads_total{device="GPU-1"}'),
+    "TrimsfsFleetMemberFails": Case(
+        {"trimsfs_fleet_failing_members": "0x5 1x15 0x20"}, fires=(17, 19), quiet=(4, 14, 25)
+    ),
+    "TrimsfsFleetDamage": counter("trimsfs_fleet_damaged_chunks_total"),
     "TrimsfsColdOpensSlow": Case(
         {
             'trimsfs_files_open_seconds_bucket{why="store",le="10.0"}': "0+9x20 189+5x40 394+9x40",

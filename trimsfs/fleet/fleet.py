@@ -20,11 +20,11 @@ from trimsfs.tiers.disk.tier import DiskTier
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetStatistics:
     """Counts since the server started: what members gave, requests to them that failed, and chunks for which the store
-    was asked in their place. ``on``, ``members`` and ``down_members`` are of now."""
+    was asked in their place. ``on``, ``members`` and ``failing_members`` are of now."""
 
     on: int
     members: int
-    down_members: int
+    failing_members: int
     received_bytes: int
     received_chunks: int
     store_chunks: int
@@ -85,7 +85,7 @@ class Fleet:
         return FleetStatistics(
             on=int(self.on),
             members=len(self.members.addresses),
-            down_members=len(self.health.down()),
+            failing_members=len(self.health.failing() & self.members.addresses),
             received_bytes=counts.received_bytes,
             received_chunks=counts.received_chunks,
             store_chunks=counts.store_chunks,

@@ -75,6 +75,10 @@ class Health:
             if health.problem is not None and (health.down_until > now or health.outstanding)
         }
 
+    def failing(self) -> set[str]:
+        """The members that failed when they were last asked, without those that are drained or off."""
+        return {member for member, health in self.members.items() if health.failures}
+
     def expected_s(self, member: str, size: int) -> float:
         """An estimate of the seconds until a member has sent *size* bytes more."""
         health = self.of(member)
@@ -110,7 +114,7 @@ class Health:
             case "refused":
                 self._fails(member, health, answer, REFUSED_PAUSE_S)
             case "away":
-                health.problem = health.problem or "drained, or off"
+                health.failures, health.problem = 0, "drained, or off"
                 health.down_until = now + AWAY_S
             case "damaged":
                 health.strikes += 1
