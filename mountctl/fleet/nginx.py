@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from trimsfs.options import FLEET_REPORTS, FLEET_SOCKET, MountOptions
 NGINX_USER = "trimsfs-nginx"
 """The user of nginx's workers, in the group of servers; if it does not exist, they run as the user of servers."""
 WORKERS = 4
+RELOAD_S, RELOAD_INTERVAL_S = 30.0, 0.02
+"""How long nginx may take to load its configuration, and how often `Nginx.reload` looks."""
 _LONGEST_SOCKET = 107
 """Bytes that the path of a Unix socket may have."""
 _QUOTABLE = re.compile(r"[^\"$\\\n]*")
@@ -52,6 +55,7 @@ class Nginx:
         self.directory = directory
         self.configuration = directory / "nginx.conf"
         self._drained = directory / "drained"
+        self._errors = directory / "errors.log"
 
     def drained(self) -> set[str]:
         """The mount points that an operator has drained."""
@@ -88,14 +92,44 @@ class Nginx:
         """The command that runs nginx in the foreground. Raises CommandNotFoundError."""
         return [*_program(), "-c", str(self.configuration), "-g", "daemon off;"]
 
-    def reload(self) -> bool:
-        """Have the running nginx load its configuration; False if none runs. Requests under way are finished."""
+    def running(self) -> int | None:
+        """The process of the nginx that runs, if one does."""
         with suppress(FileNotFoundError, ValueError, ProcessLookupError):
             pid = int((self.directory / "nginx.pid").read_text())
             if str(self.configuration).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-                os.kill(pid, signal.SIGHUP)
+                return pid
+        return None
+
+    def reload(self) -> bool:
+        """Have the running nginx serve by its configuration; False if none runs. Requests under way are finished.
+
+        Raises CommandNotRunnableError if nginx keeps the configuration that it has.
+        """
+        pid = self.running()
+        if pid is None:
+            return False
+        before, told = _workers(pid), len(self._said())
+        os.kill(pid, signal.SIGHUP)
+        deadline, reason = time.monotonic() + RELOAD_S, f"it has not loaded another in {RELOAD_S:.0f} s"
+        while time.monotonic() < deadline:
+            now, said = _workers(pid), self._said()[told:]
+            if now and now.isdisjoint(before):
                 return True
-        return False
+            if said and not said[-1].startswith("bind() "):  # which nginx tries some more times
+                reason = said[0]
+                break
+            time.sleep(RELOAD_INTERVAL_S)
+        raise CommandNotRunnableError(
+            f"nginx keeps its old configuration: {reason}: see `ss -ltnp`; "
+            "if nginx itself listens there, `systemctl restart trimsfs-nginx`"
+        )
+
+    def _said(self) -> list[str]:
+        """Why nginx has refused configurations, line by line."""
+        try:
+            return [_plain(line) for line in self._errors.read_text(errors="replace").splitlines()]
+        except FileNotFoundError:
+            return []
 
 
 def render(directory: Path, members: Sequence[Member]) -> str:
@@ -176,6 +210,16 @@ def _program() -> list[str]:
     if found is None:
         raise CommandNotFoundError("nginx is not installed: install the package nginx-light")
     return [found, "-e", "stderr"]
+
+
+def _workers(pid: int) -> set[int]:
+    """The processes of an nginx that take new requests: not those that finish what they send."""
+    found = set()
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if Path(f"/proc/{child}/cmdline").read_bytes().rstrip(b"\0") == b"nginx: worker process":
+                found.add(int(child))
+    return found
 
 
 def _plain(line: str) -> str:

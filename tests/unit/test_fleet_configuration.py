@@ -4,6 +4,7 @@ import configparser
 import os
 import pwd
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from mountctl.fleet.nginx import Member, Nginx, render
 from tests.fleet.certificates import Authority
+from tests.services import accepts, reserved_ports, run_daemon
 from tests.support.mounts import MOUNTCTL
 from trimsfs.errors import ConfigurationError
 from trimsfs.options import MountOptions
@@ -87,11 +89,31 @@ def mounts(tmp_path: Path) -> Path:
     return tmp_path / "mounts.d"
 
 
-def mountctl_fleet(mounts: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def command(mounts: Path, *arguments: str) -> list[str]:
     directories = ["--mounts-dir", str(mounts), "--fleet-dir", str(mounts.parent / "fleet")]
-    return subprocess.run(
-        [MOUNTCTL, "fleet", *arguments, *directories], capture_output=True, text=True, timeout=60, check=False
-    )
+    return [str(MOUNTCTL), "fleet", *arguments, *directories]
+
+
+def mountctl_fleet(mounts: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command(mounts, *arguments), capture_output=True, text=True, timeout=60, check=False)
+
+
+def replace(mounts: Path, old: str, new: str) -> None:
+    """Replace a text in the mount's declaration."""
+    file = mounts / "models.toml"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+
+
+@pytest.fixture
+def port(mounts: Path) -> Iterator[int]:
+    """The port of the nginx of the mount that is declared, which runs."""
+    with reserved_ports() as ports:
+        port = ports[0]
+    replace(mounts, 'fleet_listen = "127.0.0.1:7443"', f'fleet_listen = "127.0.0.1:{port}"')
+    with run_daemon("nginx", command(mounts, "run"), mounts.parent / "nginx.log", os.environ) as daemon:
+        daemon.wait_until(lambda: accepts(port), 20)
+        yield port
 
 
 def test_a_drained_mount_stays_so_until_it_is_undrained(mounts: Path) -> None:
@@ -127,8 +149,7 @@ def test_a_certificate_that_nginx_cannot_load_is_told(mounts: Path) -> None:
 
 
 def test_an_address_that_may_come_later_is_tried_again(mounts: Path) -> None:
-    file = mounts / "models.toml"
-    file.write_text(file.read_text().replace('fleet_listen = "127.0.0.1', 'fleet_listen = "192.0.2.1'))
+    replace(mounts, 'fleet_listen = "127.0.0.1', 'fleet_listen = "192.0.2.1')
     done = mountctl_fleet(mounts, "run")
     assert done.stderr.startswith("mountctl: nginx cannot listen: bind() to 192.0.2.1:7443 failed")
     unit = configparser.ConfigParser(strict=False)
@@ -142,3 +163,15 @@ def test_a_reload_signals_the_nginx_of_the_fleet_only(tmp_path: Path) -> None:
     assert not nginx.reload()
     (tmp_path / "nginx.pid").write_text(f"{os.getpid()}\n")
     assert not nginx.reload()
+
+
+def test_a_reload_that_nginx_refuses_is_an_error(mounts: Path, port: int) -> None:
+    replace(mounts, f"127.0.0.1:{port}", f"0.0.0.0:{port}")
+    done = mountctl_fleet(mounts, "drain")
+    assert (done.returncode, done.stdout) == (126, "")
+    told = f"mountctl: nginx keeps its old configuration: bind() to 0.0.0.0:{port} failed (98: "
+    assert done.stderr.startswith(told)
+    assert "`systemctl restart trimsfs-nginx`" in done.stderr
+    replace(mounts, f"0.0.0.0:{port}", f"127.0.0.1:{port}")
+    done = mountctl_fleet(mounts, "apply")
+    assert (done.returncode, done.stdout) == (0, "/models: fleet models: drained\nreloaded nginx\n"), done.stderr
