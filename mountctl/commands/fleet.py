@@ -2,16 +2,18 @@
 
 import os
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import click
 
-from mountctl.commands.declared_mounts import complete_mount, declared_mounts, find_mount
+from mountctl.commands.declared_mounts import NamedMount, complete_mount, declared_mounts, find_mount
 from mountctl.commands.verbs import mounts_directory, reported
 from mountctl.fleet.nginx import Member, Nginx
 from trimsfs.command_group import examples
 from trimsfs.errors import ConfigurationError
+from trimsfs.exit_codes import exit_code
 from trimsfs.options import load_options
 
 Action = Literal["apply", "drain", "undrain", "run"]
@@ -34,21 +36,25 @@ DIRECTORY = Path("/var/lib/trimsfs/fleet")
 def fleet(action: Action, names: tuple[str, ...], fleet_dir: Path, directory: Path) -> int:
     """Configure the nginx that sends this host's chunks to its fleet.
 
-    apply: write its configuration for all declared mounts with a fleet, check it, and reload nginx. drain: stop sending
+    apply: write its configuration for all declared mounts with a fleet, check it, and reload nginx; if none is left,
+    nginx stops listening. drain: stop sending
     chunks of NAME, or of all mounts, until undrain; what is under way is finished. run: apply, then run nginx in the
     foreground, for a service manager or a container.
     """
     nginx = Nginx(fleet_dir.absolute())
     chosen = [find_mount(name, directory).mountpoint for name in names]
-    members, code = _members(directory, nginx)
+    mounts, problems = declared_mounts(directory)
+    for problem in problems:
+        click.echo(f"mountctl: {problem}", err=True)
+    members = _members(mounts, nginx)
     for mountpoint in chosen:
         if mountpoint not in {member.mountpoint for member in members}:
             raise ConfigurationError(f"{mountpoint} belongs to no fleet: set fleet in its file in {directory}")
+    if not members and (action == "run" or problems or nginx.running() is None):
+        raise ConfigurationError(f"no mount declared in {directory} belongs to a fleet: set fleet in one")
     if action in {"drain", "undrain"}:
         nginx.set_drained(chosen or [member.mountpoint for member in members], drained=action == "drain")
-        members, code = _members(directory, nginx)
-    if not members:
-        raise ConfigurationError(f"no mount declared in {directory} belongs to a fleet: set fleet in one")
+        members = _members(mounts, nginx)
     nginx.write(members)
     if action == "run":
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -59,13 +65,14 @@ def fleet(action: Action, names: tuple[str, ...], fleet_dir: Path, directory: Pa
     for member in members:
         state = "drained" if member.drained else f"served at {member.options.fleet_listen}"
         click.echo(f"{member.mountpoint}: fleet {member.options.fleet}: {state}")
+    if not members:
+        told += ", which serves nothing, as no mount belongs to a fleet: `systemctl disable --now trimsfs-nginx`"
     click.echo(told)
-    return code
+    return exit_code(ConfigurationError.__name__) if problems else 0
 
 
-def _members(directory: Path, nginx: Nginx) -> tuple[list[Member], int]:
-    """The declared mounts that belong to a fleet, and the exit code for invalid files."""
-    mounts, problems = declared_mounts(directory)
+def _members(mounts: Sequence[NamedMount], nginx: Nginx) -> list[Member]:
+    """The declared mounts that belong to a fleet."""
     drained = nginx.drained()
     members = []
     for mount in mounts:
@@ -73,4 +80,4 @@ def _members(directory: Path, nginx: Nginx) -> tuple[list[Member], int]:
         if options.fleet is not None:
             drained_too = str(mount.mountpoint) in drained
             members.append(Member(mountpoint=mount.mountpoint, options=options, drained=drained_too))
-    return members, 2 if problems else 0
+    return members

@@ -3,6 +3,7 @@
 import configparser
 import os
 import pwd
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -175,3 +176,17 @@ def test_a_reload_that_nginx_refuses_is_an_error(mounts: Path, port: int) -> Non
     replace(mounts, f"0.0.0.0:{port}", f"127.0.0.1:{port}")
     done = mountctl_fleet(mounts, "apply")
     assert (done.returncode, done.stdout) == (0, "/models: fleet models: drained\nreloaded nginx\n"), done.stderr
+
+
+def test_a_host_that_leaves_its_fleet_closes_the_port(mounts: Path, port: int) -> None:
+    declared = (mounts / "models.toml").read_text()
+    (mounts / "models.toml").write_text("mountpoint = 1\n")
+    done = mountctl_fleet(mounts, "apply")
+    assert (done.returncode, str(mounts / "models.toml") in done.stderr, accepts(port)) == (2, True, True)
+    (mounts / "models.toml").write_text(re.sub(r"(?m)^ *fleet.*\n", "", declared))
+    done = mountctl_fleet(mounts, "apply")
+    assert (done.returncode, accepts(port)) == (0, False), done.stderr
+    assert done.stdout.startswith("reloaded nginx, which serves nothing, as no mount belongs to a fleet")
+    (mounts / "models.toml").write_text(declared)
+    assert mountctl_fleet(mounts, "apply").returncode == 0
+    assert accepts(port)
