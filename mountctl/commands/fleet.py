@@ -57,6 +57,7 @@ def fleet(action: Action, names: tuple[str, ...], fleet_dir: Path, directory: Pa
         members = _members(mounts, nginx)
     nginx.write(members)
     if action == "run":
+        nginx.check_start(members)
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         command = nginx.command()

@@ -6,6 +6,7 @@ import pwd
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
@@ -87,6 +88,21 @@ class Nginx:
             new.replace(self.configuration)
         finally:
             new.unlink(missing_ok=True)
+
+    def check_start(self, members: Iterable[Member]) -> None:
+        """Raise CommandNotRunnableError if nginx runs, or other programs listen where it should."""
+        if (pid := self.running()) is not None:
+            raise CommandNotRunnableError(f"nginx runs already, as process {pid}: `mountctl fleet apply` reloads it")
+        for member in members:
+            host, _, port = str(member.options.fleet_listen).rpartition(":")
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            try:
+                socket.create_server((host.strip("[]"), int(port)), family=family).close()
+            except OSError as error:
+                reason = os.strerror(error.errno or 0)
+                raise CommandNotRunnableError(
+                    f"nginx cannot listen: {host}:{port}: {reason}: see `ss -ltnp` and --fleet-listen"
+                ) from None
 
     def command(self) -> list[str]:
         """The command that runs nginx in the foreground. Raises CommandNotFoundError."""

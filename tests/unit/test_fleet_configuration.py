@@ -4,6 +4,7 @@ import configparser
 import os
 import pwd
 import re
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -190,3 +191,21 @@ def test_a_host_that_leaves_its_fleet_closes_the_port(mounts: Path, port: int) -
     (mounts / "models.toml").write_text(declared)
     assert mountctl_fleet(mounts, "apply").returncode == 0
     assert accepts(port)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_a_port_that_another_program_has_is_told(mounts: Path, host: str) -> None:
+    family = socket.AF_INET6 if host == "[::1]" else socket.AF_INET
+    with socket.create_server((host.strip("[]"), 0), family=family) as taken:
+        address = f"{host}:{taken.getsockname()[1]}"
+        replace(mounts, 'fleet_listen = "127.0.0.1:7443"', f'fleet_listen = "{address}"')
+        done = mountctl_fleet(mounts, "run")
+    told = f"mountctl: nginx cannot listen: {address}: Address already in use: see `ss -ltnp` and --fleet-listen\n"
+    assert (done.returncode, done.stderr) == (126, told)
+
+
+def test_a_second_nginx_is_refused(mounts: Path, port: int) -> None:
+    pid = (mounts.parent / "fleet/nginx.pid").read_text().strip()
+    done = mountctl_fleet(mounts, "run")
+    told = f"mountctl: nginx runs already, as process {pid}: `mountctl fleet apply` reloads it\n"
+    assert (done.returncode, done.stderr) == (126, told)
