@@ -20,6 +20,8 @@ from trimsfs.options import FLEET_REPORTS, FLEET_SOCKET, MountOptions
 
 NGINX_USER = "trimsfs-nginx"
 """The user of nginx's workers, in the group of servers; if it does not exist, they run as the user of servers."""
+SYSUSERS = "packaging/systemd/sysusers.conf"
+"""Declares the users that nginx needs, which the Debian package makes."""
 WORKERS = 4
 RELOAD_S, RELOAD_INTERVAL_S = 30.0, 0.02
 """How long nginx may take to load its configuration, and how often `Nginx.reload` looks."""
@@ -213,7 +215,8 @@ def _user(options: MountOptions) -> str:
         group = grp.getgrgid(server.pw_gid).gr_name
     except KeyError:
         raise ConfigurationError(
-            f"option --server-user {name}: nginx needs a user with a name: run `useradd --system trimsfs`"
+            f"option --server-user {name}: nginx needs a user with a name: "
+            f"run `systemd-sysusers {SYSUSERS}`, then `mountctl upgrade`"
         ) from None
     try:
         return f"user {pwd.getpwnam(NGINX_USER).pw_name} {group};"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mountctl.fleet.nginx import Member, Nginx, render
+from mountctl.fleet.nginx import NGINX_USER, SYSUSERS, Member, Nginx, render
 from tests.fleet.certificates import Authority
 from tests.services import accepts, reserved_ports, run_daemon
 from tests.support.mounts import MOUNTCTL
@@ -59,13 +59,18 @@ def test_workers_have_the_group_of_the_server() -> None:
         ),
         ({"fleet_listen": "10.0.0.1:1", "cache_dir": "/a$b"}, "nginx cannot use a path with quotes, dollars"),
         ({"fleet_listen": "10.0.0.1:1", "cache_dir": "/" + 100 * "c"}, "too long for a fleet's socket: shorten it"),
-        ({"fleet_listen": "10.0.0.1:1", "server_user": "4000000"}, "nginx needs a user with a name: run `useradd"),
+        ({"fleet_listen": "10.0.0.1:1", "server_user": "4000000"}, "needs a user with a name: run `systemd-sysusers"),
     ],
 )
 def test_what_nginx_cannot_have_is_refused(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         render(DIRECTORY, [member(server_user="nobody"), member(**({"server_user": "nobody"} | options))])
     assert told in str(caught.value)
+
+
+def test_the_users_that_a_host_lacks_are_those_of_the_packages() -> None:
+    made = (UNIT.parents[2] / SYSUSERS).read_text()
+    assert set(re.findall(r"(?m)^u (\S+)", made)) == {"trimsfs", NGINX_USER}
 
 
 @pytest.fixture
