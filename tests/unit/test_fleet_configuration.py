@@ -16,8 +16,9 @@ from mountctl.fleet.nginx import NGINX_USER, SYSUSERS, Member, Nginx, render
 from tests.fleet.certificates import Authority
 from tests.services import accepts, reserved_ports, run_daemon
 from tests.support.mounts import MOUNTCTL
+from trimsfs.cli.fleet_checks import certificate
 from trimsfs.errors import ConfigurationError
-from trimsfs.options import MountOptions
+from trimsfs.options import MountOptions, load_options
 
 DIRECTORY = Path("/var/lib/trimsfs/fleet")
 UNIT = Path(__file__).parents[2] / "packaging/systemd/trimsfs-nginx.service"
@@ -214,3 +215,18 @@ def test_a_second_nginx_is_refused(mounts: Path, port: int) -> None:
     done = mountctl_fleet(mounts, "run")
     told = f"mountctl: nginx runs already, as process {pid}: `mountctl fleet apply` reloads it\n"
     assert (done.returncode, done.stderr) == (126, told)
+
+
+def test_the_certificates_of_the_page_are_those_of_a_member(mounts: Path) -> None:
+    page = (UNIT.parents[2] / "docs/operations.md").read_text().partition("\n## A fleet\n")[2]
+    commands = page[page.index("openssl req -x509") : page.index("\n# on each host")]
+    subprocess.run(["sh", "-ec", commands], cwd=mounts.parent, check=True, timeout=60, capture_output=True)
+    for old, new in (("ca.pem", "fleet-ca.pem"), ("127.0.0.1.pem", "fleet.pem"), ("127.0.0.1.key", "fleet.key")):
+        replace(mounts, f"/{old}", f"/{new}")
+    done = mountctl_fleet(mounts, "apply")
+    assert done.returncode == 0, done.stderr
+    assert "valid for 36" in certificate(load_options({}, configs=[mounts / "models.toml"]))
+    assert (mounts.parent / "fleet.key").stat().st_mode & 0o077 == 0
+    for purpose in ("sslserver", "sslclient"):
+        verify = ["openssl", "verify", "-x509_strict", "-purpose", purpose, "-CAfile", "fleet-ca.pem", "fleet.pem"]
+        subprocess.run(verify, cwd=mounts.parent, check=True, timeout=60, capture_output=True)
