@@ -7,6 +7,7 @@ from pathlib import Path
 
 import kubernetes_validate
 import pytest
+import yaml
 
 from mountctl.commands.declared_mounts import declared_mounts
 from mountctl.fleet.nginx import Member, render
@@ -14,15 +15,18 @@ from tests.kubernetes.manifests import KUBERNETES, NEWEST, OLDEST, ROOT, Manifes
 from trimsfs.options import load_options
 from trimsfs.options.schema import FALLBACK_UID
 
+PAGE = (ROOT / "docs/kubernetes.md").read_text().partition("\n## Fleet\n")[2].partition("\n## ")[0]
+
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, ...]:
     """What the page's commands apply."""
     directory = tmp_path_factory.mktemp("fleet")
     shutil.copytree(KUBERNETES, directory / "packaging/kubernetes")
-    page = (ROOT / "docs/kubernetes.md").read_text().partition("\n## Fleet\n")[2]
-    (command,) = re.findall(r"^sed .*$", page, re.MULTILINE)
-    subprocess.run(["sh", "-ec", command], cwd=directory, check=True, timeout=60)
+    (command,) = re.findall(r"^sed .*$", PAGE, re.MULTILINE)
+    for _ in range(2):
+        subprocess.run(["sh", "-ec", command], cwd=directory, check=True, timeout=60)
+    assert (directory / "packaging/kubernetes/kustomization.yaml").read_text().count("example/fleet") == 1
     return resolved(directory / "packaging/kubernetes")
 
 
@@ -102,3 +106,16 @@ def test_the_servers_find_each_other_by_the_service(documents: tuple[Manifest, .
     policy = one(documents, "NetworkPolicy", "trimsfs-fleet")["spec"]
     assert policy["podSelector"]["matchLabels"] == service["spec"]["selector"]
     assert policy["ingress"] == [{"from": [{"podSelector": policy["podSelector"]}], "ports": [{"port": port["port"]}]}]
+
+
+def test_cert_manager_makes_the_secret_that_the_pods_take(pod: Manifest) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    own, authority, issuer, member = yaml.safe_load_all(block)
+    assert {each["metadata"]["namespace"] for each in (own, authority, issuer, member)} == {"trimsfs"}
+    assert authority["spec"]["issuerRef"]["name"] == own["metadata"]["name"]
+    assert authority["spec"]["isCA"]
+    assert issuer["spec"]["ca"]["secretName"] == authority["spec"]["secretName"]
+    assert member["spec"]["issuerRef"]["name"] == issuer["metadata"]["name"]
+    assert member["spec"]["usages"] == ["server auth", "client auth"]
+    (secret,) = [volume["secret"] for volume in pod["volumes"] if "secret" in volume]
+    assert member["spec"]["secretName"] == secret["secretName"]
