@@ -36,10 +36,10 @@ DIRECTORY = Path("/var/lib/trimsfs/fleet")
 def fleet(action: Action, names: tuple[str, ...], fleet_dir: Path, directory: Path) -> int:
     """Configure the nginx that sends this host's chunks to its fleet.
 
-    apply: write its configuration for all declared mounts with a fleet, check it, and reload nginx; if none is left,
-    nginx stops listening. drain: stop sending
-    chunks of NAME, or of all mounts, until undrain; what is under way is finished. run: apply, then run nginx in the
-    foreground, for a service manager or a container.
+    apply: write its configuration for all declared mounts with a fleet, check it, and wait until nginx has loaded it;
+    if no such mount is left, nginx stops listening. drain: stop sending chunks of NAME, or of all mounts, until
+    undrain; what is under way is finished. run: apply, then run nginx in the foreground, for a service manager or a
+    container.
     """
     nginx = Nginx(fleet_dir.absolute())
     chosen = [find_mount(name, directory).mountpoint for name in names]
