@@ -229,6 +229,10 @@ async def test_without_any_other_member_all_comes_from_the_store(
         assert await hosts[0].read("m") == content
         assert network.asked.total() <= 3 * 16  # once for each request that was under way
         assert network.from_store <= SIZE + CHUNK
+        hosts[0].health.members.clear()
+        async with hosts[0].tier.using(network.store.generation("m")) as blob:
+            lanes = Counter(hosts[0].source.lane(blob, chunk) for chunk in range(CHUNKS))
+        assert hosts[0].source.counts.store_chunks == lanes[Lane.PEERS] > CHUNKS / 2
     caplog.clear()
 
 
