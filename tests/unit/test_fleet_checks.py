@@ -1,7 +1,6 @@
 """`trimsfs doctor` for a mount of a fleet: certificates, members and clocks."""
 
 import datetime
-import os
 import ssl
 import threading
 from collections.abc import Iterator
@@ -10,11 +9,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tests.fleet.certificates import Authority, Identity
 from tests.services import HOST
 from trimsfs.cli import fleet_checks
 from trimsfs.cli.checks import Advice, ProblemError
+from trimsfs.errors import ConfigurationError
 from trimsfs.options import MountOptions
 
 
@@ -68,26 +69,58 @@ def test_a_certificate_that_members_accept_is_well(tmp_path: Path) -> None:
         fleet_checks.certificate(options(authority, identity))
 
 
+def refusal(authority: Authority, identity: Identity) -> str:
+    """Why the certificate is refused."""
+    with pytest.raises(ConfigurationError) as caught:
+        fleet_checks.certificate(options(authority, identity))
+    return str(caught.value)
+
+
 def test_a_certificate_of_another_ca_fails(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    other = Authority(tmp_path / "other")
-    with pytest.raises(ProblemError, match="certificate signature failure: issue one by the CA"):
-        fleet_checks.certificate(options(Authority(tmp_path), other.identity(HOST)))
+    identity = Authority(tmp_path / "other").identity(HOST)
+    told = f"option --fleet-cert {identity.certificate}: certificate signature failure: issue one by the CA"
+    assert refusal(Authority(tmp_path), identity).startswith(told)
+
+
+def test_a_certificate_for_servers_alone_fails(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    told = refusal(authority, authority.identity(HOST, usages=[ExtendedKeyUsageOID.SERVER_AUTH]))
+    assert told.endswith("certificate purpose: issue one with extendedKeyUsage = serverAuth, clientAuth")
+
+
+def test_an_expired_certificate_is_to_be_renewed(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    told = refusal(authority, authority.identity(HOST, days=-1))
+    assert "certificate has expired: renew it, or the CA's, then `mountctl fleet apply`" in told
 
 
 def test_a_key_of_another_certificate_fails(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     one, other = authority.identity(HOST), authority.identity("127.0.0.2")
-    with pytest.raises(ProblemError, match="KEY_VALUES_MISMATCH: it must belong to"):
-        fleet_checks.certificate(options(authority, Identity(one.certificate, other.key)))
+    assert "KEY_VALUES_MISMATCH: it must belong to" in refusal(authority, Identity(one.certificate, other.key))
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["ca", "cert", "key"])
+def test_a_file_that_is_missing_or_junk_is_named(tmp_path: Path, option: str) -> None:
     authority = Authority(tmp_path)
     identity = authority.identity(HOST)
-    os.unlink(identity.key)
-    with pytest.raises(ProblemError, match="No such file or directory"):
+    file = {"ca": authority.certificate, "cert": identity.certificate, "key": identity.key}[option]
+    file.write_text("junk")
+    assert f"{file}" in refusal(authority, identity)
+    assert ("--fleet-ca" in refusal(authority, identity)) == (option == "ca")
+    file.unlink()
+    assert refusal(authority, identity) == f"option --fleet-{option} {file}: No such file or directory"
+
+
+def test_a_key_that_all_may_read_is_noted(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    identity = authority.identity(HOST, days=30)
+    identity.key.chmod(0o644)
+    with pytest.raises(Advice, match="every local user may read it: `chmod 600 "):
         fleet_checks.certificate(options(authority, identity))
+    identity.key.chmod(0o600)
+    assert "valid for 30 days" in fleet_checks.certificate(options(authority, identity))
 
 
 def checked(directory: Path, own: int, *others: tuple[int, float]) -> str:

@@ -18,7 +18,7 @@ from trimsfs.checksums import crc32c
 from trimsfs.fetch.copier import Extent, ThreadCopier
 from trimsfs.fetch.peers import PeerAnswer, PeerRequest
 from trimsfs.fleet import connection, peer_client
-from trimsfs.fleet.connection import client_context
+from trimsfs.fleet.certificates import client_context
 from trimsfs.fleet.peer_client import PeerClient
 from trimsfs.fleet.protocol import CRCS, ChunkRequest, format_crcs, parse_request
 from trimsfs.types import ChunkRecord

@@ -4,6 +4,7 @@ import email.utils
 import http.client
 import shutil
 import ssl
+import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from trimsfs.cli.checks import Advice, ProblemError
-from trimsfs.fleet.connection import client_context
+from trimsfs.fleet.certificates import check_certificate, client_context
 from trimsfs.fleet.members import Members
 from trimsfs.listen_address import parse_address
 from trimsfs.options import MountOptions
@@ -22,7 +23,7 @@ CLOCK_DIFFERENCE_S = 30.0
 RENEW_BEFORE_S = 14 * 86400.0
 ASKED_AT_ONCE = 32
 _PROBLEMS = {
-    403: "refuses this host's certificate: it has another CA",
+    403: "refuses this host's certificate: see `fleet certificate` above, else compare the files of --fleet-ca",
     404: "serves another fleet",
     502: "its nginx runs, but no trimsfs behind it",
     503: "is drained: `mountctl fleet undrain` there",
@@ -32,23 +33,12 @@ _PROBLEMS = {
 
 def certificate(options: MountOptions) -> str:
     """Have this host's certificate accepted as other members would: as a server's, and as a client's."""
-    ca, chain, key = _files(options)
-    try:
-        client = client_context(ca, chain, key)
-        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        server.load_verify_locations(ca)
-        server.verify_mode = ssl.CERT_REQUIRED
-        server.load_cert_chain(chain, key)
-        facts = _shake_hands(client, server)
-    except ssl.SSLCertVerificationError as error:
-        raise ProblemError(f"{chain}: {error.verify_message}: issue one by the CA of --fleet-ca") from None
-    except ssl.SSLError as error:
-        raise ProblemError(f"{chain}: {error.reason}: it must belong to {key}, both in PEM") from None
-    except OSError as error:
-        raise ProblemError(f"{error.filename or chain}: {error.strerror}") from None
-    left_s = ssl.cert_time_to_seconds(str(facts["notAfter"])) - time.time()
+    _, chain, key = files = _files(options)
+    left_s = check_certificate(*files)
     if left_s < RENEW_BEFORE_S:
         raise Advice(f"{chain}: expires in {left_s / 86400:.0f} days: renew it")
+    if key.stat().st_mode & stat.S_IROTH:
+        raise Advice(f"{key}: every local user may read it: `chmod 600 {key}`")
     return f"{chain}: valid for {left_s / 86400:.0f} days"
 
 
@@ -58,24 +48,6 @@ def _files(options: MountOptions) -> tuple[Path, Path, Path]:
     assert options.fleet_cert is not None
     assert options.fleet_key is not None
     return options.fleet_ca, options.fleet_cert, options.fleet_key
-
-
-def _shake_hands(client: ssl.SSLContext, server: ssl.SSLContext) -> dict[str, object]:
-    """A handshake without a network; what the server learns of the client's certificate. Raises ssl.SSLError."""
-    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-    asking = client.wrap_bio(down, up, server_hostname="member")
-    answering = server.wrap_bio(up, down, server_side=True)
-    waits = True
-    while waits:
-        waits = False
-        for side in (asking, answering):
-            try:
-                side.do_handshake()
-            except ssl.SSLWantReadError:
-                waits = True
-    facts = answering.getpeercert()
-    assert facts is not None
-    return dict(facts)
 
 
 def nginx(_: MountOptions) -> str:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import h11
 import trio
@@ -51,18 +50,6 @@ class Head:
     status: int
     headers: Mapping[str, str]
     rest: bytes
-
-
-def client_context(ca: Path, certificate: Path, key: Path) -> ssl.SSLContext:
-    """What a member connects with. Raises OSError, which ssl.SSLError is.
-
-    The CA is the fleet's own, so that its signature tells a member; addresses need not be in the certificates.
-    """
-    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=ca)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False
-    context.load_cert_chain(certificate, key)
-    return context
 
 
 class PeerConnection:
