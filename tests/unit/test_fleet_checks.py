@@ -145,7 +145,6 @@ def test_members_that_answer_are_well(tmp_path: Path) -> None:
         (403, "refuses this host's certificate"),
         (404, "serves another fleet"),
         (502, "its nginx runs, but no trimsfs behind it"),
-        (503, "is drained"),
     ],
 )
 def test_a_member_that_does_not_serve_is_named(tmp_path: Path, status: int, told: str) -> None:
@@ -153,6 +152,13 @@ def test_a_member_that_does_not_serve_is_named(tmp_path: Path, status: int, told
         checked(tmp_path, 400, (status, 0.0))
     with pytest.raises(ProblemError, match=f"this host: .*{told}"):
         checked(tmp_path, status)
+
+
+@pytest.mark.parametrize("statuses", [(503, 400), (400, 503)])
+def test_a_member_that_is_drained_or_off_is_noted(tmp_path: Path, statuses: tuple[int, int]) -> None:
+    own, other = statuses
+    with pytest.raises(Advice, match=f"1 of 2 .*{HOST}:.*is drained, or off: `mountctl fleet undrain` or"):
+        checked(tmp_path, own, (other, 0.0))
 
 
 def test_a_clock_that_differs_fails(tmp_path: Path) -> None:

@@ -314,6 +314,14 @@ async def test_a_file_cannot_be_spread_over_one_host(tmp_path: Path) -> None:
             await Spreader(host.source, host.tier, host.fetcher, host).spread(network.store.generation("m"))
 
 
+async def test_a_host_that_is_off_spreads_nothing(tmp_path: Path) -> None:
+    async with a_network(tmp_path, 2) as (network, [host, _]):
+        network.put("m")
+        host.source.on = False
+        with pytest.raises(InvalidRequestError, match="the fleet is off here: `trimsfs fleet on`"):
+            await Spreader(host.source, host.tier, host.fetcher, host).spread(network.store.generation("m"))
+
+
 async def test_the_first_bytes_do_not_wait_for_members(tmp_path: Path) -> None:
     async with a_network(tmp_path, 4) as (network, hosts):
         content = network.put("m")

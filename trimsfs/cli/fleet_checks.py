@@ -22,11 +22,12 @@ CLOCK_DIFFERENCE_S = 30.0
 """More than this, and certificates are not valid yet, or stores refuse signatures, sooner or later."""
 RENEW_BEFORE_S = 14 * 86400.0
 ASKED_AT_ONCE = 32
+AWAY = 503
 _PROBLEMS = {
     403: "refuses this host's certificate: see `fleet certificate` above, else compare the files of --fleet-ca",
     404: "serves another fleet",
     502: "its nginx runs, but no trimsfs behind it",
-    503: "is drained: `mountctl fleet undrain` there",
+    AWAY: "is drained, or off: `mountctl fleet undrain` or `trimsfs fleet on` there",
 }
 """What is wrong with a member, by the status that its nginx answers."""
 
@@ -82,7 +83,7 @@ def members(options: MountOptions) -> str:
     own = next((each for each in heard if each.member in mine), None)
     if own is None:
         raise ProblemError(f"{options.fleet_members}: this host is not among {len(addresses)} members: add it")
-    if own.problem is not None:
+    if own.problem not in {None, _PROBLEMS[AWAY]}:  # that is intended
         told = f"{own.member}, this host: {own.problem}"
         raise ProblemError(f"{told}: `systemctl status trimsfs-nginx` and `trimsfs status`")
     wrong = [each for each in heard if each.problem is None and abs(each.ahead_s) > CLOCK_DIFFERENCE_S]
