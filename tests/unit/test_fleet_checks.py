@@ -1,22 +1,26 @@
 """`trimsfs doctor` for a mount of a fleet: certificates, members and clocks."""
 
 import datetime
+import os
+import pwd
+import re
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from mountctl.fleet.nginx import NGINX_USER
 from tests.fleet.certificates import Authority, Identity
 from tests.services import HOST
 from trimsfs.cli import fleet_checks
 from trimsfs.cli.checks import Advice, ProblemError
 from trimsfs.errors import ConfigurationError
-from trimsfs.options import MountOptions
+from trimsfs.options import FLEET_SOCKET, FLEET_USER, MountOptions
 
 
 def options(authority: Authority, identity: Identity, members: str = "10.0.0.1:7443", port: int = 7443) -> MountOptions:
@@ -136,7 +140,7 @@ def checked(directory: Path, own: int, *others: tuple[int, float]) -> str:
 
 
 def test_members_that_answer_are_well(tmp_path: Path) -> None:
-    assert checked(tmp_path, 400, (400, 0.0)) == "all 2 answer"
+    assert re.fullmatch("all 2 answer, their clocks within [12] s of this host's", checked(tmp_path, 400, (400, 0.0)))
 
 
 @pytest.mark.parametrize(
@@ -144,11 +148,13 @@ def test_members_that_answer_are_well(tmp_path: Path) -> None:
     [
         (403, "refuses this host's certificate"),
         (404, "serves another fleet"),
-        (502, "its nginx runs, but no trimsfs behind it"),
+        (502, "its nginx runs, but no trimsfs server behind it"),
+        (504, "its nginx runs, but the trimsfs server behind it does not answer"),
+        (500, "answers 500"),
     ],
 )
 def test_a_member_that_does_not_serve_is_named(tmp_path: Path, status: int, told: str) -> None:
-    with pytest.raises(Advice, match=f"1 of 2 do not answer: {HOST}:.*{told}"):
+    with pytest.raises(Advice, match=f"1 of 2 do not serve this host: {HOST}:.*{told}"):
         checked(tmp_path, 400, (status, 0.0))
     with pytest.raises(ProblemError, match=f"this host: .*{told}"):
         checked(tmp_path, status)
@@ -168,5 +174,63 @@ def test_a_clock_that_differs_fails(tmp_path: Path) -> None:
 
 def test_a_host_that_is_not_listed_fails(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    with pytest.raises(ProblemError, match="this host is not among 1 members: add it"):
+    with pytest.raises(ProblemError, match=r"option --fleet-members 127\.0\.0\.2:1: lacks this host: add it"):
         fleet_checks.members(options(authority, authority.identity(HOST), "127.0.0.2:1"))
+
+
+def test_all_members_that_do_not_serve_are_named_with_what_to_do(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    identity = authority.identity(HOST)
+    (tmp_path / "other").mkdir()
+    stranger = Authority(tmp_path / "other")
+    with (
+        answering(authority, identity, 400) as own,
+        answering(stranger, stranger.identity(HOST), 400) as other,
+        answering(authority, identity, 404) as one,
+        answering(authority, identity, 404) as two,
+    ):
+        listed = ",".join(f"{HOST}:{port}" for port in (own, other, one, two, 1))
+        with pytest.raises(Advice) as caught:
+            fleet_checks.members(options(authority, identity, listed, own))
+    prefix, *told = str(caught.value).replace("host: ", "host; ", 1).split("; ")
+    assert prefix == "4 of 5 do not serve this host"
+    together = ", ".join(sorted(f"{HOST}:{port}" for port in (one, two)))
+    assert sorted(told) == sorted(
+        [
+            f"{HOST}:{other}: this host refuses its certificate: certificate signature failure: `trimsfs doctor` there",
+            f"{together}: serves another fleet: compare --fleet",
+            f"{HOST}:1: Connection refused: `systemctl status trimsfs-nginx` there",
+        ]
+    )
+
+
+def test_a_list_that_is_missing_fails(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    listed = str(tmp_path / "members")
+    with pytest.raises(ProblemError, match=f"option --fleet-members {listed}: No such file or directory: correct it"):
+        fleet_checks.members(options(authority, authority.identity(HOST), listed))
+
+
+def checked_rights(cache: Path, user: str, monkeypatch: pytest.MonkeyPatch, worker: str) -> str:
+    """The check of nginx, whose workers are this user."""
+    monkeypatch.setattr(fleet_checks, "FLEET_USER", worker)
+    monkeypatch.setattr("shutil.which", lambda *_, **__: "/usr/sbin/nginx")
+    return fleet_checks.nginx(MountOptions(server_user=user, cache_dir=cache))
+
+
+def test_nginx_needs_users_and_the_rights_of_the_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert FLEET_USER == NGINX_USER
+    me = pwd.getpwuid(os.getuid()).pw_name
+    with pytest.raises(ProblemError, match="uid 4000000, has no name, as nginx needs: run `useradd --system trimsfs`"):
+        checked_rights(tmp_path, "4000000", monkeypatch, "nobody")
+    with pytest.raises(Advice, match=f"its workers run as {me}, who may write to the cache: run `useradd --system no-"):
+        checked_rights(tmp_path, me, monkeypatch, "no-such-user")
+    socket = tmp_path / FLEET_SOCKET
+    socket.touch()
+    for mode, fails in ((0o660, False), (0o600, True)):
+        socket.chmod(mode)
+        with pytest.raises(ProblemError, match=r"may not write to it.*`mountctl upgrade`") if fails else nullcontext():
+            assert checked_rights(tmp_path, me, monkeypatch, "nobody") == "is installed, its workers run as nobody"
+    socket.chmod(0o660)
+    with pytest.raises(ProblemError, match=f"the server runs as uid {os.getuid()}: `mountctl upgrade`"):
+        checked_rights(tmp_path, "nobody", monkeypatch, "nobody")

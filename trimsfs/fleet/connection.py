@@ -52,6 +52,15 @@ class Head:
     rest: bytes
 
 
+def reason_of(error: OSError) -> str:
+    """Why a member is not reached, in words without OpenSSL's lines of code."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"this host refuses its certificate: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {error.reason or 'closed'}"
+    return "timed out" if isinstance(error, TimeoutError) else error.strerror or str(error)
+
+
 class PeerConnection:
     """A connection to a member, for one request at a time. ``used`` says that it has answered before."""
 
@@ -71,14 +80,14 @@ class PeerConnection:
         except UnicodeError:
             raise PeerUnreachableError("no name of a host") from None
         except OSError as error:
-            raise PeerUnreachableError(error.strerror or str(error)) from None
+            raise PeerUnreachableError(reason_of(error)) from None
         try:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             plain.settimeout(HANDSHAKE_TIMEOUT_S)
             return cls(context.wrap_socket(plain, server_hostname=host.strip("[]")), member)
         except OSError as error:
             plain.close()
-            raise PeerUnreachableError(f"TLS: {error.strerror or error}") from None
+            raise PeerUnreachableError(reason_of(error)) from None
 
     def request(self, method: str, target: str, headers: Mapping[str, str]) -> None:
         """Send a request, which the buffer of a connection without another holds. Raises PeerUnreachableError."""
@@ -89,14 +98,16 @@ class PeerConnection:
             self._socket.sendall(data)
             self._socket.settimeout(0)
         except OSError as error:
-            raise PeerUnreachableError(error.strerror or str(error)) from None
+            raise PeerUnreachableError(reason_of(error)) from None
 
     async def head(self) -> Head:
         """The head of the answer. May be cancelled and called again. Raises PeerUnreachableError."""
         try:
             while (event := self._parser.next_event()) is h11.NEED_DATA:
                 self._parser.receive_data(await self._receive())
-        except (OSError, h11.RemoteProtocolError) as error:
+        except OSError as error:
+            raise PeerUnreachableError(reason_of(error)) from None
+        except h11.RemoteProtocolError as error:
             raise PeerUnreachableError(str(error)[:DETAIL_LIMIT]) from None
         if not isinstance(event, h11.Response):
             raise PeerUnreachableError("connection closed")
@@ -141,7 +152,7 @@ class PeerConnection:
             try:
                 count = self._socket.recv_into(buffer[filled : filled + length - done - filled])
             except OSError as error:
-                raise PeerUnreachableError(f"after {done} of {length} bytes: {error.strerror or error}") from None
+                raise PeerUnreachableError(f"after {done} of {length} bytes: {reason_of(error)}") from None
             if count == 0:
                 raise PeerUnreachableError(f"closed after {done} of {length} bytes")
             filled += count

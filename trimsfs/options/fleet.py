@@ -13,6 +13,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _NEEDED = ("fleet_members", "fleet_listen", "fleet_ca", "fleet_cert", "fleet_key")
 FLEET_SOCKET, FLEET_REPORTS = "fleet.sock", "fleet-reports.sock"
 """Where the server answers nginx, and where nginx reports what it has sent, in the cache directory."""
+FLEET_USER = "trimsfs-nginx"
+"""The user of nginx's workers, in the group of servers; if it does not exist, they run as the user of servers."""
 FLEET_DIRECTORY = Path("/var/lib/trimsfs/fleet")
 """Where `mountctl fleet` has nginx's configuration, and in the file ``drained`` the mount points that send nothing."""
 LEAST_UPLOAD = 1 << 20
