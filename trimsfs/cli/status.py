@@ -35,7 +35,7 @@ def status(mountpoint: Path | None, with_copies: bool, as_json: bool) -> None:
     Shows all mounts of this host, or the one that MOUNTPOINT lies on.
 
     Exits 0 if all mounts work, 1 if one serves without its keeper, its store, its cache or a GPU, 2 if one does not
-    answer.
+    answer. Members of a fleet that fail do not count.
     """
     chosen = [mount_over(mountpoint)] if mountpoint is not None else file_systems()
     told = dict(ask_each(chosen, partial(_facts, copies=with_copies or as_json)))
