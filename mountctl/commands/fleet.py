@@ -14,10 +14,9 @@ from mountctl.fleet.nginx import Member, Nginx
 from trimsfs.command_group import examples
 from trimsfs.errors import ConfigurationError
 from trimsfs.exit_codes import exit_code
-from trimsfs.options import load_options
+from trimsfs.options import FLEET_DIRECTORY, load_options
 
 Action = Literal["apply", "drain", "undrain", "run"]
-DIRECTORY = Path("/var/lib/trimsfs/fleet")
 
 
 @click.command(epilog=examples("mountctl fleet apply", "mountctl fleet drain models", "mountctl fleet undrain models"))
@@ -27,7 +26,7 @@ DIRECTORY = Path("/var/lib/trimsfs/fleet")
     "--fleet-dir",
     type=click.Path(path_type=Path),
     envvar="TRIMSFS_FLEET_DIR",
-    default=DIRECTORY,
+    default=FLEET_DIRECTORY,
     show_default=True,
     help="Directory of nginx's files.",
 )

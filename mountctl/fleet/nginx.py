@@ -16,10 +16,8 @@ from pathlib import Path
 from string import Template
 
 from trimsfs.errors import CommandNotFoundError, CommandNotRunnableError, ConfigurationError
-from trimsfs.options import FLEET_REPORTS, FLEET_SOCKET, MountOptions
+from trimsfs.options import FLEET_REPORTS, FLEET_SOCKET, FLEET_USER, MountOptions
 
-NGINX_USER = "trimsfs-nginx"
-"""The user of nginx's workers, in the group of servers; if it does not exist, they run as the user of servers."""
 SYSUSERS = "packaging/systemd/sysusers.conf"
 """Declares the users that nginx needs, which the Debian package makes."""
 WORKERS = 4
@@ -219,7 +217,7 @@ def _user(options: MountOptions) -> str:
             f"run `systemd-sysusers {SYSUSERS}`, then `mountctl upgrade`"
         ) from None
     try:
-        return f"user {pwd.getpwnam(NGINX_USER).pw_name} {group};"
+        return f"user {pwd.getpwnam(FLEET_USER).pw_name} {group};"
     except KeyError:
         return f"user {server.pw_name} {group};"
 

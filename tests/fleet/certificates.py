@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+MEMBER_USAGES = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 _DAY = datetime.timedelta(days=1)
 
 
@@ -48,13 +50,15 @@ class Authority:
         )
         self._write(self.certificate, builder.sign(self._key, hashes.SHA256()))
 
-    def identity(self, address: str) -> Identity:
-        """A certificate of the host with this address; all may read its key, as servers are not root."""
+    def identity(
+        self, address: str, *, days: float = 1, usages: Sequence[x509.ObjectIdentifier] = MEMBER_USAGES
+    ) -> Identity:
+        """A certificate of the host with this address, for some days; all may read its key, as servers are not root."""
         key = ec.generate_private_key(ec.SECP256R1())
-        builder = _builder(_name(address), self._name, key.public_key())
+        builder = _builder(_name(address), self._name, key.public_key(), days)
         names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
-        usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
-        builder = builder.add_extension(names, critical=False).add_extension(usage, critical=False)
+        builder = builder.add_extension(names, critical=False)
+        builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         identity = Identity(self._directory / f"{address}.pem", self._directory / f"{address}.key")
         self._write(identity.certificate, builder.sign(self._key, hashes.SHA256()))
         identity.key.write_bytes(
@@ -72,7 +76,9 @@ def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: float = 1
+) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
@@ -80,6 +86,6 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicK
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _DAY)
-        .not_valid_after(now + _DAY)
+        .not_valid_before(now - 2 * _DAY)
+        .not_valid_after(now + days * _DAY)
     )

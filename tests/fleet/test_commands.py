@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from mountctl.fleet.nginx import Nginx
 from tests.fleet.members import Fleet, Member
 from tests.fleet.reading import read_together
 from tests.support.mounts import mounted, trimsfs, wait_until
+from trimsfs.cli import status
 
 MIB = 1 << 20
 SIZE = 35 * MIB
@@ -53,9 +56,17 @@ def test_status_tells_of_the_fleet(fleet: Fleet, expected: Path) -> None:
     assert f"{len(fleet.members)} members" in command("status", fleet.members[0].mount.path)
 
 
+def test_status_tells_that_this_host_is_drained(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "FLEET_DIRECTORY", tmp_path)
+    path = fleet.members[0].mount.path
+    for drained in (True, False):
+        Nginx(tmp_path).set_drained([path], drained=drained)
+        assert ("drained: `mountctl" in CliRunner().invoke(status.status, [str(path)]).output) == drained
+
+
 def test_a_model_is_spread_before_the_rush(fleet: Fleet, expected: Path) -> None:
     before = fleet.store.sent_bytes()
-    command("warm", "--fleet", fleet.members[0].mount.path / expected.name)
+    assert "spread 1 file" in command("warm", "--fleet", fleet.members[0].mount.path / expected.name)
     assert fleet.store.sent_bytes() - before == SIZE
     read_together(fleet.members, expected.name, expected)
     assert fleet.store.sent_bytes() - before == SIZE
@@ -69,6 +80,7 @@ def test_a_member_that_is_off_fetches_alone(fleet: Fleet, expected: Path) -> Non
     command("fleet", "off", alone.mount.path)
     try:
         assert not told(alone)["fleet"]["on"]
+        assert "the fleet is off here" in trimsfs("warm", "--fleet", alone.mount.path / expected.name).stderr
         assert "off" in command("status", alone.mount.path)
         before = fleet.store.sent_bytes()
         read_together([alone], expected.name, expected)
@@ -99,4 +111,4 @@ def test_commands_for_a_fleet_fail_on_another_mount(tmp_path: Path) -> None:
         for arguments in (("fleet", "off", mount.path), ("warm", "--fleet", mount.path)):
             done = trimsfs(*arguments)
             assert done.returncode == 2
-            assert "belongs to no fleet" in done.stderr
+            assert f"trimsfs: {mount.path} belongs to no fleet" in done.stderr

@@ -1,16 +1,18 @@
 """Three members, each with its own link, cache, nginx and mount: what they read, and what the store sends for it."""
 
+import json
 import random
 import socket
 import ssl
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.fleet.members import NAME, Fleet
+from tests.fleet.members import NAME, Fleet, Member
 from tests.fleet.reading import read_together
-from tests.support.mounts import wait_until
+from tests.support.mounts import log_beside, trimsfs, wait_until
 from trimsfs.fetch.first_bytes import HEAD_BYTES
 
 MIB = 1 << 20
@@ -80,3 +82,28 @@ def test_a_stranger_gets_nothing(fleet: Fleet) -> None:
             return wrapped.recv(1024)
 
     assert b" 403 " in asker.host.namespace.call(ask).splitlines()[0]
+
+
+def test_a_member_of_which_only_nginx_runs_is_passed_over(fleet: Fleet, expected: Path) -> None:
+    lost, *others = fleet.members
+    trimsfs("umount", lost.mount.path)
+    try:
+        before = [_told(member) for member in others]
+        read_together(others, expected.name, expected)
+        after = [_told(member) for member in others]
+    finally:
+        fleet.down(lost)
+        fleet.up([lost])
+    for told in after:
+        problems = {member["address"]: member["problem"] for member in told["fleet"]["members"] if member["problem"]}
+        assert list(problems) == [lost.entry]
+        assert "no trimsfs server behind it" in problems[lost.entry]
+        assert told["metrics"]["trimsfs_fleet_failing_members"] == 1
+    busy = "trimsfs_fleet_busy_requests_total"
+    assert [each["metrics"][busy] for each in after] == [each["metrics"][busy] for each in before]
+    assert any("no trimsfs server behind it" in log_beside(each.directory).read_text() for each in others)
+
+
+def _told(member: Member) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(trimsfs("status", "--json", member.mount.path).stdout)[0]
+    return facts

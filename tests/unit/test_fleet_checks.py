@@ -2,20 +2,24 @@
 
 import datetime
 import os
+import pwd
+import re
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tests.fleet.certificates import Authority, Identity
 from tests.services import HOST
 from trimsfs.cli import fleet_checks
 from trimsfs.cli.checks import Advice, ProblemError
-from trimsfs.options import MountOptions
+from trimsfs.errors import ConfigurationError
+from trimsfs.options import FLEET_SOCKET, MountOptions
 
 
 def options(authority: Authority, identity: Identity, members: str = "10.0.0.1:7443", port: int = 7443) -> MountOptions:
@@ -68,26 +72,58 @@ def test_a_certificate_that_members_accept_is_well(tmp_path: Path) -> None:
         fleet_checks.certificate(options(authority, identity))
 
 
+def refusal(authority: Authority, identity: Identity) -> str:
+    """Why the certificate is refused."""
+    with pytest.raises(ConfigurationError) as caught:
+        fleet_checks.certificate(options(authority, identity))
+    return str(caught.value)
+
+
 def test_a_certificate_of_another_ca_fails(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    other = Authority(tmp_path / "other")
-    with pytest.raises(ProblemError, match="certificate signature failure: issue one by the CA"):
-        fleet_checks.certificate(options(Authority(tmp_path), other.identity(HOST)))
+    identity = Authority(tmp_path / "other").identity(HOST)
+    told = f"option --fleet-cert {identity.certificate}: certificate signature failure: issue one by the CA"
+    assert refusal(Authority(tmp_path), identity).startswith(told)
+
+
+def test_a_certificate_for_servers_alone_fails(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    told = refusal(authority, authority.identity(HOST, usages=[ExtendedKeyUsageOID.SERVER_AUTH]))
+    assert told.endswith("certificate purpose: issue one with extendedKeyUsage = serverAuth, clientAuth")
+
+
+def test_an_expired_certificate_is_to_be_renewed(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    told = refusal(authority, authority.identity(HOST, days=-1))
+    assert "certificate has expired: renew it, or the CA's, then `mountctl fleet apply`" in told
 
 
 def test_a_key_of_another_certificate_fails(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     one, other = authority.identity(HOST), authority.identity("127.0.0.2")
-    with pytest.raises(ProblemError, match="KEY_VALUES_MISMATCH: it must belong to"):
-        fleet_checks.certificate(options(authority, Identity(one.certificate, other.key)))
+    assert "KEY_VALUES_MISMATCH: it must belong to" in refusal(authority, Identity(one.certificate, other.key))
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["ca", "cert", "key"])
+def test_a_file_that_is_missing_or_junk_is_named(tmp_path: Path, option: str) -> None:
     authority = Authority(tmp_path)
     identity = authority.identity(HOST)
-    os.unlink(identity.key)
-    with pytest.raises(ProblemError, match="No such file or directory"):
+    file = {"ca": authority.certificate, "cert": identity.certificate, "key": identity.key}[option]
+    file.write_text("junk")
+    assert f"{file}" in refusal(authority, identity)
+    assert ("--fleet-ca" in refusal(authority, identity)) == (option == "ca")
+    file.unlink()
+    assert refusal(authority, identity) == f"option --fleet-{option} {file}: No such file or directory"
+
+
+def test_a_key_that_all_may_read_is_noted(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    identity = authority.identity(HOST, days=30)
+    identity.key.chmod(0o644)
+    with pytest.raises(Advice, match="every local user may read it: `chmod 600 "):
         fleet_checks.certificate(options(authority, identity))
+    identity.key.chmod(0o600)
+    assert "valid for 30 days" in fleet_checks.certificate(options(authority, identity))
 
 
 def checked(directory: Path, own: int, *others: tuple[int, float]) -> str:
@@ -103,7 +139,7 @@ def checked(directory: Path, own: int, *others: tuple[int, float]) -> str:
 
 
 def test_members_that_answer_are_well(tmp_path: Path) -> None:
-    assert checked(tmp_path, 400, (400, 0.0)) == "all 2 answer"
+    assert re.fullmatch("all 2 answer, their clocks within [12] s of this host's", checked(tmp_path, 400, (400, 0.0)))
 
 
 @pytest.mark.parametrize(
@@ -111,15 +147,23 @@ def test_members_that_answer_are_well(tmp_path: Path) -> None:
     [
         (403, "refuses this host's certificate"),
         (404, "serves another fleet"),
-        (502, "its nginx runs, but no trimsfs behind it"),
-        (503, "is drained"),
+        (502, "its nginx runs, but no trimsfs server behind it"),
+        (504, "its nginx runs, but the trimsfs server behind it does not answer"),
+        (500, "answers 500"),
     ],
 )
 def test_a_member_that_does_not_serve_is_named(tmp_path: Path, status: int, told: str) -> None:
-    with pytest.raises(Advice, match=f"1 of 2 do not answer: {HOST}:.*{told}"):
+    with pytest.raises(Advice, match=f"1 of 2 do not serve this host: {HOST}:.*{told}"):
         checked(tmp_path, 400, (status, 0.0))
     with pytest.raises(ProblemError, match=f"this host: .*{told}"):
         checked(tmp_path, status)
+
+
+@pytest.mark.parametrize("statuses", [(503, 400), (400, 503)])
+def test_a_member_that_is_drained_or_off_is_noted(tmp_path: Path, statuses: tuple[int, int]) -> None:
+    own, other = statuses
+    with pytest.raises(Advice, match=f"1 of 2 .*{HOST}:.*is drained, or off: `mountctl fleet undrain` or"):
+        checked(tmp_path, own, (other, 0.0))
 
 
 def test_a_clock_that_differs_fails(tmp_path: Path) -> None:
@@ -129,5 +173,62 @@ def test_a_clock_that_differs_fails(tmp_path: Path) -> None:
 
 def test_a_host_that_is_not_listed_fails(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    with pytest.raises(ProblemError, match="this host is not among 1 members: add it"):
+    with pytest.raises(ProblemError, match=r"option --fleet-members 127\.0\.0\.2:1: lacks this host: add it"):
         fleet_checks.members(options(authority, authority.identity(HOST), "127.0.0.2:1"))
+
+
+def test_all_members_that_do_not_serve_are_named_with_what_to_do(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    identity = authority.identity(HOST)
+    (tmp_path / "other").mkdir()
+    stranger = Authority(tmp_path / "other")
+    with (
+        answering(authority, identity, 400) as own,
+        answering(stranger, stranger.identity(HOST), 400) as other,
+        answering(authority, identity, 404) as one,
+        answering(authority, identity, 404) as two,
+    ):
+        listed = ",".join(f"{HOST}:{port}" for port in (own, other, one, two, 1))
+        with pytest.raises(Advice) as caught:
+            fleet_checks.members(options(authority, identity, listed, own))
+    prefix, *told = str(caught.value).replace("host: ", "host; ", 1).split("; ")
+    assert prefix == "4 of 5 do not serve this host"
+    together = ", ".join(sorted(f"{HOST}:{port}" for port in (one, two)))
+    assert sorted(told) == sorted(
+        [
+            f"{HOST}:{other}: this host refuses its certificate: certificate signature failure: `trimsfs doctor` there",
+            f"{together}: serves another fleet: compare --fleet",
+            f"{HOST}:1: Connection refused: `systemctl status trimsfs-nginx` there",
+        ]
+    )
+
+
+def test_a_list_that_is_missing_fails(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    listed = str(tmp_path / "members")
+    with pytest.raises(ProblemError, match=f"option --fleet-members {listed}: No such file or directory: correct it"):
+        fleet_checks.members(options(authority, authority.identity(HOST), listed))
+
+
+def checked_rights(cache: Path, user: str, monkeypatch: pytest.MonkeyPatch, worker: str) -> str:
+    """The check of nginx, whose workers are this user."""
+    monkeypatch.setattr(fleet_checks, "FLEET_USER", worker)
+    monkeypatch.setattr("shutil.which", lambda *_, **__: "/usr/sbin/nginx")
+    return fleet_checks.nginx(MountOptions(server_user=user, cache_dir=cache))
+
+
+def test_nginx_needs_users_and_the_rights_of_the_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    me = pwd.getpwuid(os.getuid()).pw_name
+    with pytest.raises(ProblemError, match="uid 4000000, has no name, as nginx needs: run `useradd --system trimsfs`"):
+        checked_rights(tmp_path, "4000000", monkeypatch, "nobody")
+    with pytest.raises(Advice, match=f"its workers run as {me}, who may write to the cache: run `useradd --system no-"):
+        checked_rights(tmp_path, me, monkeypatch, "no-such-user")
+    socket = tmp_path / FLEET_SOCKET
+    socket.touch()
+    for mode, fails in ((0o660, False), (0o600, True)):
+        socket.chmod(mode)
+        with pytest.raises(ProblemError, match=r"may not write to it.*`mountctl upgrade`") if fails else nullcontext():
+            assert checked_rights(tmp_path, me, monkeypatch, "nobody") == "is installed, its workers run as nobody"
+    socket.chmod(0o660)
+    with pytest.raises(ProblemError, match=f"the server runs as uid {os.getuid()}: `mountctl upgrade`"):
+        checked_rights(tmp_path, "nobody", monkeypatch, "nobody")

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from mountctl.fleet.nginx import NGINX_USER, SYSUSERS, Member, Nginx, render
+from mountctl.fleet.nginx import SYSUSERS, Member, Nginx, render
 from tests.fleet.certificates import Authority
 from tests.services import accepts, reserved_ports, run_daemon
 from tests.support.mounts import MOUNTCTL
 from trimsfs.cli.fleet_checks import certificate
 from trimsfs.errors import ConfigurationError
-from trimsfs.options import MountOptions, load_options
+from trimsfs.options import FLEET_USER, MountOptions, load_options
 
 DIRECTORY = Path("/var/lib/trimsfs/fleet")
 UNIT = Path(__file__).parents[2] / "packaging/systemd/trimsfs-nginx.service"
@@ -71,7 +71,7 @@ def test_what_nginx_cannot_have_is_refused(options: dict[str, Any], told: str) -
 
 def test_the_users_that_a_host_lacks_are_those_of_the_packages() -> None:
     made = (UNIT.parents[2] / SYSUSERS).read_text()
-    assert set(re.findall(r"(?m)^u (\S+)", made)) == {"trimsfs", NGINX_USER}
+    assert set(re.findall(r"(?m)^u (\S+)", made)) == {"trimsfs", FLEET_USER}
 
 
 @pytest.fixture

@@ -128,8 +128,36 @@ async def test_the_file_is_read_again(
         nursery.cancel_scope.cancel()
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 2
-    assert "not among its 1 members" in warnings[0]
+    assert "not on the list of members, of 1:" in warnings[0]
     assert "those of before stay" in warnings[1]
+    caplog.clear()
+
+
+@pytest.mark.parametrize("line", ["bad line here", "https://10.0.0.1:7", "10.0.0.1:70000", ":7", "a:b"])
+async def test_a_line_that_is_no_member_is_told(tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "members"
+    file.write_text(f"10.0.0.1:7\n{line}\n")
+    members = Members(str(file), parse_address("10.0.0.1:7"))
+    await members.refresh()
+    assert (members.problem, members.addresses) == (f"'{line}' is not HOST:PORT", frozenset())
+    assert [record.getMessage() for record in caplog.records] == [
+        f"fleet: members not read, this host fetches alone: {file}: {members.problem}"
+    ]
+    caplog.clear()
+
+
+async def test_a_list_that_is_missing_is_told_until_it_is_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "members"
+    members = Members(str(file), parse_address("10.0.0.1:7"))
+    problems = list[str | None]()
+    for _ in range(2):
+        await members.refresh()
+        problems.append(members.problem)
+        file.write_text("10.0.0.1:7\n")
+    assert problems == ["No such file or directory", None]
+    assert members.me == "10.0.0.1:7"
     caplog.clear()
 
 

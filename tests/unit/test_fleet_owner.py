@@ -106,19 +106,29 @@ async def asker(serving: Serving, store: MemoryStore, tmp_path: Path, chunk_size
 
 @asynccontextmanager
 async def asking(
-    serving: Serving, store: MemoryStore, cache: Path, chunk_size: int, **options: Any
+    serving: Serving, store: MemoryStore, cache: Path, chunk_size: int, on: bool = True, **options: Any
 ) -> AsyncIterator[Asker]:
     """A server with the serving side of a fleet, and what asks it."""
     async with serving() as server, trio.open_nursery() as nursery:
         mount = mount_options(store, cache, chunk_size, fleet=FLEET, **options)
         chunks = ChunkServer(
-            mount, server.namespace, server.disk, server.fetcher, serving=lambda: True, instance=INSTANCE
+            mount, server.namespace, server.disk, server.fetcher, serving=lambda: on, instance=INSTANCE
         )
         await nursery.start(chunks.run)
         asker = Asker(server, chunks, cache, chunk_size)
         with contextlib.closing(asker.connection):
             yield asker
         nursery.cancel_scope.cancel()
+
+
+async def test_a_host_that_is_off_says_so_whatever_it_is_asked(
+    serving: Serving, store: MemoryStore, tmp_path: Path, chunk_size: int
+) -> None:
+    """`trimsfs doctor` asks for no chunk."""
+    async with asking(serving, store, tmp_path / "cache", chunk_size, on=False) as asker:
+        for token in (asker.request(0, 1).token, ""):
+            status, headers = await asker.ask(asker.request(0, 1, token=token))
+            assert (status, headers["retry-after"]) == (503, "10")
 
 
 async def test_chunks_are_fetched_once_checked_and_left_to_nginx(asker: Asker, chunk_size: int) -> None:

@@ -229,6 +229,10 @@ async def test_without_any_other_member_all_comes_from_the_store(
         assert await hosts[0].read("m") == content
         assert network.asked.total() <= 3 * 16  # once for each request that was under way
         assert network.from_store <= SIZE + CHUNK
+        hosts[0].health.members.clear()
+        async with hosts[0].tier.using(network.store.generation("m")) as blob:
+            lanes = Counter(hosts[0].source.lane(blob, chunk) for chunk in range(CHUNKS))
+        assert hosts[0].source.counts.store_chunks == lanes[Lane.PEERS] > CHUNKS / 2
     caplog.clear()
 
 
@@ -307,6 +311,14 @@ async def test_a_file_cannot_be_spread_over_one_host(tmp_path: Path) -> None:
     async with a_network(tmp_path, 1) as (network, [host]):
         network.put("m")
         with pytest.raises(InvalidRequestError, match="no other member"):
+            await Spreader(host.source, host.tier, host.fetcher, host).spread(network.store.generation("m"))
+
+
+async def test_a_host_that_is_off_spreads_nothing(tmp_path: Path) -> None:
+    async with a_network(tmp_path, 2) as (network, [host, _]):
+        network.put("m")
+        host.source.on = False
+        with pytest.raises(InvalidRequestError, match="the fleet is off here: `trimsfs fleet on`"):
             await Spreader(host.source, host.tier, host.fetcher, host).spread(network.store.generation("m"))
 
 

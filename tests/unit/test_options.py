@@ -451,3 +451,16 @@ def test_a_table_that_is_written_wrong_is_told(text: str, error: str, toml: Path
     toml.write_text(text)
 
     assert error.format(toml=toml) in error_of(config=toml)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("fleet_listen", "models.example", "is no address that other hosts reach: write ADDRESS:PORT, such as 0.0"),
+        ("fleet_listen", "unix:/run/fleet.sock", "is no address that other hosts reach"),
+        ("fleet_listen", "0.0.0.0:0", "is no address that other hosts reach"),
+        ("fleet_members", "https://10.0.0.1:7443", "is no list of hosts: write HOST:PORT,HOST:PORT, the path of"),
+    ],
+)
+def test_what_is_no_address_in_a_fleet_is_refused(option: str, value: str, told: str) -> None:
+    assert told in error_of({option: value})

@@ -18,7 +18,7 @@ from trimsfs.checksums import crc32c
 from trimsfs.fetch.copier import Extent, ThreadCopier
 from trimsfs.fetch.peers import PeerAnswer, PeerRequest
 from trimsfs.fleet import connection, peer_client
-from trimsfs.fleet.connection import client_context
+from trimsfs.fleet.certificates import client_context
 from trimsfs.fleet.peer_client import PeerClient
 from trimsfs.fleet.protocol import CRCS, ChunkRequest, format_crcs, parse_request
 from trimsfs.types import ChunkRecord
@@ -163,7 +163,8 @@ async def test_chunks_come_over_one_connection(scene: Scene, host: Host) -> None
 
 
 @pytest.mark.parametrize(
-    ("status", "outcome"), [(403, "refused"), (404, "absent"), (409, "other"), (503, "busy"), (502, "busy")]
+    ("status", "outcome"),
+    [(403, "refused"), (404, "absent"), (409, "other"), (503, "busy"), (502, "unreachable"), (504, "unreachable")],
 )
 async def test_a_status_tells_why_there_are_no_chunks(scene: Scene, host: Host, status: int, outcome: str) -> None:
     headers = {"trimsfs-holders": "10.0.0.1:7,10.0.0.2:7"}
@@ -229,7 +230,11 @@ async def test_a_member_of_another_fleet_is_unreachable(scene: Scene, tmp_path: 
     (tmp_path / "other").mkdir()
     host = Host(Scene(tmp_path / "other"), tmp_path)
     with scene.member(always) as member:
-        assert (await host.fetch(member)).outcome == "unreachable"
+        answer = await host.fetch(member)
+    assert (answer.outcome, answer.detail) == (
+        "unreachable",
+        "this host refuses its certificate: certificate signature failure",
+    )
     assert host.landed == []
 
 

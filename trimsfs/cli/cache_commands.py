@@ -78,13 +78,15 @@ def warm(
     if over_fleet and (tier is not None or uid is not None):
         raise ConfigurationError("option --fleet: spreads models over the disks of hosts: leave out --to and --for-uid")
     naming = _spreading if over_fleet else warming(tier or "host", uid)
-    _give(naming, paths, _Manner("warming", "warmed", quiet=quiet, as_json=as_json), background)
+    doing, done = ("spreading", "spread") if over_fleet else ("warming", "warmed")
+    _give(naming, paths, _Manner(doing, done, quiet=quiet, as_json=as_json), background)
 
 
 def _spreading(directory: Path) -> str:
     """The name of the command that spreads models over the fleet. Raises ConfigurationError on a mount without one."""
     if WARM_FLEET not in os.listdir(directory):
-        raise ConfigurationError(f"{directory}: its mount belongs to no fleet: mount it with --fleet NAME")
+        mountpoint = mount_of_path(directory).mountpoint
+        raise ConfigurationError(f"{mountpoint} belongs to no fleet: mount it with --fleet NAME")
     return WARM_FLEET
 
 

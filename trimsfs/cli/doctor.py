@@ -25,9 +25,9 @@ from trimsfs.cli.mount_options import mount_options
 from trimsfs.cli.output import reported, say
 from trimsfs.command_group import examples
 from trimsfs.cuda import CudaError, CudaUnavailableError
-from trimsfs.errors import CacheInUseError, NotPermittedError, StoreUnavailableError, TrimsError
-from trimsfs.mountinfo import file_systems, holding
-from trimsfs.options import ENVIRONMENT_PREFIX, GPU_OFF, MountOptions, Place, default_store, places
+from trimsfs.errors import CacheInUseError, ConfigurationError, NotPermittedError, StoreUnavailableError, TrimsError
+from trimsfs.mountinfo import canonical, file_systems, holding
+from trimsfs.options import ENVIRONMENT_PREFIX, GPU_OFF, MountOptions, Place, declared_mountpoint, default_store, places
 from trimsfs.server.sandbox import identity
 from trimsfs.stores import open_store, reach_place
 from trimsfs.tiers.disk.lock import lock_directory
@@ -49,11 +49,11 @@ DEVICES = Path("/dev")
 def doctor(options: MountOptions, as_json: bool) -> None:
     """Check this host, the cache directory and the store.
 
-    Takes the options of `trimsfs mount`.
+    Takes the options of `trimsfs mount`. Without a mount point in the configuration file, /models is an example of one.
 
     Prints a line for each check: ok, note (something could be better) or FAIL. Exits 1 if a check fails.
     """
-    options = options.resolved(Path("/models"))
+    options = options.resolved(_mountpoint(click.get_current_context().params["config"]))
     checks: list[tuple[str, Callable[[MountOptions], str]]] = [
         ("kernel", _kernel),
         ("/dev/fuse", _device),
@@ -84,6 +84,14 @@ def doctor(options: MountOptions, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(done, indent=2))
     sys.exit(1 if any(one["result"] == "FAIL" for one in done) else 0)
+
+
+def _mountpoint(configs: Sequence[Path]) -> Path:
+    """The mount point that a configuration file declares, for the defaults that depend on it; else an example."""
+    for file in configs:
+        with suppress(ConfigurationError):
+            return canonical(declared_mountpoint(file))
+    return Path("/models")
 
 
 def _kernel(_: MountOptions) -> str:
@@ -320,8 +328,15 @@ def _fleet(options: MountOptions) -> list[tuple[str, Callable[[MountOptions], st
     """The checks of a fleet, if the mount belongs to one."""
     if options.fleet is None:
         return []
-    checks = importlib.import_module("trimsfs.cli.fleet_checks")  # only if needed
+    try:
+        checks = importlib.import_module("trimsfs.cli.fleet_checks")  # only if needed
+    except ImportError as error:
+        return [("fleet", partial(_fail, f"{error}: pip install 'trimsfs[fleet]'"))]
     return [("fleet certificate", checks.certificate), ("fleet nginx", checks.nginx), ("fleet members", checks.members)]
+
+
+def _fail(problem: str, _: MountOptions) -> str:
+    raise ProblemError(problem)
 
 
 def _mounts(_: MountOptions) -> str:

@@ -2,53 +2,52 @@
 
 import email.utils
 import http.client
+import math
+import pwd
 import shutil
 import ssl
+import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from trimsfs.cli.checks import Advice, ProblemError
-from trimsfs.fleet.connection import client_context
+from trimsfs.fleet.certificates import check_certificate, client_context
+from trimsfs.fleet.connection import reason_of
 from trimsfs.fleet.members import Members
 from trimsfs.listen_address import parse_address
-from trimsfs.options import MountOptions
+from trimsfs.options import FLEET_SOCKET, FLEET_USER, MountOptions
+from trimsfs.server.sandbox import Identity, identity
 
 ANSWER_TIMEOUT_S = 3.0
 CLOCK_DIFFERENCE_S = 30.0
 """More than this, and certificates are not valid yet, or stores refuse signatures, sooner or later."""
 RENEW_BEFORE_S = 14 * 86400.0
 ASKED_AT_ONCE = 32
+SOCKET_RIGHTS = stat.S_IRGRP | stat.S_IWGRP
+NOT_A_REQUEST, AWAY = 400, 503
+"""What a member answers that serves this host, as no chunk is asked for, and one that is drained or off."""
 _PROBLEMS = {
-    403: "refuses this host's certificate: it has another CA",
-    404: "serves another fleet",
-    502: "its nginx runs, but no trimsfs behind it",
-    503: "is drained: `mountctl fleet undrain` there",
+    403: "refuses this host's certificate: see `fleet certificate` above, else compare the files of --fleet-ca",
+    404: "serves another fleet: compare --fleet",
+    502: "its nginx runs, but no trimsfs server behind it: `trimsfs status` there",
+    504: "its nginx runs, but the trimsfs server behind it does not answer: `trimsfs status` there",
+    AWAY: "is drained, or off: `mountctl fleet undrain` or `trimsfs fleet on` there",
 }
 """What is wrong with a member, by the status that its nginx answers."""
 
 
 def certificate(options: MountOptions) -> str:
     """Have this host's certificate accepted as other members would: as a server's, and as a client's."""
-    ca, chain, key = _files(options)
-    try:
-        client = client_context(ca, chain, key)
-        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        server.load_verify_locations(ca)
-        server.verify_mode = ssl.CERT_REQUIRED
-        server.load_cert_chain(chain, key)
-        facts = _shake_hands(client, server)
-    except ssl.SSLCertVerificationError as error:
-        raise ProblemError(f"{chain}: {error.verify_message}: issue one by the CA of --fleet-ca") from None
-    except ssl.SSLError as error:
-        raise ProblemError(f"{chain}: {error.reason}: it must belong to {key}, both in PEM") from None
-    except OSError as error:
-        raise ProblemError(f"{error.filename or chain}: {error.strerror}") from None
-    left_s = ssl.cert_time_to_seconds(str(facts["notAfter"])) - time.time()
+    _, chain, key = files = _files(options)
+    left_s = check_certificate(*files)
     if left_s < RENEW_BEFORE_S:
         raise Advice(f"{chain}: expires in {left_s / 86400:.0f} days: renew it")
+    if key.stat().st_mode & stat.S_IROTH:
+        raise Advice(f"{key}: every local user may read it: `chmod 600 {key}`")
     return f"{chain}: valid for {left_s / 86400:.0f} days"
 
 
@@ -60,29 +59,43 @@ def _files(options: MountOptions) -> tuple[Path, Path, Path]:
     return options.fleet_ca, options.fleet_cert, options.fleet_key
 
 
-def _shake_hands(client: ssl.SSLContext, server: ssl.SSLContext) -> dict[str, object]:
-    """A handshake without a network; what the server learns of the client's certificate. Raises ssl.SSLError."""
-    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-    asking = client.wrap_bio(down, up, server_hostname="member")
-    answering = server.wrap_bio(up, down, server_side=True)
-    waits = True
-    while waits:
-        waits = False
-        for side in (asking, answering):
-            try:
-                side.do_handshake()
-            except ssl.SSLWantReadError:
-                waits = True
-    facts = answering.getpeercert()
-    assert facts is not None
-    return dict(facts)
-
-
-def nginx(_: MountOptions) -> str:
-    """Whether nginx is installed: other hosts get nothing from this one without it."""
+def nginx(options: MountOptions) -> str:
+    """Whether nginx is installed, and may do what it needs to: other hosts get nothing from this one otherwise."""
     if shutil.which("nginx") is None and shutil.which("nginx", path="/usr/sbin") is None:
         raise ProblemError("not installed, so this host sends nothing to others: install the package nginx-light")
-    return "is installed"
+    return "is installed" if options.server_user is None else _rights(identity(options.server_user), options)
+
+
+def _rights(server: Identity, options: MountOptions) -> str:
+    """Check that nginx's workers may ask the *server*, and write nothing."""
+    if not _exists(server.uid):
+        raise ProblemError(
+            f"the server's user, {server.name}, has no name, as nginx needs: run `useradd --system trimsfs` and "
+            f"`useradd --system {FLEET_USER}`, then `mountctl upgrade` and `mountctl fleet apply`"
+        )
+    assert options.cache_dir is not None
+    with suppress(FileNotFoundError):  # the mount creates it
+        socket = options.cache_dir / FLEET_SOCKET
+        status = socket.stat()
+        if status.st_gid != server.gid or status.st_mode & SOCKET_RIGHTS != SOCKET_RIGHTS:
+            raise ProblemError(
+                f"{socket}: group {server.gid}, of nginx's workers, may not write to it: the server runs as "
+                f"uid {status.st_uid}: `mountctl upgrade`"
+            )
+    if not _exists(FLEET_USER):
+        raise Advice(
+            f"its workers run as {server.name}, who may write to the cache: run `useradd --system {FLEET_USER}`, "
+            "then `mountctl fleet apply`"
+        )
+    return f"is installed, its workers run as {FLEET_USER}"
+
+
+def _exists(user: int | str) -> bool:
+    try:
+        pwd.getpwuid(user) if isinstance(user, int) else pwd.getpwnam(user)
+    except KeyError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,24 +115,28 @@ def members(options: MountOptions) -> str:
     listed = Members(options.fleet_members, parse_address(options.fleet_listen))
     try:
         addresses, mine = listed.read()
-    except (OSError, ValueError) as error:
-        raise ProblemError(f"{options.fleet_members}: {error}: set --fleet-members") from None
+    except ValueError as error:
+        raise ProblemError(f"option --fleet-members {options.fleet_members}: {error}: correct it") from None
     context = client_context(*_files(options))
     with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
         heard = list(threads.map(partial(_ask, fleet=options.fleet, context=context), sorted(addresses)))
     own = next((each for each in heard if each.member in mine), None)
     if own is None:
-        raise ProblemError(f"{options.fleet_members}: this host is not among {len(addresses)} members: add it")
-    if own.problem is not None:
-        told = f"{own.member}, this host: {own.problem}"
-        raise ProblemError(f"{told}: `systemctl status trimsfs-nginx` and `trimsfs status`")
+        raise ProblemError(f"option --fleet-members {options.fleet_members}: lacks this host: add it")
+    if own.problem not in {None, _PROBLEMS[AWAY]}:  # that is intended
+        raise ProblemError(f"{own.member}, this host: {own.problem}")
     wrong = [each for each in heard if each.problem is None and abs(each.ahead_s) > CLOCK_DIFFERENCE_S]
     if wrong:
         raise ProblemError(f"{wrong[0].member}: its clock differs by {wrong[0].ahead_s:+.0f} s: set both by NTP")
-    failing = [each for each in heard if each.problem is not None]
+    failing: dict[str, list[str]] = {}
+    for each in heard:
+        if each.problem is not None:
+            failing.setdefault(each.problem, []).append(each.member)
     if failing:
-        raise Advice(f"{len(failing)} of {len(heard)} do not answer: {failing[0].member}: {failing[0].problem}")
-    return f"all {len(heard)} answer"
+        told = "; ".join(f"{', '.join(those)}: {problem}" for problem, those in failing.items())
+        raise Advice(f"{sum(map(len, failing.values()))} of {len(heard)} do not serve this host: {told}")
+    apart_s = max(abs(each.ahead_s) for each in heard)
+    return f"all {len(heard)} answer, their clocks within {math.ceil(apart_s)} s of this host's"
 
 
 def _ask(member: str, *, fleet: str, context: ssl.SSLContext) -> _Heard:
@@ -130,10 +147,13 @@ def _ask(member: str, *, fleet: str, context: ssl.SSLContext) -> _Heard:
         answer = connection.getresponse()
         told = answer.getheader("date")
         ahead_s = 0.0 if told is None else email.utils.parsedate_to_datetime(told).timestamp() - time.time()
-        return _Heard(member, _PROBLEMS.get(answer.status), ahead_s)
+        known = None if answer.status == NOT_A_REQUEST else f"answers {answer.status}: see its log"
+        return _Heard(member, _PROBLEMS.get(answer.status, known), ahead_s)
     except ssl.SSLCertVerificationError as error:
-        return _Heard(member, f"its certificate: {error.verify_message}")
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        return _Heard(member, str(error) or type(error).__name__)
+        return _Heard(member, f"{reason_of(error)}: `trimsfs doctor` there")
+    except OSError as error:
+        return _Heard(member, f"{reason_of(error)}: `systemctl status trimsfs-nginx` there")
+    except (http.client.HTTPException, ValueError) as error:
+        return _Heard(member, f"{error or type(error).__name__}: is that trimsfs-nginx?")
     finally:
         connection.close()

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import click
 from rich.filesize import decimal
 
 from trimsfs.cli.control_files import ask_each, check_answers, mount_over, read_json, read_text
-from trimsfs.cli.gpu import add_details, has_failed, lines
+from trimsfs.cli.gpu import add_details, counted, has_failed, lines
 from trimsfs.cli.output import reported, say
 from trimsfs.command_group import complete_mounted, examples
 from trimsfs.control.metrics import parse
 from trimsfs.errors import TrimsError
 from trimsfs.mountinfo import Mount, file_systems
+from trimsfs.options import FLEET_DIRECTORY
 
 DEGRADED, NOT_ANSWERING = 1, 2
 """Exit codes."""
@@ -33,7 +35,7 @@ def status(mountpoint: Path | None, with_copies: bool, as_json: bool) -> None:
     Shows all mounts of this host, or the one that MOUNTPOINT lies on.
 
     Exits 0 if all mounts work, 1 if one serves without its keeper, its store, its cache or a GPU, 2 if one does not
-    answer.
+    answer. Members of a fleet that fail do not count.
     """
     chosen = [mount_over(mountpoint)] if mountpoint is not None else file_systems()
     told = dict(ask_each(chosen, partial(_facts, copies=with_copies or as_json)))
@@ -54,9 +56,18 @@ def _facts(mount: Mount, *, copies: bool) -> dict[str, Any]:
     facts = read_json(mount.mountpoint / ".trims/control")
     metrics = read_text(mount.mountpoint / ".trims/metrics")
     facts["metrics"] = parse(metrics)
+    if facts.get("fleet"):
+        facts["fleet"]["drained"] = str(mount.mountpoint) in _drained()
     if "gpu" in facts:  # older servers do not send it
         add_details(facts["gpu"], metrics, mount.mountpoint, copies=copies)
     return facts
+
+
+def _drained() -> list[str]:
+    """The mount points that `mountctl fleet drain` has drained."""
+    with suppress(OSError):
+        return (FLEET_DIRECTORY / "drained").read_text().splitlines()
+    return []
 
 
 def _shown(mount: Mount, told: dict[str, Any] | TrimsError) -> dict[str, Any]:
@@ -85,13 +96,15 @@ def _told_of_store(facts: dict[str, Any]) -> str:
     return f"/{facts['path']}: {facts['store']}{tenant}: {state}"
 
 
-def _told_of_fleet(facts: dict[str, Any], sent_bytes: int) -> list[str]:
+def told_of_fleet(facts: dict[str, Any], sent_bytes: int) -> list[str]:
     """What is told of a fleet: a line, and one for each member with a problem."""
     members = facts["members"]
     received = sum(member["received_bytes"] for member in members)
     state = f"{decimal(received)} from others, {decimal(sent_bytes)} sent"
     if not facts["on"]:
         state = "off: turn it on by `trimsfs fleet on`"
+    elif facts["drained"]:
+        state += "; drained: `mountctl fleet undrain`"
     elif facts["me"] is None:
         state += "; this host is not among them"
     failing = [
@@ -100,7 +113,9 @@ def _told_of_fleet(facts: dict[str, Any], sent_bytes: int) -> list[str]:
         for member in members
         if member["problem"] or member["strikes"]
     ]
-    return [f"{facts['name']}, {len(members)} members: {state}", *failing]
+    if facts.get("problem"):  # older servers do not send it
+        failing.insert(0, f"members not read: {facts['problem']}: see --fleet-members")
+    return [f"{facts['name']}, {counted(len(members), 'member')}: {state}", *failing]
 
 
 def _exit_code(facts: dict[str, Any]) -> int:
@@ -147,7 +162,7 @@ def _show(facts: dict[str, Any]) -> None:
             f"{number('store_failed_attempts_total')} attempts failed"
         )
     if facts.get("fleet"):
-        for index, line in enumerate(_told_of_fleet(facts["fleet"], number("fleet_served_sent_bytes_total"))):
+        for index, line in enumerate(told_of_fleet(facts["fleet"], number("fleet_served_sent_bytes_total"))):
             say(f"  {'' if index else 'fleet':<11} {line}")
     say(f"  open        {number('files_open_handles')} files")
     for index, line in enumerate(lines(facts["gpu"]) if "gpu" in facts else ()):

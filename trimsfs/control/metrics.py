@@ -88,7 +88,7 @@ HELP = {
     "fleet_failing_members": "Members that failed when this host last asked them.",
     "fleet_received_bytes": "Bytes that other members have sent.",
     "fleet_received_chunks": "Chunks that other members have sent.",
-    "fleet_store_chunks": "Chunks fetched from the store, as no member had them.",
+    "fleet_store_chunks": "Chunks of other members fetched from the store, as none of them gave them.",
     "fleet_damaged_chunks": "Chunks of other members that failed their checksum.",
     "fleet_slow_requests": "Requests to members given up, as they were too slow.",
     "fleet_busy_requests": "Requests to members that were too busy.",

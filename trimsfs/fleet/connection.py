@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import h11
 import trio
@@ -53,16 +52,13 @@ class Head:
     rest: bytes
 
 
-def client_context(ca: Path, certificate: Path, key: Path) -> ssl.SSLContext:
-    """What a member connects with. Raises OSError, which ssl.SSLError is.
-
-    The CA is the fleet's own, so that its signature tells a member; addresses need not be in the certificates.
-    """
-    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=ca)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False
-    context.load_cert_chain(certificate, key)
-    return context
+def reason_of(error: OSError) -> str:
+    """Why a member is not reached, in words without OpenSSL's lines of code."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"this host refuses its certificate: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {error.reason or 'closed'}"
+    return "timed out" if isinstance(error, TimeoutError) else error.strerror or str(error)
 
 
 class PeerConnection:
@@ -84,14 +80,14 @@ class PeerConnection:
         except UnicodeError:
             raise PeerUnreachableError("no name of a host") from None
         except OSError as error:
-            raise PeerUnreachableError(error.strerror or str(error)) from None
+            raise PeerUnreachableError(reason_of(error)) from None
         try:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             plain.settimeout(HANDSHAKE_TIMEOUT_S)
             return cls(context.wrap_socket(plain, server_hostname=host.strip("[]")), member)
         except OSError as error:
             plain.close()
-            raise PeerUnreachableError(f"TLS: {error.strerror or error}") from None
+            raise PeerUnreachableError(reason_of(error)) from None
 
     def request(self, method: str, target: str, headers: Mapping[str, str]) -> None:
         """Send a request, which the buffer of a connection without another holds. Raises PeerUnreachableError."""
@@ -102,14 +98,16 @@ class PeerConnection:
             self._socket.sendall(data)
             self._socket.settimeout(0)
         except OSError as error:
-            raise PeerUnreachableError(error.strerror or str(error)) from None
+            raise PeerUnreachableError(reason_of(error)) from None
 
     async def head(self) -> Head:
         """The head of the answer. May be cancelled and called again. Raises PeerUnreachableError."""
         try:
             while (event := self._parser.next_event()) is h11.NEED_DATA:
                 self._parser.receive_data(await self._receive())
-        except (OSError, h11.RemoteProtocolError) as error:
+        except OSError as error:
+            raise PeerUnreachableError(reason_of(error)) from None
+        except h11.RemoteProtocolError as error:
             raise PeerUnreachableError(str(error)[:DETAIL_LIMIT]) from None
         if not isinstance(event, h11.Response):
             raise PeerUnreachableError("connection closed")
@@ -154,7 +152,7 @@ class PeerConnection:
             try:
                 count = self._socket.recv_into(buffer[filled : filled + length - done - filled])
             except OSError as error:
-                raise PeerUnreachableError(f"after {done} of {length} bytes: {error.strerror or error}") from None
+                raise PeerUnreachableError(f"after {done} of {length} bytes: {reason_of(error)}") from None
             if count == 0:
                 raise PeerUnreachableError(f"closed after {done} of {length} bytes")
             filled += count

@@ -106,6 +106,7 @@ class Fleet:
             "name": self.name,
             "on": self.on,
             "me": self.members.me,
+            "problem": self.members.problem,
             "members": [self._facts_of(member) for member in sorted(self.members.addresses)],
         }
 

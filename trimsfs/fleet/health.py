@@ -133,7 +133,7 @@ class Health:
         now = trio.current_time()
         if health.down_until > now and answer.outcome in _DOWN:
             return  # another request has found that out
-        told = f"{answer.outcome}: {answer.detail}"
+        told = answer.detail or answer.outcome
         if health.problem is None:
             log.warning("fleet: %s fails, its chunks come from others: %s", member, told)
         health.problem = told

@@ -2,6 +2,7 @@
 
 import ipaddress
 import logging
+import re
 import secrets
 import socket
 import time
@@ -11,6 +12,8 @@ import trio
 
 from trimsfs.listen_address import ListenAddress
 
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+MOST_PORT = 65535
 log = logging.getLogger(__name__)
 
 INTERVAL_S, FIRST_S = 5.0, 1.0
@@ -25,15 +28,16 @@ class Members:
     A host may be listed by several, which others take for several members. It must know all of them: a request to
     itself would wait for the request that it is made for. Others may list a host before it is in its own list: then
     ``mine`` is what they probably call it. An address that is translated on the way is `found` by a request, which
-    tells this server's ``instance``. *listed* is as of ``--fleet-members``. This host serves the fleet at *listen*.
+    tells this server's ``instance``. ``problem`` tells why the list was not read. *listed* is as of
+    ``--fleet-members``. This host serves the fleet at *listen*.
     """
 
     def __init__(self, listed: str, listen: ListenAddress) -> None:
         self._listed = listed
         self._listen = listen
-        self._problem: str | None = None
         self._read_once, self._settled = False, True
         self._found: frozenset[str] = frozenset()
+        self.problem: str | None = None
         self.instance = secrets.token_hex(8)
         self.addresses: frozenset[str] = frozenset()
         self.mine: frozenset[str] = frozenset()
@@ -65,21 +69,23 @@ class Members:
             addresses, mine = await trio.to_thread.run_sync(self._look, abandon_on_cancel=True)
             self._settled = not self._read_once or await trio.to_thread.run_sync(self._is_settled)
         except (OSError, ValueError) as error:
-            problem = str(error)
-            if problem != self._problem:
-                log.warning("fleet: members not read, those of before stay: %s: %s", self._listed, problem)
-            self._problem = problem
+            before, self.problem = self.problem, str(error)
+            if self.problem != before:
+                stays = "those of before stay" if self._read_once else "this host fetches alone"
+                log.warning("fleet: members not read, %s: %s: %s", stays, self._listed, self.problem)
             return
-        self._problem = None
+        self.problem = None
         if not self._settled:
             return
         if self._read_once and (addresses, mine) == (self.addresses, self.mine):
             return
         self._read_once, self.addresses, self.mine = True, addresses, mine
         if self.me is None:
-            log.warning("fleet: this host is not among its %d members: none asks it for chunks", len(addresses))
+            log.warning(
+                "fleet: this host is not on the list of members, of %d: none asks it for chunks", len(addresses)
+            )
         else:
-            log.info("fleet: %d members, this host is %s", len(addresses), self.me)
+            log.info("fleet: this host is %s, members on the list: %d", self.me, len(addresses))
 
     def _is_settled(self) -> bool:
         """Whether nobody was writing the list when it was read. Raises OSError."""
@@ -94,7 +100,13 @@ class Members:
         return addresses, mine or frozenset({_address(host, self._listen.port)} if host else ())
 
     def read(self) -> tuple[frozenset[str], frozenset[str]]:
-        """The members, and which of them are this host. Raises OSError and ValueError."""
+        """The members, and which of them are this host. Raises ValueError."""
+        try:
+            return self._read()
+        except OSError as error:
+            raise ValueError(error.strerror or str(error)) from None
+
+    def _read(self) -> tuple[frozenset[str], frozenset[str]]:
         if "/" in self._listed:
             lines = Path(self._listed).read_text().splitlines()
             entries = [entry for line in lines if (entry := line.partition("#")[0].strip())]
@@ -111,9 +123,9 @@ class Members:
         host, colon, port = entry.rpartition(":")
         if not colon or entry.endswith("]"):
             host, port = entry, str(self._listen.port)
-        if not port.isdecimal() or not host:
-            raise ValueError(f"{entry!r} is not HOST:PORT")
         host = host.strip("[]")
+        if not port.isdecimal() or int(port) > MOST_PORT or not (_is_ip(host) or _NAME.fullmatch(host)):
+            raise ValueError(f"{entry!r} is not HOST:PORT")
         return (str(ipaddress.ip_address(host)) if _is_ip(host) else host), int(port)
 
     def _is_me(self, address: str) -> bool:

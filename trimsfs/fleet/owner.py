@@ -72,7 +72,7 @@ class Owner:
         try:
             wanted = parse_request(request.target, request.headers)
         except ProtocolError:
-            return BAD_REQUEST
+            return BAD_REQUEST if self._serving() else AWAY  # `trimsfs doctor` asks so
         if wanted.fleet != self._fleet or not _is_path(wanted.key):
             return BAD_REQUEST
         if wanted.instance == self._instance:

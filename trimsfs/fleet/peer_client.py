@@ -26,8 +26,22 @@ HEARD_S = 30.0
 """For how long after an answer a member is tried twice: a link that is full loses packets."""
 IDLE_S = 30.0
 """How long an unused connection is kept; members close theirs later."""
-_OUTCOMES: dict[int, Outcome] = {200: "ok", 206: "ok", 403: "refused", 404: "absent", 409: "other", 421: "self"}
+_OUTCOMES: dict[int, Outcome] = {
+    200: "ok",
+    206: "ok",
+    403: "refused",
+    404: "absent",
+    409: "other",
+    421: "self",
+    502: "unreachable",
+    504: "unreachable",
+}
 """What answers mean, by status; any other is that of a busy member."""
+_DETAILS = {
+    403: "it refuses this host's certificate",
+    502: "its nginx runs, but no trimsfs server behind it",
+    504: "its nginx runs, but the trimsfs server behind it does not answer",
+}
 
 
 @dataclass(slots=True)
@@ -211,4 +225,5 @@ def _told(head: Head) -> PeerAnswer:
     """What the status of an answer means."""
     holders = parse_holders(head.headers.get(HOLDERS, ""))
     outcome = _OUTCOMES.get(head.status, "away" if RETRY_AFTER in head.headers else "busy")
-    return PeerAnswer(outcome=outcome, detail=f"status {head.status}", holders=holders)
+    detail = _DETAILS.get(head.status, f"status {head.status}")
+    return PeerAnswer(outcome=outcome, detail=detail, holders=holders)

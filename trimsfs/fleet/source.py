@@ -1,7 +1,7 @@
 """The source of a chunk: this host's store, if it owns the chunk, else the member that does."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -40,7 +40,7 @@ KNOWN_CONTENTS = 1024
 
 @dataclass(slots=True)
 class Counts:
-    """Requests to members by what came of them, and chunks for which the store was asked in their place."""
+    """Requests to members by what came of them, and chunks of theirs for which the store was asked in their place."""
 
     received_bytes: int = 0
     received_chunks: int = 0
@@ -98,6 +98,13 @@ class FleetSource:
 
     async def fetch(self, flight: Flight, landed: Callable[[Flight], None]) -> bool:
         """Fetch a chunk into its blob; returns whether it has landed. If not, the store is to be asked."""
+        if await self._fetched(flight, landed):
+            return True
+        if self._is_of_others(flight.blob, flight.chunk):
+            self.counts.store_chunks += 1
+        return False
+
+    async def _fetched(self, flight: Flight, landed: Callable[[Flight], None]) -> bool:
         blob = flight.blob
         size = blob.length_of(flight.chunk)
         if not self.owners(blob, flight.chunk) or not await self._disk.space.reserve(blob, size):
@@ -126,14 +133,21 @@ class FleetSource:
         host is alone."""
         if not self.on or not blob.attached:
             return []
+        down = self._health.down()
+        if self._members.addresses - down <= self._members.mine:
+            return []
+        return self._ranked(blob, chunk, count, without=down)
+
+    def _is_of_others(self, blob: Blob, chunk: int) -> bool:
+        """Whether the first owner of a chunk is another member, which may be down."""
+        return self.on and blob.attached and not all(map(self.is_me, self._ranked(blob, chunk, 1)))
+
+    def _ranked(self, blob: Blob, chunk: int, count: int, *, without: Collection[str] = ()) -> list[str]:
         addresses, mine = placed = (self._members.addresses, self._members.mine)
         if self._placed != placed:
             self._placed, self._placement = placed, Placement(addresses | mine)
             self._health.keep(addresses)
-        down = self._health.down()
-        if addresses - down <= mine:
-            return []
-        return self._placement.ranked(self._content(blob)[2], chunk, count, without=down)
+        return self._placement.ranked(self._content(blob)[2], chunk, count, without=without)
 
     def _content(self, blob: Blob) -> tuple[Generation, str, int]:
         """A blob's token in the fleet, and its number in placements."""
@@ -180,7 +194,6 @@ class FleetSource:
                 return record
         if failed:
             await self._budget.take()
-        self.counts.store_chunks += 1
         return None
 
     async def _cached(self, flight: Flight, members: list[str]) -> ChunkRecord | None:

@@ -27,7 +27,9 @@ class Spreader:
         self._copier = copier
 
     async def spread(self, generation: Generation) -> None:
-        """Spread a file. Raises InvalidRequestError if there is no other member, and StoreUnavailableError."""
+        """Spread a file. Raises InvalidRequestError without a fleet or another member, and StoreUnavailableError."""
+        if not self._source.on:
+            raise InvalidRequestError(f"{generation.key}: the fleet is off here: `trimsfs fleet on`")
         slots = trio.Semaphore(CHUNKS_AT_ONCE)
         failures: list[str] = []
         async with self._disk.using(generation) as blob:

@@ -1,6 +1,6 @@
 """The options of a mount: their schema, and the file, environment and command line that they are read from."""
 
-from trimsfs.options.fleet import FLEET_REPORTS, FLEET_SOCKET
+from trimsfs.options.fleet import FLEET_DIRECTORY, FLEET_REPORTS, FLEET_SOCKET, FLEET_USER
 from trimsfs.options.places import Place, places
 from trimsfs.options.schema import (
     GPU_OFF,
@@ -27,8 +27,10 @@ from trimsfs.options.store import SEVERAL, StoreTable
 __all__ = [
     "DEFAULT_CONFIG",
     "ENVIRONMENT_PREFIX",
+    "FLEET_DIRECTORY",
     "FLEET_REPORTS",
     "FLEET_SOCKET",
+    "FLEET_USER",
     "GPU_OFF",
     "MOUNTPOINT",
     "SCALARS",

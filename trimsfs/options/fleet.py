@@ -1,6 +1,7 @@
 """The options of a mount that belongs to a fleet: hosts that fetch from each other before they ask the store."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _NEEDED = ("fleet_members", "fleet_listen", "fleet_ca", "fleet_cert", "fleet_key")
 FLEET_SOCKET, FLEET_REPORTS = "fleet.sock", "fleet-reports.sock"
 """Where the server answers nginx, and where nginx reports what it has sent, in the cache directory."""
+FLEET_USER = "trimsfs-nginx"
+"""The user of nginx's workers, in the group of servers; if it does not exist, they run as the user of servers."""
+FLEET_DIRECTORY = Path("/var/lib/trimsfs/fleet")
+"""Where `mountctl fleet` has nginx's configuration, and in the file ``drained`` the mount points that send nothing."""
 LEAST_UPLOAD = 1 << 20
 """Bytes a second: below, a chunk takes longer than a member waits for it."""
 
@@ -23,12 +28,16 @@ def _name(value: str) -> str:
 
 
 def _address(value: str) -> str:
-    if (address := parse_address(value)).path is not None or address.port == 0:
-        raise ValueError("other hosts cannot reach that: write ADDRESS:PORT, such as 0.0.0.0:7443")
-    return value
+    with suppress(ValueError):
+        address = parse_address(value)
+        if address.path is None and address.port != 0:
+            return value
+    raise ValueError("is no address that other hosts reach: write ADDRESS:PORT, such as 0.0.0.0:7443")
 
 
 def _members(value: str) -> str:
+    if "://" in value:
+        raise ValueError("is no list of hosts: write HOST:PORT,HOST:PORT, the path of a file, or one DNS name")
     return str(Path(value).absolute()) if "/" in value else value
 
 
@@ -42,8 +51,8 @@ class FleetOptions(BaseModel):
     )
     fleet_members: Annotated[str, Field(min_length=1), AfterValidator(_members)] | None = Field(
         None,
-        description="Hosts of the fleet: HOST:PORT,HOST:PORT,..., a file with one a line, or one DNS name of all. "
-        "Read again every 5 seconds.",
+        description="Hosts of the fleet: HOST[:PORT],HOST[:PORT],..., a file with one a line, or one DNS name of all. "
+        "Read again every 5 seconds. Default of PORT: that of --fleet-listen.",
     )
     fleet_listen: Annotated[str, AfterValidator(_address)] | None = Field(
         None, description="Address and port at which nginx serves the fleet, such as 0.0.0.0:7443."

@@ -94,9 +94,9 @@ def main() -> None:
         load_readers()
         no_gpu = _load_driver(options)
         read_manifest = _manifests(options)
+        cache_fails = _hand_over(options)
         certificates = _certificates(options)
         _settle_memory()
-        cache_fails = _hand_over(options)
         _start_brokers(options, store, mountpoint, keeper_end)
         _confine(options, cache_fails)
         gc.enable()
@@ -169,11 +169,13 @@ def _certificates(options: MountOptions) -> "ssl.SSLContext | None":
             importlib.import_module(module)  # later, its files may be unreadable
     except ImportError as error:
         raise ConfigurationError(f"option --fleet {options.fleet}: {error}: pip install 'trimsfs[fleet]'") from None
-    connection = importlib.import_module("trimsfs.fleet.connection")
+    certificates = importlib.import_module("trimsfs.fleet.certificates")
+    files = (options.fleet_ca, options.fleet_cert, options.fleet_key)
+    context: ssl.SSLContext = certificates.client_context(*files)
     try:
-        context: ssl.SSLContext = connection.client_context(options.fleet_ca, options.fleet_cert, options.fleet_key)
-    except OSError as error:
-        raise ConfigurationError(f"option --fleet {options.fleet}: cannot load its certificates: {error}") from None
+        certificates.check_certificate(*files)
+    except ConfigurationError as error:
+        log.warning("fleet: other members refuse this host: %s", error)
     return context
 
 

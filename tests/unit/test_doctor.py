@@ -1,0 +1,41 @@
+"""`trimsfs doctor`, run in this process."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from trimsfs.cli.doctor import doctor
+from trimsfs.options import load_options
+
+
+def told(*arguments: str) -> dict[str, tuple[str, str]]:
+    """What each check tells: its result and its message."""
+    done = CliRunner().invoke(doctor, ["--json", "--gpu", "off", "--no-passthrough", *arguments])
+    return {one["check"]: (one["result"], one["message"]) for one in json.loads(done.stdout)}
+
+
+@pytest.fixture
+def declared(tmp_path: Path) -> Path:
+    """The file of a declared mount."""
+    file = tmp_path / "models.toml"
+    file.write_text(f'mountpoint = "/trimsfs-of-tests"\nstore = "{tmp_path}"\n')
+    return file
+
+
+def test_the_cache_directory_is_that_of_the_declared_mount(declared: Path) -> None:
+    directory = load_options({}, configs=[declared]).resolved(Path("/trimsfs-of-tests")).cache_dir
+    assert told("--config", str(declared))["cache"][1].startswith(f"{directory}: ")
+
+
+def test_a_fleet_without_its_extra_fails(declared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for module in ("trimsfs.cli.fleet_checks", "trimsfs.fleet.connection"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "h11", None)
+    files = [part for name in ("ca", "cert", "key") for part in (f"--fleet-{name}", str(tmp_path / name))]
+    members = ["--fleet", "f", "--fleet-members", "10.0.0.1:7443", "--fleet-listen", "10.0.0.1:7443"]
+    result, message = told("--config", str(declared), *members, *files)["fleet"]
+    assert result == "FAIL"
+    assert message.endswith(": pip install 'trimsfs[fleet]'")
