@@ -45,23 +45,26 @@ def fleet(action: Action, names: tuple[str, ...], fleet_dir: Path, directory: Pa
     mounts, problems = declared_mounts(directory)
     for problem in problems:
         click.echo(f"mountctl: {problem}", err=True)
-    members = _members(mounts, nginx)
-    for mountpoint in chosen:
-        if mountpoint not in {member.mountpoint for member in members}:
-            raise ConfigurationError(f"{mountpoint} belongs to no fleet: set fleet in its file in {directory}")
-    if not members and (action == "run" or problems or nginx.running() is None):
-        raise ConfigurationError(f"no mount declared in {directory} belongs to a fleet: set fleet in one")
-    if action in {"drain", "undrain"}:
-        nginx.set_drained(chosen or [member.mountpoint for member in members], drained=action == "drain")
+    with nginx.changing():
         members = _members(mounts, nginx)
-    nginx.write(members)
-    if action == "run":
-        nginx.check_start(members)
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        command = nginx.command()
-        os.execv(command[0], command)
-    told = "reloaded nginx" if nginx.reload() else "nginx does not run: `systemctl start trimsfs-nginx`"
+        for mountpoint in chosen:
+            if mountpoint not in {member.mountpoint for member in members}:
+                raise ConfigurationError(f"{mountpoint} belongs to no fleet: set fleet in its file in {directory}")
+        if not members and (action == "run" or problems or nginx.running() is None):
+            raise ConfigurationError(f"no mount declared in {directory} belongs to a fleet: set fleet in one")
+        if action in {"drain", "undrain"}:
+            nginx.set_drained(chosen or [member.mountpoint for member in members], drained=action == "drain")
+            members = _members(mounts, nginx)
+        if action == "run":
+            nginx.check_stopped()
+        nginx.write(members)
+        if action == "run":
+            nginx.check_ports(members)
+            hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            command = nginx.command()
+            os.execv(command[0], command)
+        told = "reloaded nginx" if nginx.reload() else "nginx does not run: `systemctl start trimsfs-nginx`"
     for member in members:
         state = "drained" if member.drained else f"served at {member.options.fleet_listen}"
         click.echo(f"{member.mountpoint}: fleet {member.options.fleet}: {state}")

@@ -1,5 +1,6 @@
 """The configuration of nginx for the mounts of this host that belong to fleets: written, checked and reloaded."""
 
+import fcntl
 import grp
 import os
 import pwd
@@ -9,23 +10,23 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
 from trimsfs.errors import CommandNotFoundError, CommandNotRunnableError, ConfigurationError
-from trimsfs.options import FLEET_REPORTS, FLEET_SOCKET, FLEET_USER, MountOptions
+from trimsfs.options import FLEET_REPORTS, FLEET_SOCKET, FLEET_USER, FLEET_USERS_REMEDY, MountOptions
 
-SYSUSERS = "packaging/systemd/sysusers.conf"
-"""Declares the users that nginx needs, which the Debian package makes."""
 WORKERS = 4
 RELOAD_S, RELOAD_INTERVAL_S = 30.0, 0.02
-"""How long nginx may take to load its configuration, and how often `Nginx.reload` looks."""
+"""How long nginx may take to check and to load its configuration, and how often `Nginx.reload` looks."""
 _LONGEST_SOCKET = 107
 """Bytes that the path of a Unix socket may have."""
 _QUOTABLE = re.compile(r"[^\"$\\\n]*")
+_TRIED_AGAIN = re.compile(r"bind\(\) .*\(98: ")
+"""What nginx says before it tries some more times: something listens there."""
 _DRAINED = "add_header Retry-After 10 always; return 503;"
 """As `trimsfs.fleet.protocol` has it: others leave this host alone for a while."""
 _SERVING = """limit_except GET {
@@ -58,6 +59,17 @@ class Nginx:
         self._drained = directory / "drained"
         self._errors = directory / "errors.log"
 
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Have other commands wait before they change its files, or have it load them."""
+        self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
     def drained(self) -> set[str]:
         """The mount points that an operator has drained."""
         try:
@@ -78,7 +90,14 @@ class Nginx:
         new = self.configuration.with_suffix(".new")
         new.write_text(render(self.directory, members))
         try:
-            done = subprocess.run([*_program(), "-t", "-q", "-c", new], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [*_program(), "-t", "-q", "-c", new],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=RELOAD_S,
+                start_new_session=True,  # without a terminal: a key that has a passphrase is refused
+            )
             if done.returncode != 0:
                 said = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
                 told = _plain(said[0])
@@ -86,13 +105,19 @@ class Nginx:
                     raise CommandNotRunnableError(f"nginx cannot listen: {told}: see `ip address` and --fleet-listen")
                 raise ConfigurationError(f"nginx refuses its configuration: {told}")
             new.replace(self.configuration)
+        except subprocess.TimeoutExpired:
+            raise CommandNotRunnableError(f"nginx does not check {new} within {RELOAD_S:.0f} s") from None
         finally:
             new.unlink(missing_ok=True)
 
-    def check_start(self, members: Iterable[Member]) -> None:
-        """Raise CommandNotRunnableError if nginx runs, or other programs listen where it should."""
+    def check_stopped(self) -> None:
+        """Raise CommandNotRunnableError if nginx runs; forget what an earlier one has said."""
         if (pid := self.running()) is not None:
             raise CommandNotRunnableError(f"nginx runs already, as process {pid}: `mountctl fleet apply` reloads it")
+        self._errors.unlink(missing_ok=True)
+
+    def check_ports(self, members: Iterable[Member]) -> None:
+        """Raise CommandNotRunnableError if other programs listen where nginx should."""
         for member in members:
             host, _, port = str(member.options.fleet_listen).rpartition(":")
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -124,26 +149,35 @@ class Nginx:
         pid = self.running()
         if pid is None:
             return False
-        before, told = _workers(pid), len(self._said())
-        os.kill(pid, signal.SIGHUP)
-        deadline, reason = time.monotonic() + RELOAD_S, f"it has not loaded another in {RELOAD_S:.0f} s"
-        while time.monotonic() < deadline:
-            now, said = _workers(pid), self._said()[told:]
+        deadline = time.monotonic() + RELOAD_S
+        while not (before := _workers(pid)) and time.monotonic() < deadline:  # it has just been started
+            time.sleep(RELOAD_INTERVAL_S)
+        told = self._errors.stat().st_size if self._errors.exists() else 0
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGHUP)
+        reason = f"it has not loaded another in {RELOAD_S:.0f} s"
+        while time.monotonic() < deadline and self.running() == pid:
+            now, said = _workers(pid), self._said(told)
             if now and now.isdisjoint(before):
                 return True
-            if said and not said[-1].startswith("bind() "):  # which nginx tries some more times
+            if said:
                 reason = said[0]
-                break
+                if not _TRIED_AGAIN.match(said[-1]):
+                    break
             time.sleep(RELOAD_INTERVAL_S)
+        if self.running() != pid:
+            raise CommandNotRunnableError("nginx has ended meanwhile: `journalctl -u trimsfs-nginx`")
         raise CommandNotRunnableError(
             f"nginx keeps its old configuration: {reason}: see `ss -ltnp`; "
             "if nginx itself listens there, `systemctl restart trimsfs-nginx`"
         )
 
-    def _said(self) -> list[str]:
-        """Why nginx has refused configurations, line by line."""
+    def _said(self, told: int) -> list[str]:
+        """Why nginx has refused configurations, line by line, after the first *told* bytes."""
         try:
-            return [_plain(line) for line in self._errors.read_text(errors="replace").splitlines()]
+            with self._errors.open(errors="replace") as file:
+                file.seek(told)
+                return [_plain(line) for line in file.read().splitlines()]
         except FileNotFoundError:
             return []
 
@@ -213,8 +247,7 @@ def _user(options: MountOptions) -> str:
         group = grp.getgrgid(server.pw_gid).gr_name
     except KeyError:
         raise ConfigurationError(
-            f"option --server-user {name}: nginx needs a user with a name: "
-            f"run `systemd-sysusers {SYSUSERS}`, then `mountctl upgrade`"
+            f"option --server-user {name}: nginx needs a user with a name: {FLEET_USERS_REMEDY}"
         ) from None
     try:
         return f"user {pwd.getpwnam(FLEET_USER).pw_name} {group};"
@@ -232,10 +265,11 @@ def _program() -> list[str]:
 def _workers(pid: int) -> set[int]:
     """The processes of an nginx that take new requests: not those that finish what they send."""
     found = set()
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        with suppress(FileNotFoundError, ProcessLookupError):
-            if Path(f"/proc/{child}/cmdline").read_bytes().rstrip(b"\0") == b"nginx: worker process":
-                found.add(int(child))
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                if Path(f"/proc/{child}/cmdline").read_bytes().rstrip(b"\0") == b"nginx: worker process":
+                    found.add(int(child))
     return found
 
 

@@ -336,7 +336,10 @@ def test_a_member_of_a_fleet_that_is_lost(host: Host, fleet: Fleet) -> None:
     reader, other, lost = fleet.members
     with host.alert("TrimsfsFleetMemberFails", reader.mount):
         lost.kill()
-        _read(fleet, 0, 1)
+        for _ in range(10):  # until one of its chunks is wanted
+            _read(fleet, 0, 1)
+            if reader.mount.metrics()["trimsfs_fleet_failing_members"]:
+                break
         host.sees("TrimsfsFleetMemberFails", reader.mount, fires=True)
         fleet.announce([reader, other])
 

@@ -139,7 +139,7 @@ def checked(directory: Path, own: int, *others: tuple[int, float]) -> str:
 
 
 def test_members_that_answer_are_well(tmp_path: Path) -> None:
-    assert re.fullmatch("all 2 answer, their clocks within [12] s of this host's", checked(tmp_path, 400, (400, 0.0)))
+    assert re.fullmatch("all 2 answer, their clocks within [0-9]+ s of this host's", checked(tmp_path, 400, (400, 0.0)))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,6 @@ def test_members_that_answer_are_well(tmp_path: Path) -> None:
         (403, "refuses this host's certificate"),
         (404, "serves another fleet"),
         (502, "its nginx runs, but no trimsfs server behind it"),
-        (504, "its nginx runs, but the trimsfs server behind it does not answer"),
         (500, "answers 500"),
     ],
 )

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
-from mountctl.fleet.nginx import SYSUSERS, Member, Nginx, render
+from mountctl.fleet.nginx import Member, Nginx, render
 from tests.fleet.certificates import Authority
 from tests.services import accepts, reserved_ports, run_daemon
 from tests.support.mounts import MOUNTCTL
 from trimsfs.cli.fleet_checks import certificate
 from trimsfs.errors import ConfigurationError
-from trimsfs.options import FLEET_USER, MountOptions, load_options
+from trimsfs.options import FLEET_USERS_REMEDY, MountOptions, load_options
 
 DIRECTORY = Path("/var/lib/trimsfs/fleet")
 UNIT = Path(__file__).parents[2] / "packaging/systemd/trimsfs-nginx.service"
@@ -60,7 +61,10 @@ def test_workers_have_the_group_of_the_server() -> None:
         ),
         ({"fleet_listen": "10.0.0.1:1", "cache_dir": "/a$b"}, "nginx cannot use a path with quotes, dollars"),
         ({"fleet_listen": "10.0.0.1:1", "cache_dir": "/" + 100 * "c"}, "too long for a fleet's socket: shorten it"),
-        ({"fleet_listen": "10.0.0.1:1", "server_user": "4000000"}, "needs a user with a name: run `systemd-sysusers"),
+        (
+            {"fleet_listen": "10.0.0.1:1", "server_user": "4000000"},
+            "a name: run `useradd --system trimsfs`",
+        ),
     ],
 )
 def test_what_nginx_cannot_have_is_refused(options: dict[str, Any], told: str) -> None:
@@ -70,8 +74,8 @@ def test_what_nginx_cannot_have_is_refused(options: dict[str, Any], told: str) -
 
 
 def test_the_users_that_a_host_lacks_are_those_of_the_packages() -> None:
-    made = (UNIT.parents[2] / SYSUSERS).read_text()
-    assert set(re.findall(r"(?m)^u (\S+)", made)) == {"trimsfs", FLEET_USER}
+    made = (UNIT.parents[2] / "packaging/systemd/sysusers.conf").read_text()
+    assert set(re.findall(r"(?m)^u (\S+)", made)) == set(re.findall(r"useradd --system ([\w-]+)", FLEET_USERS_REMEDY))
 
 
 @pytest.fixture
@@ -183,6 +187,28 @@ def test_a_reload_that_nginx_refuses_is_an_error(mounts: Path, port: int) -> Non
     replace(mounts, f"0.0.0.0:{port}", f"127.0.0.1:{port}")
     done = mountctl_fleet(mounts, "apply")
     assert (done.returncode, done.stdout) == (0, "/models: fleet models: drained\nreloaded nginx\n"), done.stderr
+
+
+def test_a_command_waits_for_another_that_changes_nginx(mounts: Path) -> None:
+    nginx = Nginx(mounts.parent / "fleet")
+    with nginx.changing():
+        draining = subprocess.Popen(command(mounts, "drain"), stdout=subprocess.DEVNULL)
+        with pytest.raises(subprocess.TimeoutExpired):
+            draining.wait(2)
+        assert not nginx.drained()
+    assert draining.wait(20) == 0
+    assert nginx.drained() == {"/models"}
+
+
+def test_a_key_with_a_passphrase_is_refused_without_a_question(mounts: Path) -> None:
+    key = mounts.parent / "127.0.0.1.key"
+    private = serialization.load_pem_private_key(key.read_bytes(), None)
+    encrypted = serialization.BestAvailableEncryption(b"secret")
+    key.write_bytes(private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encrypted))
+    done = mountctl_fleet(mounts, "apply")
+    assert (done.returncode, "cannot load certificate key" in done.stderr) == (2, True), done.stderr
+    with pytest.raises(ConfigurationError, match="the key without a passphrase"):
+        certificate(load_options({}, configs=[mounts / "models.toml"]))
 
 
 def test_a_host_that_leaves_its_fleet_closes_the_port(mounts: Path, port: int) -> None:

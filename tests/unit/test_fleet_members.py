@@ -12,6 +12,7 @@ from trio.testing import MockClock
 from tests.support.parts import until
 from trimsfs.fetch.peers import Outcome, PeerAnswer
 from trimsfs.fleet.health import (
+    FAILING_S,
     FIRST_RATE,
     LEAST_PATIENCE_S,
     LONGEST_PAUSE_S,
@@ -22,6 +23,7 @@ from trimsfs.fleet.health import (
 )
 from trimsfs.fleet.members import Members
 from trimsfs.fleet.placement import Placement, content_seed
+from trimsfs.fleet.protocol import AWAY_S
 from trimsfs.listen_address import parse_address
 
 HOSTS = [f"10.0.0.{number}:7443" for number in range(20)]
@@ -218,6 +220,26 @@ async def test_a_member_that_fails_is_left_alone_longer_each_time(
     assert len(caplog.records) == 1  # one line, however often
     health.answered("a", answer("absent"))
     assert health.of("a").failures == 0
+    caplog.clear()
+
+
+async def test_a_member_counts_as_failing_until_it_answers_or_nobody_has_asked_it_for_long(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    health = Health()
+    for outcome in ("absent", "away"):
+        health.answered("a", answer("unreachable"))
+        assert health.failing() == {"a"}
+        health.answered("a", answer(outcome))
+        assert health.failing() == set()
+    await trio.sleep(AWAY_S)
+    health.answered("a", answer("unreachable"))
+    await trio.sleep(FAILING_S)
+    assert health.failing() == {"a"}
+    await trio.sleep(LONGEST_PAUSE_S)
+    assert health.failing() == set()
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 3  # one that was drained fails, too
     caplog.clear()
 
 

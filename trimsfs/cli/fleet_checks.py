@@ -19,7 +19,7 @@ from trimsfs.fleet.certificates import check_certificate, client_context
 from trimsfs.fleet.connection import reason_of
 from trimsfs.fleet.members import Members
 from trimsfs.listen_address import parse_address
-from trimsfs.options import FLEET_SOCKET, FLEET_USER, MountOptions
+from trimsfs.options import FLEET_SOCKET, FLEET_USER, FLEET_USERS_REMEDY, MountOptions
 from trimsfs.server.sandbox import Identity, identity
 
 ANSWER_TIMEOUT_S = 3.0
@@ -34,7 +34,6 @@ _PROBLEMS = {
     403: "refuses this host's certificate: see `fleet certificate` above, else compare the files of --fleet-ca",
     404: "serves another fleet: compare --fleet",
     502: "its nginx runs, but no trimsfs server behind it: `trimsfs status` there",
-    504: "its nginx runs, but the trimsfs server behind it does not answer: `trimsfs status` there",
     AWAY: "is drained, or off: `mountctl fleet undrain` or `trimsfs fleet on` there",
 }
 """What is wrong with a member, by the status that its nginx answers."""
@@ -69,10 +68,7 @@ def nginx(options: MountOptions) -> str:
 def _rights(server: Identity, options: MountOptions) -> str:
     """Check that nginx's workers may ask the *server*, and write nothing."""
     if not _exists(server.uid):
-        raise ProblemError(
-            f"the server's user, {server.name}, has no name, as nginx needs: run `useradd --system trimsfs` and "
-            f"`useradd --system {FLEET_USER}`, then `mountctl upgrade` and `mountctl fleet apply`"
-        )
+        raise ProblemError(f"the server's user, {server.name}, has no name, as nginx needs: {FLEET_USERS_REMEDY}")
     assert options.cache_dir is not None
     with suppress(FileNotFoundError):  # the mount creates it
         socket = options.cache_dir / FLEET_SOCKET
@@ -152,7 +148,7 @@ def _ask(member: str, *, fleet: str, context: ssl.SSLContext) -> _Heard:
     except ssl.SSLCertVerificationError as error:
         return _Heard(member, f"{reason_of(error)}: `trimsfs doctor` there")
     except OSError as error:
-        return _Heard(member, f"{reason_of(error)}: `systemctl status trimsfs-nginx` there")
+        return _Heard(member, f"{reason_of(error)}: `systemctl status trimsfs-nginx` and `trimsfs status` there")
     except (http.client.HTTPException, ValueError) as error:
         return _Heard(member, f"{error or type(error).__name__}: is that trimsfs-nginx?")
     finally:

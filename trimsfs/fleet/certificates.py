@@ -53,10 +53,11 @@ def _loaded(purpose: ssl.Purpose, ca: Path, certificate: Path, key: Path) -> ssl
     except ssl.SSLError as error:
         raise ConfigurationError(f"option --fleet-ca {ca}: {error.reason}: it must be a certificate in PEM") from None
     try:
-        context.load_cert_chain(certificate, key)
+        context.load_cert_chain(certificate, key, password="")  # instead of a question on the terminal
     except ssl.SSLError as error:
         raise ConfigurationError(
-            f"option --fleet-cert {certificate}: {error.reason}: it must belong to {key}, both in PEM"
+            f"option --fleet-cert {certificate}: {error.reason}: it must belong to {key}, both in PEM, "
+            "the key without a passphrase"
         ) from None
     return context
 

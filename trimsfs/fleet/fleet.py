@@ -85,7 +85,7 @@ class Fleet:
         return FleetStatistics(
             on=int(self.on),
             members=len(self.members.addresses),
-            failing_members=len(self.health.failing() & self.members.addresses),
+            failing_members=len(self.health.failing() & self.members.addresses) if self.on else 0,
             received_bytes=counts.received_bytes,
             received_chunks=counts.received_chunks,
             store_chunks=counts.store_chunks,

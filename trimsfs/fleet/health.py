@@ -16,6 +16,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 """How long a member that fails is not asked; twice as long after each further failure."""
 MOST_DOUBLINGS = 16
 """Of a pause: the power of a larger number is no float any more."""
+FAILING_S = 300.0
+"""For how long after its pause a member is told as failing, unless it answers."""
 REFUSED_PAUSE_S = 30.0
 STRIKES = 3
 STRIKES_PAUSE_S = 600.0
@@ -76,8 +78,12 @@ class Health:
         }
 
     def failing(self) -> set[str]:
-        """The members that failed when they were last asked, without those that are drained or off."""
-        return {member for member, health in self.members.items() if health.failures}
+        """The members that failed when they were last asked, without those that are drained or off.
+
+        A member is asked again only when a chunk is wanted, so a failure counts for FAILING_S.
+        """
+        since = trio.current_time() - FAILING_S
+        return {member for member, health in self.members.items() if health.failures and health.down_until > since}
 
     def expected_s(self, member: str, size: int) -> float:
         """An estimate of the seconds until a member has sent *size* bytes more."""
@@ -134,7 +140,7 @@ class Health:
         if health.down_until > now and answer.outcome in _DOWN:
             return  # another request has found that out
         told = answer.detail or answer.outcome
-        if health.problem is None:
+        if not health.failures:
             log.warning("fleet: %s fails, its chunks come from others: %s", member, told)
         health.problem = told
         health.failures += 1

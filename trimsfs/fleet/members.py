@@ -92,7 +92,7 @@ class Members:
         return "/" not in self._listed or not 0 <= time.time() - Path(self._listed).stat().st_mtime < SETTLED_S
 
     def _look(self) -> tuple[frozenset[str], frozenset[str]]:
-        """As `read`, with a guess where this host is not listed. Raises OSError and ValueError."""
+        """As `read`, with a guess where this host is not listed. Raises ValueError."""
         addresses, mine = self.read()
         host, mine = self._listen.host, mine | self._found & addresses
         if ipaddress.ip_address(host).is_unspecified:
@@ -124,7 +124,7 @@ class Members:
         if not colon or entry.endswith("]"):
             host, port = entry, str(self._listen.port)
         host = host.strip("[]")
-        if not port.isdecimal() or int(port) > MOST_PORT or not (_is_ip(host) or _NAME.fullmatch(host)):
+        if not port.isdecimal() or not 0 < int(port) <= MOST_PORT or not (_is_ip(host) or _NAME.fullmatch(host)):
             raise ValueError(f"{entry!r} is not HOST:PORT")
         return (str(ipaddress.ip_address(host)) if _is_ip(host) else host), int(port)
 
@@ -134,8 +134,8 @@ class Members:
             return False
         try:
             found = [host] if _is_ip(host) else _resolved(host)
-        except OSError:
-            return False  # another host, which has no address for now
+        except (OSError, UnicodeError):
+            return False  # another host, which has no address for now, or whose name cannot have one
         listen = ipaddress.ip_address(self._listen.host)
         return any(_is_local(each) for each in found) if listen.is_unspecified else str(listen) in found
 

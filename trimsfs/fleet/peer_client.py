@@ -34,13 +34,11 @@ _OUTCOMES: dict[int, Outcome] = {
     409: "other",
     421: "self",
     502: "unreachable",
-    504: "unreachable",
 }
 """What answers mean, by status; any other is that of a busy member."""
 _DETAILS = {
     403: "it refuses this host's certificate",
     502: "its nginx runs, but no trimsfs server behind it",
-    504: "its nginx runs, but the trimsfs server behind it does not answer",
 }
 
 

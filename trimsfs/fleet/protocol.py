@@ -9,7 +9,7 @@ its own store, by its own rights, and answers only if its generation gives the s
 404    not here, of a request that is cached only
 409    the owner's store has another generation
 421    the asker is the owner itself, whose address is translated
-502    no server answers the owner's nginx, nor in time: 504 (nginx)
+502    no server answers the owner's nginx (nginx)
 503    busy; members that have the bytes, if the owner knows some. With Retry-After: drained or off
 =====  ======================================================================================
 

@@ -1,6 +1,6 @@
 """The options of a mount: their schema, and the file, environment and command line that they are read from."""
 
-from trimsfs.options.fleet import FLEET_DIRECTORY, FLEET_REPORTS, FLEET_SOCKET, FLEET_USER
+from trimsfs.options.fleet import FLEET_DIRECTORY, FLEET_REPORTS, FLEET_SOCKET, FLEET_USER, FLEET_USERS_REMEDY
 from trimsfs.options.places import Place, places
 from trimsfs.options.schema import (
     GPU_OFF,
@@ -31,6 +31,7 @@ __all__ = [
     "FLEET_REPORTS",
     "FLEET_SOCKET",
     "FLEET_USER",
+    "FLEET_USERS_REMEDY",
     "GPU_OFF",
     "MOUNTPOINT",
     "SCALARS",

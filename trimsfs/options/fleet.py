@@ -15,6 +15,10 @@ FLEET_SOCKET, FLEET_REPORTS = "fleet.sock", "fleet-reports.sock"
 """Where the server answers nginx, and where nginx reports what it has sent, in the cache directory."""
 FLEET_USER = "trimsfs-nginx"
 """The user of nginx's workers, in the group of servers; if it does not exist, they run as the user of servers."""
+FLEET_USERS_REMEDY = (
+    f"run `useradd --system trimsfs` and `useradd --system {FLEET_USER}`, "
+    "then `mountctl upgrade` and `mountctl fleet apply`"
+)
 FLEET_DIRECTORY = Path("/var/lib/trimsfs/fleet")
 """Where `mountctl fleet` has nginx's configuration, and in the file ``drained`` the mount points that send nothing."""
 LEAST_UPLOAD = 1 << 20

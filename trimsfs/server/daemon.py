@@ -94,9 +94,10 @@ def main() -> None:
         load_readers()
         no_gpu = _load_driver(options)
         read_manifest = _manifests(options)
-        cache_fails = _hand_over(options)
+        _configure_logging(options)
         certificates = _certificates(options)
         _settle_memory()
+        cache_fails = _hand_over(options)
         _start_brokers(options, store, mountpoint, keeper_end)
         _confine(options, cache_fails)
         gc.enable()
@@ -201,12 +202,11 @@ def _start_brokers(options: MountOptions, store: Store, mountpoint: Path, keeper
 
 
 def _hand_over(options: MountOptions) -> CacheUnusableError | None:
-    """Start logging, and give the cache directory to the user that this process will become. Raises TrimsError.
+    """Give the cache directory to the user that this process will become. Raises TrimsError.
 
     Returns the error if the disk fails: a server that takes over a mount serves without a cache.
     """
     assert options.cache_dir is not None
-    _configure_logging(options)
     if options.server_user is None:
         return None
     try:
