@@ -92,6 +92,7 @@ class Nginx:
         try:
             done = subprocess.run(
                 [*_program(), "-t", "-q", "-c", new],
+                stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
                 check=False,
@@ -100,7 +101,7 @@ class Nginx:
             )
             if done.returncode != 0:
                 said = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
-                told = _plain(said[0])
+                told = _plain(next((line for line in said if "[emerg]" in line), said[0]))
                 if told.startswith("bind() "):  # perhaps later: the service is started again
                     raise CommandNotRunnableError(f"nginx cannot listen: {told}: see `ip address` and --fleet-listen")
                 raise ConfigurationError(f"nginx refuses its configuration: {told}")

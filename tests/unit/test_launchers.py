@@ -89,7 +89,7 @@ def test_whoever_connects_joins_or_is_refused(data: bytes, kinds: list[str]) -> 
             assert answer == b"" or json.loads(answer)["do"] == "end"
             assert launcher is None or launcher.gone
         assert found.take() is None
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # a garbage collection may close what other tests have left
 
 
 def test_a_launcher_that_is_lost_before_its_turn_is_forgotten() -> None:

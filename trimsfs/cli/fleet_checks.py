@@ -147,8 +147,10 @@ def _ask(member: str, *, fleet: str, context: ssl.SSLContext) -> _Heard:
         return _Heard(member, _PROBLEMS.get(answer.status, known), ahead_s)
     except ssl.SSLCertVerificationError as error:
         return _Heard(member, f"{reason_of(error)}: `trimsfs doctor` there")
-    except OSError as error:
+    except TimeoutError as error:
         return _Heard(member, f"{reason_of(error)}: `systemctl status trimsfs-nginx` and `trimsfs status` there")
+    except OSError as error:
+        return _Heard(member, f"{reason_of(error)}: `systemctl status trimsfs-nginx` there")
     except (http.client.HTTPException, ValueError) as error:
         return _Heard(member, f"{error or type(error).__name__}: is that trimsfs-nginx?")
     finally:
