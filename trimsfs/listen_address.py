@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _TCP = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<four>[^:\[\]]+)):(?P<port>\d{1,5})")
+MOST_PORT = 65535
 _LONGEST_PATH = 107
 """Bytes that the path of a Unix socket may have."""
 
@@ -42,6 +43,6 @@ def parse_address(text: str) -> ListenAddress:
         ipaddress.ip_address(host)
     except ValueError:
         parts = None
-    if parts is None or int(parts["port"]) > 65535:
+    if parts is None or int(parts["port"]) > MOST_PORT:
         raise ValueError("is not an address such as 127.0.0.1:9099, [::1]:9099 or unix:/run/trimsfs/metrics.sock")
     return ListenAddress(host=host, port=int(parts["port"]))

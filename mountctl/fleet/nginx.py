@@ -17,6 +17,7 @@ from pathlib import Path
 from string import Template
 
 from trimsfs.errors import CommandNotFoundError, CommandNotRunnableError, ConfigurationError
+from trimsfs.listen_address import parse_address
 from trimsfs.options import FLEET_REPORTS, FLEET_SOCKET, FLEET_USER, FLEET_USERS_REMEDY, MountOptions
 
 WORKERS = 4
@@ -120,14 +121,14 @@ class Nginx:
     def check_ports(self, members: Iterable[Member]) -> None:
         """Raise CommandNotRunnableError if other programs listen where nginx should."""
         for member in members:
-            host, _, port = str(member.options.fleet_listen).rpartition(":")
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            address = parse_address(str(member.options.fleet_listen))
+            family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
             try:
-                socket.create_server((host.strip("[]"), int(port)), family=family).close()
+                socket.create_server((address.host, address.port), family=family).close()
             except OSError as error:
                 reason = os.strerror(error.errno or 0)
                 raise CommandNotRunnableError(
-                    f"nginx cannot listen: {host}:{port}: {reason}: see `ss -ltnp` and --fleet-listen"
+                    f"nginx cannot listen: {address}: {reason}: see `ss -ltnp` and --fleet-listen"
                 ) from None
 
     def command(self) -> list[str]:

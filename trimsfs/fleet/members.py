@@ -10,10 +10,9 @@ from pathlib import Path
 
 import trio
 
-from trimsfs.listen_address import ListenAddress
+from trimsfs.listen_address import MOST_PORT, ListenAddress
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
-MOST_PORT = 65535
 log = logging.getLogger(__name__)
 
 INTERVAL_S, FIRST_S = 5.0, 1.0
