@@ -23,6 +23,7 @@ KNOWN_TO_MOUNTCTL = {
     "trimsfs.command_group",
     "trimsfs.errors",
     "trimsfs.exit_codes",
+    "trimsfs.listen_address",
     "trimsfs.mountinfo",
     "trimsfs.options",
     "trimsfs.processes",
