@@ -21,6 +21,7 @@ from tests.support.memory_group import memory_group
 from tests.support.mounts import MountedStore, log_beside, mounted, trimsfs, wait_until
 from tests.support.processes import alive
 from trimsfs import fuse
+from trimsfs.tiers.host.page_cache import resident_bytes
 
 MIB = 1 << 20
 PROGRAMS = Path(__file__).parent
@@ -123,11 +124,39 @@ def test_name_leads_to_the_same_file_before_and_after(store_directory: Path, tmp
 def test_evicted_file_is_served_again(mount: MountedStore) -> None:
     path = mount.path / "model"
     for _ in range(3):
-        assert trimsfs("warm", path).returncode == 0  # else a slow open streams, and the kernel keeps those pages
         assert path.read_bytes() == MODEL
         assert trimsfs("evict", path).returncode == 0
         assert not mount.info("model")["passthrough"]
     assert mount.metrics()["trimsfs_fetch_fetched_bytes_total"] == 3 * len(MODEL)
+
+
+def test_an_eviction_leaves_no_page_of_a_file_read_in_cached_mode(store_directory: Path, tmp_path: Path) -> None:
+    (store_directory / "model").write_bytes(MODEL)
+    with mounted(store_directory, tmp_path, "--cold-open", "stream", "--prefetch", "off") as mount:
+        path = mount.path / "model"
+        with path.open("rb") as file:
+            assert file.read() == MODEL
+            assert (resident_bytes(file.fileno()) or 0) >= len(MODEL)
+            inode = os.fstat(file.fileno()).st_ino
+        assert trimsfs("evict", path).returncode == 0
+        with path.open("rb") as file:
+            assert os.fstat(file.fileno()).st_ino == inode
+            assert resident_bytes(file.fileno()) == 0
+            assert file.read() == MODEL
+        assert mount.metrics()["trimsfs_fetch_fetched_bytes_total"] == 2 * len(MODEL)
+        wait_until(lambda: mount.info("model")["residency"]["disk"] == len(MODEL))
+
+
+def test_a_file_that_another_displaced_is_complete_once_it_is_read_again(store_directory: Path, tmp_path: Path) -> None:
+    """The kernel still has its pages from the first time: it must not read them in place of the server."""
+    for name in ("model", "other"):
+        (store_directory / name).write_bytes(MODEL)
+    options = ["--cold-open", "stream", "--prefetch", "off", "--cache-size", str(len(MODEL) * 3 // 2)]
+    with mounted(store_directory, tmp_path, *options) as mount:
+        for name in ("model", "other", "model"):
+            assert (mount.path / name).read_bytes() == MODEL
+        wait_until(lambda: mount.info("model")["residency"]["disk"] == len(MODEL))
+        assert mount.info("other")["residency"]["disk"] == 0
 
 
 MAPS = textwrap.dedent(

@@ -55,7 +55,10 @@ def _pauses() -> Iterator[float]:
 
 
 class Actions:
-    """Brings files into tiers, checks and removes them. Methods for one file raise TrimsError."""
+    """Brings files into tiers, checks and removes them. Methods for one file raise TrimsError.
+
+    *forget_pages* drops the pages that the kernel keeps of a file from reads in cached mode.
+    """
 
     def __init__(
         self,
@@ -68,6 +71,7 @@ class Actions:
         integrity: Integrity,
         signature_policy: SignaturePolicy | None,
         breaker: CircuitBreaker | ByPath[CircuitBreaker],
+        forget_pages: Callable[[Generation], Awaitable[None]],
     ) -> None:
         self._disk = disk
         self._host = host
@@ -78,6 +82,7 @@ class Actions:
         self._integrity = integrity
         self._signature_policy = signature_policy
         self._breakers = by_path(breaker)
+        self._forget_pages = forget_pages
         self._pins = trio.Lock()
 
     def devices(self) -> list[str]:
@@ -199,7 +204,7 @@ class Actions:
             await self._host.unpin(blob)
 
     async def evict(self, generation: Generation, progress: Progress) -> None:
-        """Evict a file, its GPU copies and its derived blobs. Raises InUseError while it is open."""
+        """Evict a file, its pages in memory, its GPU copies and derived blobs. Raises InUseError while it is open."""
         for _ in range(RELEASE_CHECKS):
             here = await self._disk.residency(generation)
             if here.users == 0 or here.pinned:
@@ -209,6 +214,7 @@ class Actions:
             progress.absent(generation.size)
         self._gpu.check_idle(generation)
         await self._disk.evict(generation)
+        await self._forget_pages(generation)
         await self._gpu.evict(generation)
         for derived in await self._derived.of(generation):
             with suppress(InUseError):  # programs use it: the evictor removes it later

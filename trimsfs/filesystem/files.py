@@ -108,7 +108,10 @@ class Files:
         handle = self._handles.add_file(file)
         if self._tracer.answered(trace, streams=not blob.complete):
             file.trace = trace
-        return OpenReply(handle=handle, keep_cache=not inode.passthrough, direct_io=False)
+        # A reader alone with an incomplete blob reads it through the server: pages that the kernel kept of an evicted
+        # copy would hide its reads, and the blob would stay incomplete.
+        keeps = not inode.passthrough and (blob.complete or blob.handles > 1)
+        return OpenReply(handle=handle, keep_cache=keeps, direct_io=False)
 
     def _look_up_again(self, inode: Inode, thread: int) -> None:
         """The store has another content: the ESTALE of the open makes the kernel reopen."""

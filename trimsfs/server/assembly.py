@@ -293,11 +293,21 @@ def _ask_nothing(_blob: Blob) -> None:
     """Prefetch no digest: where files may be signed, the signed digest takes precedence."""
 
 
-def _repaired(environment: Environment, fetching: Fetching, gpu: Gpu) -> Callable[[Generation], Awaitable[None]]:
-    async def repaired(generation: Generation) -> None:
-        """Drop the kernel's pages of a repaired file, and compare its GPU copies: they may hold wrong bytes, too."""
+def _forget_pages(environment: Environment, fetching: Fetching) -> Callable[[Generation], Awaitable[None]]:
+    async def forget_pages(generation: Generation) -> None:
+        """Drop the pages that the kernel keeps of a file from reads in cached mode."""
         for number in fetching.namespace.inodes.cached_numbers(generation):
             await trio.to_thread.run_sync(environment.forget_pages, number, abandon_on_cancel=True)
+
+    return forget_pages
+
+
+def _repaired(environment: Environment, fetching: Fetching, gpu: Gpu) -> Callable[[Generation], Awaitable[None]]:
+    forget_pages = _forget_pages(environment, fetching)
+
+    async def repaired(generation: Generation) -> None:
+        """Drop the kernel's pages of a repaired file, and compare its GPU copies: they may hold wrong bytes, too."""
+        await forget_pages(generation)
         await gpu.copies.compare(generation)
 
     return repaired
@@ -322,6 +332,7 @@ def _commands(
         checks.integrity,
         checks.signature_policy,
         fetching.breakers,
+        _forget_pages(environment, fetching),
     )
     spread = None if fleet is None else fleet.spreading(fetching)
     return Commands(fetching.namespace, tiers.disk, actions, fetching.breakers, environment.ledger, spread=spread)
