@@ -34,6 +34,8 @@ class Member:
     identity: Identity
     running: ExitStack = field(default_factory=ExitStack)
     """What ends when it goes down."""
+    ticks: dict[tuple[int, str], int] = field(default_factory=dict)
+    """Processor time by process and when it started."""
 
     @property
     def entry(self) -> str:
@@ -63,14 +65,16 @@ class Member:
                 os.kill(pid, number)
 
     def cpu_s(self) -> float:
-        """Processor time of its processes, and of those of their children that have ended."""
-        ticks = 0
+        """Processor time of its processes so far; of one that has ended, until the last call before.
+
+        Nobody waits for fetch processes, so the kernel adds their time to no parent's.
+        """
         for pid in self.host.namespace.pids():
             with suppress(OSError):
                 # After the name, which may hold anything, the third field of proc_pid_stat(5) comes first.
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                ticks += sum(map(int, fields[11:15]))
-        return ticks / os.sysconf("SC_CLK_TCK")
+                self.ticks[pid, fields[19]] = sum(map(int, fields[11:15]))
+        return sum(self.ticks.values()) / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(slots=True)

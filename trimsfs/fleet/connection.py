@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import h11
 import trio
 
+from trimsfs.concurrency.read_moderation import ReadModeration
 from trimsfs.stores.base import Sink
 
 CONNECT_TIMEOUT_S = 0.25
@@ -138,6 +139,7 @@ class PeerConnection:
         buffer = memoryview(bytearray(PIECE))
         buffer[: len(rest)] = rest
         filled, done, began = len(rest), 0, time.monotonic()
+        moderation = ReadModeration(length - filled)
         judged_after_s = max(JUDGED_AFTER_S, patience_s * JUDGED_AFTER_SHARE)
         self._socket.settimeout(BODY_TIMEOUT_S)
         while True:
@@ -149,6 +151,7 @@ class PeerConnection:
                     return took
                 if took > judged_after_s and took * length / done > patience_s:
                     raise SlowPeerError(done, length, took)
+            moderation.begins()
             try:
                 count = self._socket.recv_into(buffer[filled : filled + length - done - filled])
             except OSError as error:
@@ -156,6 +159,7 @@ class PeerConnection:
             if count == 0:
                 raise PeerUnreachableError(f"closed after {done} of {length} bytes")
             filled += count
+            moderation.received(count)
 
     def reuse(self, head: Head) -> bool:
         """Prepare for the next request, after a whole body; whether the member keeps the connection."""

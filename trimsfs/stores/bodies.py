@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import trio
 
+from trimsfs.concurrency.read_moderation import ReadModeration
 from trimsfs.errors import StoreStalledError, TransientStoreError
 from trimsfs.stores.base import Sink
 
@@ -142,8 +143,10 @@ def _pass_on(stream: Body, length: int, sink: Sink, stall_timeout_s: float) -> N
     done = mark = 0
     all_mark = _link.bytes
     marked = time.monotonic()
+    moderation = ReadModeration(length)
     while done < length:
         # Take each piece as it arrives: a read that fills its buffer looks like a stall while bytes drip in.
+        moderation.begins()
         piece = stream.read1(min(PIECE, length - done))
         if not piece:
             raise TransientStoreError(f"the body ended after {done} of {length} bytes")
@@ -155,6 +158,7 @@ def _pass_on(stream: Body, length: int, sink: Sink, stall_timeout_s: float) -> N
             if done - mark < elapsed * _link.least_rate(_link.bytes - all_mark, elapsed):
                 raise StoreStalledError(f"only {done - mark} bytes in {elapsed:.0f} s")
             mark, marked, all_mark = done, time.monotonic(), _link.bytes
+        moderation.received(len(piece))
 
 
 def received(raw: Any, timeout_s: float, *, limit: int = ANSWER_LIMIT) -> bytes:
