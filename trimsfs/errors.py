@@ -34,6 +34,7 @@
         ├── TransientStoreError    a retry of the request may succeed
         │   ├── StoreThrottledError    the store throttles
         │   └── StoreStalledError      the store sent no bytes in time
+        │       └── StoreSlowError     the store sends, but slowly
         └── StoreUnavailableError  the store cannot serve the request, even after retries
 
 Messages are one line: the subject, the cause and, where there is one, the remedy. ``trimsfs.fuse.errnos``
@@ -178,6 +179,10 @@ class StoreThrottledError(TransientStoreError):
 
 class StoreStalledError(TransientStoreError):
     """The store sent no bytes, or too few, in time."""
+
+
+class StoreSlowError(StoreStalledError):
+    """The store sends, but so slowly that another request may bring the bytes sooner."""
 
 
 class StoreUnavailableError(StoreError):

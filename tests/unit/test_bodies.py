@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from trimsfs.errors import StoreStalledError
+from trimsfs.errors import StoreSlowError, StoreStalledError
 from trimsfs.stores import bodies
-from trimsfs.stores.bodies import SLOWEST_RATE, pass_on
+from trimsfs.stores.bodies import MOST_PATIENCE, PATIENCE_S, SLOWEST_RATE, pass_on
 
 STALL_S, SECONDS = 5, 12
 
@@ -76,4 +76,56 @@ def test_a_body_stalls_by_what_others_get(
 ) -> None:
     link = Link(rates)
     monkeypatch.setattr(bodies, "time", link)
+    monkeypatch.setattr(bodies, "_link", bodies._Link())
     assert link.run() == stalled
+
+
+class Attempts:
+    """Bodies one after the other, each at a rate of its own, by a clock of its own."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._rate = 0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def read1(self, _amount: int, /) -> bytes:
+        self.now += 1
+        return bytes(self._rate)
+
+    def close(self) -> None: ...
+
+    def at(self, rate: int) -> type[Exception] | None:
+        """The error of a body that brings so many bytes a second; None if it is passed on."""
+        self._rate = rate
+        try:
+            pass_on(self, SECONDS * rate, lambda _: None, stall_timeout_s=STALL_S)
+        except StoreStalledError as error:
+            return type(error)
+        return None
+
+
+@pytest.fixture
+def attempts(monkeypatch: pytest.MonkeyPatch) -> Attempts:
+    """Attempts in a process that has received nothing before."""
+    attempts = Attempts()
+    monkeypatch.setattr(bodies, "time", attempts)
+    monkeypatch.setattr(bodies, "_link", bodies._Link())
+    return attempts
+
+
+def test_a_link_that_stays_slow_is_borne(attempts: Attempts) -> None:
+    rate = SLOWEST_RATE // MOST_PATIENCE + 1
+    assert [attempts.at(rate) for _ in range(5)] == [*[StoreSlowError] * 3, None, None]
+
+
+def test_a_link_that_was_slow_long_ago_is_not_borne(attempts: Attempts) -> None:
+    rate = SLOWEST_RATE // 2 + 1
+    assert [attempts.at(rate) for _ in range(2)] == [StoreSlowError, None]
+    attempts.now += PATIENCE_S + 1
+    assert attempts.at(rate) is StoreSlowError
+
+
+def test_a_drip_is_never_borne(attempts: Attempts) -> None:
+    assert [attempts.at(SLOWEST_RATE // MOST_PATIENCE // 2) for _ in range(8)] == [StoreStalledError] * 8

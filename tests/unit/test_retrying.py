@@ -9,6 +9,7 @@ from trimsfs.errors import (
     ObjectNotFoundError,
     StoreAccessError,
     StoreError,
+    StoreSlowError,
     StoreStalledError,
     StoreThrottledError,
     StoreUnavailableError,
@@ -219,6 +220,16 @@ async def test_a_slow_failure_after_the_deadline_is_the_last(
     with pytest.raises(StoreUnavailableError):
         await retrying.probe()
     assert store.count("probe") == 1
+
+
+async def test_a_slow_body_is_tried_again_however_late(
+    store: MemoryStore, policy: Retrying, retrying: RetryingStore, autojump_clock: MockClock
+) -> None:
+    del autojump_clock
+    store.delay(10 * DEADLINE_S, method="stat")
+    store.fail(StoreSlowError("few bytes"), times=3)
+    assert (await retrying.stat("a")).key == "a"
+    assert policy.breaker.openings == 0
 
 
 async def test_a_store_that_is_gone_once_reached_is_away(store: MemoryStore, autojump_clock: MockClock) -> None:

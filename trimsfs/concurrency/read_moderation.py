@@ -2,11 +2,13 @@
 
 import time
 
-WORTHWHILE = 1 << 16
-"""Bytes for which a thread wakes: for fewer, waking takes longer than copying."""
+WORTHWHILE = 1 << 15
+"""Bytes for which a thread wakes: half of what a socket holds at least, so that the sender need not wait."""
 WAITED_S = 0.0005
 """A read that takes longer found nothing there."""
-SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.001, 0.1
+SETTLED_S = 0.25
+"""How long a stream comes before its rate is known: until then, its sender may still find out how fast the link is."""
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.001, 0.05
 
 
 class ReadModeration:
@@ -18,7 +20,8 @@ class ReadModeration:
     def __init__(self, length: int) -> None:
         self._left = length
         self._count = 0
-        self._since = self._began = time.monotonic()
+        self._began = time.monotonic()
+        self._first_at: float | None = None
 
     def begins(self) -> None:
         """Note that a read begins."""
@@ -28,10 +31,13 @@ class ReadModeration:
         """Note that the read has returned *count* bytes; pause if it had to wait for them."""
         now = time.monotonic()
         self._left -= count
-        self._count += count
-        if now - self._began < WAITED_S or self._count == 0 or self._left <= 0:
+        if self._first_at is None:  # what it waited for does not tell the rate
+            self._first_at = now
             return
-        pause_s = min(WORTHWHILE, self._left) * (now - self._since) / self._count
-        self._count, self._since = 0, now
+        self._count += count
+        elapsed_s = now - self._first_at
+        if now - self._began < WAITED_S or elapsed_s < SETTLED_S or self._count == 0:
+            return
+        pause_s = min(WORTHWHILE, self._left) * elapsed_s / self._count
         if pause_s >= SHORTEST_PAUSE_S:
             time.sleep(min(pause_s, LONGEST_PAUSE_S))

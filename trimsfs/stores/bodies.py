@@ -1,5 +1,6 @@
 """Bodies of HTTP answers: passed on as they arrive, within the stall timeout; short ones read whole."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import trio
 
 from trimsfs.concurrency.read_moderation import ReadModeration
-from trimsfs.errors import StoreStalledError, TransientStoreError
+from trimsfs.errors import StoreSlowError, StoreStalledError, TransientStoreError
 from trimsfs.stores.base import Sink
 
 T = TypeVar("T")
@@ -21,9 +22,13 @@ CONNECT_TIMEOUT_S = 3.0
 PIECE = 1 << 18
 """Most bytes to read from a response at a time; each is followed by a check for a stall."""
 SLOWEST_RATE = 64 * 1024
-"""Bytes a second under which a response counts as stalled."""
+"""Bytes a second under which a response counts as slow."""
 FAIR_SHARE = 1 / 4
-"""Of what a response would get if all shared the link evenly: no less counts as stalled while the link is the limit."""
+"""Of what a response would get if all shared the link evenly: no less counts as slow while the link is the limit."""
+MOST_PATIENCE = 8
+"""By how much the least rate is divided while responses are slow again and again; below that, a response stalls."""
+PATIENCE_S = 60.0
+"""How long after the last slow response the least rate is a whole one again."""
 ANSWER_LIMIT = 4 << 20
 """Bytes of the longest answer: enough for 1000 names of 1024 bytes, each byte escaped as three."""
 
@@ -47,6 +52,8 @@ class _Link:
     def __init__(self) -> None:
         self.bytes = 0
         self._bodies = 0
+        self._patience = 1
+        self._slow_at = self._raised_at = -math.inf
         self._lock = threading.Lock()
 
     @contextmanager
@@ -65,9 +72,26 @@ class _Link:
             self.bytes += count
 
     def least_rate(self, count: int, elapsed_s: float) -> float:
-        """Bytes a second under which a body counts as stalled, if all together got *count* bytes in *elapsed_s*."""
+        """Bytes a second under which a body counts as slow, if all together got *count* bytes in *elapsed_s*."""
         rate = count / elapsed_s
         return SLOWEST_RATE if rate < SLOWEST_RATE else min(SLOWEST_RATE, FAIR_SHARE * rate / max(1, self._bodies))
+
+    def bears(self, share: float, interval_s: float) -> bool:
+        """Whether a slow body, which brings a *share* of the least rate, goes on.
+
+        The first ones do not: other requests may bring the bytes sooner. If those are slow too, others crowd the link,
+        and giving up only wastes what has come. So the least rate halves, at most once in *interval_s* seconds.
+        """
+        with self._lock:
+            now = time.monotonic()
+            if now - self._slow_at > PATIENCE_S:
+                self._patience = 1
+            self._slow_at = now
+            if share * self._patience >= 1:
+                return True
+            if now - self._raised_at >= interval_s:
+                self._patience, self._raised_at = min(2 * self._patience, MOST_PATIENCE), now
+            return False
 
 
 _link = _Link()
@@ -134,7 +158,10 @@ class RequestThreads:
 
 
 def pass_on(stream: Body, length: int, sink: Sink, *, stall_timeout_s: float) -> None:
-    """Pass the next *length* bytes of a body on. Raises TransientStoreError if it ends before; StoreStalledError."""
+    """Pass the next *length* bytes of a body on.
+
+    Raises TransientStoreError if it ends before, StoreStalledError if bytes stop coming, StoreSlowError if few come.
+    """
     with _link.shared():
         _pass_on(stream, length, sink, stall_timeout_s)
 
@@ -155,8 +182,10 @@ def _pass_on(stream: Body, length: int, sink: Sink, stall_timeout_s: float) -> N
         _link.add(len(piece))
         elapsed = time.monotonic() - marked
         if elapsed > stall_timeout_s and done < length:
-            if done - mark < elapsed * _link.least_rate(_link.bytes - all_mark, elapsed):
-                raise StoreStalledError(f"only {done - mark} bytes in {elapsed:.0f} s")
+            share = (done - mark) / (elapsed * _link.least_rate(_link.bytes - all_mark, elapsed))
+            if share < 1 and not _link.bears(share, stall_timeout_s):
+                slow = StoreSlowError if share * MOST_PATIENCE >= 1 else StoreStalledError
+                raise slow(f"only {done - mark} bytes in {elapsed:.0f} s")
             mark, marked, all_mark = done, time.monotonic(), _link.bytes
         moderation.received(len(piece))
 

@@ -18,6 +18,7 @@ from trimsfs.errors import (
     ObjectNotFoundError,
     StoreAccessError,
     StoreError,
+    StoreSlowError,
     StoreUnavailableError,
     TransientStoreError,
 )
@@ -75,10 +76,11 @@ class Retrying:
     """Retries transient failures with exponential backoff and full jitter, until *deadline_s* has passed.
 
     Then it raises StoreUnavailableError, which names the last cause. Other errors pass at once. No attempt starts after
-    the deadline; the store's own timeouts bound one under way, so that slow progress is not cut off. *on_failure*, if
-    any, hears of every failed attempt. No attempt starts while the *breaker* is open, or for a blob with a recent
-    failure. With *reached*, the store is known to exist: if it is missing now, that is a transient failure. Several
-    stores of a mount have one histogram of *request_seconds*.
+    the deadline; the store's own timeouts bound one under way, so that slow progress is not cut off. A body that came
+    slowly counts as an answer: the deadline is that of a silent store. *on_failure*, if any, hears of every failed
+    attempt. No attempt starts while the *breaker* is open, or for a blob with a recent failure. With *reached*, the
+    store is known to exist: if it is missing now, that is a transient failure. Several stores of a mount have one
+    histogram of *request_seconds*.
     """
 
     def __init__(
@@ -171,9 +173,14 @@ class Retrying:
                     raise
                 error = raised if isinstance(raised, TransientStoreError) else TransientStoreError(str(raised))
                 self._failed(subject, number, error)
-                silent_since = max(began, heard())
-                breaker.failed(error, silent_since)
-                now, deadline = trio.current_time(), silent_since + self.deadline_s
+                now = trio.current_time()
+                if isinstance(error, StoreSlowError):  # until now, the store has sent something
+                    silent_since = now
+                    breaker.answered()
+                else:
+                    silent_since = max(began, heard())
+                    breaker.failed(error, silent_since)
+                deadline = silent_since + self.deadline_s
                 if now >= deadline:
                     failure = StoreUnavailableError(f"{subject}: {error}")
                     if token is not None:
