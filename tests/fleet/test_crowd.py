@@ -10,12 +10,12 @@ from tests.fleet.members import a_fleet
 from tests.fleet.stores import a_real_store
 from tests.support.network import MEGABIT, a_network
 
-HOSTS, RATE, STORE_RATE = 6, 200 * MEGABIT, 40 * MEGABIT
-NAME, MODEL = "model", random.Random(25).randbytes(32 << 20)
+HOSTS, RATE, STORE_RATE = 8, 200 * MEGABIT, 64 * MEGABIT
+NAME, MODEL = "model", random.Random(25).randbytes(96 << 20)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_hosts_that_crowd_the_link_of_a_store_get_all_bytes(short_path: Path) -> None:
     with a_network() as network, a_real_store(network.host(STORE_RATE)) as store:
         store.put({NAME: MODEL})
