@@ -51,10 +51,13 @@ missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $
 demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
 
+# Tests wait half of the time: three processes keep two cores busy.
+WORKERS = $(shell n=$$(($$(nproc) * 3 / 2)); echo $$((n < 4 ? n : 4)))
+
 # Compiles first: tests start hundreds of servers, which cannot write bytecode.
 test: apt-test $(TESTING) $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready lint
 	$(MAIN)/bin/python -m compileall -q trimsfs mountctl
-	$(MAIN)/bin/python -m pytest -m 'not slow and not gpu' $(or $(ARGS),-n auto --maxprocesses 4)
+	$(MAIN)/bin/python -m pytest -m 'not slow and not gpu' $(or $(ARGS),-n $(WORKERS))
 
 test-all: apt-test apt-all $(TESTING) $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready $(HEAVY)/ready lint dist
 	$(MAIN)/bin/python -m pytest -m 'not gpu' $(ARGS)

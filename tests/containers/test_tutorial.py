@@ -25,7 +25,7 @@ def script(directory: Path, image: str) -> str:
     text = "".join(re.findall(r"^```sh\n(.*?)^```$", TUTORIAL, re.MULTILINE | re.DOTALL))
     assert IMAGE in text
     text = text.replace(IMAGE, image)
-    text = text.replace("umount", "umount --everywhere")  # containers of other tests have copies of all mounts
+    text = text.replace("umount", "umount --lazy")  # containers of other tests have copies of all mounts
     text = text.replace("mount /srv/store /models", f"mount /srv/store /models --cache-dir {directory}/cache")
     return re.sub(r"(?<![\w./])/(models|srv/store)\b", rf"{directory}/\1", text)
 
