@@ -67,13 +67,13 @@ class Member:
     def cpu_s(self) -> float:
         """Processor time of its processes so far; of one that has ended, until the last call before.
 
-        Nobody waits for fetch processes, so the kernel adds their time to no parent's.
+        Servers do not wait for their children, so the kernel adds their time to no parent's.
         """
         for pid in self.host.namespace.pids():
             with suppress(OSError):
                 # After the name, which may hold anything, the third field of proc_pid_stat(5) comes first.
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                self.ticks[pid, fields[19]] = sum(map(int, fields[11:15]))
+                self.ticks[pid, fields[19]] = sum(map(int, fields[11:13]))
         return sum(self.ticks.values()) / os.sysconf("SC_CLK_TCK")
 
 

@@ -29,7 +29,8 @@ def _receive(stream: socket.socket) -> tuple[int, float]:
         count = len(stream.recv(1 << 18))
         assert count
         reads, left = reads + 1, left - count
-        moderation.received(count)
+        moderation.returned(count)
+        moderation.pause()
     return reads, time.monotonic() - begun
 
 
@@ -68,7 +69,8 @@ def _pauses(monkeypatch: pytest.MonkeyPatch, length: int, count: int, read_s: fl
     for _ in range(reads):
         moderation.begins()
         clock.now += read_s
-        moderation.received(count)
+        moderation.returned(count)
+        moderation.pause()
     return clock.slept
 
 
@@ -98,7 +100,8 @@ def test_a_stream_that_has_just_begun_is_not_paused(monkeypatch: pytest.MonkeyPa
     for read_s in (first_s, 0.02, 0.02, 0.02):
         moderation.begins()
         clock.now += read_s
-        moderation.received(1448)
+        moderation.returned(1448)
+        moderation.pause()
     assert clock.slept == []
 
 

@@ -15,7 +15,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.stores.retrying import LONGEST_WAIT_S, Retrying, RetryingStore
+from trimsfs.stores.retrying import LONGEST_WAIT_S, MOST_SLOW, Retrying, RetryingStore
 from trimsfs.types import Generation
 
 DEADLINE_S = 15.0
@@ -230,6 +230,28 @@ async def test_a_slow_body_is_tried_again_however_late(
     store.fail(StoreSlowError("few bytes"), times=3)
     assert (await retrying.stat("a")).key == "a"
     assert policy.breaker.openings == 0
+
+
+async def test_after_a_slow_body_the_deadline_counts_anew(
+    store: MemoryStore, policy: Retrying, retrying: RetryingStore, autojump_clock: MockClock
+) -> None:
+    del autojump_clock
+    store.delay(0.9 * DEADLINE_S, method="stat")
+    store.fail(StoreSlowError("few bytes"), times=2)
+    store.fail(TransientStoreError("reset"), times=1)
+    assert (await retrying.stat("a")).key == "a"
+    assert policy.breaker.openings == 0
+
+
+async def test_bodies_that_are_slow_for_ever_end(
+    store: MemoryStore, retrying: RetryingStore, autojump_clock: MockClock
+) -> None:
+    del autojump_clock
+    store.delay(2 * DEADLINE_S, method="stat")
+    store.fail(StoreSlowError("few bytes"), times=float("inf"))
+    with pytest.raises(StoreUnavailableError, match="few bytes"):
+        await retrying.stat("a")
+    assert store.count("stat") == MOST_SLOW + 1
 
 
 async def test_a_store_that_is_gone_once_reached_is_away(store: MemoryStore, autojump_clock: MockClock) -> None:

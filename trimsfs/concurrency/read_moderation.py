@@ -8,11 +8,13 @@ WAITED_S = 0.0005
 """A read that takes longer found nothing there."""
 SETTLED_S = 0.25
 """How long a stream comes before its rate is known: until then, its sender may still find out how fast the link is."""
+FORGOTTEN_S = 1.0
+"""After how long half of what came counts no more: links become faster."""
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.001, 0.05
 
 
 class ReadModeration:
-    """Pauses between the reads of a stream of *length* bytes, each until enough is there at the rate so far.
+    """Pauses between the reads of a stream of *length* bytes, each until enough is there at the rate of late.
 
     Without it, a slow link wakes the reader for each packet, which takes several times the processor time.
     """
@@ -22,22 +24,31 @@ class ReadModeration:
         self._count = 0
         self._began = time.monotonic()
         self._first_at: float | None = None
+        self._since = self._began
+        self._waited = False
 
     def begins(self) -> None:
         """Note that a read begins."""
         self._began = time.monotonic()
 
-    def received(self, count: int) -> None:
-        """Note that the read has returned *count* bytes; pause if it had to wait for them."""
+    def returned(self, count: int) -> None:
+        """Note that the read has returned *count* bytes."""
         now = time.monotonic()
         self._left -= count
         if self._first_at is None:  # what it waited for does not tell the rate
-            self._first_at = now
+            self._first_at = self._since = now
             return
         self._count += count
-        elapsed_s = now - self._first_at
-        if now - self._began < WAITED_S or elapsed_s < SETTLED_S or self._count == 0:
+        self._waited = now - self._began >= WAITED_S and now - self._first_at >= SETTLED_S
+
+    def pause(self) -> None:
+        """Pause if the last read had to wait for bytes."""
+        if not self._waited or self._count == 0:
             return
+        elapsed_s = time.monotonic() - self._since
         pause_s = min(WORTHWHILE, self._left) * elapsed_s / self._count
+        if elapsed_s > FORGOTTEN_S:
+            self._since += elapsed_s / 2
+            self._count //= 2
         if pause_s >= SHORTEST_PAUSE_S:
             time.sleep(min(pause_s, LONGEST_PAUSE_S))

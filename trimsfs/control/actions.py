@@ -214,11 +214,11 @@ class Actions:
             progress.absent(generation.size)
         self._gpu.check_idle(generation)
         await self._disk.evict(generation)
-        await self._forget_pages(generation)
         await self._gpu.evict(generation)
         for derived in await self._derived.of(generation):
             with suppress(InUseError):  # programs use it: the evictor removes it later
                 await self._disk.evict(derived)
+        await self._forget_pages(generation)  # last: it waits for reads in flight if a program opens the file again
 
     async def warm_gpu(
         self, wanted: WarmRequest, uid: int, models_only: bool, generation: Generation, progress: Progress

@@ -159,7 +159,8 @@ class PeerConnection:
             if count == 0:
                 raise PeerUnreachableError(f"closed after {done} of {length} bytes")
             filled += count
-            moderation.received(count)
+            moderation.returned(count)
+            moderation.pause()
 
     def reuse(self, head: Head) -> bool:
         """Prepare for the next request, after a whole body; whether the member keeps the connection."""

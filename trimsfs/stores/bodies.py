@@ -84,12 +84,12 @@ class _Link:
         """
         with self._lock:
             now = time.monotonic()
-            if now - self._slow_at > PATIENCE_S:
+            if now - self._slow_at > max(PATIENCE_S, MOST_PATIENCE * interval_s):
                 self._patience = 1
             self._slow_at = now
             if share * self._patience >= 1:
                 return True
-            if now - self._raised_at >= interval_s:
+            if share * MOST_PATIENCE >= 1 and now - self._raised_at >= interval_s:
                 self._patience, self._raised_at = min(2 * self._patience, MOST_PATIENCE), now
             return False
 
@@ -175,6 +175,7 @@ def _pass_on(stream: Body, length: int, sink: Sink, stall_timeout_s: float) -> N
         # Take each piece as it arrives: a read that fills its buffer looks like a stall while bytes drip in.
         moderation.begins()
         piece = stream.read1(min(PIECE, length - done))
+        moderation.returned(len(piece))
         if not piece:
             raise TransientStoreError(f"the body ended after {done} of {length} bytes")
         sink(piece)
@@ -187,7 +188,7 @@ def _pass_on(stream: Body, length: int, sink: Sink, stall_timeout_s: float) -> N
                 slow = StoreSlowError if share * MOST_PATIENCE >= 1 else StoreStalledError
                 raise slow(f"only {done - mark} bytes in {elapsed:.0f} s")
             mark, marked, all_mark = done, time.monotonic(), _link.bytes
-        moderation.received(len(piece))
+        moderation.pause()
 
 
 def received(raw: Any, timeout_s: float, *, limit: int = ANSWER_LIMIT) -> bytes:

@@ -43,6 +43,8 @@ OUTCOMES: dict[type[BaseException], str] = {
     trio.Cancelled: "cancelled",
 }
 """How attempts at requests end, but for "success", by the error; what else there is says nothing of the store."""
+MOST_SLOW = 6
+"""Slow attempts that count as answers while nothing of a request is done; then it ends as if the store were silent."""
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 3.0
 
@@ -70,6 +72,24 @@ class StoreStatistics:
     request_seconds: Histogram
     circuit_open: int
     circuit_openings: int
+
+
+@dataclass(slots=True)
+class _LastAnswer:
+    """When the store last sent something for a request, or the request began."""
+
+    at: float
+    _slow: int = 0
+
+    def failed(self, error: TransientStoreError, heard: float, breaker: CircuitBreaker) -> None:
+        """Learn from a failed attempt, and from when the store was last heard; tell the breaker."""
+        if heard > self.at:
+            self.at, self._slow = heard, 0
+        if isinstance(error, StoreSlowError) and self._slow < MOST_SLOW:
+            self.at, self._slow = trio.current_time(), self._slow + 1
+            breaker.answered()
+        else:
+            breaker.failed(error, self.at)
 
 
 class Retrying:
@@ -159,7 +179,7 @@ class Retrying:
         token: str | None = None,
     ) -> T:
         self._requests += 1
-        began = trio.current_time()
+        answer = _LastAnswer(trio.current_time())
         longest_s = FIRST_WAIT_S
         for number in itertools.count(1):
             if token is None:
@@ -173,14 +193,8 @@ class Retrying:
                     raise
                 error = raised if isinstance(raised, TransientStoreError) else TransientStoreError(str(raised))
                 self._failed(subject, number, error)
-                now = trio.current_time()
-                if isinstance(error, StoreSlowError):  # until now, the store has sent something
-                    silent_since = now
-                    breaker.answered()
-                else:
-                    silent_since = max(began, heard())
-                    breaker.failed(error, silent_since)
-                deadline = silent_since + self.deadline_s
+                answer.failed(error, heard(), breaker)
+                now, deadline = trio.current_time(), answer.at + self.deadline_s
                 if now >= deadline:
                     failure = StoreUnavailableError(f"{subject}: {error}")
                     if token is not None:
