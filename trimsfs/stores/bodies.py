@@ -89,9 +89,14 @@ class _Link:
             self._slow_at = now
             if share * self._patience >= 1:
                 return True
-            if share * MOST_PATIENCE >= 1 and now - self._raised_at >= interval_s:
+            if _may_be_borne(share) and now - self._raised_at >= interval_s:
                 self._patience, self._raised_at = min(2 * self._patience, MOST_PATIENCE), now
             return False
+
+
+def _may_be_borne(share: float) -> bool:
+    """Whether a body that brings a *share* of the least rate may go on once others are as slow."""
+    return share * MOST_PATIENCE >= 1
 
 
 _link = _Link()
@@ -185,7 +190,7 @@ def _pass_on(stream: Body, length: int, sink: Sink, stall_timeout_s: float) -> N
         if elapsed > stall_timeout_s and done < length:
             share = (done - mark) / (elapsed * _link.least_rate(_link.bytes - all_mark, elapsed))
             if share < 1 and not _link.bears(share, stall_timeout_s):
-                slow = StoreSlowError if share * MOST_PATIENCE >= 1 else StoreStalledError
+                slow = StoreSlowError if _may_be_borne(share) else StoreStalledError
                 raise slow(f"only {done - mark} bytes in {elapsed:.0f} s")
             mark, marked, all_mark = done, time.monotonic(), _link.bytes
         moderation.pause()
