@@ -95,13 +95,17 @@ def cut_off(chaos: Chaos, member: Member) -> None:
 TROUBLES: tuple[Trouble, ...] = (killed, frozen, slow, cut_off, gone)
 
 
-def wreak(chaos: Chaos, troubles: int, every_s: float) -> None:
-    """Start programs on all members, then have so many troubles, each of another kind than the last; end them."""
+def wreak(chaos: Chaos, troubles: int, every_s: float, before: Callable[[], object] = lambda: None) -> None:
+    """Start programs on all members, then have so many troubles, each of another kind than the last; end them.
+
+    Calls *before* at the begin of each.
+    """
     with ExitStack() as stack:
         for member in chaos.fleet.members:
             chaos.start(member)
             stack.callback(chaos.end, member)
         for number in range(troubles):
             begun = time.monotonic()
+            before()
             TROUBLES[number % len(TROUBLES)](chaos, chaos.random.choice(chaos.fleet.members))
             time.sleep(max(0, every_s - (time.monotonic() - begun)))

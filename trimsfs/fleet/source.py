@@ -107,6 +107,7 @@ class FleetSource:
     async def _fetched(self, flight: Flight, landed: Callable[[Flight], None]) -> bool:
         blob = flight.blob
         size = blob.length_of(flight.chunk)
+        # Without room, the bytes come from the store: nothing could compare those of a member with the file's digest.
         if not self.owners(blob, flight.chunk) or not await self._disk.space.reserve(blob, size):
             return False
         written = False

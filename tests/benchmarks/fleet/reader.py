@@ -36,11 +36,19 @@ def once(options: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def forever(options: argparse.Namespace) -> Mapping[str, Any]:
-    """Read the files of a directory, in random order again and again, until another line comes."""
-    names, order = sorted(os.listdir(options.expected)), random.Random(options.seed)
+    """Read the files of a directory in random order, new ones first, again and again, until another line comes.
+
+    Then all have been read.
+    """
+    seen, order = set[str](), random.Random(options.seed)
     reads, done, longest_s, errors, wrong = 0, 0, 0.0, [], []
-    while not _told():
-        name = order.choice(names)
+    while True:
+        names = sorted(os.listdir(options.expected))
+        new = [name for name in names if name not in seen]
+        if not new and _told():
+            break
+        name = order.choice(new or names)
+        seen.add(name)
         begun = time.monotonic()
         try:
             for at, size, right in _compared(options.path / name, options.expected / name):
@@ -95,7 +103,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     print("ready", flush=True)
-    sys.stdin.readline()
+    while os.read(sys.stdin.fileno(), 1) != b"\n":  # not the line after, which may be here already
+        pass
     print(json.dumps(ACTIONS[options.action](options)), flush=True)
 
 
