@@ -49,7 +49,7 @@ def cases(faults: Collection[str], quick: Collection[str]) -> list[object]:
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in sorted(faults)]
 
 
-QUICK = {"reset", "stall in the body", "listing that lost keys"}
+QUICK = {"reset", "stall in the body", "slow body", "listing that lost keys"}
 
 
 @pytest.mark.parametrize("fault", cases(FAULTS.keys() - SILENT, QUICK))
@@ -69,7 +69,7 @@ def test_what_passes_is_not_noticed_and_what_is_refused_is_told(fault: str, pati
     survived(survival(f"{fault}, twice", report, injected, recovery, ERRORS.get(fault, ())))
 
 
-@pytest.mark.parametrize("fault", cases(FAULTS.keys() - SILENT - {"wrong ETag"}, ()))
+@pytest.mark.parametrize("fault", cases(FAULTS.keys() - SILENT - {"wrong ETag"}, {"slow body"}))
 def test_what_lasts_is_told_in_time_and_forgotten(fault: str, impatient: Scene, survived: Survived) -> None:
     """Every attempt at each request fails, for a while."""
     prefix = f"always-{slug(fault)}"

@@ -7,7 +7,7 @@ import pytest
 
 from trimsfs.errors import StoreSlowError, StoreStalledError
 from trimsfs.stores import bodies
-from trimsfs.stores.bodies import MOST_PATIENCE, PATIENCE_S, SLOWEST_RATE, pass_on
+from trimsfs.stores.bodies import MOST_PATIENCE, MOST_SLOW_INTERVALS, PATIENCE_S, SLOWEST_RATE, pass_on
 
 STALL_S, SECONDS = 5, 12
 
@@ -99,11 +99,11 @@ class Attempts:
 
     def close(self) -> None: ...
 
-    def at(self, rate: int) -> type[Exception] | None:
-        """The error of a body that brings so many bytes a second; None if it is passed on."""
+    def at(self, rate: int, *, seconds: int = SECONDS) -> type[Exception] | None:
+        """The error of a body that brings so many bytes a second for so long; None if it is passed on."""
         self._rate = rate
         try:
-            pass_on(self, SECONDS * rate, lambda _: None, stall_timeout_s=STALL_S)
+            pass_on(self, seconds * rate, lambda _: None, stall_timeout_s=STALL_S)
         except StoreStalledError as error:
             return type(error)
         return None
@@ -120,7 +120,16 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> Attempts:
 
 def test_a_link_that_stays_slow_is_borne(attempts: Attempts) -> None:
     rate = SLOWEST_RATE // MOST_PATIENCE + 1
-    assert [attempts.at(rate) for _ in range(5)] == [*[StoreSlowError] * 3, None, None]
+    assert [attempts.at(rate) for _ in range(5)] == [StoreSlowError, *[None] * 4]
+
+
+def test_a_body_that_stays_slow_ends_as_the_link_may_be_fast_again(attempts: Attempts) -> None:
+    rate = SLOWEST_RATE // 2
+    assert attempts.at(rate) is StoreSlowError
+    began = attempts.now
+    assert attempts.at(rate, seconds=1000) is StoreSlowError
+    assert attempts.now - began <= (MOST_SLOW_INTERVALS + 1) * (STALL_S + 1)
+    assert attempts.at(10 * SLOWEST_RATE, seconds=1000) is None
 
 
 def test_a_link_that_was_slow_long_ago_is_not_borne(attempts: Attempts) -> None:

@@ -29,6 +29,8 @@ MOST_PATIENCE = 8
 """By how much the least rate is divided while responses are slow again and again; below that, a response stalls."""
 PATIENCE_S = 60.0
 """How long after the last slow response the least rate is a whole one again."""
+MOST_SLOW_INTERVALS = 4
+"""Stall timeouts in a row in which a response may be slow: the link may not be slow any more for another request."""
 ANSWER_LIMIT = 4 << 20
 """Bytes of the longest answer: enough for 1000 names of 1024 bytes, each byte escaped as three."""
 
@@ -52,8 +54,7 @@ class _Link:
     def __init__(self) -> None:
         self.bytes = 0
         self._bodies = 0
-        self._patience = 1
-        self._slow_at = self._raised_at = -math.inf
+        self._slow_since = self._slow_at = -math.inf
         self._lock = threading.Lock()
 
     @contextmanager
@@ -79,19 +80,17 @@ class _Link:
     def bears(self, share: float, interval_s: float) -> bool:
         """Whether a slow body, which brings a *share* of the least rate, goes on.
 
-        The first ones do not: other requests may bring the bytes sooner. If those are slow too, others crowd the link,
-        and giving up only wastes what has come. So the least rate halves, at most once in *interval_s* seconds.
+        The first ones do not: other requests may bring the bytes sooner. If those are slow *interval_s* seconds later,
+        others crowd the link, and giving up only wastes what has come.
         """
+        if not _may_be_borne(share):
+            return False
         with self._lock:
             now = time.monotonic()
             if now - self._slow_at > max(PATIENCE_S, MOST_PATIENCE * interval_s):
-                self._patience = 1
+                self._slow_since = now
             self._slow_at = now
-            if share * self._patience >= 1:
-                return True
-            if _may_be_borne(share) and now - self._raised_at >= interval_s:
-                self._patience, self._raised_at = min(2 * self._patience, MOST_PATIENCE), now
-            return False
+            return now - self._slow_since >= interval_s
 
 
 def _may_be_borne(share: float) -> bool:
@@ -172,7 +171,7 @@ def pass_on(stream: Body, length: int, sink: Sink, *, stall_timeout_s: float) ->
 
 
 def _pass_on(stream: Body, length: int, sink: Sink, stall_timeout_s: float) -> None:
-    done = mark = 0
+    done = mark = slow_intervals = 0
     all_mark = _link.bytes
     marked = time.monotonic()
     moderation = ReadModeration(length)
@@ -189,7 +188,8 @@ def _pass_on(stream: Body, length: int, sink: Sink, stall_timeout_s: float) -> N
         elapsed = time.monotonic() - marked
         if elapsed > stall_timeout_s and done < length:
             share = (done - mark) / (elapsed * _link.least_rate(_link.bytes - all_mark, elapsed))
-            if share < 1 and not _link.bears(share, stall_timeout_s):
+            slow_intervals = slow_intervals + 1 if share < 1 else 0
+            if slow_intervals > MOST_SLOW_INTERVALS or (slow_intervals and not _link.bears(share, stall_timeout_s)):
                 slow = StoreSlowError if _may_be_borne(share) else StoreStalledError
                 raise slow(f"only {done - mark} bytes in {elapsed:.0f} s")
             mark, marked, all_mark = done, time.monotonic(), _link.bytes

@@ -43,7 +43,7 @@ OUTCOMES: dict[type[BaseException], str] = {
     trio.Cancelled: "cancelled",
 }
 """How attempts at requests end, but for "success", by the error; what else there is says nothing of the store."""
-MOST_SLOW = 6
+MOST_SLOW = 3
 """Slow attempts that count as answers while nothing of a request is done; then it ends as if the store were silent."""
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 3.0
