@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.support.chunks import SMALL_CHUNK
 from tests.support.parts import content_of, generation_of, piece, written
+from trimsfs.errors import CacheUnusableError
 from trimsfs.ranges import chunk_count, chunk_length
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
@@ -100,6 +101,20 @@ def test_the_whole_object_is_served_across_chunks(blob: Blob, content: bytes) ->
     assert blob.complete
     assert blob.readable(0, len(content))
     assert blob.view(0, len(content)) == content
+
+
+def test_a_file_that_the_disk_does_not_give_names_the_object(
+    blob: Blob, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(blob, content, 0)
+
+    def fails(*_arguments: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("trimsfs.tiers.blob.mapped", fails)
+    monkeypatch.setattr(os, "pread", fails)
+    with pytest.raises(CacheUnusableError, match=f"{blob.generation.key}: cannot be read from the cache: Input/output"):
+        blob.view(0, 1)
 
 
 # Checking what an earlier server left

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trimsfs.checksums import crc32c_of_file
+from trimsfs.errors import CacheUnusableError
 from trimsfs.ranges import chunk_count, chunk_length, chunk_span, chunks_of
 from trimsfs.telemetry.trace import Activity
 from trimsfs.tiers.health import Health
@@ -332,11 +333,20 @@ class Blob:
         return all(self.states[chunk] == ChunkState.VERIFIED for chunk in self.chunks_of(start, stop))
 
     def view(self, start: int, stop: int) -> memoryview:
-        """The bytes ``[start, stop)``, which must be readable, as a view of the file's mapping. Raises OSError."""
+        """The bytes ``[start, stop)``, which must be readable, as a view of the file's mapping.
+
+        Raises CacheUnusableError.
+        """
         if self._view is None and (self._descriptor is not None or not self._open_files.full):
             with suppress(OSError):  # the kernel limits the mappings of a process
                 self._view = mapped(self.fileno(), self.generation.size)
-        return self._read(start, stop) if self._view is None else self._view[start:stop]
+        if self._view is not None:
+            return self._view[start:stop]
+        try:
+            return self._read(start, stop)
+        except OSError as error:
+            message = f"{self.generation.key}: cannot be read from the cache: {error.strerror}"
+            raise CacheUnusableError(message) from error
 
     def _read(self, start: int, stop: int) -> memoryview:
         descriptor = self._reopened() if self._descriptor is None else os.dup(self._descriptor)
