@@ -4,10 +4,19 @@ import threading
 from collections.abc import Sequence
 
 import pytest
+import trio
 
 from trimsfs.errors import StoreSlowError, StoreStalledError
 from trimsfs.stores import bodies
-from trimsfs.stores.bodies import MOST_PATIENCE, MOST_SLOW_INTERVALS, PATIENCE_S, SLOWEST_RATE, pass_on
+from trimsfs.stores.bodies import (
+    MOST_PATIENCE,
+    MOST_SLOW_INTERVALS,
+    PATIENCE_S,
+    PIECE,
+    SLOWEST_RATE,
+    RequestThreads,
+    pass_on,
+)
 
 STALL_S, SECONDS = 5, 12
 
@@ -139,5 +148,39 @@ def test_a_link_that_was_slow_long_ago_is_not_borne(attempts: Attempts) -> None:
     assert attempts.at(rate) is StoreSlowError
 
 
+def test_a_slow_body_beside_a_fast_one_is_never_borne(attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
+    read1 = attempts.read1
+
+    def beside(amount: int, /) -> bytes:
+        bodies._link.add(100 * SLOWEST_RATE)
+        return read1(amount)
+
+    monkeypatch.setattr(attempts, "read1", beside)
+    assert [attempts.at(SLOWEST_RATE // 2) for _ in range(4)] == [StoreSlowError] * 4
+
+
 def test_a_drip_is_never_borne(attempts: Attempts) -> None:
     assert [attempts.at(SLOWEST_RATE // MOST_PATIENCE // 2) for _ in range(8)] == [StoreStalledError] * 8
+
+
+class Hanging:
+    """A body whose client reads on and on without a piece, as of chunks that never begin, until it is ``released``."""
+
+    def __init__(self) -> None:
+        self.released = threading.Event()
+
+    def read1(self, _amount: int, /) -> bytes:
+        self.released.wait(20)
+        return b""
+
+    def close(self) -> None: ...
+
+
+async def test_a_body_of_which_the_client_returns_nothing_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "SLOWEST_RATE", 100 * PIECE)
+    threads, body = RequestThreads("the store", max_requests=1, stall_timeout_s=0.25), Hanging()
+    try:
+        with trio.fail_after(10), pytest.raises(StoreStalledError, match=r"the store: no complete answer in 1\.02 s"):
+            await threads.read(lambda: (body, None), 2 * PIECE, lambda _: None, translated=lambda function: function())
+    finally:
+        body.released.set()

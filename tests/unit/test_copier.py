@@ -73,7 +73,28 @@ async def fetch(
     return await copier(store).fetch(generation, Extent(start, stop, descriptor, position, SMALL_CHUNK), records.append)
 
 
+class GivenUp(MemoryStore):
+    """Gives a read up whose thread goes on: it may still call ``sink``."""
+
+    sink: Sink
+
+    async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
+        del generation, offset, length
+        self.sink = sink
+        sink(b"1")
+        raise TransientStoreError("no complete answer")
+
+
 # Fetching
+
+
+async def test_what_comes_after_a_read_was_given_up_is_not_written(content: bytes, file: int) -> None:
+    store = GivenUp({"a": content}, streaming=True)
+    with pytest.raises(TransientStoreError):
+        await fetch(store, range(1), file, [])
+    with pytest.raises(StoreError, match="no longer wanted"):
+        store.sink(content)
+    assert os.fstat(file).st_size == 0
 
 
 async def test_an_object_is_copied_exactly_with_its_checksums(store: MemoryStore, content: bytes, file: int) -> None:

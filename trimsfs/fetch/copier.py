@@ -172,8 +172,8 @@ class ThreadCopier:
             version = await self._store.read(generation, extent.start, extent.size, writer)
         except _FileError as error:
             raise OSError(*error.args) from error
-        except trio.Cancelled:
-            writer.close()  # the reading thread goes on for a moment, and the file may be closed
+        except (StoreError, trio.Cancelled):
+            writer.close()  # the reading thread may go on for a moment, and the file be closed
             raise
         buffers.append(buffer)
         for record in whole:

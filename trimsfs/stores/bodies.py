@@ -72,18 +72,17 @@ class _Link:
         with self._lock:
             self.bytes += count
 
-    def least_rate(self, count: int, elapsed_s: float) -> float:
-        """Bytes a second under which a body counts as slow, if all together got *count* bytes in *elapsed_s*."""
-        rate = count / elapsed_s
+    def least_rate(self, rate: float) -> float:
+        """Bytes a second under which a body counts as slow, if all together come at a *rate*."""
         return SLOWEST_RATE if rate < SLOWEST_RATE else min(SLOWEST_RATE, FAIR_SHARE * rate / max(1, self._bodies))
 
-    def bears(self, share: float, interval_s: float) -> bool:
-        """Whether a slow body, which brings a *share* of the least rate, goes on.
+    def bears(self, share: float, rate: float, interval_s: float) -> bool:
+        """Whether a slow body, which brings a *share* of the least rate, goes on, if all together come at a *rate*.
 
         The first ones do not: other requests may bring the bytes sooner. If those are slow *interval_s* seconds later,
-        others crowd the link, and giving up only wastes what has come.
+        others crowd the link, and giving up only wastes what has come. A link that is fast for others is not crowded.
         """
-        if not _may_be_borne(share):
+        if not _may_be_borne(share) or rate >= SLOWEST_RATE:
             return False
         with self._lock:
             now = time.monotonic()
@@ -104,8 +103,8 @@ _link = _Link()
 class RequestThreads:
     """The threads in which a store makes requests: at most *max_requests* reads at once, and METADATA_THREADS others.
 
-    A request is abandoned after twice the stall timeout: clients have no timeout for an answer that drips in byte by
-    byte. Messages name the *subject*.
+    A short answer is abandoned after twice the stall timeout, a long body when it has come more slowly than
+    SLOWEST_RATE, all in all: clients have no timeout for what drips in byte by byte. Messages name the *subject*.
     """
 
     def __init__(self, subject: object, *, max_requests: int, stall_timeout_s: float) -> None:
@@ -116,7 +115,7 @@ class RequestThreads:
 
     async def ask(self, function: Callable[[], T]) -> T:
         """Make a request that is no read. Raises StoreStalledError."""
-        return await self._ask(function, self.others)
+        return await self._run(function, self.others, 2 * self._stall_timeout_s)
 
     async def read(
         self,
@@ -128,7 +127,8 @@ class RequestThreads:
     ) -> T:
         """Pass the *length* bytes of an answer on, which *get* asks for; what it tells beside the body.
 
-        *translated* calls a function, and raises StoreErrors only.
+        *translated* calls a function, and raises StoreErrors only. After an error, a thread may still call *sink* for a
+        moment.
         """
 
         def receive(body: Body, sink: Sink) -> None:
@@ -141,24 +141,23 @@ class RequestThreads:
             receive(body, data.extend)
             return bytes(data), told
 
+        timeout_s = 2 * self._stall_timeout_s
         if length <= PIECE:  # in one call: another switch of threads takes longer than a few bytes
-            small: tuple[bytes, T] = await self._ask(partial(translated, get_small), self._reads)
+            small: tuple[bytes, T] = await self._run(partial(translated, get_small), self._reads, timeout_s)
             sink(small[0])
             return small[1]
         # In two calls, so that an abandoned thread whose answer begins late passes nothing on.
-        answer: tuple[Body, T] = await self._ask(partial(translated, get), self._reads)
-        await trio.to_thread.run_sync(
-            partial(translated, partial(receive, answer[0], sink)), limiter=self._reads, abandon_on_cancel=True
-        )
+        answer: tuple[Body, T] = await self._run(partial(translated, get), self._reads, timeout_s)
+        body = partial(translated, partial(receive, answer[0], sink))
+        await self._run(body, self._reads, MOST_SLOW_INTERVALS * self._stall_timeout_s + length / SLOWEST_RATE)
         return answer[1]
 
-    async def _ask(self, function: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
-        timeout_s = 2 * self._stall_timeout_s
+    async def _run(self, function: Callable[[], T], limiter: trio.CapacityLimiter, timeout_s: float) -> T:
         try:
             with trio.fail_after(timeout_s):
                 return await trio.to_thread.run_sync(function, limiter=limiter, abandon_on_cancel=True)
         except trio.TooSlowError:
-            raise StoreStalledError(f"{self._subject}: no complete answer in {timeout_s:g} s") from None
+            raise StoreStalledError(f"{self._subject}: no complete answer in {timeout_s:.3g} s") from None
 
 
 def pass_on(stream: Body, length: int, sink: Sink, *, stall_timeout_s: float) -> None:
@@ -187,9 +186,11 @@ def _pass_on(stream: Body, length: int, sink: Sink, stall_timeout_s: float) -> N
         _link.add(len(piece))
         elapsed = time.monotonic() - marked
         if elapsed > stall_timeout_s and done < length:
-            share = (done - mark) / (elapsed * _link.least_rate(_link.bytes - all_mark, elapsed))
+            rate = (_link.bytes - all_mark) / elapsed
+            share = (done - mark) / (elapsed * _link.least_rate(rate))
             slow_intervals = slow_intervals + 1 if share < 1 else 0
-            if slow_intervals > MOST_SLOW_INTERVALS or (slow_intervals and not _link.bears(share, stall_timeout_s)):
+            too_long = slow_intervals > MOST_SLOW_INTERVALS
+            if too_long or (slow_intervals and not _link.bears(share, rate, stall_timeout_s)):
                 slow = StoreSlowError if _may_be_borne(share) else StoreStalledError
                 raise slow(f"only {done - mark} bytes in {elapsed:.0f} s")
             mark, marked, all_mark = done, time.monotonic(), _link.bytes

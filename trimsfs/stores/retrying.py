@@ -76,7 +76,7 @@ class StoreStatistics:
 
 @dataclass(slots=True)
 class _LastAnswer:
-    """When the store last sent something for a request, or the request began."""
+    """Since when a request counts as unanswered: its begin, its last chunk or a slow body, of at most MOST_SLOW."""
 
     at: float
     _slow: int = 0
@@ -85,11 +85,12 @@ class _LastAnswer:
         """Learn from a failed attempt, and from when the store was last heard; tell the breaker."""
         if heard > self.at:
             self.at, self._slow = heard, 0
-        if isinstance(error, StoreSlowError) and self._slow < MOST_SLOW:
-            self.at, self._slow = trio.current_time(), self._slow + 1
-            breaker.answered()
-        else:
+        if not isinstance(error, StoreSlowError):
             breaker.failed(error, self.at)
+            return
+        breaker.answered()
+        if self._slow < MOST_SLOW:
+            self.at, self._slow = trio.current_time(), self._slow + 1
 
 
 class Retrying:
