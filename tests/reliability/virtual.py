@@ -72,7 +72,7 @@ class Loop:
         """Have something done, while time passes as it must; what it gives or raises."""
         try:
             return trio.from_thread.run(self._carry, function, *arguments, trio_token=self._token)
-        except trio.RunFinishedError:
+        except (trio.RunFinishedError, trio.Cancelled):  # the loop has ended, or ends just now
             self._thread.join()
             assert self._error is not None
             raise self._error from None

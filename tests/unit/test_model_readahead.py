@@ -15,6 +15,7 @@ from tests.support.served import STRANGER, FakeBacking, Server, Serving
 from tests.support.stores import MemoryStore
 from trimsfs.options import AccessRule
 from trimsfs.prefetch import model_readahead
+from trimsfs.prefetch.load_plan import Expected, LoadPlanner
 
 SHARDS = [f"model-{number:05}-of-00005.safetensors" for number in range(1, 6)]
 
@@ -86,6 +87,25 @@ async def test_more_come_as_they_are_met_and_each_once(server: Server, store: Me
     assert all(len(offsets) == 2 for offsets in store.reads_by_key().values())
     statistics = server.components.prefetcher.statistics()
     assert (statistics.ahead_files, statistics.used_files, statistics.wasted_files) == (4, 4, 0)
+
+
+async def test_a_plan_that_is_made_while_the_server_stops_brings_nothing(
+    serving: Serving, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, expected = trio.Event(), LoadPlanner.expected
+
+    async def slowly(self: LoadPlanner, key: str) -> Expected:
+        begun.set()
+        with trio.CancelScope(shield=True):
+            await trio.sleep(0.2)
+            plan = await expected(self, key)
+        return plan
+
+    monkeypatch.setattr(LoadPlanner, "expected", slowly)
+    async with serving() as server:
+        server.release(await server.open(f"m/{SHARDS[0]}"))
+        await begun.wait()
+    assert set(fetched(store)) <= {SHARDS[0]}
 
 
 async def test_an_index_of_shards_tells_their_order(serving: Serving, chunk_size: int) -> None:

@@ -186,7 +186,9 @@ class ModelReadahead:
         self._advance(load)
 
     def _advance(self, load: Load) -> None:
-        """Cancel prefetches that are no longer expected, and start the next one that is."""
+        """Cancel prefetches that are no longer expected, and start the next one that is, unless the server stops."""
+        if not self._background.running:
+            return
         awaited = load.window.awaited()
         for key, scope in list(load.coming.items()):
             if key not in awaited and key not in load.window.opened:
@@ -230,7 +232,7 @@ class ModelReadahead:
             self._account.gone(generation.token(self._disk.store))
         else:
             load.settled.add(key)  # not again: a file evicted before its open does not fit
-        if self._background.running and not load.ended:
+        if not load.ended:
             self._advance(load)
 
     async def _bring_blob(self, blob: Blob, parts: tuple[tuple[int, int], ...] | None) -> None:
@@ -245,7 +247,7 @@ class ModelReadahead:
     # The end of a load
 
     def _watch(self, load: Load) -> None:
-        if not load.watched:
+        if not load.watched and self._background.running:
             load.watched = True
             self._background.start(self._end_when_idle, load)
 
