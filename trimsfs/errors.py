@@ -34,7 +34,7 @@
         ├── TransientStoreError    a retry of the request may succeed
         │   ├── StoreThrottledError    the store throttles
         │   └── StoreStalledError      the store sent no bytes in time
-        │       └── StoreSlowError     the store sends, but slowly
+        │       └── StoreSlowError     the store sent a part, then too little
         └── StoreUnavailableError  the store cannot serve the request, even after retries
 
 Messages are one line: the subject, the cause and, where there is one, the remedy. ``trimsfs.fuse.errnos``
@@ -182,7 +182,7 @@ class StoreStalledError(TransientStoreError):
 
 
 class StoreSlowError(StoreStalledError):
-    """The store sends, but so slowly that another request may bring the bytes sooner."""
+    """The store has sent a part of an answer, then too little: another request may bring the bytes sooner."""
 
 
 class StoreUnavailableError(StoreError):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 import trio
 
-from trimsfs.errors import StoreSlowError, StoreStalledError
+from trimsfs.errors import StoreSlowError, StoreStalledError, TransientStoreError
 from trimsfs.stores import bodies
 from trimsfs.stores.bodies import (
     MOST_PATIENCE,
@@ -148,17 +148,6 @@ def test_a_link_that_was_slow_long_ago_is_not_borne(attempts: Attempts) -> None:
     assert attempts.at(rate) is StoreSlowError
 
 
-def test_a_slow_body_beside_a_fast_one_is_never_borne(attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
-    read1 = attempts.read1
-
-    def beside(amount: int, /) -> bytes:
-        bodies._link.add(100 * SLOWEST_RATE)
-        return read1(amount)
-
-    monkeypatch.setattr(attempts, "read1", beside)
-    assert [attempts.at(SLOWEST_RATE // 2) for _ in range(4)] == [StoreSlowError] * 4
-
-
 def test_a_drip_is_never_borne(attempts: Attempts) -> None:
     assert [attempts.at(SLOWEST_RATE // MOST_PATIENCE // 2) for _ in range(8)] == [StoreStalledError] * 8
 
@@ -184,3 +173,41 @@ async def test_a_body_of_which_the_client_returns_nothing_is_abandoned(monkeypat
             await threads.read(lambda: (body, None), 2 * PIECE, lambda _: None, translated=lambda function: function())
     finally:
         body.released.set()
+
+
+class Ending:
+    """A body of which a part comes, by the clock of `Attempts`, and then an error."""
+
+    def __init__(self, clock: Attempts, seconds: int, rate: int) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._rate = rate
+
+    def read1(self, _amount: int, /) -> bytes:
+        self._clock.now += 1
+        self._seconds -= 1
+        if self._seconds < 0:
+            raise TransientStoreError("reset")
+        return bytes(self._rate)
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rate", "error"),
+    [
+        pytest.param(30, SLOWEST_RATE, StoreSlowError, id="after many bytes"),
+        pytest.param(1, 100, TransientStoreError, id="after few"),
+        pytest.param(0, 100, TransientStoreError, id="at once"),
+    ],
+)
+async def test_a_body_that_breaks_off_after_many_bytes_is_an_answer(
+    attempts: Attempts, seconds: int, rate: int, error: type[Exception]
+) -> None:
+    threads = RequestThreads("the store", max_requests=1, stall_timeout_s=STALL_S)
+    body = Ending(attempts, seconds, rate)
+    with pytest.raises(TransientStoreError, match="reset") as raised:
+        await threads.read(
+            lambda: (body, None), 60 * SLOWEST_RATE, lambda _: None, translated=lambda function: function()
+        )
+    assert raised.type is error

@@ -13,6 +13,7 @@ import trio
 from trimsfs.concurrency.read_moderation import ReadModeration
 from trimsfs.errors import StoreSlowError, StoreStalledError, TransientStoreError
 from trimsfs.stores.base import Sink
+from trimsfs.types import Buffer
 
 T = TypeVar("T")
 
@@ -76,13 +77,13 @@ class _Link:
         """Bytes a second under which a body counts as slow, if all together come at a *rate*."""
         return SLOWEST_RATE if rate < SLOWEST_RATE else min(SLOWEST_RATE, FAIR_SHARE * rate / max(1, self._bodies))
 
-    def bears(self, share: float, rate: float, interval_s: float) -> bool:
-        """Whether a slow body, which brings a *share* of the least rate, goes on, if all together come at a *rate*.
+    def bears(self, share: float, interval_s: float) -> bool:
+        """Whether a slow body, which brings a *share* of the least rate, goes on.
 
         The first ones do not: other requests may bring the bytes sooner. If those are slow *interval_s* seconds later,
-        others crowd the link, and giving up only wastes what has come. A link that is fast for others is not crowded.
+        others crowd the link, and giving up only wastes what has come.
         """
-        if not _may_be_borne(share) or rate >= SLOWEST_RATE:
+        if not _may_be_borne(share):
             return False
         with self._lock:
             now = time.monotonic()
@@ -132,8 +133,23 @@ class RequestThreads:
         """
 
         def receive(body: Body, sink: Sink) -> None:
-            with closing(body):
-                pass_on(body, length, sink, stall_timeout_s=self._stall_timeout_s)
+            began, came = time.monotonic(), 0
+
+            def count(piece: Buffer) -> None:
+                nonlocal came
+                came += len(piece)
+                sink(piece)
+
+            def receive_untranslated() -> None:
+                with closing(body):
+                    pass_on(body, length, count, stall_timeout_s=self._stall_timeout_s)
+
+            try:
+                translated(receive_untranslated)
+            except TransientStoreError as error:
+                if came and came >= (time.monotonic() - began) * SLOWEST_RATE / MOST_PATIENCE:
+                    raise StoreSlowError(str(error)) from error  # until then, the store has answered
+                raise
 
         def get_small() -> tuple[bytes, T]:
             body, told = get()
@@ -148,7 +164,7 @@ class RequestThreads:
             return small[1]
         # In two calls, so that an abandoned thread whose answer begins late passes nothing on.
         answer: tuple[Body, T] = await self._run(partial(translated, get), self._reads, timeout_s)
-        body = partial(translated, partial(receive, answer[0], sink))
+        body = partial(receive, answer[0], sink)
         await self._run(body, self._reads, MOST_SLOW_INTERVALS * self._stall_timeout_s + length / SLOWEST_RATE)
         return answer[1]
 
@@ -186,11 +202,9 @@ def _pass_on(stream: Body, length: int, sink: Sink, stall_timeout_s: float) -> N
         _link.add(len(piece))
         elapsed = time.monotonic() - marked
         if elapsed > stall_timeout_s and done < length:
-            rate = (_link.bytes - all_mark) / elapsed
-            share = (done - mark) / (elapsed * _link.least_rate(rate))
+            share = (done - mark) / (elapsed * _link.least_rate((_link.bytes - all_mark) / elapsed))
             slow_intervals = slow_intervals + 1 if share < 1 else 0
-            too_long = slow_intervals > MOST_SLOW_INTERVALS
-            if too_long or (slow_intervals and not _link.bears(share, rate, stall_timeout_s)):
+            if slow_intervals > MOST_SLOW_INTERVALS or (slow_intervals and not _link.bears(share, stall_timeout_s)):
                 slow = StoreSlowError if _may_be_borne(share) else StoreStalledError
                 raise slow(f"only {done - mark} bytes in {elapsed:.0f} s")
             mark, marked, all_mark = done, time.monotonic(), _link.bytes
