@@ -95,10 +95,10 @@ async def test_a_plan_that_is_made_while_the_server_stops_brings_nothing(
     begun, expected = trio.Event(), LoadPlanner.expected
 
     async def slowly(self: LoadPlanner, key: str) -> Expected:
+        plan = await expected(self, key)
         begun.set()
         with trio.CancelScope(shield=True):
             await trio.sleep(0.2)
-            plan = await expected(self, key)
         return plan
 
     monkeypatch.setattr(LoadPlanner, "expected", slowly)
