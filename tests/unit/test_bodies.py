@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 import trio
 
-from trimsfs.errors import StoreSlowError, StoreStalledError, TransientStoreError
+from trimsfs.errors import StoreSlowError, StoreStalledError
 from trimsfs.stores import bodies
 from trimsfs.stores.bodies import (
     MOST_PATIENCE,
@@ -175,8 +175,8 @@ async def test_a_body_of_which_the_client_returns_nothing_is_abandoned(monkeypat
         body.released.set()
 
 
-class Ending:
-    """A body of which a part comes, by the clock of `Attempts`, and then an error."""
+class Stalling:
+    """A body of which a part comes, by the clock of `Attempts`, and then nothing."""
 
     def __init__(self, clock: Attempts, seconds: int, rate: int) -> None:
         self._clock = clock
@@ -187,7 +187,7 @@ class Ending:
         self._clock.now += 1
         self._seconds -= 1
         if self._seconds < 0:
-            raise TransientStoreError("reset")
+            raise StoreStalledError("no bytes")
         return bytes(self._rate)
 
     def close(self) -> None: ...
@@ -197,16 +197,16 @@ class Ending:
     ("seconds", "rate", "error"),
     [
         pytest.param(30, SLOWEST_RATE, StoreSlowError, id="after many bytes"),
-        pytest.param(1, 100, TransientStoreError, id="after few"),
-        pytest.param(0, 100, TransientStoreError, id="at once"),
+        pytest.param(1, 100, StoreStalledError, id="after few"),
+        pytest.param(0, 100, StoreStalledError, id="at once"),
     ],
 )
-async def test_a_body_that_breaks_off_after_many_bytes_is_an_answer(
+async def test_a_body_that_stalls_after_many_bytes_is_an_answer(
     attempts: Attempts, seconds: int, rate: int, error: type[Exception]
 ) -> None:
     threads = RequestThreads("the store", max_requests=1, stall_timeout_s=STALL_S)
-    body = Ending(attempts, seconds, rate)
-    with pytest.raises(TransientStoreError, match="reset") as raised:
+    body = Stalling(attempts, seconds, rate)
+    with pytest.raises(StoreStalledError, match="no bytes") as raised:
         await threads.read(
             lambda: (body, None), 60 * SLOWEST_RATE, lambda _: None, translated=lambda function: function()
         )

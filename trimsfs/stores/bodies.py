@@ -146,7 +146,7 @@ class RequestThreads:
 
             try:
                 translated(receive_untranslated)
-            except TransientStoreError as error:
+            except StoreStalledError as error:
                 if came and came >= (time.monotonic() - began) * SLOWEST_RATE / MOST_PATIENCE:
                     raise StoreSlowError(str(error)) from error  # until then, the store has answered
                 raise
