@@ -12,7 +12,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -67,8 +67,19 @@ def test_files_opened_one_after_the_other_are_all_released(
         assert mount.info("model")["open"] == 0
 
 
+@contextmanager
+def busy_processors() -> Iterator[None]:
+    """A program that computes for each processor: one that idles is slow when it wakes, whatever it then does."""
+    with ExitStack() as stack:
+        for _ in range(os.cpu_count() or 1):
+            program = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            stack.callback(program.wait)
+            stack.callback(program.kill)
+        yield
+
+
 def test_open_of_a_resident_file_needs_no_turn_of_the_event_loop(mount: MountedStore) -> None:
-    """A listing of attributes does, and takes little else: a third of what an open would that had one, too."""
+    """A listing of attributes does, and takes little else: a quarter of what an open would that had one, too."""
     path, pid = mount.path / "model", mount.control()["server_pid"]
 
     def used_ns(operation: Callable[[], object]) -> int:
@@ -80,10 +91,11 @@ def test_open_of_a_resident_file_needs_no_turn_of_the_event_loop(mount: MountedS
 
     path.read_bytes()
     opened, listed = [], []
-    for _ in range(20):  # in turns: the processor's speed is that of the moment
-        opened.append(used_ns(lambda: os.close(os.open(path, os.O_RDONLY))))
-        listed.append(used_ns(lambda: os.listxattr(path)))
-    assert min(opened) < 2.2 * min(listed), (opened, listed)
+    with busy_processors():
+        for _ in range(20):  # in turns: the processor's speed is that of the moment
+            opened.append(used_ns(lambda: os.close(os.open(path, os.O_RDONLY))))
+            listed.append(used_ns(lambda: os.listxattr(path)))
+    assert min(opened) < 3.2 * min(listed), (opened, listed)
 
 
 def test_killing_the_server_does_not_disturb_a_reader_of_a_resident_file(mount: MountedStore) -> None:
