@@ -11,6 +11,9 @@ def alive(pid: int) -> bool:
 
 
 def family(pid: int) -> list[int]:
-    """A process and all below it."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    """A process and all below it, without those that end meanwhile."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
     return [pid, *(below for child in children for below in family(int(child)))]
