@@ -1,6 +1,8 @@
 """Members that fail one after the other: programs on all of them read on, and get the right bytes."""
 
 import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from tests.fleet.chaos import TROUBLES, Chaos, wreak
 from tests.fleet.members import a_fleet
 from tests.fleet.reading import read_together
-from tests.fleet.stores import a_fast_store
+from tests.fleet.stores import FleetStore, a_fast_store
 from tests.support.mounts import let_in
 from tests.support.network import MEGABIT, a_network
 
@@ -45,21 +47,27 @@ def _check(chaos: Chaos, troubles: int) -> None:
     assert longest_s < PATIENCE_S + chaos.lasts_s
 
 
+@contextmanager
+def _a_chaos(
+    directory: Path, short_path: Path, files: Sequence[Path], hosts: int, lasts_s: float, *options: str
+) -> Iterator[tuple[FleetStore, Chaos]]:
+    """A store with these files, and members that are up; programs read those in ``expected`` below the directory."""
+    let_in(directory)
+    with a_network() as network, a_fast_store(network.host(RATE), directory / "store") as store:
+        store.put({path.name: path.read_bytes() for path in files})
+        places = [network.host(RATE) for _ in range(hosts)]
+        with a_fleet(short_path, store, places, *options) as fleet:
+            fleet.up(fleet.members)
+            yield store, Chaos(fleet, directory / "expected", RATE, random.Random(hosts), lasts_s)
+
+
 @pytest.mark.parametrize(("hosts", "troubles", "lasts_s", "every_s"), [FEW, MANY])
 def test_programs_read_on_beside_members_that_fail(
     tmp_path: Path, short_path: Path, hosts: int, troubles: int, lasts_s: float, every_s: float
 ) -> None:
-    chance = random.Random(hosts)
-    expected = tmp_path / "expected"
-    files = _files(expected, chance, FILES, SIZE)
-    let_in(tmp_path)
-    with a_network() as network, a_fast_store(network.host(RATE), tmp_path / "store") as store:
-        store.put({path.name: path.read_bytes() for path in files})
-        places = [network.host(RATE) for _ in range(hosts)]
-        with a_fleet(short_path, store, places, "--cache-size", str(CACHE)) as fleet:
-            fleet.up(fleet.members)
-            chaos = Chaos(fleet, expected, RATE, chance, lasts_s)
-            wreak(chaos, troubles, every_s)
+    files = _files(tmp_path / "expected", random.Random(hosts), FILES, SIZE)
+    with _a_chaos(tmp_path, short_path, files, hosts, lasts_s, "--cache-size", str(CACHE)) as (_, chaos):
+        wreak(chaos, troubles, every_s)
     _check(chaos, troubles)
 
 
@@ -67,29 +75,22 @@ def test_programs_read_on_beside_members_that_fail(
 def test_the_store_sends_new_files_about_once_beside_members_that_fail(
     tmp_path: Path, short_path: Path, hosts: int, troubles: int, lasts_s: float, every_s: float
 ) -> None:
-    chance = random.Random(hosts)
-    *new, last = _files(tmp_path / "new", chance, troubles + 1, NEW_SIZE)
-    expected = tmp_path / "expected"
-    expected.mkdir()
-    let_in(tmp_path)
+    files = _files(tmp_path / "new", random.Random(hosts), troubles + 1, NEW_SIZE)
+    *new, last = files
+    (tmp_path / "expected").mkdir()
     left = iter(new)
 
     def publish() -> None:
         path = next(left)
-        (expected / path.name).hardlink_to(path)
+        (tmp_path / "expected" / path.name).hardlink_to(path)
 
-    with a_network() as network, a_fast_store(network.host(RATE), tmp_path / "store") as store:
-        store.put({path.name: path.read_bytes() for path in (*new, last)})
-        places = [network.host(RATE) for _ in range(hosts)]
-        with a_fleet(short_path, store, places) as fleet:
-            fleet.up(fleet.members)
-            chaos = Chaos(fleet, expected, RATE, chance, lasts_s)
-            publish()
-            wreak(chaos, troubles - 1, every_s, before=publish)
-            before = store.sent_bytes()
-            print(f"store bytes: {before / (troubles * NEW_SIZE):.2f} x")
-            read_together(fleet.members, last.name, last)
-            print(f"of the last file: {(store.sent_bytes() - before) / NEW_SIZE:.2f} x")
-            assert before <= 1.5 * troubles * NEW_SIZE
-            assert store.sent_bytes() - before <= 2 * NEW_SIZE
+    with _a_chaos(tmp_path, short_path, files, hosts, lasts_s) as (store, chaos):
+        publish()
+        wreak(chaos, troubles - 1, every_s, before=publish)
+        before = store.sent_bytes()
+        print(f"store bytes: {before / (troubles * NEW_SIZE):.2f} x")
+        read_together(chaos.fleet.members, last.name, last)
+        print(f"of the last file: {(store.sent_bytes() - before) / NEW_SIZE:.2f} x")
+        assert before <= 1.5 * troubles * NEW_SIZE
+        assert store.sent_bytes() - before <= 2 * NEW_SIZE
     _check(chaos, troubles)
