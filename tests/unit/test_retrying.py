@@ -243,8 +243,8 @@ async def test_after_a_slow_body_the_deadline_counts_anew(
     assert policy.breaker.openings == 0
 
 
-async def test_bodies_that_are_slow_for_ever_end(
-    store: MemoryStore, retrying: RetryingStore, autojump_clock: MockClock
+async def test_bodies_that_are_slow_for_ever_end_and_open_no_breaker(
+    store: MemoryStore, policy: Retrying, retrying: RetryingStore, autojump_clock: MockClock
 ) -> None:
     del autojump_clock
     store.delay(2 * DEADLINE_S, method="stat")
@@ -252,6 +252,7 @@ async def test_bodies_that_are_slow_for_ever_end(
     with pytest.raises(StoreUnavailableError, match="few bytes"):
         await retrying.stat("a")
     assert store.count("stat") == MOST_SLOW + 1
+    assert policy.breaker.openings == 0
 
 
 async def test_a_store_that_is_gone_once_reached_is_away(store: MemoryStore, autojump_clock: MockClock) -> None:
