@@ -60,10 +60,12 @@ class Order:
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """Where a life ended, if it did not go on to its end, and what was wrong with what it left."""
+    """Where a life ended, if it did not go on to its end, how many calls it made, and what was wrong with what it
+    left."""
 
     at: int
     died: bool
+    calls: int
     problem: str | None = None
 
 
@@ -265,7 +267,10 @@ class Explorer:
         if self._order.count is not None:
             points = sorted(random.Random(self._order.seed).sample(points, min(self._order.count, len(points))))
         for at in points:
-            outcomes.lives.append(self._explore(outcomes, at))
+            outcome = self._explore(outcomes, at)
+            if not outcome.died and outcome.problem is None:  # it took fewer calls than the first life
+                outcome = self._explore(outcomes, outcome.calls)
+            outcomes.lives.append(outcome)
         return outcomes
 
     def _explore(self, outcomes: Outcomes, at: int) -> Outcome:
@@ -277,12 +282,13 @@ class Explorer:
             synced_at = 0 if order.synced is None else max(1, int(at * order.synced))
             self._plan.set(at, order.how, synced_at=synced_at, directory=place)
             fate, report = self._forked(partial(trio.run, life, place / "cache", self._say))
-            outcomes.calls = outcomes.calls or self._plan.calls
+            calls = self._plan.calls
+            outcomes.calls = outcomes.calls or calls
             self._plan.set(0)
             # It may come to a mapped page of the file system that has stopped before it is killed.
             ends = {0, -signal.SIGKILL, -signal.SIGBUS} if order.how is How.POWER else {0, -signal.SIGKILL}
             if fate not in ends:
-                return Outcome(at=at, died=False, problem=f"{fate}: {report}")
+                return Outcome(at=at, died=False, calls=calls, problem=f"{fate}: {report}")
             problem = None
             if order.cut:
                 problem = self._cut_short(place / "cache", at)
@@ -292,7 +298,7 @@ class Explorer:
             said = self._said.read_text().splitlines()
             problem = problem or self._look(partial(trio.run, inspect, place / "cache", said))
             outcomes.looked_s = max(outcomes.looked_s, time.monotonic() - began)
-            return Outcome(at=at, died=fate != 0, problem=problem)
+            return Outcome(at=at, died=fate != 0, calls=calls, problem=problem)
 
     def _cut_short(self, cache: Path, at: int) -> str | None:
         """Power fails once a successor has had time; another one finds what that had."""
