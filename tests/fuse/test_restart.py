@@ -117,6 +117,17 @@ def test_processes_say_what_they_are(name: str, shown: str, store_directory: Pat
         assert Path(f"/proc/{standby}/comm").read_text().strip() == "trimsfs server"
 
 
+def test_a_spawner_that_is_killed_is_followed_by_another(store_directory: Path, tmp_path: Path) -> None:
+    (store_directory / "model").write_bytes(b"weights")
+    with mounted(store_directory, tmp_path) as mount:
+        server = serving(mount)
+        (spawner,) = (pid for pid, title in titles(mount).items() if title.startswith("trimsfs spawner"))
+        os.kill(spawner, signal.SIGKILL)
+        serving(mount, not_by=server)
+        assert (mount.path / "model").read_bytes() == b"weights"
+        assert "the spawner has ended" in mount.log()
+
+
 @pytest.mark.slow
 def test_readers_of_a_server_that_is_replaced_notice_nothing(busy: MountedStore, store: Path, tmp_path: Path) -> None:
     serving(busy)

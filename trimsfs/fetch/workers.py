@@ -19,7 +19,7 @@ import trio
 
 from trimsfs import errors
 from trimsfs.concurrency.channel import Channel, ChannelClosedError, Message, pair
-from trimsfs.errors import StoreError, TransientStoreError
+from trimsfs.errors import StoreError, StoreUnavailableError, TransientStoreError
 from trimsfs.fetch.copier import Arrived, Extent, Landed, LocalBytes, ThreadCopier
 from trimsfs.fetch.peers import PeerAnswer, PeerRequest
 from trimsfs.stores.digests import Algorithm
@@ -59,9 +59,18 @@ class Spawner:
             for descriptor in not_for_it:
                 os.close(descriptor)
             set_process_title("spawner", mountpoint)
-            _spawn(theirs, make_copier, mountpoint)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the server, which ends the spawner
+            try:
+                _spawn(theirs, make_copier, mountpoint)
+            finally:
+                os._exit(0)
         theirs.close()
         self._socket = ours
+
+    async def watch(self) -> NoReturn:
+        """Raises StoreUnavailableError once the spawner has ended: the next server forks another one."""
+        await trio.lowlevel.wait_readable(self._socket)
+        raise StoreUnavailableError("the spawner has ended: starting another server")
 
     def spawn(self, role: Role = "fetch") -> socket.socket:
         """A socket to a new worker. Raises OSError when there is no spawner any more."""
@@ -75,12 +84,14 @@ class Spawner:
         return ours
 
 
-def _spawn(orders: socket.socket, make_copier: Callable[[], ThreadCopier], mountpoint: Path) -> NoReturn:
+def _spawn(orders: socket.socket, make_copier: Callable[[], ThreadCopier], mountpoint: Path) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # they are not waited for
     while True:
         data, descriptors, _, _ = socket.recv_fds(orders, 16, 1)
         if not data:
-            os._exit(0)
+            return
+        if not descriptors:
+            continue  # there were too many open: the server finds the socket closed
         with socket.socket(fileno=descriptors[0]) as end:
             try:
                 child = os.fork()
@@ -221,12 +232,15 @@ class WorkerPool:
         self.died = 0
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Receive the answers of the fetch processes, for as long as the server runs."""
+        """Receive the answers of the fetch processes, for as long as the server runs.
+
+        Raises StoreUnavailableError once the spawner has ended.
+        """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
                 task_status.started()
-                await trio.sleep_forever()
+                await self._spawner.watch()
             finally:
                 self._nursery = None  # no job is given any more
 
