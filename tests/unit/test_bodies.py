@@ -1,6 +1,7 @@
 """Bodies of a store's answers: which of them count as stalled."""
 
 import threading
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -173,6 +174,32 @@ async def test_a_body_of_which_the_client_returns_nothing_is_abandoned(monkeypat
             await threads.read(lambda: (body, None), 2 * PIECE, lambda _: None, translated=lambda function: function())
     finally:
         body.released.set()
+
+
+class Steady:
+    """A body that brings a few bytes every 20 ms."""
+
+    def __init__(self, piece: int) -> None:
+        self._piece = piece
+
+    def read1(self, _amount: int, /) -> bytes:
+        time.sleep(0.02)
+        return bytes(self._piece)
+
+    def close(self) -> None: ...
+
+
+async def test_a_body_on_a_link_that_many_share_may_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    length = 60 * PIECE
+    monkeypatch.setattr(bodies, "SLOWEST_RATE", 5 * length)
+    monkeypatch.setattr(bodies._Link, "least_rate", lambda _link, _rate: 1.0)
+    threads, came = RequestThreads("the store", max_requests=1, stall_timeout_s=0.1), bytearray()
+    bound_s = MOST_SLOW_INTERVALS * 0.1 + 0.2
+    began = time.monotonic()
+    with trio.fail_after(10):
+        await threads.read(lambda: (Steady(PIECE), None), length, came.extend, translated=lambda function: function())
+    assert len(came) == length
+    assert time.monotonic() - began > 1.5 * bound_s
 
 
 class Stalling:

@@ -132,24 +132,14 @@ class RequestThreads:
         moment.
         """
 
+        progress = _Progress(self._stall_timeout_s, MOST_SLOW_INTERVALS * self._stall_timeout_s + length / SLOWEST_RATE)
+
         def receive(body: Body, sink: Sink) -> None:
-            began, came = time.monotonic(), 0
-
-            def count(piece: Buffer) -> None:
-                nonlocal came
-                came += len(piece)
-                sink(piece)
-
-            def receive_untranslated() -> None:
+            def pass_on_counted() -> None:
                 with closing(body):
-                    pass_on(body, length, count, stall_timeout_s=self._stall_timeout_s)
+                    pass_on(body, length, progress.counted(sink), stall_timeout_s=self._stall_timeout_s)
 
-            try:
-                translated(receive_untranslated)
-            except StoreStalledError as error:
-                if came and came >= (time.monotonic() - began) * SLOWEST_RATE / MOST_PATIENCE:
-                    raise StoreSlowError(str(error)) from error  # until then, the store has answered
-                raise
+            translated(pass_on_counted)
 
         def get_small() -> tuple[bytes, T]:
             body, told = get()
@@ -157,23 +147,80 @@ class RequestThreads:
             receive(body, data.extend)
             return bytes(data), told
 
-        timeout_s = 2 * self._stall_timeout_s
-        if length <= PIECE:  # in one call: another switch of threads takes longer than a few bytes
-            small: tuple[bytes, T] = await self._run(partial(translated, get_small), self._reads, timeout_s)
-            sink(small[0])
-            return small[1]
-        # In two calls, so that an abandoned thread whose answer begins late passes nothing on.
-        answer: tuple[Body, T] = await self._run(partial(translated, get), self._reads, timeout_s)
-        body = partial(receive, answer[0], sink)
-        await self._run(body, self._reads, MOST_SLOW_INTERVALS * self._stall_timeout_s + length / SLOWEST_RATE)
-        return answer[1]
+        async def read() -> T:
+            timeout_s = 2 * self._stall_timeout_s
+            if length <= PIECE:  # in one call: another switch of threads takes longer than a few bytes
+                small: tuple[bytes, T] = await self._run(partial(translated, get_small), self._reads, timeout_s)
+                sink(small[0])
+                return small[1]
+            # In two calls, so that an abandoned thread whose answer begins late passes nothing on.
+            answer: tuple[Body, T] = await self._run(partial(translated, get), self._reads, timeout_s)
+            with progress.bound() as scope:
+                await self._run(partial(receive, answer[0], sink), self._reads, math.inf)
+            if scope.cancelled_caught:
+                raise self._unanswered(progress.bound_s)
+            return answer[1]
+
+        try:
+            return await read()
+        except StoreStalledError as error:
+            if progress.is_answer():
+                raise StoreSlowError(str(error)) from error
+            raise
 
     async def _run(self, function: Callable[[], T], limiter: trio.CapacityLimiter, timeout_s: float) -> T:
         try:
             with trio.fail_after(timeout_s):
                 return await trio.to_thread.run_sync(function, limiter=limiter, abandon_on_cancel=True)
         except trio.TooSlowError:
-            raise StoreStalledError(f"{self._subject}: no complete answer in {timeout_s:.3g} s") from None
+            raise self._unanswered(timeout_s) from None
+
+    def _unanswered(self, timeout_s: float) -> StoreStalledError:
+        return StoreStalledError(f"{self._subject}: no complete answer in {timeout_s:.3g} s")
+
+
+class _Progress:
+    """How much of a body has come, and how long the rest may take.
+
+    A body has *bound_s* seconds, and more while it comes at the least rate that is ever borne: what many share a slow
+    link for takes long, what a client waits for without a piece ends.
+    """
+
+    def __init__(self, stall_timeout_s: float, bound_s: float) -> None:
+        self.bound_s = bound_s
+        self._stall_timeout_s = stall_timeout_s
+        self._began = self._told = 0.0
+        self._came = 0
+        self._token = trio.lowlevel.current_trio_token()
+        self._scope = trio.CancelScope()
+
+    @contextmanager
+    def bound(self) -> Iterator[trio.CancelScope]:
+        """Cancel the block once the time is over."""
+        self._scope.deadline = trio.current_time() + self.bound_s
+        with self._scope:
+            yield self._scope
+
+    def counted(self, sink: Sink) -> Sink:
+        """A sink that counts what it passes on, for the thread that receives the body."""
+        self._began = self._told = time.monotonic()
+
+        def count(piece: Buffer) -> None:
+            self._came += len(piece)
+            now = time.monotonic()
+            if now - self._told > self._stall_timeout_s and self.is_answer():
+                self._told = now
+                self._token.run_sync_soon(self._go_on)
+            sink(piece)
+
+        return count
+
+    def is_answer(self) -> bool:
+        """Whether the store has answered: it has sent at least what is borne of a slow link."""
+        return bool(self._came) and self._came >= (time.monotonic() - self._began) * SLOWEST_RATE / MOST_PATIENCE
+
+    def _go_on(self) -> None:
+        self._scope.deadline = max(self._scope.deadline, trio.current_time() + 3 * self._stall_timeout_s)
 
 
 def pass_on(stream: Body, length: int, sink: Sink, *, stall_timeout_s: float) -> None:
