@@ -1,12 +1,13 @@
 """One directory of a store: its last listing, and the store's answers for single names."""
 
 import os
+from collections.abc import Sequence
 
 import trio
 from cachetools import FIFOCache
 
 from trimsfs.errors import StoreError, TransientStoreError
-from trimsfs.namespace.listing import Entry, Listing, NonObject
+from trimsfs.namespace.listing import SLICE, Entry, Listing, NonObject
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.types import Generation
 
@@ -118,7 +119,7 @@ class Directory:
     async def relisted(self, entries: Listing, asked: float) -> bool:
         """Keep a whole listing, requested at *asked*. Returns whether it is news that an object has another content."""
         told = [*((name, entry) for name, (entry, _) in self.names.items()), *self.restored.items()]
-        news = not self.replaced and any(is_replaced(entry, entries.get(name)) for name, entry in told)
+        news = not self.replaced and await _any_replaced(told, entries)
         news = news or (not self.replaced and await entries.shows_another(self.entries))
         self.replaced = False
         self.entries, self.listed, self.complete = entries, asked, True
@@ -182,3 +183,12 @@ class Directory:
 def is_replaced(before: Entry | None, now: Entry | None) -> bool:
     """Whether an object has another content now; False if it appeared or disappeared."""
     return isinstance(before, Generation) and isinstance(now, Generation) and before.etag != now.etag
+
+
+async def _any_replaced(told: Sequence[tuple[bytes, Entry]], entries: Listing) -> bool:
+    """Whether an object that was told of has another content in a listing."""
+    for first in range(0, len(told), SLICE):
+        if any(is_replaced(entry, entries.get(name)) for name, entry in told[first : first + SLICE]):
+            return True
+        await trio.lowlevel.checkpoint()
+    return False

@@ -30,6 +30,8 @@ PIECE = 1 << 16
 """Bytes unpacked at a time."""
 MOST_KNOWN = 10_000
 """Directories whose recorded digest is remembered."""
+MOST_WAITING = 1000
+"""Listings that may wait to be recorded, as each takes memory: the disk may be slower than the store, or hang."""
 
 
 class KeptListings:
@@ -41,6 +43,7 @@ class KeptListings:
         self._kept = LRUCache[str, tuple[bytes, float]](maxsize=MOST_KNOWN)
         """Digest and time of the recorded listings."""
         self._background = Background()
+        self._waiting = 0
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Record listings in the background until the server stops."""
@@ -58,16 +61,20 @@ class KeptListings:
         return None if entries is None else (entries, max(0.0, time.time() - listed))
 
     def keep(self, prefix: str, entries: Listing) -> None:
-        """Record a new listing, unless it is too long or the recorded one is equal and recent."""
-        if len(entries) <= MOST_NAMES and self._background.running:
+        """Record a new listing, unless it is too long, too many wait, or the recorded one is equal and recent."""
+        if len(entries) <= MOST_NAMES and self._waiting < MOST_WAITING and self._background.running:
+            self._waiting += 1
             self._background.start(self._keep, prefix, entries)
 
     async def _keep(self, prefix: str, entries: Listing) -> None:
-        now, digest = trio.current_time(), await trio.to_thread.run_sync(entries.digest)
-        before, since = self._kept.get(prefix, (b"", -math.inf))
-        if now - since >= RENEWED_AFTER_S or before != digest:
-            self._kept[prefix] = digest, now
-            await self._records.record(prefix, partial(packed, entries))
+        try:
+            now, digest = trio.current_time(), await trio.to_thread.run_sync(entries.digest)
+            before, since = self._kept.get(prefix, (b"", -math.inf))
+            if now - since >= RENEWED_AFTER_S or before != digest:
+                self._kept[prefix] = digest, now
+                await self._records.record(prefix, partial(packed, entries))
+        finally:
+            self._waiting -= 1
 
 
 def packed(entries: Mapping[bytes, Entry]) -> bytes:

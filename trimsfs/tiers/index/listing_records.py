@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 
 MOST_BYTES = 64 << 20
 """Most bytes of all records together."""
+FORGOTTEN = 1 / 8
+"""The share of them that is forgotten at once: to find the oldest ones takes a look at all."""
 READERS = 2
 """Reads at a time, in threads of their own: a slow read delays no other work of the disk tier."""
 _FORGET = (
@@ -30,6 +32,8 @@ class ListingRecords:
         self._threads = threads
         self._readers = Threads(READERS)
         self._store = store
+        self._bytes: int | None = None
+        """At least what all records take; None before the first is written."""
 
     async def last(self, directory: str) -> tuple[bytes, float] | None:
         """The record of a directory's last listing and its time in seconds since the epoch; None without one."""
@@ -60,4 +64,13 @@ class ListingRecords:
         names = pack()
         with self._index.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO listings VALUES (?, ?, ?)", (place, names, listed))
-            connection.execute(_FORGET, (MOST_BYTES,))
+            # What this record replaces, if any, is not subtracted: the next count finds it.
+            self._bytes = _total(connection) if self._bytes is None else self._bytes + len(names)
+            if self._bytes > MOST_BYTES:
+                connection.execute(_FORGET, (MOST_BYTES * (1 - FORGOTTEN),))
+                self._bytes = _total(connection)
+
+
+def _total(connection: sqlite3.Connection) -> int:
+    ((total,),) = connection.execute("SELECT coalesce(sum(length(names)), 0) FROM listings")
+    return int(total)
