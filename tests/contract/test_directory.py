@@ -3,6 +3,8 @@
 import errno
 import os
 import socket
+import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ from trimsfs.errors import (
     ObjectChangedError,
     ObjectNotFoundError,
     StoreAccessError,
+    StoreStalledError,
     TransientStoreError,
 )
-from trimsfs.stores import DirectoryStore, directory
+from trimsfs.stores import DirectoryStore, directory, stalls
 from trimsfs.stores.directory import MOST_NAMES
 
 
@@ -220,3 +223,42 @@ async def test_pages_are_read_one_after_the_other_whatever_comes_and_goes(
     assert stayed <= set(found)
     assert len(found) == len(set(found))
     assert read_bytes < 2 * once
+
+
+async def test_a_file_system_that_hangs_is_a_store_that_stalls(
+    root: Path, store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "model").write_bytes(b"weights")
+    generation, answers = await store.stat("model"), threading.Event()
+    open_file = os.open
+
+    def hang(*arguments: Any, **named: Any) -> int:
+        answers.wait(20)
+        return open_file(*arguments, **named)
+
+    monkeypatch.setattr(stalls, "STALL_S", 0.2)
+    monkeypatch.setattr(os, "open", hang)
+    try:
+        with trio.fail_after(10):
+            for request in (store.list_page(""), store.read(generation, 0, 7, lambda _: None)):
+                with pytest.raises(StoreStalledError, match=r"root: no answer in 0\.2 s"):
+                    await request
+    finally:
+        answers.set()
+    monkeypatch.setattr(os, "open", open_file)
+    assert await read(store, generation) == b"weights"
+
+
+async def test_a_file_system_may_be_slow(root: Path, store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = os.urandom(12 * directory.PIECE)
+    (root / "model").write_bytes(content)
+    generation, preadv = await store.stat("model"), os.preadv
+
+    def slow(*arguments: Any) -> int:
+        time.sleep(0.1)
+        return preadv(*arguments)
+
+    monkeypatch.setattr(stalls, "STALL_S", 0.5)
+    monkeypatch.setattr(stalls, "_TOLD_S", 0.0)
+    monkeypatch.setattr(os, "preadv", slow)
+    assert await read(store, generation) == content

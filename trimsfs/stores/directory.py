@@ -24,6 +24,7 @@ from trimsfs.errors import (
 )
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, absent, moment
 from trimsfs.stores.digests import Digest
+from trimsfs.stores.stalls import StallGuard
 from trimsfs.types import Generation
 
 T = TypeVar("T")
@@ -272,7 +273,8 @@ class DirectoryStore:
         return await self._call(partial(self._ask, lambda reader: reader.stat(key)))
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> None:
-        await self._call(partial(self._read, generation, offset, length, sink))
+        guard = StallGuard()
+        await self._call(partial(self._read, generation, offset, length, guard.watching(sink)), guard)
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
         return None
@@ -280,9 +282,9 @@ class DirectoryStore:
     async def aclose(self) -> None:
         """Nothing is held open between calls."""
 
-    async def _call(self, function: Callable[[], T]) -> T:
+    async def _call(self, function: Callable[[], T], guard: StallGuard | None = None) -> T:
         try:
-            return await trio.to_thread.run_sync(function, limiter=self._limiter, abandon_on_cancel=True)
+            return await (guard or StallGuard()).call(function, self._limiter, self._root)
         except PermissionError as error:
             raise StoreAccessError(f"{self._named(error)}: {error.strerror}: {self._remedy()}") from error
         except OSError as error:

@@ -19,7 +19,9 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, absent, moment
+from trimsfs.stores.bodies import SLOWEST_RATE
 from trimsfs.stores.digests import Digest
+from trimsfs.stores.stalls import STALL_S, StallGuard
 from trimsfs.types import Generation
 
 T = TypeVar("T")
@@ -89,7 +91,8 @@ class FsspecStore:
         return await self._call(partial(self._stat, key))
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> None:
-        await self._call(partial(self._read, generation, offset, length, sink))
+        guard = StallGuard(STALL_S + length / SLOWEST_RATE)  # the bytes come all at once
+        await self._call(partial(self._read, generation, offset, length, sink), guard)
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
         return None
@@ -97,7 +100,7 @@ class FsspecStore:
     async def aclose(self) -> None:
         """Do nothing: fsspec keeps its connections until the process ends."""
 
-    async def _call(self, function: Callable[[], T]) -> T:
+    async def _call(self, function: Callable[[], T], guard: StallGuard | None = None) -> T:
         def translated() -> T:
             try:
                 return function()
@@ -109,7 +112,7 @@ class FsspecStore:
                 # Each implementation raises the errors of its own client library.
                 raise TransientStoreError(f"{self._url}: {type(error).__name__}: {error}") from error
 
-        return await trio.to_thread.run_sync(translated, limiter=self._limiter, abandon_on_cancel=True)
+        return await (guard or StallGuard()).call(translated, self._limiter, self._url)
 
     def _probe(self) -> None:
         try:

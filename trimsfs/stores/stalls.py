@@ -1,0 +1,50 @@
+"""Calls in threads to what has no timeouts of its own, such as a network file system: they end when they stall."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import trio
+
+from trimsfs.errors import StoreStalledError
+from trimsfs.stores.base import Sink
+from trimsfs.types import Buffer
+
+T = TypeVar("T")
+
+STALL_S = 30.0
+"""How long a call may take, or a read bring nothing: a disk that sleeps takes seconds to start."""
+_TOLD_S = 1.0
+"""Least seconds between two signs of progress that a thread gives."""
+
+
+class StallGuard:
+    """Makes one call in a thread, and abandons it after *stall_s* seconds without progress: STALL_S without one."""
+
+    def __init__(self, stall_s: float | None = None) -> None:
+        self._stall_s = STALL_S if stall_s is None else stall_s
+        self._token = trio.lowlevel.current_trio_token()
+        self._scope = trio.CancelScope()
+
+    async def call(self, function: Callable[[], T], limiter: trio.CapacityLimiter, subject: object) -> T:
+        """Return what *function* does. Raises StoreStalledError, which names the *subject*."""
+        self._go_on()
+        with self._scope:
+            return await trio.to_thread.run_sync(function, limiter=limiter, abandon_on_cancel=True)
+        raise StoreStalledError(f"{subject}: no answer in {self._stall_s:.3g} s")
+
+    def watching(self, sink: Sink) -> Sink:
+        """A sink for the thread: each piece is progress."""
+        told = time.monotonic()
+
+        def watched(piece: Buffer) -> None:
+            nonlocal told
+            if time.monotonic() - told > _TOLD_S:
+                told = time.monotonic()
+                self._token.run_sync_soon(self._go_on)
+            sink(piece)
+
+        return watched
+
+    def _go_on(self) -> None:
+        self._scope.deadline = trio.current_time() + self._stall_s
