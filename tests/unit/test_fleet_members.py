@@ -1,6 +1,8 @@
 """Who the members of a fleet are, where chunks are placed on them, and what a host thinks of them."""
 
+import os
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +134,22 @@ async def test_the_file_is_read_again(
     assert len(warnings) == 2
     assert "not on the list of members, of 1:" in warnings[0]
     assert "those of before stay" in warnings[1]
+    caplog.clear()
+
+
+async def test_an_empty_list_leaves_the_members_of_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "members"
+    file.write_text("10.0.0.1:7\n10.0.0.2:7\n")
+    members, problems = Members(str(file), parse_address("10.0.0.1:7")), list[str | None]()
+    await members.refresh()
+    file.write_text("# nobody\n")
+    for age_s in (0, 10):  # at first, somebody may be writing it
+        os.utime(file, (time.time() - age_s,) * 2)
+        await members.refresh()
+        problems.append(members.problem)
+    assert (problems, len(members.addresses)) == ([None, "no member is listed"], 2)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [f"fleet: members not read, those of before stay: {file}: no member is listed"]
     caplog.clear()
 
 

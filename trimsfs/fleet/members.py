@@ -64,17 +64,19 @@ class Members:
 
     async def refresh(self) -> None:
         """Read the members; those of before stay if that fails."""
+        before, problem = self.problem, None
         try:
             addresses, mine = await trio.to_thread.run_sync(self._look, abandon_on_cancel=True)
-            self._settled = not self._read_once or await trio.to_thread.run_sync(self._is_settled)
-        except (OSError, ValueError) as error:
-            before, self.problem = self.problem, str(error)
-            if self.problem != before:
-                stays = "those of before stay" if self._read_once else "this host fetches alone"
-                log.warning("fleet: members not read, %s: %s: %s", stays, self._listed, self.problem)
-            return
-        self.problem = None
+        except ValueError as error:
+            problem = str(error)
+        self._settled = not self._read_once or await trio.to_thread.run_sync(self._is_settled)
         if not self._settled:
+            return
+        self.problem = problem
+        if problem is not None:
+            if problem != before:
+                stays = "those of before stay" if self._read_once else "this host fetches alone"
+                log.warning("fleet: members not read, %s: %s: %s", stays, self._listed, problem)
             return
         if self._read_once and (addresses, mine) == (self.addresses, self.mine):
             return
@@ -87,15 +89,18 @@ class Members:
             log.info("fleet: this host is %s, members on the list: %d", self.me, len(addresses))
 
     def _is_settled(self) -> bool:
-        """Whether nobody was writing the list when it was read. Raises OSError."""
-        return "/" not in self._listed or not 0 <= time.time() - Path(self._listed).stat().st_mtime < SETTLED_S
+        """Whether nobody was writing the list when it was read."""
+        try:
+            return "/" not in self._listed or not 0 <= time.time() - Path(self._listed).stat().st_mtime < SETTLED_S
+        except OSError:
+            return True
 
     def _look(self) -> tuple[frozenset[str], frozenset[str]]:
         """As `read`, with a guess where this host is not listed. Raises ValueError."""
         addresses, mine = self.read()
         host, mine = self._listen.host, mine | self._found & addresses
         if ipaddress.ip_address(host).is_unspecified:
-            host = _source(self._split(min(addresses))[0]) if addresses else ""
+            host = _source(self._split(min(addresses))[0])
         return addresses, mine or frozenset({_address(host, self._listen.port)} if host else ())
 
     def read(self) -> tuple[frozenset[str], frozenset[str]]:
@@ -114,6 +119,8 @@ class Members:
             if len(entries) == 1 and not _is_ip(self._split(entries[0])[0]):
                 host, port = self._split(entries[0])
                 entries = [_address(found, port) for found in _resolved(host)]
+        if not entries:
+            raise ValueError("no member is listed")
         addresses = frozenset(_address(*self._split(entry)) for entry in entries)
         return addresses, frozenset(filter(self._is_me, addresses))
 
