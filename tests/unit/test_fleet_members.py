@@ -153,6 +153,28 @@ async def test_an_empty_list_leaves_the_members_of_before(tmp_path: Path, caplog
     caplog.clear()
 
 
+async def test_names_are_looked_up_rarely_and_for_a_short_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    lookups, names = list[str](), {"a": ["10.0.0.1"], "b": ["10.0.0.2"]}
+    answers = _no_names_but(names)
+
+    def slow(host: str, *_: object, **__: object) -> object:
+        lookups.append(host)
+        time.sleep(0.2)
+        return answers(host)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    monkeypatch.setattr("trimsfs.fleet.members.RESOLVING_S", 0.1)
+    members = Members("a,b,none", parse_address("10.0.0.2:7443"))
+    for count in (1, 2, 3, 3):
+        found = members.read()
+        assert len(lookups) == count
+    assert found == (frozenset({"a:7443", "b:7443", "none:7443"}), frozenset({"b:7443"}))
+    members._names = {host: (addresses, 0.0) for host, (addresses, _) in members._names.items()}
+    names.clear()
+    assert [members.read() for _ in range(4)] == 4 * [found]  # DNS has gone, this host still knows itself
+    assert sorted(lookups) == sorted(2 * ["a", "b", "none"])
+
+
 @pytest.mark.parametrize("line", ["bad line here", "https://10.0.0.1:7", "10.0.0.1:70000", ":7", "a:b"])
 async def test_a_line_that_is_no_member_is_told(tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "members"
