@@ -83,7 +83,12 @@ class Nginx:
         chosen = {str(mountpoint) for mountpoint in mountpoints}
         found = self.drained() | chosen if drained else self.drained() - chosen
         self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        self._drained.write_text("".join(f"{mountpoint}\n" for mountpoint in sorted(found)))
+        new = self._drained.with_suffix(".new")
+        with new.open("w") as file:
+            file.writelines(f"{mountpoint}\n" for mountpoint in sorted(found))
+            file.flush()
+            os.fsync(file.fileno())  # before it replaces the old one, also if the power fails
+        new.replace(self._drained)
 
     def write(self, members: Sequence[Member]) -> None:
         """Write the configuration of some mounts, if nginx accepts it. Raises TrimsError and OSError."""

@@ -139,6 +139,16 @@ def test_a_drained_mount_stays_so_until_it_is_undrained(mounts: Path) -> None:
     assert "return 503;" not in configuration.read_text()
 
 
+def test_what_is_drained_changes_in_one_step(tmp_path: Path) -> None:
+    nginx = Nginx(tmp_path)
+    nginx.set_drained([Path("/models")], drained=True)
+    with (tmp_path / "drained").open() as before:
+        nginx.set_drained([Path("/other")], drained=True)
+        assert before.read() == "/models\n"
+    assert nginx.drained() == {"/models", "/other"}
+    assert [path.name for path in tmp_path.iterdir()] == ["drained"]
+
+
 def test_a_host_without_a_fleet_is_told_so(mounts: Path) -> None:
     (mounts / "models.toml").unlink()
     done = mountctl_fleet(mounts, "apply")
