@@ -94,7 +94,9 @@ class Nginx:
         """Write the configuration of some mounts, if nginx accepts it. Raises TrimsError and OSError."""
         self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         new = self.configuration.with_suffix(".new")
-        new.write_text(render(self.directory, members))
+        text = render(self.directory, members)
+        _check_certificates(members)
+        new.write_text(text)
         try:
             done = subprocess.run(
                 [*_program(), "-t", "-q", "-c", new],
@@ -209,6 +211,17 @@ def render(directory: Path, members: Sequence[Member]) -> str:
         directory=_quotable(directory),
         members="".join(_member(number, member) for number, member in enumerate(members)),
     )
+
+
+def _check_certificates(members: Iterable[Member]) -> None:
+    """Raise CommandNotRunnableError if a file is missing, perhaps until later: the service is started again."""
+    for member in members:
+        options = member.options
+        for name, file in (("ca", options.fleet_ca), ("cert", options.fleet_cert), ("key", options.fleet_key)):
+            if not os.path.exists(str(file)):
+                raise CommandNotRunnableError(
+                    f"option --fleet-{name} {file} of {member.mountpoint}: there is no such file: make it"
+                )
 
 
 def _member(number: int, member: Member) -> str:

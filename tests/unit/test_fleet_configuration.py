@@ -156,6 +156,23 @@ def test_a_host_without_a_fleet_is_told_so(mounts: Path) -> None:
     assert done.stderr == f"mountctl: no mount declared in {mounts} belongs to a fleet: set fleet in one\n"
 
 
+def test_a_mount_with_wrong_options_is_left_out(mounts: Path, port: int) -> None:
+    (mounts / "wrong.toml").write_text('mountpoint = "/wrong"\nfleet = "models"\n')
+    told = "mountctl: /wrong is left out: option --fleet models: incomplete: set --fleet-members\n"
+    done = mountctl_fleet(mounts, "apply")
+    assert (done.returncode, done.stderr) == (2, told)
+    assert done.stdout == f"/models: fleet models: served at 127.0.0.1:{port}\nreloaded nginx\n"
+
+
+def test_nginx_runs_without_a_mount_with_wrong_options(mounts: Path) -> None:
+    (mounts / "alone.toml").write_text('mountpoint = "/alone"\nfleet = "models"\n')
+    with reserved_ports() as ports:
+        port = ports[0]
+    replace(mounts, 'fleet_listen = "127.0.0.1:7443"', f'fleet_listen = "127.0.0.1:{port}"')
+    with run_daemon("nginx", command(mounts, "run"), mounts.parent / "nginx.log", os.environ) as daemon:
+        daemon.wait_until(lambda: accepts(port), 20)
+
+
 def test_a_mount_without_a_fleet_cannot_be_drained(mounts: Path) -> None:
     done = mountctl_fleet(mounts, "drain", "alone")
     assert done.returncode == 2
@@ -170,10 +187,17 @@ def test_a_certificate_that_nginx_cannot_load_is_told(mounts: Path) -> None:
     assert not (mounts.parent / "fleet/nginx.conf").exists()
 
 
-def test_an_address_that_may_come_later_is_tried_again(mounts: Path) -> None:
-    replace(mounts, 'fleet_listen = "127.0.0.1', 'fleet_listen = "192.0.2.1')
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('listen = "127.0.0.1', 'listen = "192.0.2.1', "nginx cannot listen: bind() to 192.0.2.1:7443 failed"),
+        ("127.0.0.1.pem", "later.pem", "option --fleet-cert {directory}/later.pem of /models: there is no such file"),
+    ],
+)
+def test_what_may_come_later_is_tried_again(mounts: Path, old: str, new: str, told: str) -> None:
+    replace(mounts, old, new)
     done = mountctl_fleet(mounts, "run")
-    assert done.stderr.startswith("mountctl: nginx cannot listen: bind() to 192.0.2.1:7443 failed")
+    assert done.stderr.startswith(f"mountctl: {told.format(directory=mounts.parent)}")
     unit = configparser.ConfigParser(strict=False)
     unit.read(UNIT)
     assert str(done.returncode) not in unit["Service"]["RestartPreventExitStatus"].split()
