@@ -40,9 +40,13 @@ def member(**options: Any) -> Member:
 
 def test_each_mount_has_a_server_of_its_own() -> None:
     text = render(DIRECTORY, [member(), member(fleet="other", fleet_listen="10.0.0.1:7444", cache_dir="/cache")])
-    for line in ("listen 10.0.0.1:7443 ssl;", "location /c/models/ {", 'alias "/var/cache/trimsfs/models/blobs/";'):
+    for line in (
+        "listen 10.0.0.1:7443 ssl backlog=4096;",
+        "location /c/models/ {",
+        'alias "/var/cache/trimsfs/models/blobs/";',
+    ):
         assert text.count(line) == 1
-    for line in ("listen 10.0.0.1:7444 ssl;", "location /c/other/ {", 'server "unix:/cache/fleet.sock";'):
+    for line in ("listen 10.0.0.1:7444 ssl backlog=4096;", "location /c/other/ {", 'server "unix:/cache/fleet.sock";'):
         assert text.count(line) == 1
     assert "user " not in text
 
