@@ -2,7 +2,7 @@
 
 import os
 import resource
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,7 @@ from mountctl.fleet.nginx import Member, Nginx
 from trimsfs.command_group import examples
 from trimsfs.errors import ConfigurationError
 from trimsfs.exit_codes import exit_code
-from trimsfs.options import FLEET_DIRECTORY, load_options
+from trimsfs.options import FLEET_DIRECTORY, MountOptions, load_options
 
 Action = Literal["apply", "drain", "undrain", "run"]
 
@@ -43,10 +43,11 @@ def fleet(action: Action, names: tuple[str, ...], fleet_dir: Path, directory: Pa
     nginx = Nginx(fleet_dir.absolute())
     chosen = [find_mount(name, directory).mountpoint for name in names]
     mounts, problems = declared_mounts(directory)
-    for problem in problems:
-        click.echo(f"mountctl: {problem}", err=True)
     with nginx.changing():
-        members = _members(mounts, nginx)
+        options = _options_of_fleets(mounts, problems)
+        for problem in problems:
+            click.echo(f"mountctl: {problem}", err=True)
+        members = _members(options, nginx)
         for mountpoint in chosen:
             if mountpoint not in {member.mountpoint for member in members}:
                 raise ConfigurationError(f"{mountpoint} belongs to no fleet: set fleet in its file in {directory}")
@@ -54,7 +55,7 @@ def fleet(action: Action, names: tuple[str, ...], fleet_dir: Path, directory: Pa
             raise ConfigurationError(f"no mount declared in {directory} belongs to a fleet: set fleet in one")
         if action in {"drain", "undrain"}:
             nginx.set_drained(chosen or [member.mountpoint for member in members], drained=action == "drain")
-            members = _members(mounts, nginx)
+            members = _members(options, nginx)
         if action == "run":
             nginx.check_stopped()
         nginx.write(members)
@@ -74,13 +75,23 @@ def fleet(action: Action, names: tuple[str, ...], fleet_dir: Path, directory: Pa
     return exit_code(ConfigurationError.__name__) if problems else 0
 
 
-def _members(mounts: Sequence[NamedMount], nginx: Nginx) -> list[Member]:
-    """The declared mounts that belong to a fleet."""
-    drained = nginx.drained()
-    members = []
+def _options_of_fleets(mounts: Sequence[NamedMount], problems: list[ConfigurationError]) -> dict[Path, MountOptions]:
+    """The options of the declared mounts that belong to a fleet, by mount point, without those that have problems."""
+    found = {}
     for mount in mounts:
-        options = load_options({}, configs=mount.configs).resolved(mount.mountpoint)
-        if options.fleet is not None:
-            drained_too = str(mount.mountpoint) in drained
-            members.append(Member(mountpoint=mount.mountpoint, options=options, drained=drained_too))
-    return members
+        try:
+            options = load_options({}, configs=mount.configs).resolved(mount.mountpoint)
+        except ConfigurationError as error:
+            problems.append(ConfigurationError(f"{mount.mountpoint} is left out: {error}"))
+        else:
+            if options.fleet is not None:
+                found[mount.mountpoint] = options
+    return found
+
+
+def _members(options: Mapping[Path, MountOptions], nginx: Nginx) -> list[Member]:
+    drained = nginx.drained()
+    return [
+        Member(mountpoint=mountpoint, options=of_mount, drained=str(mountpoint) in drained)
+        for mountpoint, of_mount in options.items()
+    ]

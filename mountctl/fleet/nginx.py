@@ -83,13 +83,20 @@ class Nginx:
         chosen = {str(mountpoint) for mountpoint in mountpoints}
         found = self.drained() | chosen if drained else self.drained() - chosen
         self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        self._drained.write_text("".join(f"{mountpoint}\n" for mountpoint in sorted(found)))
+        new = self._drained.with_suffix(".new")
+        with new.open("w") as file:
+            file.writelines(f"{mountpoint}\n" for mountpoint in sorted(found))
+            file.flush()
+            os.fsync(file.fileno())  # before it replaces the old one, also if the power fails
+        new.replace(self._drained)
 
     def write(self, members: Sequence[Member]) -> None:
         """Write the configuration of some mounts, if nginx accepts it. Raises TrimsError and OSError."""
         self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         new = self.configuration.with_suffix(".new")
-        new.write_text(render(self.directory, members))
+        text = render(self.directory, members)
+        _check_certificates(members)
+        new.write_text(text)
         try:
             done = subprocess.run(
                 [*_program(), "-t", "-q", "-c", new],
@@ -204,6 +211,17 @@ def render(directory: Path, members: Sequence[Member]) -> str:
         directory=_quotable(directory),
         members="".join(_member(number, member) for number, member in enumerate(members)),
     )
+
+
+def _check_certificates(members: Iterable[Member]) -> None:
+    """Raise CommandNotRunnableError if a file is missing, perhaps until later: the service is started again."""
+    for member in members:
+        options = member.options
+        for name, file in (("ca", options.fleet_ca), ("cert", options.fleet_cert), ("key", options.fleet_key)):
+            if not os.path.exists(str(file)):
+                raise CommandNotRunnableError(
+                    f"option --fleet-{name} {file} of {member.mountpoint}: there is no such file: make it"
+                )
 
 
 def _member(number: int, member: Member) -> str:

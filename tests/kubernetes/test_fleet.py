@@ -90,7 +90,7 @@ def test_server_and_nginx_have_one_configuration_which_is_valid(
     assert problems == []
     assert str(mount.mountpoint) in server["command"]
     text = render(Path(paths["fleet-state"]), [Member(mountpoint=mount.mountpoint, options=options)])
-    assert f"listen 0.0.0.0:{nginx['ports'][0]['containerPort']} ssl;" in text
+    assert f"listen 0.0.0.0:{nginx['ports'][0]['containerPort']} ssl backlog=" in text
 
 
 def test_the_servers_find_each_other_by_the_service(documents: tuple[Manifest, ...], pod: Manifest) -> None:

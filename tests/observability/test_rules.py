@@ -144,6 +144,17 @@ def test_an_alert_fires_for_its_fault_and_stops(alert: str, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_a_member_of_a_fleet_that_fails_is_one_alert_for_all_hosts(tmp_path: Path) -> None:
+    series = [
+        {"series": labelled("trimsfs_fleet_failing_members").replace("host", host), "values": "0x5 1x20"}
+        for host in ("one", "two", "three")
+    ]
+    firing = 'count(ALERTS{alertname="TrimsfsFleetMemberFails",alertstate="firing"})'
+    expected = [{"expr": firing, "eval_time": "20m", "exp_samples": [{"labels": "{}", "value": 1}]}]
+    run_promtool(tmp_path, [{"interval": "1m", "input_series": series, "promql_expr_test": expected}])
+
+
+@pytest.mark.slow
 def test_recording_rules(tmp_path: Path) -> None:
     opens = "trimsfs_files_open_seconds_count"
     series = {

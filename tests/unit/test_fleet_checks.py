@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -19,7 +21,9 @@ from tests.services import HOST
 from trimsfs.cli import fleet_checks
 from trimsfs.cli.checks import Advice, ProblemError
 from trimsfs.errors import ConfigurationError
+from trimsfs.handover.ledger import Ledger
 from trimsfs.options import FLEET_SOCKET, MountOptions
+from trimsfs.server.fleet import FleetPart
 
 
 def options(authority: Authority, identity: Identity, members: str = "10.0.0.1:7443", port: int = 7443) -> MountOptions:
@@ -231,3 +235,25 @@ def test_nginx_needs_users_and_the_rights_of_the_socket(tmp_path: Path, monkeypa
     socket.chmod(0o660)
     with pytest.raises(ProblemError, match=f"the server runs as uid {os.getuid()}: `mountctl upgrade`"):
         checked_rights(tmp_path, "nobody", monkeypatch, "nobody")
+
+
+@pytest.mark.parametrize(
+    ("stores", "told"),
+    [
+        ({"store": "/srv/models"}, ["/srv/models"]),
+        ({"store": "file:///srv/models"}, ["file:///srv/models"]),
+        ({"stores": [{"path": "a", "store": "s3://a"}, {"path": "b", "store": "/b"}]}, ["/b"]),
+        ({"store": "s3://models/prefix"}, []),
+    ],
+)
+def test_a_store_that_is_a_directory_is_noted(
+    stores: dict[str, Any], told: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = {name: f"/{name}" for name in ("fleet_members", "fleet_ca", "fleet_cert", "fleet_key")}
+    of_mount = MountOptions(fleet="models", fleet_listen=f"{HOST}:7443", **fleet, **stores)
+    with pytest.raises(Advice, match=f"^{told[0]}: a directory, ") if told else nullcontext():
+        assert fleet_checks.stores(of_mount) == "none is a directory"
+    parts: Any = SimpleNamespace(copier=None, disk=None, ledger=Ledger())
+    FleetPart(of_mount, parts, parts, parts)
+    assert [record.getMessage().partition(":")[2].split()[1] for record in caplog.records] == told
+    caplog.clear()

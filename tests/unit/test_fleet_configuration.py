@@ -40,9 +40,13 @@ def member(**options: Any) -> Member:
 
 def test_each_mount_has_a_server_of_its_own() -> None:
     text = render(DIRECTORY, [member(), member(fleet="other", fleet_listen="10.0.0.1:7444", cache_dir="/cache")])
-    for line in ("listen 10.0.0.1:7443 ssl;", "location /c/models/ {", 'alias "/var/cache/trimsfs/models/blobs/";'):
+    for line in (
+        "listen 10.0.0.1:7443 ssl backlog=4096;",
+        "location /c/models/ {",
+        'alias "/var/cache/trimsfs/models/blobs/";',
+    ):
         assert text.count(line) == 1
-    for line in ("listen 10.0.0.1:7444 ssl;", "location /c/other/ {", 'server "unix:/cache/fleet.sock";'):
+    for line in ("listen 10.0.0.1:7444 ssl backlog=4096;", "location /c/other/ {", 'server "unix:/cache/fleet.sock";'):
         assert text.count(line) == 1
     assert "user " not in text
 
@@ -139,11 +143,38 @@ def test_a_drained_mount_stays_so_until_it_is_undrained(mounts: Path) -> None:
     assert "return 503;" not in configuration.read_text()
 
 
+def test_what_is_drained_changes_in_one_step(tmp_path: Path) -> None:
+    nginx = Nginx(tmp_path)
+    nginx.set_drained([Path("/models")], drained=True)
+    with (tmp_path / "drained").open() as before:
+        nginx.set_drained([Path("/other")], drained=True)
+        assert before.read() == "/models\n"
+    assert nginx.drained() == {"/models", "/other"}
+    assert [path.name for path in tmp_path.iterdir()] == ["drained"]
+
+
 def test_a_host_without_a_fleet_is_told_so(mounts: Path) -> None:
     (mounts / "models.toml").unlink()
     done = mountctl_fleet(mounts, "apply")
     assert done.returncode == 2
     assert done.stderr == f"mountctl: no mount declared in {mounts} belongs to a fleet: set fleet in one\n"
+
+
+def test_a_mount_with_wrong_options_is_left_out(mounts: Path, port: int) -> None:
+    (mounts / "wrong.toml").write_text('mountpoint = "/wrong"\nfleet = "models"\n')
+    told = "mountctl: /wrong is left out: option --fleet models: incomplete: set --fleet-members\n"
+    done = mountctl_fleet(mounts, "apply")
+    assert (done.returncode, done.stderr) == (2, told)
+    assert done.stdout == f"/models: fleet models: served at 127.0.0.1:{port}\nreloaded nginx\n"
+
+
+def test_nginx_runs_without_a_mount_with_wrong_options(mounts: Path) -> None:
+    (mounts / "alone.toml").write_text('mountpoint = "/alone"\nfleet = "models"\n')
+    with reserved_ports() as ports:
+        port = ports[0]
+    replace(mounts, 'fleet_listen = "127.0.0.1:7443"', f'fleet_listen = "127.0.0.1:{port}"')
+    with run_daemon("nginx", command(mounts, "run"), mounts.parent / "nginx.log", os.environ) as daemon:
+        daemon.wait_until(lambda: accepts(port), 20)
 
 
 def test_a_mount_without_a_fleet_cannot_be_drained(mounts: Path) -> None:
@@ -160,10 +191,17 @@ def test_a_certificate_that_nginx_cannot_load_is_told(mounts: Path) -> None:
     assert not (mounts.parent / "fleet/nginx.conf").exists()
 
 
-def test_an_address_that_may_come_later_is_tried_again(mounts: Path) -> None:
-    replace(mounts, 'fleet_listen = "127.0.0.1', 'fleet_listen = "192.0.2.1')
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('listen = "127.0.0.1', 'listen = "192.0.2.1', "nginx cannot listen: bind() to 192.0.2.1:7443 failed"),
+        ("127.0.0.1.pem", "later.pem", "option --fleet-cert {directory}/later.pem of /models: there is no such file"),
+    ],
+)
+def test_what_may_come_later_is_tried_again(mounts: Path, old: str, new: str, told: str) -> None:
+    replace(mounts, old, new)
     done = mountctl_fleet(mounts, "run")
-    assert done.stderr.startswith("mountctl: nginx cannot listen: bind() to 192.0.2.1:7443 failed")
+    assert done.stderr.startswith(f"mountctl: {told.format(directory=mounts.parent)}")
     unit = configparser.ConfigParser(strict=False)
     unit.read(UNIT)
     assert str(done.returncode) not in unit["Service"]["RestartPreventExitStatus"].split()

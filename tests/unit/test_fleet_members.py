@@ -1,6 +1,8 @@
 """Who the members of a fleet are, where chunks are placed on them, and what a host thinks of them."""
 
+import os
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -133,6 +135,44 @@ async def test_the_file_is_read_again(
     assert "not on the list of members, of 1:" in warnings[0]
     assert "those of before stay" in warnings[1]
     caplog.clear()
+
+
+async def test_an_empty_list_leaves_the_members_of_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "members"
+    file.write_text("10.0.0.1:7\n10.0.0.2:7\n")
+    members, problems = Members(str(file), parse_address("10.0.0.1:7")), list[str | None]()
+    await members.refresh()
+    file.write_text("# nobody\n")
+    for age_s in (0, 10):  # at first, somebody may be writing it
+        os.utime(file, (time.time() - age_s,) * 2)
+        await members.refresh()
+        problems.append(members.problem)
+    assert (problems, len(members.addresses)) == ([None, "no member is listed"], 2)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [f"fleet: members not read, those of before stay: {file}: no member is listed"]
+    caplog.clear()
+
+
+async def test_names_are_looked_up_rarely_and_for_a_short_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    lookups, names = list[str](), {"a": ["10.0.0.1"], "b": ["10.0.0.2"]}
+    answers = _no_names_but(names)
+
+    def slow(host: str, *_: object, **__: object) -> object:
+        lookups.append(host)
+        time.sleep(0.2)
+        return answers(host)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    monkeypatch.setattr("trimsfs.fleet.members.RESOLVING_S", 0.1)
+    members = Members("a,b,none", parse_address("10.0.0.2:7443"))
+    for count in (1, 2, 3, 3):
+        found = members.read()
+        assert len(lookups) == count
+    assert found == (frozenset({"a:7443", "b:7443", "none:7443"}), frozenset({"b:7443"}))
+    members._names = {host: (addresses, 0.0) for host, (addresses, _) in members._names.items()}
+    names.clear()
+    assert [members.read() for _ in range(4)] == 4 * [found]  # DNS has gone, this host still knows itself
+    assert sorted(lookups) == sorted(2 * ["a", "b", "none"])
 
 
 @pytest.mark.parametrize("line", ["bad line here", "https://10.0.0.1:7", "10.0.0.1:70000", ":7", "a:b"])

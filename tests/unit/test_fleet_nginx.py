@@ -225,9 +225,10 @@ async def test_a_slow_limit_is_kept_by_each_upload(member: Fixture, chunk_size: 
     assert 0.9 < time.monotonic() - began < 10
 
 
-async def test_a_configuration_that_nginx_refuses_leaves_the_last_one(member: Fixture) -> None:
+async def test_a_configuration_that_nginx_refuses_leaves_the_last_one(member: Fixture, tmp_path: Path) -> None:
     before = member.nginx.configuration.read_text()
-    broken = member.options.model_copy(update={"fleet_cert": Path("/nonexistent.pem")})
+    (tmp_path / "junk.pem").write_text("junk")
+    broken = member.options.model_copy(update={"fleet_cert": tmp_path / "junk.pem"})
     with pytest.raises(ConfigurationError, match="nginx refuses its configuration: cannot load certificate"):
         member.nginx.write([Member(mountpoint=MODELS, options=broken)])
     assert member.nginx.configuration.read_text() == before

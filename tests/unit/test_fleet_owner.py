@@ -148,6 +148,20 @@ async def test_chunks_are_fetched_once_checked_and_left_to_nginx(asker: Asker, c
     assert asker.chunks.statistics().sent_bytes == 2 * asker.server.store.generation(KEY).size + chunk_size
 
 
+async def test_a_server_that_cannot_listen_tells_it(
+    serving: Serving, store: MemoryStore, tmp_path: Path, chunk_size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = tmp_path / "cache"
+    (cache / FLEET_SOCKET).mkdir(parents=True)
+    async with asking(serving, store, cache, chunk_size):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as reports, pytest.raises(ConnectionRefusedError):
+            reports.connect(str(cache / FLEET_REPORTS))
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert told.startswith(f"fleet: cannot listen in {cache}: ")
+    assert told.endswith(": this host sends no chunks: correct that, then `mountctl upgrade`")
+    caplog.clear()
+
+
 async def test_nginx_may_read_what_is_sent_and_nothing_else(asker: Asker, tmp_path: Path) -> None:
     _, headers = await asker.ask(asker.request(0, 0))
     async with asker.server.disk.using(asker.server.store.generation("model/config")) as other:

@@ -150,3 +150,25 @@ async def test_a_lost_report_takes_a_place_for_half_a_minute_at_most(autojump_cl
     await start(uploads, MOST_OF_CHUNK)
     await trio.sleep(31)
     await start(uploads, MOST_OF_CHUNK)
+
+
+async def test_a_report_of_an_earlier_servers_upload_ends_none_of_this_one(autojump_clock: MockClock) -> None:
+    earlier, uploads = Uploads(None), Uploads(None)
+    numbers = await start(earlier, MOST_OF_CHUNK)
+    await start(uploads, MOST_OF_CHUNK)
+    for number in numbers:
+        uploads.ended(number, SIZE, complete=True)
+    assert await holders(uploads) == []
+
+
+async def test_chunks_that_a_slow_upload_kept_are_forgotten_after_it(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.fleet.uploads.KNOWN_CHUNKS", 2)
+    uploads = Uploads(None)
+    (slow,) = await start(uploads)
+    for chunk in range(1, 10):
+        (number,) = await start(uploads, chunk=("token", chunk))
+        uploads.ended(number, SIZE, complete=True)
+    uploads.ended(slow, SIZE, complete=True)
+    assert list(uploads._chunks) == [("token", 9), CHUNK]

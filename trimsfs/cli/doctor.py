@@ -332,7 +332,12 @@ def _fleet(options: MountOptions) -> list[tuple[str, Callable[[MountOptions], st
         checks = importlib.import_module("trimsfs.cli.fleet_checks")  # only if needed
     except ImportError as error:
         return [("fleet", partial(_fail, f"{error}: pip install 'trimsfs[fleet]'"))]
-    return [("fleet certificate", checks.certificate), ("fleet nginx", checks.nginx), ("fleet members", checks.members)]
+    return [
+        ("fleet stores", checks.stores),
+        ("fleet certificate", checks.certificate),
+        ("fleet nginx", checks.nginx),
+        ("fleet members", checks.members),
+    ]
 
 
 def _fail(problem: str, _: MountOptions) -> str:

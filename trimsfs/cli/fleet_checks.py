@@ -1,4 +1,4 @@
-"""The checks of ``trimsfs doctor`` for a mount that belongs to a fleet: certificate, nginx, members and clocks."""
+"""The checks of ``trimsfs doctor`` for a mount of a fleet: stores, certificate, nginx, members and clocks."""
 
 import email.utils
 import http.client
@@ -19,7 +19,7 @@ from trimsfs.fleet.certificates import check_certificate, client_context
 from trimsfs.fleet.connection import reason_of
 from trimsfs.fleet.members import Members
 from trimsfs.listen_address import parse_address
-from trimsfs.options import FLEET_SOCKET, FLEET_USER, FLEET_USERS_REMEDY, MountOptions
+from trimsfs.options import FLEET_SOCKET, FLEET_USER, FLEET_USERS_REMEDY, MountOptions, directories
 from trimsfs.server.sandbox import Identity, identity
 
 ANSWER_TIMEOUT_S = 3.0
@@ -48,6 +48,16 @@ def certificate(options: MountOptions) -> str:
     if key.stat().st_mode & stat.S_IROTH:
         raise Advice(f"{key}: every local user may read it: `chmod 600 {key}`")
     return f"{chain}: valid for {left_s / 86400:.0f} days"
+
+
+def stores(options: MountOptions) -> str:
+    """Whether files have the same ETags on all hosts, which share by these."""
+    if found := directories(options):
+        raise Advice(
+            f"{', '.join(found)}: a directory, of which hosts with other device and inode numbers there share nothing: "
+            "use a bucket"
+        )
+    return "none is a directory"
 
 
 def _files(options: MountOptions) -> tuple[Path, Path, Path]:

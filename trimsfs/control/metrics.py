@@ -93,7 +93,7 @@ HELP = {
     "fleet_slow_requests": "Requests to members given up, as they were too slow.",
     "fleet_busy_requests": "Requests to members that were too busy.",
     "fleet_failed_requests": "Other requests to members that failed.",
-    "fleet_member_received_bytes": "Bytes that each member has sent.",
+    "fleet_member_received_bytes": "Bytes that each of the first 64 members asked has sent.",
     "fleet_member_strikes": "Chunks of each member that failed their checksum.",
     "fleet_served_sent_requests": "Requests of other members for chunks that were sent.",
     "fleet_served_sent_bytes": "Bytes of chunks sent to other members.",

@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,19 +60,24 @@ class ChunkServer:
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer nginx until the server stops."""
-        try:
-            self._owner.let_nginx_in()
-            reports = _bound(self._directory / FLEET_REPORTS, socket.SOCK_DGRAM)
-            listener = _bound(self._directory / FLEET_SOCKET, socket.SOCK_STREAM)
-            listener.listen(socket.SOMAXCONN)
-        except OSError as error:
-            log.error("fleet: cannot listen in %s: %s: this host sends no chunks", self._directory, error)
+        with ExitStack() as sockets:
+            try:
+                self._owner.let_nginx_in()
+                reports = sockets.enter_context(_bound(self._directory / FLEET_REPORTS, socket.SOCK_DGRAM))
+                listener = sockets.enter_context(_bound(self._directory / FLEET_SOCKET, socket.SOCK_STREAM))
+                listener.listen(socket.SOMAXCONN)
+            except OSError as error:
+                log.error(
+                    "fleet: cannot listen in %s: %s: this host sends no chunks: correct that, then `mountctl upgrade`",
+                    self._directory,
+                    error,
+                )
+                task_status.started()
+                return
             task_status.started()
-            return
-        task_status.started()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._uploads.run, reports)
-            nursery.start_soon(HttpServer(self._owner.answer).run, listener)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._uploads.run, reports)
+                nursery.start_soon(HttpServer(self._owner.answer).run, listener)
 
 
 def _bound(path: Path, kind: socket.SocketKind) -> socket.socket:

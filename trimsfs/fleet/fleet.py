@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import trio
 
@@ -16,11 +17,15 @@ from trimsfs.telemetry.model_counters import Labelled
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
 
+MOST_MEMBERS = 64
+"""Members with bytes of their own in the statistics: those that were asked first."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetStatistics:
     """Counts since the server started: what members gave, requests to them that failed, and chunks for which the store
-    was asked in their place. ``on``, ``members`` and ``failing_members`` are of now."""
+    was asked in their place. ``on``, ``members`` and ``failing_members`` are of now. Members without strikes are not
+    among those of ``member_strikes``."""
 
     on: int
     members: int
@@ -34,6 +39,10 @@ class FleetStatistics:
     failed_requests: int
     member_received_bytes: Labelled
     member_strikes: Labelled
+
+
+def _by_member(numbers: dict[str, int]) -> Labelled:
+    return Labelled(("member",), {(member,): number for member, number in numbers.items()})
 
 
 class Fleet:
@@ -93,12 +102,13 @@ class Fleet:
             slow_requests=counts.slow,
             busy_requests=counts.busy,
             failed_requests=counts.failed,
-            member_received_bytes=self._by_member(lambda health: health.received_bytes),
-            member_strikes=self._by_member(lambda health: health.strikes),
+            member_received_bytes=_by_member(
+                {member: health.received_bytes for member, health in islice(self.health.members.items(), MOST_MEMBERS)}
+            ),
+            member_strikes=_by_member(
+                {member: health.strikes for member, health in self.health.members.items() if health.strikes}
+            ),
         )
-
-    def _by_member(self, number: Callable[[MemberHealth], int]) -> Labelled:
-        return Labelled(("member",), {(member,): number(health) for member, health in self.health.members.items()})
 
     def facts(self) -> dict[str, object]:
         """What ``trimsfs status`` and the control file ``control`` tell of the fleet."""

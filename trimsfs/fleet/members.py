@@ -2,6 +2,7 @@
 
 import ipaddress
 import logging
+import random
 import re
 import secrets
 import socket
@@ -19,6 +20,11 @@ INTERVAL_S, FIRST_S = 5.0, 1.0
 """How often the members are read, and how long a server that starts waits for them at most."""
 SETTLED_S = 1.0
 """How old a change of the file must be: a program may still be writing it."""
+RESOLVED_S, UNRESOLVED_S = 300.0, 60.0
+"""For how long the addresses of a name count at most, and for how long one that has none is not tried again. Hundreds
+of hosts look up hundreds of names each."""
+RESOLVING_S = 3.0
+"""How long names are looked up each time that the list is read. A lookup may take long if DNS does not answer."""
 
 
 class Members:
@@ -36,6 +42,7 @@ class Members:
         self._listen = listen
         self._read_once, self._settled = False, True
         self._found: frozenset[str] = frozenset()
+        self._names: dict[str, tuple[list[str], float]] = {}
         self.problem: str | None = None
         self.instance = secrets.token_hex(8)
         self.addresses: frozenset[str] = frozenset()
@@ -64,17 +71,19 @@ class Members:
 
     async def refresh(self) -> None:
         """Read the members; those of before stay if that fails."""
+        before, problem = self.problem, None
         try:
             addresses, mine = await trio.to_thread.run_sync(self._look, abandon_on_cancel=True)
-            self._settled = not self._read_once or await trio.to_thread.run_sync(self._is_settled)
-        except (OSError, ValueError) as error:
-            before, self.problem = self.problem, str(error)
-            if self.problem != before:
-                stays = "those of before stay" if self._read_once else "this host fetches alone"
-                log.warning("fleet: members not read, %s: %s: %s", stays, self._listed, self.problem)
-            return
-        self.problem = None
+        except ValueError as error:
+            problem = str(error)
+        self._settled = not self._read_once or await trio.to_thread.run_sync(self._is_settled)
         if not self._settled:
+            return
+        self.problem = problem
+        if problem is not None:
+            if problem != before:
+                stays = "those of before stay" if self._read_once else "this host fetches alone"
+                log.warning("fleet: members not read, %s: %s: %s", stays, self._listed, problem)
             return
         if self._read_once and (addresses, mine) == (self.addresses, self.mine):
             return
@@ -87,15 +96,18 @@ class Members:
             log.info("fleet: this host is %s, members on the list: %d", self.me, len(addresses))
 
     def _is_settled(self) -> bool:
-        """Whether nobody was writing the list when it was read. Raises OSError."""
-        return "/" not in self._listed or not 0 <= time.time() - Path(self._listed).stat().st_mtime < SETTLED_S
+        """Whether nobody was writing the list when it was read."""
+        try:
+            return "/" not in self._listed or not 0 <= time.time() - Path(self._listed).stat().st_mtime < SETTLED_S
+        except OSError:
+            return True
 
     def _look(self) -> tuple[frozenset[str], frozenset[str]]:
         """As `read`, with a guess where this host is not listed. Raises ValueError."""
         addresses, mine = self.read()
         host, mine = self._listen.host, mine | self._found & addresses
-        if ipaddress.ip_address(host).is_unspecified:
-            host = _source(self._split(min(addresses))[0]) if addresses else ""
+        if not mine and ipaddress.ip_address(host).is_unspecified:
+            host = _source(self._split(min(addresses))[0])
         return addresses, mine or frozenset({_address(host, self._listen.port)} if host else ())
 
     def read(self) -> tuple[frozenset[str], frozenset[str]]:
@@ -114,8 +126,11 @@ class Members:
             if len(entries) == 1 and not _is_ip(self._split(entries[0])[0]):
                 host, port = self._split(entries[0])
                 entries = [_address(found, port) for found in _resolved(host)]
+        if not entries:
+            raise ValueError("no member is listed")
         addresses = frozenset(_address(*self._split(entry)) for entry in entries)
-        return addresses, frozenset(filter(self._is_me, addresses))
+        until = time.monotonic() + RESOLVING_S
+        return addresses, frozenset(address for address in addresses if self._is_me(address, until))
 
     def _split(self, entry: str) -> tuple[str, int]:
         """The host and port of an entry; an IP address as every host spells it. Raises ValueError."""
@@ -127,16 +142,25 @@ class Members:
             raise ValueError(f"{entry!r} is not HOST:PORT")
         return (str(ipaddress.ip_address(host)) if _is_ip(host) else host), int(port)
 
-    def _is_me(self, address: str) -> bool:
+    def _is_me(self, address: str, until: float) -> bool:
         host, port = self._split(address)
         if port != self._listen.port:
             return False
-        try:
-            found = [host] if _is_ip(host) else _resolved(host)
-        except (OSError, UnicodeError):
-            return False  # another host, which has no address for now, or whose name cannot have one
+        found = [host] if _is_ip(host) else self._recently_resolved(host, until)
         listen = ipaddress.ip_address(self._listen.host)
         return any(_is_local(each) for each in found) if listen.is_unspecified else str(listen) in found
+
+    def _recently_resolved(self, host: str, until: float) -> list[str]:
+        """The IP addresses of a name, without a lookup after *until*; those of before if it has none for now."""
+        found, expires = self._names.get(host, ([], float("-inf")))
+        now = time.monotonic()
+        if expires <= now < until:
+            try:
+                found, lasts_s = _resolved(host), RESOLVED_S
+            except (OSError, UnicodeError):  # UnicodeError: the name cannot have one
+                lasts_s = UNRESOLVED_S
+            self._names[host] = found, now + lasts_s * random.uniform(0.5, 1)  # noqa: S311 not all names at once
+        return found
 
 
 def _is_ip(host: str) -> bool:

@@ -5,6 +5,7 @@ nginx sends the bytes, and reports each end over a datagram socket.
 
 import itertools
 import re
+import secrets
 import socket
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
@@ -84,7 +85,7 @@ class Uploads:
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
         self.count = self.bytes = self.refused = 0
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(secrets.randbelow(10**14))  # nginx still reports those of an earlier server
         self._next_turn = 0.0
         self._active: dict[int, _Upload] = {}
         self._chunks: OrderedDict[Chunk, _Spreading] = OrderedDict()
@@ -144,10 +145,8 @@ class Uploads:
     def _spreading(self, chunk: Chunk) -> _Spreading:
         spreading = self._chunks.setdefault(chunk, _Spreading())
         self._chunks.move_to_end(chunk)
-        if len(self._chunks) > KNOWN_CHUNKS:
-            oldest = next(iter(self._chunks))
-            if self._chunks[oldest].active == 0:
-                del self._chunks[oldest]
+        while len(self._chunks) > KNOWN_CHUNKS and next(iter(self._chunks.values())).active == 0:
+            self._chunks.popitem(last=False)
         return spreading
 
     def _expire(self) -> None:

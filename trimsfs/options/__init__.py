@@ -1,7 +1,7 @@
 """The options of a mount: their schema, and the file, environment and command line that they are read from."""
 
 from trimsfs.options.fleet import FLEET_DIRECTORY, FLEET_REPORTS, FLEET_SOCKET, FLEET_USER, FLEET_USERS_REMEDY
-from trimsfs.options.places import Place, places
+from trimsfs.options.places import Place, directories, places
 from trimsfs.options.schema import (
     GPU_OFF,
     SCALARS,
@@ -45,6 +45,7 @@ __all__ = [
     "declared_mountpoint",
     "default_store",
     "default_user",
+    "directories",
     "flag",
     "keeper_order",
     "load_options",

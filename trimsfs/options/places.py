@@ -40,6 +40,12 @@ def places(options: MountOptions) -> list[Place]:
     return found
 
 
+def directories(options: MountOptions) -> list[str]:
+    """The stores of a mount that are directories."""
+    stores = [own.store or "" for _, own in options.each_store()]
+    return [store for store in stores if "://" not in store or store.startswith("file://")]
+
+
 def _place(path: str, base: str, own: MountOptions, tenant: Tenant | None) -> Place:
     own = own.model_copy(update={"tenants": ()})
     if tenant is None:

@@ -1,5 +1,6 @@
 """The part of the assembly for a mount that belongs to a fleet. A mount that does not never imports it."""
 
+import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -9,12 +10,14 @@ from trimsfs.fleet.chunk_server import ChunkServer
 from trimsfs.fleet.fleet import Fleet
 from trimsfs.fleet.source import FleetSource
 from trimsfs.fleet.spread import Spreader
-from trimsfs.options import MountOptions
+from trimsfs.options import MountOptions, directories
 from trimsfs.origins import ByPath
 from trimsfs.server.components import Fetching, Service, Tiers
 from trimsfs.server.environment import Environment
 from trimsfs.tiers.blob import Blob
 from trimsfs.types import Generation
+
+log = logging.getLogger(__name__)
 
 
 class FleetPart:
@@ -26,6 +29,11 @@ class FleetPart:
         def came(blob: Blob, size: int) -> None:
             speed.of(blob.generation.file).throughput.add(size)
 
+        for store in directories(options):
+            log.warning(
+                "fleet: store %s is a directory: hosts that see other device and inode numbers there share none of it",
+                store,
+            )
         self._options = options
         self._environment = environment
         self._disk = tiers.disk
