@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 
 import trio
 
@@ -13,7 +14,7 @@ from trimsfs.control.jobs import Jobs
 from trimsfs.errors import NotPermittedError, StoreAccessError
 from trimsfs.gpu.interface import GpuInterface
 from trimsfs.namespace.inodes import Inode
-from trimsfs.namespace.listing import Entry
+from trimsfs.namespace.listing import SLICE, Entry
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.telemetry.trace import OpenTrace
 from trimsfs.tiers.blob import Blob
@@ -73,13 +74,17 @@ class Reports:
         links: dict[tuple[str, str], set[Generation]] = {}
         for link in self._links():
             links.setdefault((link.file, link.etag), set()).add(link)
-        below = [
-            replace(here, generation=name)
-            for here in await self._here()
-            for name in {here.generation} | links.get((here.generation.file, here.generation.etag), set())
-            if name.key.startswith(prefix) and self._may_learn(name, caller)
-        ]
-        return as_json({"path": prefix, "models": [self._model(here) for here in below]})
+        found, pieces = iter(await self._here()), list[bytes]()
+        while some := list(islice(found, SLICE)):  # many take seconds: opens must not wait for so long
+            below = [
+                replace(here, generation=name)
+                for here in some
+                for name in {here.generation} | links.get((here.generation.file, here.generation.etag), set())
+                if name.key.startswith(prefix) and self._may_learn(name, caller)
+            ]
+            pieces += [as_json(self._model(here)).rstrip() for here in below]
+            await trio.lowlevel.checkpoint()
+        return b'{"path": %b, "models": [%b]}\n' % (as_json(prefix).rstrip(), b", ".join(pieces))
 
     async def _here(self) -> list[Residency]:
         """What is cached of all objects; the newest of several generations of a path is the last."""
