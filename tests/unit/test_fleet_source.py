@@ -15,7 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 from tests.support.parts import InLoop, fetcher_of, opened, until
 from tests.support.stores import MemoryStore, as_store
 from trimsfs.checksums import crc32c
-from trimsfs.errors import InvalidRequestError, StoreUnavailableError, TransientStoreError
+from trimsfs.errors import InvalidRequestError, StoreUnavailableError, TransientStoreError, TrimsError
 from trimsfs.fetch import first_bytes
 from trimsfs.fetch.copier import Extent, Landed
 from trimsfs.fetch.flights import Lane
@@ -152,6 +152,8 @@ class Network:
                 await host.fetcher.fetch_for_others(blob, range(chunk, chunk + 1))
             except StoreUnavailableError:
                 return PeerAnswer(outcome="busy"), b""
+            except TrimsError:
+                return PeerAnswer(outcome="absent"), b""
             data = bytes(blob.view(wanted.start, wanted.stop)) if request.sends else b""
         return PeerAnswer(outcome="ok", received=len(data), body_s=0.001), data
 

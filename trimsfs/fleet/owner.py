@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cachetools import TTLCache
 
-from trimsfs.errors import ObjectChangedError, StoreError, TrimsError
+from trimsfs.errors import ObjectChangedError, StoreError, StoreUnavailableError, TransientStoreError, TrimsError
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.fleet.http_server import Answer, Request
 from trimsfs.fleet.protocol import (
@@ -89,11 +89,13 @@ class Owner:
                 return await self._answer(wanted, blob, sends=request.method == "GET")
         except ObjectChangedError:
             return OTHER_GENERATION
+        except (StoreUnavailableError, TransientStoreError):
+            return BUSY  # perhaps the store is away for all, and askers must not all turn to it at once
         except (TrimsError, OSError) as error:
             if not isinstance(error, StoreError) and wanted.key not in self._told:  # else the fetcher has logged it
                 self._told[wanted.key] = None
                 log.warning("%s: not given to the fleet: %s", wanted.key, error)
-            return BUSY
+            return MISSING
 
     async def _generation(self, wanted: ChunkRequest) -> Generation | None:
         """The generation that an asker means, if this host's store has it. Raises StoreError.

@@ -6,11 +6,12 @@ its own store, by its own rights, and answers only if its generation gives the s
 =====  ======================================================================================
 206    the bytes, with the CRC32C of each of their chunks
 403    the asker has no certificate of the fleet's CA (nginx)
-404    not here, of a request that is cached only
+404    not here, of a request that is cached only; or this owner cannot fetch it, or has no room
 409    the owner's store has another generation
 421    the asker is the owner itself, whose address is translated
 502    no server answers the owner's nginx (nginx)
-503    busy; members that have the bytes, if the owner knows some. With Retry-After: drained or off
+503    busy, or the store does not answer; members that have the bytes, if the owner knows some. With Retry-After:
+       drained or off
 =====  ======================================================================================
 
 A HEAD request has the owner fetch the chunks and sends none. One that is cached only asks whether the owner is alive:
