@@ -303,3 +303,37 @@ async def test_the_store_is_asked_for_a_tenth_of_what_members_give(autojump_cloc
     for _ in range(4):
         await budget.take()
     assert trio.current_time() == began + 4 * budget.REFILL_S
+
+
+async def test_who_is_cancelled_while_it_waits_for_a_turn_takes_none(autojump_clock: MockClock) -> None:
+    budget, began = RetryBudget(), trio.current_time()
+    for _ in range(int(budget.MOST)):
+        await budget.take()
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(budget.take)
+        await trio.sleep(0)
+        nursery.cancel_scope.cancel()
+    await budget.take()
+    assert trio.current_time() == began + budget.REFILL_S
+
+
+async def test_who_waits_for_a_turn_gets_what_members_give_meanwhile_and_waits_for_so_long_at_most(
+    autojump_clock: MockClock,
+) -> None:
+    budget, began = RetryBudget(), trio.current_time()
+    waited = list[float]()
+
+    async def take() -> None:
+        await budget.take()
+        waited.append(trio.current_time() - began)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(int(budget.MOST) + 30):
+            nursery.start_soon(take)
+        await trio.sleep(budget.REFILL_S / 2)
+        for _ in range(51):
+            budget.add()
+    assert waited.count(0.0) == budget.MOST
+    assert waited.count(budget.REFILL_S) == 1 + 5
+    assert max(waited) == budget.LONGEST_WAIT_S

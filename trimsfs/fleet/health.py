@@ -156,22 +156,23 @@ class Health:
 
 class RetryBudget:
     """Bounds the requests to the store for what members should have given: to a share of what they give and, so that no
-    chunk waits for ever, one in REFILL_S seconds."""
+    chunk waits for ever, one in REFILL_S seconds. None waits longer than LONGEST_WAIT_S."""
 
-    SHARE, MOST, REFILL_S = 0.1, 10.0, 1.0
+    SHARE, MOST, REFILL_S, LONGEST_WAIT_S = 0.1, 10.0, 1.0, 15.0
 
     def __init__(self) -> None:
         self._left = self.MOST
-        self._turn = float("-inf")
+        self._turn = trio.StrictFIFOLock()
 
     def add(self) -> None:
         """Count a chunk that a member has given."""
         self._left = min(self.MOST, self._left + self.SHARE)
 
     async def take(self) -> None:
-        """Take one request; wait for a turn if none is left."""
-        if self._left >= 1:
-            self._left -= 1
-            return
-        self._turn = max(self._turn, trio.current_time()) + self.REFILL_S
-        await trio.sleep_until(self._turn)
+        """Take one request; wait for a turn if none is left. A caller that is cancelled takes none."""
+        with trio.move_on_after(self.LONGEST_WAIT_S):
+            async with self._turn:
+                if self._left >= 1:
+                    self._left -= 1
+                else:
+                    await trio.sleep(self.REFILL_S)
