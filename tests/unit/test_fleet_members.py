@@ -4,6 +4,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import trio
@@ -18,6 +19,7 @@ from trimsfs.fleet.health import (
     LONGEST_PAUSE_S,
     MOST_PATIENCE_S,
     STRIKES,
+    STRIKES_PAUSE_S,
     Health,
     RetryBudget,
 )
@@ -265,6 +267,25 @@ async def test_wrong_bytes_are_strikes(autojump_clock: MockClock, caplog: pytest
     caplog.clear()
 
 
+async def test_an_answer_that_was_under_way_ends_no_ban(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    health = Health()
+    for _ in range(STRIKES):
+        health.answered("a", answer("damaged"))
+    for outcome in get_args(Outcome):
+        if outcome != "damaged":
+            health.answered("a", answer(outcome))
+    await trio.sleep(STRIKES_PAUSE_S - 1)
+    assert "a" in health.down()
+    assert health.failing() == {"a"}
+    await trio.sleep(2)
+    assert "a" not in health.down()
+    health.answered("a", answer("ok"))
+    assert health.failing() == set()
+    caplog.clear()
+
+
 async def test_who_is_slow_or_has_much_to_send_comes_later(autojump_clock: MockClock) -> None:
     health = Health()
     assert health.expected_s("a", MIB) == MIB / FIRST_RATE
@@ -312,7 +333,7 @@ async def test_who_is_cancelled_while_it_waits_for_a_turn_takes_none(autojump_cl
     async with trio.open_nursery() as nursery:
         for _ in range(5):
             nursery.start_soon(budget.take)
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
     await budget.take()
     assert trio.current_time() == began + budget.REFILL_S
