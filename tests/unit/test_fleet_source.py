@@ -21,7 +21,7 @@ from trimsfs.fetch.copier import Extent, Landed
 from trimsfs.fetch.flights import Lane
 from trimsfs.fetch.peers import Outcome, PeerAnswer, PeerRequest
 from trimsfs.fetch.store_fetcher import StoreFetcher
-from trimsfs.fleet import source
+from trimsfs.fleet import source, spread
 from trimsfs.fleet.health import Health
 from trimsfs.fleet.members import Members
 from trimsfs.fleet.protocol import fleet_token, parse_request
@@ -322,6 +322,37 @@ async def test_a_host_that_is_off_spreads_nothing(tmp_path: Path) -> None:
         host.source.on = False
         with pytest.raises(InvalidRequestError, match="the fleet is off here: `trimsfs fleet on`"):
             await Spreader(host.source, host.tier, host.fetcher, host).spread(network.store.generation("m"))
+
+
+async def test_a_spread_that_loses_the_fleet_midway_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spread, "CHUNKS_AT_ONCE", 1)
+    async with a_network(tmp_path, 2) as (network, [host, other]):
+        network.put("m")
+
+        def answer() -> PeerAnswer:
+            host.source.on = False
+            return PeerAnswer(outcome="ok")
+
+        network.fails[other.address] = answer
+        with pytest.raises(StoreUnavailableError, match=f"{CHUNKS - 1} chunks not spread: .* the fleet is off here"):
+            await Spreader(host.source, host.tier, host.fetcher, host).spread(network.store.generation("m"))
+
+
+async def test_a_spread_goes_on_when_a_fetch_process_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spread, "PAUSE_S", 0.01)
+    async with a_network(tmp_path, 2) as (network, [host, other]):
+        network.put("m")
+        deaths = iter([TransientStoreError("the fetch process died")] * 2)
+        asked = host.ask_peer
+
+        async def ask_peer(request: PeerRequest) -> PeerAnswer:
+            for death in deaths:
+                raise death
+            return await asked(request)
+
+        monkeypatch.setattr(host, "ask_peer", ask_peer)
+        await Spreader(host.source, host.tier, host.fetcher, host).spread(network.store.generation("m"))
+        assert await other.has("m") == set(range(CHUNKS))
 
 
 async def test_the_first_bytes_do_not_wait_for_members(tmp_path: Path) -> None:
