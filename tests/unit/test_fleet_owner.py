@@ -7,6 +7,7 @@ import socket
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -246,7 +247,11 @@ async def test_wrong_bytes_of_an_earlier_server_are_never_sent(
         file = asker.file(headers)
     flip_byte(file, chunk_size + 5)
     async with asking(serving, store, tmp_path / "cache", chunk_size) as asker:
-        request = asker.request(1, 1, cached_only=True)
+        request = asker.request(1, 1)
+        reads = len(store.reads(KEY))
+        assert (await asker.ask(asker.request(0, 0, cached_only=True)))[0] == 200  # verified
+        assert (await asker.ask(replace(request, cached_only=True)))[0] == 404
+        assert len(store.reads(KEY)) == reads
         status, headers = await asker.ask(request)
         assert status == 200
         assert file.read_bytes()[request.start : request.stop] == asker.content(request)

@@ -146,10 +146,11 @@ class Network:
             chunk = wanted.start // CHUNK
             self._arrivals[host.address, chunk] += 1
             late = self._arrivals[host.address, chunk] <= self.late[host.address]
-            if wanted.cached_only and (late or not request.sends or blob.states[chunk] != ChunkState.VERIFIED):
+            chunks = range(chunk, chunk + 1)
+            if wanted.cached_only and (late or not request.sends or not await host.fetcher.are_here(blob, chunks)):
                 return PeerAnswer(outcome="absent"), b""
             try:
-                await host.fetcher.fetch_for_others(blob, range(chunk, chunk + 1))
+                await host.fetcher.fetch_for_others(blob, chunks)
             except StoreUnavailableError:
                 return PeerAnswer(outcome="busy"), b""
             except TrimsError:

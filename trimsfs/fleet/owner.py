@@ -26,7 +26,7 @@ from trimsfs.fleet.protocol import (
 from trimsfs.fleet.uploads import BusyError, Uploads
 from trimsfs.namespace.listing import possible
 from trimsfs.namespace.tree import Namespace
-from trimsfs.tiers.blob import Blob, ChunkState
+from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Generation
 
@@ -123,9 +123,10 @@ class Owner:
             return BAD_REQUEST
         if wanted.stop % blob.chunk_size and wanted.stop != blob.generation.size:
             return BAD_REQUEST
-        if wanted.cached_only and any(blob.states[chunk] == ChunkState.MISSING for chunk in chunks):
+        if not wanted.cached_only:
+            await self._fetcher.fetch_for_others(blob, chunks)
+        elif not await self._fetcher.are_here(blob, chunks):
             return MISSING
-        await self._fetcher.fetch_for_others(blob, chunks)
         headers = {CRCS: format_crcs([blob.crc(chunk) for chunk in chunks])}
         if not sends:
             return Answer(status=200, headers=headers)
