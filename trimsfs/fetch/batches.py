@@ -89,8 +89,14 @@ class BatchFetcher:
     async def _not_on_peers(self, peers: Peers, batch: Sequence[Flight]) -> list[Sequence[Flight]]:
         """The flights of a batch that no peer has given, in batches of consecutive chunks."""
         left: list[list[Flight]] = []
+        token = batch[0].blob.token
+
+        def away() -> bool:
+            return self._retrying.problem(token) is not None
+
         for flight in batch:
-            if flight.done.is_set() or await peers.fetch(flight, self._landed):
+            deadline = trio.current_time() + self._retrying.deadline_s
+            if flight.done.is_set() or await peers.fetch(flight, self._landed, deadline=deadline, away=away):
                 continue
             if left and left[-1][-1].chunk + 1 == flight.chunk:
                 left[-1].append(flight)
