@@ -50,6 +50,23 @@ def test_a_member_that_leaves_moves_only_its_own_chunks() -> None:
     assert [[member for member in order if member != HOSTS[0]] for order in before] == after
 
 
+def test_a_chunk_is_ranked_once_however_often_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    placement, content = Placement(HOSTS), content_seed("model")
+    owners = placement.ranked(content, 5, 3)
+    monkeypatch.setattr("trimsfs.fleet.placement._mixed", None)
+    assert placement.ranked(content, 5, 3) == owners
+    assert placement.ranked(content, 5, 2, without={owners[0], "another"}) == owners[1:]
+
+
+@pytest.mark.parametrize("left", [0, 1, 7, 8, 17, 20])
+def test_whoever_is_left_out_the_others_keep_their_order(left: int) -> None:
+    placement, content = Placement(HOSTS), content_seed("model")
+    for chunk in range(20):
+        order = placement.ranked(content, chunk, len(HOSTS))
+        assert placement.ranked(content, chunk, 4, without=set(order[:left])) == order[left:][:4]
+        assert placement.ranked(content, chunk, 9) == order[:9]
+
+
 def test_members_left_out_are_as_if_they_had_left() -> None:
     placement, content = Placement(HOSTS), content_seed("model")
     found = [placement.ranked(content, chunk, 3, without={HOSTS[0]}) for chunk in CHUNKS]
