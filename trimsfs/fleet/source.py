@@ -232,8 +232,7 @@ class FleetSource:
         blob, health = flight.blob, self._health.of(member)
         start, stop = blob.span_of(flight.chunk)
         resizes, came = blob.resizes, list[ChunkRecord]()
-        demanded = flight.demanded or flight.for_others
-        request = self.request(blob, flight.chunk, member, demanded=demanded, cached_only=cached_only)
+        request = self.request(blob, flight.chunk, member, cached_only=cached_only)
         health.outstanding += stop - start
         try:
             if health.problem is not None and not await self._answers(blob, flight.chunk, member):
@@ -287,7 +286,6 @@ class FleetSource:
         chunk: int,
         member: str,
         *,
-        demanded: bool = False,
         cached_only: bool = False,
         sends: bool = True,
     ) -> PeerRequest:
@@ -301,7 +299,6 @@ class FleetSource:
             stop=stop,
             asker=self._members.me or "",
             instance=self._members.instance,
-            urgency="demand" if demanded else "prefetch",
             cached_only=cached_only,
         )
         ahead = min(blob.generation.size - start, AHEAD * blob.chunk_size)
