@@ -143,7 +143,9 @@ def _request(member: str, size: int = len(CONTENT), patience_s: float = 5.0, *, 
 def host(scene: Scene, tmp_path: Path) -> Iterator[Host]:
     host = Host(scene, tmp_path)
     yield host
-    host.client.close()
+    for idle in host.client._idle.values():
+        for unused in idle:
+            unused.connection.close()
 
 
 def always(stream: ssl.SSLSocket) -> None:

@@ -112,12 +112,6 @@ class PeerClient:
         self._return(connection, head, request.member, kept=True)
         return replace(_told(head), waited_s=time.monotonic() - began)
 
-    def close(self) -> None:
-        """Close the unused connections."""
-        for idle in self._idle.values():
-            while idle:
-                idle.pop().connection.close()
-
     async def _asked(self, request: PeerRequest) -> tuple[PeerConnection, Head]:
         """The head of the answer to a request, and its connection. Raises PeerUnreachableError and _GivenUpError."""
         method, wait = "GET" if request.sends else "HEAD", partial(self._head, request)
