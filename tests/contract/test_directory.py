@@ -21,7 +21,7 @@ from trimsfs.errors import (
     StoreStalledError,
     TransientStoreError,
 )
-from trimsfs.stores import DirectoryStore, directory, stalls
+from trimsfs.stores import DirectoryStore, directory, stall_guard
 from trimsfs.stores.directory import MOST_NAMES
 
 
@@ -236,7 +236,7 @@ async def test_a_file_system_that_hangs_is_a_store_that_stalls(
         answers.wait(20)
         return open_file(*arguments, **named)
 
-    monkeypatch.setattr(stalls, "STALL_S", 0.2)
+    monkeypatch.setattr(stall_guard, "STALL_S", 0.2)
     monkeypatch.setattr(os, "open", hang)
     try:
         with trio.fail_after(10):
@@ -258,7 +258,7 @@ async def test_a_file_system_may_be_slow(root: Path, store: DirectoryStore, monk
         time.sleep(0.1)
         return preadv(*arguments)
 
-    monkeypatch.setattr(stalls, "STALL_S", 0.5)
-    monkeypatch.setattr(stalls, "_TOLD_S", 0.0)
+    monkeypatch.setattr(stall_guard, "STALL_S", 0.5)
+    monkeypatch.setattr(stall_guard, "_TOLD_S", 0.0)
     monkeypatch.setattr(os, "preadv", slow)
     assert await read(store, generation) == content

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import trio
@@ -20,6 +21,7 @@ from trimsfs.fleet.health import (
     LONGEST_PAUSE_S,
     MOST_PATIENCE_S,
     STRIKES,
+    STRIKES_PAUSE_S,
     Health,
     RetryBudget,
 )
@@ -48,6 +50,23 @@ def test_chunks_are_spread_evenly() -> None:
 def test_a_member_that_leaves_moves_only_its_own_chunks() -> None:
     before, after = ranked(HOSTS, len(HOSTS)), ranked(HOSTS[1:], len(HOSTS))
     assert [[member for member in order if member != HOSTS[0]] for order in before] == after
+
+
+def test_a_chunk_is_ranked_once_however_often_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    placement, content = Placement(HOSTS), content_seed("model")
+    owners = placement.ranked(content, 5, 3)
+    monkeypatch.setattr("trimsfs.fleet.placement._mixed", None)
+    assert placement.ranked(content, 5, 3) == owners
+    assert placement.ranked(content, 5, 2, without={owners[0], "another"}) == owners[1:]
+
+
+@pytest.mark.parametrize("left", [0, 1, 7, 8, 17, 20])
+def test_whoever_is_left_out_the_others_keep_their_order(left: int) -> None:
+    placement, content = Placement(HOSTS), content_seed("model")
+    for chunk in range(20):
+        order = placement.ranked(content, chunk, len(HOSTS))
+        assert placement.ranked(content, chunk, 4, without=set(order[:left])) == order[left:][:4]
+        assert placement.ranked(content, chunk, 9) == order[:9]
 
 
 def test_members_left_out_are_as_if_they_had_left() -> None:
@@ -305,6 +324,25 @@ async def test_wrong_bytes_are_strikes(autojump_clock: MockClock, caplog: pytest
     caplog.clear()
 
 
+async def test_an_answer_that_was_under_way_ends_no_ban(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    health = Health()
+    for _ in range(STRIKES):
+        health.answered("a", answer("damaged"))
+    for outcome in get_args(Outcome):
+        if outcome != "damaged":
+            health.answered("a", answer(outcome))
+    await trio.sleep(STRIKES_PAUSE_S - 1)
+    assert "a" in health.down()
+    assert health.failing() == {"a"}
+    await trio.sleep(2)
+    assert "a" not in health.down()
+    health.answered("a", answer("ok"))
+    assert health.failing() == set()
+    caplog.clear()
+
+
 async def test_who_is_slow_or_has_much_to_send_comes_later(autojump_clock: MockClock) -> None:
     health = Health()
     assert health.expected_s("a", MIB) == MIB / FIRST_RATE
@@ -343,3 +381,37 @@ async def test_the_store_is_asked_for_a_tenth_of_what_members_give(autojump_cloc
     for _ in range(4):
         await budget.take()
     assert trio.current_time() == began + 4 * budget.REFILL_S
+
+
+async def test_who_is_cancelled_while_it_waits_for_a_turn_takes_none(autojump_clock: MockClock) -> None:
+    budget, began = RetryBudget(), trio.current_time()
+    for _ in range(int(budget.MOST)):
+        await budget.take()
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(budget.take)
+        await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    await budget.take()
+    assert trio.current_time() == began + budget.REFILL_S
+
+
+async def test_who_waits_for_a_turn_gets_what_members_give_meanwhile_and_waits_for_so_long_at_most(
+    autojump_clock: MockClock,
+) -> None:
+    budget, began = RetryBudget(), trio.current_time()
+    waited = list[float]()
+
+    async def take() -> None:
+        await budget.take()
+        waited.append(trio.current_time() - began)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(int(budget.MOST) + 30):
+            nursery.start_soon(take)
+        await trio.sleep(budget.REFILL_S / 2)
+        for _ in range(51):
+            budget.add()
+    assert waited.count(0.0) == budget.MOST
+    assert waited.count(budget.REFILL_S) == 1 + 5
+    assert max(waited) == budget.LONGEST_WAIT_S

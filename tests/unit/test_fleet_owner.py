@@ -1,11 +1,13 @@
 """The serving side of a fleet, as nginx meets it: requests over its Unix socket, and what it lets nginx send."""
 
 import contextlib
+import errno
 import http.client
 import socket
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import trio
 from tests.support.parts import content_of, flip_byte, until
 from tests.support.served import Server, Serving, mount_options
 from tests.support.stores import MemoryStore
-from trimsfs.errors import StoreAccessError
+from trimsfs.errors import CacheFullError, StoreAccessError, StoreThrottledError, StoreUnavailableError
 from trimsfs.fleet.chunk_server import ChunkServer
 from trimsfs.fleet.protocol import ChunkRequest, fleet_token
 from trimsfs.options import FLEET_REPORTS, FLEET_SOCKET
@@ -223,9 +225,32 @@ async def test_what_no_member_asks_is_refused(asker: Asker, changes: dict[str, A
     assert asker.server.store.reads() == []
 
 
-async def test_who_cannot_read_the_store_is_busy(asker: Asker) -> None:
+async def test_who_may_not_read_the_store_does_not_have_the_chunk(asker: Asker) -> None:
     asker.server.store.fail(StoreAccessError("no"), method="read", times=100)
-    assert (await asker.ask(asker.request(0, 0)))[0] == 503
+    assert (await asker.ask(asker.request(0, 0)))[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (StoreUnavailableError("away"), 503),
+        (StoreThrottledError("slow down"), 503),
+        (StoreAccessError("no"), 404),
+        (CacheFullError("full"), 404),
+        (OSError(errno.EIO, "I/O error"), 404),
+    ],
+)
+async def test_only_an_owner_that_may_soon_have_a_chunk_is_busy(
+    asker: Asker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception, status: int
+) -> None:
+    """An asker waits for one that is busy; from another, it goes on at once."""
+
+    async def fetch_for_others(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(asker.server.fetcher, "fetch_for_others", fetch_for_others)
+    assert (await asker.ask(asker.request(0, 0)))[0] == status
+    caplog.clear()
 
 
 async def test_wrong_bytes_of_an_earlier_server_are_never_sent(
@@ -236,7 +261,11 @@ async def test_wrong_bytes_of_an_earlier_server_are_never_sent(
         file = asker.file(headers)
     flip_byte(file, chunk_size + 5)
     async with asking(serving, store, tmp_path / "cache", chunk_size) as asker:
-        request = asker.request(1, 1, cached_only=True)
+        request = asker.request(1, 1)
+        reads = len(store.reads(KEY))
+        assert (await asker.ask(asker.request(0, 0, cached_only=True)))[0] == 200  # verified
+        assert (await asker.ask(replace(request, cached_only=True)))[0] == 404
+        assert len(store.reads(KEY)) == reads
         status, headers = await asker.ask(request)
         assert status == 200
         assert file.read_bytes()[request.start : request.stop] == asker.content(request)

@@ -1,7 +1,6 @@
 """What the members of a fleet say to each other."""
 
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -10,7 +9,6 @@ from hypothesis import strategies as st
 from trimsfs.fleet.protocol import (
     ChunkRequest,
     ProtocolError,
-    Urgency,
     fleet_token,
     format_crcs,
     parse_crcs,
@@ -42,19 +40,17 @@ def test_a_token_tells_the_content_and_where_it_is_shown() -> None:
     key=st.binary(min_size=1, max_size=200).filter(lambda key: b"\0" not in key),
     start=st.integers(0, 1 << 46),
     length=st.integers(1, 1 << 27),
-    urgency=st.sampled_from(get_args(Urgency)),
     cached_only=st.booleans(),
     instance=st.sampled_from(["", "0123456789abcdef"]),
 )
 def test_a_request_is_parsed_as_it_was_written(
-    key: bytes, start: int, length: int, urgency: Urgency, cached_only: bool, instance: str
+    key: bytes, start: int, length: int, cached_only: bool, instance: str
 ) -> None:
     request = replace(
         REQUEST,
         key=key.decode(errors="surrogateescape"),
         start=start,
         stop=start + length,
-        urgency=urgency,
         cached_only=cached_only,
         instance=instance,
     )

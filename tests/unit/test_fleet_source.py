@@ -1,6 +1,7 @@
 """Where the hosts of a fleet get chunks from. All is real but for the network between them, which is a function."""
 
 import itertools
+import math
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -15,20 +16,20 @@ from trio.testing import wait_all_tasks_blocked
 from tests.support.parts import InLoop, fetcher_of, opened, until
 from tests.support.stores import MemoryStore, as_store
 from trimsfs.checksums import crc32c
-from trimsfs.errors import InvalidRequestError, StoreUnavailableError, TransientStoreError
+from trimsfs.errors import InvalidRequestError, StoreUnavailableError, TransientStoreError, TrimsError
 from trimsfs.fetch import first_bytes
 from trimsfs.fetch.copier import Extent, Landed
-from trimsfs.fetch.flights import Lane
+from trimsfs.fetch.flights import Flight, Lane
 from trimsfs.fetch.peers import Outcome, PeerAnswer, PeerRequest
 from trimsfs.fetch.store_fetcher import StoreFetcher
-from trimsfs.fleet import source
-from trimsfs.fleet.health import Health
+from trimsfs.fleet import source, spread
+from trimsfs.fleet.health import Health, RetryBudget
 from trimsfs.fleet.members import Members
 from trimsfs.fleet.protocol import fleet_token, parse_request
 from trimsfs.fleet.source import FleetSource
 from trimsfs.fleet.spread import Spreader
 from trimsfs.listen_address import parse_address
-from trimsfs.tiers.blob import ChunkState
+from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import ChunkRecord
 
@@ -36,7 +37,7 @@ CHUNK = 4096
 CHUNKS = 24
 SIZE = CHUNK * (CHUNKS - 1) + 100
 NAME = "tests"
-DEADLINE_S = 20.0
+DEADLINE_S, RETRY_DEADLINE_S = 20.0, 1.0
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +60,7 @@ class Host(InLoop):
         self.members.addresses, self.members.mine = frozenset(network.addresses), frozenset({address})
         self.source = FleetSource(NAME, self.members, self.health, self, tier, came=lambda _blob, _size: None)
         self.fetcher: StoreFetcher = fetcher_of(
-            network.store, tier, memory_limit=24 * CHUNK, transfer=self, peers=self.source, deadline_s=1.0
+            network.store, tier, memory_limit=24 * CHUNK, transfer=self, peers=self.source, deadline_s=RETRY_DEADLINE_S
         )
 
     async def fetch_from_peer(self, request: PeerRequest, extent: Extent, landed: Landed) -> PeerAnswer:
@@ -146,12 +147,15 @@ class Network:
             chunk = wanted.start // CHUNK
             self._arrivals[host.address, chunk] += 1
             late = self._arrivals[host.address, chunk] <= self.late[host.address]
-            if wanted.cached_only and (late or not request.sends or blob.states[chunk] != ChunkState.VERIFIED):
+            chunks = range(chunk, chunk + 1)
+            if wanted.cached_only and (late or not request.sends or not await host.fetcher.are_here(blob, chunks)):
                 return PeerAnswer(outcome="absent"), b""
             try:
-                await host.fetcher.fetch_for_others(blob, range(chunk, chunk + 1))
+                await host.fetcher.fetch_for_others(blob, chunks)
             except StoreUnavailableError:
                 return PeerAnswer(outcome="busy"), b""
+            except TrimsError:
+                return PeerAnswer(outcome="absent"), b""
             data = bytes(blob.view(wanted.start, wanted.stop)) if request.sends else b""
         return PeerAnswer(outcome="ok", received=len(data), body_s=0.001), data
 
@@ -322,6 +326,37 @@ async def test_a_host_that_is_off_spreads_nothing(tmp_path: Path) -> None:
             await Spreader(host.source, host.tier, host.fetcher, host).spread(network.store.generation("m"))
 
 
+async def test_a_spread_that_loses_the_fleet_midway_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spread, "CHUNKS_AT_ONCE", 1)
+    async with a_network(tmp_path, 2) as (network, [host, other]):
+        network.put("m")
+
+        def answer() -> PeerAnswer:
+            host.source.on = False
+            return PeerAnswer(outcome="ok")
+
+        network.fails[other.address] = answer
+        with pytest.raises(StoreUnavailableError, match=f"{CHUNKS - 1} chunks not spread: .* the fleet is off here"):
+            await Spreader(host.source, host.tier, host.fetcher, host).spread(network.store.generation("m"))
+
+
+async def test_a_spread_goes_on_when_a_fetch_process_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spread, "PAUSE_S", 0.01)
+    async with a_network(tmp_path, 2) as (network, [host, other]):
+        network.put("m")
+        deaths = iter([TransientStoreError("the fetch process died")] * 2)
+        asked = host.ask_peer
+
+        async def ask_peer(request: PeerRequest) -> PeerAnswer:
+            for death in deaths:
+                raise death
+            return await asked(request)
+
+        monkeypatch.setattr(host, "ask_peer", ask_peer)
+        await Spreader(host.source, host.tier, host.fetcher, host).spread(network.store.generation("m"))
+        assert await other.has("m") == set(range(CHUNKS))
+
+
 async def test_the_first_bytes_do_not_wait_for_members(tmp_path: Path) -> None:
     async with a_network(tmp_path, 4) as (network, hosts):
         content = network.put("m")
@@ -444,3 +479,71 @@ async def test_a_host_whose_address_is_translated_spreads_files(tmp_path: Path) 
         await Spreader(hosts[0].source, hosts[0].tier, hosts[0].fetcher, hosts[0]).spread(network.store.generation("m"))
         there = [await host.has("m") for host in hosts]
         assert set().union(*there) == set(range(CHUNKS))
+
+
+def given_by_others(host: Host, blob: Blob) -> int:
+    """A chunk of which others are the owners."""
+    return next(chunk for chunk in range(CHUNKS) if not any(map(host.source.is_me, host.source.owners(blob, chunk))))
+
+
+async def test_while_the_store_is_away_owners_are_asked_once(tmp_path: Path) -> None:
+    """No request of this host waits for a turn at a store that gets none."""
+    async with a_network(tmp_path, 3) as (network, hosts):
+        network.put("m")
+        for host in hosts[1:]:
+            network.fails[host.address] = lambda: PeerAnswer(outcome="busy")
+        async with hosts[0].tier.using(network.store.generation("m")) as blob:
+            chunk, began = given_by_others(hosts[0], blob), trio.current_time()
+            for _ in range(2 * int(RetryBudget.MOST)):
+                flight = Flight(blob, chunk, demanded=True)
+                assert not await hosts[0].source.fetch(flight, Flight.land, deadline=math.inf, away=lambda: True)
+        assert trio.current_time() < began + RetryBudget.REFILL_S
+        assert network.asked == {(host.address, "busy"): 2 * int(RetryBudget.MOST) for host in hosts[1:]}
+
+
+async def test_after_the_deadline_owners_are_asked_for_what_they_have(tmp_path: Path) -> None:
+    async with a_network(tmp_path, 3) as (network, hosts):
+        network.put("m")
+        async with hosts[0].tier.using(network.store.generation("m")) as blob:
+            chunk = given_by_others(hosts[0], blob)
+
+            async def fetched() -> bool:
+                flight, late = Flight(blob, chunk, demanded=True), trio.current_time()
+                return await hosts[0].source.fetch(flight, Flight.land, deadline=late, away=lambda: False)
+
+            assert not await fetched()
+            assert network.asked == {(host.address, "absent"): 1 for host in hosts[1:]}
+            await hosts[1].read("m")
+            network.store.fail(TransientStoreError("away"), method="read", times=1000)
+            assert await fetched()
+
+
+async def test_owners_that_stay_busy_are_asked_until_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "BUSY_PAUSE_S", 0.4)
+    async with a_network(tmp_path, 3) as (network, hosts):
+        network.put("m")
+        for host in hosts[1:]:
+            network.fails[host.address] = lambda: PeerAnswer(outcome="busy")
+        async with hosts[0].tier.using(network.store.generation("m")) as blob:
+            flight, began = Flight(blob, given_by_others(hosts[0], blob), demanded=True), trio.current_time()
+            assert not await hosts[0].source.fetch(flight, Flight.land, deadline=began + 0.1, away=lambda: False)
+        assert trio.current_time() < began + 1.0
+        assert network.asked.total() == 2 * len(hosts[1:])  # the last time for what they have
+
+
+async def test_in_an_outage_for_all_members_reads_fail_soon(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The first ones wait for owners that wait for the store, then for the store."""
+    async with a_network(tmp_path, 4) as (network, hosts):
+        network.put("m")
+        network.store.fail(TransientStoreError("away"), method="read", times=1_000_000)
+        took = list[float]()
+        for _ in range(5):
+            began = trio.current_time()
+            with pytest.raises(StoreUnavailableError):
+                await hosts[0].read("m")
+            took.append(trio.current_time() - began)
+    assert took[0] < 4 * RETRY_DEADLINE_S
+    assert sum(took[1:]) < 3 * RETRY_DEADLINE_S
+    caplog.clear()

@@ -1,10 +1,13 @@
 """Chunks that other hosts of a fleet wait for: their place among what this host fetches."""
 
+from pathlib import Path
+
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.support.parts import until
+from tests.support.parts import content_of, fetching, fill, generation_of, opened, until
+from tests.support.stores import MemoryStore
 from tests.unit.workshop import Workshop
 from trimsfs.errors import CacheFullError, StoreAccessError
 from trimsfs.tiers.blob import ChunkState
@@ -111,3 +114,25 @@ async def test_a_disk_without_room_is_told(workshop: Workshop) -> None:
         await bench.fetcher.fetch_for_others(blob, range(2, 4))
     await until(bench.idle)
     assert bench.fetcher.statistics().uncached_chunks == 0
+
+
+async def test_what_an_earlier_server_left_is_verified_once_however_many_ask(tmp_path: Path, chunk_size: int) -> None:
+    content = content_of("a", 2 * chunk_size)
+    async with opened(tmp_path / "cache", chunk_size=chunk_size) as tier:
+        await fill(tier, "a", content)
+    store, found = MemoryStore({"a": content}), list[bool]()
+    async with (
+        opened(tmp_path / "cache", chunk_size=chunk_size) as tier,
+        fetching(store, tier, memory_limit=chunk_size) as fetcher,
+        tier.using(generation_of("a", content)) as blob,
+    ):
+
+        async def ask() -> None:
+            found.append(await fetcher.are_here(blob, range(2)))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(ask)
+        assert fetcher.statistics().verified_chunks == 2
+    assert found == [True] * 5
+    assert store.reads() == []

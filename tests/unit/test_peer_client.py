@@ -143,7 +143,9 @@ def _request(member: str, size: int = len(CONTENT), patience_s: float = 5.0, *, 
 def host(scene: Scene, tmp_path: Path) -> Iterator[Host]:
     host = Host(scene, tmp_path)
     yield host
-    host.client.close()
+    for idle in host.client._idle.values():
+        for unused in idle:
+            unused.connection.close()
 
 
 def always(stream: ssl.SSLSocket) -> None:
@@ -335,6 +337,27 @@ async def test_a_slow_body_is_given_up_before_its_end(
     assert answer.outcome == "slow"
     assert 0 < answer.received < len(CONTENT)
     assert answer.body_s < 1.0
+
+
+@pytest.mark.parametrize(("size", "least_s", "most_s"), [(2 * CHUNK, 1.0, 3.0), (32 * CHUNK, 0.1, 1.0)])
+async def test_a_body_that_drips_ends_with_the_patience_or_before(
+    scene: Scene, host: Host, size: int, least_s: float, most_s: float
+) -> None:
+    """One of a single piece may take the whole patience."""
+
+    def dripping(stream: ssl.SSLSocket) -> None:
+        Asked(stream)
+        crcs = format_crcs([0] * (size // CHUNK))
+        stream.sendall(f"HTTP/1.1 206 x\r\ncontent-length: {size}\r\n{CRCS}: {crcs}\r\n\r\n".encode())
+        for _ in range(100):
+            stream.sendall(b"drip")
+            time.sleep(0.05)
+
+    with scene.member(dripping) as member:
+        answer = await host.fetch(member, patience_s=1.0, size=size)
+    assert (answer.outcome, host.landed) == ("slow", [])
+    assert 0 < answer.received < connection.PIECE
+    assert least_s < answer.body_s < most_s
 
 
 async def test_a_member_can_be_asked_to_fetch(scene: Scene, host: Host) -> None:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -65,6 +66,7 @@ class BatchFetcher:
         self._came = came
         self._refused = refused
         self._requests = 0
+        self._verifying = WeakValueDictionary[tuple[str, int], trio.Lock]()
         self.verified = 0
         """Chunks of earlier servers that have passed their checksum since this server started."""
 
@@ -87,8 +89,14 @@ class BatchFetcher:
     async def _not_on_peers(self, peers: Peers, batch: Sequence[Flight]) -> list[Sequence[Flight]]:
         """The flights of a batch that no peer has given, in batches of consecutive chunks."""
         left: list[list[Flight]] = []
+        token = batch[0].blob.token
+
+        def away() -> bool:
+            return self._retrying.problem(token) is not None
+
         for flight in batch:
-            if flight.done.is_set() or await peers.fetch(flight, self._landed):
+            deadline = trio.current_time() + self._retrying.deadline_s
+            if flight.done.is_set() or await peers.fetch(flight, self._landed, deadline=deadline, away=away):
                 continue
             if left and left[-1][-1].chunk + 1 == flight.chunk:
                 left[-1].append(flight)
@@ -102,28 +110,36 @@ class BatchFetcher:
             case ChunkState.MISSING:
                 return False
             case ChunkState.UNVERIFIED:
-                return await self._verify(flight)
-            case _:
-                self._landed(flight)
-                return True
-
-    async def _verify(self, flight: Flight) -> bool:
-        """Whether a chunk that an earlier server left passes its checksum; then it has landed."""
-        blob, chunk = flight.blob, flight.chunk
-        start, stop = blob.span_of(chunk)
-        try:
-            with spanning(blob, VERIFY, offset=start):
-                crc = await self._retrying.call_locally(
-                    blob.generation.key, lambda: self._copier.checksum(blob.fileno(), start, stop)
-                )
-        except OSError as error:
-            log.error("%s: cannot read chunk %d: %s", blob.generation.key, chunk, error)
-            crc = None
-        if not await self._disk.damage.check_chunk(blob, chunk, crc):
-            return False
-        self.verified += 1
+                if not await self._verify(flight.blob, flight.chunk):
+                    return False
         self._landed(flight)
         return True
+
+    async def are_here(self, blob: Blob, chunks: range) -> bool:
+        """Whether chunks are readable from disk, once those that an earlier server left are verified."""
+        for chunk in chunks:
+            if blob.states[chunk] == ChunkState.UNVERIFIED:
+                await self._verify(blob, chunk)
+        return all(blob.states[chunk] == ChunkState.VERIFIED for chunk in chunks)
+
+    async def _verify(self, blob: Blob, chunk: int) -> bool:
+        """Whether a chunk that an earlier server left passes its checksum."""
+        async with self._verifying.setdefault((blob.token, chunk), trio.Lock()):
+            if blob.states[chunk] != ChunkState.UNVERIFIED:
+                return blob.states[chunk] == ChunkState.VERIFIED  # somebody else has verified it
+            start, stop = blob.span_of(chunk)
+            try:
+                with spanning(blob, VERIFY, offset=start):
+                    crc = await self._retrying.call_locally(
+                        blob.generation.key, lambda: self._copier.checksum(blob.fileno(), start, stop)
+                    )
+            except OSError as error:
+                log.error("%s: cannot read chunk %d: %s", blob.generation.key, chunk, error)
+                crc = None
+            if not await self._disk.damage.check_chunk(blob, chunk, crc):
+                return False
+            self.verified += 1
+            return True
 
     async def fetch(self, batch: Sequence[Flight]) -> None:
         """Fetch consecutive chunks from the store, into the blob if the disk has room."""

@@ -40,6 +40,8 @@ class Fetcher(Protocol):
 
     async def fetch_for_others(self, blob: Blob, chunks: range) -> None: ...
 
+    async def are_here(self, blob: Blob, chunks: range) -> bool: ...
+
     async def refetch(self, blob: Blob, chunk: int, descriptor: int) -> ChunkRecord: ...
 
 
@@ -90,6 +92,9 @@ class Fetchers:
 
     async def fetch_for_others(self, blob: Blob, chunks: range) -> None:
         await self._of(blob).fetch_for_others(blob, chunks)
+
+    async def are_here(self, blob: Blob, chunks: range) -> bool:
+        return await self._of(blob).are_here(blob, chunks)
 
     async def refetch(self, blob: Blob, chunk: int, descriptor: int) -> ChunkRecord:
         return await self._of(blob).refetch(blob, chunk, descriptor)

@@ -53,5 +53,11 @@ class Peers(Protocol):
     def lane(self, blob: Blob, chunk: int) -> Lane:
         """Where a chunk most likely comes from."""
 
-    async def fetch(self, flight: Flight, landed: Callable[[Flight], None]) -> bool:
-        """Fetch a chunk into its blob; returns whether it has landed. If not, the store is to be asked."""
+    async def fetch(
+        self, flight: Flight, landed: Callable[[Flight], None], *, deadline: float, away: Callable[[], bool]
+    ) -> bool:
+        """Fetch a chunk into its blob; returns whether it has landed. If not, the store is to be asked.
+
+        Peers that are busy are asked again, but not after the *deadline*, nor while this host's store is *away*. After
+        the deadline, others are asked only for what they have.
+        """

@@ -257,6 +257,11 @@ class StoreFetcher:
         await self._check_running(blob)
         await fetch_for_others(self._scheduler, self._pump, blob, chunks)
 
+    async def are_here(self, blob: Blob, chunks: range) -> bool:
+        """Whether chunks are readable from disk; verifies what an earlier server left, and fetches nothing."""
+        blob.health.check()
+        return await self._batches.are_here(blob, chunks)
+
     async def _check_running(self, blob: Blob) -> None:
         """Raises StoreUnavailableError while the server stops, or Cancelled if the caller is cancelled."""
         if not self._background.running:

@@ -146,11 +146,12 @@ class PeerConnection:
             if filled == PIECE or done + filled >= length:
                 sink(buffer[:filled])
                 done, filled = done + filled, 0
-                took = time.monotonic() - began
-                if done >= length:
-                    return took
-                if took > judged_after_s and took * length / done > patience_s:
-                    raise SlowPeerError(done, length, took)
+            took = time.monotonic() - began
+            if done >= length:
+                return took
+            judged = min(length, done + PIECE) if filled else done  # a piece that has begun counts as a whole one
+            if took > judged_after_s and took * length > patience_s * judged:
+                raise SlowPeerError(done + filled, length, took)
             moderation.begins()
             try:
                 count = self._socket.recv_into(buffer[filled : filled + length - done - filled])

@@ -39,13 +39,15 @@ _DOWN = {"unreachable", "silent"}
 class MemberHealth:
     """What this host knows of a member. ``outstanding`` bytes are asked for and have not come.
 
-    ``rate`` is in bytes a second, from the first byte of a body on: a member that waits for the store is not slow.
+    ``rate`` is in bytes a second, from the first byte of a body on: a member that waits for the store is not slow. Its
+    strikes have it down until ``banned_until``, whatever it answers to requests that were under way.
     """
 
     outstanding: int = 0
     rate: float | None = None
     rated_at: float = 0.0
     down_until: float = float("-inf")
+    banned_until: float = float("-inf")
     failures: int = 0
     strikes: int = 0
     problem: str | None = None
@@ -115,6 +117,10 @@ class Health:
             health.rate = rate if before is None else before + WEIGHT * (rate - before)
             health.rated_at = now
         match answer.outcome:
+            case "damaged":
+                self._strikes(member, health, answer)
+            case _ if health.banned_until > now:
+                pass
             case "unreachable" | "silent":
                 self._fails(member, health, answer, FIRST_PAUSE_S * 2 ** min(health.failures, MOST_DOUBLINGS))
             case "refused":
@@ -122,11 +128,6 @@ class Health:
             case "away":
                 health.failures, health.problem = 0, "drained, or off"
                 health.down_until = now + AWAY_S
-            case "damaged":
-                health.strikes += 1
-                log.error("fleet: %s sent wrong bytes, strike %d: %s", member, health.strikes, answer.detail)
-                if health.strikes % STRIKES == 0:
-                    self._fails(member, health, answer, STRIKES_PAUSE_S)
             case _:
                 if health.problem is not None:
                     log.info("fleet: %s answers again", member)
@@ -134,6 +135,13 @@ class Health:
                 health.down_until = float("-inf")
         if answer.outcome == "ok":
             health.received_bytes += answer.received
+
+    def _strikes(self, member: str, health: MemberHealth, answer: PeerAnswer) -> None:
+        health.strikes += 1
+        log.error("fleet: %s sent wrong bytes, strike %d: %s", member, health.strikes, answer.detail)
+        if health.strikes % STRIKES == 0:
+            self._fails(member, health, answer, STRIKES_PAUSE_S)
+            health.banned_until = health.down_until
 
     def _fails(self, member: str, health: MemberHealth, answer: PeerAnswer, pause_s: float) -> None:
         now = trio.current_time()
@@ -156,22 +164,23 @@ class Health:
 
 class RetryBudget:
     """Bounds the requests to the store for what members should have given: to a share of what they give and, so that no
-    chunk waits for ever, one in REFILL_S seconds."""
+    chunk waits for ever, one in REFILL_S seconds. None waits longer than LONGEST_WAIT_S."""
 
-    SHARE, MOST, REFILL_S = 0.1, 10.0, 1.0
+    SHARE, MOST, REFILL_S, LONGEST_WAIT_S = 0.1, 10.0, 1.0, 15.0
 
     def __init__(self) -> None:
         self._left = self.MOST
-        self._turn = float("-inf")
+        self._turn = trio.StrictFIFOLock()
 
     def add(self) -> None:
         """Count a chunk that a member has given."""
         self._left = min(self.MOST, self._left + self.SHARE)
 
     async def take(self) -> None:
-        """Take one request; wait for a turn if none is left."""
-        if self._left >= 1:
-            self._left -= 1
-            return
-        self._turn = max(self._turn, trio.current_time()) + self.REFILL_S
-        await trio.sleep_until(self._turn)
+        """Take one request; wait for a turn if none is left. A caller that is cancelled takes none."""
+        with trio.move_on_after(self.LONGEST_WAIT_S):
+            async with self._turn:
+                if self._left >= 1:
+                    self._left -= 1
+                else:
+                    await trio.sleep(self.REFILL_S)

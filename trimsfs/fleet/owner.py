@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cachetools import TTLCache
 
-from trimsfs.errors import ObjectChangedError, StoreError, TrimsError
+from trimsfs.errors import ObjectChangedError, StoreError, StoreUnavailableError, TransientStoreError, TrimsError
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.fleet.http_server import Answer, Request
 from trimsfs.fleet.protocol import (
@@ -26,7 +26,7 @@ from trimsfs.fleet.protocol import (
 from trimsfs.fleet.uploads import BusyError, Uploads
 from trimsfs.namespace.listing import possible
 from trimsfs.namespace.tree import Namespace
-from trimsfs.tiers.blob import Blob, ChunkState
+from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Generation
 
@@ -89,11 +89,13 @@ class Owner:
                 return await self._answer(wanted, blob, sends=request.method == "GET")
         except ObjectChangedError:
             return OTHER_GENERATION
+        except (StoreUnavailableError, TransientStoreError):
+            return BUSY  # perhaps the store is away for all, and askers must not all turn to it at once
         except (TrimsError, OSError) as error:
             if not isinstance(error, StoreError) and wanted.key not in self._told:  # else the fetcher has logged it
                 self._told[wanted.key] = None
                 log.warning("%s: not given to the fleet: %s", wanted.key, error)
-            return BUSY
+            return MISSING
 
     async def _generation(self, wanted: ChunkRequest) -> Generation | None:
         """The generation that an asker means, if this host's store has it. Raises StoreError.
@@ -121,9 +123,10 @@ class Owner:
             return BAD_REQUEST
         if wanted.stop % blob.chunk_size and wanted.stop != blob.generation.size:
             return BAD_REQUEST
-        if wanted.cached_only and any(blob.states[chunk] == ChunkState.MISSING for chunk in chunks):
+        if not wanted.cached_only:
+            await self._fetcher.fetch_for_others(blob, chunks)
+        elif not await self._fetcher.are_here(blob, chunks):
             return MISSING
-        await self._fetcher.fetch_for_others(blob, chunks)
         headers = {CRCS: format_crcs([blob.crc(chunk) for chunk in chunks])}
         if not sends:
             return Answer(status=200, headers=headers)

@@ -38,6 +38,7 @@ _OUTCOMES: dict[int, Outcome] = {
 """What answers mean, by status; any other is that of a busy member."""
 _DETAILS = {
     403: "it refuses this host's certificate",
+    404: "it cannot give them: its log tells why",
     502: "its nginx runs, but no trimsfs server behind it",
 }
 
@@ -110,12 +111,6 @@ class PeerClient:
             return PeerAnswer(outcome=error.outcome, detail=f"no answer in {time.monotonic() - began:.0f} s")
         self._return(connection, head, request.member, kept=True)
         return replace(_told(head), waited_s=time.monotonic() - began)
-
-    def close(self) -> None:
-        """Close the unused connections."""
-        for idle in self._idle.values():
-            while idle:
-                idle.pop().connection.close()
 
     async def _asked(self, request: PeerRequest) -> tuple[PeerConnection, Head]:
         """The head of the answer to a request, and its connection. Raises PeerUnreachableError and _GivenUpError."""

@@ -7,8 +7,11 @@ out.
 
 import hashlib
 import heapq
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from functools import lru_cache, partial
 
+FIRST, KNOWN_CHUNKS = 8, 4096
+"""How many members are remembered of a chunk's ranks, and of how many chunks: hosts ask several times for each."""
 _MASK = (1 << 64) - 1
 
 
@@ -17,14 +20,24 @@ class Placement:
 
     def __init__(self, members: Collection[str]) -> None:
         self._seeds = {member: _seed(member.encode()) for member in members}
+        self._first = lru_cache(KNOWN_CHUNKS)(partial(_ranked, self._seeds, FIRST))
 
     def ranked(self, content: int, chunk: int, count: int, *, without: Collection[str] = ()) -> list[str]:
         """The first *count* members for a chunk of a content, as of `content_seed`; *without* some."""
-        seed = _mixed(content + chunk)
-        scores = (
-            (_mixed(seed ^ own), member) for member, own in self._seeds.items() if not without or member not in without
-        )
-        return [member for _, member in heapq.nlargest(count, scores)]
+        first = self._first(content + chunk)
+        if without:
+            first = [member for member in first if member not in without]
+        if len(first) < min(count, len(self._seeds)):
+            seeds = {member: own for member, own in self._seeds.items() if member not in without}
+            first = _ranked(seeds, count, content + chunk)
+        return first[:count]
+
+
+def _ranked(seeds: Mapping[str, int], count: int, chunk: int) -> list[str]:
+    """The first of some members for a chunk, by their seeds."""
+    seed = _mixed(chunk)
+    scores = ((_mixed(seed ^ own), member) for member, own in seeds.items())
+    return [member for _, member in heapq.nlargest(count, scores)]
 
 
 def content_seed(token: str) -> int:

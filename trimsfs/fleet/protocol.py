@@ -6,11 +6,12 @@ its own store, by its own rights, and answers only if its generation gives the s
 =====  ======================================================================================
 206    the bytes, with the CRC32C of each of their chunks
 403    the asker has no certificate of the fleet's CA (nginx)
-404    not here, of a request that is cached only
+404    not here, of a request that is cached only; or this owner cannot fetch it, or has no room
 409    the owner's store has another generation
 421    the asker is the owner itself, whose address is translated
 502    no server answers the owner's nginx (nginx)
-503    busy; members that have the bytes, if the owner knows some. With Retry-After: drained or off
+503    busy, or the store does not answer; members that have the bytes, if the owner knows some. With Retry-After:
+       drained or off
 =====  ======================================================================================
 
 A HEAD request has the owner fetch the chunks and sends none. One that is cached only asks whether the owner is alive:
@@ -21,14 +22,11 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from trimsfs.types import Generation
 
-Urgency = Literal["demand", "prefetch"]
-
-KEY, URGENCY, ASKER, INSTANCE = "trimsfs-key", "trimsfs-urgency", "trimsfs-asker", "trimsfs-instance"
+KEY, ASKER, INSTANCE = "trimsfs-key", "trimsfs-asker", "trimsfs-instance"
 CRCS, HOLDERS = "trimsfs-crc32c", "trimsfs-holders"
 """Names of headers, in lower case, as parsers give them."""
 CACHED_ONLY, RETRY_AFTER = "only-if-cached", "retry-after"
@@ -73,7 +71,6 @@ class ChunkRequest:
     key: str
     start: int
     stop: int
-    urgency: Urgency = "demand"
     cached_only: bool = False
     asker: str = ""
     instance: str = ""
@@ -87,7 +84,6 @@ class ChunkRequest:
     def headers(self) -> dict[str, str]:
         headers = {
             KEY: quote_from_bytes(self.key.encode(errors="surrogateescape")),
-            URGENCY: self.urgency,
             "range": f"bytes={self.start}-{self.stop - 1}",
         }
         if self.asker:
@@ -114,7 +110,6 @@ def parse_request(target: str, headers: Mapping[str, str]) -> ChunkRequest:
         key=key.decode(errors="surrogateescape"),
         start=int(span["first"]),
         stop=int(span["last"]) + 1,
-        urgency="demand" if headers.get(URGENCY) == "demand" else "prefetch",
         cached_only=headers.get("cache-control") == CACHED_ONLY,
         asker=asker if _MEMBER.fullmatch(asker := headers.get(ASKER, "")) else "",
         instance=instance if _INSTANCE.fullmatch(instance := headers.get(INSTANCE, "")) else "",

@@ -96,15 +96,19 @@ class FleetSource:
         """Whether a member is this host."""
         return member in self._members.mine
 
-    async def fetch(self, flight: Flight, landed: Callable[[Flight], None]) -> bool:
+    async def fetch(
+        self, flight: Flight, landed: Callable[[Flight], None], *, deadline: float, away: Callable[[], bool]
+    ) -> bool:
         """Fetch a chunk into its blob; returns whether it has landed. If not, the store is to be asked."""
-        if await self._fetched(flight, landed):
+        if await self._fetched(flight, landed, deadline, away):
             return True
         if self._is_of_others(flight.blob, flight.chunk):
             self.counts.store_chunks += 1
         return False
 
-    async def _fetched(self, flight: Flight, landed: Callable[[Flight], None]) -> bool:
+    async def _fetched(
+        self, flight: Flight, landed: Callable[[Flight], None], deadline: float, away: Callable[[], bool]
+    ) -> bool:
         blob = flight.blob
         size = blob.length_of(flight.chunk)
         # Without room, the bytes come from the store: nothing could compare those of a member with the file's digest.
@@ -112,7 +116,7 @@ class FleetSource:
             return False
         written = False
         try:
-            record = await self._from_members(flight)
+            record = await self._from_members(flight, deadline, away)
             if record is not None and not flight.done.is_set():
                 self._disk.wrote(blob, record)
                 written = True
@@ -160,7 +164,7 @@ class FleetSource:
             known = self._contents[blob.token] = (blob.generation, token, content_seed(token))
         return known
 
-    async def _from_members(self, flight: Flight) -> ChunkRecord | None:
+    async def _from_members(self, flight: Flight, deadline: float, away: Callable[[], bool]) -> ChunkRecord | None:
         """Fetch a chunk from the members; None if the store is to be asked. Raises OSError."""
         blob, chunk = flight.blob, flight.chunk
         if self._members.me is None:
@@ -176,6 +180,11 @@ class FleetSource:
             if not left and not busy:
                 if above != owners:
                     return None  # this host is the other owner
+                break
+            late = trio.current_time() >= deadline
+            if late and (record := await self._cached(flight, left)) is not None:
+                return record
+            if late or (not left and away()):
                 break
             if not left:
                 tried.clear()
@@ -193,7 +202,7 @@ class FleetSource:
             if record is not None:
                 self._budget.add()
                 return record
-        if failed:
+        if failed and not away():  # else the store is not asked
             await self._budget.take()
         return None
 
@@ -223,8 +232,7 @@ class FleetSource:
         blob, health = flight.blob, self._health.of(member)
         start, stop = blob.span_of(flight.chunk)
         resizes, came = blob.resizes, list[ChunkRecord]()
-        demanded = flight.demanded or flight.for_others
-        request = self.request(blob, flight.chunk, member, demanded=demanded, cached_only=cached_only)
+        request = self.request(blob, flight.chunk, member, cached_only=cached_only)
         health.outstanding += stop - start
         try:
             if health.problem is not None and not await self._answers(blob, flight.chunk, member):
@@ -278,7 +286,6 @@ class FleetSource:
         chunk: int,
         member: str,
         *,
-        demanded: bool = False,
         cached_only: bool = False,
         sends: bool = True,
     ) -> PeerRequest:
@@ -292,7 +299,6 @@ class FleetSource:
             stop=stop,
             asker=self._members.me or "",
             instance=self._members.instance,
-            urgency="demand" if demanded else "prefetch",
             cached_only=cached_only,
         )
         ahead = min(blob.generation.size - start, AHEAD * blob.chunk_size)

@@ -4,9 +4,10 @@ from functools import partial
 
 import trio
 
-from trimsfs.errors import InvalidRequestError, StoreUnavailableError, TrimsError
+from trimsfs.errors import InvalidRequestError, StoreUnavailableError, TransientStoreError, TrimsError
 from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.fetcher import Fetcher
+from trimsfs.fetch.peers import PeerAnswer
 from trimsfs.fleet.source import FleetSource
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
@@ -44,7 +45,10 @@ class Spreader:
 
     async def _give(self, blob: Blob, chunk: int, slots: trio.Semaphore, failures: list[str]) -> None:
         try:
-            for owner in self._source.owners(blob, chunk):
+            owners = self._source.owners(blob, chunk)
+            if not owners:
+                failures.append("no other member answers, or the fleet is off here: see `trimsfs status`")
+            for owner in owners:
                 problem = None if self._source.is_me(owner) else await self._told(blob, chunk, owner)
                 if problem is not None:
                     failures.append(f"{owner}: {problem}")
@@ -60,8 +64,12 @@ class Spreader:
         """Have another member fetch a chunk; why it has not."""
         ask = partial(self._source.request, blob, chunk, owner, sends=False)
         for _ in range(ATTEMPTS):
-            answer = await self._copier.ask_peer(ask())
-            self._source.answered(owner, answer)
+            try:
+                answer = await self._copier.ask_peer(ask())
+            except TransientStoreError as error:  # the fetch process died
+                answer = PeerAnswer(outcome="busy", detail=str(error))
+            else:
+                self._source.answered(owner, answer)
             if answer.outcome in {"ok", "self"}:
                 return None
             await trio.sleep(PAUSE_S)

@@ -24,7 +24,7 @@ from trimsfs.errors import (
 )
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, absent, moment
 from trimsfs.stores.digests import Digest
-from trimsfs.stores.stalls import StallGuard
+from trimsfs.stores.stall_guard import StallGuard
 from trimsfs.types import Generation
 
 T = TypeVar("T")
