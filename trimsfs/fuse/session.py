@@ -42,8 +42,9 @@ follows."""
 _PRUNE = struct.Struct("=IiQIIQ")
 """The same with FUSE_NOTIFY_PRUNE, and a ``struct fuse_notify_prune_out``; the numbers of inodes follow."""
 
-MAX_TASKS = 1024
-"""Most requests in flight. Only those that wait for the store take long, and each costs little."""
+MAX_TASKS = 8192
+"""Most requests in flight: beyond them, opens of what is here wait as well. Only those that wait for the store take
+long, and each costs little."""
 MAX_BACKGROUND = 64
 """Most readahead requests of the kernel in flight: its default of 12 leaves a store with any latency idle."""
 
@@ -195,10 +196,10 @@ class Session:
 
     async def _lend(self, handle: int, uid: int, pid: int, data: bytes) -> bytes:
         device, memory, *_ = _GPU.unpack(data)
-        if memory not in _MEMORY:
-            raise InvalidRequestError(f"GPU memory of kind {memory}: not known: use 0 (VMM) or 1 (IPC)")
         name = device.split(b"\0")[0].decode(errors="replace")
         try:
+            if memory not in _MEMORY:
+                raise InvalidRequestError(f"GPU memory of kind {memory}: not known: use 0 (VMM) or 1 (IPC)")
             with self._operations.interruptible(pid):
                 lent = await self._filesystem.ioctls.lend(handle, uid, pid, name, _MEMORY[memory])
         finally:

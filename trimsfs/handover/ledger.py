@@ -79,6 +79,7 @@ class Ledger:
         self._words = memoryview(self._memory).cast("Q")
         self._end = _GRAIN
         self._free: dict[int, list[int]] = {}
+        self._full = False
         if fresh:
             self._words[0] = _MAGIC
         elif self._words[0] != _MAGIC:
@@ -120,7 +121,9 @@ class Ledger:
         free = self._free.get(size)
         slot = free.pop() if free else self._end
         if slot + size > len(self._memory):
-            log.warning("the ledger is full: the next server will not know of all open files")
+            if not self._full:
+                self._full = True  # told once: each lookup and open comes here
+                log.warning("the ledger is full: the next server will not know of all open files")
             return UNRECORDED
         words, at = self._words, slot // _WORD
         words[at + _KIND] = kind

@@ -39,6 +39,8 @@ its type)."""
 
 _KINDS = (None, NonObject.DIRECTORY, NonObject.UNREADABLE)
 """What a row is, by its byte in the column of kinds; None for an object."""
+_WHOLE_SIZE = 500
+"""Estimated bytes of memory for an object that is kept as it is."""
 _SYMLINK = len(_KINDS)
 """That byte of a symbolic link, whose target is in the column of ETags."""
 
@@ -257,8 +259,8 @@ class Listing(Mapping[bytes, Entry]):
 
     @property
     def size(self) -> int:
-        """Bytes of memory, without links."""
-        return self.names.size + self._etags.size + 17 * len(self._kinds)
+        """Bytes of memory, estimated."""
+        return self.names.size + self._etags.size + 17 * len(self._kinds) + _WHOLE_SIZE * len(self._linked)
 
     def digest(self) -> bytes:
         """A hash of the content: equal for equal entries that came in the same pages."""

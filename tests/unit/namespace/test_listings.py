@@ -3,6 +3,7 @@
 import random
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import trio
@@ -79,10 +80,12 @@ async def test_what_has_another_content_is_found_among_many() -> None:
     assert len({listing.digest() for listing in (before, fewer, changed)}) == 3
 
 
-async def test_a_name_of_a_listing_takes_some_ninety_bytes() -> None:
+@pytest.mark.parametrize(("versioned", "most"), [(False, 100), (True, 600)])
+async def test_what_a_name_of_a_listing_takes_is_known(versioned: bool, most: int) -> None:
     def generations() -> Iterator[Generation]:
         for number in range(MANY):
-            yield a_generation(f"dir/model-{number:06}.bin", f'"{number:032}"')
+            version = f"{number:040}" if versioned else None
+            yield replace(a_generation(f"dir/model-{number:06}.bin", f'"{number:032}"'), version_id=version)
 
     tracemalloc.start()
     try:
@@ -93,7 +96,7 @@ async def test_a_name_of_a_listing_takes_some_ninety_bytes() -> None:
     finally:
         tracemalloc.stop()
 
-    assert listing.size < 100 * MANY
+    assert listing.size < most * MANY
     assert taken < 1.3 * listing.size
 
 
