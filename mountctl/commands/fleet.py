@@ -44,17 +44,21 @@ def fleet(action: Action, names: tuple[str, ...], fleet_dir: Path, directory: Pa
     chosen = [find_mount(name, directory).mountpoint for name in names]
     mounts, problems = declared_mounts(directory)
     with nginx.changing():
-        options = _options_of_fleets(mounts, problems)
+        options, left_out = _options_of_fleets(mounts, problems)
         for problem in problems:
             click.echo(f"mountctl: {problem}", err=True)
         members = _members(options, nginx)
         for mountpoint in chosen:
-            if mountpoint not in {member.mountpoint for member in members}:
+            if mountpoint in left_out:
+                raise ConfigurationError(f"{mountpoint} is left out: correct its options first")
+            if mountpoint not in options:
                 raise ConfigurationError(f"{mountpoint} belongs to no fleet: set fleet in its file in {directory}")
-        if not members and (action == "run" or problems or nginx.running() is None):
+        if not members and problems:
+            raise ConfigurationError(f"no mount declared in {directory} can be served to a fleet: correct the above")
+        if not members and (action == "run" or nginx.running() is None):
             raise ConfigurationError(f"no mount declared in {directory} belongs to a fleet: set fleet in one")
         if action in {"drain", "undrain"}:
-            nginx.set_drained(chosen or [member.mountpoint for member in members], drained=action == "drain")
+            nginx.set_drained(chosen or [*options, *left_out], drained=action == "drain")
             members = _members(options, nginx)
         if action == "run":
             nginx.check_stopped()
@@ -75,18 +79,22 @@ def fleet(action: Action, names: tuple[str, ...], fleet_dir: Path, directory: Pa
     return exit_code(ConfigurationError.__name__) if problems else 0
 
 
-def _options_of_fleets(mounts: Sequence[NamedMount], problems: list[ConfigurationError]) -> dict[Path, MountOptions]:
-    """The options of the declared mounts that belong to a fleet, by mount point, without those that have problems."""
-    found = {}
+def _options_of_fleets(
+    mounts: Sequence[NamedMount], problems: list[ConfigurationError]
+) -> tuple[dict[Path, MountOptions], list[Path]]:
+    """The options of the declared mounts that belong to a fleet, by mount point, and the mounts that are left out, as
+    their options have *problems*."""
+    found, left_out = {}, []
     for mount in mounts:
         try:
             options = load_options({}, configs=mount.configs).resolved(mount.mountpoint)
         except ConfigurationError as error:
             problems.append(ConfigurationError(f"{mount.mountpoint} is left out: {error}"))
+            left_out.append(mount.mountpoint)
         else:
             if options.fleet is not None:
                 found[mount.mountpoint] = options
-    return found
+    return found, left_out
 
 
 def _members(options: Mapping[Path, MountOptions], nginx: Nginx) -> list[Member]:

@@ -237,6 +237,8 @@ async def test_a_file_system_that_hangs_is_a_store_that_stalls(
         return open_file(*arguments, **named)
 
     monkeypatch.setattr(stall_guard, "STALL_S", 0.2)
+    monkeypatch.setattr(directory, "STALL_S", 0.2)
+    monkeypatch.setattr(directory, "SLOWEST_STAT_S", 0.0)
     monkeypatch.setattr(os, "open", hang)
     try:
         with trio.fail_after(10):

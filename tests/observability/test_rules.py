@@ -155,6 +155,17 @@ def test_a_member_of_a_fleet_that_fails_is_one_alert_for_all_hosts(tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_a_host_that_finds_a_member_failing_as_it_starts_waits_with_the_alert(tmp_path: Path) -> None:
+    series = [{"series": labelled("trimsfs_fleet_failing_members"), "values": "1x20"}]
+    firing = 'count(ALERTS{alertname="TrimsfsFleetMemberFails",alertstate="firing"})'
+    expected = [
+        {"expr": firing, "eval_time": "5m", "exp_samples": []},
+        {"expr": firing, "eval_time": "15m", "exp_samples": [{"labels": "{}", "value": 1}]},
+    ]
+    run_promtool(tmp_path, [{"interval": "1m", "input_series": series, "promql_expr_test": expected}])
+
+
+@pytest.mark.slow
 def test_recording_rules(tmp_path: Path) -> None:
     opens = "trimsfs_files_open_seconds_count"
     series = {

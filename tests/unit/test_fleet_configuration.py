@@ -168,6 +168,17 @@ def test_a_mount_with_wrong_options_is_left_out(mounts: Path, port: int) -> None
     assert done.stdout == f"/models: fleet models: served at 127.0.0.1:{port}\nreloaded nginx\n"
 
 
+def test_a_mount_with_wrong_options_is_drained_with_all_others_but_not_alone(mounts: Path) -> None:
+    (mounts / "wrong.toml").write_text('mountpoint = "/wrong"\nfleet = "models"\n')
+    done = mountctl_fleet(mounts, "drain", "wrong")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        2,
+        "mountctl: /wrong is left out: correct its options first",
+    )
+    assert mountctl_fleet(mounts, "drain").stdout.startswith("/models: fleet models: drained\n")
+    assert (mounts.parent / "fleet/drained").read_text() == "/models\n/wrong\n"
+
+
 def test_nginx_runs_without_a_mount_with_wrong_options(mounts: Path) -> None:
     (mounts / "alone.toml").write_text('mountpoint = "/alone"\nfleet = "models"\n')
     with reserved_ports() as ports:

@@ -182,15 +182,16 @@ async def test_names_are_looked_up_rarely_and_for_a_short_time(monkeypatch: pyte
         return answers(host)
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
-    monkeypatch.setattr("trimsfs.fleet.members.RESOLVING_S", 0.1)
     members = Members("a,b,none", parse_address("10.0.0.2:7443"))
     for count in (1, 2, 3, 3):
-        found = members.read()
+        found = members.read(resolving_s=0.1)
         assert len(lookups) == count
     assert found == (frozenset({"a:7443", "b:7443", "none:7443"}), frozenset({"b:7443"}))
     members._names = {host: (addresses, 0.0) for host, (addresses, _) in members._names.items()}
     names.clear()
-    assert [members.read() for _ in range(4)] == 4 * [found]  # DNS has gone, this host still knows itself
+    assert [members.read(resolving_s=0.1) for _ in range(4)] == 4 * [
+        found
+    ]  # DNS has gone, this host still knows itself
     assert sorted(lookups) == sorted(2 * ["a", "b", "none"])
 
 
@@ -414,4 +415,4 @@ async def test_who_waits_for_a_turn_gets_what_members_give_meanwhile_and_waits_f
             budget.add()
     assert waited.count(0.0) == budget.MOST
     assert waited.count(budget.REFILL_S) == 1 + 5
-    assert max(waited) == budget.LONGEST_WAIT_S
+    assert budget.LONGEST_WAIT_S / 2 <= max(waited) <= budget.LONGEST_WAIT_S

@@ -501,21 +501,16 @@ async def test_while_the_store_is_away_owners_are_asked_once(tmp_path: Path) -> 
         assert network.asked == {(host.address, "busy"): 2 * int(RetryBudget.MOST) for host in hosts[1:]}
 
 
-async def test_after_the_deadline_owners_are_asked_for_what_they_have(tmp_path: Path) -> None:
+async def test_after_the_deadline_each_owner_is_asked_once_all_the_same(tmp_path: Path) -> None:
     async with a_network(tmp_path, 3) as (network, hosts):
         network.put("m")
         async with hosts[0].tier.using(network.store.generation("m")) as blob:
             chunk = given_by_others(hosts[0], blob)
-
-            async def fetched() -> bool:
-                flight, late = Flight(blob, chunk, demanded=True), trio.current_time()
-                return await hosts[0].source.fetch(flight, Flight.land, deadline=late, away=lambda: False)
-
-            assert not await fetched()
-            assert network.asked == {(host.address, "absent"): 1 for host in hosts[1:]}
-            await hosts[1].read("m")
-            network.store.fail(TransientStoreError("away"), method="read", times=1000)
-            assert await fetched()
+            first, second = hosts[0].source.owners(blob, chunk)
+            network.fails[first] = lambda: PeerAnswer(outcome="busy")
+            flight, late = Flight(blob, chunk, demanded=True), trio.current_time()
+            assert await hosts[0].source.fetch(flight, Flight.land, deadline=late, away=lambda: False)
+    assert network.asked[second, "ok"] == 1
 
 
 async def test_owners_that_stay_busy_are_asked_until_the_deadline(

@@ -58,6 +58,6 @@ class Peers(Protocol):
     ) -> bool:
         """Fetch a chunk into its blob; returns whether it has landed. If not, the store is to be asked.
 
-        Peers that are busy are asked again, but not after the *deadline*, nor while this host's store is *away*. After
-        the deadline, others are asked only for what they have.
+        Each owner is asked once. Those that are busy are asked again a few times: after the *deadline* only for what
+        they have, and not while this host's store is *away*.
         """

@@ -62,6 +62,8 @@ class Spawner:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the server, which ends the spawner
             try:
                 _spawn(theirs, make_copier, mountpoint)
+            except BaseException:
+                log.exception("the spawner ends")
             finally:
                 os._exit(0)
         theirs.close()

@@ -1,6 +1,7 @@
 """The health of a fleet's members, as this host sees it: who is down, how fast each sends, who sent wrong bytes."""
 
 import logging
+import random
 import statistics
 from collections import deque
 from dataclasses import dataclass
@@ -164,7 +165,8 @@ class Health:
 
 class RetryBudget:
     """Bounds the requests to the store for what members should have given: to a share of what they give and, so that no
-    chunk waits for ever, one in REFILL_S seconds. None waits longer than LONGEST_WAIT_S."""
+    chunk waits for ever, one in REFILL_S seconds. None waits longer than LONGEST_WAIT_S. What a member has no room for
+    takes none."""
 
     SHARE, MOST, REFILL_S, LONGEST_WAIT_S = 0.1, 10.0, 1.0, 15.0
 
@@ -178,7 +180,7 @@ class RetryBudget:
 
     async def take(self) -> None:
         """Take one request; wait for a turn if none is left. A caller that is cancelled takes none."""
-        with trio.move_on_after(self.LONGEST_WAIT_S):
+        with trio.move_on_after(self.LONGEST_WAIT_S * random.uniform(0.5, 1)):  # noqa: S311 not all at once
             async with self._turn:
                 if self._left >= 1:
                     self._left -= 1

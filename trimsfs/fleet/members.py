@@ -2,6 +2,7 @@
 
 import ipaddress
 import logging
+import math
 import random
 import re
 import secrets
@@ -104,20 +105,21 @@ class Members:
 
     def _look(self) -> tuple[frozenset[str], frozenset[str]]:
         """As `read`, with a guess where this host is not listed. Raises ValueError."""
-        addresses, mine = self.read()
+        addresses, mine = self.read(resolving_s=RESOLVING_S)
         host, mine = self._listen.host, mine | self._found & addresses
         if not mine and ipaddress.ip_address(host).is_unspecified:
             host = _source(self._split(min(addresses))[0])
         return addresses, mine or frozenset({_address(host, self._listen.port)} if host else ())
 
-    def read(self) -> tuple[frozenset[str], frozenset[str]]:
-        """The members, and which of them are this host. Raises ValueError."""
+    def read(self, *, resolving_s: float = math.inf) -> tuple[frozenset[str], frozenset[str]]:
+        """The members, and which of them are this host: after *resolving_s*, no other name is looked up. Raises
+        ValueError."""
         try:
-            return self._read()
+            return self._read(resolving_s)
         except OSError as error:
             raise ValueError(error.strerror or str(error)) from None
 
-    def _read(self) -> tuple[frozenset[str], frozenset[str]]:
+    def _read(self, resolving_s: float) -> tuple[frozenset[str], frozenset[str]]:
         if "/" in self._listed:
             lines = Path(self._listed).read_text().splitlines()
             entries = [entry for line in lines if (entry := line.partition("#")[0].strip())]
@@ -129,8 +131,9 @@ class Members:
         if not entries:
             raise ValueError("no member is listed")
         addresses = frozenset(_address(*self._split(entry)) for entry in entries)
-        until = time.monotonic() + RESOLVING_S
-        return addresses, frozenset(address for address in addresses if self._is_me(address, until))
+        until, own = time.monotonic() + resolving_s, socket.gethostname()
+        own_first = sorted(addresses, key=lambda address: not address.startswith(own))
+        return addresses, frozenset(address for address in own_first if self._is_me(address, until))
 
     def _split(self, entry: str) -> tuple[str, int]:
         """The host and port of an entry; an IP address as every host spells it. Raises ValueError."""

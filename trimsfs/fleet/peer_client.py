@@ -38,7 +38,7 @@ _OUTCOMES: dict[int, Outcome] = {
 """What answers mean, by status; any other is that of a busy member."""
 _DETAILS = {
     403: "it refuses this host's certificate",
-    404: "it cannot give them: its log tells why",
+    404: "it cannot give them: see its log, and whether its --fleet is the same",
     502: "its nginx runs, but no trimsfs server behind it",
 }
 

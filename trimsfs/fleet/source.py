@@ -169,7 +169,7 @@ class FleetSource:
         blob, chunk = flight.blob, flight.chunk
         if self._members.me is None:
             await self._find_itself(blob, chunk)
-        tried, busy, failed = set[str](), False, False
+        tried, asked, busy, failed = set[str](), set[str](), False, False
         for number in range(ROUNDS * OWNERS):
             ranked = self.owners(blob, chunk, 1 + HOLDERS)
             if not ranked or self.is_me(ranked[0]):
@@ -181,7 +181,7 @@ class FleetSource:
                 if above != owners:
                     return None  # this host is the other owner
                 break
-            late = trio.current_time() >= deadline
+            late = trio.current_time() >= deadline and asked.issuperset(above)
             if late and (record := await self._cached(flight, left)) is not None:
                 return record
             if late or (not left and away()):
@@ -194,6 +194,7 @@ class FleetSource:
             size = blob.length_of(chunk)
             member = min(left, key=lambda owner: self._health.expected_s(owner, size))
             tried.add(member)
+            asked.add(member)
             answer, record = await self._ask(flight, member)
             failed = failed or answer.outcome not in {"ok", "absent", "other", "away", "self"}
             if record is None and answer.outcome == "busy":

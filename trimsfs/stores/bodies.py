@@ -104,8 +104,8 @@ _link = _Link()
 class RequestThreads:
     """The threads in which a store makes requests: at most *max_requests* reads at once, and METADATA_THREADS others.
 
-    A short answer is abandoned after twice the stall timeout, a long body when it has come more slowly than
-    SLOWEST_RATE, all in all: clients have no timeout for what drips in byte by byte. Messages name the *subject*.
+    A short answer is abandoned after twice the stall timeout, a long body once it has come more slowly than is ever
+    borne, all in all: clients have no timeout for what drips in byte by byte. Messages name the *subject*.
     """
 
     def __init__(self, subject: object, *, max_requests: int, stall_timeout_s: float) -> None:
@@ -158,7 +158,7 @@ class RequestThreads:
             with progress.bound() as scope:
                 await self._run(partial(receive, answer[0], sink), self._reads, math.inf)
             if scope.cancelled_caught:
-                raise self._unanswered(progress.bound_s)
+                raise self._unanswered(progress.took_s)
             return answer[1]
 
         try:
@@ -189,7 +189,7 @@ class _Progress:
     def __init__(self, stall_timeout_s: float, bound_s: float) -> None:
         self.bound_s = bound_s
         self._stall_timeout_s = stall_timeout_s
-        self._began = self._told = 0.0
+        self._began = self._told = time.monotonic()
         self._came = 0
         self._token = trio.lowlevel.current_trio_token()
         self._scope = trio.CancelScope()
@@ -214,6 +214,11 @@ class _Progress:
             sink(piece)
 
         return count
+
+    @property
+    def took_s(self) -> float:
+        """Seconds since its thread has begun to receive it."""
+        return time.monotonic() - self._began
 
     def is_answer(self) -> bool:
         """Whether the store has answered: it has sent at least what is borne of a slow link."""

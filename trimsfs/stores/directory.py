@@ -24,7 +24,7 @@ from trimsfs.errors import (
 )
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, absent, moment
 from trimsfs.stores.digests import Digest
-from trimsfs.stores.stall_guard import StallGuard
+from trimsfs.stores.stall_guard import STALL_S, StallGuard
 from trimsfs.types import Generation
 
 T = TypeVar("T")
@@ -34,6 +34,8 @@ PIECE = 1 << 18
 """Bytes read at a time."""
 MOST_NAMES = 10_000
 """Names in a page."""
+SLOWEST_STAT_S = 0.1
+"""How long a look at one name of a page may take: a network file system may be far away."""
 _getdents64 = ctypes.CDLL(None, use_errno=True).getdents64
 _DIRENT, _DIRENT_NAME = struct.Struct("=8xqH"), 19
 """A ``struct linux_dirent64``: the place after it and its length; where the name begins, after a byte for its type."""
@@ -267,7 +269,9 @@ class DirectoryStore:
         await self._call(partial(self._ask, lambda reader: reader.probe()))
 
     async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
-        return await self._call(partial(self._list_page, prefix, token, min(limit, MOST_NAMES)))
+        limit = min(limit, MOST_NAMES)
+        guard = StallGuard(STALL_S + limit * SLOWEST_STAT_S)
+        return await self._call(partial(self._list_page, prefix, token, limit), guard)
 
     async def stat(self, key: str) -> Generation:
         return await self._call(partial(self._ask, lambda reader: reader.stat(key)))

@@ -26,6 +26,8 @@ from trimsfs.types import Generation
 
 T = TypeVar("T")
 
+LISTING_S = 300.0
+"""How long a listing may take: it is of a whole directory each time."""
 CONTENT_FIELDS = (
     "ETag",
     "etag",
@@ -82,10 +84,10 @@ class FsspecStore:
         return self._url
 
     async def probe(self) -> None:
-        await self._call(self._probe)
+        await self._call(self._probe, StallGuard(LISTING_S))
 
     async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
-        return await self._call(partial(self._list_page, prefix, token, limit))
+        return await self._call(partial(self._list_page, prefix, token, limit), StallGuard(LISTING_S))
 
     async def stat(self, key: str) -> Generation:
         return await self._call(partial(self._stat, key))
