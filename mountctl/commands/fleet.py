@@ -69,7 +69,10 @@ def fleet(action: Action, names: tuple[str, ...], fleet_dir: Path, directory: Pa
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             command = nginx.command()
             os.execv(command[0], command)
-        told = "reloaded nginx" if nginx.reload() else "nginx does not run: `systemctl start trimsfs-nginx`"
+        told = "reloaded nginx"
+        if not nginx.reload():
+            nginx.check_ports(members, available=False)
+            told = "nginx does not run: `systemctl start trimsfs-nginx`"
     for member in members:
         state = "drained" if member.drained else f"served at {member.options.fleet_listen}"
         click.echo(f"{member.mountpoint}: fleet {member.options.fleet}: {state}")

@@ -1,5 +1,6 @@
 """The configuration of nginx for the mounts of this host that belong to fleets: written, checked and reloaded."""
 
+import errno
 import fcntl
 import grp
 import os
@@ -125,18 +126,23 @@ class Nginx:
             raise CommandNotRunnableError(f"nginx runs already, as process {pid}: `mountctl fleet apply` reloads it")
         self._errors.unlink(missing_ok=True)
 
-    def check_ports(self, members: Iterable[Member]) -> None:
-        """Raise CommandNotRunnableError if other programs listen where nginx should."""
+    def check_ports(self, members: Iterable[Member], *, available: bool = True) -> None:
+        """Raise CommandNotRunnableError if others listen where nginx should, or if it cannot listen there for another
+        reason, unless the address need not be *available* yet.
+
+        The others may be workers of an nginx that was killed: they serve on by its configuration.
+        """
         for member in members:
             address = parse_address(str(member.options.fleet_listen))
             family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
             try:
                 socket.create_server((address.host, address.port), family=family).close()
             except OSError as error:
+                if error.errno != errno.EADDRINUSE and not available:
+                    continue
                 reason = os.strerror(error.errno or 0)
-                raise CommandNotRunnableError(
-                    f"nginx cannot listen: {address}: {reason}: see `ss -ltnp` and --fleet-listen"
-                ) from None
+                remedy = "end what `ss -ltnp` shows there, as workers of a killed nginx, or change --fleet-listen"
+                raise CommandNotRunnableError(f"nginx cannot listen: {address}: {reason}: {remedy}") from None
 
     def command(self) -> list[str]:
         """The command that runs nginx in the foreground. Raises CommandNotFoundError."""

@@ -34,8 +34,8 @@ def status(mountpoint: Path | None, with_copies: bool, as_json: bool) -> None:
 
     Shows all mounts of this host, or the one that MOUNTPOINT lies on.
 
-    Exits 0 if all mounts work, 1 if one serves without its keeper, its store, its cache or a GPU, 2 if one does not
-    answer. Members of a fleet that fail do not count.
+    Exits 0 if all mounts work, 1 if one serves without its keeper, its store, its fleet, its cache or a GPU, 2 if one
+    does not answer. Members of a fleet that fail do not count.
     """
     chosen = [mount_over(mountpoint)] if mountpoint is not None else file_systems()
     told = dict(ask_each(chosen, partial(_facts, copies=with_copies or as_json)))
@@ -96,6 +96,12 @@ def _told_of_store(facts: dict[str, Any]) -> str:
     return f"/{facts['path']}: {facts['store']}{tenant}: {state}"
 
 
+def _lines_of_fleet(facts: dict[str, Any], sent_bytes: int) -> list[str]:
+    if facts.get("fleet_problem"):
+        return [f"this host fetches alone: {facts['fleet_problem']}"]
+    return told_of_fleet(facts["fleet"], sent_bytes) if facts.get("fleet") else []
+
+
 def told_of_fleet(facts: dict[str, Any], sent_bytes: int) -> list[str]:
     """What is told of a fleet: a line, and one for each member with a problem."""
     members = facts["members"]
@@ -121,7 +127,7 @@ def told_of_fleet(facts: dict[str, Any], sent_bytes: int) -> list[str]:
 def _exit_code(facts: dict[str, Any]) -> int:
     if "error" in facts:
         return NOT_ANSWERING
-    told = any(facts.get(f"{what}_problem") for what in ("keeper", "store", "cache"))
+    told = any(facts.get(f"{what}_problem") for what in ("keeper", "store", "fleet", "cache"))
     return DEGRADED if told or has_failed(facts.get("gpu")) else 0
 
 
@@ -161,9 +167,8 @@ def _show(facts: dict[str, Any]) -> None:
             f"  store       {number('store_requests_total')} requests, "
             f"{number('store_failed_attempts_total')} attempts failed"
         )
-    if facts.get("fleet"):
-        for index, line in enumerate(told_of_fleet(facts["fleet"], number("fleet_served_sent_bytes_total"))):
-            say(f"  {'' if index else 'fleet':<11} {line}")
+    for index, line in enumerate(_lines_of_fleet(facts, number("fleet_served_sent_bytes_total"))):
+        say(f"  {'' if index else 'fleet':<11} {line}")
     say(f"  open        {number('files_open_handles')} files")
     for index, line in enumerate(lines(facts["gpu"]) if "gpu" in facts else ()):
         say(f"  {'' if index else 'gpu':<11} {line}")

@@ -30,7 +30,7 @@ NUMBERS = {
     "saved": "trimsfs_model_saved_bytes",
 }
 """Metrics of a mount on the page; the sum where one has labels."""
-PROBLEMS = ("keeper_problem", "store_problem", "cache_problem")
+PROBLEMS = ("keeper_problem", "store_problem", "fleet_problem", "cache_problem")
 
 
 def status(scraped: Sequence[tuple[dict[str, Any], Families | None]], history: History, *, whole: bool) -> bytes:

@@ -95,7 +95,7 @@ def main() -> None:
         no_gpu = _load_driver(options)
         read_manifest = _manifests(options)
         _configure_logging(options)
-        certificates = _certificates(options)
+        certificates, fleet_fails = _certificates(options)
         _settle_memory()
         cache_fails = _hand_over(options)
         _start_brokers(options, store, mountpoint, keeper_end)
@@ -103,8 +103,11 @@ def main() -> None:
         gc.enable()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         keeper_end, promotion = _await_turn(keeper_end, options, forks=order.get("forks", False))
-        if promotion is not None and promotion.fuse is None and cache_fails is not None:
-            raise cache_fails
+        if promotion is not None and promotion.fuse is None and (fails := cache_fails or fleet_fails) is not None:
+            raise fails
+        if promotion is not None and fleet_fails is not None:  # a mount outlives the files of its fleet
+            log.error("fleet: this host fetches alone: %s: correct that, then `mountctl restart`", fleet_fails)
+            options = options.model_copy(update={"fleet": None})
         if promotion is not None:
             held = [keeper_end.fileno(), promotion.ledger, *filter(None, (promotion.lock, promotion.fuse))]
             set_process_title("server", mountpoint)
@@ -112,7 +115,14 @@ def main() -> None:
             spawner = Spawner(make_copier, mountpoint=mountpoint, not_for_it=held)
             _raise_priority()
             launched = order.get("launched", False)
-            loaded = Loaded(store=store, spawner=spawner, no_gpu=no_gpu, read_manifest=read_manifest, launched=launched)
+            loaded = Loaded(
+                store=store,
+                spawner=spawner,
+                no_gpu=no_gpu,
+                no_fleet=None if fleet_fails is None else str(fleet_fails),
+                read_manifest=read_manifest,
+                launched=launched,
+            )
             trio.run(serve, options, mountpoint, keeper_end, promotion, loaded)
     except* TrimsError as group:
         failure = _first_error(group)
@@ -158,13 +168,19 @@ def _manifests(options: MountOptions) -> ReadManifest | None:
     return partial(signatures.read_manifest, key=signatures.load_key(options.signing_key))
 
 
-def _certificates(options: MountOptions) -> "ssl.SSLContext | None":
-    """What this host connects to others of its fleet with, and the code for it; None without a fleet.
-
-    Raises ConfigurationError.
-    """
+def _certificates(options: MountOptions) -> "tuple[ssl.SSLContext | None, ConfigurationError | None]":
+    """What this host connects to others of its fleet with, and the code for it, or why it cannot; None and None
+    without a fleet."""
     if options.fleet is None:
-        return None
+        return None, None
+    try:
+        return _loaded_certificates(options), None
+    except ConfigurationError as error:
+        return None, error
+
+
+def _loaded_certificates(options: MountOptions) -> "ssl.SSLContext":
+    """Raises ConfigurationError."""
     try:
         for module in ("trimsfs.server.fleet", "trimsfs.fleet.peer_client"):
             importlib.import_module(module)  # later, its files may be unreadable

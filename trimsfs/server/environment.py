@@ -26,7 +26,8 @@ class Environment:
     cache directory's lock, from an earlier server. ``kept`` tells whether the keeper runs, and ``launched`` whether it
     did not start this server itself: then it outlives the mount.
 
-    ``store`` does not retry; ``copier`` moves its bytes. ``no_gpu`` is why no GPU can be used, or None.
+    ``store`` does not retry; ``copier`` moves its bytes. ``no_gpu`` is why no GPU can be used, or None;
+    ``no_fleet`` is why this server takes no part in its mount's fleet.
     ``read_manifest`` reads signed manifests; it is None if signatures are off.
 
     ``invalidate`` makes the kernel look up a name in a directory's inode again, and must not block. ``prune`` lets it
@@ -56,6 +57,7 @@ class Environment:
     request_memory: int = REQUEST_MEMORY
     kept: Callable[[], bool] = lambda: True
     launched: bool = False
+    no_fleet: str | None = None
     waits: Callable[[], list[dict[str, object]]] = list
     pace: Pace = field(default_factory=Pace)
     server_pid: int = field(default_factory=os.getpid)

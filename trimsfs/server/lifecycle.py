@@ -45,6 +45,7 @@ class Loaded:
     store: Store
     spawner: Spawner
     no_gpu: str | None
+    no_fleet: str | None
     read_manifest: ReadManifest | None
     launched: bool
 
@@ -84,6 +85,7 @@ async def serve(
             store=loaded.store,
             copier=pool,
             no_gpu=loaded.no_gpu,
+            no_fleet=loaded.no_fleet,
             read_manifest=loaded.read_manifest,
             invalidate=invalidate,
             forget_pages=forget_pages,

@@ -71,6 +71,7 @@ def facts(
         "store_problem": _store_problem(fetching),
         **({"stores": _stores(options, fetching)} if fetching.several else {}),
         **({} if fleet is None else {"fleet": fleet()}),
+        "fleet_problem": environment.no_fleet,
         "cache_problem": tiers.disk.unusable,
         "log_file": str(options.log_file),
         "waits": environment.waits(),
