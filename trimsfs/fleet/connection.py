@@ -105,7 +105,9 @@ class PeerConnection:
         """The head of the answer. May be cancelled and called again. Raises PeerUnreachableError."""
         try:
             while (event := self._parser.next_event()) is h11.NEED_DATA:
-                self._parser.receive_data(await self._receive())
+                if not (data := await self._receive()):
+                    raise PeerUnreachableError("it closed the connection")
+                self._parser.receive_data(data)
         except OSError as error:
             raise PeerUnreachableError(reason_of(error)) from None
         except h11.RemoteProtocolError as error:

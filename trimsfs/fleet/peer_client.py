@@ -39,6 +39,7 @@ _OUTCOMES: dict[int, Outcome] = {
 _DETAILS = {
     403: "it refuses this host's certificate",
     404: "it cannot give them: see its log, and whether its --fleet is the same",
+    409: "its store has another generation of the file",
     502: "its nginx runs, but no trimsfs server behind it",
 }
 
@@ -218,5 +219,5 @@ def _told(head: Head) -> PeerAnswer:
     """What the status of an answer means."""
     holders = parse_holders(head.headers.get(HOLDERS, ""))
     outcome = _OUTCOMES.get(head.status, "away" if RETRY_AFTER in head.headers else "busy")
-    detail = _DETAILS.get(head.status, f"status {head.status}")
+    detail = _DETAILS.get(head.status, "drained, or off" if outcome == "away" else f"status {head.status}")
     return PeerAnswer(outcome=outcome, detail=detail, holders=holders)
