@@ -214,7 +214,8 @@ class Comparer:
             self.trust.confirmed(expected)
             digest = str(expected)
         elif match is Match.UNSTABLE or (match is Match.DIFFERENT and expected.binding):
-            self._quarantine.add(blob, _mismatch(key, expected))
+            refuted = match is Match.DIFFERENT and not expected.signed  # a manifest may be replaced at any time
+            self._quarantine.add(blob, _mismatch(key, expected), refuted=refuted)
             return False
         elif match is Match.DIFFERENT:
             log.warning("%s: not compared: two fetches agree, but not with the store's digest %s", key, expected)

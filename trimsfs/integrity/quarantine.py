@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import trio
 
@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 LOOK_INTERVAL_S = 1.0
 RETRY_INTERVAL_S = 300.0
 """Seconds between repairs of a copy that is in use."""
+REFUTED_S = 60.0
+"""How long a copy stays of which the store gave the same wrong bytes twice: its opens fail without another fetch."""
 
 
 class Quarantine:
@@ -27,14 +29,17 @@ class Quarantine:
         self._since: dict[Blob, float] = {}
         self._added = trio.Event()
         self._suspected = WeakKeyDictionary[Blob, float]()
+        self._refuted = WeakSet[Blob]()
 
     @property
     def count(self) -> int:
         """How many blobs are in quarantine."""
         return len(self._since)
 
-    def add(self, blob: Blob, reason: TrimsError) -> None:
-        """Put a blob in quarantine."""
+    def add(self, blob: Blob, reason: TrimsError, *, refuted: bool = False) -> None:
+        """Put a blob in quarantine: for REFUTED_S if *refuted*, as the store would give the same bytes again."""
+        if refuted:
+            self._refuted.add(blob)
         log.error("%s: in quarantine, reads fail: %s", blob.generation.key, reason)
         blob.health.quarantine = reason
         self._since[blob] = trio.current_time()
@@ -43,6 +48,7 @@ class Quarantine:
 
     def release(self, blob: Blob) -> None:
         """Take a blob out of quarantine, if it is in."""
+        self._refuted.discard(blob)
         blob.health.quarantine = None
         self._since.pop(blob, None)
         self._changed(blob)
@@ -57,7 +63,10 @@ class Quarantine:
             self._since[blob] = -math.inf
 
     async def run(self, repair: Callable[[Blob], Awaitable[None]]) -> None:
-        """Evict quarantined blobs that nobody uses; *repair* those in use, every RETRY_INTERVAL_S."""
+        """Evict quarantined blobs that nobody uses; *repair* those in use, every RETRY_INTERVAL_S.
+
+        The next open fetches an evicted blob again.
+        """
         while True:
             while not self._since:
                 await self._added.wait()
@@ -69,6 +78,8 @@ class Quarantine:
                         self._since.pop(blob, None)
                 elif isinstance(blob.health.quarantine, StoreError | CacheUnusableError):  # the next open tries again
                     self.release(blob)
+                elif blob in self._refuted and trio.current_time() - since <= REFUTED_S:
+                    continue
                 elif blob.users == 0 and not blob.pinned:
                     try:
                         await self._disk.evict(blob.generation)

@@ -63,6 +63,25 @@ async def test_what_differs_still_is_still_in_doubt(
         await server.open("a")
 
 
+async def test_what_the_store_gives_wrong_twice_is_not_fetched_again_for_a_while(
+    server: Server, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.integrity.quarantine.LOOK_INTERVAL_S", 0.01)
+    store.digests["a"] = digest_of(b"something else", "crc32c")
+    with pytest.raises(BlobDamagedError):
+        await server.open("a")
+    reads = store.count("read")
+    for _ in range(3):
+        await trio.sleep(0.05)
+        with pytest.raises(BlobDamagedError, match="a: digest mismatch: the store's bytes do not match its digest"):
+            await server.open("a")
+    assert (store.count("read"), server.integrity.statistics().doubtful) == (reads, 1)
+    monkeypatch.setattr("trimsfs.integrity.quarantine.REFUTED_S", 0.0)
+    await until(lambda: server.integrity.statistics().doubtful == 0)
+    store.digests["a"] = digest_of(content, "crc32c")
+    assert await server.read(await opened(server)) == content
+
+
 async def test_a_file_may_be_verified_while_it_is_compared(
     server: Server, store: MemoryStore, content: bytes, gate: Gate
 ) -> None:
