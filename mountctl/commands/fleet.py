@@ -53,13 +53,13 @@ def fleet(action: Action, names: tuple[str, ...], fleet_dir: Path, directory: Pa
                 raise ConfigurationError(f"{mountpoint} is left out: correct its options first")
             if mountpoint not in options:
                 raise ConfigurationError(f"{mountpoint} belongs to no fleet: set fleet in its file in {directory}")
+        if action in {"drain", "undrain"}:
+            nginx.set_drained(chosen or [*options, *left_out], drained=action == "drain")
+            members = _members(options, nginx)
         if not members and problems:
             raise ConfigurationError(f"no mount declared in {directory} can be served to a fleet: correct the above")
         if not members and (action == "run" or nginx.running() is None):
             raise ConfigurationError(f"no mount declared in {directory} belongs to a fleet: set fleet in one")
-        if action in {"drain", "undrain"}:
-            nginx.set_drained(chosen or [*options, *left_out], drained=action == "drain")
-            members = _members(options, nginx)
         if action == "run":
             nginx.check_stopped()
         nginx.write(members)

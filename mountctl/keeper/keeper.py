@@ -205,7 +205,8 @@ class Keeper:
 
     def _new_server(self, *, spare: bool) -> ServerProcess:
         """Start a server process. Raises OSError."""
-        return ServerProcess(self._replacement.order, spare=spare)
+        alone = self._active is None and self._connection.mounted
+        return ServerProcess(self._replacement.order, spare=spare, alone=alone)
 
     def _withdrawn(self, _server: ServerProcess) -> bool:
         """Whether a server that has ended did so because somebody ended what it came from."""

@@ -20,7 +20,7 @@ from typing import Any
 from mountctl.keeper.connection import SEALS
 from mountctl.keeper.descriptor_store import FUSE_DEVICE, LISTENER
 from mountctl.keeper.forked_server import OtherProcess
-from mountctl.keeper.server_process import ENVIRONMENT, FORKS, LAUNCHED, ServerProcess
+from mountctl.keeper.server_process import ALONE, ENVIRONMENT, FORKS, LAUNCHED, ServerProcess
 from mountctl.linux import mounting
 from mountctl.linux.sockets import gpu_path
 from trimsfs.errors import NotMountedError, TakeoverError
@@ -122,6 +122,7 @@ def _look_at(pid: int, mountpoint: Path, device: str) -> Predecessor:
         raise _UnfitError("it has ended, or does not have the descriptors of this mount")
     environment = order.pop(ENVIRONMENT)
     order.pop(FORKS, None)
+    order.pop(ALONE, None)
     server = LeftServer(process, order, ledger_version(descriptors["ledger"]))
     return Predecessor(order=order, environment=environment, server=server, descriptors=descriptors)
 

@@ -23,6 +23,8 @@ FORKS = "forks"
 """The field of an order that lets a server fork the next one."""
 LAUNCHED = "launched"
 """The field of an order of a server whose keeper is elsewhere."""
+ALONE = "alone"
+"""The field of an order of a server for a mount that has none: it does without what it can do without."""
 _SCM_PIDFD = 4
 _DESCRIPTOR = array.array("i").itemsize
 
@@ -47,14 +49,16 @@ class Process(Protocol):
 class ServerProcess:
     """A server process and the channel to it. It stands by until it is promoted.
 
-    A *spare* one, which nobody waits for, loads in idle time until `hurry`. Raises OSError if it cannot be started.
+    A *spare* one, which nobody waits for, loads in idle time until `hurry`. One that starts *alone* is for a mount that
+    has no server. Raises OSError if it cannot be started.
     """
 
-    def __init__(self, order: dict[str, Any], *, spare: bool = False) -> None:
+    def __init__(self, order: dict[str, Any], *, spare: bool = False, alone: bool = False) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._begin(order, ours)
         # The server keeps the order open: a successor of this keeper reads it there.
-        order_file = memory_of(json.dumps(order | {ENVIRONMENT: dict(os.environ), FORKS: True}).encode())
+        more = {ENVIRONMENT: dict(os.environ), FORKS: True, ALONE: alone}
+        order_file = memory_of(json.dumps(order | more).encode())
         try:
             self._process: Process = subprocess.Popen(
                 [*order["server"], "--keeper-fd", str(theirs.fileno())],

@@ -23,6 +23,8 @@ from trimsfs.options import FLEET_SOCKET, FLEET_USER, FLEET_USERS_REMEDY, MountO
 from trimsfs.server.sandbox import Identity, identity
 
 ANSWER_TIMEOUT_S = 3.0
+RESOLVING_S = 30.0
+"""How long names of members are looked up."""
 CLOCK_DIFFERENCE_S = 30.0
 """More than this, and certificates are not valid yet, or stores refuse signatures, sooner or later."""
 RENEW_BEFORE_S = 14 * 86400.0
@@ -120,7 +122,7 @@ def members(options: MountOptions) -> str:
     assert options.fleet_listen is not None
     listed = Members(options.fleet_members, parse_address(options.fleet_listen))
     try:
-        addresses, mine = listed.read()
+        addresses, mine = listed.read(resolving_s=RESOLVING_S)
     except ValueError as error:
         raise ProblemError(f"option --fleet-members {options.fleet_members}: {error}: correct it") from None
     context = client_context(*_files(options))

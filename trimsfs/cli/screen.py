@@ -96,7 +96,7 @@ def lines(history: History, now: float, *, asked: bool, brief: bool = False) -> 
         yield f"  no answer for {now - history.asked:.0f} s{'; before:' if sample is not None else ''}"
     if sample is None:
         return
-    for what in ("keeper", "store", "cache"):
+    for what in ("keeper", "store", "fleet", "cache"):
         if sample.facts.get(f"{what}_problem"):
             yield f"  problem  {what}: {sample.facts[f'{what}_problem']}"
     if not brief:

@@ -131,7 +131,7 @@ class Members:
         if not entries:
             raise ValueError("no member is listed")
         addresses = frozenset(_address(*self._split(entry)) for entry in entries)
-        until, own = time.monotonic() + resolving_s, socket.gethostname()
+        until, own = time.monotonic() + resolving_s, socket.gethostname().partition(".")[0]
         own_first = sorted(addresses, key=lambda address: not address.startswith(own))
         return addresses, frozenset(address for address in own_first if self._is_me(address, until))
 

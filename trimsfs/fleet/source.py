@@ -182,7 +182,7 @@ class FleetSource:
                     return None  # this host is the other owner
                 break
             late = trio.current_time() >= deadline and asked.issuperset(above)
-            if late and (record := await self._cached(flight, left)) is not None:
+            if late and (record := await self._cached(flight, left or above)) is not None:
                 return record
             if late or (not left and away()):
                 break

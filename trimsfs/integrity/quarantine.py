@@ -40,6 +40,8 @@ class Quarantine:
         """Put a blob in quarantine: for REFUTED_S if *refuted*, as the store would give the same bytes again."""
         if refuted:
             self._refuted.add(blob)
+        else:
+            self._refuted.discard(blob)
         log.error("%s: in quarantine, reads fail: %s", blob.generation.key, reason)
         blob.health.quarantine = reason
         self._since[blob] = trio.current_time()
@@ -78,9 +80,9 @@ class Quarantine:
                         self._since.pop(blob, None)
                 elif isinstance(blob.health.quarantine, StoreError | CacheUnusableError):  # the next open tries again
                     self.release(blob)
-                elif blob in self._refuted and trio.current_time() - since <= REFUTED_S:
-                    continue
                 elif blob.users == 0 and not blob.pinned:
+                    if blob in self._refuted and trio.current_time() - since <= REFUTED_S:
+                        continue
                     try:
                         await self._disk.evict(blob.generation)
                     except (InUseError, CacheError) as error:

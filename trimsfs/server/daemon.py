@@ -95,7 +95,7 @@ def main() -> None:
         no_gpu = _load_driver(options)
         read_manifest = _manifests(options)
         _configure_logging(options)
-        certificates, fleet_fails = _certificates(options)
+        certificates, fleet_fails = _certificates(options, alone=order.get("alone", False))
         _settle_memory()
         cache_fails = _hand_over(options)
         _start_brokers(options, store, mountpoint, keeper_end)
@@ -103,8 +103,8 @@ def main() -> None:
         gc.enable()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         keeper_end, promotion = _await_turn(keeper_end, options, forks=order.get("forks", False))
-        if promotion is not None and promotion.fuse is None and (fails := cache_fails or fleet_fails) is not None:
-            raise fails
+        if promotion is not None and promotion.fuse is None and cache_fails is not None:
+            raise cache_fails
         if promotion is not None and fleet_fails is not None:  # a mount outlives the files of its fleet
             log.error("fleet: this host fetches alone: %s: correct that, then `mountctl restart`", fleet_fails)
             options = options.model_copy(update={"fleet": None})
@@ -168,14 +168,19 @@ def _manifests(options: MountOptions) -> ReadManifest | None:
     return partial(signatures.read_manifest, key=signatures.load_key(options.signing_key))
 
 
-def _certificates(options: MountOptions) -> "tuple[ssl.SSLContext | None, ConfigurationError | None]":
-    """What this host connects to others of its fleet with, and the code for it, or why it cannot; None and None
-    without a fleet."""
+def _certificates(options: MountOptions, *, alone: bool) -> "tuple[ssl.SSLContext | None, ConfigurationError | None]":
+    """What this host connects to others of its fleet with, and the code for it; None without a fleet.
+
+    If it cannot, a server that starts *alone*, for a mount that has none, gets the reason beside None. Raises
+    ConfigurationError for others.
+    """
     if options.fleet is None:
         return None, None
     try:
         return _loaded_certificates(options), None
     except ConfigurationError as error:
+        if not alone:
+            raise
         return None, error
 
 

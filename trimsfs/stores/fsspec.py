@@ -84,7 +84,7 @@ class FsspecStore:
         return self._url
 
     async def probe(self) -> None:
-        await self._call(self._probe, StallGuard(LISTING_S))
+        await self._call(self._probe)
 
     async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
         return await self._call(partial(self._list_page, prefix, token, limit), StallGuard(LISTING_S))

@@ -12,8 +12,9 @@ from trimsfs.types import Buffer
 
 T = TypeVar("T")
 
-STALL_S = 30.0
-"""How long a call may take, or a read bring nothing: a disk that sleeps takes seconds to start."""
+STALL_S = 20.0
+"""How long a call may take, or a read bring nothing: a disk that sleeps takes seconds to start, and a keeper waits 30 s
+for a server."""
 _TOLD_S = 1.0
 """Least seconds between two signs of progress that a thread gives."""
 

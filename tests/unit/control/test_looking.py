@@ -152,6 +152,7 @@ async def test_control_tells_the_facts(server: Server, store: MemoryStore, tmp_p
         "descriptors": {},
         "cache_dir": str(tmp_path / "cache"),
         "store_problem": None,
+        "fleet_problem": None,
         "cache_problem": None,
         "log_file": facts["log_file"],
         "passthrough": {"used": False, "reason": "not wanted"},
