@@ -41,14 +41,14 @@ ORDER: dict[str, Any] = {
 class FakeServer(ServerProcess):
     """A server whose messages come from the test; it has no process."""
 
-    def __init__(self, order: dict[str, Any] = ORDER, *, spare: bool = False) -> None:
+    def __init__(self, order: dict[str, Any] = ORDER, *, spare: bool = False, alone: bool = False) -> None:
         self.channel, self.end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.order = order
         self.standing_by, self.ledger_version, self.heard_at = False, "", time.monotonic()
         self.ready_at: float | None = None
         self.forks = False
         self.unclaimed: list[int] = []
-        self.spare = spare
+        self.spare, self.alone = spare, alone
         self.kills = self.hurries = 0
         self.ended_with: int | None = None
 

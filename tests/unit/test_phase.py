@@ -31,9 +31,9 @@ class Scene:
     def __init__(self, keeper: Keeper, first: FakeServer, unmount: Callable[[], None]) -> None:
         self.keeper, self.servers, self.unmount = keeper, [first], unmount
 
-    def start(self, order: dict[str, Any], *, spare: bool) -> FakeServer:
+    def start(self, order: dict[str, Any], *, spare: bool, alone: bool) -> FakeServer:
         """What the keeper calls to start a server."""
-        self.servers.append(FakeServer(order, spare=spare))
+        self.servers.append(FakeServer(order, spare=spare, alone=alone))
         return self.servers[-1]
 
     @property
@@ -90,7 +90,7 @@ def test_until_a_server_is_ready_the_keeper_ends_with_it(scene: Scene) -> None:
 def test_a_standby_that_cannot_start_ends_a_keeper_that_never_served(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(order: dict[str, Any], *, spare: bool) -> None:
+    def fails(order: dict[str, Any], *, spare: bool, alone: bool) -> None:
         raise FileNotFoundError(2, "No such file", order["server"][0])
 
     (first,) = scene.servers
@@ -231,6 +231,17 @@ def test_the_standby_of_a_server_that_follows_a_dead_one_is_no_spare(scene: Scen
     scene.say(standby, RESENDS)
     scene.keeper._tick()
     assert [server.spare for server in scene.servers] == [False, True, False]
+
+
+def test_a_server_starts_alone_where_no_other_serves(scene: Scene) -> None:
+    first = scene.serve()
+    scene.keeper._tick()
+    _, standby = scene.servers
+    first.ended_with = standby.ended_with = 137
+    scene.keeper._tick()
+    vars(scene.keeper._restart_policy)["_not_before"] = 0.0
+    scene.keeper._tick()
+    assert [server.alone for server in scene.servers] == [False, False, True]
 
 
 def test_a_server_that_an_operator_waits_for_is_no_spare(scene: Scene) -> None:

@@ -34,8 +34,8 @@ class Scene:
     def __init__(self, keeper: Keeper, left: FakeServer) -> None:
         self.keeper, self.left, self.started = keeper, left, list[FakeServer]()
 
-    def start(self, order: dict[str, object], *, spare: bool) -> FakeServer:
-        self.started.append(FakeServer(order, spare=spare))
+    def start(self, order: dict[str, object], *, spare: bool, alone: bool) -> FakeServer:
+        self.started.append(FakeServer(order, spare=spare, alone=alone))
         return self.started[-1]
 
     def say(self, server: FakeServer, message: bytes) -> None:
