@@ -11,6 +11,7 @@ from rich.text import Text
 
 from trimsfs.cli.gpu import counted
 from trimsfs.cli.sample import RATES, History, Model, Sample
+from trimsfs.control_files import PROBLEMS
 from trimsfs.text import printable
 
 ORDERS: dict[str, tuple[str, Callable[[Model, float], float]]] = {
@@ -96,7 +97,7 @@ def lines(history: History, now: float, *, asked: bool, brief: bool = False) -> 
         yield f"  no answer for {now - history.asked:.0f} s{'; before:' if sample is not None else ''}"
     if sample is None:
         return
-    for what in ("keeper", "store", "fleet", "cache"):
+    for what in PROBLEMS:
         if sample.facts.get(f"{what}_problem"):
             yield f"  problem  {what}: {sample.facts[f'{what}_problem']}"
     if not brief:

@@ -16,6 +16,7 @@ from trimsfs.cli.gpu import add_details, counted, has_failed, lines
 from trimsfs.cli.output import reported, say
 from trimsfs.command_group import complete_mounted, examples
 from trimsfs.control.metrics import parse
+from trimsfs.control_files import PROBLEMS
 from trimsfs.errors import TrimsError
 from trimsfs.mountinfo import Mount, file_systems
 from trimsfs.options import FLEET_DIRECTORY
@@ -127,7 +128,7 @@ def told_of_fleet(facts: dict[str, Any], sent_bytes: int) -> list[str]:
 def _exit_code(facts: dict[str, Any]) -> int:
     if "error" in facts:
         return NOT_ANSWERING
-    told = any(facts.get(f"{what}_problem") for what in ("keeper", "store", "fleet", "cache"))
+    told = any(facts.get(f"{what}_problem") for what in PROBLEMS)
     return DEGRADED if told or has_failed(facts.get("gpu")) else 0
 
 

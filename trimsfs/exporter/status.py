@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trimsfs import __version__
+from trimsfs.control_files import PROBLEMS
 from trimsfs.exporter.exposition import Families, total
 from trimsfs.exporter.history import PLOTTED, History
 from trimsfs.processes import title_of
@@ -30,7 +31,6 @@ NUMBERS = {
     "saved": "trimsfs_model_saved_bytes",
 }
 """Metrics of a mount on the page; the sum where one has labels."""
-PROBLEMS = ("keeper_problem", "store_problem", "fleet_problem", "cache_problem")
 
 
 def status(scraped: Sequence[tuple[dict[str, Any], Families | None]], history: History, *, whole: bool) -> bytes:
@@ -66,7 +66,7 @@ def _mount(result: dict[str, Any], families: Families | None, history: History) 
         "hidden": result["hidden"],
         "version": control.get("version"),
         "started": control.get("started"),
-        "problems": [control[name] for name in PROBLEMS if control.get(name)],
+        "problems": [control[name] for what in PROBLEMS if control.get(name := f"{what}_problem")],
         "numbers": numbers,
         "waits": waits,
         **models,

@@ -185,7 +185,7 @@ def _certificates(options: MountOptions, *, alone: bool) -> "tuple[ssl.SSLContex
 
 
 def _loaded_certificates(options: MountOptions) -> "ssl.SSLContext":
-    """Raises ConfigurationError."""
+    """What a mount of a fleet connects with. Raises ConfigurationError."""
     try:
         for module in ("trimsfs.server.fleet", "trimsfs.fleet.peer_client"):
             importlib.import_module(module)  # later, its files may be unreadable
