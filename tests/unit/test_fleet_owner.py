@@ -16,7 +16,7 @@ import crc32c
 import pytest
 import trio
 
-from tests.support.parts import content_of, flip_byte, until
+from tests.support.parts import blob_files, content_of, flip_byte, until
 from tests.support.served import Server, Serving, mount_options
 from tests.support.stores import MemoryStore
 from trimsfs.errors import CacheFullError, StoreAccessError, StoreThrottledError, StoreUnavailableError
@@ -177,6 +177,7 @@ async def test_nginx_may_read_what_is_sent_and_nothing_else(asker: Asker, tmp_pa
 async def test_what_is_not_here_is_not_fetched_for_who_wants_cached_bytes(asker: Asker) -> None:
     cached = asker.request(0, 1, cached_only=True)
     assert (await asker.ask(cached))[0] == 404
+    assert blob_files(asker.cache) == []
     assert asker.server.store.reads(KEY) == []
     assert (await asker.ask(asker.request(0, 1)))[0] == 200
     assert (await asker.ask(cached))[0] == 200

@@ -85,8 +85,9 @@ class Owner:
             generation = await self._generation(wanted)
             if generation is None:
                 return OTHER_GENERATION
-            async with self._disk.inspecting(generation) as blob:
-                return await self._answer(wanted, blob, sends=request.method == "GET")
+            inspecting = self._disk.inspecting_cached if wanted.cached_only else self._disk.inspecting
+            async with inspecting(generation) as blob:
+                return MISSING if blob is None else await self._answer(wanted, blob, sends=request.method == "GET")
         except ObjectChangedError:
             return OTHER_GENERATION
         except (StoreUnavailableError, TransientStoreError):

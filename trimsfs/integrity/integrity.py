@@ -232,7 +232,9 @@ class Integrity:
 
         Returns the number of wrong chunks. Raises TrimsError when they cannot be repaired.
         """
-        async with self._disk.inspecting(generation) as blob:
+        async with self._disk.inspecting_cached(generation) as blob:
+            if blob is None:
+                return 0
             if not blob.attached:
                 if generation.size:
                     raise CacheUnusableError(f"{generation.key}: cannot be checked now: see the log")

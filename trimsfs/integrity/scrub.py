@@ -39,14 +39,15 @@ class Scrubber:
 
     async def scrub(self, generation: Generation) -> bool:
         """Check a generation's blob on the disk and record the scrub; False if it failed or could not be recorded."""
-        async with self._disk.inspecting(generation) as blob:
-            if not blob.attached:
-                return False
-            try:
-                finished = await self._repair.check(blob, rate=self._rate)
-            except TrimsError as error:
-                log.warning("%s: scrub failed: %s", generation.key, error)
-                return False
-            finally:
-                self._checked(blob)
-            return not finished or await self._disk.damage.record_scrub(blob)
+        try:
+            async with self._disk.inspecting_cached(generation) as blob:
+                if blob is None or not blob.attached:
+                    return False
+                try:
+                    finished = await self._repair.check(blob, rate=self._rate)
+                finally:
+                    self._checked(blob)
+                return not finished or await self._disk.damage.record_scrub(blob)
+        except TrimsError as error:
+            log.warning("%s: scrub failed: %s", generation.key, error)
+            return False

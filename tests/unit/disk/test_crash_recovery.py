@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -179,3 +180,38 @@ async def test_what_a_killed_server_had_not_synced_is_synced_by_the_next(
         for generation in generations:
             async with tier.using(generation) as blob:
                 assert blob.present_bytes == 2 * chunk_size
+
+
+async def test_a_blob_that_is_evicted_while_its_sync_begins_stays_gone(
+    cache: Path, chunk_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(cache) as tier:
+        generation = await fill(tier, "a", content_of("a", 2 * chunk_size))
+        await tier.flush()
+        kept = left(cache, tmp_path)
+    settled = trio.Event()
+
+    async def keep() -> None:
+        settled.set()
+
+    async with opened(kept) as tier, trio.open_nursery() as nursery:
+        load, asked = tier.index.load, list[str]()
+
+        def loaded_and_evicted(token: str) -> object:
+            found = load(token)
+            asked.append(token)
+            if len(asked) == 1:
+                trio.from_thread.run_sync(nursery.start_soon, tier.evict, generation)
+                time.sleep(0.1)  # long enough for an eviction that nothing holds up
+            return found
+
+        monkeypatch.setattr(tier.index, "load", loaded_and_evicted)
+        tier.space.keep = keep  # type: ignore[method-assign]
+        nursery.start_soon(tier.run)
+        with trio.fail_after(5):
+            await settled.wait()
+            while tier.evictor.evictions == 0:  # noqa: ASYNC110 - the tier does not tell
+                await trio.sleep(0.005)
+        assert blob_files(kept) == []
+        assert not tier.index.has(generation.token(tier.store))
+        nursery.cancel_scope.cancel()

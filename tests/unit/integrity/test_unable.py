@@ -61,3 +61,10 @@ async def test_verify_does_not_tell_that_all_is_well_of_what_it_cannot_look_at(
     async with serving(backing=None) as server:
         await forgotten(server, tmp_path / "cache")
         assert await server.outcome("verify", "a") == ("failed", "CacheUnusableError")
+
+
+async def test_nothing_is_kept_of_a_file_that_is_not_here_when_it_is_verified(serving: Serving, tmp_path: Path) -> None:
+    async with serving() as server:
+        assert await server.outcome("verify", "a") == ("done", None)
+        assert blob_files(tmp_path / "cache") == []
+        assert await server.disk.residencies() == []

@@ -138,11 +138,11 @@ class Maintenance:
         try:
             while (token := journal.next_inherited(tried)) is not None:
                 tried.add(token)
-                loaded = await self._state.threads.run(self._state.index.load, token)
-                if loaded is None:  # evicted meanwhile
+                blob = await self._open_blobs.find(token)
+                if blob is None:  # evicted meanwhile
                     journal.settle(token)
                 else:
-                    await journal.sync_blob(await self._open_blobs.open(token, loaded[0].generation))
+                    await journal.sync_blob(blob)
             if tried:
                 await journal.sync()
         except sqlite3.Error as error:

@@ -46,6 +46,21 @@ class OpenBlobs:
                 state.budget.found_full(key)
         return blob
 
+    async def find(self, token: str) -> Blob | None:
+        """The blob of this token, or None if there is none; unlike `open`, makes none. Raises sqlite3.Error.
+
+        The caller must hold it before it awaits.
+        """
+        state = self._state
+        if state.open_files.full:
+            await self._close_some()
+        async with state.lock:
+            known = state.blobs.get(token)
+            if known is not None:
+                return known
+            loaded = await state.threads.run(state.index.load, token)
+            return None if loaded is None else (await self._load_unknown(token, loaded[0].generation))[0]
+
     def reopen(self, blob: Blob) -> bool:
         """Open the file of a known blob again, unless only the kernel reads it; False if that fails."""
         if blob.opened or blob.backing_id or not blob.attached:
@@ -70,14 +85,19 @@ class OpenBlobs:
             known = state.blobs.get(token)
             if known is not None and (known.attached or known.users or not again):
                 return known, False
-            if state.open_files.full:
-                log.error("%s: not cached: too many files are open: raise the limit (ulimit -n)", generation.key)
-            gone = state.journal.gone(token)
-            blob, lost, full = await state.threads.run(
-                partial(state.files.load, token, generation, attach=not state.open_files.full)
-            )
-            self._loaded(blob, lost, gone)
-            return blob, full
+            return await self._load_unknown(token, generation)
+
+    async def _load_unknown(self, token: str, generation: Generation) -> tuple[Blob, bool]:
+        """`_load` a blob that is not known. The caller holds the lock."""
+        state = self._state
+        if state.open_files.full:
+            log.error("%s: not cached: too many files are open: raise the limit (ulimit -n)", generation.key)
+        gone = state.journal.gone(token)
+        blob, lost, full = await state.threads.run(
+            partial(state.files.load, token, generation, attach=not state.open_files.full)
+        )
+        self._loaded(blob, lost, gone)
+        return blob, full
 
     def _loaded(self, blob: Blob, lost: Sequence[ChunkRecord], gone: set[int]) -> None:
         """Register a loaded blob, whose file lacks the *lost* chunks. *gone* chunks no longer count in the budget."""

@@ -2,8 +2,8 @@
 
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn, TypeVar, TypeVarTuple
@@ -178,16 +178,35 @@ class DiskTier:
 
     @asynccontextmanager
     async def inspecting(self, generation: Generation) -> AsyncIterator[Blob]:
-        """Hold the blob of a generation for the length of the block, without recording a use."""
-        token = generation.token(self.store)
+        """Hold the blob of a generation, made if needed, for the length of the block, without recording a use."""
+        blob = await self._known(generation) or await self._open_blobs.open(generation.token(self.store), generation)
+        with self._inspecting(blob):
+            yield blob
+
+    @asynccontextmanager
+    async def inspecting_cached(self, generation: Generation) -> AsyncIterator[Blob | None]:
+        """`inspecting`, but makes no blob: None if there is none. Raises CacheUnusableError when the index fails."""
         try:
-            blob = self._unchanged(token)
+            blob = await self._known(generation) or await self._open_blobs.find(generation.token(self.store))
+        except sqlite3.Error as error:
+            raise self._index_fails(error) from error
+        if blob is None:
+            yield None
+            return
+        with self._inspecting(blob):
+            yield blob
+
+    async def _known(self, generation: Generation) -> Blob | None:
+        try:
+            return self._unchanged(generation.token(self.store))
         except OSError as error:
             await self._fails(generation, error)
-        blob = blob or await self._open_blobs.open(token, generation)
+
+    @contextmanager
+    def _inspecting(self, blob: Blob) -> Iterator[None]:
         blob.users += 1
         try:
-            yield blob
+            yield
         finally:
             blob.users -= 1
             self._open_blobs.released(blob)
@@ -371,7 +390,10 @@ class DiskTier:
         try:
             return await self._threads.run(function, *arguments)
         except sqlite3.Error as error:
-            raise CacheUnusableError(f"cache index {self.directory / 'index.sqlite'}: {error}") from error
+            raise self._index_fails(error) from error
+
+    def _index_fails(self, error: sqlite3.Error) -> CacheUnusableError:
+        return CacheUnusableError(f"cache index {self.directory / 'index.sqlite'}: {error}")
 
     def _residency(self, record: BlobRecord) -> Residency:
         return residency_of(record, self._state.blobs.get(record.token), self.files.path(record.token))
