@@ -173,6 +173,10 @@ class TransientStoreError(StoreError):
     """The request failed, but a retry may succeed."""
 
 
+class WorkerLostError(TransientStoreError):
+    """The fetch process that made the request died or did not answer, which says nothing of the store."""
+
+
 class StoreThrottledError(TransientStoreError):
     """The store throttles requests."""
 

@@ -129,6 +129,25 @@ def test_a_spawner_that_is_killed_is_followed_by_another(store_directory: Path, 
 
 
 @pytest.mark.slow
+def test_readers_go_on_when_fetch_processes_are_stopped(store: Path, tmp_path: Path) -> None:
+    with mounted(store, tmp_path, "--cold-open", "stream") as mount:
+        (mount.path / "group-0/model-0/part-0").read_bytes()
+        server = serving(mount)
+        stopped = [pid for pid, title in titles(mount).items() if title.startswith("trimsfs fetch")]
+        assert stopped
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        began = time.monotonic()
+        name = "group-1/model-1/part-2"
+        assert (mount.path / name).read_bytes() == (store / name).read_bytes()
+        assert time.monotonic() - began < 60
+        assert "does not answer: killing it" in mount.log()
+        assert serving(mount) == server
+        assert mount.metrics()["trimsfs_store_circuit_openings_total"] == 0
+        wait_until(lambda: not any(alive(pid) for pid in stopped))
+
+
+@pytest.mark.slow
 def test_readers_of_a_server_that_is_replaced_notice_nothing(busy: MountedStore, store: Path, tmp_path: Path) -> None:
     serving(busy)
     undisturbed(busy, store, tmp_path)

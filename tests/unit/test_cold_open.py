@@ -360,6 +360,22 @@ async def test_auto_goes_by_the_rate_of_the_file_itself(
         assert await server.read(handle) == content
 
 
+async def test_auto_waits_longer_for_a_file_that_another_open_waits_for_by_now(
+    serving: Serving, store: MemoryStore, chunk_size: int, clock: MockClock
+) -> None:
+    del clock
+    store.put("large", content_of("large", 64 * chunk_size))  # 4 times 16 chunks, 1.6 s
+    store.delay(0.8 * TRIAL_S, method="read")
+    async with serving(cold_open="auto") as server:
+        number, handles = await server.number("large"), list[object]()
+        async with trio.open_nursery() as nursery:
+            for thread in (1, 2):
+                nursery.start_soon(opening, server, number, handles, None, thread)
+                await trio.sleep(0.4 * TRIAL_S)
+        assert handles == [LookUpAgainError] * 2  # by which the kernel asks for the inode that is passed through
+        await trio.sleep(KEPT_FOR_S + 0.01)
+
+
 async def test_auto_goes_by_what_came_of_late(
     serving: Serving, store: MemoryStore, chunk_size: int, clock: MockClock
 ) -> None:

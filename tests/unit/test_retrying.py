@@ -14,8 +14,9 @@ from trimsfs.errors import (
     StoreThrottledError,
     StoreUnavailableError,
     TransientStoreError,
+    WorkerLostError,
 )
-from trimsfs.stores.retrying import LONGEST_WAIT_S, MOST_SLOW, Retrying, RetryingStore
+from trimsfs.stores.retrying import LONGEST_WAIT_S, MOST_LOST, MOST_SLOW, Retrying, RetryingStore
 from trimsfs.types import Generation
 
 DEADLINE_S = 15.0
@@ -183,6 +184,33 @@ async def test_waits_are_spread(autojump_clock: MockClock) -> None:
         firsts.add(store.times[1] - store.times[0])
     assert len(firsts) == 5
     assert all(0 <= wait <= 0.1 for wait in firsts)
+
+
+@pytest.mark.parametrize("times", [2, 1000])
+async def test_a_lost_fetch_process_says_nothing_of_the_store(autojump_clock: MockClock, times: int) -> None:
+    del autojump_clock
+    retrying = Retrying(deadline_s=DEADLINE_S, on_failure=None)
+    lost = 0
+
+    async def attempt() -> bytes:
+        nonlocal lost
+        if lost < times:
+            lost += 1
+            await trio.sleep(2 * DEADLINE_S)
+            raise WorkerLostError("the fetch process did not answer")
+        return CONTENT
+
+    if times == 2:
+        assert await retrying.call("a", attempt) == CONTENT
+    else:
+        with pytest.raises(StoreUnavailableError, match="did not answer"):
+            await retrying.call("a", attempt)
+        assert lost == MOST_LOST + 1
+    statistics = retrying.statistics()
+    assert (statistics.circuit_openings, statistics.failed_attempts) == (0, lost)
+    measured = {label: buckets[-1][1] for label, buckets, _ in statistics.request_seconds.buckets()}
+    assert measured.pop("success") == (times == 2)
+    assert sum(measured.values()) == 0
 
 
 async def test_the_deadline_counts_from_what_the_store_gave_last(autojump_clock: MockClock) -> None:

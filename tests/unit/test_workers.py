@@ -31,9 +31,11 @@ from trimsfs.errors import (
     StoreError,
     StoreUnavailableError,
     TransientStoreError,
+    WorkerLostError,
 )
 from trimsfs.fetch.copier import Extent, LocalBytes
-from trimsfs.fetch.workers import LINGER_S, NICENESS, Spawner, WorkerPool
+from trimsfs.fetch.worker_pool import LINGER_S, SILENT_S, WorkerPool
+from trimsfs.fetch.workers import NICENESS, Spawner
 from trimsfs.ranges import chunk_count
 from trimsfs.stores import DirectoryStore
 from trimsfs.tiers.host.page_cache import resident_bytes
@@ -448,6 +450,64 @@ async def test_a_worker_that_is_killed_fails_its_jobs_and_is_replaced(
             await fetch(pool, await DirectoryStore(root).stat("model"), file)
             assert (await process_of(pool, file))[0] != process
         assert os.pread(file, len(CONTENT), 0) == CONTENT
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fetch processes that do not answer are given up soon."""
+    monkeypatch.setattr("trimsfs.fetch.worker_pool.LOOK_INTERVAL_S", 0.1)
+    monkeypatch.setitem(SILENT_S, "fetch", 0.5)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_worker_that_is_stopped_is_killed_and_fails_its_jobs(
+    streaming_spawner: Spawner, root: Path, file: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(streaming_spawner, count=1) as pool:
+        process, _ = await process_of(pool, file)
+        os.kill(process, signal.SIGSTOP)
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                for _ in range(1000):  # more than the socket takes: some are still to be sent
+                    nursery.start_soon(silent, pool, file)
+        assert ended(process)
+        assert f"fetch process {process} does not answer" in caplog.text
+        assert pool.died == 1
+        with trio.fail_after(5):
+            await fetch(pool, await DirectoryStore(root).stat("model"), file)
+        assert os.pread(file, len(CONTENT), 0) == CONTENT
+
+
+async def silent(pool: WorkerPool, descriptor: int) -> None:
+    with pytest.raises(WorkerLostError, match="the fetch process "):
+        await fetch(pool, odd("hang/0"), descriptor)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_worker_with_a_job_that_takes_long_is_left_alone(streaming_spawner: Spawner, file: int) -> None:
+    async with working(streaming_spawner, count=1) as pool:
+        process, _ = await process_of(pool, file)
+        with trio.move_on_after(2):
+            await fetch(pool, odd("hang/0"), file)
+        assert (await process_of(pool, file))[0] == process
+        assert pool.died == 0
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_spawner_that_is_stopped_ends_the_server(fresh_spawner: Spawner, file: int) -> None:
+    async with working(fresh_spawner, count=1) as pool:
+        process, spawner = await process_of(pool, file)
+        os.kill(process, signal.SIGKILL)
+        await until(lambda: not workers(spawner))
+    os.kill(spawner, signal.SIGSTOP)
+    try:
+        with trio.fail_after(10), pytest.RaisesGroup(StoreUnavailableError, flatten_subgroups=True):
+            async with working(fresh_spawner, count=1) as pool:
+                with contextlib.suppress(WorkerLostError):
+                    await fetch(pool, odd("hang/0"), file)
+                await trio.sleep_forever()
+    finally:
+        os.kill(spawner, signal.SIGCONT)
 
 
 async def test_jobs_of_other_workers_go_on(late_spawner: Spawner, root: Path, tmp_path: Path, file: int) -> None:

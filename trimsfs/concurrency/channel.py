@@ -41,7 +41,7 @@ class Channel:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         try:
             await self._socket.sendmsg([json.dumps(message).encode()], rights)
-        except OSError as error:
+        except (OSError, trio.ClosedResourceError) as error:  # the latter: closed at this end meanwhile
             raise ChannelClosedError(str(error)) from error
 
     async def refuse(self, message: Message) -> None:

@@ -1,6 +1,6 @@
 """Copiers move bytes from a store into a file, chunk by chunk, and compute checksums of files.
 
-`ThreadCopier` works in threads of its process; ``trimsfs.fetch.workers.WorkerPool`` uses other processes.
+`ThreadCopier` works in threads of its process; `trimsfs.fetch.worker_pool.WorkerPool` uses other processes.
 """
 
 import hashlib

@@ -1,28 +1,25 @@
 """Fetch processes move bytes for the server, so that its event loop has a core and the GIL to itself.
 
 Each runs a ``ThreadCopier`` at a low priority and writes what it fetches straight into the blob, whose descriptor comes
-with the job. When one dies, its jobs fail and are retried in the others. They end once there is nothing to do.
+with the job. `trimsfs.fetch.worker_pool.WorkerPool` is the server's side.
 """
 
 import contextlib
-import itertools
 import logging
 import os
 import signal
 import socket
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import trio
 
-from trimsfs import errors
 from trimsfs.concurrency.channel import Channel, ChannelClosedError, Message, pair
-from trimsfs.errors import StoreError, StoreUnavailableError, TransientStoreError
+from trimsfs.errors import StoreError, StoreUnavailableError
 from trimsfs.fetch.copier import Arrived, Extent, Landed, LocalBytes, ThreadCopier
-from trimsfs.fetch.peers import PeerAnswer, PeerRequest
-from trimsfs.stores.digests import Algorithm
+from trimsfs.fetch.peers import PeerRequest
 from trimsfs.telemetry.trace import Spent
 from trimsfs.text import set_process_title
 from trimsfs.types import ChunkRecord, Generation
@@ -35,9 +32,6 @@ Role = Literal["fetch", "digest"]
 NICENESS = 10
 """Below the server and the programs that use models."""
 LOWEST_NICENESS = 19
-LINGER_S: dict[Role, float] = {"fetch": 30.0, "digest": 5.0}
-"""How long a process waits for its next job before it ends."""
-_GENERATION = tuple(each.name for each in fields(Generation))
 TEXT_LIMIT = 4096
 """Characters of an error that are passed on: a message has to hold them."""
 
@@ -126,7 +120,7 @@ def _stand_back(*, idle: bool) -> None:
 
 
 async def _work(end: socket.socket, make_copier: Callable[[], ThreadCopier]) -> None:
-    """Do jobs until the server is gone, or needs this process no longer."""
+    """Do jobs until the server is gone, or needs this process no longer. The first answer is this process's id."""
     channel, copier = Channel(end), make_copier()
     scopes: dict[int, trio.CancelScope] = {}
 
@@ -137,9 +131,12 @@ async def _work(end: socket.socket, make_copier: Callable[[], ThreadCopier]) -> 
 
     async with trio.open_nursery() as nursery:
         with contextlib.suppress(ChannelClosedError):
+            channel.post({"pid": os.getpid()})
             while True:
                 message, descriptors = await channel.receive()
-                if message["do"] != "cancel":
+                if message["do"] == "answer":
+                    channel.post({})
+                elif message["do"] != "cancel":
                     scopes[message["id"]] = trio.CancelScope()
                     nursery.start_soon(do, message, descriptors)
                 elif message["id"] in scopes:  # else it has ended
@@ -204,192 +201,3 @@ async def _perform(
         return None if found is None else found.hex()
     await copier.populate(descriptor, start, stop)
     return None
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    landed: Landed | None = None
-    arrived: Arrived | None = None
-    done: trio.Event = field(default_factory=trio.Event)
-    answer: Message = field(default_factory=dict)
-
-
-class _Worker:
-    def __init__(self, end: socket.socket) -> None:
-        self.channel = Channel(end)
-        self.jobs: dict[int, _Job] = {}
-        self.sending = trio.Lock()
-
-
-class WorkerPool:
-    """A `Copier` that has up to *count* fetch processes do the work; each starts when it is needed, and ends when it is
-    not any more."""
-
-    def __init__(self, spawner: Spawner, *, count: int) -> None:
-        self._spawner = spawner
-        self._most: dict[Role, int] = {"fetch": count, "digest": 1}
-        self._workers: dict[Role, list[_Worker]] = {"fetch": [], "digest": []}
-        self._numbers = itertools.count()
-        self._nursery: trio.Nursery | None = None
-        self.died = 0
-
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Receive the answers of the fetch processes, for as long as the server runs.
-
-        Raises StoreUnavailableError once the spawner has ended.
-        """
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            try:
-                task_status.started()
-                await self._spawner.watch()
-            finally:
-                self._nursery = None  # no job is given any more
-
-    async def fetch(
-        self,
-        generation: Generation,
-        extent: Extent,
-        landed: Landed,
-        arrived: Arrived | None = None,
-        *,
-        spent: Spent | None = None,
-    ) -> str | None:
-        message = {
-            "do": "fetch",
-            "generation": {name: getattr(generation, name) for name in _GENERATION},
-            "start": extent.start,
-            "stop": extent.stop,
-            "position": extent.position,
-            "chunk_size": extent.chunk_size,
-            "progress": arrived is not None,
-        }
-        job = _Job(landed, arrived)
-        version: str | None = await self._give(message, [extent.descriptor], job)
-        if spent is not None and "spent" in job.answer:
-            spent.first_byte, spent.checksum_s, spent.write_s = job.answer["spent"]
-        return version
-
-    async def fetch_from_peer(self, request: PeerRequest, extent: Extent, landed: Landed) -> PeerAnswer:
-        message = {
-            "do": "peer",
-            "request": asdict(request),
-            "start": extent.start,
-            "stop": extent.stop,
-            "position": extent.position,
-            "chunk_size": extent.chunk_size,
-        }
-        return PeerAnswer(**await self._give(message, [extent.descriptor], _Job(landed)))
-
-    async def ask_peer(self, request: PeerRequest) -> PeerAnswer:
-        return PeerAnswer(**await self._give({"do": "ask", "request": asdict(request)}, [], _Job()))
-
-    async def copy(self, source: LocalBytes, extent: Extent) -> bool:
-        message = {
-            "do": "copy",
-            "start": extent.start,
-            "stop": extent.stop,
-            "position": extent.position,
-            "chunk_size": extent.chunk_size,
-            "from": source.position,
-            "crc": source.crc,
-            "sha256": source.sha256.hex(),
-        }
-        copied: bool = await self._give(message, [extent.descriptor, source.descriptor], _Job())
-        return copied
-
-    async def checksum(self, descriptor: int, start: int, stop: int) -> int | None:
-        crc: int | None = await self._give({"do": "checksum", "start": start, "stop": stop}, [descriptor], _Job())
-        return crc
-
-    async def digest(
-        self, descriptor: int, size: int, algorithm: Algorithm, part_size: int, *, idle: bool = False
-    ) -> bytes | None:
-        message = {"do": "digest", "start": 0, "stop": size, "algorithm": algorithm, "part_size": part_size}
-        found: str | None = await self._give(message, [descriptor], _Job(), "digest" if idle else "fetch")
-        return None if found is None else bytes.fromhex(found)
-
-    async def populate(self, descriptor: int, start: int, stop: int) -> None:
-        await self._give({"do": "populate", "start": start, "stop": stop}, [descriptor], _Job())
-
-    def _worker(self, role: Role) -> _Worker:
-        """The process with the fewest jobs, a new one rather than one that is busy. Raises StoreError."""
-        workers = self._workers[role]
-        least = min(workers, key=lambda worker: len(worker.jobs), default=None)
-        if self._nursery is not None and (least is None or (least.jobs and len(workers) < self._most[role])):
-            try:
-                least = _Worker(self._spawner.spawn(role))
-            except OSError as error:
-                log.error("fetch process not started: %s", error)
-            else:
-                workers.append(least)
-                self._nursery.start_soon(self._attend, least, role)
-        if self._nursery is None or least is None:
-            raise _lost()
-        return least
-
-    async def _give(self, message: Message, descriptors: Sequence[int], job: _Job, role: Role = "fetch") -> Any:
-        """Have a process of this role do a job; its result. Raises OSError and StoreError."""
-        worker = self._worker(role)
-        number = next(self._numbers)
-        worker.jobs[number] = job
-        try:
-            async with worker.sending:
-                await worker.channel.send({"id": number, **message}, descriptors)
-            await job.done.wait()
-        except ChannelClosedError:
-            raise _lost() from None
-        except trio.Cancelled:
-            if job.landed is not None:  # a fetch: the store need not send the rest
-                worker.channel.try_post({"do": "cancel", "id": number})
-            raise
-        finally:
-            worker.jobs.pop(number, None)
-        if "errno" in job.answer:
-            raise OSError(job.answer["errno"], job.answer["text"])
-        if "error" in job.answer:
-            raise getattr(errors, job.answer["error"])(job.answer["text"])
-        return job.answer["result"]
-
-    async def _attend(self, worker: _Worker, role: Role) -> None:
-        """Receive the answers of a process, and end it once there has been no job for it for a while."""
-        try:
-            while True:
-                with trio.move_on_after(LINGER_S[role]) as scope:
-                    _take(worker, (await worker.channel.receive())[0])
-                if scope.cancelled_caught and not worker.jobs:
-                    break
-        except ChannelClosedError:
-            log.error("fetch process died: the next job starts another")
-            self.died += 1
-        finally:
-            self._workers[role].remove(worker)
-            worker.channel.close()
-            _fail_all(worker)
-
-
-def _take(worker: _Worker, answer: Message) -> None:
-    """Tell the job of a worker what it has answered."""
-    job = worker.jobs.get(answer["id"])
-    if job is None:
-        return  # its caller was cancelled
-    if "landed" in answer:
-        assert job.landed is not None
-        job.landed(ChunkRecord(**answer.pop("landed")))
-    if "arrived" in answer:
-        assert job.arrived is not None
-        job.arrived(answer["arrived"])
-    elif len(answer) > 1:
-        job.answer = answer
-        job.done.set()
-
-
-def _fail_all(worker: _Worker) -> None:
-    """Fail the jobs of a process that will not answer."""
-    for job in worker.jobs.values():
-        job.answer = {"error": TransientStoreError.__name__, "text": str(_lost())}
-        job.done.set()
-
-
-def _lost() -> TransientStoreError:
-    return TransientStoreError("the fetch process died")

@@ -141,6 +141,7 @@ class ColdOpener:
             # Estimate the end of the fetch by its rate so far.
             elapsed, come = trio.current_time() - began, blob.verified_bytes - already
             left = blob.generation.size - blob.verified_bytes
+            patience_s = max(patience_s, self._patience_s(blob))  # others may wait for it by now
             if come == 0 or elapsed + left * elapsed / come > patience_s + TRIAL_S:
                 return False
             wait_s = WATCH_INTERVAL_S

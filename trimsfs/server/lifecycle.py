@@ -13,7 +13,8 @@ from pathlib import Path
 import trio
 
 from trimsfs.errors import BucketNotFoundError, FuseUnavailableError, StoreAccessError, StoreUnavailableError
-from trimsfs.fetch.workers import Spawner, WorkerPool
+from trimsfs.fetch.worker_pool import WorkerPool
+from trimsfs.fetch.workers import Spawner
 from trimsfs.filesystem.takeover import Takeover
 from trimsfs.fuse.session import Session, forget_attributes, forget_pages, invalidate, why_no_passthrough
 from trimsfs.gpu.interface import GpuInterface

@@ -21,6 +21,7 @@ from trimsfs.errors import (
     StoreSlowError,
     StoreUnavailableError,
     TransientStoreError,
+    WorkerLostError,
 )
 from trimsfs.origins import ByPath, by_path
 from trimsfs.stores.base import PAGE_LIMIT, Page, Store, StoreWrapper
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 OUTCOMES: dict[type[BaseException], str] = {
+    WorkerLostError: "",
     TransientStoreError: "transient",
     ObjectNotFoundError: "not_found",
     ObjectChangedError: "changed",
@@ -42,9 +44,12 @@ OUTCOMES: dict[type[BaseException], str] = {
     StoreError: "failed",
     trio.Cancelled: "cancelled",
 }
-"""How attempts at requests end, but for "success", by the error; what else there is says nothing of the store."""
+"""How attempts at requests end, but for "success", by the error; what else there is, and "", says nothing of the store.
+"""
 MOST_SLOW = 3
 """Slow attempts that count as answers while nothing of a request is done; then it ends as if the store were silent."""
+MOST_LOST = 3
+"""Attempts whose fetch process is lost that do not count; then a request ends as if the store were silent."""
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 3.0
 
@@ -56,7 +61,7 @@ def _nothing_yet() -> float:
 
 def request_histogram() -> Histogram:
     """A histogram of how long requests take, by their outcome."""
-    return Histogram("outcome", ["success", *OUTCOMES.values()])
+    return Histogram("outcome", ["success", *filter(None, OUTCOMES.values())])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,15 +81,20 @@ class StoreStatistics:
 
 @dataclass(slots=True)
 class _LastAnswer:
-    """Since when a request counts as unanswered: its begin, its last chunk or a slow body, of at most MOST_SLOW."""
+    """Since when a request counts as unanswered: its begin, its last chunk, a slow body or a lost fetch process."""
 
     at: float
     _slow: int = 0
+    _lost: int = 0
 
     def failed(self, error: TransientStoreError, heard: float, breaker: CircuitBreaker) -> None:
         """Learn from a failed attempt, and from when the store was last heard; tell the breaker."""
         if heard > self.at:
-            self.at, self._slow = heard, 0
+            self.at, self._slow, self._lost = heard, 0, 0
+        if isinstance(error, WorkerLostError):
+            if self._lost < MOST_LOST:
+                self.at, self._lost = trio.current_time(), self._lost + 1
+            return
         if not isinstance(error, StoreSlowError):
             breaker.failed(error, self.at)
             return

@@ -1,0 +1,269 @@
+"""The server's side of fetch processes: gives them jobs, takes their answers, and replaces those that die or hang.
+
+Jobs of such a process fail, and their callers try again, in another one.
+"""
+
+import contextlib
+import itertools
+import logging
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import trio
+
+from trimsfs import errors
+from trimsfs.concurrency.channel import Channel, ChannelClosedError, Message
+from trimsfs.errors import StoreUnavailableError, WorkerLostError
+from trimsfs.fetch.copier import Arrived, Extent, Landed, LocalBytes
+from trimsfs.fetch.peers import PeerAnswer, PeerRequest
+from trimsfs.fetch.workers import Role, Spawner
+from trimsfs.stores.digests import Algorithm
+from trimsfs.telemetry.trace import Spent
+from trimsfs.types import ChunkRecord, Generation
+
+log = logging.getLogger(__name__)
+
+LINGER_S: dict[Role, float] = {"fetch": 30.0, "digest": 5.0}
+"""How long a process waits for its next job before it ends."""
+LOOK_INTERVAL_S = 5.0
+"""How long a process may be silent before the server asks it for an answer, and how often it asks."""
+SILENT_S: dict[Role, float] = {"fetch": 25.0, "digest": 600.0}
+"""How long a process may leave that unanswered. One for idle time may have to wait for it."""
+_GENERATION = tuple(each.name for each in fields(Generation))
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    landed: Landed | None = None
+    arrived: Arrived | None = None
+    done: trio.Event = field(default_factory=trio.Event)
+    answer: Message = field(default_factory=dict)
+
+
+class _Worker:
+    """A fetch process. ``pid`` is None until it has told it; ``lost`` says why its jobs fail once it is closed.
+
+    ``idle_since`` is when its last job ended.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        self.channel = Channel(end)
+        self.jobs: dict[int, _Job] = {}
+        self.sending = trio.Lock()
+        self.idle_since = trio.current_time()
+        self.pid: int | None = None
+        self.lost = "the fetch process died"
+
+    def close(self) -> None:
+        """Give the process up: it ends once it sees that, and its jobs fail."""
+        self.channel.close()
+        for job in self.jobs.values():
+            job.answer = {"error": WorkerLostError.__name__, "text": self.lost}
+            job.done.set()
+
+
+class WorkerPool:
+    """A `Copier` that has up to *count* fetch processes do the work; each starts when it is needed, and ends when it is
+    not any more.
+
+    One that does not answer is killed. ``died`` counts those, and those that died by themselves.
+    """
+
+    def __init__(self, spawner: Spawner, *, count: int) -> None:
+        self._spawner = spawner
+        self._most: dict[Role, int] = {"fetch": count, "digest": 1}
+        self._workers: dict[Role, list[_Worker]] = {"fetch": [], "digest": []}
+        self._numbers = itertools.count()
+        self._nursery: trio.Nursery | None = None
+        self.died = 0
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Receive the answers of the fetch processes, for as long as the server runs.
+
+        Raises StoreUnavailableError once the spawner has ended.
+        """
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                task_status.started()
+                await self._spawner.watch()
+            finally:
+                self._nursery = None  # no job is given any more
+
+    async def fetch(
+        self,
+        generation: Generation,
+        extent: Extent,
+        landed: Landed,
+        arrived: Arrived | None = None,
+        *,
+        spent: Spent | None = None,
+    ) -> str | None:
+        message = {
+            "do": "fetch",
+            "generation": {name: getattr(generation, name) for name in _GENERATION},
+            "start": extent.start,
+            "stop": extent.stop,
+            "position": extent.position,
+            "chunk_size": extent.chunk_size,
+            "progress": arrived is not None,
+        }
+        job = _Job(landed, arrived)
+        version: str | None = await self._give(message, [extent.descriptor], job)
+        if spent is not None and "spent" in job.answer:
+            spent.first_byte, spent.checksum_s, spent.write_s = job.answer["spent"]
+        return version
+
+    async def fetch_from_peer(self, request: PeerRequest, extent: Extent, landed: Landed) -> PeerAnswer:
+        message = {
+            "do": "peer",
+            "request": asdict(request),
+            "start": extent.start,
+            "stop": extent.stop,
+            "position": extent.position,
+            "chunk_size": extent.chunk_size,
+        }
+        return PeerAnswer(**await self._give(message, [extent.descriptor], _Job(landed)))
+
+    async def ask_peer(self, request: PeerRequest) -> PeerAnswer:
+        return PeerAnswer(**await self._give({"do": "ask", "request": asdict(request)}, [], _Job()))
+
+    async def copy(self, source: LocalBytes, extent: Extent) -> bool:
+        message = {
+            "do": "copy",
+            "start": extent.start,
+            "stop": extent.stop,
+            "position": extent.position,
+            "chunk_size": extent.chunk_size,
+            "from": source.position,
+            "crc": source.crc,
+            "sha256": source.sha256.hex(),
+        }
+        copied: bool = await self._give(message, [extent.descriptor, source.descriptor], _Job())
+        return copied
+
+    async def checksum(self, descriptor: int, start: int, stop: int) -> int | None:
+        crc: int | None = await self._give({"do": "checksum", "start": start, "stop": stop}, [descriptor], _Job())
+        return crc
+
+    async def digest(
+        self, descriptor: int, size: int, algorithm: Algorithm, part_size: int, *, idle: bool = False
+    ) -> bytes | None:
+        message = {"do": "digest", "start": 0, "stop": size, "algorithm": algorithm, "part_size": part_size}
+        found: str | None = await self._give(message, [descriptor], _Job(), "digest" if idle else "fetch")
+        return None if found is None else bytes.fromhex(found)
+
+    async def populate(self, descriptor: int, start: int, stop: int) -> None:
+        await self._give({"do": "populate", "start": start, "stop": stop}, [descriptor], _Job())
+
+    def _worker(self, role: Role) -> _Worker:
+        """The process with the fewest jobs, a new one rather than one that is busy. Raises StoreError."""
+        workers = self._workers[role]
+        least = min(workers, key=lambda worker: len(worker.jobs), default=None)
+        if self._nursery is not None and (least is None or (least.jobs and len(workers) < self._most[role])):
+            try:
+                least = _Worker(self._spawner.spawn(role))
+            except OSError as error:
+                log.error("fetch process not started: %s", error)
+            else:
+                workers.append(least)
+                self._nursery.start_soon(self._attend, least, role)
+        if self._nursery is None or least is None:
+            raise _lost()
+        return least
+
+    async def _give(self, message: Message, descriptors: Sequence[int], job: _Job, role: Role = "fetch") -> Any:
+        """Have a process of this role do a job; its result. Raises OSError and StoreError."""
+        worker = self._worker(role)
+        number = next(self._numbers)
+        worker.jobs[number] = job
+        try:
+            async with worker.sending:
+                await worker.channel.send({"id": number, **message}, descriptors)
+            await job.done.wait()
+        except ChannelClosedError:
+            raise _lost() from None
+        except trio.Cancelled:
+            if job.landed is not None:  # a fetch: the store need not send the rest
+                worker.channel.try_post({"do": "cancel", "id": number})
+            raise
+        finally:
+            worker.jobs.pop(number, None)
+            worker.idle_since = trio.current_time()
+        if "errno" in job.answer:
+            raise OSError(job.answer["errno"], job.answer["text"])
+        if "error" in job.answer:
+            raise getattr(errors, job.answer["error"])(job.answer["text"])
+        return job.answer["result"]
+
+    async def _attend(self, worker: _Worker, role: Role) -> None:
+        """Receive the answers of a process, and end it once there has been no job for it for a while.
+
+        Raises StoreUnavailableError if it has not even started: the spawner does not answer.
+        """
+        try:
+            while await self._hear(worker, role):
+                pass
+        except ChannelClosedError:
+            log.error("fetch process died: the next job starts another")
+            self.died += 1
+        except _SilentError:
+            self.died += 1
+            if worker.pid is None:
+                raise StoreUnavailableError("the spawner does not answer: starting another server") from None
+            worker.lost = "the fetch process did not answer"
+            log.error("fetch process %d does not answer: killing it, the next job starts another", worker.pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGKILL)  # or it writes on, once it wakes up, while its jobs begin anew
+        finally:
+            self._workers[role].remove(worker)
+            worker.close()
+
+    async def _hear(self, worker: _Worker, role: Role) -> bool:
+        """Take the next message of a process; False once there has been no job for it for a while.
+
+        Raises ChannelClosedError if it has ended, _SilentError if it has jobs and does not answer.
+        """
+        asked_s = 0.0
+        while True:
+            # In short waits: while this process was stopped as well, e.g. with its container, just one of them passes.
+            with trio.move_on_after(min(LOOK_INTERVAL_S, LINGER_S[role])):
+                _take(worker, (await worker.channel.receive())[0])
+                return True
+            if worker.jobs:
+                if asked_s >= SILENT_S[role]:
+                    raise _SilentError
+                worker.channel.try_post({"do": "answer"})
+                asked_s += LOOK_INTERVAL_S
+            elif trio.current_time() - worker.idle_since >= LINGER_S[role]:
+                return False
+
+
+class _SilentError(Exception):
+    """A fetch process that has jobs does not answer."""
+
+
+def _take(worker: _Worker, answer: Message) -> None:
+    """Tell the job of a worker what it has answered."""
+    if "pid" in answer:
+        worker.pid = answer["pid"]
+    job = worker.jobs.get(answer.get("id", -1))
+    if job is None:
+        return  # its caller was cancelled, or no job was meant
+    if "landed" in answer:
+        assert job.landed is not None
+        job.landed(ChunkRecord(**answer.pop("landed")))
+    if "arrived" in answer:
+        assert job.arrived is not None
+        job.arrived(answer["arrived"])
+    elif len(answer) > 1:
+        job.answer = answer
+        job.done.set()
+
+
+def _lost() -> WorkerLostError:
+    return WorkerLostError("the fetch process died")
