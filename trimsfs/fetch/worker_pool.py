@@ -45,9 +45,10 @@ class _Job:
 
 
 class _Worker:
-    """A fetch process. ``pid`` is None until it has told it; ``lost`` says why its jobs fail once it is closed.
+    """A fetch process.
 
-    ``idle_since`` is when its last job ended.
+    ``pid`` is None until the spawner has told it. ``idle_since`` is when its last job ended, ``lost`` why its jobs fail
+    once it is closed.
     """
 
     def __init__(self, end: socket.socket) -> None:
@@ -203,7 +204,7 @@ class WorkerPool:
     async def _attend(self, worker: _Worker, role: Role) -> None:
         """Receive the answers of a process, and end it once there has been no job for it for a while.
 
-        Raises StoreUnavailableError if it has not even started: the spawner does not answer.
+        Raises StoreUnavailableError if it was not even started.
         """
         try:
             while await self._hear(worker, role):

@@ -5,6 +5,7 @@ with the job. `trimsfs.fetch.worker_pool.WorkerPool` is the server's side.
 """
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -104,6 +105,8 @@ def _spawn(orders: socket.socket, make_copier: Callable[[], ThreadCopier], mount
                     status = 0
                 finally:
                     os._exit(status)  # without waiting for threads that wait for a store
+            with contextlib.suppress(OSError):  # the server needs it no more
+                end.send(json.dumps({"pid": child}).encode())  # for the child, which may be stopped before it can
 
 
 def _stand_back(*, idle: bool) -> None:
@@ -120,7 +123,7 @@ def _stand_back(*, idle: bool) -> None:
 
 
 async def _work(end: socket.socket, make_copier: Callable[[], ThreadCopier]) -> None:
-    """Do jobs until the server is gone, or needs this process no longer. The first answer is this process's id."""
+    """Do jobs until the server is gone, or needs this process no longer."""
     channel, copier = Channel(end), make_copier()
     scopes: dict[int, trio.CancelScope] = {}
 
@@ -131,7 +134,6 @@ async def _work(end: socket.socket, make_copier: Callable[[], ThreadCopier]) -> 
 
     async with trio.open_nursery() as nursery:
         with contextlib.suppress(ChannelClosedError):
-            channel.post({"pid": os.getpid()})
             while True:
                 message, descriptors = await channel.receive()
                 if message["do"] == "answer":
