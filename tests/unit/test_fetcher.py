@@ -439,6 +439,28 @@ async def test_after_a_jump_nothing_is_prefetched_until_reads_go_on_there(worksh
     await until(lambda: blob.complete)
 
 
+async def test_a_reader_that_comes_to_what_is_missing_past_what_is_here_has_not_jumped(
+    workshop: Workshop, chunk_size: int
+) -> None:
+    workshop.put("a", 64)
+    bench = await workshop.bench(requests=2)
+    blob = await bench.acquire("a")
+    bench.fetcher.hold(blob)
+    read = partial(bench.fetcher.read_once, pattern=AccessPattern())
+    gates = [bench.store.block(offset=chunk * chunk_size) for chunk in (40, 41)]
+    await read(blob, 0, 1)
+    await until(lambda: blob.verified_bytes == 40 * chunk_size)
+    for start in range(0, 40 * chunk_size, chunk_size // 2):
+        await read(blob, start, start + chunk_size // 2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read, blob, 40 * chunk_size, 40 * chunk_size + 1)
+        await trio.sleep(2 * LINGER_S)
+        for gate in gates:
+            gate.set()
+    await until(lambda: blob.complete)
+    assert len(bench.store.reads("a")) == len(set(bench.store.reads("a")))
+
+
 async def test_a_prefetch_stops_when_reads_turn_out_to_be_random(workshop: Workshop, chunk_size: int) -> None:
     workshop.put("a", 64)
     bench = await workshop.bench(requests=2)

@@ -184,6 +184,24 @@ async def test_any_range_is_exact_cold_and_warm(server: Server, old: bytes) -> N
         assert await server.read(handle, offset, size) == old[offset : offset + size]
 
 
+async def test_reads_that_go_on_where_another_program_stopped_are_in_order(
+    serving: Serving, store: MemoryStore, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel reads each page for one of the programs that map a file."""
+    monkeypatch.setattr("trimsfs.fetch.access_pattern.LEAST_GAP", 1)
+    content = content_of("large", 64 * chunk_size)
+    store.put("large", content)
+    size = chunk_size // 4
+    async with serving(cold_open="stream") as server:
+        handles = [await server.open("large") for _ in range(8)]
+        for number, start in enumerate(range(0, len(content), size)):
+            assert await server.read(handles[number % 8], start, size) == content[start : start + size]
+        assert len(store.reads("large")) == len(set(store.reads("large")))
+        (pattern,) = {file.pattern for file in server.filesystem.handles.files.values()}
+        assert pattern is not None
+        assert not pattern.random
+
+
 async def test_reads_at_and_beyond_the_end(server: Server, old: bytes) -> None:
     handle = await server.open("dir/model")
     assert await server.read(handle, len(old) - 1, 1) == old[-1:]

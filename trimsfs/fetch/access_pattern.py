@@ -1,4 +1,4 @@
-"""Access patterns: whether a program reads an open file in order (perhaps several streams at once) or at random."""
+"""Access patterns: whether programs read an open file in order (perhaps several streams at once) or at random."""
 
 from collections import deque
 
@@ -16,8 +16,8 @@ DENSE_SHARE = 2
 
 
 class AccessPattern:
-    """The reads of one open file. If ``random``, fetch only what the program reads. ``jumped`` says that the last read
-    neither continued another one nor began the file."""
+    """The reads of one file, by all programs. If ``random``, fetch only what they read. ``jumped`` says that the last
+    read neither continued another one nor began the file."""
 
     def __init__(self) -> None:
         self.random = self.jumped = False

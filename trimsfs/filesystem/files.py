@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from trimsfs.control.authorisation import Caller, readable_by
 from trimsfs.control.control_files import Control
@@ -64,6 +65,8 @@ class Files:
         self._trust = trust
         self._handles = handles
         self._ioctls = ioctls
+        self._patterns = WeakValueDictionary[str, AccessPattern]()
+        """By the tokens of blobs: the kernel reads a page for one of the programs that map a file, with its handle."""
         self._resident_seconds = tracer.open_seconds.series("resident")
         self._spare: dict[int, tuple[int, Blob, Counts]] = {}
         """Handles for the next opens of passed-through files, with their blobs and counts, by inode number."""
@@ -211,7 +214,8 @@ class Files:
         stop = min(offset + size, file.blob.generation.size)
         if offset >= stop:
             return b""
-        file.pattern = file.pattern or AccessPattern()
+        if file.pattern is None:
+            file.pattern = self._patterns.setdefault(file.blob.token, AccessPattern())
         began = time.perf_counter()
         try:
             data = await self._trust.read(file.blob, offset, stop, file.pattern)
