@@ -32,6 +32,7 @@
         ├── ObjectChangedError     the store has another generation of the object
         ├── StoreAccessError       the credentials are missing, wrong or insufficient
         ├── TransientStoreError    a retry of the request may succeed
+        │   ├── WorkerLostError        the fetch process died or did not answer
         │   ├── StoreThrottledError    the store throttles
         │   └── StoreStalledError      the store sent no bytes in time
         │       └── StoreSlowError     the store sent a part, then too little

@@ -187,9 +187,10 @@ async def test_waits_are_spread(autojump_clock: MockClock) -> None:
 
 
 @pytest.mark.parametrize("times", [2, 1000])
-async def test_a_lost_fetch_process_says_nothing_of_the_store(autojump_clock: MockClock, times: int) -> None:
+async def test_a_lost_fetch_process_says_nothing_of_the_store(
+    policy: Retrying, heard: list[TransientStoreError], autojump_clock: MockClock, times: int
+) -> None:
     del autojump_clock
-    retrying = Retrying(deadline_s=DEADLINE_S, on_failure=None)
     lost = 0
 
     async def attempt() -> bytes:
@@ -201,13 +202,13 @@ async def test_a_lost_fetch_process_says_nothing_of_the_store(autojump_clock: Mo
         return CONTENT
 
     if times == 2:
-        assert await retrying.call("a", attempt) == CONTENT
+        assert await policy.call("a", attempt) == CONTENT
     else:
         with pytest.raises(StoreUnavailableError, match="did not answer"):
-            await retrying.call("a", attempt)
+            await policy.call("a", attempt)
         assert lost == MOST_LOST + 1
-    statistics = retrying.statistics()
-    assert (statistics.circuit_openings, statistics.failed_attempts) == (0, lost)
+    statistics = policy.statistics()
+    assert (statistics.circuit_openings, statistics.failed_attempts, heard) == (0, 0, [])
     measured = {label: buckets[-1][1] for label, buckets, _ in statistics.request_seconds.buckets()}
     assert measured.pop("success") == (times == 2)
     assert sum(measured.values()) == 0

@@ -470,7 +470,7 @@ async def test_a_worker_that_is_stopped_is_killed_and_fails_its_jobs(
             async with trio.open_nursery() as nursery:
                 for _ in range(1000):  # more than the socket takes: some are still to be sent
                     nursery.start_soon(silent, pool, file)
-        assert ended(process)
+        await until(lambda: ended(process))
         assert f"fetch process {process} does not answer" in caplog.text
         assert pool.died == 1
         with trio.fail_after(5):
@@ -479,8 +479,28 @@ async def test_a_worker_that_is_stopped_is_killed_and_fails_its_jobs(
 
 
 async def silent(pool: WorkerPool, descriptor: int) -> None:
-    with pytest.raises(WorkerLostError, match="the fetch process "):
+    with pytest.raises(WorkerLostError, match="the fetch process did not answer"):
         await fetch(pool, odd("hang/0"), descriptor)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_worker_that_is_stopped_is_killed_though_nobody_waits_for_its_job(
+    streaming_spawner: Spawner, file: int
+) -> None:
+    """Once it wakes up, it would write what the store has by then."""
+    async with working(streaming_spawner, count=1) as pool:
+        process, _ = await process_of(pool, file)
+        with trio.move_on_after(0.2):
+            await fetch(pool, odd("hang/0"), file)
+        assert not pool._workers["fetch"][0].jobs
+        await until(lambda: not pool._workers["fetch"][0].cancelled)  # it has told that it has ended
+        with trio.move_on_after(0.2):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fetch, pool, odd("hang/0"), file)
+                await trio.sleep(0.1)
+                os.kill(process, signal.SIGSTOP)
+        await until(lambda: ended(process))
+        assert pool.died == 1
 
 
 @pytest.mark.usefixtures("impatient")
@@ -503,9 +523,10 @@ async def test_a_spawner_that_is_stopped_ends_the_server(fresh_spawner: Spawner,
     try:
         with trio.fail_after(10), pytest.RaisesGroup(StoreUnavailableError, flatten_subgroups=True):
             async with working(fresh_spawner, count=1) as pool:
-                with contextlib.suppress(WorkerLostError):
-                    await fetch(pool, odd("hang/0"), file)
-                await trio.sleep_forever()
+                while True:
+                    with contextlib.suppress(WorkerLostError):
+                        await fetch(pool, odd("hang/0"), file)
+                    await trio.sleep(0.01)
     finally:
         os.kill(spawner, signal.SIGCONT)
 

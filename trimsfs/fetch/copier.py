@@ -173,7 +173,7 @@ class ThreadCopier:
         except _FileError as error:
             raise OSError(*error.args) from error
         except (StoreError, trio.Cancelled):
-            writer.close()  # the reading thread may go on for a moment, and the file be closed
+            await _close([writer])  # the reading thread may go on for a moment, and the file be closed
             raise
         buffers.append(buffer)
         for record in whole:
@@ -213,8 +213,7 @@ class ThreadCopier:
         except _FileError as error:
             raise OSError(*error.args) from error
         except trio.Cancelled:
-            for writer, _ in begun:
-                writer.close()
+            await _close([writer for writer, _ in begun])
             raise
         for writer, buffer in begun:
             writer.close()
@@ -253,6 +252,20 @@ class ThreadCopier:
     async def _in_thread(self, function: Callable[[], T]) -> T:
         # Abandon the thread, so that a process that is no longer needed ends at once.
         return await trio.to_thread.run_sync(function, limiter=self._limiter, abandon_on_cancel=True)
+
+
+async def _close(writers: "Sequence[_ChunkWriter]") -> None:
+    """Wait until no thread writes any more; in a thread, as a disk may stand still for a while."""
+
+    def close() -> None:
+        for writer in writers:
+            writer.close()
+
+    with trio.CancelScope(shield=True):
+        await trio.to_thread.run_sync(close, limiter=_closing)
+
+
+_closing = trio.CapacityLimiter(1000)
 
 
 def _ignore(_offset: int) -> None:

@@ -32,7 +32,9 @@ LINGER_S: dict[Role, float] = {"fetch": 30.0, "digest": 5.0}
 LOOK_INTERVAL_S = 5.0
 """How long a process may be silent before the server asks it for an answer, and how often it asks."""
 SILENT_S: dict[Role, float] = {"fetch": 25.0, "digest": 600.0}
-"""How long a process may leave that unanswered. One for idle time may have to wait for it."""
+"""How long a process may leave that unanswered. One for idle time may have to wait for processor time."""
+MOST_NOT_STARTED = 2
+"""Processes in a row that the spawner does not start before it is given up: it may only be slow."""
 _GENERATION = tuple(each.name for each in fields(Generation))
 
 
@@ -47,14 +49,17 @@ class _Job:
 class _Worker:
     """A fetch process.
 
-    ``pid`` is None until the spawner has told it. ``idle_since`` is when its last job ended, ``lost`` why its jobs fail
-    once it is closed.
+    ``cancelled`` are the jobs that nobody waits for and that it may still be doing. ``pid`` is None until the spawner
+    has told it. ``asked_s`` says for how long it has left a question unanswered, ``idle_since`` when its last job
+    ended, ``lost`` why its jobs fail once it is closed.
     """
 
     def __init__(self, end: socket.socket) -> None:
         self.channel = Channel(end)
         self.jobs: dict[int, _Job] = {}
+        self.cancelled = set[int]()
         self.sending = trio.Lock()
+        self.asked_s = 0.0
         self.idle_since = trio.current_time()
         self.pid: int | None = None
         self.lost = "the fetch process died"
@@ -80,6 +85,7 @@ class WorkerPool:
         self._workers: dict[Role, list[_Worker]] = {"fetch": [], "digest": []}
         self._numbers = itertools.count()
         self._nursery: trio.Nursery | None = None
+        self._not_started = 0
         self.died = 0
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -164,7 +170,7 @@ class WorkerPool:
     def _worker(self, role: Role) -> _Worker:
         """The process with the fewest jobs, a new one rather than one that is busy. Raises StoreError."""
         workers = self._workers[role]
-        least = min(workers, key=lambda worker: len(worker.jobs), default=None)
+        least = min(workers, key=lambda worker: (worker.asked_s, len(worker.jobs)), default=None)
         if self._nursery is not None and (least is None or (least.jobs and len(workers) < self._most[role])):
             try:
                 least = _Worker(self._spawner.spawn(role))
@@ -174,7 +180,7 @@ class WorkerPool:
                 workers.append(least)
                 self._nursery.start_soon(self._attend, least, role)
         if self._nursery is None or least is None:
-            raise _lost()
+            raise WorkerLostError("the fetch process died")
         return least
 
     async def _give(self, message: Message, descriptors: Sequence[int], job: _Job, role: Role = "fetch") -> Any:
@@ -182,13 +188,17 @@ class WorkerPool:
         worker = self._worker(role)
         number = next(self._numbers)
         worker.jobs[number] = job
+        sent = False
         try:
             async with worker.sending:
                 await worker.channel.send({"id": number, **message}, descriptors)
+                sent = True
             await job.done.wait()
         except ChannelClosedError:
-            raise _lost() from None
+            raise WorkerLostError(worker.lost) from None
         except trio.Cancelled:
+            if sent:
+                worker.cancelled.add(number)
             if job.landed is not None:  # a fetch: the store need not send the rest
                 worker.channel.try_post({"do": "cancel", "id": number})
             raise
@@ -214,13 +224,19 @@ class WorkerPool:
             self.died += 1
         except _SilentError:
             self.died += 1
-            if worker.pid is None:
-                raise StoreUnavailableError("the spawner does not answer: starting another server") from None
             worker.lost = "the fetch process did not answer"
-            log.error("fetch process %d does not answer: killing it, the next job starts another", worker.pid)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker.pid, signal.SIGKILL)  # or it writes on, once it wakes up, while its jobs begin anew
+            if worker.pid is None:
+                self._not_started += 1
+                log.error("a fetch process was not started in %d s: the next job starts another", SILENT_S[role])
+                if self._not_started >= MOST_NOT_STARTED:
+                    raise StoreUnavailableError("the spawner does not answer: starting another server") from None
+            else:
+                log.error("fetch process %d does not answer: killing it, the next job starts another", worker.pid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.pid, signal.SIGKILL)  # or it writes on, once it wakes up, while its jobs begin anew
         finally:
+            if worker.pid is not None:
+                self._not_started = 0
             self._workers[role].remove(worker)
             worker.close()
 
@@ -229,17 +245,18 @@ class WorkerPool:
 
         Raises ChannelClosedError if it has ended, _SilentError if it has jobs and does not answer.
         """
-        asked_s = 0.0
+        interval_s = min(LOOK_INTERVAL_S, LINGER_S[role])
+        worker.asked_s = 0.0
         while True:
             # In short waits: while this process was stopped as well, e.g. with its container, just one of them passes.
-            with trio.move_on_after(min(LOOK_INTERVAL_S, LINGER_S[role])):
+            with trio.move_on_after(interval_s):
                 _take(worker, (await worker.channel.receive())[0])
                 return True
-            if worker.jobs:
-                if asked_s >= SILENT_S[role]:
+            if worker.jobs or worker.cancelled:
+                if worker.asked_s >= SILENT_S[role]:
                     raise _SilentError
                 worker.channel.try_post({"do": "answer"})
-                asked_s += LOOK_INTERVAL_S
+                worker.asked_s += interval_s
             elif trio.current_time() - worker.idle_since >= LINGER_S[role]:
                 return False
 
@@ -252,9 +269,12 @@ def _take(worker: _Worker, answer: Message) -> None:
     """Tell the job of a worker what it has answered."""
     if "pid" in answer:
         worker.pid = answer["pid"]
-    job = worker.jobs.get(answer.get("id", -1))
+    number = answer.get("id", -1)
+    job = worker.jobs.get(number)
     if job is None:
-        return  # its caller was cancelled, or no job was meant
+        if answer.keys() & {"result", "errno", "error"}:
+            worker.cancelled.discard(number)
+        return
     if "landed" in answer:
         assert job.landed is not None
         job.landed(ChunkRecord(**answer.pop("landed")))
@@ -264,7 +284,3 @@ def _take(worker: _Worker, answer: Message) -> None:
     elif len(answer) > 1:
         job.answer = answer
         job.done.set()
-
-
-def _lost() -> WorkerLostError:
-    return WorkerLostError("the fetch process died")

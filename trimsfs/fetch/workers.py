@@ -18,7 +18,7 @@ from typing import Literal, NoReturn
 import trio
 
 from trimsfs.concurrency.channel import Channel, ChannelClosedError, Message, pair
-from trimsfs.errors import StoreError, StoreUnavailableError
+from trimsfs.errors import StoreError, StoreUnavailableError, TransientStoreError
 from trimsfs.fetch.copier import Arrived, Extent, Landed, LocalBytes, ThreadCopier
 from trimsfs.fetch.peers import PeerRequest
 from trimsfs.telemetry.trace import Spent
@@ -124,13 +124,18 @@ def _stand_back(*, idle: bool) -> None:
 
 async def _work(end: socket.socket, make_copier: Callable[[], ThreadCopier]) -> None:
     """Do jobs until the server is gone, or needs this process no longer."""
-    channel, copier = Channel(end), make_copier()
+    channel, copier = Channel(end), _copier(make_copier)
     scopes: dict[int, trio.CancelScope] = {}
 
     async def do(job: Message, descriptors: Sequence[int]) -> None:
-        with scopes[job["id"]]:
+        number = job["id"]
+        with scopes[number] as scope:
             await _do(copier, job, descriptors, channel)
-        del scopes[job["id"]]
+        del scopes[number]
+        if scope.cancelled_caught:
+            channel.try_post({"id": number, "result": None})  # it writes no more
+        if isinstance(copier, StoreError):
+            nursery.cancel_scope.cancel()  # the next process tries again
 
     async with trio.open_nursery() as nursery:
         with contextlib.suppress(ChannelClosedError):
@@ -146,7 +151,18 @@ async def _work(end: socket.socket, make_copier: Callable[[], ThreadCopier]) -> 
         nursery.cancel_scope.cancel()
 
 
-async def _do(copier: ThreadCopier, job: Message, descriptors: Sequence[int], channel: Channel) -> None:
+def _copier(make_copier: Callable[[], ThreadCopier]) -> ThreadCopier | StoreError:
+    """A copier, or why there is none: not every store works after a fork, and one that is opened anew may be away."""
+    try:
+        return make_copier()
+    except StoreError as error:
+        return TransientStoreError(str(error))
+    except Exception as error:
+        log.exception("a fetch process cannot open the store")
+        return TransientStoreError(f"cannot be opened: {error!r}")
+
+
+async def _do(copier: ThreadCopier | StoreError, job: Message, descriptors: Sequence[int], channel: Channel) -> None:
     number = job["id"]
     alone: Message = {}
 
@@ -180,8 +196,15 @@ async def _do(copier: ThreadCopier, job: Message, descriptors: Sequence[int], ch
 
 
 async def _perform(
-    copier: ThreadCopier, job: Message, descriptors: Sequence[int], landed: Landed, arrived: Arrived, spent: Spent
+    copier: ThreadCopier | StoreError,
+    job: Message,
+    descriptors: Sequence[int],
+    landed: Landed,
+    arrived: Arrived,
+    spent: Spent,
 ) -> str | int | Message | None:
+    if isinstance(copier, StoreError):
+        raise copier
     if job["do"] == "ask":
         return asdict(await copier.ask_peer(PeerRequest(**job["request"])))
     start, stop, descriptor = job["start"], job["stop"], descriptors[0]

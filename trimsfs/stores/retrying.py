@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 OUTCOMES: dict[type[BaseException], str] = {
-    WorkerLostError: "",
     TransientStoreError: "transient",
     ObjectNotFoundError: "not_found",
     ObjectChangedError: "changed",
@@ -44,8 +43,7 @@ OUTCOMES: dict[type[BaseException], str] = {
     StoreError: "failed",
     trio.Cancelled: "cancelled",
 }
-"""How attempts at requests end, but for "success", by the error; what else there is, and "", says nothing of the store.
-"""
+"""How attempts at requests end, but for "success", by the error; what else there is says nothing of the store."""
 MOST_SLOW = 3
 """Slow attempts that count as answers while nothing of a request is done; then it ends as if the store were silent."""
 MOST_LOST = 3
@@ -61,7 +59,7 @@ def _nothing_yet() -> float:
 
 def request_histogram() -> Histogram:
     """A histogram of how long requests take, by their outcome."""
-    return Histogram("outcome", ["success", *filter(None, OUTCOMES.values())])
+    return Histogram("outcome", ["success", *OUTCOMES.values()])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +173,8 @@ class Retrying:
         try:
             return await attempt()
         except BaseException as error:
-            outcome = next((told for kind, told in OUTCOMES.items() if isinstance(error, kind)), "")
+            told = (outcome for kind, outcome in OUTCOMES.items() if isinstance(error, kind))
+            outcome = "" if isinstance(error, WorkerLostError) else next(told, "")
             raise
         finally:
             if outcome:
@@ -224,8 +223,10 @@ class Retrying:
         raise AssertionError("unreachable: the attempts are not bounded")
 
     def _failed(self, subject: str, number: int, error: TransientStoreError) -> None:
-        self._failures += 1
         log.info("%s: attempt %d failed: %s", subject, number, error)
+        if isinstance(error, WorkerLostError):
+            return  # not the store has failed
+        self._failures += 1
         if self._on_failure is not None:
             self._on_failure(error)
 

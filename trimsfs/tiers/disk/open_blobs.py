@@ -46,10 +46,10 @@ class OpenBlobs:
                 state.budget.found_full(key)
         return blob
 
-    async def find(self, token: str) -> Blob | None:
+    async def find(self, token: str, generation: Generation | None = None) -> Blob | None:
         """The blob of this token, or None if there is none; unlike `open`, makes none. Raises sqlite3.Error.
 
-        The caller must hold it before it awaits.
+        Its generation is as the index has it, if none is given. The caller must hold it before it awaits.
         """
         state = self._state
         if state.open_files.full:
@@ -59,7 +59,9 @@ class OpenBlobs:
             if known is not None:
                 return known
             loaded = await state.threads.run(state.index.load, token)
-            return None if loaded is None else (await self._load_unknown(token, loaded[0].generation))[0]
+            if loaded is None:
+                return None
+            return (await self._load_unknown(token, generation or loaded[0].generation))[0]
 
     def reopen(self, blob: Blob) -> bool:
         """Open the file of a known blob again, unless only the kernel reads it; False if that fails."""

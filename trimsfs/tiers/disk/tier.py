@@ -185,9 +185,12 @@ class DiskTier:
 
     @asynccontextmanager
     async def inspecting_cached(self, generation: Generation) -> AsyncIterator[Blob | None]:
-        """`inspecting`, but makes no blob: None if there is none. Raises CacheUnusableError when the index fails."""
+        """`inspecting`, but makes no blob: None if there is none. Raises CacheUnusableError if nobody can tell."""
+        if self.unusable is not None and generation.size:
+            raise CacheUnusableError(f"{generation.key}: cannot be looked at now: {self.unusable}")
         try:
-            blob = await self._known(generation) or await self._open_blobs.find(generation.token(self.store))
+            blob = await self._known(generation)
+            blob = blob or await self._open_blobs.find(generation.token(self.store), generation)
         except sqlite3.Error as error:
             raise self._index_fails(error) from error
         if blob is None:
