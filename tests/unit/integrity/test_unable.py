@@ -11,7 +11,6 @@ from tests.support.served import Server, Serving
 from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import opened
 from trimsfs.cuda import CudaError
-from trimsfs.errors import CacheUnusableError
 from trimsfs.types import Generation
 
 
@@ -73,5 +72,5 @@ async def test_nothing_is_kept_of_a_file_that_is_not_here_when_it_is_verified(se
 
 async def test_verify_does_not_tell_that_all_is_well_of_a_cache_that_cannot_be_used(serving: Serving) -> None:
     async with serving() as server:
-        server.disk.unusable = CacheUnusableError("the disk is gone")
+        server.disk.unusable = "the disk is gone"
         assert await server.outcome("verify", "a") == ("failed", "CacheUnusableError")
