@@ -159,6 +159,28 @@ def test_an_eviction_leaves_no_page_of_a_file_read_in_cached_mode(store_director
         wait_until(lambda: mount.info("model")["residency"]["disk"] == len(MODEL))
 
 
+def test_the_last_close_of_a_streamed_file_leaves_one_copy_in_memory(store_directory: Path, tmp_path: Path) -> None:
+    (store_directory / "model").write_bytes(MODEL)
+    with mounted(store_directory, tmp_path, "--cold-open", "stream") as mount:
+        path = mount.path / "model"
+        # Neither opens the file nor lets the kernel give up the inode, and the pages with it.
+        cold = os.open(path, os.O_PATH)
+        try:
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
+                assert mapping[:] == MODEL
+                wait_until(lambda: mount.info("model")["passthrough"])
+                with path.open("rb") as resident:
+                    assert resident.read() == MODEL
+                assert (resident_bytes(file.fileno()) or 0) >= len(MODEL)
+            wait_until(lambda: mount.metrics()["trimsfs_files_open_handles"] == 0)
+            # An open that keeps pages: the file is whole.
+            with open(f"/proc/self/fd/{cold}", "rb") as again:
+                wait_until(lambda: resident_bytes(again.fileno()) == 0)
+                assert again.read() == MODEL
+        finally:
+            os.close(cold)
+
+
 def test_a_file_that_another_displaced_is_complete_once_it_is_read_again(store_directory: Path, tmp_path: Path) -> None:
     """The kernel still has its pages from the first time: it must not read them in place of the server."""
     for name in ("model", "other"):

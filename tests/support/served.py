@@ -152,7 +152,8 @@ class Server:
     """The parts of a server, and what the kernel and a program would do with them.
 
     ``invalidated`` holds the names that the kernel was told to look up again, ``expired`` those that it shall when they
-    are used next, ``pruned`` the inodes that it may give up. ``handles`` are those that are open.
+    are used next, ``pruned`` the inodes that it may give up, ``dropped`` those whose pages it was told to drop.
+    ``handles`` are those that are open.
     """
 
     store: MemoryStore
@@ -160,6 +161,7 @@ class Server:
     backing: FakeBacking | None
     invalidated: list[tuple[int, bytes]]
     pruned: list[int]
+    dropped: list[int]
     expired: list[tuple[int, bytes]]
     beside: list[MemoryStore] = field(default_factory=list)
     handles: set[int] = field(default_factory=set)
@@ -385,6 +387,7 @@ async def served(
     invalidated: list[tuple[int, bytes]] = []
     expired: list[tuple[int, bytes]] = []
     pruned: list[int] = []
+    dropped: list[int] = []
     origin, stores = as_store(store), {MAIN: store, **(beside or {})}
     if beside is not None:
         options["stores"] = tuple(StoreTable(path=path, store=each.identity) for path, each in stores.items())
@@ -408,6 +411,7 @@ async def served(
         forget_pages=lambda _number: None,
         expire=expired.extend,
         prune=pruned.extend,
+        drop_pages=dropped.append,
         chunk_size=chunk_size,
         request_memory=chunk_size // REQUESTS_PER_CHUNK,
         pace=pace,
@@ -429,6 +433,7 @@ async def served(
                 invalidated=invalidated,
                 expired=expired,
                 pruned=pruned,
+                dropped=dropped,
                 beside=list((beside or {}).values()),
             )
             if backing is not None:

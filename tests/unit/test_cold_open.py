@@ -161,6 +161,44 @@ async def test_streaming_does_not_wait(serving: Serving, store: MemoryStore, con
         assert await server.read(handle) == content
 
 
+async def test_the_last_close_of_a_streamed_file_drops_its_pages_once_they_are_spare(
+    serving: Serving, content: bytes
+) -> None:
+    async with serving(cold_open="stream") as server:
+        number = await server.number("a")
+        first, second = [await server.open_inode(number) for _ in range(2)]
+        assert await server.read(first) == content
+        await server.command("warm-host", "a")
+        resident = await server.open("a")
+        assert passed_through(resident)
+        server.release(first)
+        assert server.dropped == []
+        async with server.without_syncs(), server.disk.using(server.store.generation("a")):
+            server.release(second)
+        assert server.dropped == [number]
+        server.release(resident)
+        assert server.dropped == [number]
+
+
+async def test_the_last_close_of_a_file_that_is_not_whole_keeps_its_pages(
+    serving: Serving, chunk_size: int, content: bytes
+) -> None:
+    async with serving(cold_open="stream", prefetch="off") as server:
+        handle = await server.open("a")
+        assert await server.read(handle, 0, chunk_size) == content[:chunk_size]
+        server.release(handle)
+        assert server.dropped == []
+
+
+async def test_without_a_backing_no_close_drops_pages(serving: Serving, content: bytes) -> None:
+    async with serving(cold_open="stream", backing=None) as server:
+        handle = await server.open("a")
+        assert await server.read(handle) == content
+        await server.command("warm-host", "a")
+        server.release(handle)
+        assert server.dropped == []
+
+
 async def test_an_empty_file_is_opened_at_once(serving: Serving, store: MemoryStore, mode: str) -> None:
     async with serving(cold_open=mode) as server:
         number = await server.number("empty")

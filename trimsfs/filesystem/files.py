@@ -55,8 +55,10 @@ class Files:
         handles: Handles,
         ioctls: Ioctls,
         tracer: Tracer,
+        drop_pages: Callable[[int], None],
     ) -> None:
         self._tracer = tracer
+        self._drop_pages = drop_pages
         self._names = names
         self._disk = disk
         self._control = control
@@ -234,7 +236,11 @@ class Files:
         return None if file is None else file.inode.path
 
     def release(self, handle: int) -> None:
-        """Close a file or directory: its last reference, mappings included, is gone."""
+        """Close a file or directory: its last reference, mappings included, is gone.
+
+        The last close in cached mode of a registered blob makes the kernel drop its pages of that inode: later opens
+        read those of the local file.
+        """
         file = self._handles.remove(handle)
         if file is None:
             return
@@ -244,3 +250,5 @@ class Files:
         self._ioctls.closed(handle)
         self._prefetcher.closed(file.blob)
         self._disk.release(file.blob)
+        if not file.inode.passthrough and file.blob.backing_id and file.blob.handles == file.blob.passed:
+            self._drop_pages(file.inode.number)

@@ -55,12 +55,14 @@ class FilesystemStatistics:
 class Mount:
     """What the file system gets from its mount: the ledger for the next server, and the time of mounting.
 
-    ``prune`` lets the kernel give up inodes that nothing uses, by their numbers.
+    ``prune`` lets the kernel give up inodes that nothing uses, by their numbers. ``drop_pages`` makes it drop the pages
+    of an inode, and returns at once.
     """
 
     ledger: Ledger
     mounted_ns: int
     prune: Callable[[Sequence[int]], None]
+    drop_pages: Callable[[int], None]
 
 
 class Filesystem:
@@ -94,7 +96,9 @@ class Filesystem:
             namespace, disk, control, derived, opener.reopens, describe, handles, tracer, aliases, mount.prune
         )
         self.ioctls = Ioctls(namespace.inodes, disk, control, derived, opener.passthrough, trust, handles)
-        self.files = Files(self.names, disk, control, prefetcher, opener, trust, handles, self.ioctls, tracer)
+        self.files = Files(
+            self.names, disk, control, prefetcher, opener, trust, handles, self.ioctls, tracer, mount.drop_pages
+        )
         self.takeover = Takeover(namespace.inodes, disk, control, opener, handles, self.files)
 
     def statistics(self) -> FilesystemStatistics:

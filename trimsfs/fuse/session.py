@@ -45,6 +45,8 @@ _PRUNE = struct.Struct("=IiQIIQ")
 MAX_TASKS = 8192
 """Most requests in flight: beyond them, opens of what is here wait as well. Only those that wait for the store take
 long, and each costs little."""
+MOST_DROPPING = 2
+"""Most threads that drop pages: many closes at once must not take the threads that others need."""
 MAX_BACKGROUND = 64
 """Most readahead requests of the kernel in flight: its default of 12 leaves a store with any latency idle."""
 
@@ -72,6 +74,7 @@ class Session:
         self._descriptor: int | None = None
         self._agreed = trio.Event()
         self._nursery: trio.Nursery | None = None
+        self._dropping = trio.CapacityLimiter(MOST_DROPPING)
         self._operations = Operations(filesystem, self._agreed)
         _libfuse.configure(
             passthrough=settings.passthrough,
@@ -138,6 +141,14 @@ class Session:
         message = _PRUNE.pack(_PRUNE.size + 8 * len(numbers), 9, 0, len(numbers), 0, 0) + array("Q", numbers).tobytes()
         with contextlib.suppress(OSError):
             os.write(self._descriptor, message)
+
+    def drop_pages(self, number: int) -> None:
+        """Have a worker thread make the kernel drop its pages of a file in cached mode, while files are served."""
+        if self._nursery is not None:
+            self._nursery.start_soon(self._drop_pages, number)
+
+    async def _drop_pages(self, number: int) -> None:
+        await trio.to_thread.run_sync(forget_pages, number, abandon_on_cancel=True, limiter=self._dropping)
 
     def waits(self) -> list[dict[str, object]]:
         """As of `Waiters`."""

@@ -20,7 +20,7 @@ from trimsfs.control.reports import Reports
 from trimsfs.control.xattrs import Xattrs
 from trimsfs.errors import TrimsError
 from trimsfs.fetch.speed import StoreSpeed
-from trimsfs.filesystem.filesystem import Filesystem, Mount
+from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.filesystem.trust import Trust
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.copy_ledger import CopyLedger
@@ -97,7 +97,7 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
         prefetcher,
         Opener(fetching.fetcher, tiers.passthrough, checks.cold_opener, reopens),
         _trust(options, tiers, fetching, checks),
-        Mount(ledger=environment.ledger, mounted_ns=environment.mounted_ns, prune=environment.prune),
+        environment.mount,
         tracer,
     )
     calls.open_names.bind(filesystem.handles.names)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.speed import REQUEST_MEMORY
+from trimsfs.filesystem.filesystem import Mount
 from trimsfs.gpu.copy_ledger import DescriptorStore
 from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.deferred import Pace
@@ -31,10 +32,11 @@ class Environment:
     ``read_manifest`` reads signed manifests; it is None if signatures are off.
 
     ``invalidate`` makes the kernel look up a name in a directory's inode again, and must not block. ``prune`` lets it
-    give up inodes that nothing uses. ``forget_pages`` makes it drop the pages of an inode. ``expire`` makes it look up
-    names, as pairs of directory inode and name, at their next use. A worker thread calls the last two. ``waits``
-    returns whose requests are under way. ``server_pid`` and ``keeper_pid`` are as the keeper sees them. Tests set
-    smaller chunks and requests, and another ``pace``.
+    give up inodes that nothing uses. ``drop_pages`` makes it drop the pages of an inode, and must not block.
+    ``forget_pages`` returns once it has dropped them. ``expire`` makes it look up names, as pairs of directory inode
+    and name, at their next use. A worker thread calls the last two. ``waits`` returns whose requests are under way.
+    ``server_pid`` and ``keeper_pid`` are as the keeper sees them. Tests set smaller chunks and requests, and another
+    ``pace``.
     """
 
     mountpoint: Path
@@ -53,6 +55,7 @@ class Environment:
     forget_pages: Callable[[int], None]
     expire: Callable[[Iterable[tuple[int, bytes]]], None]
     prune: Callable[[Sequence[int]], None]
+    drop_pages: Callable[[int], None]
     chunk_size: int = CHUNK_SIZE
     request_memory: int = REQUEST_MEMORY
     kept: Callable[[], bool] = lambda: True
@@ -62,6 +65,11 @@ class Environment:
     pace: Pace = field(default_factory=Pace)
     server_pid: int = field(default_factory=os.getpid)
     takeover_seconds: Histogram = field(default_factory=Histogram)
+
+    @property
+    def mount(self) -> Mount:
+        """What the file system gets from this mount."""
+        return Mount(ledger=self.ledger, mounted_ns=self.mounted_ns, prune=self.prune, drop_pages=self.drop_pages)
 
 
 def recovery_of(mountpoint: Path, *, launched: bool) -> str:

@@ -70,6 +70,7 @@ async def serve(
         pool = WorkerPool(loaded.spawner, count=options.fetch_processes or 2)
         expire = LateBound[[Iterable[tuple[int, bytes]]], None]("expire")
         prune = LateBound[[Sequence[int]], None]("prune")
+        drop_pages = LateBound[[int], None]("drop_pages")
         waits = LateBound[[], list[dict[str, object]]]("waits")
         environment = Environment(
             mountpoint=mountpoint,
@@ -92,6 +93,7 @@ async def serve(
             forget_pages=forget_pages,
             expire=expire,
             prune=prune,
+            drop_pages=drop_pages,
             waits=waits,
         )
         components = assemble(options, environment)
@@ -99,6 +101,7 @@ async def serve(
         session = Session(components.filesystem, settings, hide_threads=not keeper.in_sight)
         expire.bind(session.expire)
         prune.bind(session.prune)
+        drop_pages.bind(session.drop_pages)
         waits.bind(session.waits)
         try:
             if promotion.fuse is None:
