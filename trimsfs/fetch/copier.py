@@ -255,14 +255,11 @@ class ThreadCopier:
 
 
 async def _close(writers: "Sequence[_ChunkWriter]") -> None:
-    """Wait until no thread writes any more; in a thread, as a disk may stand still for a while."""
-
-    def close() -> None:
-        for writer in writers:
-            writer.close()
-
-    with trio.CancelScope(shield=True):
-        await trio.to_thread.run_sync(close, limiter=_closing)
+    """Wait until no thread writes any more; if one writes, in another thread, as a disk may stand still for a while."""
+    for writer in writers:
+        if not writer.close(wait=False):
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(writer.close, limiter=_closing)
 
 
 _closing = trio.CapacityLimiter(1000)
@@ -313,10 +310,13 @@ class _ChunkWriter:
         self._turn = threading.Lock()
         self._closed = False
 
-    def close(self) -> None:
-        """Write nothing more, even if more pieces come."""
-        with self._turn:
-            self._closed = True
+    def close(self, *, wait: bool = True) -> bool:
+        """Write nothing more, even if more pieces come; False if a thread writes, unless this may *wait*."""
+        if not self._turn.acquire(blocking=wait):
+            return False
+        self._closed = True
+        self._turn.release()
+        return True
 
     def __call__(self, piece: Buffer) -> None:
         with self._turn:

@@ -332,8 +332,8 @@ async def test_scrubbing_finds_damage_by_itself_and_is_no_use(
     async with serving(scrub_interval=0.05) as server:
         server.release(await opened(server))
         (file,) = blob_files(tmp_path / "cache")
-        uses = (await server.info("a"))["uses"]
         await until(lambda: server.integrity.statistics().scrubbed_bytes > 2 * len(content))
+        uses = (await server.info("a"))["uses"]  # what followed the open in the background is over
         flip_byte(file, 5)
         await until(lambda: server.integrity.statistics().repaired_chunks == 1)
         assert file.read_bytes() == content
