@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from trimsfs.fetch.access_pattern import STREAMS, WINDOW, AccessPattern
+from trimsfs.fetch.access_pattern import STREAMS, WINDOW, AccessPattern, new_ends
 
 MIB = 1 << 20
 PAGE = 4096
@@ -61,3 +61,29 @@ def test_a_chunk_of_which_much_is_read_is_dense() -> None:
     told = [pattern.dense(3, PAGE, chunk_size=8 * PAGE) for _ in range(4)]
     assert told == [False, False, False, True]
     assert not pattern.dense(4, PAGE, chunk_size=8 * PAGE)
+
+
+def test_many_programs_that_each_read_their_own_part_are_in_order() -> None:
+    others = new_ends()
+    patterns = [AccessPattern(others) for _ in range(2 * STREAMS)]
+    for step in range(20):
+        for number, pattern in enumerate(patterns):
+            read(pattern, MIB, number * FILE // len(patterns) + step * MIB)
+    assert not any(pattern.random or pattern.jumped for pattern in patterns)
+
+
+def test_who_reads_at_random_beside_one_that_reads_in_order_is_seen_and_the_other_is_not() -> None:
+    others = new_ends()
+    one, other = AccessPattern(others), AccessPattern(others)
+    for number, start in enumerate(at_random(40)):
+        read(one, MIB, number * MIB)
+        read(other, PAGE, start)
+    assert (one.random, other.random) == (False, True)
+
+
+def test_reads_of_what_is_here_say_nothing_of_the_others() -> None:
+    pattern = AccessPattern()
+    for number, start in enumerate(at_random(40)):
+        pattern.passed(number * PAGE, (number + 1) * PAGE)
+        read(pattern, PAGE, start)
+    assert pattern.random

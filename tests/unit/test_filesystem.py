@@ -197,9 +197,8 @@ async def test_reads_that_go_on_where_another_program_stopped_are_in_order(
         for number, start in enumerate(range(0, len(content), size)):
             assert await server.read(handles[number % 8], start, size) == content[start : start + size]
         assert len(store.reads("large")) == len(set(store.reads("large")))
-        (pattern,) = {file.pattern for file in server.filesystem.handles.files.values()}
-        assert pattern is not None
-        assert not pattern.random
+        patterns = [file.pattern for file in server.filesystem.handles.files.values()]
+        assert [pattern is not None and pattern.random for pattern in patterns] == [False] * 8
 
 
 async def test_reads_at_and_beyond_the_end(server: Server, old: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Access patterns: whether programs read an open file in order (perhaps several streams at once) or at random."""
+"""Access patterns: whether a program reads an open file in order (perhaps several streams at once) or at random."""
 
 from collections import deque
 
@@ -16,24 +16,25 @@ DENSE_SHARE = 2
 
 
 class AccessPattern:
-    """The reads of one file, by all programs. If ``random``, fetch only what they read. ``jumped`` says that the last
-    read neither continued another one nor began the file."""
+    """The reads of one open file. If ``random``, fetch only what the program reads. ``jumped`` says that the last read
+    neither continued another one nor began the file.
 
-    def __init__(self) -> None:
+    *others* are the ends of recent reads of the same file by any program, and get those of this one. A read may
+    continue one of them: of programs that map a file, the kernel reads each page for one.
+    """
+
+    def __init__(self, others: deque[int] | None = None) -> None:
         self.random = self.jumped = False
-        self._ends: deque[int] = deque(maxlen=STREAMS)
+        self._ends = new_ends()
+        self._others = new_ends() if others is None else others
         self._went_on: deque[bool] = deque(maxlen=WINDOW)
         self._read: dict[int, int] = {}
 
     def record(self, start: int, stop: int) -> None:
-        """Record a read of the bytes ``[start, stop)``."""
-        gap = max(LEAST_GAP, GAP_SIZES * (stop - start))
-        before = next((end for end in self._ends if abs(start - end) <= gap), None)
-        if before is not None:
-            self._ends.remove(before)
-        self._ends.append(stop)
-        self._went_on.append(before is not None)
-        self.jumped = before is None and start > 0
+        """Record a read of the bytes ``[start, stop)`` that has to wait for them."""
+        goes_on = self.passed(start, stop)
+        self._went_on.append(goes_on)
+        self.jumped = not goes_on and start > 0
         if len(self._went_on) < WINDOW:
             return
         together = sum(self._went_on)
@@ -42,7 +43,26 @@ class AccessPattern:
         elif together >= IN_ORDER:
             self.random = False
 
+    def passed(self, start: int, stop: int) -> bool:
+        """Note a read of the bytes ``[start, stop)``, which may be here; whether it continues another one."""
+        gap = max(LEAST_GAP, GAP_SIZES * (stop - start))
+        own, others = _continue(self._ends, start, stop, gap), _continue(self._others, start, stop, gap)
+        return own or others
+
     def dense(self, chunk: int, size: int, *, chunk_size: int) -> bool:
         """Whether a chunk is worth fetching whole, now that *size* more bytes of it are read."""
         self._read[chunk] = self._read.get(chunk, 0) + size
         return self._read[chunk] * DENSE_SHARE >= chunk_size
+
+
+def new_ends() -> deque[int]:
+    """The ends of recent reads, of which there are none yet."""
+    return deque(maxlen=STREAMS)
+
+
+def _continue(ends: deque[int], start: int, stop: int, gap: int) -> bool:
+    before = next((end for end in ends if abs(start - end) <= gap), None)
+    if before is not None:
+        ends.remove(before)
+    ends.append(stop)
+    return before is not None

@@ -157,11 +157,12 @@ class StoreFetcher:
         """
         self._wanted_at = trio.current_time()
         blob.health.check()
-        # Reads of what is here count as well: else the next one that has to wait would look like a jump.
-        at_random = pattern is not None and not blob.complete and self._random_reads.record(blob, start, stop, pattern)
         if blob.readable(start, stop):
+            if pattern is not None and not blob.complete:
+                pattern.passed(start, stop)  # else the next read, which has to wait, would look like a jump
             return blob.view(start, stop)
-        if pattern is not None and at_random:
+        at_random = False
+        if pattern is not None and (at_random := self._random_reads.record(blob, start, stop, pattern)):
             self._pause(blob)
             if self._random_reads.are_wise(blob, start, stop, pattern):
                 await self._check_running(blob)

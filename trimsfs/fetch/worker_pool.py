@@ -6,6 +6,7 @@ Jobs of such a process fail, and their callers try again, in another one.
 import contextlib
 import itertools
 import logging
+import math
 import os
 import signal
 import socket
@@ -49,9 +50,9 @@ class _Job:
 class _Worker:
     """A fetch process.
 
-    ``cancelled`` are the jobs that nobody waits for and that it may still be doing. ``pid`` is None until the spawner
-    has told it. ``asked_s`` says for how long it has left a question unanswered, ``idle_since`` when its last job
-    ended, ``lost`` why its jobs fail once it is closed.
+    ``cancelled`` are the jobs that nobody waits for and for which it may still write. ``pid`` is None until the spawner
+    has told it, ``ordered_at`` when it was asked for it. ``asked_s`` says for how long it has left a question
+    unanswered, ``idle_since`` when its last job ended, ``lost`` why its jobs fail once it is closed.
     """
 
     def __init__(self, end: socket.socket) -> None:
@@ -60,7 +61,7 @@ class _Worker:
         self.cancelled = set[int]()
         self.sending = trio.Lock()
         self.asked_s = 0.0
-        self.idle_since = trio.current_time()
+        self.ordered_at = self.idle_since = trio.current_time()
         self.pid: int | None = None
         self.lost = "the fetch process died"
 
@@ -85,7 +86,7 @@ class WorkerPool:
         self._workers: dict[Role, list[_Worker]] = {"fetch": [], "digest": []}
         self._numbers = itertools.count()
         self._nursery: trio.Nursery | None = None
-        self._not_started = 0
+        self._not_started, self._missed_at = 0, -math.inf
         self.died = 0
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -188,7 +189,7 @@ class WorkerPool:
         worker = self._worker(role)
         number = next(self._numbers)
         worker.jobs[number] = job
-        sent = False
+        sent, writes = False, job.landed is not None or message["do"] == "copy"
         try:
             async with worker.sending:
                 await worker.channel.send({"id": number, **message}, descriptors)
@@ -197,7 +198,7 @@ class WorkerPool:
         except ChannelClosedError:
             raise WorkerLostError(worker.lost) from None
         except trio.Cancelled:
-            if sent:
+            if sent and writes and not job.done.is_set():
                 worker.cancelled.add(number)
             if job.landed is not None:  # a fetch: the store need not send the rest
                 worker.channel.try_post({"do": "cancel", "id": number})
@@ -226,7 +227,8 @@ class WorkerPool:
             self.died += 1
             worker.lost = "the fetch process did not answer"
             if worker.pid is None:
-                self._not_started += 1
+                self._not_started += worker.ordered_at >= self._missed_at  # not one that was ordered with the last
+                self._missed_at = trio.current_time()
                 log.error("a fetch process was not started in %d s: the next job starts another", SILENT_S[role])
                 if self._not_started >= MOST_NOT_STARTED:
                     raise StoreUnavailableError("the spawner does not answer: starting another server") from None
@@ -235,8 +237,6 @@ class WorkerPool:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(worker.pid, signal.SIGKILL)  # or it writes on, once it wakes up, while its jobs begin anew
         finally:
-            if worker.pid is not None:
-                self._not_started = 0
             self._workers[role].remove(worker)
             worker.close()
 
@@ -250,7 +250,11 @@ class WorkerPool:
         while True:
             # In short waits: while this process was stopped as well, e.g. with its container, just one of them passes.
             with trio.move_on_after(interval_s):
-                _take(worker, (await worker.channel.receive())[0])
+                message = (await worker.channel.receive())[0]
+                if "pid" in message:
+                    worker.pid, self._not_started = message["pid"], 0
+                else:
+                    _take(worker, message)
                 return True
             if worker.jobs or worker.cancelled:
                 if worker.asked_s >= SILENT_S[role]:
@@ -267,8 +271,6 @@ class _SilentError(Exception):
 
 def _take(worker: _Worker, answer: Message) -> None:
     """Tell the job of a worker what it has answered."""
-    if "pid" in answer:
-        worker.pid = answer["pid"]
     number = answer.get("id", -1)
     job = worker.jobs.get(number)
     if job is None:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import select
 import signal
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -133,7 +134,8 @@ async def _work(end: socket.socket, make_copier: Callable[[], ThreadCopier]) -> 
             await _do(copier, job, descriptors, channel)
         del scopes[number]
         if scope.cancelled_caught:
-            channel.try_post({"id": number, "result": None})  # it writes no more
+            with contextlib.suppress(ChannelClosedError):
+                channel.post({"id": number, "result": None})  # it writes no more
         if isinstance(copier, StoreError):
             nursery.cancel_scope.cancel()  # the next process tries again
 
@@ -141,6 +143,8 @@ async def _work(end: socket.socket, make_copier: Callable[[], ThreadCopier]) -> 
         with contextlib.suppress(ChannelClosedError):
             while True:
                 message, descriptors = await channel.receive()
+                if _is_given_up(end):
+                    break
                 if message["do"] == "answer":
                     channel.post({})
                 elif message["do"] != "cancel":
@@ -149,6 +153,13 @@ async def _work(end: socket.socket, make_copier: Callable[[], ThreadCopier]) -> 
                 elif message["id"] in scopes:  # else it has ended
                     scopes[message["id"]].cancel()
         nursery.cancel_scope.cancel()
+
+
+def _is_given_up(end: socket.socket) -> bool:
+    """Whether the server has closed its end: others do the jobs that are left in this one."""
+    poll = select.poll()
+    poll.register(end, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def _copier(make_copier: Callable[[], ThreadCopier]) -> ThreadCopier | StoreError:

@@ -1,6 +1,7 @@
 """Files: open, read and release, for model files and control files."""
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
@@ -8,7 +9,7 @@ from weakref import WeakValueDictionary
 from trimsfs.control.authorisation import Caller, readable_by
 from trimsfs.control.control_files import Control
 from trimsfs.errors import LookUpAgainError, ObjectChangedError
-from trimsfs.fetch.access_pattern import AccessPattern
+from trimsfs.fetch.access_pattern import AccessPattern, new_ends
 from trimsfs.filesystem.handles import BACKING_SHIFT, Handles, OpenFile
 from trimsfs.filesystem.ioctls import Ioctls
 from trimsfs.filesystem.names import Names
@@ -67,8 +68,8 @@ class Files:
         self._trust = trust
         self._handles = handles
         self._ioctls = ioctls
-        self._patterns = WeakValueDictionary[str, AccessPattern]()
-        """By the tokens of blobs: the kernel reads a page for one of the programs that map a file, with its handle."""
+        self._ends = WeakValueDictionary[str, deque[int]]()
+        """Those of `AccessPattern`, by the tokens of blobs."""
         self._resident_seconds = tracer.open_seconds.series("resident")
         self._spare: dict[int, tuple[int, Blob, Counts]] = {}
         """Handles for the next opens of passed-through files, with their blobs and counts, by inode number."""
@@ -217,7 +218,7 @@ class Files:
         if offset >= stop:
             return b""
         if file.pattern is None:
-            file.pattern = self._patterns.setdefault(file.blob.token, AccessPattern())
+            file.pattern = AccessPattern(self._ends.setdefault(file.blob.token, new_ends()))
         began = time.perf_counter()
         try:
             data = await self._trust.read(file.blob, offset, stop, file.pattern)

@@ -29,8 +29,8 @@ class OpenFile:
     """An open file, and the blob that is kept for it.
 
     ``thread`` opened it, 0 if unknown. ``reopened_by`` is the thread that reopened it, until the kernel has the handle.
-    ``pattern`` describes the reads of its blob, by all handles, from the first that the server answers. ``trace`` is
-    that of its open, while its bytes arrive.
+    ``pattern`` describes its reads, from the first that the server answers. ``trace`` is that of its open, while its
+    bytes arrive.
     """
 
     inode: Inode
