@@ -53,6 +53,7 @@ def test_what_is_held_outlives_servers_that_are_killed(store: Path, tmp_path: Pa
         have_hold(mount, store)
         path = gpu_path(mount.path)
         first = serving(mount)
+        wait_until(path.exists)  # it serves before its keeper listens
         inode = path.stat().st_ino
         for _ in range(3):
             before = serving(mount)
