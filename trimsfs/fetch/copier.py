@@ -263,6 +263,7 @@ async def _close(writers: "Sequence[_ChunkWriter]") -> None:
 
 
 _closing = trio.CapacityLimiter(1000)
+"""A limit of their own for threads that wait for a writer: other work goes on meanwhile."""
 
 
 def _ignore(_offset: int) -> None:

@@ -114,10 +114,7 @@ class WorkerPool:
         message = {
             "do": "fetch",
             "generation": {name: getattr(generation, name) for name in _GENERATION},
-            "start": extent.start,
-            "stop": extent.stop,
-            "position": extent.position,
-            "chunk_size": extent.chunk_size,
+            **_place(extent),
             "progress": arrived is not None,
         }
         job = _Job(landed, arrived)
@@ -127,14 +124,7 @@ class WorkerPool:
         return version
 
     async def fetch_from_peer(self, request: PeerRequest, extent: Extent, landed: Landed) -> PeerAnswer:
-        message = {
-            "do": "peer",
-            "request": asdict(request),
-            "start": extent.start,
-            "stop": extent.stop,
-            "position": extent.position,
-            "chunk_size": extent.chunk_size,
-        }
+        message = {"do": "peer", "request": asdict(request), **_place(extent)}
         return PeerAnswer(**await self._give(message, [extent.descriptor], _Job(landed)))
 
     async def ask_peer(self, request: PeerRequest) -> PeerAnswer:
@@ -143,10 +133,7 @@ class WorkerPool:
     async def copy(self, source: LocalBytes, extent: Extent) -> bool:
         message = {
             "do": "copy",
-            "start": extent.start,
-            "stop": extent.stop,
-            "position": extent.position,
-            "chunk_size": extent.chunk_size,
+            **_place(extent),
             "from": source.position,
             "crc": source.crc,
             "sha256": source.sha256.hex(),
@@ -169,7 +156,10 @@ class WorkerPool:
         await self._give({"do": "populate", "start": start, "stop": stop}, [descriptor], _Job())
 
     def _worker(self, role: Role) -> _Worker:
-        """The process with the fewest jobs, a new one rather than one that is busy. Raises StoreError."""
+        """The process with the fewest jobs of those that answer, a new one rather than one that is busy.
+
+        Raises StoreError.
+        """
         workers = self._workers[role]
         least = min(workers, key=lambda worker: (worker.asked_s, len(worker.jobs)), default=None)
         if self._nursery is not None and (least is None or (least.jobs and len(workers) < self._most[role])):
@@ -215,7 +205,7 @@ class WorkerPool:
     async def _attend(self, worker: _Worker, role: Role) -> None:
         """Receive the answers of a process, and end it once there has been no job for it for a while.
 
-        Raises StoreUnavailableError if it was not even started.
+        Raises StoreUnavailableError if the spawner has not started it, nor MOST_NOT_STARTED - 1 before it.
         """
         try:
             while await self._hear(worker, role):
@@ -263,6 +253,16 @@ class WorkerPool:
                 worker.asked_s += interval_s
             elif trio.current_time() - worker.idle_since >= LINGER_S[role]:
                 return False
+
+
+def _place(extent: Extent) -> Message:
+    """An extent as jobs tell it: its descriptor goes beside them."""
+    return {
+        "start": extent.start,
+        "stop": extent.stop,
+        "position": extent.position,
+        "chunk_size": extent.chunk_size,
+    }
 
 
 class _SilentError(Exception):

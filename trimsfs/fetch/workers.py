@@ -222,14 +222,13 @@ async def _perform(
     if job["do"] == "fetch":
         generation = Generation(**job["generation"])
         wanted = arrived if job["progress"] else None
-        extent = Extent(start, stop, descriptor, job["position"], job["chunk_size"])
-        return await copier.fetch(generation, extent, landed, wanted, spent=spent)
+        return await copier.fetch(generation, _extent(job, descriptor), landed, wanted, spent=spent)
     if job["do"] == "peer":
-        extent = Extent(start, stop, descriptor, job["position"], job["chunk_size"])
-        return asdict(await copier.fetch_from_peer(PeerRequest(**job["request"]), extent, landed))
+        asked = PeerRequest(**job["request"])
+        return asdict(await copier.fetch_from_peer(asked, _extent(job, descriptor), landed))
     if job["do"] == "copy":
         source = LocalBytes(descriptors[1], job["from"], job["crc"], bytes.fromhex(job["sha256"]))
-        return await copier.copy(source, Extent(start, stop, descriptor, job["position"], job["chunk_size"]))
+        return await copier.copy(source, _extent(job, descriptor))
     if job["do"] == "checksum":
         return await copier.checksum(descriptor, start, stop)
     if job["do"] == "digest":
@@ -237,3 +236,7 @@ async def _perform(
         return None if found is None else found.hex()
     await copier.populate(descriptor, start, stop)
     return None
+
+
+def _extent(job: Message, descriptor: int) -> Extent:
+    return Extent(job["start"], job["stop"], descriptor, job["position"], job["chunk_size"])
