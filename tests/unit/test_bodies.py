@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from trimsfs.errors import StoreSlowError, StoreStalledError
-from trimsfs.stores import bodies
+from trimsfs.stores import bodies, receive
 from trimsfs.stores.bodies import (
     MOST_PATIENCE,
     MOST_SLOW_INTERVALS,
@@ -65,10 +65,10 @@ class _Body:
         self._rate = rate
         self._second = second
 
-    def read1(self, _amount: int, /) -> bytes:
+    def readinto1(self, _buffer: memoryview, /) -> int:
         self._second.wait(10)
         self.seconds += 1
-        return bytes(self._rate)
+        return self._rate
 
     def close(self) -> None: ...
 
@@ -88,7 +88,8 @@ def test_a_body_stalls_by_what_others_get(
     monkeypatch: pytest.MonkeyPatch, rates: Sequence[int], stalled: set[int]
 ) -> None:
     link = Link(rates)
-    monkeypatch.setattr(bodies, "time", link)
+    for module in (bodies, receive):
+        monkeypatch.setattr(module, "time", link)
     monkeypatch.setattr(bodies, "_link", bodies._Link())
     assert link.run() == stalled
 
@@ -103,9 +104,9 @@ class Attempts:
     def monotonic(self) -> float:
         return self.now
 
-    def read1(self, _amount: int, /) -> bytes:
+    def readinto1(self, buffer: memoryview, /) -> int:
         self.now += 1
-        return bytes(self._rate)
+        return min(self._rate, len(buffer))
 
     def close(self) -> None: ...
 
@@ -123,7 +124,8 @@ class Attempts:
 def attempts(monkeypatch: pytest.MonkeyPatch) -> Attempts:
     """Attempts in a process that has received nothing before."""
     attempts = Attempts()
-    monkeypatch.setattr(bodies, "time", attempts)
+    for module in (bodies, receive):
+        monkeypatch.setattr(module, "time", attempts)
     monkeypatch.setattr(bodies, "_link", bodies._Link())
     return attempts
 
@@ -159,9 +161,9 @@ class Hanging:
     def __init__(self) -> None:
         self.released = threading.Event()
 
-    def read1(self, _amount: int, /) -> bytes:
+    def readinto1(self, _buffer: memoryview, /) -> int:
         self.released.wait(20)
-        return b""
+        return 0
 
     def close(self) -> None: ...
 
@@ -182,9 +184,9 @@ class Steady:
     def __init__(self, piece: int) -> None:
         self._piece = piece
 
-    def read1(self, _amount: int, /) -> bytes:
+    def readinto1(self, _buffer: memoryview, /) -> int:
         time.sleep(0.02)
-        return bytes(self._piece)
+        return self._piece
 
     def close(self) -> None: ...
 
@@ -211,12 +213,12 @@ class Stalling:
         self._seconds = seconds
         self._rate = rate
 
-    def read1(self, _amount: int, /) -> bytes:
+    def readinto1(self, _buffer: memoryview, /) -> int:
         self._clock.now += 1
         self._seconds -= 1
         if self._seconds < 0:
             raise StoreStalledError("no bytes")
-        return bytes(self._rate)
+        return self._rate
 
     def close(self) -> None: ...
 

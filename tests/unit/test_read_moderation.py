@@ -7,7 +7,7 @@ import time
 import pytest
 
 from trimsfs.concurrency import read_moderation
-from trimsfs.concurrency.read_moderation import SETTLED_S, ReadModeration
+from trimsfs.concurrency.read_moderation import SETTLED_S, WAITED_S, ReadModeration
 
 PACKET, PACKETS, INTERVAL_S = 1448, 500, 0.003
 
@@ -25,12 +25,11 @@ def _receive(stream: socket.socket) -> tuple[int, float]:
     reads, left, begun = 0, PACKETS * PACKET, time.monotonic()
     moderation = ReadModeration(left)
     while left:
-        moderation.begins()
+        began = time.monotonic()
         count = len(stream.recv(1 << 18))
         assert count
         reads, left = reads + 1, left - count
-        moderation.returned(count)
-        moderation.pause()
+        moderation.pause(count, waited=time.monotonic() - began >= WAITED_S)
     return reads, time.monotonic() - begun
 
 
@@ -67,10 +66,8 @@ def _pauses(monkeypatch: pytest.MonkeyPatch, length: int, count: int, read_s: fl
     monkeypatch.setattr(read_moderation, "time", clock)
     moderation = ReadModeration(length)
     for _ in range(reads):
-        moderation.begins()
         clock.now += read_s
-        moderation.returned(count)
-        moderation.pause()
+        moderation.pause(count, waited=read_s >= WAITED_S)
     return clock.slept
 
 
@@ -98,10 +95,8 @@ def test_a_stream_that_has_just_begun_is_not_paused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(read_moderation, "time", clock)
     moderation = ReadModeration(1 << 30)
     for read_s in (first_s, 0.02, 0.02, 0.02):
-        moderation.begins()
         clock.now += read_s
-        moderation.returned(1448)
-        moderation.pause()
+        moderation.pause(1448, waited=read_s >= WAITED_S)
     assert clock.slept == []
 
 

@@ -22,30 +22,20 @@ class ReadModeration:
     def __init__(self, length: int) -> None:
         self._left = length
         self._count = 0
-        self._began = time.monotonic()
         self._first_at: float | None = None
-        self._since = self._began
-        self._waited = False
+        self._since = 0.0
 
-    def begins(self) -> None:
-        """Note that a read begins."""
-        self._began = time.monotonic()
-
-    def returned(self, count: int) -> None:
-        """Note that the read has returned *count* bytes."""
+    def pause(self, count: int, *, waited: bool) -> None:
+        """Count the bytes that came since the last call, and pause if the last read had to *wait* for them."""
         now = time.monotonic()
         self._left -= count
         if self._first_at is None:  # what it waited for does not tell the rate
             self._first_at = self._since = now
             return
         self._count += count
-        self._waited = now - self._began >= WAITED_S and now - self._first_at >= SETTLED_S
-
-    def pause(self) -> None:
-        """Pause if the last read had to wait for bytes."""
-        if not self._waited or self._count == 0:
+        if not waited or now - self._first_at < SETTLED_S or self._count == 0:
             return
-        elapsed_s = time.monotonic() - self._since
+        elapsed_s = now - self._since
         pause_s = min(WORTHWHILE, self._left) * elapsed_s / self._count
         if elapsed_s > FORGOTTEN_S:
             self._since += elapsed_s / 2

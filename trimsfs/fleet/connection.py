@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import h11
 import trio
 
-from trimsfs.concurrency.read_moderation import ReadModeration
 from trimsfs.stores.base import Sink
+from trimsfs.stores.receive import PIECE, receive
 
 CONNECT_TIMEOUT_S = 0.25
 """How long a host of the same network takes to accept a connection, at most."""
@@ -27,8 +27,6 @@ JUDGED_AFTER_S, JUDGED_AFTER_SHARE = 0.5, 1 / 8
 HEAD_LIMIT = 16 << 10
 DETAIL_LIMIT = 200
 """Characters that are kept of what is wrong with a head: the parser quotes all of it."""
-PIECE = 1 << 18
-"""Bytes to pass on at a time."""
 
 
 class PeerUnreachableError(Exception):
@@ -129,41 +127,16 @@ class PeerConnection:
 
         For a thread. Raises SlowPeerError if it will take longer than *patience_s* seconds, and PeerUnreachableError.
         """
+        pace = _PeerPace(length, patience_s)
         self._reading = True
         try:
-            return self._pass_on(rest, length, sink, patience_s)
+            self._socket.settimeout(BODY_TIMEOUT_S)
+            receive(_PeerBody(self._socket, pace), length, sink, pace, begin=rest)
+            return pace.took_s
         finally:
             self._reading = False
             if self._closed:
                 self._socket.close()
-
-    def _pass_on(self, rest: bytes, length: int, sink: Sink, patience_s: float) -> float:
-        buffer = memoryview(bytearray(PIECE))
-        buffer[: len(rest)] = rest
-        filled, done, began = len(rest), 0, time.monotonic()
-        moderation = ReadModeration(length - filled)
-        judged_after_s = max(JUDGED_AFTER_S, patience_s * JUDGED_AFTER_SHARE)
-        self._socket.settimeout(BODY_TIMEOUT_S)
-        while True:
-            if filled == PIECE or done + filled >= length:
-                sink(buffer[:filled])
-                done, filled = done + filled, 0
-            took = time.monotonic() - began
-            if done >= length:
-                return took
-            judged = min(length, done + PIECE) if filled else done  # a piece that has begun counts as a whole one
-            if took > judged_after_s and took * length > patience_s * judged:
-                raise SlowPeerError(done + filled, length, took)
-            moderation.begins()
-            try:
-                count = self._socket.recv_into(buffer[filled : filled + length - done - filled])
-            except OSError as error:
-                raise PeerUnreachableError(f"after {done} of {length} bytes: {reason_of(error)}") from None
-            if count == 0:
-                raise PeerUnreachableError(f"closed after {done} of {length} bytes")
-            filled += count
-            moderation.returned(count)
-            moderation.pause()
 
     def reuse(self, head: Head) -> bool:
         """Prepare for the next request, after a whole body; whether the member keeps the connection."""
@@ -178,3 +151,46 @@ class PeerConnection:
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # SSLSocket's own would have it read ciphertext
         if not self._reading:
             self._socket.close()
+
+
+class _PeerPace:
+    """Ends a body that will take longer than *patience_s* seconds. ``done`` counts its bytes so far."""
+
+    def __init__(self, length: int, patience_s: float) -> None:
+        self._length = length
+        self._patience_s = patience_s
+        self._judged_after_s = max(JUDGED_AFTER_S, patience_s * JUDGED_AFTER_SHARE)
+        self._began = time.monotonic()
+        self.done = 0
+
+    @property
+    def took_s(self) -> float:
+        return time.monotonic() - self._began
+
+    def check(self, done: int) -> None:
+        """Raises SlowPeerError."""
+        self.done, took_s = done, self.took_s
+        judged = min(self._length, -(-done // PIECE) * PIECE)  # a piece that has begun counts as a whole one
+        if done < self._length and took_s > self._judged_after_s and took_s * self._length > self._patience_s * judged:
+            raise SlowPeerError(done, self._length, took_s)
+
+
+class _PeerBody:
+    """The rest of a body, from a member's socket."""
+
+    def __init__(self, connected: ssl.SSLSocket, pace: _PeerPace) -> None:
+        self._socket = connected
+        self._pace = pace
+
+    def readinto1(self, buffer: memoryview, /) -> int:
+        """Raises PeerUnreachableError."""
+        try:
+            count = self._socket.recv_into(buffer)
+        except OSError as error:
+            raise PeerUnreachableError(f"after {self._pace.done} bytes: {reason_of(error)}") from None
+        if count == 0:
+            raise PeerUnreachableError(f"closed after {self._pace.done} bytes")
+        return count
+
+    def close(self) -> None:
+        """Leave the connection open: `PeerConnection` decides."""

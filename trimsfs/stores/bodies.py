@@ -1,4 +1,4 @@
-"""Bodies of HTTP answers: passed on as they arrive, within the stall timeout; short ones read whole."""
+"""Bodies of a store's answers: passed on as they arrive, within the stall timeout; short ones read whole."""
 
 import math
 import threading
@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import trio
 
-from trimsfs.concurrency.read_moderation import ReadModeration
 from trimsfs.errors import StoreSlowError, StoreStalledError, TransientStoreError
 from trimsfs.stores.base import Sink
+from trimsfs.stores.receive import PIECE, Body, receive
 from trimsfs.types import Buffer
 
 T = TypeVar("T")
@@ -20,8 +20,6 @@ T = TypeVar("T")
 METADATA_THREADS = 8
 """Most requests to a store at once that are no reads."""
 CONNECT_TIMEOUT_S = 3.0
-PIECE = 1 << 18
-"""Most bytes to read from a response at a time; each is followed by a check for a stall."""
 SLOWEST_RATE = 64 * 1024
 """Bytes a second under which a response counts as slow."""
 FAIR_SHARE = 1 / 4
@@ -37,16 +35,6 @@ ANSWER_LIMIT = 4 << 20
 
 MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, SyntaxError, TypeError, ValueError)
 """What parsers raise on an answer that is not the service's; ElementTree raises SyntaxErrors."""
-
-
-class Body(Protocol):
-    """The stream of an answer."""
-
-    def read1(self, amt: int, /) -> bytes:
-        """At most *amt* bytes, as soon as some are there; none at the end."""
-
-    def close(self) -> None:
-        """Release the connection, or close it if there are bytes left."""
 
 
 class _Link:
@@ -228,39 +216,43 @@ class _Progress:
         self._scope.deadline = max(self._scope.deadline, trio.current_time() + 3 * self._stall_timeout_s)
 
 
-def pass_on(stream: Body, length: int, sink: Sink, *, stall_timeout_s: float) -> None:
+class _StorePace:
+    """Ends a body that brings too few bytes in a stall timeout, beside what its link brings in all.
+
+    A read without a byte ends by itself, as the stall timeout is that of the socket.
+    """
+
+    def __init__(self, length: int, stall_timeout_s: float) -> None:
+        self._length = length
+        self._stall_timeout_s = stall_timeout_s
+        self._done = self._mark = self._slow_intervals = 0
+        self._all_mark, self._marked = _link.bytes, time.monotonic()
+
+    def check(self, done: int) -> None:
+        """Raises StoreStalledError, or StoreSlowError if a slow link is to blame."""
+        _link.add(done - self._done)
+        self._done = done
+        elapsed = time.monotonic() - self._marked
+        if elapsed <= self._stall_timeout_s or done >= self._length:
+            return
+        came = done - self._mark
+        share = came / (elapsed * _link.least_rate((_link.bytes - self._all_mark) / elapsed))
+        self._slow_intervals = self._slow_intervals + 1 if share < 1 else 0
+        if self._slow_intervals > MOST_SLOW_INTERVALS or (
+            self._slow_intervals and not _link.bears(share, self._stall_timeout_s)
+        ):
+            slow = StoreSlowError if _may_be_borne(share) else StoreStalledError
+            raise slow(f"only {came} bytes in {elapsed:.0f} s")
+        self._mark, self._marked, self._all_mark = done, time.monotonic(), _link.bytes
+
+
+def pass_on(body: Body, length: int, sink: Sink, *, stall_timeout_s: float) -> None:
     """Pass the next *length* bytes of a body on.
 
     Raises TransientStoreError if it ends before, StoreStalledError if bytes stop coming, StoreSlowError if few come.
     """
     with _link.shared():
-        _pass_on(stream, length, sink, stall_timeout_s)
-
-
-def _pass_on(stream: Body, length: int, sink: Sink, stall_timeout_s: float) -> None:
-    done = mark = slow_intervals = 0
-    all_mark = _link.bytes
-    marked = time.monotonic()
-    moderation = ReadModeration(length)
-    while done < length:
-        # Take each piece as it arrives: a read that fills its buffer looks like a stall while bytes drip in.
-        moderation.begins()
-        piece = stream.read1(min(PIECE, length - done))
-        moderation.returned(len(piece))
-        if not piece:
-            raise TransientStoreError(f"the body ended after {done} of {length} bytes")
-        sink(piece)
-        done += len(piece)
-        _link.add(len(piece))
-        elapsed = time.monotonic() - marked
-        if elapsed > stall_timeout_s and done < length:
-            share = (done - mark) / (elapsed * _link.least_rate((_link.bytes - all_mark) / elapsed))
-            slow_intervals = slow_intervals + 1 if share < 1 else 0
-            if slow_intervals > MOST_SLOW_INTERVALS or (slow_intervals and not _link.bears(share, stall_timeout_s)):
-                slow = StoreSlowError if _may_be_borne(share) else StoreStalledError
-                raise slow(f"only {done - mark} bytes in {elapsed:.0f} s")
-            mark, marked, all_mark = done, time.monotonic(), _link.bytes
-        moderation.pause()
+        receive(body, length, sink, _StorePace(length, stall_timeout_s))
 
 
 def received(raw: Any, timeout_s: float, *, limit: int = ANSWER_LIMIT) -> bytes:

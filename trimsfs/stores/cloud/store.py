@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from trimsfs.errors import (
     ObjectChangedError,
@@ -19,6 +19,7 @@ from trimsfs.stores.cloud.connections import Answer, Connections, Request
 from trimsfs.stores.cloud.service import Service, content_name, digest_of, error_of, one_line
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.endpoints import UNANSWERED, unanswered
+from trimsfs.stores.receive import HttpBody
 from trimsfs.types import Generation
 
 T = TypeVar("T")
@@ -134,8 +135,8 @@ class CloudStore:
         whole = self._prefix + key
         return replace(self._service.generation(self._ask(self._service.stat(whole), key), whole), key=key)
 
-    def _get(self, generation: Generation, offset: int, length: int) -> tuple[Any, str | None]:
-        """The response with its body unread and the version id of the bytes, once its headers match the request."""
+    def _get(self, generation: Generation, offset: int, length: int) -> tuple[HttpBody, str | None]:
+        """The body, unread, and the version id of the bytes, once its headers match the request."""
         raw = self._connections.send(self._service.get(self._prefix + generation.key, generation, offset, length))
         try:
             if raw.status not in {200, 206}:
@@ -150,7 +151,7 @@ class CloudStore:
                 raise StoreUnavailableError(f"{generation.key}: {self._service.subject}: {message}")
             if content != content_name(generation.etag):
                 raise ObjectChangedError(f"{generation.key}: {self._service.subject} has another content: {content}")
-            return raw, self._service.version(raw.headers)
+            return HttpBody(raw), self._service.version(raw.headers)
         except BaseException:
             raw.close()
             raise

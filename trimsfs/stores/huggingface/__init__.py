@@ -22,8 +22,9 @@ from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
 from trimsfs.stores.bodies import METADATA_THREADS, RequestThreads
 from trimsfs.stores.digests import Algorithm, Digest
 from trimsfs.stores.huggingface.errors import translated
-from trimsfs.stores.huggingface.hub import Hub, Response
+from trimsfs.stores.huggingface.hub import Hub
 from trimsfs.stores.huggingface.repositories import MAIN, Place, Repository, is_commit, parse, place
+from trimsfs.stores.receive import HttpBody
 from trimsfs.types import Generation
 
 T = TypeVar("T")
@@ -218,8 +219,8 @@ class HubStore:
 
     # Bytes
 
-    def _get(self, generation: Generation, offset: int, length: int) -> tuple[Response, str]:
-        """The answer whose body has the bytes, and the commit that it is from."""
+    def _get(self, generation: Generation, offset: int, length: int) -> tuple[HttpBody, str]:
+        """The body that has the bytes, and the commit that it is from."""
         found = self._place(generation.key) if _possible(generation.key) else None
         if found is None:
             raise ObjectNotFoundError(f"no such file in {self._subject}")
@@ -235,9 +236,9 @@ class HubStore:
 
     def _open(
         self, repository: Repository, commit: str, path: str, generation: Generation, offset: int, length: int
-    ) -> tuple[Response, str]:
+    ) -> tuple[HttpBody, str]:
         response = self._hub.open(repository, commit, path, generation.etag, offset, length, generation.size)
-        return response, commit
+        return HttpBody(response), commit
 
 
 def _generation(key: str, entry: Mapping[str, Any], head: _Head) -> Generation:

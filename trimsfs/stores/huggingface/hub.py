@@ -22,6 +22,7 @@ from trimsfs.stores.bodies import pass_on, received
 from trimsfs.stores.endpoints import Pools, checked_endpoint
 from trimsfs.stores.huggingface.errors import refused
 from trimsfs.stores.huggingface.repositories import Repository
+from trimsfs.stores.receive import HttpBody
 
 MOST_REDIRECTS = 5
 MOST_JSON = 64 << 20
@@ -114,7 +115,7 @@ class Hub:
                     raise StoreUnavailableError(f"{repository}: the hub serves no ranges of files: check HF_ENDPOINT")
                 if response.headers.get("content-length") not in {None, str(size)}:
                     raise ObjectChangedError(f"the file has {response.headers['content-length']} bytes now")
-                pass_on(response, start, lambda _: None, stall_timeout_s=self._stall_timeout_s)
+                pass_on(HttpBody(response), start, lambda _: None, stall_timeout_s=self._stall_timeout_s)
             elif response.status == 416:
                 raise ObjectChangedError("the file is shorter now")
             else:

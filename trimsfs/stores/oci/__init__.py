@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import trio
 
@@ -17,6 +17,7 @@ from trimsfs.stores.oci.artifact import Artifact, Entries, Layer
 from trimsfs.stores.oci.reference import parse
 from trimsfs.stores.oci.registry import Registry, translated
 from trimsfs.stores.oci.tar_layer import Member
+from trimsfs.stores.receive import HttpBody
 from trimsfs.text import printable
 from trimsfs.types import Generation
 
@@ -143,8 +144,8 @@ class OciStore:
         except ObjectNotFoundError as error:
             raise StoreUnavailableError(f"{error}: the registry lacks layer {layer.digest}: push it again") from error
 
-    def _get(self, key: str, layer: str, offset: int, length: int) -> tuple[Any, None]:
+    def _get(self, key: str, layer: str, offset: int, length: int) -> tuple[HttpBody, None]:
         try:
-            return self._registry.blob(layer, offset, length), None
+            return HttpBody(self._registry.blob(layer, offset, length)), None
         except ObjectNotFoundError as error:
             raise ObjectChangedError(f"{key}: the registry no longer has its layer {layer}") from error

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import Any, TypedDict, TypeVar
+from typing import TypedDict, TypeVar
 
 import botocore.exceptions
 
@@ -13,6 +13,7 @@ from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
 from trimsfs.stores.bodies import METADATA_THREADS, RequestThreads
 from trimsfs.stores.digests import Digest
+from trimsfs.stores.receive import HttpBody
 from trimsfs.stores.s3.answers import Transport
 from trimsfs.stores.s3.client import make_client
 from trimsfs.stores.s3.digests import digest_by_etag, digest_of
@@ -151,7 +152,7 @@ class S3Store:
         fits = first > 0 and -(-generation.size // first) == digest.parts
         return replace(digest, part_size=first) if fits else digest
 
-    def _get(self, generation: Generation, offset: int, length: int) -> tuple[Any, str | None]:
+    def _get(self, generation: Generation, offset: int, length: int) -> tuple[HttpBody, str | None]:
         """The body and version id of an answer, once its headers match the request."""
         last = offset + length - 1
         answer = self._objects.get(
@@ -167,7 +168,7 @@ class S3Store:
                 raise TransientStoreError(f"{generation.key}: got no ETag")
             if etag != generation.etag:
                 raise ObjectChangedError(f"{generation.key}: its ETag is now {etag}")
-            return body, _version(headers.get("x-amz-version-id"))
+            return HttpBody(body), _version(headers.get("x-amz-version-id"))
         except BaseException:
             body.close()
             raise
