@@ -3,6 +3,7 @@
 import ctypes
 import os
 import re
+import resource
 import signal
 import struct
 from collections import Counter
@@ -19,6 +20,8 @@ SHOWN = 5
 _CONTAINER = re.compile(r"([0-9a-f]{12})[0-9a-f]{52}")
 """The container's identifier, which engines put into the name of its control group."""
 _PR_SET_PDEATHSIG = 1
+_RLIMIT_NICE, _ORDINARY_NICE = 13, 20
+"""The limit up to which a process may raise its priority, and the value of it for niceness 0."""
 _AT_FDCWD, _AT_STATX_DONT_SYNC = -100, 0x4000
 _INODE, _DEVICE = struct.Struct("=32xQ"), struct.Struct("=136xII")
 """Where a ``struct statx`` has a file's inode number, and the numbers of its device."""
@@ -152,6 +155,22 @@ def start_child(work: Callable[[int], object]) -> tuple[int, int]:
     finally:
         os.close(sender)
     return receiver, pid
+
+
+def may_rise() -> bool:
+    """Whether a process like this one may raise its priority again after it has lowered it."""
+    return os.geteuid() == 0 or resource.getrlimit(_RLIMIT_NICE)[0] >= _ORDINARY_NICE
+
+
+def prioritise(pid: int, niceness: int) -> None:
+    """Set the niceness of all threads of a process, and of its session where the kernel shares cores by session.
+
+    Raises OSError if that is not allowed, BlockingIOError if the kernel wants to be asked again in a while.
+    """
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.setpriority(os.PRIO_PROCESS, int(thread.name), niceness)
+    with suppress(FileNotFoundError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
 
 
 def open_descriptors() -> int:

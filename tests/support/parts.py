@@ -21,6 +21,7 @@ from tests.support.stores import MemoryStore, as_store
 from trimsfs.errors import TrimsError
 from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed, ThreadCopier
 from trimsfs.fetch.peers import Peers
+from trimsfs.fetch.priority import Priority
 from trimsfs.fetch.speed import StoreSpeed, max_requests
 from trimsfs.fetch.store_fetcher import StoreFetcher
 from trimsfs.origins import Origins
@@ -194,7 +195,9 @@ class InLoop(ThreadCopier):
         landed: Landed,
         arrived: Arrived | None = None,
         *,
+        eager: bool = False,
         spent: Spent | None = None,
+        priority: Priority | None = None,
     ) -> str | None:
         loop = trio.lowlevel.current_trio_token()
 
@@ -208,7 +211,9 @@ class InLoop(ThreadCopier):
             return tell
 
         wanted = None if arrived is None else told(arrived)
-        return await super().fetch(generation, extent, told(landed), wanted, spent=spent)
+        return await super().fetch(
+            generation, extent, told(landed), wanted, eager=eager, spent=spent, priority=priority
+        )
 
 
 def copier(store: MemoryStore) -> ThreadCopier:

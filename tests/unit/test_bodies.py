@@ -8,16 +8,16 @@ import pytest
 import trio
 
 from trimsfs.errors import StoreSlowError, StoreStalledError
-from trimsfs.stores import bodies, receive
+from trimsfs.stores import bodies, receive_loop
 from trimsfs.stores.bodies import (
     MOST_PATIENCE,
     MOST_SLOW_INTERVALS,
     PATIENCE_S,
-    PIECE,
     SLOWEST_RATE,
     RequestThreads,
     pass_on,
 )
+from trimsfs.stores.receive_loop import PIECE
 
 STALL_S, SECONDS = 5, 12
 
@@ -88,7 +88,7 @@ def test_a_body_stalls_by_what_others_get(
     monkeypatch: pytest.MonkeyPatch, rates: Sequence[int], stalled: set[int]
 ) -> None:
     link = Link(rates)
-    for module in (bodies, receive):
+    for module in (bodies, receive_loop):
         monkeypatch.setattr(module, "time", link)
     monkeypatch.setattr(bodies, "_link", bodies._Link())
     assert link.run() == stalled
@@ -124,7 +124,7 @@ class Attempts:
 def attempts(monkeypatch: pytest.MonkeyPatch) -> Attempts:
     """Attempts in a process that has received nothing before."""
     attempts = Attempts()
-    for module in (bodies, receive):
+    for module in (bodies, receive_loop):
         monkeypatch.setattr(module, "time", attempts)
     monkeypatch.setattr(bodies, "_link", bodies._Link())
     return attempts

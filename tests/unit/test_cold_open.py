@@ -20,6 +20,7 @@ from trimsfs.errors import (
     StoreAccessError,
     StoreUnavailableError,
 )
+from trimsfs.fetch.prefetch import Urgency
 from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.namespace.inodes import PASSTHROUGH_BIT, ROOT_INODE
 from trimsfs.opening.cold_open import PATIENCE_S, TRIAL_S
@@ -276,7 +277,7 @@ async def test_auto_waits_for_a_large_file_that_is_fetched_ahead(
     async with serving(cold_open="auto") as server, server.disk.using(store.generation("a")) as blob:
         gate = store.block(method="read")
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(server.fetcher.fetch_all, blob, ahead=True))
+            nursery.start_soon(partial(server.fetcher.fetch_all, blob, Urgency.AHEAD))
             await store.arrived(1)
             outcomes: list[object] = []
             nursery.start_soon(opening, server, await server.number("a"), outcomes)

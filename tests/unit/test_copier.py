@@ -188,7 +188,7 @@ async def test_bytes_of_a_stream_are_told_of_once_they_are_in_the_file(
 
     generation = streaming.generation("a")
     await copier(streaming).fetch(
-        generation, Extent(chunk_size, generation.size, file, 0, SMALL_CHUNK), lambda _: None, arrived
+        generation, Extent(chunk_size, generation.size, file, 0, SMALL_CHUNK), lambda _: None, arrived, eager=True
     )
     assert heard == sorted(set(heard))
     # Of a chunk that is whole, its landing tells.
@@ -210,7 +210,8 @@ async def test_first_bytes_that_a_reader_waits_for_are_written_sooner(
     monkeypatch.setattr(os, "pwrite", write)
     generation = streaming.generation("a")
     heard: list[int] = []
-    await copier(streaming).fetch(generation, Extent(0, chunk_size, file, 0, SMALL_CHUNK), lambda _: None, heard.append)
+    extent = Extent(0, chunk_size, file, 0, SMALL_CHUNK)
+    await copier(streaming).fetch(generation, extent, lambda _: None, heard.append, eager=True)
     first = chunk_size // 2 // FIRST_WRITE_SHARE
     assert sizes == [first, chunk_size // 2 - first, chunk_size // 2]
     assert heard == [first, chunk_size // 2]

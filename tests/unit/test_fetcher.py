@@ -13,6 +13,7 @@ from tests.support.stores import MemoryStore
 from tests.unit.workshop import Workshop, fill_from
 from trimsfs.errors import CacheFullError, StoreAccessError, StoreThrottledError
 from trimsfs.fetch.access_pattern import AccessPattern
+from trimsfs.fetch.prefetch import Urgency
 from trimsfs.fetch.speed import max_requests
 from trimsfs.fetch.store_fetcher import StoreFetcher
 from trimsfs.fetch.under_way import LINGER_S
@@ -277,7 +278,7 @@ async def test_what_comes_ahead_comes_in_order_and_after_what_is_open(workshop: 
         nursery.start_soon(bench.read, blobs["open"], 0, 1)
         await wait_all_tasks_blocked()
         for key in ("next", "last"):
-            nursery.start_soon(partial(bench.fetcher.fetch_all, blobs[key], ahead=True))
+            nursery.start_soon(partial(bench.fetcher.fetch_all, blobs[key], Urgency.AHEAD))
             await wait_all_tasks_blocked()
         gate.set()
     assert [request.key for request in bench.store.requests] == ["open"] * 3 + ["next"] * 3 + ["last"] * 3
@@ -290,8 +291,8 @@ async def test_what_comes_ahead_makes_way_for_who_waits_for_it(workshop: Worksho
     blob, other = await bench.acquire("next"), await bench.acquire("last")
     gate = bench.store.block()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(bench.fetcher.fetch_all, blob, ahead=True))
-        nursery.start_soon(partial(bench.fetcher.fetch_all, other, ahead=True))
+        nursery.start_soon(partial(bench.fetcher.fetch_all, blob, Urgency.AHEAD))
+        nursery.start_soon(partial(bench.fetcher.fetch_all, other, Urgency.AHEAD))
         await bench.store.arrived(1)
         nursery.start_soon(bench.fetcher.fetch_all, other)
         await wait_all_tasks_blocked()
@@ -309,7 +310,7 @@ async def test_what_comes_ahead_is_given_up_while_the_disk_has_no_room(workshop:
     for key in ("first", "second"):  # the second one while it is known that there is none
         blob = await bench.acquire(key)
         with trio.fail_after(5), pytest.raises(CacheFullError):
-            await bench.fetcher.fetch_all(blob, ahead=True)
+            await bench.fetcher.fetch_all(blob, Urgency.AHEAD)
     assert "second" not in [request.key for request in bench.store.requests]
     assert bench.idle()
 
@@ -321,7 +322,7 @@ async def test_what_nobody_wants_any_more_stops_under_way(workshop: Workshop, ch
     gate = bench.store.block()
     with trio.move_on_after(1) as scope:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(bench.fetcher.fetch_all, blob, ahead=True))
+            nursery.start_soon(partial(bench.fetcher.fetch_all, blob, Urgency.AHEAD))
             await bench.store.arrived(2)
             scope.cancel()
     await until(bench.idle)
@@ -378,7 +379,7 @@ async def test_a_reader_of_what_is_given_up_is_served(workshop: Workshop, chunk_
     async with trio.open_nursery() as nursery:
         with trio.move_on_after(1) as scope:
             async with trio.open_nursery() as ahead:
-                ahead.start_soon(partial(bench.fetcher.fetch_all, blob, ahead=True))
+                ahead.start_soon(partial(bench.fetcher.fetch_all, blob, Urgency.AHEAD))
                 await bench.store.arrived(2)
                 nursery.start_soon(read, 0)
                 await wait_all_tasks_blocked()

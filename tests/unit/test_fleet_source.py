@@ -63,7 +63,9 @@ class Host(InLoop):
             network.store, tier, memory_limit=24 * CHUNK, transfer=self, peers=self.source, deadline_s=RETRY_DEADLINE_S
         )
 
-    async def fetch_from_peer(self, request: PeerRequest, extent: Extent, landed: Landed) -> PeerAnswer:
+    async def fetch_from_peer(
+        self, request: PeerRequest, extent: Extent, landed: Landed, *, priority: Priority | None = None
+    ) -> PeerAnswer:
         answer, data = await self.network.ask(request)
         if answer.outcome == "ok":
             os.pwrite(extent.descriptor, data, extent.position)

@@ -21,6 +21,7 @@ from trimsfs.fleet import connection, peer_client
 from trimsfs.fleet.certificates import client_context
 from trimsfs.fleet.peer_client import PeerClient
 from trimsfs.fleet.protocol import CRCS, ChunkRequest, format_crcs, parse_request
+from trimsfs.stores.receive_loop import PIECE
 from trimsfs.types import ChunkRecord
 
 CHUNK = 1 << 16
@@ -356,7 +357,7 @@ async def test_a_body_that_drips_ends_with_the_patience_or_before(
     with scene.member(dripping) as member:
         answer = await host.fetch(member, patience_s=1.0, size=size)
     assert (answer.outcome, host.landed) == ("slow", [])
-    assert 0 < answer.received < connection.PIECE
+    assert 0 < answer.received < PIECE
     assert least_s < answer.body_s < most_s
 
 

@@ -34,6 +34,7 @@ from trimsfs.errors import (
     WorkerLostError,
 )
 from trimsfs.fetch.copier import Extent, LocalBytes
+from trimsfs.fetch.priority import Priority
 from trimsfs.fetch.worker_pool import LINGER_S, SILENT_S, WorkerPool
 from trimsfs.fetch.workers import NICENESS, Spawner
 from trimsfs.ranges import chunk_count
@@ -138,10 +139,16 @@ def ignore(_record: ChunkRecord) -> None:
 
 
 async def fetch(
-    pool: WorkerPool, generation: Generation, descriptor: int, records: list[ChunkRecord] | None = None
+    pool: WorkerPool,
+    generation: Generation,
+    descriptor: int,
+    records: list[ChunkRecord] | None = None,
+    *,
+    priority: Priority | None = None,
 ) -> str | None:
     landed = ignore if records is None else records.append
-    return await pool.fetch(generation, Extent(0, generation.size, descriptor, 0, SMALL_CHUNK), landed)
+    extent = Extent(0, generation.size, descriptor, 0, SMALL_CHUNK)
+    return await pool.fetch(generation, extent, landed, priority=priority)
 
 
 async def process_of(pool: WorkerPool, descriptor: int) -> tuple[int, int]:
@@ -275,10 +282,42 @@ async def test_any_key_reaches_the_worker(pool: WorkerPool, root: Path, file: in
     assert os.pread(file, len(CONTENT) + 1, 0) == CONTENT
 
 
-async def test_workers_give_way_to_the_server(pool: WorkerPool, file: int) -> None:
+async def test_what_programs_wait_for_has_their_priority(pool: WorkerPool, file: int) -> None:
     process, _ = await process_of(pool, file)
-    here = os.getpriority(os.PRIO_PROCESS, 0)
-    assert os.getpriority(os.PRIO_PROCESS, process) == max(NICENESS, here)
+    assert os.getpriority(os.PRIO_PROCESS, process) == NICENESS["fetch"]
+
+
+async def test_what_nobody_waits_for_gives_way_until_somebody_does(fresh_spawner: Spawner, file: int) -> None:
+    async with working(fresh_spawner) as pool:
+        ordinary, spawner = await process_of(pool, file)
+        priority = Priority(background=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(fetch, pool, odd("hang/0"), file, priority=priority))
+            await until(lambda: len(workers(spawner)) == 2)
+            (process,) = workers(spawner) - {ordinary}
+            await until(lambda: _niceness(process) == {NICENESS["background"]})
+            priority.lift()
+            await until(lambda: _niceness(process) == {NICENESS["fetch"]})
+            assert _niceness(ordinary) == {NICENESS["fetch"]}
+            nursery.cancel_scope.cancel()
+        await until(lambda: _niceness(process) == {NICENESS["background"]})
+
+
+async def test_a_job_that_has_ended_lifts_nothing(fresh_spawner: Spawner, file: int) -> None:
+    async with working(fresh_spawner) as pool:
+        priority = Priority(background=True)
+        version = await fetch(pool, odd("self"), file, priority=priority)
+        assert version is not None
+        process = int(version.split()[0])
+        priority.lift()
+        await trio.sleep(0.3)
+        assert _niceness(process) == {NICENESS["background"]}
+
+
+def _niceness(process: int) -> set[int]:
+    """The niceness of each thread."""
+    threads = Path(f"/proc/{process}/task").iterdir()
+    return {os.getpriority(os.PRIO_PROCESS, int(thread.name)) for thread in threads}
 
 
 async def test_digests_are_computed_in_idle_time_by_a_process_that_ends_afterwards(
@@ -362,9 +401,8 @@ async def test_bytes_of_a_stream_are_told_of_before_their_chunk_is_whole(streami
     heard: list[int] = []
     generation = odd(f"hang/{4 * WRITE_SIZE}", 8 * WRITE_SIZE)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(
-            streaming.fetch, generation, Extent(0, generation.size, file, 0, SMALL_CHUNK), ignore, heard.append
-        )
+        extent = Extent(0, generation.size, file, 0, SMALL_CHUNK)
+        nursery.start_soon(partial(streaming.fetch, generation, extent, ignore, heard.append, eager=True))
         await until(lambda: len(heard) >= 3)
         nursery.cancel_scope.cancel()
     assert heard == sorted(set(heard))

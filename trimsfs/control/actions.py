@@ -19,6 +19,7 @@ from trimsfs.errors import (
     TrimsError,
 )
 from trimsfs.fetch.fetcher import Fetcher
+from trimsfs.fetch.prefetch import Urgency
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.copy_requests import WarmRequest
 from trimsfs.integrity.integrity import Integrity
@@ -140,7 +141,7 @@ class Actions:
 
     async def _fetch(self, blob: Blob) -> None:
         await self._admit(blob)
-        await self._fetcher.fetch_all(blob)
+        await self._fetcher.fetch_all(blob, Urgency.COMMAND)
         blob.health.check()
 
     async def _admit(self, blob: Blob) -> None:

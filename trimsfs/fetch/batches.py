@@ -1,7 +1,7 @@
 """Batches: consecutive chunks, which are verified if they are here, else fetched in one request."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from weakref import WeakValueDictionary
@@ -20,6 +20,7 @@ from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed
 from trimsfs.fetch.equal_chunks import EqualChunkCopier
 from trimsfs.fetch.flights import Flight
 from trimsfs.fetch.peers import Peers
+from trimsfs.fetch.priority import Priority
 from trimsfs.fetch.uncached import UncachedChunks, in_memory
 from trimsfs.stores.retrying import Retrying
 from trimsfs.telemetry.trace import REQUEST, VERIFY, Spent, spanning
@@ -194,8 +195,9 @@ class BatchFetcher:
             if position == stop:
                 return  # the last request failed only after its last chunk
             resizes = blob.resizes
-            wanted = arrived if any(flight.demanded for flight in batch) else None
-            await self._request(blob, Extent(position, stop, blob.fileno(), position, blob.chunk_size), landed, wanted)
+            wanted = any(flight.demanded for flight in batch)
+            extent = Extent(position, stop, blob.fileno(), position, blob.chunk_size)
+            await self._request(blob, extent, landed, arrived, batch[0].priority, eager=wanted)
             if position < stop:
                 raise TransientStoreError("its file in the cache was truncated meanwhile")
 
@@ -242,7 +244,16 @@ class BatchFetcher:
         )
         return came[-1]
 
-    async def _request(self, blob: Blob, extent: Extent, landed: Landed, arrived: Arrived | None = None) -> None:
+    async def _request(
+        self,
+        blob: Blob,
+        extent: Extent,
+        landed: Landed,
+        arrived: Arrived | None = None,
+        priority: Priority | None = None,
+        *,
+        eager: bool = False,
+    ) -> None:
         """Try once to copy bytes of the object to a file."""
         began, generation, refused = trio.current_time(), blob.generation, set[str]()
         self._requests += 1
@@ -251,7 +262,16 @@ class BatchFetcher:
             with spanning(blob, REQUEST, offset=extent.start, bytes=extent.size) as span:
                 while True:
                     try:
-                        version = await self._copied(generation, extent, landed, arrived, spent)
+                        copy = partial(
+                            self._copier.fetch,
+                            extent=extent,
+                            landed=landed,
+                            arrived=arrived,
+                            eager=eager,
+                            spent=spent,
+                            priority=priority,
+                        )
+                        version = await _copied(copy, generation)
                         break
                     except StoreAccessError:
                         # Perhaps one tenant of several may no more: go on with the credentials of another open.
@@ -274,18 +294,16 @@ class BatchFetcher:
         if version is not None:
             blob.generation = replace(blob.generation, version_id=version)
 
-    async def _copied(
-        self, generation: Generation, extent: Extent, landed: Landed, arrived: Arrived | None, spent: Spent
-    ) -> str | None:
-        """Copy bytes of an object to a file, with the credentials of the generation's path; the version, if told."""
-        try:
-            return await self._copier.fetch(generation, extent, landed, arrived, spent=spent)
-        except (ObjectChangedError, ObjectNotFoundError):
-            if generation.version_id is None:
-                raise
-        # This version is gone, but the newest one may have the same content.
-        generation = replace(generation, version_id=None)
-        return await self._copier.fetch(generation, extent, landed, arrived, spent=spent)
+
+async def _copied(copy: Callable[[Generation], Awaitable[str | None]], generation: Generation) -> str | None:
+    """*copy* bytes of an object, with the credentials of the generation's path; the version, if told."""
+    try:
+        return await copy(generation)
+    except (ObjectChangedError, ObjectNotFoundError):
+        if generation.version_id is None:
+            raise
+    # This version is gone, but the newest one may have the same content.
+    return await copy(replace(generation, version_id=None))
 
 
 def _start(batch: Sequence[Flight]) -> int:

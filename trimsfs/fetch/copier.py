@@ -20,6 +20,7 @@ from trimsfs.checksums import crc32c, crc32c_of_file
 from trimsfs.errors import StoreError
 from trimsfs.fetch.page_writer import HUGE, PageWriter
 from trimsfs.fetch.peers import PeerAnswer, PeerRequest
+from trimsfs.fetch.priority import Priority
 from trimsfs.stores.base import Sink, Store
 from trimsfs.stores.digests import RWF_DONTCACHE, Algorithm, compute
 from trimsfs.stores.router import store_of
@@ -39,6 +40,8 @@ POPULATE_SIZE = 8 << 20
 """Bytes to populate at a time; a cancelled worker ends between them."""
 FIRST_WRITE_SHARE = 8
 """The first write is this many times smaller if a reader waits for its bytes."""
+REPORT_S = 0.05
+"""On a slow link, bytes are written and reported after this time at the latest: somebody may begin to wait for them."""
 
 Landed = Callable[[ChunkRecord], None]
 """Called with each chunk that is written in full."""
@@ -81,15 +84,20 @@ class Copier(Protocol):
         landed: Landed,
         arrived: Arrived | None = None,
         *,
+        eager: bool = False,
         spent: Spent | None = None,
+        priority: Priority | None = None,
     ) -> str | None:
         """Copy an extent of a generation. If it begins or ends within a chunk, *landed* gets a record of that part.
 
-        *arrived* is only called for a streaming store; *spent* is filled in at the end. Returns and raises what
-        ``Store.read`` does, and OSError.
+        *arrived* is only called for a streaming store, often if readers wait (*eager*). *spent* is filled in at the
+        end. Without a *priority*, it is that of ordinary programs. Returns and raises what ``Store.read`` does, and
+        OSError.
         """
 
-    async def fetch_from_peer(self, request: PeerRequest, extent: Extent, landed: Landed) -> PeerAnswer:
+    async def fetch_from_peer(
+        self, request: PeerRequest, extent: Extent, landed: Landed, *, priority: Priority | None = None
+    ) -> PeerAnswer:
         """Copy an extent of whole chunks from a peer; *landed* gets those whose bytes have the peer's checksums.
 
         Raises OSError, and TransientStoreError if this copier died.
@@ -152,21 +160,23 @@ class ThreadCopier:
         landed: Landed,
         arrived: Arrived | None = None,
         *,
+        eager: bool = False,
         spent: Spent | None = None,
+        priority: Priority | None = None,
     ) -> str | None:
+        del priority  # its threads have that of this process
         whole: list[ChunkRecord] = []
         streaming = store_of(self._store, generation.key).streaming
-        first = WRITE_SIZE if arrived is None else WRITE_SIZE // FIRST_WRITE_SHARE
         buffers = self._buffers_for(extent)
         buffer = buffers.pop()
         writer = _ChunkWriter(
             extent,
             landed if streaming else whole.append,
-            arrived if streaming and arrived is not None else _ignore,
-            first,
+            arrived if streaming else None,
             buffer,
             self._pages,
             spent or Spent(),
+            eager=eager,
         )
         try:
             version = await self._store.read(generation, extent.start, extent.size, writer)
@@ -188,7 +198,10 @@ class ThreadCopier:
             buffers.append(bytearray(size))
         return buffers
 
-    async def fetch_from_peer(self, request: PeerRequest, extent: Extent, landed: Landed) -> PeerAnswer:
+    async def fetch_from_peer(
+        self, request: PeerRequest, extent: Extent, landed: Landed, *, priority: Priority | None = None
+    ) -> PeerAnswer:
+        del priority
         assert self._peers is not None
         begun: list[tuple[_ChunkWriter, bytearray]] = []
 
@@ -202,7 +215,7 @@ class ThreadCopier:
                     raise ChecksumError(f"chunk {record.chunk} differs from its CRC32C")
                 landed(record)
 
-            writer = _ChunkWriter(extent, checked, _ignore, WRITE_SIZE, buffer, self._pages, Spent())
+            writer = _ChunkWriter(extent, checked, None, buffer, self._pages, Spent())
             begun.append((writer, buffer))
             return writer
 
@@ -266,10 +279,6 @@ _closing = trio.CapacityLimiter(1000)
 """A limit of their own for threads that wait for a writer: other work goes on meanwhile."""
 
 
-def _ignore(_offset: int) -> None:
-    """Stand in for *arrived* when no reader waits."""
-
-
 class ChecksumError(StoreError):
     """A peer's bytes differ from the checksums that the peer tells, or it tells none."""
 
@@ -279,20 +288,22 @@ class _FileError(StoreError):
 
 
 class _ChunkWriter:
-    """Writes the pieces of a range, in order; *first* is the size of the first write.
+    """Writes the bytes of a range, in order: a `trimsfs.stores.receive_loop.RoomySink`.
 
-    The caller reuses the *buffer*: the kernel would have to clear the pages of a new one.
+    If it is *eager*, its first write is a small one, and it calls *arrived* after each write, else now and then. The
+    caller reuses the *buffer*: the kernel would have to clear the pages of a new one.
     """
 
     def __init__(
         self,
         extent: Extent,
         landed: Landed,
-        arrived: Arrived,
-        first: int,
+        arrived: Arrived | None,
         buffer: bytearray,
         pages: PageWriter,
         spent: Spent,
+        *,
+        eager: bool = False,
     ) -> None:
         self._descriptor = extent.descriptor
         self._offset = extent.start
@@ -301,9 +312,11 @@ class _ChunkWriter:
         self._shift = extent.position - extent.start
         self._landed = landed
         self._arrived = arrived
+        self._report_s = 0.0 if eager else REPORT_S
         self._crc = 0
         self._began = extent.start
-        self._write_end = extent.start + first
+        self._write_end = extent.start + (WRITE_SIZE // FIRST_WRITE_SHARE if eager else WRITE_SIZE)
+        self._wrote_at = self._reported_at = time.perf_counter()
         self._buffer = memoryview(buffer)
         self._filled = 0
         self._pages = pages
@@ -320,44 +333,62 @@ class _ChunkWriter:
         return True
 
     def __call__(self, piece: Buffer) -> None:
+        view = memoryview(piece)
+        while view:
+            room = self.room()
+            count = min(len(room), len(view))
+            room[:count] = view[:count]
+            self.filled(count)
+            view = view[count:]
+
+    def room(self) -> memoryview:
+        """Where the bytes up to the end of the next write go."""
+        size = min(self._chunk_end, self._write_end) - self._offset
+        if size <= 0:
+            raise StoreError("the store sent more bytes than requested")
+        return self._buffer[self._filled : self._filled + size]
+
+    @property
+    def _chunk_end(self) -> int:
+        return min(self._stop, (self._offset // self._chunk_size + 1) * self._chunk_size)
+
+    def filled(self, count: int) -> None:
+        """Take *count* bytes, and write if that is worth it or was long ago."""
         with self._turn:
             if self._closed:
                 raise StoreError("no longer wanted")
-            self._spent.first_byte = self._spent.first_byte or time.perf_counter()
-            self._take(memoryview(piece))
-
-    def _take(self, view: memoryview) -> None:
-        while view:
-            end = min(self._stop, (self._offset // self._chunk_size + 1) * self._chunk_size)
-            write_end = min(end, self._write_end)
-            part = view[: write_end - self._offset]
-            if not part:
-                raise StoreError("the store sent more bytes than requested")
             began = time.perf_counter()
-            self._crc = crc32c(part, self._crc)
-            self._spent.checksum_s += time.perf_counter() - began
-            self._buffer[self._filled : self._filled + len(part)] = part
-            self._filled += len(part)
-            self._offset += len(part)
-            view = view[len(part) :]
-            if self._offset == write_end:
-                self._write(self._buffer[: self._filled])
-                size = min(self._pages.size, WRITE_SIZE)
-                self._write_end = write_end - write_end % size + size
-            if self._offset == end:
-                chunk, length = self._began // self._chunk_size, end - self._began
-                self._landed(ChunkRecord(chunk=chunk, length=length, crc=self._crc))
-                self._crc, self._began = 0, end
-            elif self._filled == 0:
-                self._arrived(self._offset)
+            self._spent.first_byte = self._spent.first_byte or began
+            end, write_end = self._chunk_end, self._write_end
+            self._crc = crc32c(self._buffer[self._filled : self._filled + count], self._crc)
+            self._filled += count
+            self._offset += count
+            now = time.perf_counter()
+            self._spent.checksum_s += now - began
+            if self._offset in (end, write_end) or now - self._wrote_at >= REPORT_S:
+                self._write()
+                if self._offset == end:
+                    self._land()
+                elif self._arrived is not None and self._wrote_at - self._reported_at >= self._report_s:
+                    self._reported_at = self._wrote_at
+                    self._arrived(self._offset)
 
-    def _write(self, part: memoryview) -> None:
-        self._filled, began = 0, time.perf_counter()
+    def _land(self) -> None:
+        """A chunk is whole, or the part of it that is fetched."""
+        chunk, length = self._began // self._chunk_size, self._offset - self._began
+        self._landed(ChunkRecord(chunk=chunk, length=length, crc=self._crc))
+        self._crc, self._began = 0, self._offset
+
+    def _write(self) -> None:
+        part, began = self._buffer[: self._filled], time.perf_counter()
         try:
-            self._pages.write(self._descriptor, part, self._offset + self._shift - len(part))
+            self._pages.write(self._descriptor, part, self._offset + self._shift - self._filled)
         except OSError as error:
             raise _FileError(error.errno, error.strerror) from error
-        self._spent.write_s += time.perf_counter() - began
+        self._filled, self._wrote_at = 0, time.perf_counter()
+        self._spent.write_s += self._wrote_at - began
+        size = min(self._pages.size, WRITE_SIZE)
+        self._write_end = self._offset - self._offset % size + size
 
 
 def _read_once(descriptor: int, data: memoryview, position: int) -> int:

@@ -7,6 +7,7 @@ from typing import Protocol
 import trio
 
 from trimsfs.fetch.access_pattern import AccessPattern
+from trimsfs.fetch.prefetch import Urgency
 from trimsfs.fetch.statistics import FetchStatistics
 from trimsfs.origins import ByPath
 from trimsfs.tiers.blob import Blob
@@ -36,7 +37,7 @@ class Fetcher(Protocol):
 
     def unhold(self, blob: Blob) -> None: ...
 
-    async def fetch_all(self, blob: Blob, *, ahead: bool = False) -> None: ...
+    async def fetch_all(self, blob: Blob, urgency: Urgency = Urgency.WANTED, *, guessed: bool = False) -> None: ...
 
     async def fetch_for_others(self, blob: Blob, chunks: range) -> None: ...
 
@@ -87,8 +88,8 @@ class Fetchers:
     def unhold(self, blob: Blob) -> None:
         self._of(blob).unhold(blob)
 
-    async def fetch_all(self, blob: Blob, *, ahead: bool = False) -> None:
-        await self._of(blob).fetch_all(blob, ahead=ahead)
+    async def fetch_all(self, blob: Blob, urgency: Urgency = Urgency.WANTED, *, guessed: bool = False) -> None:
+        await self._of(blob).fetch_all(blob, urgency, guessed=guessed)
 
     async def fetch_for_others(self, blob: Blob, chunks: range) -> None:
         await self._of(blob).fetch_for_others(blob, chunks)

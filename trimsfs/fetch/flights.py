@@ -5,6 +5,7 @@ import enum
 import trio
 
 from trimsfs.errors import CacheFullError, StoreError, StoreUnavailableError
+from trimsfs.fetch.priority import Priority
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.types import Buffer
 
@@ -24,14 +25,17 @@ class Flight:
     """One chunk that is being made readable, for all readers that wait for it.
 
     ``demanded`` says that there are such readers, ``for_others`` that other hosts wait. ``data`` holds the bytes if the
-    disk had no room for them.
+    disk had no room for them. Flights of one batch share their ``priority``.
     """
 
-    def __init__(self, blob: Blob, chunk: int, *, demanded: bool, lane: Lane = Lane.STORE) -> None:
+    def __init__(
+        self, blob: Blob, chunk: int, *, demanded: bool, lane: Lane = Lane.STORE, priority: Priority | None = None
+    ) -> None:
         self.blob = blob
         self.chunk = chunk
         self.demanded = demanded
         self.lane = lane
+        self.priority = priority or Priority()
         self.for_others = self.started = False
         self.enqueued = trio.current_time()
         self._arrived = self._resizes = 0

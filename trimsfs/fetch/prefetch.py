@@ -1,6 +1,7 @@
 """The prefetch of one blob: which of its chunks are still to come, and how soon."""
 
 import enum
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,22 +20,23 @@ class Urgency(enum.IntEnum):
     """A reader has it open."""
     AHEAD = 2
     """A program may open it soon."""
+    COMMAND = 3
+    """A command wants it on the disk: no program waits."""
 
 
 class Prefetch:
     """The chunks of one blob still to prefetch: those after the last demanded one, then those before it.
 
     ``holders`` counts the handles and commands that keep it going. ``touched`` says that a reader wanted bytes.
-    ``wanted`` counts the callers that wait for the whole blob; ``error`` tells them why the prefetch stopped.
-    ``ahead`` counts the callers that prefetch a blob before anybody asks for it, at the lowest urgency. ``paused`` says
-    that readers want only what they ask for.
+    ``callers`` counts by urgency those that wait for the whole blob, or prefetch it; ``error`` tells them why the
+    prefetch stopped. ``paused`` says that readers want only what they ask for.
     """
 
     def __init__(self, blob: Blob) -> None:
         self.blob = blob
         self.holders = 0
-        self.wanted = 0
-        self.ahead = 0
+        self.callers = Counter[Urgency]()
+        self._guesses = 0
         self.touched = self.paused = False
         self.error: TrimsError | None = None
         self._changed = trio.Event()
@@ -47,20 +49,31 @@ class Prefetch:
         return self._left
 
     @contextmanager
-    def asked_for(self, *, ahead: bool) -> Iterator[None]:
-        """Count a caller for the length of the block: one that waits for the whole blob or, *ahead*, prefetches it."""
-        self.ahead += ahead
-        self.wanted += not ahead
+    def asked_for(self, urgency: Urgency, *, guessed: bool = False) -> Iterator[None]:
+        """Count a caller for the length of the block: one that waits for the whole blob or, if it is AHEAD, prefetches
+        it, perhaps only because a program has listed it (*guessed*)."""
+        self.callers[urgency] += 1
+        self._guesses += guessed
         self.error = None
-        if not ahead:
+        if urgency is Urgency.WANTED:
             self.touched = True  # if the caller gives up, the file may still be open
-        if not ahead or self._left == 0:
+        if urgency is not Urgency.AHEAD or self._left == 0:
             self.restart()
         try:
             yield
         finally:
-            self.ahead -= ahead
-            self.wanted -= not ahead
+            self.callers[urgency] -= 1
+            self._guesses -= guessed
+
+    @property
+    def waited_for(self) -> bool:
+        """Whether a caller waits for the whole blob."""
+        return bool(self.callers[Urgency.WANTED] or self.callers[Urgency.COMMAND])
+
+    @property
+    def in_background(self) -> bool:
+        """Whether no program waits for it, nor loads a model that it is a part of."""
+        return not (self.touched or self.callers[Urgency.WANTED] or self.callers[Urgency.AHEAD] > self._guesses)
 
     def next_chunk(self) -> int | None:
         """The next chunk that is not verified; None if none is left."""
@@ -76,11 +89,13 @@ class Prefetch:
     @property
     def urgency(self) -> Urgency | None:
         """How soon the next chunk should start; None if it should not."""
-        if self.wanted:
+        if self.callers[Urgency.WANTED]:
             return Urgency.WANTED
         if self.touched:
             return Urgency.READ
-        return Urgency.AHEAD if self.ahead and self.error is None else None
+        if self.callers[Urgency.AHEAD] and self.error is None:
+            return Urgency.AHEAD
+        return Urgency.COMMAND if self.callers[Urgency.COMMAND] else None
 
     def put_back(self) -> None:
         """Undo the last `next_chunk`."""
@@ -94,7 +109,7 @@ class Prefetch:
 
     def pause(self) -> None:
         """Stop prefetching for a reader that reads at random."""
-        self.touched, self.paused = False, not self.wanted and not self.ahead
+        self.touched, self.paused = False, not self.callers.total()
 
     def restart(self) -> None:
         """Consider all chunks again, from the first."""

@@ -7,6 +7,7 @@ import trio
 
 from trimsfs.fetch.flights import Flight, Lane, no_room
 from trimsfs.fetch.prefetch import Prefetch, Urgency
+from trimsfs.fetch.priority import Priority
 from trimsfs.tiers.blob import Blob
 from trimsfs.types import Generation
 
@@ -37,7 +38,7 @@ class FlightScheduler:
     @property
     def idle(self) -> bool:
         """Whether there is no flight and no caller waits for a whole blob."""
-        return not self._flights and not any(prefetch.wanted for prefetch in self._prefetches.values())
+        return not self._flights and not any(prefetch.waited_for for prefetch in self._prefetches.values())
 
     def demand(self, blob: Blob, chunk: int) -> tuple[Flight, bool]:
         """The flight of a chunk that a reader waits for, and whether it is new."""
@@ -45,6 +46,7 @@ class FlightScheduler:
         if new or not (flight.demanded or flight.started):
             self._demanded[flight.lane].append(flight)
         flight.demanded = True
+        flight.priority.lift()
         return flight, new
 
     def demand_for_others(self, blob: Blob, chunk: int) -> tuple[Flight, bool]:
@@ -56,6 +58,7 @@ class FlightScheduler:
         if not (flight.for_others or flight.started):
             self._for_others[flight.lane].append(flight)
         flight.for_others = True
+        flight.priority.lift()
         return flight, new
 
     def _flight(self, blob: Blob, chunk: int) -> tuple[Flight, bool]:
@@ -125,7 +128,15 @@ class FlightScheduler:
     def expected(self, blob: Blob) -> bool:
         """Whether a caller waits for all of a blob or prefetches it."""
         prefetch = self._prefetches.get(blob.token)
-        return prefetch is not None and (prefetch.wanted > 0 or prefetch.ahead > 0)
+        return prefetch is not None and prefetch.callers.total() > 0
+
+    def lift(self, blob: Blob) -> None:
+        """Lift the priority of what is under way of a blob, if a program waits for it."""
+        prefetch = self._prefetches.get(blob.token)
+        if prefetch is not None and not prefetch.in_background:
+            for flight in self._flights.values():
+                if flight.blob is blob:
+                    flight.priority.lift()
 
     # What starts next
 
@@ -169,7 +180,7 @@ class FlightScheduler:
         for urgency, prefetch in self._by_urgency():
             if not prefetch.blob.attached:
                 continue
-            if urgency > Urgency.WANTED and full(prefetch.blob.generation):
+            if urgency in {Urgency.READ, Urgency.AHEAD} and full(prefetch.blob.generation):
                 if urgency is Urgency.AHEAD:
                     prefetch.stop(no_room(prefetch.blob))  # else its callers would wait for ever
                 continue
@@ -177,7 +188,7 @@ class FlightScheduler:
                 self.head_start = True
                 continue
             # Many small requests serve a waiting caller sooner; few large ones cost less processor time.
-            most = self._batch_limit if urgency is Urgency.AHEAD else self._share(prefetch.left, idle[Lane.STORE])
+            most = self._batch_limit if urgency > Urgency.READ else self._share(prefetch.left, idle[Lane.STORE])
             batch = self._take(prefetch, most, idle)
             if batch:
                 if urgency < Urgency.AHEAD:  # prefetches ahead of any open go in order
@@ -201,7 +212,7 @@ class FlightScheduler:
             return False
         now = trio.current_time()
         return any(
-            flight.demanded and flight.has_head_start(now) and (flight.blob is blob or urgency is Urgency.AHEAD)
+            flight.demanded and flight.has_head_start(now) and (flight.blob is blob or urgency > Urgency.READ)
             for flight in self._flights.values()
         )
 
@@ -211,7 +222,7 @@ class FlightScheduler:
 
     def _take(self, prefetch: Prefetch, most: int, idle: Sequence[int]) -> list[Flight]:
         """New flights for the next chunks of a blob, as many as fit in one request; none if their lane is busy."""
-        blob = prefetch.blob
+        blob, priority = prefetch.blob, Priority(background=prefetch.in_background)
         batch: list[Flight] = []
         while len(batch) < most and (chunk := prefetch.next_chunk()) is not None:
             if (blob.token, chunk) in self._flights:
@@ -222,7 +233,8 @@ class FlightScheduler:
             if idle[lane] <= 0 or (batch and (lane is Lane.PEERS or not _follows(batch[-1], blob, chunk))):
                 prefetch.put_back()
                 break
-            flight = self._flights[blob.token, chunk] = Flight(blob, chunk, demanded=False, lane=lane)
+            flight = Flight(blob, chunk, demanded=False, lane=lane, priority=priority)
+            self._flights[blob.token, chunk] = flight
             flight.started = True
             batch.append(flight)
             if lane is Lane.PEERS:

@@ -24,6 +24,7 @@ from trimsfs.fetch.first_bytes import FirstBytes
 from trimsfs.fetch.flights import HEAD_START_S, Flight, is_there, lost_repeatedly, no_room, piece_of, stopping
 from trimsfs.fetch.for_others import fetch_for_others
 from trimsfs.fetch.peers import Peers
+from trimsfs.fetch.prefetch import Urgency
 from trimsfs.fetch.random_reads import RandomReads
 from trimsfs.fetch.scheduler import FlightScheduler
 from trimsfs.fetch.slots import Slots
@@ -186,6 +187,7 @@ class StoreFetcher:
         prefetch = self._scheduler.prefetch(blob)
         if prefetch is not None and not at_random:
             prefetch.demand(chunks[-1])
+            self._scheduler.lift(blob)
         flights = {chunk: self._demand(blob, chunk) for chunk in chunks if blob.states[chunk] != ChunkState.VERIFIED}
         self._pump()
         if self._first_bytes is not None:
@@ -216,10 +218,11 @@ class StoreFetcher:
         if self._scheduler.prefetch(blob) is None:
             self._batches_under_way.unwanted(blob)
 
-    async def fetch_all(self, blob: Blob, *, ahead: bool = False) -> None:
+    async def fetch_all(self, blob: Blob, urgency: Urgency = Urgency.WANTED, *, guessed: bool = False) -> None:
         """Make a whole blob readable from disk. Raises as `read` does, and CacheFullError.
 
-        *ahead* means that nobody has asked for it yet: it yields to every blob that is open or waited for.
+        By its *urgency*, it yields to blobs that others wait for. What is for a COMMAND or only *guessed* gives way to
+        all programs of the host.
         """
         blob.health.check()
         if blob.complete:
@@ -228,7 +231,8 @@ class StoreFetcher:
         prefetch = self._scheduler.hold(blob)
         self._uncached.forget(blob)
         try:
-            with prefetch.asked_for(ahead=ahead):
+            with prefetch.asked_for(urgency, guessed=guessed):
+                self._scheduler.lift(blob)
                 self._pump()
                 while not blob.complete:
                     if not blob.attached:

@@ -12,6 +12,7 @@ import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import trio
@@ -21,19 +22,24 @@ from trimsfs.concurrency.channel import Channel, ChannelClosedError, Message
 from trimsfs.errors import StoreUnavailableError, WorkerLostError
 from trimsfs.fetch.copier import Arrived, Extent, Landed, LocalBytes
 from trimsfs.fetch.peers import PeerAnswer, PeerRequest
-from trimsfs.fetch.workers import Role, Spawner
+from trimsfs.fetch.priority import Priority
+from trimsfs.fetch.workers import NICENESS, Role, Spawner
+from trimsfs.processes import may_rise, prioritise
 from trimsfs.stores.digests import Algorithm
 from trimsfs.telemetry.trace import Spent
 from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)
 
-LINGER_S: dict[Role, float] = {"fetch": 30.0, "digest": 5.0}
+LINGER_S: dict[Role, float] = {"fetch": 30.0, "background": 30.0, "digest": 5.0}
 """How long a process waits for its next job before it ends."""
 LOOK_INTERVAL_S = 5.0
 """How long a process may be silent before the server asks it for an answer, and how often it asks."""
-SILENT_S: dict[Role, float] = {"fetch": 25.0, "digest": 600.0}
+SILENT_S: dict[Role, float] = {"fetch": 25.0, "background": 25.0, "digest": 600.0}
 """How long a process may leave that unanswered. One for idle time may have to wait for processor time."""
+LIFT_AGAIN_S = 0.1
+"""The kernel changes the priority of a session for users other than root at most so often."""
+MOST_LIFTS = 10
 MOST_NOT_STARTED = 2
 """Processes in a row that the spawner does not start before it is given up: it may only be slow."""
 _GENERATION = tuple(each.name for each in fields(Generation))
@@ -50,8 +56,9 @@ class _Job:
 class _Worker:
     """A fetch process.
 
-    ``cancelled`` are the jobs that nobody waits for and for which it may still write. ``pid`` is None until the spawner
-    has told it, ``ordered_at`` when it was asked for it. ``asked_s`` says for how long it has left a question
+    ``cancelled`` are the jobs that nobody waits for and for which it may still write, ``lifted`` those in the
+    background for which a program waits by now. ``pid`` is None until the spawner has told it, ``ordered_at`` when it
+    was asked for it. ``asked_s`` says for how long it has left a question
     unanswered, ``idle_since`` when its last job ended, ``lost`` why its jobs fail once it is closed.
     """
 
@@ -59,6 +66,7 @@ class _Worker:
         self.channel = Channel(end)
         self.jobs: dict[int, _Job] = {}
         self.cancelled = set[int]()
+        self.lifted = set[int]()
         self.sending = trio.Lock()
         self.asked_s = 0.0
         self.ordered_at = self.idle_since = trio.current_time()
@@ -82,8 +90,8 @@ class WorkerPool:
 
     def __init__(self, spawner: Spawner, *, count: int) -> None:
         self._spawner = spawner
-        self._most: dict[Role, int] = {"fetch": count, "digest": 1}
-        self._workers: dict[Role, list[_Worker]] = {"fetch": [], "digest": []}
+        self._most: dict[Role, int] = {"fetch": count, "background": count, "digest": 1}
+        self._workers: dict[Role, list[_Worker]] = {role: [] for role in self._most}
         self._numbers = itertools.count()
         self._nursery: trio.Nursery | None = None
         self._not_started, self._missed_at = 0, -math.inf
@@ -109,23 +117,28 @@ class WorkerPool:
         landed: Landed,
         arrived: Arrived | None = None,
         *,
+        eager: bool = False,
         spent: Spent | None = None,
+        priority: Priority | None = None,
     ) -> str | None:
         message = {
             "do": "fetch",
             "generation": {name: getattr(generation, name) for name in _GENERATION},
             **_place(extent),
-            "progress": arrived is not None,
+            "arrived": arrived is not None,
+            "eager": eager,
         }
         job = _Job(landed, arrived)
-        version: str | None = await self._give(message, [extent.descriptor], job)
+        version: str | None = await self._give(message, [extent.descriptor], job, priority=priority)
         if spent is not None and "spent" in job.answer:
             spent.first_byte, spent.checksum_s, spent.write_s = job.answer["spent"]
         return version
 
-    async def fetch_from_peer(self, request: PeerRequest, extent: Extent, landed: Landed) -> PeerAnswer:
+    async def fetch_from_peer(
+        self, request: PeerRequest, extent: Extent, landed: Landed, *, priority: Priority | None = None
+    ) -> PeerAnswer:
         message = {"do": "peer", "request": asdict(request), **_place(extent)}
-        return PeerAnswer(**await self._give(message, [extent.descriptor], _Job(landed)))
+        return PeerAnswer(**await self._give(message, [extent.descriptor], _Job(landed), priority=priority))
 
     async def ask_peer(self, request: PeerRequest) -> PeerAnswer:
         return PeerAnswer(**await self._give({"do": "ask", "request": asdict(request)}, [], _Job()))
@@ -174,10 +187,22 @@ class WorkerPool:
             raise WorkerLostError("the fetch process died")
         return least
 
-    async def _give(self, message: Message, descriptors: Sequence[int], job: _Job, role: Role = "fetch") -> Any:
-        """Have a process of this role do a job; its result. Raises OSError and StoreError."""
-        worker = self._worker(role)
+    async def _give(
+        self,
+        message: Message,
+        descriptors: Sequence[int],
+        job: _Job,
+        role: Role = "fetch",
+        *,
+        priority: Priority | None = None,
+    ) -> Any:
+        """Have a process of this role, or of this priority, do a job; its result. Raises OSError and StoreError."""
         number = next(self._numbers)
+        if priority is not None and priority.background:
+            worker = self._worker("background")
+            priority.on_lift(partial(self._lift, worker, number))
+        else:
+            worker = self._worker(role)
         worker.jobs[number] = job
         sent, writes = False, job.landed is not None or message["do"] == "copy"
         try:
@@ -196,11 +221,40 @@ class WorkerPool:
         finally:
             worker.jobs.pop(number, None)
             worker.idle_since = trio.current_time()
+            self._lower(worker, number)
         if "errno" in job.answer:
             raise OSError(job.answer["errno"], job.answer["text"])
         if "error" in job.answer:
             raise getattr(errors, job.answer["error"])(job.answer["text"])
         return job.answer["result"]
+
+    def _lift(self, worker: _Worker, number: int) -> None:
+        """A program waits for a job in the background: its process gets the priority of programs until it is done."""
+        if number in worker.jobs and self._nursery is not None:
+            worker.lifted.add(number)
+            if len(worker.lifted) == 1:
+                self._nursery.start_soon(self._set_priority, worker)
+
+    def _lower(self, worker: _Worker, number: int) -> None:
+        """Undo `_lift` when the job is done."""
+        if number in worker.lifted:
+            worker.lifted.remove(number)
+            if not worker.lifted and self._nursery is not None:
+                self._nursery.start_soon(self._set_priority, worker)
+
+    async def _set_priority(self, worker: _Worker) -> None:
+        """Give a background process the priority that its jobs have by now."""
+        for _ in range(MOST_LIFTS):
+            if worker.pid is not None and may_rise():
+                try:
+                    prioritise(worker.pid, NICENESS["fetch" if worker.lifted else "background"])
+                    return
+                except BlockingIOError:
+                    pass
+                except OSError as error:  # it has ended
+                    log.debug("fetch process %d keeps its priority: %s", worker.pid, error)
+                    return
+            await trio.sleep(LIFT_AGAIN_S)
 
     async def _attend(self, worker: _Worker, role: Role) -> None:
         """Receive the answers of a process, and end it once there has been no job for it for a while.

@@ -1,7 +1,7 @@
 """Fetch processes move bytes for the server, so that its event loop has a core and the GIL to itself.
 
-Each runs a ``ThreadCopier`` at a low priority and writes what it fetches straight into the blob, whose descriptor comes
-with the job. `trimsfs.fetch.worker_pool.WorkerPool` is the server's side.
+Each runs a ``ThreadCopier`` and writes what it fetches straight into the blob, whose descriptor comes with the job.
+`trimsfs.fetch.worker_pool.WorkerPool` is the server's side.
 """
 
 import contextlib
@@ -22,18 +22,19 @@ from trimsfs.concurrency.channel import Channel, ChannelClosedError, Message, pa
 from trimsfs.errors import StoreError, StoreUnavailableError, TransientStoreError
 from trimsfs.fetch.copier import Arrived, Extent, Landed, LocalBytes, ThreadCopier
 from trimsfs.fetch.peers import PeerRequest
+from trimsfs.processes import may_rise, prioritise
 from trimsfs.telemetry.trace import Spent
 from trimsfs.text import set_process_title
 from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)
 
-Role = Literal["fetch", "digest"]
-"""What a process is for: all jobs, or those that only idle time is spent on."""
+Role = Literal["fetch", "background", "digest"]
+"""What a process is for: jobs that programs wait for, those that none waits for, or those that only idle time is spent
+on."""
 
-NICENESS = 10
-"""Below the server and the programs that use models."""
-LOWEST_NICENESS = 19
+NICENESS: dict[Role, int] = {"fetch": 0, "background": 10, "digest": 19}
+"""Those that programs wait for are scheduled as programs are: a load must not starve beside others that compute."""
 TEXT_LIMIT = 4096
 """Characters of an error that are passed on: a message has to hold them."""
 
@@ -99,9 +100,9 @@ def _spawn(orders: socket.socket, make_copier: Callable[[], ThreadCopier], mount
                 orders.close()
                 status = 1
                 try:
-                    role = data.decode()
+                    role: Role = data.decode()  # type: ignore[assignment]  # as `Spawner.spawn` has sent it
                     set_process_title(role, mountpoint)
-                    _stand_back(idle=role == "digest")
+                    _take_priority(role)
                     trio.run(_work, end, make_copier)
                     status = 0
                 finally:
@@ -110,15 +111,13 @@ def _spawn(orders: socket.socket, make_copier: Callable[[], ThreadCopier], mount
                 end.send(json.dumps({"pid": child}).encode())  # for the child, which may be stopped before it can
 
 
-def _stand_back(*, idle: bool) -> None:
-    """Give way to the server and to the programs that use models: with *idle*, to all that wants a core or the disk."""
-    niceness = LOWEST_NICENESS if idle else NICENESS
+def _take_priority(role: Role) -> None:
+    """Take the priority of a role. A background process that could not be lifted again is no lower than others."""
     os.setsid()  # where the kernel shares cores by session, niceness counts within one only
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    os.setpriority(os.PRIO_PROCESS, 0, max(niceness, before))  # who is below it may not rise
-    with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(niceness))
-    if idle:
+    niceness = NICENESS[role] if role != "background" or may_rise() else 0
+    with contextlib.suppress(OSError):  # it may not rise
+        prioritise(os.getpid(), niceness)
+    if role == "digest":
         with contextlib.suppress(OSError):  # of the disk as well: the I/O priority follows
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
@@ -221,8 +220,8 @@ async def _perform(
     start, stop, descriptor = job["start"], job["stop"], descriptors[0]
     if job["do"] == "fetch":
         generation = Generation(**job["generation"])
-        wanted = arrived if job["progress"] else None
-        return await copier.fetch(generation, _extent(job, descriptor), landed, wanted, spent=spent)
+        told = arrived if job["arrived"] else None
+        return await copier.fetch(generation, _extent(job, descriptor), landed, told, eager=job["eager"], spent=spent)
     if job["do"] == "peer":
         asked = PeerRequest(**job["request"])
         return asdict(await copier.fetch_from_peer(asked, _extent(job, descriptor), landed))

@@ -14,7 +14,7 @@ import h11
 import trio
 
 from trimsfs.stores.base import Sink
-from trimsfs.stores.receive import PIECE, receive
+from trimsfs.stores.receive_loop import PIECE, receive
 
 CONNECT_TIMEOUT_S = 0.25
 """How long a host of the same network takes to accept a connection, at most."""

@@ -240,7 +240,7 @@ class FleetSource:
                 return PeerAnswer(outcome="away"), None
             with spanning(blob, REQUEST, offset=start, bytes=stop - start, member=member):
                 extent = Extent(start, stop, blob.fileno(), start, blob.chunk_size)
-                answer = await self._copier.fetch_from_peer(request, extent, came.append)
+                answer = await self._copier.fetch_from_peer(request, extent, came.append, priority=flight.priority)
         except TransientStoreError as error:  # the fetch process died
             return PeerAnswer(outcome="busy", detail=str(error)), None
         finally:

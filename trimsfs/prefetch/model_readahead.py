@@ -12,6 +12,7 @@ from cachetools import LRUCache
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import TrimsError
 from trimsfs.fetch.fetcher import Fetcher
+from trimsfs.fetch.prefetch import Urgency
 from trimsfs.namespace.tree import Namespace
 from trimsfs.origins import ByPath, by_path
 from trimsfs.prefetch.account import Account
@@ -237,7 +238,7 @@ class ModelReadahead:
 
     async def _bring_blob(self, blob: Blob, parts: tuple[tuple[int, int], ...] | None) -> None:
         if parts is None:
-            await self._fetcher.fetch_all(blob, ahead=True)
+            await self._fetcher.fetch_all(blob, Urgency.AHEAD)
             return
         for first, stop in parts:
             for chunk in range(first, min(stop, len(blob.states))):

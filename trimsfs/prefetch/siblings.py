@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 import trio
 from cachetools import FIFOCache
@@ -9,6 +10,7 @@ from cachetools import FIFOCache
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import TrimsError
 from trimsfs.fetch.fetcher import Fetcher
+from trimsfs.fetch.prefetch import Urgency
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.prefetch.account import Account
@@ -79,7 +81,7 @@ class Siblings:
             self._directories[prefix] = readahead
             self._listed[prefix] = True
             self._in_vain += 1
-            self._start(wanted, readable)
+            self._start(wanted, readable, guessed=True)
         return bool(wanted)
 
     def forget(self, generation: Generation) -> None:
@@ -89,12 +91,12 @@ class Siblings:
         if readahead is not None:
             readahead.forget(name)
 
-    def _start(self, wanted: Sequence[Generation], readable: Readable) -> None:
+    def _start(self, wanted: Sequence[Generation], readable: Readable, *, guessed: bool = False) -> None:
         wanted = [generation for generation in wanted if readable(generation.key)]
         if wanted and self._background.running:
-            self._background.start(self._fetch, wanted)
+            self._background.start(partial(self._fetch, wanted, guessed=guessed))
 
-    async def _fetch(self, wanted: Sequence[Generation]) -> None:
+    async def _fetch(self, wanted: Sequence[Generation], *, guessed: bool) -> None:
         async with trio.open_nursery() as nursery:
             for number, generation in enumerate(wanted):
                 if number % FILES_MADE_AT_ONCE == 0:
@@ -105,13 +107,13 @@ class Siblings:
                     for other in wanted[number:]:
                         self.forget(other)
                     return
-                nursery.start_soon(self._fetch_one, generation)
+                nursery.start_soon(partial(self._fetch_one, generation, guessed=guessed))
 
-    async def _fetch_one(self, generation: Generation) -> None:
+    async def _fetch_one(self, generation: Generation, *, guessed: bool) -> None:
         try:
             async with self._disk.using(generation) as blob:
                 with self._account.coming(blob):
-                    await self._fetcher.fetch_all(blob, ahead=True)
+                    await self._fetcher.fetch_all(blob, Urgency.AHEAD, guessed=guessed)
                 await self._passthrough.register(blob)
         except TrimsError as error:
             log.debug("%s: not prefetched: %s", generation.key, error)

@@ -12,8 +12,7 @@ import trio
 
 from trimsfs.errors import StoreSlowError, StoreStalledError, TransientStoreError
 from trimsfs.stores.base import Sink
-from trimsfs.stores.receive import PIECE, Body, receive
-from trimsfs.types import Buffer
+from trimsfs.stores.receive_loop import PIECE, Body, receive
 
 T = TypeVar("T")
 
@@ -125,7 +124,7 @@ class RequestThreads:
         def receive(body: Body, sink: Sink) -> None:
             def pass_on_counted() -> None:
                 with closing(body):
-                    pass_on(body, length, progress.counted(sink), stall_timeout_s=self._stall_timeout_s)
+                    pass_on(body, length, sink, stall_timeout_s=self._stall_timeout_s, progress=progress)
 
             translated(pass_on_counted)
 
@@ -189,19 +188,17 @@ class _Progress:
         with self._scope:
             yield self._scope
 
-    def counted(self, sink: Sink) -> Sink:
-        """A sink that counts what it passes on, for the thread that receives the body."""
+    def begins(self) -> None:
+        """A thread begins to receive it."""
         self._began = self._told = time.monotonic()
 
-        def count(piece: Buffer) -> None:
-            self._came += len(piece)
-            now = time.monotonic()
-            if now - self._told > self._stall_timeout_s and self.is_answer():
-                self._told = now
-                self._token.run_sync_soon(self._go_on)
-            sink(piece)
-
-        return count
+    def has_come(self, count: int) -> None:
+        """A thread has received so many bytes in all."""
+        self._came = count
+        now = time.monotonic()
+        if now - self._told > self._stall_timeout_s and self.is_answer():
+            self._told = now
+            self._token.run_sync_soon(self._go_on)
 
     @property
     def took_s(self) -> float:
@@ -222,9 +219,12 @@ class _StorePace:
     A read without a byte ends by itself, as the stall timeout is that of the socket.
     """
 
-    def __init__(self, length: int, stall_timeout_s: float) -> None:
+    def __init__(self, length: int, stall_timeout_s: float, progress: _Progress | None) -> None:
         self._length = length
         self._stall_timeout_s = stall_timeout_s
+        self._progress = progress
+        if progress is not None:
+            progress.begins()
         self._done = self._mark = self._slow_intervals = 0
         self._all_mark, self._marked = _link.bytes, time.monotonic()
 
@@ -232,6 +232,8 @@ class _StorePace:
         """Raises StoreStalledError, or StoreSlowError if a slow link is to blame."""
         _link.add(done - self._done)
         self._done = done
+        if self._progress is not None:
+            self._progress.has_come(done)
         elapsed = time.monotonic() - self._marked
         if elapsed <= self._stall_timeout_s or done >= self._length:
             return
@@ -246,13 +248,13 @@ class _StorePace:
         self._mark, self._marked, self._all_mark = done, time.monotonic(), _link.bytes
 
 
-def pass_on(body: Body, length: int, sink: Sink, *, stall_timeout_s: float) -> None:
-    """Pass the next *length* bytes of a body on.
+def pass_on(body: Body, length: int, sink: Sink, *, stall_timeout_s: float, progress: _Progress | None = None) -> None:
+    """Pass the next *length* bytes of a body on, and tell the *progress*.
 
     Raises TransientStoreError if it ends before, StoreStalledError if bytes stop coming, StoreSlowError if few come.
     """
     with _link.shared():
-        receive(body, length, sink, _StorePace(length, stall_timeout_s))
+        receive(body, length, sink, _StorePace(length, stall_timeout_s, progress))
 
 
 def received(raw: Any, timeout_s: float, *, limit: int = ANSWER_LIMIT) -> bytes:

@@ -19,7 +19,7 @@ from trimsfs.stores.cloud.connections import Answer, Connections, Request
 from trimsfs.stores.cloud.service import Service, content_name, digest_of, error_of, one_line
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.endpoints import UNANSWERED, unanswered
-from trimsfs.stores.receive import HttpBody
+from trimsfs.stores.receive_loop import HttpBody
 from trimsfs.types import Generation
 
 T = TypeVar("T")

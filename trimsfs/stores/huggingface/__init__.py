@@ -24,7 +24,7 @@ from trimsfs.stores.digests import Algorithm, Digest
 from trimsfs.stores.huggingface.errors import translated
 from trimsfs.stores.huggingface.hub import Hub
 from trimsfs.stores.huggingface.repositories import MAIN, Place, Repository, is_commit, parse, place
-from trimsfs.stores.receive import HttpBody
+from trimsfs.stores.receive_loop import HttpBody
 from trimsfs.types import Generation
 
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from trimsfs.stores.bodies import pass_on, received
 from trimsfs.stores.endpoints import Pools, checked_endpoint
 from trimsfs.stores.huggingface.errors import refused
 from trimsfs.stores.huggingface.repositories import Repository
-from trimsfs.stores.receive import HttpBody
+from trimsfs.stores.receive_loop import HttpBody
 
 MOST_REDIRECTS = 5
 MOST_JSON = 64 << 20

@@ -17,7 +17,7 @@ from trimsfs.stores.oci.artifact import Artifact, Entries, Layer
 from trimsfs.stores.oci.reference import parse
 from trimsfs.stores.oci.registry import Registry, translated
 from trimsfs.stores.oci.tar_layer import Member
-from trimsfs.stores.receive import HttpBody
+from trimsfs.stores.receive_loop import HttpBody
 from trimsfs.text import printable
 from trimsfs.types import Generation
 

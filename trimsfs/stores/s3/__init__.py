@@ -13,7 +13,7 @@ from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
 from trimsfs.stores.bodies import METADATA_THREADS, RequestThreads
 from trimsfs.stores.digests import Digest
-from trimsfs.stores.receive import HttpBody
+from trimsfs.stores.receive_loop import HttpBody
 from trimsfs.stores.s3.answers import Transport
 from trimsfs.stores.s3.client import make_client
 from trimsfs.stores.s3.digests import digest_by_etag, digest_of

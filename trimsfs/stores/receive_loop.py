@@ -1,0 +1,127 @@
+"""The receive loop: bytes of a body go from its socket into one buffer, and on to a sink, for stores and for a fleet.
+
+A TLS record brings at most 16 KiB, so a gibibyte takes 65,536 reads. The loop does little for each: checksums, writes
+and the check for a stall are for pieces, which gather in the buffer until it is full or a read has to wait.
+"""
+
+import http.client
+import io
+import socket
+import time
+from typing import Any, Protocol, runtime_checkable
+
+from trimsfs.concurrency.read_moderation import WAITED_S, ReadModeration
+from trimsfs.errors import TransientStoreError
+from trimsfs.stores.base import Sink
+from trimsfs.types import Buffer
+
+PIECE = 1 << 18
+"""Most bytes to pass on at a time: they stay in a core's cache from the socket to the checksum."""
+
+
+class Body(Protocol):
+    """The stream of an answer."""
+
+    def readinto1(self, buffer: memoryview, /) -> int:
+        """Fill the beginning of a buffer with what has come, or with what comes next; 0 at the end."""
+
+    def close(self) -> None:
+        """Release the connection, or close it if there are bytes left."""
+
+
+class Pace(Protocol):
+    """Decides whether a body comes quickly enough."""
+
+    def check(self, done: int) -> None:
+        """Raise an error if *done* bytes so far are too few."""
+
+
+@runtime_checkable
+class RoomySink(Protocol):
+    """A sink that has room for the next bytes itself: they need not be copied."""
+
+    def room(self) -> memoryview:
+        """Where the next bytes go, at least one."""
+
+    def filled(self, count: int) -> None:
+        """Take the first *count* bytes of the room."""
+
+
+class HttpBody:
+    """The body of *raw*, urllib3's response. Reads from the connection, past urllib3's copies."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+        answer = getattr(raw, "_fp", None)
+        plain = not getattr(answer, "chunked", True) and "content-encoding" not in raw.headers
+        self._answer: http.client.HTTPResponse | None = answer if plain else None
+        self._connected: socket.socket | None = None
+
+    def readinto1(self, buffer: memoryview, /) -> int:
+        answer = self._answer
+        if answer is None or answer.length is None:  # in chunks, compressed, or until the connection ends
+            piece = self._raw.read1(len(buffer))
+            buffer[: len(piece)] = piece
+            return len(piece)
+        if answer.fp is None:
+            return 0
+        if self._connected is None:  # what came with the headers is in a buffer, which is empty then
+            count: int = answer.fp.readinto1(buffer[: answer.length])
+            if len(buffer) >= io.DEFAULT_BUFFER_SIZE and self._raw.connection is not None:
+                self._connected = self._raw.connection.sock
+        else:
+            count = self._connected.recv_into(buffer[: answer.length])
+        answer.length -= count
+        if not answer.length:
+            answer.close()  # of the answer, not of its connection
+        return count
+
+    def close(self) -> None:
+        if self._answer is not None and self._answer.isclosed():
+            self._raw.release_conn()
+        else:
+            self._raw.close()
+
+
+class _Pieces:
+    """Room for a sink that takes pieces."""
+
+    def __init__(self, sink: Sink, size: int) -> None:
+        self._sink = sink
+        self._buffer = memoryview(bytearray(size))
+
+    def room(self) -> memoryview:
+        return self._buffer
+
+    def filled(self, count: int) -> None:
+        self._sink(self._buffer[:count])
+
+
+def receive(body: Body, length: int, sink: Sink | RoomySink, pace: Pace, *, begin: Buffer = b"") -> None:
+    """Pass the next *length* bytes on, the first of which, *begin*, are here already.
+
+    Raises TransientStoreError if the body ends before, and what the *pace* and the *sink* raise.
+    """
+    into = sink if isinstance(sink, RoomySink) else _Pieces(sink, min(PIECE, length))
+    done = 0
+    while done < len(begin):
+        room = into.room()
+        count = min(len(room), len(begin) - done)
+        room[:count] = begin[done : done + count]
+        into.filled(count)
+        done += count
+    moderation = ReadModeration(length - done)
+    while done < length:
+        room, filled, waited = into.room()[: min(PIECE, length - done)], 0, False
+        before = time.monotonic()
+        while filled < len(room) and not waited:
+            count = body.readinto1(room[filled:])
+            if not count:
+                raise TransientStoreError(f"the body ended after {done + filled} of {length} bytes")
+            filled += count
+            now = time.monotonic()
+            waited, before = now - before >= WAITED_S, now
+        into.filled(filled)
+        done += filled
+        pace.check(done)
+        moderation.pause(filled, waited=waited)
