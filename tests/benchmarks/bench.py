@@ -13,6 +13,7 @@ from rich.console import Console
 from tests.benchmarks.children import ChildError, TooSlowError
 from tests.benchmarks.contenders import RCLONE_MOUNT, S3FS_MOUNT, Contender, Mount, native, trimsfs
 from tests.benchmarks.data import BUCKET, Data
+from tests.benchmarks.machine import touch_memory
 from tests.benchmarks.results import NATIVE, PEERS, Key, Results
 from tests.benchmarks.scale import Scale
 from tests.services import ServiceError
@@ -27,7 +28,10 @@ FAILURES = (ChildError, ServiceError, AssertionError, OSError, LookupError, Valu
 
 @dataclass(slots=True)
 class Bench:
-    """One run. *plain* answers at once, *profile* as a distant store does."""
+    """One run. *plain* answers at once, *profile* as a distant store does.
+
+    Before each cold measurement so many bytes of memory are *touched*.
+    """
 
     scale: Scale
     work: Path
@@ -35,6 +39,7 @@ class Bench:
     plain: FastS3
     profile: FastS3
     console: Console
+    touched: int = 0
     results: Results = field(default_factory=Results)
 
     @property
@@ -107,7 +112,13 @@ class Bench:
             self.data.chill(relative)
         with self.mounted(contender, server) as mount:
             server.reset()
+            self.touch()
             yield mount
+
+    def touch(self) -> None:
+        """Have memory as after another program, whoever is measured."""
+        if self.touched:
+            touch_memory(self.touched)
 
     def fetched(self, server: FastS3, relative: Path) -> int:
         """Bytes of an object that the endpoint has sent since its counts were reset."""

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from tests.fleet.certificates import Authority, Identity
 from tests.services import HOST
+from tests.support.certificates import Authority, Identity
 from trimsfs.cli import fleet_checks
 from trimsfs.cli.checks import Advice, ProblemError
 from trimsfs.errors import ConfigurationError

@@ -12,7 +12,7 @@ import h11
 import pytest
 import trio
 
-from tests.fleet.certificates import Authority
+from tests.support.certificates import Authority
 from tests.support.stores import MemoryStore
 from trimsfs.checksums import crc32c
 from trimsfs.fetch.copier import Extent, ThreadCopier
