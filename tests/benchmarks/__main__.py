@@ -58,12 +58,14 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
 TOUCHED, FRESH = "touched", "fresh"
 SELECTED = {"models": models, "outages": outages}
 NAMES = [*GROUPS, *SELECTED]
+LONG = ("stores", "scale", "outages")
+"""Groups that are measured when they are asked for: the others take about an hour."""
 
 
 def main() -> None:
     """Measure, print, write."""
     options = _options()
-    console = Console(width=max(Console().width, 160))
+    console = Console(width=max(Console().width, 240))
     if os.geteuid() != 0:
         sys.exit("the benchmarks mount and drop caches: run them as root")
     if missing := machine.missing_programs():
@@ -110,7 +112,7 @@ def _run(scale: Scale, only: list[str], selection: Selection, touched: int, cons
 
 
 def _options() -> argparse.Namespace:
-    parser = parser_of("tests.benchmarks", __doc__, NAMES, "build/benchmarks")
+    parser = parser_of("tests.benchmarks", __doc__, NAMES, "build/benchmarks", asked_for=LONG)
     parser.add_argument("--quick", action="store_true", help="small sizes, few repetitions")
     parser.add_argument("--turns", type=int, default=0, help="how often each contender loads a model")
     parser.add_argument(

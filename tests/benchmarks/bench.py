@@ -23,6 +23,8 @@ PROFILE_LATENCY_MS = 25
 PROFILE_RATE = 90_000_000
 PROFILE_TEXT = "25 ms, 90 MB/s for each connection"
 
+TOUCHED_TIMES = 3
+"""For what is loaded, its copy in a cache, and what a program makes of it."""
 FAILURES = (ChildError, ServiceError, AssertionError, OSError, LookupError, ValueError, subprocess.SubprocessError)
 
 
@@ -30,7 +32,7 @@ FAILURES = (ChildError, ServiceError, AssertionError, OSError, LookupError, Valu
 class Bench:
     """One run. *plain* answers at once, *profile* as a distant store does.
 
-    Before each cold measurement so many bytes of memory are *touched*.
+    Before each cold measurement memory is *touched*: so many bytes at most.
     """
 
     scale: Scale
@@ -112,13 +114,13 @@ class Bench:
             self.data.chill(relative)
         with self.mounted(contender, server) as mount:
             server.reset()
-            self.touch()
+            self.touch(relative)
             yield mount
 
-    def touch(self) -> None:
-        """Have memory as after another program, whoever is measured."""
+    def touch(self, relative: Path) -> None:
+        """Have memory that this host has written to just now, enough for whoever loads these files."""
         if self.touched:
-            touch_memory(self.touched)
+            touch_memory(min(self.touched, TOUCHED_TIMES * self.data.size(relative)))
 
     def fetched(self, server: FastS3, relative: Path) -> int:
         """Bytes of an object that the endpoint has sent since its counts were reset."""

@@ -5,11 +5,19 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 
-def parser_of(package: str, about: str | None, parts: Iterable[str], output: str) -> argparse.ArgumentParser:
-    """A parser of ``--only``, some of these parts and else all, and ``--output``, a directory with this default."""
+def parser_of(
+    package: str, about: str | None, parts: Iterable[str], output: str, *, asked_for: Collection[str] = ()
+) -> argparse.ArgumentParser:
+    """A parser of ``--only``, some of these parts and else all that need not be *asked_for*, and ``--output``, a
+    directory with this default."""
     every = list(parts)
     parser = argparse.ArgumentParser(prog=f"python -m {package}", description=about)
-    parser.add_argument("--only", type=some_of(every), default=every, help=f"some of {','.join(every)}")
+    parser.add_argument(
+        "--only",
+        type=some_of(every),
+        default=[part for part in every if part not in asked_for],
+        help=f"some of {','.join(every)}",
+    )
     parser.add_argument("--output", type=Path, default=Path(output))
     return parser
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from tests.benchmarks.bench import PROFILE_TEXT
+from tests.benchmarks.bench import PROFILE_TEXT, TOUCHED_TIMES
 from tests.benchmarks.budgets import Verdict, verdicts
 from tests.benchmarks.models.loads import GROUP as MODELS
 from tests.benchmarks.models.machine import COMPUTING_FOR_EACH_CORE
@@ -91,7 +91,6 @@ def markdown(results: Results, machine: Mapping[str, str | int], plots: Sequence
         "endpoint and the emulated link, but not by what computes beside it; with what follows: until nothing is done",
         "any more; without the server's: less what endpoint and link took. The rate of what computes is relative to",
         "just before the load; what it lost is the time that it takes alone for what it did not do.",
-        '"Less MemAvailable" is by how much memory that can be had fell at worst since before the mount.',
         '"GETs" are plain GETs there without an SDK that keep nothing; JuiceFS has its metadata on this machine.',
         "",
         'In the groups "scale" a column is how many there are of what grows, and the slope is the exponent of a fit to',
@@ -110,7 +109,8 @@ def _memory_text(touched: int) -> str:
         return "Memory is fresh: nothing is written or freed for a measurement, so that who runs first may pay for it."
     size = value_text("peak memory", touched)
     return (
-        f"Memory is touched: a program writes {size} and ends just before each cold measurement, whoever is measured."
+        f"Memory is touched: just before each cold measurement of anyone a program writes {TOUCHED_TIMES} times the\n"
+        f"bytes that are loaded, at most {size}, and ends."
     )
 
 

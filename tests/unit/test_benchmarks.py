@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import random
+import resource
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from tests.benchmarks.gpu import report as gpu_report
 from tests.benchmarks.measure import cold, processes, stores, warm
 from tests.benchmarks.measure.references import ONE_LAST, PART, WHOLE
 from tests.benchmarks.models import cases, loads, partial_reads, places
-from tests.benchmarks.models.machine import LowWater, busy_s, computing
+from tests.benchmarks.models.machine import computing
 from tests.benchmarks.models.ways import BOTO3, RCLONE_COPY
 from tests.benchmarks.reader import percentile
 from tests.benchmarks.report import value_text
@@ -202,28 +203,12 @@ def test_tables_of_models_show_ratios() -> None:
     ]
 
 
-@pytest.mark.parametrize(("touched", "word"), [(4 * GIB, "touched: a program writes 4 GiB"), (0, "fresh")])
+@pytest.mark.parametrize(("touched", "word"), [(4 * GIB, "touched"), (0, "fresh")])
 def test_the_report_says_how_memory_was(touched: int, word: str) -> None:
     names = ("date", "scale", "cpu", "kernel", "python", "trimsfs", "rclone", "juicefs", "s3fs", "seaweedfs")
     facts: dict[str, str | int] = dict.fromkeys(names, "-") | {"cores": 2, "memory_bytes": GIB, "touched": touched}
 
     assert f"Memory is {word}" in report.markdown(Results(), facts, [])
-
-
-@pytest.mark.alone
-def test_the_whole_machine_is_watched() -> None:
-    before = busy_s()
-    held: list[bytearray] = []
-    taken, until = 0, time.monotonic() + 20
-    while taken < 32 << 20 and time.monotonic() < until:  # what has ended gives memory back for some seconds
-        time.sleep(0.5)
-        with LowWater() as memory:
-            held.append(bytearray(64 << 20))
-            held[-1][:: 1 << 12] = b"x" * (len(held[-1]) >> 12)
-            time.sleep(0.1)
-        taken = memory.taken
-    assert taken >= 32 << 20
-    assert busy_s() > before
 
 
 @pytest.mark.alone
@@ -254,12 +239,10 @@ def test_what_a_server_takes_is_not_the_load_s(server: FastS3) -> None:
     assert after.machine_s - before.machine_s > after.server_s - before.server_s - 0.1
 
 
-@pytest.mark.alone
 def test_memory_is_touched_by_a_program_that_ends() -> None:
-    before = machine.available_bytes()
-    machine.touch_memory(GIB)
+    machine.touch_memory(256 << 20)
 
-    assert machine.available_bytes() > before - GIB // 2
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >= 256 << 10
 
 
 def test_budgets_show_their_unit() -> None:

@@ -26,11 +26,11 @@ SHARDS_MAPPED, TENSORS = "Llama's shards, safe_open", "Llama's tensors, copied"
 RESNET, VGG, ONNX = "ResNet-50, MXNet", "VGG-16, MXNet", "ONNX, external data"
 FILE, SHARDS = "file", "shards"
 HEADER, RANDOM = "header", "random"
-SMALL, FILE_READ, FILE_MAPPED = "small files", "one file, read", "one file, mapped"
+SMALL, FILE_READ = "small files", "one file, read"
 
 
 SHORT = (
-    *("llama", "llama-32", "tensors", "mapped", "resnet", "vgg", "onnx", "small", "file-read", "file-mapped"),
+    *("llama", "llama-32", "tensors", "mapped", "resnet", "vgg", "onnx", "small", "file-read"),
     *(HEADER, RANDOM),
 )
 """The names of all programs on the command line."""
@@ -125,7 +125,6 @@ def cases(bench: Bench) -> list[Case]:
             program="read_files",
             places=(*all_near, DISTANT),
         ),
-        Case(name=FILE_MAPPED, short="file-mapped", directory=FILE, program="map_file"),
     ]
 
 

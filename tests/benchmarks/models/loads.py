@@ -6,12 +6,13 @@ from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.children import Child
-from tests.benchmarks.machine import available_bytes, cpu_s
+from tests.benchmarks.machine import cpu_s
 from tests.benchmarks.models.cases import FILE, Case, chosen
-from tests.benchmarks.models.machine import COMPUTING_FOR_EACH_CORE, Computing, LowWater, busy_s, computing, wait_quiet
+from tests.benchmarks.models.machine import COMPUTING_FOR_EACH_CORE, Computing, busy_s, computing, wait_quiet
 from tests.benchmarks.models.places import BUSY_HTTPS, HTTPS, Place
 from tests.benchmarks.models.ways import DOWNLOADS, Way, ways
 from tests.benchmarks.results import NATIVE
@@ -22,7 +23,7 @@ DOWNLOAD, LOAD, INFER, SUM = "download", "load", "first inference", "cold, sum"
 CPU, CPU_AFTER = "processor time of the machine", "processor time with what follows"
 CPU_OWN, CPU_PER_GIB = "processor time without the server's", "processor time without the server's, a GiB"
 RATE, LOST = "rate of what computes / alone", "work that computing programs lost"
-MEMORY, WARM = "less MemAvailable", "warm, sum"
+WARM = "warm, sum"
 ALONE_S = 1.5
 """So long programs compute alone before a load."""
 
@@ -94,23 +95,19 @@ class Loads:
             way.offer(place, case.directory)
             child = stack.enter_context(way.child(case, place))
             child.wait_ready()
-            available = available_bytes()
             fetch = stack.enter_context(way.ready(directory, place, case.directory))
             beside = stack.enter_context(ExitStack())
             others = beside.enter_context(computing(COMPUTING_FOR_EACH_CORE * _cores() if place.busy else 0))
             wait_quiet(scale.quiet_s)
+            self.bench.touch(Path(case.directory))
             others.begin()
             alone = Meter.read(place, others)
             time.sleep(ALONE_S if place.busy else 0)
             begun = Meter.read(place, others)
-            alone_rate = begun.rate(alone)
-            self.bench.touch()
-            memory = stack.enter_context(LowWater(available))
-            begun = Meter.read(place, others)
             path = fetch()
             fetched_s = time.perf_counter() - begun.at_s
             outcome = self._told(child, case, path)
-            ended, taken = Meter.read(place, others), memory.taken
+            ended = Meter.read(place, others)
             beside.close()
             total_s = fetched_s + _sum(outcome)
             machine_s, server_s = ended.machine_s - begun.machine_s, ended.server_s - begun.server_s
@@ -121,12 +118,11 @@ class Loads:
                 CPU: machine_s,
                 CPU_OWN: machine_s - server_s,
                 CPU_PER_GIB: (machine_s - server_s) * GIB / scale.file,
-                MEMORY: taken,
             }
             if case.infers:
                 samples[INFER] = outcome["infer_s"]
             if place.busy:
-                samples[RATE] = ended.rate(begun) / alone_rate
+                samples[RATE] = ended.rate(begun) / begun.rate(alone)
                 samples[LOST] = (1 - samples[RATE]) * total_s
             else:
                 wait_quiet(scale.quiet_s)
@@ -154,7 +150,6 @@ def _names(case: Case, place: Place, way: Way) -> list[str]:
     names += [SUM, CPU, CPU_OWN]
     names += [CPU_PER_GIB] if case.directory == FILE else []
     names += [RATE, LOST] if place.busy else [CPU_AFTER]
-    names += [MEMORY]
     return names + ([WARM] if way.mounts and not place.busy else [])
 
 

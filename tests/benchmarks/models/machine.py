@@ -1,22 +1,18 @@
-"""The whole machine: how busy it is, how much of its memory is taken, and programs that compute on it."""
+"""The whole machine: how busy it is, and programs that compute on it."""
 
 import mmap
 import os
 import struct
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from tests.benchmarks.children import Child
-from tests.benchmarks.machine import available_bytes, cpu_s
+from tests.benchmarks.machine import cpu_s
 from tests.benchmarks.models.programs.compute import COUNT
 
-SAMPLE_INTERVAL_S = 0.02
 WINDOW_S = 0.25
 QUIET_SHARE = 0.1
 """Of one core: so busy is a machine on which nothing is done."""
@@ -88,30 +84,3 @@ def computing(count: int) -> Iterator[Computing]:
         for child in children:
             child.wait_ready()
         yield Computing(children, counts)
-
-
-class LowWater:
-    """By how much the memory that is available was less than *before*, at the worst moment of the context."""
-
-    def __init__(self, before: int | None = None) -> None:
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._least = available_bytes()
-        self._before = self._least if before is None else before
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    @property
-    def taken(self) -> int:
-        """Bytes so far."""
-        return max(0, self._before - self._least)
-
-    def _sample(self) -> None:
-        while not self._ended.wait(SAMPLE_INTERVAL_S):
-            self._least = min(self._least, available_bytes())

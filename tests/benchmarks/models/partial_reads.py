@@ -49,7 +49,7 @@ def partial_reads(bench: Bench, selection: Selection, places: Sequence[Place]) -
                 _wire(bench, place)
             if wanted(cases.HEADER, place, HTTPS, DISTANT, SLOW):
                 _headers(bench, place, mounts)
-            if wanted(cases.RANDOM, place, HTTPS, DISTANT):
+            if wanted(cases.RANDOM, place, DISTANT):
                 _pages(bench, place, mounts)
 
 
@@ -92,12 +92,12 @@ def _header(bench: Bench, place: Place, way: Way, name: str, *, beside: bool = F
     with ExitStack() as stack:
         directory = stack.enter_context(bench.directory())
         way.offer(place, SHARDS)
+        path = Path(stack.enter_context(way.ready(directory, place, SHARDS))())
         child, reader = (stack.enter_context(case.child()) for case in (HEADER, READER))
         for each in (child, reader):
             each.wait_ready()
-        path = Path(stack.enter_context(way.ready(directory, place, SHARDS))())
         wait_quiet(bench.scale.quiet_s)
-        bench.touch()
+        bench.touch(Path(SHARDS))
         if beside:
             reader.tell(path)
             time.sleep(UNDER_WAY_S)
@@ -119,7 +119,7 @@ def _page(bench: Bench, place: Place, way: Way) -> Sequence[float]:
         way.offer(place, FILE)
         path = Path(stack.enter_context(way.ready(directory, place, FILE))())
         wait_quiet(bench.scale.quiet_s)
-        bench.touch()
+        bench.touch(Path(FILE))
         before = _sent(place)
         outcome = measure("randoms", path / "model.safetensors", bench.scale.model_timeout_s, count=READS)
         wait_quiet(bench.scale.quiet_s)  # what is still fetched when the program has ended counts too
