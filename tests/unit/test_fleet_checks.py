@@ -199,7 +199,8 @@ def test_all_members_that_do_not_serve_are_named_with_what_to_do(tmp_path: Path)
     together = ", ".join(sorted(f"{HOST}:{port}" for port in (one, two)))
     assert sorted(told) == sorted(
         [
-            f"{HOST}:{other}: this host refuses its certificate: self-signed certificate in certificate chain: `trimsfs doctor` there",
+            f"{HOST}:{other}: this host refuses its certificate: self-signed certificate in certificate chain: "
+            "`trimsfs doctor` there",
             f"{together}: serves another fleet: compare --fleet",
             f"{HOST}:1: Connection refused: `systemctl status trimsfs-nginx` there",
         ]
