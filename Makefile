@@ -4,7 +4,7 @@
 #   make reliability  injects faults and prints a table of what was survived
 #   make model   tries random sequences beside a reference model for long: make model EXAMPLES=20000
 #   make soak    does everything at once for 15 minutes: make soak ARGS='--hours 8 --seed 2'
-#   make bench   measures against a native file, rclone, JuiceFS and s3fs
+#   make bench   measures against a native file, downloads, rclone, JuiceFS, s3fs and Run:ai's streamer, over https
 #   make bench-fleet  measures hosts that fetch from each other beside the store alone, in network namespaces
 #   make engines loads models by 30 unchanged programs, from a mount of S3 and locally, and compares
 #   make dist    builds wheels, a Debian package and a container image, each with its bill of materials, below dist/

@@ -1,45 +1,15 @@
 """What trimsfs is held to: each budget a formula over the results and a bound."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tests.benchmarks.budget import Budget, Formula
 from tests.benchmarks.measure import cold, growth, processes, service, stores, warm
 from tests.benchmarks.measure.references import ONE_LAST, PART, WHOLE
-from tests.benchmarks.models import formulas
-from tests.benchmarks.models.cases import LLAMA, SMALL
-from tests.benchmarks.models.loads import CPU, SUM, WARM
-from tests.benchmarks.models.ways import DOWNLOADS
+from tests.benchmarks.models.bounds import MODELS
 from tests.benchmarks.results import GETS, NATIVE, PEERS, TRIMSFS, Key, Results
 from tests.benchmarks.scale import MIB, size_text
 from tests.benchmarks.scaling import growths, slopes, study
-
-Formula = Callable[[Results], float | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
-    """A bound on a number: at most, or at least if *least*. Numbers are shown multiplied by *factor*, with *unit*."""
-
-    name: str
-    description: str
-    formula: Formula
-    bound: float
-    least: bool = False
-    unit: str = "x"
-    factor: float = 1
-
-    def met(self, value: float) -> bool:
-        """Whether a number keeps to the bound."""
-        return value >= self.bound if self.least else value <= self.bound
-
-    def text(self, value: float) -> str:
-        """A number as it is shown."""
-        return f"{value * self.factor:.4g} {self.unit}".rstrip()
-
-    @property
-    def bound_text(self) -> str:
-        """The bound as it is shown."""
-        return f"{'≥' if self.least else '≤'} {self.text(self.bound)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,61 +249,7 @@ BUDGETS = (
         unit="µs",
         factor=1e6,
     ),
-    Budget(
-        name="model, beside downloads",
-        description="first load and inference of the Llama: time / time with the fastest download before it",
-        formula=formulas.beside(SUM, LLAMA, DOWNLOADS, distant=False),
-        bound=0.8,
-    ),
-    Budget(
-        name="model, beside downloads, distant",
-        description="the same, 25 ms and 90 MB/s for each connection",
-        formula=formulas.beside(SUM, LLAMA, DOWNLOADS, distant=True),
-        bound=0.8,
-    ),
-    Budget(
-        name="model, beside other mounts",
-        description="first load and inference of the Llama: time / time with the fastest other mount",
-        formula=formulas.beside(SUM, LLAMA, PEERS, distant=False),
-        bound=0.7,
-    ),
-    Budget(
-        name="model, beside other mounts, distant",
-        description="the same, 25 ms and 90 MB/s for each connection",
-        formula=formulas.beside(SUM, LLAMA, PEERS, distant=True),
-        bound=0.7,
-    ),
-    Budget(
-        name="model, beside the wire",
-        description="that time, distant, less an inference from memory / time of the bytes on the wire",
-        formula=formulas.beside_the_wire,
-        bound=1.1,
-    ),
-    Budget(
-        name="model, processor time",
-        description="of the whole machine for it / with the cheapest download before it",
-        formula=formulas.beside(CPU, LLAMA, DOWNLOADS),
-        bound=1.2,
-    ),
-    Budget(
-        name="one file, beside other mounts",
-        description="read and mapped for the first time: speed / speed of the fastest other mount",
-        formula=formulas.one_file,
-        bound=1.5,
-        least=True,
-    ),
-    Budget(
-        name="small files, cold",
-        description="300 files by name, one after the other: time / time of the fastest other mount",
-        formula=formulas.beside(SUM, SMALL, PEERS),
-        bound=0.7,
-    ),
-    Budget(
-        name="small files, warm",
-        description="the same again",
-        formula=formulas.beside(WARM, SMALL, PEERS),
-        bound=0.2,
-    ),
+    *MODELS,
     Budget(
         name="growth",
         description="the largest exponent of anything in the groups scale",

@@ -73,7 +73,8 @@ def rclone_environment(server: S3Server) -> dict[str, str]:
         "SECRET_ACCESS_KEY": server.secret_key,
         "REGION": server.region,
     }
-    return {f"RCLONE_CONFIG_BENCH_{name}": value for name, value in remote.items()}
+    trust = {} if server.ca_file is None else {"RCLONE_CA_CERT": str(server.ca_file)}
+    return {f"RCLONE_CONFIG_BENCH_{name}": value for name, value in remote.items()} | trust
 
 
 @contextmanager
@@ -108,7 +109,8 @@ def _s3fs(directory: Path, server: S3Server) -> Iterator[Mount]:
         *("parallel_count=16", "stat_cache_expire=60", "max_stat_cache_size=200000"),
     ]
     arguments = ["s3fs", BUCKET, str(directory / "models"), "-f", "-o", ",".join(options)]
-    with served(S3FS, arguments, directory, {}) as mount:
+    trust = {} if server.ca_file is None else {"CURL_CA_BUNDLE": str(server.ca_file)}
+    with served(S3FS, arguments, directory, trust) as mount:
         yield mount
 
 

@@ -1,10 +1,12 @@
 """The machine: what it is, its memory, and what processes cost it."""
 
+import mmap
 import os
 import platform
 import re
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -19,6 +21,7 @@ from tests.benchmarks.contenders import Mount, inherited
 from tests.services import installed
 
 SAMPLE_INTERVAL_S = 0.1
+TOUCH_LIMIT_S = 120
 
 
 def facts() -> dict[str, str | int]:
@@ -77,14 +80,14 @@ class Cost:
         self.peak_bytes = 0
 
     def __enter__(self) -> Self:
-        self._cpu_before_s = _cpu_s(self._mount.pids)
+        self._cpu_before_s = cpu_s(self._mount.pids)
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._ended.set()
         self._thread.join()
-        self.cpu_s = _cpu_s(self._mount.pids) - self._cpu_before_s
+        self.cpu_s = cpu_s(self._mount.pids) - self._cpu_before_s
 
     def _sample(self) -> None:
         while not self._ended.is_set():
@@ -105,7 +108,7 @@ def family(pids: Iterable[int]) -> set[int]:
     return found
 
 
-def _cpu_s(pids: Iterable[int]) -> float:
+def cpu_s(pids: Iterable[int]) -> float:
     """CPU time of processes, their descendants and those of their children that have ended, in seconds."""
     ticks = 0
     for pid in family(pids):
@@ -114,6 +117,25 @@ def _cpu_s(pids: Iterable[int]) -> float:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             ticks += sum(map(int, fields[11:15]))
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def available_bytes() -> int:
+    """What the kernel says could be had without swapping; what is cached counts."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    raise LookupError("MemAvailable")
+
+
+def touch_memory(size: int) -> None:
+    """Have a program write so many bytes, at most half of what is available, and end.
+
+    A virtual machine gets memory from its host only when it first writes there, and gives it back some seconds after it
+    is free. Who runs next would pay for that, or not.
+    """
+    size = min(size, available_bytes() // 2)
+    code = f"import mmap; mmap.mmap(-1, {size}, flags={mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE})"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=TOUCH_LIMIT_S)
 
 
 def settle() -> None:

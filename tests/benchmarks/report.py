@@ -8,12 +8,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from tests.benchmarks.bench import PROFILE_TEXT
+from tests.benchmarks.bench import PROFILE_TEXT, TOUCHED_TIMES
 from tests.benchmarks.budgets import Verdict, verdicts
-from tests.benchmarks.results import BYTES, GETS, NATIVE, PEERS, RATES, SHARES, Results, Series
+from tests.benchmarks.models.loads import GROUP as MODELS
+from tests.benchmarks.models.machine import COMPUTING_FOR_EACH_CORE
+from tests.benchmarks.models.places import SLOW_TEXT
+from tests.benchmarks.models.ways import DOWNLOADS
+from tests.benchmarks.results import BYTES, GETS, NATIVE, PEERS, RATES, RUNAI, S3FS, SHARES, TRIMSFS, Results, Series
 from tests.benchmarks.scale import GIB, KIB, MIB
 from tests.benchmarks.scaling import slopes
 
+COMPARED = {"best download": DOWNLOADS, "best other mount": PEERS, S3FS: (S3FS,), RUNAI: (RUNAI,)}
 _NONE = "-"
 _BYTE_UNITS = (("GiB", GIB), ("MiB", MIB), ("KiB", KIB))
 _TIME_UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
@@ -33,7 +38,12 @@ def tables(results: Results) -> Iterator[Table]:
     """The budgets, then each group."""
     yield _budget_table(verdicts(results))
     for group in results.groups():
-        yield _growth_table(results, group) if group in slopes.GROUPS else _group_table(results, group)
+        if group in slopes.GROUPS:
+            yield _growth_table(results, group)
+        elif group.startswith(MODELS):
+            yield _model_table(results, group)
+        else:
+            yield _group_table(results, group)
 
 
 def show(results: Results, console: Console) -> None:
@@ -65,17 +75,22 @@ def markdown(results: Results, machine: Mapping[str, str | int], plots: Sequence
         f"trimsfs {machine['trimsfs']}, {machine['rclone']}, {machine['juicefs']}, {machine['s3fs']};",
         f"SeaweedFS {machine['seaweedfs']}.",
         "",
-        "Nothing is prepared: no memory is written or freed for a measurement, and every cache is empty before a cold",
-        "one. Only the endpoint has its objects in memory, so that it never waits for a disk.",
+        _memory_text(int(machine["touched"])),
+        "Every cache is empty before a cold measurement. Only the endpoint has its objects in memory, so that it never",
+        "waits for a disk.",
         "",
         "Each cell: the median (least - most) where there are several samples, and the ratio to what is named last.",
         "The S3 endpoint is an emulation that answers from memory (`tests/services/fast.py`).",
         f'"Distant": {PROFILE_TEXT}. "GETs": plain ranged GETs by boto3 into one file.',
         "",
-        'In the groups "models" a program has imported its framework before the time runs, every mount is at rest, and',
-        "downloads and caches are on one disk. Processor time is all that the machine spends until the program has its",
-        "output, also by the endpoint and the emulated link; with what follows: until nothing is done any more.",
-        '"Less MemAvailable" is by how much memory that can be had fell at worst since before the mount.',
+        'In the groups "models" the endpoint is SeaweedFS. "https" has a certificate of this run, which all trust;',
+        f'"distant" and "slow" are https over a link: {PROFILE_TEXT}, and {SLOW_TEXT}.',
+        f"At the busy ones {COMPUTING_FOR_EACH_CORE} programs for each core compute while a model loads, and before.",
+        "A program has imported its framework before the time runs, every mount is at rest, and downloads and caches",
+        "are on one disk. Processor time is all that the machine spends until the program has its output, also by the",
+        "endpoint and the emulated link, but not by what computes beside it; with what follows: until nothing is done",
+        "any more; without the server's: less what endpoint and link took. The rate of what computes is relative to",
+        "just before the load; what it lost is the time that it takes alone for what it did not do.",
         '"GETs" are plain GETs there without an SDK that keep nothing; JuiceFS has its metadata on this machine.',
         "",
         'In the groups "scale" a column is how many there are of what grows, and the slope is the exponent of a fit to',
@@ -86,6 +101,17 @@ def markdown(results: Results, machine: Mapping[str, str | int], plots: Sequence
     parts += [table_markdown(table, "##") for table in tables(results)]
     parts += [f"Left out: {text}" for text in results.skipped] + [f"Failed: {text}" for text in results.failures]
     return "\n\n".join(parts) + "\n"
+
+
+def _memory_text(touched: int) -> str:
+    """How memory was before each cold measurement."""
+    if not touched:
+        return "Memory is fresh: nothing is written or freed for a measurement, so that who runs first may pay for it."
+    size = value_text("peak memory", touched)
+    return (
+        f"Memory is touched: just before each cold measurement of anyone a program writes {TOUCHED_TIMES} times the\n"
+        f"bytes that are loaded, at most {size}, and ends."
+    )
 
 
 def table_markdown(table: Table, level: str) -> str:
@@ -163,6 +189,26 @@ def _group_table(results: Results, group: str) -> Table:
         cells = [cell(name, row.get(contender), row[base].median if base else None) for contender in contenders]
         lines.append([f"{name}, {case}", *cells, base or _NONE])
     return Table(group, ["", *contenders, "ratio to"], lines)
+
+
+def _model_table(results: Results, group: str) -> Table:
+    """A column for each contender, then for what trimsfs takes of what others do."""
+    rows = list(results.rows(group))
+    contenders = list(dict.fromkeys(name for _, _, row in rows for name in row))
+    compared = {name: others for name, others in COMPARED.items() if set(others) & set(contenders)}
+    lines = []
+    for name, case, row in rows:
+        cells = [cell(name, row.get(contender), None) for contender in contenders]
+        ratios = [_ratio_text(row, others) for others in compared.values()]
+        lines.append([f"{name}, {case}", *cells, *ratios])
+    return Table(group, ["", *contenders, *(f"{TRIMSFS} / {name}" for name in compared)], lines)
+
+
+def _ratio_text(row: Mapping[str, Series], others: Sequence[str]) -> str:
+    """What trimsfs takes of the least that one of the others does."""
+    ours, *theirs = (row[name].median if name in row else None for name in (TRIMSFS, *others))
+    known = [median for median in theirs if median]
+    return f"{ours / min(known):.2f}" if ours and known else _NONE
 
 
 def _growth_table(results: Results, group: str) -> Table:

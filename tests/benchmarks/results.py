@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 NATIVE, TRIMSFS, RCLONE, JUICEFS, S3FS, GETS = "native", "trimsfs", "rclone", "JuiceFS", "s3fs", "GETs"
 PEERS = (RCLONE, JUICEFS, S3FS)
+RUNAI = "Run:ai's streamer"
 BYTES = frozenset(
     {
         "peak memory",
@@ -32,6 +33,7 @@ SHARES = frozenset(
         "passed through / open files",
         "wakeups a second at rest",
         "descriptors of the server",
+        "rate of what computes / alone",
     }
 )
 """Names of what is a ratio or a count. What is in none of these sets is seconds."""

@@ -7,7 +7,8 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """Sizes in bytes, times in seconds, the rest counts; *llama* is layers and width."""
+    """Sizes in bytes, times in seconds, the rest counts; *llama* is layers and width, *touched* what is written before
+    each cold measurement."""
 
     big: int
     profile: int
@@ -23,7 +24,9 @@ class Scale:
     timeout_s: float
     llama: tuple[int, int]
     onnx: int
-    sparse: int
+    file: int
+    shard: int
+    touched: int
     model_repetitions: int
     model_timeout_s: float
     quiet_s: float
@@ -55,8 +58,10 @@ FULL = Scale(
     timeout_s=60,
     llama=(9, 2048),
     onnx=256 * MIB,
-    sparse=4 * GIB,
-    model_repetitions=3,
+    file=GIB,
+    shard=256 * MIB,
+    touched=4 * GIB,
+    model_repetitions=2,
     model_timeout_s=180,
     quiet_s=15,
     objects=(1_000, 10_000, 100_000, 1_000_000),
@@ -84,7 +89,9 @@ QUICK = Scale(
     timeout_s=20,
     llama=(4, 1024),
     onnx=64 * MIB,
-    sparse=512 * MIB,
+    file=256 * MIB,
+    shard=64 * MIB,
+    touched=GIB,
     model_repetitions=1,
     model_timeout_s=60,
     quiet_s=2,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from mountctl.fleet.nginx import Member as ServedMount
 from mountctl.fleet.nginx import Nginx
-from tests.fleet.certificates import Authority, Identity
 from tests.fleet.stores import FleetStore
 from tests.services import run_daemon
+from tests.support.certificates import Authority, Identity
 from tests.support.mounts import LAZY, MountedStore, let_in, log_beside, trimsfs, wait_until
 from tests.support.network import Host
 from trimsfs.options import MountOptions

@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from tests.fleet.certificates import Authority, Identity
+from tests.support.certificates import Authority, Identity
 from tests.support.keepers import kill
 from tests.support.mounts import MOUNTCTL, MountedStore, let_in, mounted, trimsfs, wait_until
 

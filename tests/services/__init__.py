@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
+CA_VARIABLES = ("AWS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 # /tmp may be in memory; /var/tmp is on disk by convention.
 SCRATCH = Path("/var/tmp")
 
@@ -40,12 +41,17 @@ class ServiceError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class S3Server:
-    """A running S3 endpoint and the credentials it accepts."""
+    """A running S3 endpoint, the credentials it accepts, and the file of who signed its certificate if it has one.
+
+    *pids* are the processes that answer, as far as they are known.
+    """
 
     endpoint_url: str
     access_key: str
     secret_key: str
     region: str = "us-east-1"
+    ca_file: Path | None = None
+    pids: tuple[int, ...] = ()
 
     def environment(self) -> dict[str, str]:
         """Return the variables with which an AWS SDK or tool reaches this server and no other."""
@@ -57,6 +63,8 @@ class S3Server:
             "AWS_ENDPOINT_URL": self.endpoint_url,
             "AWS_EC2_METADATA_DISABLED": "true",
             "NO_PROXY": HOST,
+            # For SDKs, then for curl and for what is written in Go.
+            **{name: str(self.ca_file) for name in CA_VARIABLES if self.ca_file is not None},
         }
 
     def client(self) -> S3Client:
@@ -67,6 +75,7 @@ class S3Server:
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,
             region_name=self.region,
+            verify=None if self.ca_file is None else str(self.ca_file),
             config=Config(
                 s3={"addressing_style": "path"},
                 request_checksum_calculation="when_required",

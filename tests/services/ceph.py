@@ -317,13 +317,13 @@ class _Cluster:
     @contextlib.contextmanager
     def run_rgw(self, osd: Daemon) -> Iterator[Ceph]:
         netloc = f"{HOST}:{self.rgw_port}"
-        keys = {"access_key": secrets.token_hex(10), "secret_key": secrets.token_hex(20)}
+        key, secret = secrets.token_hex(10), secrets.token_hex(20)
         create = ["radosgw-admin", "-n", "client.rgw", "user", "create", f"--uid={_USER}"]
-        options = [f"--{name.replace('_', '-')}={value}" for name, value in keys.items()]
-        run_tool([*create, "--display-name=test", *options], self.env, 60, osd)
+        options = ["--display-name=test", f"--access-key={key}", f"--secret-key={secret}"]
+        run_tool([*create, *options], self.env, 60, osd)
         run = partial(self._run, "client.rgw", ["radosgw", "-f", "-n", "client.rgw"])
         with Gateway(run, self.rgw_port) as gateway:
-            yield Ceph(f"http://{netloc}", directory=self.directory, gateway=gateway, **keys)
+            yield Ceph(f"http://{netloc}", key, secret, directory=self.directory, gateway=gateway)
 
     def _run(self, name: str, argv: list[str]) -> contextlib.AbstractContextManager[Daemon]:
         return run_daemon(name, argv, self.directory / f"{name}.log", self.env)

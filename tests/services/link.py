@@ -27,23 +27,41 @@ PIECE = 1 << 20
 
 
 @contextlib.contextmanager
-def start_link(server: S3Server, *, latency_ms: float, rate: int) -> Iterator[S3Server]:
+def start_link(server: S3Server, *, latency_ms: float, rate: int, shared: bool = False) -> Iterator[S3Server]:
     """The same server over a link until the context ends.
 
     What a client sends arrives *latency_ms* later, so that each answer does; each connection brings *rate* bytes a
-    second back. Raises ServiceError when the link does not answer within 30 seconds.
+    second back, or all together if it is *shared*. Raises ServiceError when the link does not answer within 30 seconds.
     """
     with tempfile.TemporaryDirectory(prefix="trimsfs-link-", dir=SCRATCH) as directory, reserved_ports() as ports:
-        target = urlsplit(server.endpoint_url).port
-        arguments = {"port": ports[0], "target": target, "latency-ms": latency_ms, "rate": rate}
+        url = urlsplit(server.endpoint_url)
+        arguments = {"port": ports[0], "target": url.port, "latency-ms": latency_ms, "rate": rate}
+        named = [f"--{name}={value}" for name, value in arguments.items()]
         with run_daemon(
             "link",
-            [sys.executable, "-m", __name__, *(f"--{name}={value}" for name, value in arguments.items())],
+            [sys.executable, "-m", __name__, *named, *(["--shared"] if shared else [])],
             Path(directory) / "link.log",
             {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         ) as daemon:
             daemon.wait_until(lambda: accepts(ports[0]), 30)
-            yield dataclasses.replace(server, endpoint_url=f"http://{HOST}:{ports[0]}")
+            pids = (*server.pids, daemon.process.pid)
+            yield dataclasses.replace(server, endpoint_url=f"{url.scheme}://{HOST}:{ports[0]}", pids=pids)
+
+
+class Pace:
+    """When bytes may go on, at a rate: what was not used of it while nothing came is lost."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._free = 0.0
+        self._lock = threading.Lock()
+
+    def turn(self, count: int) -> float:
+        """When so many bytes may go, by the monotonic clock; they take the time after it."""
+        with self._lock:
+            turn = max(self._free, time.monotonic())
+            self._free = turn + count / self._rate
+        return turn
 
 
 def _requests(client: socket.socket, server: socket.socket, latency_s: float) -> None:
@@ -55,18 +73,13 @@ def _requests(client: socket.socket, server: socket.socket, latency_s: float) ->
     _end(server)
 
 
-def _answers(server: socket.socket, client: socket.socket, rate: int) -> None:
-    """Pass on what the server sends, at a rate: what was not used of it while nothing came is lost."""
-    most = max(1, int(rate * PACE_S))
+def _answers(server: socket.socket, client: socket.socket, pace: Pace, most: int) -> None:
+    """Pass on what the server sends, in pieces of *most* bytes."""
     out, into = os.pipe()
-    turn = 0.0
     try:
         with contextlib.suppress(OSError):
             while count := os.splice(server.fileno(), into, most):
-                now = time.monotonic()
-                if turn > now:
-                    time.sleep(turn - now)
-                turn = max(turn, now) + count / rate
+                time.sleep(max(0, pace.turn(count) - time.monotonic()))
                 while count:
                     count -= os.splice(out, client.fileno(), count)
     finally:
@@ -80,11 +93,12 @@ def _end(other: socket.socket) -> None:
         other.shutdown(socket.SHUT_WR)
 
 
-def _serve(client: socket.socket, options: argparse.Namespace) -> None:
+def _serve(client: socket.socket, options: argparse.Namespace, pace: Pace) -> None:
     with client, socket.create_connection((HOST, options.target)) as server:
         for each in (client, server):
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        answers = threading.Thread(target=_answers, args=(server, client, options.rate), daemon=True)
+        most = max(1, int(options.rate * PACE_S))
+        answers = threading.Thread(target=_answers, args=(server, client, pace, most), daemon=True)
         answers.start()
         _requests(client, server, options.latency_ms / 1000)
         answers.join()
@@ -97,11 +111,14 @@ def main() -> None:
     parser.add_argument("--target", type=int, required=True)
     parser.add_argument("--latency-ms", type=float, required=True)
     parser.add_argument("--rate", type=int, required=True, help="bytes a second for each connection")
+    parser.add_argument("--shared", action="store_true", help="for all connections together")
     options = parser.parse_args()
+    shared = Pace(options.rate)
     with socket.create_server((HOST, options.port), backlog=512) as listener:
         while True:
             client, _ = listener.accept()
-            threading.Thread(target=_serve, args=(client, options), daemon=True).start()
+            pace = shared if options.shared else Pace(options.rate)
+            threading.Thread(target=_serve, args=(client, options, pace), daemon=True).start()
 
 
 if __name__ == "__main__":

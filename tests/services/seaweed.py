@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import tempfile
@@ -15,6 +16,7 @@ from pathlib import Path
 from botocore.exceptions import BotoCoreError, ClientError
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.certificates import Authority
 from tests.support.network import Host
 
 from . import HOST, SCRATCH, S3Server, accepts, installed, reserved_ports, run_daemon
@@ -26,15 +28,21 @@ VOLUME_MIB = 2048
 VOLUMES = 100
 _KEY, _SECRET = "bench", "bench-secret"
 _PORTS = ("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc")
-_MORE_PORTS = ("filer.port", "filer.port.grpc", "metricsPort")
+_MORE_PORTS = ("filer.port", "filer.port.grpc", "metricsPort", "s3.port.https")
 _SENT = "SeaweedFS_s3_bucket_traffic_sent_bytes_total"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seaweed(S3Server):
-    """A running server."""
+    """A running server, which answers over http, and over https as well."""
 
     metrics_url: str
+    https_url: str
+    authority: Path
+
+    def over_https(self) -> Seaweed:
+        """The same over https."""
+        return dataclasses.replace(self, endpoint_url=self.https_url, ca_file=self.authority)
 
     def sent_bytes(self, bucket: str) -> float:
         """Bytes of bodies that it has sent of a bucket."""
@@ -67,12 +75,17 @@ def start_seaweed(host: Host | None = None) -> Iterator[Seaweed]:
             "actions": ["Admin", "Read", "Write", "List", "Tagging"],
         }
         (directory / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        directory.chmod(0o711)  # who reads the certificate is not always root
+        authority = Authority(directory)
+        own = authority.identity(address)
         numbered = dict(zip((*_PORTS, *_MORE_PORTS), ports, strict=False))
         options = {
             **numbered,
             "dir": directory / "data",
             "ip": address,
             "ip.bind": address,
+            "s3.cert.file": own.certificate,
+            "s3.key.file": own.key,
             "s3.config": directory / "s3.json",
             "s3.port.iceberg": 0,
             "s3.port.lance": 0,
@@ -86,11 +99,18 @@ def start_seaweed(host: Host | None = None) -> Iterator[Seaweed]:
         named = [f"-{name}={value}" for name, value in options.items()]
         arguments = [*(host.namespace.before if host else ()), installed("weed"), "server", "-s3", *named]
         metrics_url = f"http://{address}:{numbered['metricsPort']}/metrics"
-        server = Seaweed(f"http://{address}:{numbered['s3.port']}", _KEY, _SECRET, metrics_url=metrics_url)
+        server = Seaweed(
+            f"http://{address}:{numbered['s3.port']}",
+            _KEY,
+            _SECRET,
+            metrics_url=metrics_url,
+            https_url=f"https://{address}:{numbered['s3.port.https']}",
+            authority=authority.certificate,
+        )
         answers = partial(_answers, server, address, numbered["s3.port"])
         with run_daemon("weed", arguments, directory / "weed.log", os.environ, STOP_S) as daemon:
             daemon.wait_until((lambda: host.namespace.call(answers)) if host else answers, START_S)
-            yield server
+            yield dataclasses.replace(server, pids=(daemon.process.pid,))
 
 
 def _answers(server: S3Server, address: str, port: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import random
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, get_args
 
 import pytest
 from boto3.s3.transfer import TransferConfig
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, SSLError
 
 from tests.contract.backends import use_cloud
 from trimsfs.options import MountOptions
@@ -272,6 +273,21 @@ async def test_the_fast_endpoint_serves_the_same_in_the_words_of_each_store(
         await store.aclose()
     assert (generation.key, generation.size) == ("dir/model", len(content))
     assert bytes(read) == content[1000:51_000]
+
+
+def test_seaweed_answers_over_https_to_who_trusts_it() -> None:
+    with start_seaweed() as server:
+        secure = server.over_https()
+        with contextlib.closing(server.client()) as client, contextlib.closing(secure.client()) as other:
+            client.create_bucket(Bucket="bucket")
+            client.put_object(Bucket="bucket", Key="object", Body=b"body")
+            assert other.get_object(Bucket="bucket", Key="object")["Body"].read() == b"body"
+        assert server.ca_file is None
+        assert secure.environment()["AWS_CA_BUNDLE"] == str(secure.ca_file)
+        assert secure.pids == server.pids
+        stranger = dataclasses.replace(secure, ca_file=None)
+        with contextlib.closing(stranger.client()) as client, pytest.raises(SSLError):
+            client.list_buckets()
 
 
 def test_seaweed_returns_what_was_put() -> None:

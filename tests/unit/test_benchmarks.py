@@ -1,27 +1,32 @@
 """The benchmarks' arithmetic, and the endpoint that they read from."""
 
 import contextlib
+import dataclasses
 import random
+import resource
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.benchmarks.budgets import BUDGETS, Budget, verdicts
+from tests.benchmarks import machine, report
+from tests.benchmarks.budget import Budget
+from tests.benchmarks.budgets import BUDGETS, verdicts
 from tests.benchmarks.gpu import fill, load
 from tests.benchmarks.gpu import report as gpu_report
 from tests.benchmarks.measure import cold, processes, stores, warm
 from tests.benchmarks.measure.references import ONE_LAST, PART, WHOLE
-from tests.benchmarks.models import cases, loads, partial_reads
-from tests.benchmarks.models.machine import LowWater, busy_s
+from tests.benchmarks.models import cases, loads, partial_reads, places
+from tests.benchmarks.models.machine import computing
 from tests.benchmarks.models.ways import BOTO3, RCLONE_COPY
 from tests.benchmarks.reader import percentile
 from tests.benchmarks.report import value_text
-from tests.benchmarks.results import GETS, JUICEFS, NATIVE, RCLONE, S3FS, TRIMSFS, Key, Results
-from tests.benchmarks.scale import size_text
+from tests.benchmarks.results import GETS, JUICEFS, NATIVE, RCLONE, RUNAI, S3FS, TRIMSFS, Key, Results
+from tests.benchmarks.scale import GIB, size_text
 from tests.services import S3Server
 from tests.services.buckets import PART_SIZE, uploaded
 from tests.services.fast import FastS3, Traffic, start_fast
@@ -129,50 +134,115 @@ def test_first_byte_is_that_of_the_streaming_mode_if_there_is_one() -> None:
     assert measured(results_of(ordinary | streamed), "first byte") == (1.1, "met")
 
 
-def test_models_are_held_to_the_best_of_the_others_at_the_worst_endpoint() -> None:
-    near, far = loads.group("SeaweedFS"), loads.group("fast endpoint, distant")
+def test_models_are_held_to_the_best_of_the_others_at_the_worst_place() -> None:
+    near, far, slow = map(loads.group, (places.HTTPS, places.DISTANT, places.SLOW))
+    busy = loads.group(places.BUSY_HTTPS)
+    header = "shard of 256 MiB"
     results = results_of(
         {
             (near, loads.SUM, cases.LLAMA, TRIMSFS): [7.0],
             (near, loads.SUM, cases.LLAMA, BOTO3): [12.0],
             (near, loads.SUM, cases.LLAMA, RCLONE_COPY): [10.0],
-            (near, loads.SUM, cases.LLAMA, JUICEFS): [9.0],
+            (near, loads.SUM, cases.LLAMA, JUICEFS): [20.0],
+            (near, loads.SUM, cases.LLAMA, S3FS): [9.0],
+            (near, loads.SUM, cases.LLAMA_32, TRIMSFS): [8.0],
+            (near, loads.SUM, cases.LLAMA_32, BOTO3): [10.0],
+            (near, loads.INFER, cases.LLAMA, NATIVE): [0.5],
             (near, loads.CPU, cases.LLAMA, TRIMSFS): [12.0],
             (near, loads.CPU, cases.LLAMA, BOTO3): [10.0],
+            (near, loads.SUM, cases.TENSORS, TRIMSFS): [5.0],
+            (near, loads.SUM, cases.TENSORS, RUNAI): [8.0],
             (near, loads.SUM, cases.FILE_READ, TRIMSFS): [1.0],
             (near, loads.SUM, cases.FILE_READ, RCLONE): [2.0],
-            (far, loads.SUM, cases.FILE_MAPPED, TRIMSFS): [1.0],
-            (far, loads.SUM, cases.FILE_MAPPED, S3FS): [1.25],
+            (near, loads.CPU_PER_GIB, cases.FILE_READ, TRIMSFS): [1.0, 1.4, 2.0],
+            (near, partial_reads.WHOLE_HEADER, header, TRIMSFS): [0.01],
+            (near, partial_reads.WHOLE_HEADER, header, GETS): [0.005],
+            (busy, loads.SUM, cases.FILE_READ, TRIMSFS): [3.0],
+            (busy, loads.SUM, cases.FILE_READ, S3FS): [2.0],
+            (busy, loads.RATE, cases.FILE_READ, TRIMSFS): [0.75],
+            (busy, loads.RATE, cases.FILE_READ, S3FS): [0.5],
+            (busy, loads.RATE, cases.LLAMA, TRIMSFS): [0.5],
+            (busy, loads.RATE, cases.LLAMA, S3FS): [0.625],
             (far, loads.SUM, cases.LLAMA, TRIMSFS): [2.7],
             (far, loads.SUM, cases.LLAMA, BOTO3): [2.7],
-            (far, loads.INFER, cases.LLAMA, NATIVE): [0.5],
             (far, partial_reads.WIRE, cases.LLAMA, GETS): [2.0],
+            (far, partial_reads.WHOLE_HEADER, header, TRIMSFS): [0.03],
+            (far, partial_reads.WHOLE_HEADER, header, GETS): [0.03],
+            (slow, partial_reads.BESIDE, header, TRIMSFS): [0.5],
         }
     )
 
-    assert measured(results, "model, beside downloads") == (0.7, "met")
-    assert measured(results, "model, beside downloads, distant") == (1.0, "missed")
-    assert measured(results, "model, beside other mounts") == (7 / 9, "missed")
-    assert measured(results, "model, beside the wire") == (1.1, "met")
+    assert measured(results, "model, beside downloads") == (0.8, "missed")
+    assert measured(results, "model, beside s3fs") == (7 / 9, "met")
+    assert measured(results, "model, beside other mounts") == (0.35, "met")
     assert measured(results, "model, processor time") == (1.2, "met")
-    assert measured(results, "one file, beside other mounts") == (1.25, "missed")
+    assert measured(results, "model, busy, beside downloads") == (None, "not measured")
+    assert measured(results, "model, distant, beside downloads") == (1.0, "missed")
+    assert measured(results, "model, distant, beside the wire") == (1.1, "met")
+    assert measured(results, "tensors, beside Run:ai's streamer") == (0.625, "missed")
+    assert measured(results, "one file, beside other mounts") == (0.5, "met")
+    assert measured(results, "one file, processor time") == (1.4, "met")
+    assert measured(results, "one file, busy, beside other mounts") == (1.5, "missed")
+    assert measured(results, "what computes meanwhile") == (0.8, "missed")
+    assert measured(results, "header, beside one GET") == (2.0, "missed")
+    assert measured(results, "first bytes over a slow link") == (0.5, "met")
     assert measured(results, "small files, warm") == (None, "not measured")
 
 
+def test_tables_of_models_show_ratios() -> None:
+    near = loads.group(places.HTTPS)
+    times = {TRIMSFS: 1.0, BOTO3: 4.0, RCLONE_COPY: 2.0, RCLONE: 5.0, S3FS: 0.5}
+    results = results_of({(near, loads.SUM, cases.FILE_READ, name): [value] for name, value in times.items()})
+    results.note(Key(near, loads.SUM, cases.FILE_READ, JUICEFS), "failed")
+    _, table = report.tables(results)
+
+    ratios = ["trimsfs / best download", "trimsfs / best other mount", "trimsfs / s3fs"]
+    assert table.headings == ["", *times, JUICEFS, *ratios]
+    assert table.rows == [
+        [f"{loads.SUM}, {cases.FILE_READ}", "1 s", "4 s", "2 s", "5 s", "500 ms", "failed", "0.50", "2.00", "2.00"]
+    ]
+
+
+@pytest.mark.parametrize(("touched", "word"), [(4 * GIB, "touched"), (0, "fresh")])
+def test_the_report_says_how_memory_was(touched: int, word: str) -> None:
+    names = ("date", "scale", "cpu", "kernel", "python", "trimsfs", "rclone", "juicefs", "s3fs", "seaweedfs")
+    facts: dict[str, str | int] = dict.fromkeys(names, "-") | {"cores": 2, "memory_bytes": GIB, "touched": touched}
+
+    assert f"Memory is {word}" in report.markdown(Results(), facts, [])
+
+
 @pytest.mark.alone
-def test_the_whole_machine_is_watched() -> None:
-    before = busy_s()
-    held: list[bytearray] = []
-    taken, until = 0, time.monotonic() + 20
-    while taken < 32 << 20 and time.monotonic() < until:  # what has ended gives memory back for some seconds
-        time.sleep(0.5)
-        with LowWater() as memory:
-            held.append(bytearray(64 << 20))
-            held[-1][:: 1 << 12] = b"x" * (len(held[-1]) >> 12)
-            time.sleep(0.1)
-        taken = memory.taken
-    assert taken >= 32 << 20
-    assert busy_s() > before
+def test_programs_compute_and_are_counted() -> None:
+    with computing(2) as others:
+        time.sleep(0.2)
+        assert others.units == 0
+        others.begin()
+        before, cpu_before = others.units, others.cpu_s
+        time.sleep(1)
+        assert others.units > before
+        assert others.cpu_s > cpu_before + 0.2
+    with computing(0) as none:
+        assert (none.units, none.cpu_s) == (0, 0)
+
+
+@pytest.mark.alone
+def test_what_a_server_takes_is_not_the_load_s(server: FastS3) -> None:
+    place = places.Place(name=places.HTTPS, server=server, source=None, uploads=None)  # type: ignore[arg-type]
+    with computing(1) as others:
+        others.begin()
+        busy = dataclasses.replace(place, server=dataclasses.replace(server, pids=(others.pids[0],)))
+        with computing(0) as none:
+            before = loads.Meter.read(busy, none)
+            time.sleep(1)
+            after = loads.Meter.read(busy, none)
+    assert after.server_s - before.server_s > 0.2
+    assert after.machine_s - before.machine_s > after.server_s - before.server_s - 0.1
+
+
+def test_memory_is_touched_by_a_program_that_ends() -> None:
+    machine.touch_memory(256 << 20)
+
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >= 256 << 10
 
 
 def test_budgets_show_their_unit() -> None:
@@ -316,3 +386,19 @@ def test_a_link_is_slow_and_changes_no_byte(server: FastS3) -> None:
         assert same
         assert first_s >= 0.05
         assert time.monotonic() - begun >= 0.05 + 0.135
+
+
+def test_connections_share_a_link(server: FastS3) -> None:
+    key = "ä ü/+%&.bin"
+    with (
+        start_link(server, latency_ms=0, rate=2_000_000, shared=True) as linked,
+        contextlib.closing(linked.client()) as client,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        client.head_bucket(Bucket="bucket")
+        begun = time.monotonic()
+        bodies = list(pool.map(lambda _: client.get_object(Bucket="bucket", Key=key)["Body"].read(), range(3)))
+        taken_s = time.monotonic() - begun
+
+    assert bodies == [BODY] * 3
+    assert taken_s >= 0.4

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from tests.fleet.certificates import Authority, Identity
 from tests.services import HOST
+from tests.support.certificates import Authority, Identity
 from trimsfs.cli import fleet_checks
 from trimsfs.cli.checks import Advice, ProblemError
 from trimsfs.errors import ConfigurationError
@@ -86,7 +86,7 @@ def refusal(authority: Authority, identity: Identity) -> str:
 def test_a_certificate_of_another_ca_fails(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     identity = Authority(tmp_path / "other").identity(HOST)
-    told = f"option --fleet-cert {identity.certificate}: certificate signature failure: issue one by the CA"
+    told = f"option --fleet-cert {identity.certificate}: unable to get local issuer certificate: issue one by the CA"
     assert refusal(Authority(tmp_path), identity).startswith(told)
 
 
@@ -199,7 +199,8 @@ def test_all_members_that_do_not_serve_are_named_with_what_to_do(tmp_path: Path)
     together = ", ".join(sorted(f"{HOST}:{port}" for port in (one, two)))
     assert sorted(told) == sorted(
         [
-            f"{HOST}:{other}: this host refuses its certificate: certificate signature failure: `trimsfs doctor` there",
+            f"{HOST}:{other}: this host refuses its certificate: self-signed certificate in certificate chain: "
+            "`trimsfs doctor` there",
             f"{together}: serves another fleet: compare --fleet",
             f"{HOST}:1: Connection refused: `systemctl status trimsfs-nginx` there",
         ]

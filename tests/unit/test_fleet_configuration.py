@@ -15,8 +15,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from mountctl.fleet.nginx import Member, Nginx, render
-from tests.fleet.certificates import Authority
 from tests.services import accepts, reserved_ports, run_daemon
+from tests.support.certificates import Authority
 from tests.support.mounts import MOUNTCTL
 from trimsfs.cli.fleet_checks import certificate
 from trimsfs.errors import ConfigurationError

@@ -13,8 +13,8 @@ import pytest
 import trio
 
 from mountctl.fleet.nginx import Member, Nginx
-from tests.fleet.certificates import Authority, Identity
 from tests.services import HOST, reserved_ports, run_daemon
+from tests.support.certificates import Authority, Identity
 from tests.support.parts import content_of, until
 from tests.support.served import Server, Serving, mount_options
 from tests.support.stores import MemoryStore

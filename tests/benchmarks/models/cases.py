@@ -2,11 +2,10 @@
 
 import json
 import os
-import random
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,17 +13,30 @@ from pathlib import Path
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.children import REPOSITORY, Child
 from tests.benchmarks.data import BUCKET, content
-from tests.benchmarks.scale import KIB, MIB
+from tests.benchmarks.models.places import BUSY_HTTP, BUSY_HTTPS, DISTANT, HTTP, HTTPS
+from tests.benchmarks.scale import MIB
 from tests.services.buckets import uploaded
 
 BUILD_S = 300
 BLOCK = 8 * MIB
 TENSOR = MIB
 ENVIRONMENTS = {"frameworks": ".venv-frameworks", "mxnet": ".venv-mxnet"}
-LLAMA, SHARDS_MAPPED, SHARDS_READ = "Llama, transformers", "Llama's shards, safe_open", "Llama's shards, read"
+LLAMA, LLAMA_32 = "Llama, transformers", "Llama of 32 shards, transformers"
+SHARDS_MAPPED, TENSORS = "Llama's shards, safe_open", "Llama's tensors, copied"
 RESNET, VGG, ONNX = "ResNet-50, MXNet", "VGG-16, MXNet", "ONNX, external data"
-FILE, SPARSE = "file", "sparse"
-SMALL, FILE_READ, FILE_MAPPED = "small files", "one file, read", "one file, mapped"
+FILE, SHARDS = "file", "shards"
+HEADER, RANDOM = "header", "random"
+SMALL, FILE_READ = "small files", "one file, read"
+
+
+SHORT = (
+    *("llama", "llama-32", "tensors", "mapped", "resnet", "vgg", "onnx", "small", "file-read"),
+    *(HEADER, RANDOM),
+)
+"""The names of all programs on the command line."""
+SHARD_COUNTS = {"llama": 10, "llama-32": 32}
+COUNT = 4
+"""Of the shards of the model whose headers are read."""
 
 
 class MissingError(LookupError):
@@ -33,9 +45,10 @@ class MissingError(LookupError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A program that loads a directory. *everywhere*: from all endpoints, or else from one near and one distant.
+    """A program that loads a directory, from these *places* unless others are asked for.
 
-    *environment* is that of the program's framework, none for the benchmarks' own.
+    *environment* is that of the program's framework, none for the benchmarks' own. *streamed* is the program that does
+    the same by Run:ai's streamer.
     """
 
     name: str
@@ -44,18 +57,22 @@ class Case:
     program: str
     environment: str = ""
     infers: bool = False
-    everywhere: bool = False
+    places: tuple[str, ...] = (HTTPS,)
     arguments: tuple[str, ...] = ()
+    streamed: str = ""
 
-    def child(self) -> Child:
-        """The program, which waits for a path. Raises MissingError."""
-        return Child(f"models.programs.{self.program}", *self.arguments, python=interpreter(self.environment))
+    def child(self, streaming: Mapping[str, str] | None = None) -> Child:
+        """The program, which waits for a path; with variables for *streaming*, that one. Raises MissingError."""
+        program = self.program if streaming is None else self.streamed
+        python = interpreter(self.environment)
+        return Child(f"models.programs.{program}", *self.arguments, environment=streaming, python=python)
 
 
 def cases(bench: Bench) -> list[Case]:
     """All that load whole models."""
     count = str(bench.scale.small_files)
     torch, mxnet = "frameworks", "mxnet"
+    all_near = (HTTPS, HTTP, BUSY_HTTPS, BUSY_HTTP)
     return [
         Case(
             name=LLAMA,
@@ -64,10 +81,25 @@ def cases(bench: Bench) -> list[Case]:
             program="llama",
             environment=torch,
             infers=True,
-            everywhere=True,
+            places=(*all_near, DISTANT),
+        ),
+        Case(
+            name=LLAMA_32,
+            short="llama-32",
+            directory="llama-32",
+            program="llama",
+            environment=torch,
+            infers=True,
+        ),
+        Case(
+            name=TENSORS,
+            short="tensors",
+            directory="llama",
+            program="tensors",
+            environment=torch,
+            streamed="tensors_streamed",
         ),
         Case(name=SHARDS_MAPPED, short="mapped", directory="llama", program="mapped_shards", environment=torch),
-        Case(name=SHARDS_READ, short="read", directory="llama", program="read_files"),
         Case(
             name=RESNET,
             short="resnet",
@@ -78,9 +110,21 @@ def cases(bench: Bench) -> list[Case]:
         ),
         Case(name=VGG, short="vgg", directory="vgg16", program="mxnet_network", environment=mxnet, infers=True),
         Case(name=ONNX, short="onnx", directory="onnx", program="onnx_session", environment=torch, infers=True),
-        Case(name=SMALL, short="small", directory="small", program="read_files", arguments=("--count", count)),
-        Case(name=FILE_READ, short="file-read", directory=FILE, program="read_files"),
-        Case(name=FILE_MAPPED, short="file-mapped", directory=FILE, program="map_file"),
+        Case(
+            name=SMALL,
+            short="small",
+            directory="small",
+            program="read_files",
+            arguments=("--count", count),
+            places=(HTTPS, DISTANT),
+        ),
+        Case(
+            name=FILE_READ,
+            short="file-read",
+            directory=FILE,
+            program="read_files",
+            places=(*all_near, DISTANT),
+        ),
     ]
 
 
@@ -116,9 +160,8 @@ def written(bench: Bench, directory: str) -> Path:
         bench.console.print(f"[dim]writing {directory}[/dim]", highlight=False)
         staged = bench.work / f"{directory}-staged"
         _builders(bench)[directory](staged)
-        if directory != SPARSE:  # of which nobody reads all
-            for file in staged.iterdir():
-                uploaded(file)
+        for file in staged.iterdir():
+            uploaded(file)
         staged.rename(path)
         os.sync()
     return path
@@ -128,13 +171,16 @@ def _builders(bench: Bench) -> dict[str, Callable[[Path], None]]:
     scale = bench.scale
     layers, width = map(str, scale.llama)
     return {
-        "llama": partial(_program, "frameworks", "llama_build", [layers, width]),
+        **{
+            name: partial(_program, "frameworks", "llama_build", [layers, width, str(count)])
+            for name, count in SHARD_COUNTS.items()
+        },
         "resnet50": partial(_network, "resnet50"),
         "vgg16": partial(_network, "vgg16"),
         "onnx": partial(_program, "frameworks", "onnx_build", [str(scale.onnx)]),
         "small": partial(_small, scale.small_files, scale.small_size),
-        FILE: partial(_safetensors, scale.big),
-        SPARSE: partial(_sparse, scale.sparse),
+        FILE: partial(_safetensors, scale.file, ["model.safetensors"]),
+        SHARDS: partial(_safetensors, scale.shard, [shard(number) for number in range(COUNT)]),
     }
 
 
@@ -157,8 +203,13 @@ def _small(count: int, size: int, directory: Path) -> None:
         (directory / f"{number:06}").write_bytes(content(size, number))
 
 
-def _safetensors(size: int, directory: Path) -> None:
-    """A file with a tensor for each MiB."""
+def shard(number: int) -> str:
+    """The name of a shard of the model whose headers are read."""
+    return f"model-{number + 1:05}-of-{COUNT:05}.safetensors"
+
+
+def _safetensors(size: int, names: Sequence[str], directory: Path) -> None:
+    """Files with a tensor for each MiB."""
     header = {
         f"layers.{number}.weight": {
             "dtype": "U8",
@@ -170,17 +221,8 @@ def _safetensors(size: int, directory: Path) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     directory.mkdir(parents=True)
-    with (directory / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for number in range(size // BLOCK):
-            file.write(content(BLOCK, number))
-
-
-def _sparse(size: int, directory: Path) -> None:
-    """A file that is mostly holes: 4 KiB of data in each MiB."""
-    directory.mkdir(parents=True)
-    block = random.Random(0).randbytes(4 * KIB)
-    with (directory / "model.bin").open("wb") as file:
-        file.truncate(size)
-        for offset in range(0, size, MIB):
-            os.pwrite(file.fileno(), block, offset)
+    for file_number, name in enumerate(names):
+        with (directory / name).open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for number in range(size // BLOCK):
+                file.write(content(BLOCK, file_number * size // BLOCK + number))

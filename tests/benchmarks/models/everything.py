@@ -8,6 +8,6 @@ from tests.benchmarks.models.places import places
 
 def models(bench: Bench, selection: Selection) -> None:
     """First loads of whole models, then of parts of files, from each endpoint."""
-    with places(bench, set(selection.places)) as found:
+    with places(set(selection.places)) as found:
         Loads(bench, selection).measure(found)
         partial_reads(bench, selection, found)

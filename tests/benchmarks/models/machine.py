@@ -1,25 +1,32 @@
-"""The whole machine: how busy it is, and how much of its memory is taken."""
+"""The whole machine: how busy it is, and programs that compute on it."""
 
+import mmap
 import os
-import threading
+import struct
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-SAMPLE_INTERVAL_S = 0.02
+from tests.benchmarks.children import Child
+from tests.benchmarks.machine import cpu_s
+from tests.benchmarks.models.programs.compute import COUNT
+
 WINDOW_S = 0.25
 QUIET_SHARE = 0.1
 """Of one core: so busy is a machine on which nothing is done."""
 QUIET_WINDOWS = 2
+COMPUTING_FOR_EACH_CORE = 2
 _IDLE = (3, 4)
-_GUEST = 8
+_STEAL = 7
+"""From here on: what the host did instead of us, and what is already counted."""
 
 
 def busy_s() -> float:
     """Processor time of all that the machine has done, in seconds: programs, servers, endpoint, kernel."""
     ticks = list(map(int, Path("/proc/stat").read_text().partition("\n")[0].split()[1:]))
-    counted = sum(value for place, value in enumerate(ticks[:_GUEST]) if place not in _IDLE)
+    counted = sum(value for place, value in enumerate(ticks[:_STEAL]) if place not in _IDLE)
     return counted / os.sysconf("SC_CLK_TCK")
 
 
@@ -32,35 +39,48 @@ def wait_quiet(limit_s: float) -> None:
         quiet = quiet + 1 if busy_s() - before < QUIET_SHARE * WINDOW_S else 0
 
 
-def available_bytes() -> int:
-    """What the kernel says could be had without swapping; what is cached counts."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    raise LookupError("MemAvailable")
+class Computing:
+    """Programs that compute; they begin when they are told."""
 
-
-class LowWater:
-    """By how much the memory that is available was less than at the begin, at the worst moment of the context."""
-
-    def __init__(self) -> None:
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._before = self._least = available_bytes()
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._ended.set()
-        self._thread.join()
+    def __init__(self, children: list[Child], counts: mmap.mmap) -> None:
+        self._children = children
+        self._counts = counts
 
     @property
-    def taken(self) -> int:
-        """Bytes so far."""
-        return max(0, self._before - self._least)
+    def pids(self) -> list[int]:
+        """Their numbers."""
+        return [child.pid for child in self._children]
 
-    def _sample(self) -> None:
-        while not self._ended.wait(SAMPLE_INTERVAL_S):
-            self._least = min(self._least, available_bytes())
+    def begin(self) -> None:
+        """Have them compute from now on."""
+        for child in self._children:
+            child.tell()
+
+    @property
+    def units(self) -> int:
+        """How much work they have done so far."""
+        return sum(struct.unpack_from(COUNT, self._counts, place * struct.calcsize(COUNT))[0] for place in self._places)
+
+    @property
+    def cpu_s(self) -> float:
+        """Their processor time so far."""
+        return cpu_s(self.pids)
+
+    @property
+    def _places(self) -> range:
+        return range(len(self._children))
+
+
+@contextmanager
+def computing(count: int) -> Iterator[Computing]:
+    """So many programs that compute, until the context ends."""
+    with ExitStack() as stack:
+        file = stack.enter_context(tempfile.NamedTemporaryFile())
+        file.truncate(max(1, count) * struct.calcsize(COUNT))
+        counts = stack.enter_context(mmap.mmap(file.fileno(), 0))
+        children = [
+            stack.enter_context(Child("models.programs.compute", file.name, str(place))) for place in range(count)
+        ]
+        for child in children:
+            child.wait_ready()
+        yield Computing(children, counts)

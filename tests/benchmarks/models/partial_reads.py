@@ -1,5 +1,6 @@
-"""Parts of a large file: its header, a few pages of it; and what the wire does, which both are beside."""
+"""Parts of a large file: its first bytes and header, a few pages of it; and what the wire does."""
 
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from functools import partial
@@ -8,23 +9,28 @@ from pathlib import Path
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.children import Child, measure
 from tests.benchmarks.data import BUCKET
-from tests.benchmarks.models.cases import FILE, LLAMA, SPARSE, Case, written
+from tests.benchmarks.juicefs import BUCKET as JUICEFS_BUCKET
+from tests.benchmarks.models import cases
+from tests.benchmarks.models.cases import FILE, LLAMA, SHARDS, Case, written
 from tests.benchmarks.models.loads import Selection, group
 from tests.benchmarks.models.machine import wait_quiet
-from tests.benchmarks.models.places import Place
+from tests.benchmarks.models.places import DISTANT, HTTPS, SLOW, Place
 from tests.benchmarks.models.ways import Way, ways
 from tests.benchmarks.results import GETS
 from tests.benchmarks.scale import size_text
 from tests.services import S3Server
-from tests.services.fast import LISTINGS, FastS3
 
-HEADER = Case(name="", short="header", directory=FILE, program="header", infers=True)
+HEADER = Case(name="", short=cases.HEADER, directory=SHARDS, program="header", infers=True)
+READER = Case(name="", short=cases.HEADER, directory=SHARDS, program="read_files")
 FIRST, WHOLE_HEADER = "open and 8 bytes", "open, 8 bytes and the header"
+BESIDE = "open and 8 bytes, while the model is fetched"
 PAGES, FETCHED = "4 KiB at random", "bytes fetched"
 P50, P99 = f"{PAGES}, p50", f"{PAGES}, p99"
 WIRE = "bytes on the wire"
 READS = 200
 WORKERS = (4, 8, 16)
+UNDER_WAY_S = 2
+"""So long the first shard has been read when the header of the last one is."""
 
 
 def partial_reads(bench: Bench, selection: Selection, places: Sequence[Place]) -> None:
@@ -33,14 +39,18 @@ def partial_reads(bench: Bench, selection: Selection, places: Sequence[Place]) -
         way for way in ways(bench) if way.mounts and (not selection.contenders or way.name in selection.contenders)
     ]
     chosen = selection.programs
+
+    def wanted(program: str, place: Place, *where: str) -> bool:
+        return (not chosen or program in chosen) and (place.name in where or bool(selection.places))
+
     for place in places:
         for _ in range(bench.scale.model_repetitions):
-            if not chosen or "llama" in chosen:
+            if wanted("llama", place) and place.name == DISTANT:
                 _wire(bench, place)
-            if (not chosen or "header" in chosen) and (place.main or selection.places):
+            if wanted(cases.HEADER, place, HTTPS, DISTANT, SLOW):
                 _headers(bench, place, mounts)
-            if (not chosen or "random" in chosen) and isinstance(place.server, FastS3):
-                _pages(bench, place, place.server, mounts)
+            if wanted(cases.RANDOM, place, DISTANT):
+                _pages(bench, place, mounts)
 
 
 def _wire(bench: Bench, place: Place) -> None:
@@ -59,59 +69,74 @@ def _wire(bench: Bench, place: Place) -> None:
 
 
 def _headers(bench: Bench, place: Place, mounts: Sequence[Way]) -> None:
-    file = written(bench, FILE) / "model.safetensors"
+    file = written(bench, SHARDS) / cases.shard(cases.COUNT - 1)
     with file.open("rb") as opened:
         length = 8 + int.from_bytes(opened.read(8), "little")
-    case = f"file of {size_text(file.stat().st_size)}"
+    case = f"shard of {size_text(bench.scale.shard)}"
 
     def one_get() -> Sequence[float]:
-        place.offer(bench.data.store, Path(BUCKET, FILE))
-        return [_gets(bench, place.server, f"{FILE}/{file.name}", length, 1)]
+        place.offer(bench.data.store, Path(BUCKET, SHARDS))
+        return [_gets(bench, place.server, f"{SHARDS}/{file.name}", length, 1)]
 
     for way in mounts:
-        names = [FIRST, WHOLE_HEADER]
-        bench.take(group(place.name), case, way.name, names, partial(_header, bench, place, way))
+        alone = partial(_header, bench, place, way, file.name)
+        bench.take(group(place.name), case, way.name, [FIRST, WHOLE_HEADER], alone)
+        if place.name == SLOW:
+            beside = partial(_header, bench, place, way, file.name, beside=True)
+            bench.take(group(place.name), case, way.name, [BESIDE, f"{BESIDE}, and the header"], beside)
     bench.take(group(place.name), case, GETS, [WHOLE_HEADER], one_get)
 
 
-def _header(bench: Bench, place: Place, way: Way) -> Sequence[float]:
+def _header(bench: Bench, place: Place, way: Way, name: str, *, beside: bool = False) -> Sequence[float]:
+    """Seconds to the first bytes of a shard and to its whole header, if *beside* while another shard is being read."""
     with ExitStack() as stack:
         directory = stack.enter_context(bench.directory())
-        way.offer(place, FILE)
-        child = stack.enter_context(HEADER.child())
-        child.wait_ready()
-        fetch = stack.enter_context(way.ready(directory, place, FILE))
+        way.offer(place, SHARDS)
+        path = Path(stack.enter_context(way.ready(directory, place, SHARDS))())
+        child, reader = (stack.enter_context(case.child()) for case in (HEADER, READER))
+        for each in (child, reader):
+            each.wait_ready()
         wait_quiet(bench.scale.quiet_s)
-        child.tell(fetch())
+        bench.touch(Path(SHARDS))
+        if beside:
+            reader.tell(path)
+            time.sleep(UNDER_WAY_S)
+        child.tell(path / name)
         outcome = child.answer(bench.scale.model_timeout_s)
     return [outcome["load_s"], outcome["load_s"] + outcome["infer_s"]]
 
 
-def _pages(bench: Bench, place: Place, server: FastS3, mounts: Sequence[Way]) -> None:
-    case = f"{READS} in {size_text(bench.scale.sparse)}"
+def _pages(bench: Bench, place: Place, mounts: Sequence[Way]) -> None:
+    case = f"{READS} in {size_text(bench.scale.file)}"
     for way in mounts:
         names = [P50, P99, FETCHED]
-        bench.take(group(place.name), case, way.name, names, partial(_page, bench, place, server, way))
+        bench.take(group(place.name), case, way.name, names, partial(_page, bench, place, way))
 
 
-def _page(bench: Bench, place: Place, server: FastS3, way: Way) -> Sequence[float]:
+def _page(bench: Bench, place: Place, way: Way) -> Sequence[float]:
     with ExitStack() as stack:
         directory = stack.enter_context(bench.directory())
-        way.offer(place, SPARSE)
-        path = stack.enter_context(way.ready(directory, place, SPARSE))()
+        way.offer(place, FILE)
+        path = Path(stack.enter_context(way.ready(directory, place, FILE))())
         wait_quiet(bench.scale.quiet_s)
-        server.reset()
-        outcome = measure("randoms", path / "model.bin", bench.scale.model_timeout_s, count=READS)
+        bench.touch(Path(FILE))
+        before = _sent(place)
+        outcome = measure("randoms", path / "model.safetensors", bench.scale.model_timeout_s, count=READS)
         wait_quiet(bench.scale.quiet_s)  # what is still fetched when the program has ended counts too
-        counted = server.statistics().items()
-    return [outcome["p50"], outcome["p99"], sum(each.body_bytes for name, each in counted if LISTINGS not in name)]
+        sent = _sent(place) - before
+    return [outcome["p50"], outcome["p99"], sent]
+
+
+def _sent(place: Place) -> float:
+    """Bytes of bodies that the server has sent to whoever it was."""
+    return sum(map(place.source.sent_bytes, (BUCKET, JUICEFS_BUCKET)))
 
 
 def _gets(bench: Bench, server: S3Server, key: str, size: int, workers: int) -> float:
     """Seconds of so many plain GETs at once, each of the first *size* bytes of an object."""
     with closing(server.client()) as client:
         url = client.generate_presigned_url("get_object", Params={"Bucket": BUCKET, "Key": key})
-    with Child("models.programs.gets", url, size=size, workers=workers) as child:
+    with Child("models.programs.gets", url, environment=server.environment(), size=size, workers=workers) as child:
         child.wait_ready()
         child.tell()
         return child.outcome(bench.scale.model_timeout_s)["seconds"]

@@ -1,4 +1,4 @@
-"""The endpoints that models come from: a real server and a fast one, each near and distant."""
+"""Where models come from: a real server, over https and http; on a host that computes; and far away."""
 
 import os
 from collections.abc import Iterator
@@ -7,43 +7,28 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.benchmarks.bench import PROFILE_LATENCY_MS, PROFILE_RATE, Bench
+from tests.benchmarks.bench import PROFILE_LATENCY_MS, PROFILE_RATE
 from tests.services import S3Server
 from tests.services.link import start_link
-from tests.services.seaweed import start_seaweed
+from tests.services.seaweed import Seaweed, start_seaweed
 
 UPLOADS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """An endpoint as the tables name it; *short* as the command line does.
-
-    The fast endpoints serve what is written to the store. The real one has it *uploaded*.
-    """
-
-    name: str
-    short: str
-    server: S3Server
-    distant: bool
-    main: bool
-    uploaded: "Uploads | None" = None
-
-    def offer(self, store: Path, relative: Path) -> None:
-        """Have all files of a directory of a bucket of the store, BUCKET/DIRECTORY, at this endpoint."""
-        if self.uploaded is not None:
-            self.uploaded.add(store, relative)
+SLOW_RATE = 25_000_000
+SLOW_TEXT = "25 ms, 25 MB/s for all connections together"
+HTTPS, HTTP, BUSY_HTTPS, BUSY_HTTP = "https", "http", "busy-https", "busy-http"
+DISTANT, SLOW = "distant", "slow"
+PLACES = (HTTPS, HTTP, BUSY_HTTPS, BUSY_HTTP, DISTANT, SLOW)
 
 
 @dataclass(frozen=True, slots=True)
 class Uploads:
-    """What the real server has."""
+    """What the server has."""
 
     server: S3Server
     _there: set[Path] = field(default_factory=set)
 
     def add(self, store: Path, relative: Path) -> None:
-        """Upload a directory unless it is there."""
+        """Upload a directory unless it is there, and let go of the memory of its files here."""
         if relative in self._there:
             return
         bucket = relative.parts[0]
@@ -54,24 +39,43 @@ class Uploads:
             keys = [str(path.relative_to(store / bucket)) for path in files]
             list(pool.map(client.upload_file, map(str, files), [bucket] * len(files), keys))
         os.sync()
+        for path in files:
+            with path.open("rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         self._there.add(relative)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """An endpoint as the command line names it; *busy* if programs compute on this host while a model loads."""
+
+    name: str
+    server: S3Server
+    source: Seaweed
+    uploads: Uploads
+
+    @property
+    def busy(self) -> bool:
+        """Whether programs compute here while a model loads."""
+        return self.name in {BUSY_HTTPS, BUSY_HTTP}
+
+    def offer(self, store: Path, relative: Path) -> None:
+        """Have all files of a directory of a bucket of the store, BUCKET/DIRECTORY, at this endpoint."""
+        self.uploads.add(store, relative)
+
+
 @contextmanager
-def places(bench: Bench, wanted: set[str]) -> Iterator[list[Place]]:
-    """Those that are *wanted* by their short names, or all if none is; the real server runs only if it is needed."""
+def places(wanted: set[str]) -> Iterator[list[Place]]:
+    """Those that are *wanted*, or all if none is."""
     with ExitStack() as stack:
-        found = [
-            Place("fast endpoint", "fast", bench.plain, distant=False, main=False),
-            Place("fast endpoint, distant", "fast-distant", bench.profile, distant=True, main=True),
+        http = stack.enter_context(start_seaweed())
+        https = http.over_https()
+        far = stack.enter_context(start_link(https, latency_ms=PROFILE_LATENCY_MS, rate=PROFILE_RATE))
+        slow = stack.enter_context(start_link(https, latency_ms=PROFILE_LATENCY_MS, rate=SLOW_RATE, shared=True))
+        servers = dict(zip(PLACES, (https, http, https, http, far, slow), strict=True))
+        uploads = Uploads(http)
+        yield [
+            Place(name=name, server=server, source=http, uploads=uploads)
+            for name, server in servers.items()
+            if not wanted or name in wanted
         ]
-        if not wanted or wanted & {"seaweed", "seaweed-distant"}:
-            server = stack.enter_context(start_seaweed())
-            link = stack.enter_context(start_link(server, latency_ms=PROFILE_LATENCY_MS, rate=PROFILE_RATE))
-            uploads = Uploads(server)
-            found = [
-                Place("SeaweedFS", "seaweed", server, distant=False, main=True, uploaded=uploads),
-                Place("SeaweedFS, distant", "seaweed-distant", link, distant=True, main=False, uploaded=uploads),
-                *found,
-            ]
-        yield [place for place in found if not wanted or place.short in wanted]

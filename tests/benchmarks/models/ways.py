@@ -18,15 +18,19 @@ from tests.benchmarks.contenders import (
 from tests.benchmarks.data import BUCKET
 from tests.benchmarks.juicefs import BUCKET as JUICEFS_BUCKET
 from tests.benchmarks.juicefs import Volume, juicefs, volume
-from tests.benchmarks.models.cases import written
+from tests.benchmarks.models.cases import Case, written
 from tests.benchmarks.models.places import Place
-from tests.benchmarks.results import JUICEFS, NATIVE
+from tests.benchmarks.results import JUICEFS, NATIVE, RCLONE, RUNAI, S3FS, TRIMSFS
 from tests.services import installed, run_tool
 
 BOTO3, RCLONE_COPY = "boto3 download", "rclone copy"
 DOWNLOADS = (BOTO3, RCLONE_COPY)
 
-Fetch = Callable[[], Path]
+WAYS = (NATIVE, BOTO3, RCLONE_COPY, TRIMSFS, RCLONE, JUICEFS, S3FS, RUNAI)
+"""The names of all, in the order of the tables."""
+STREAMER = {"RUNAI_STREAMER_CONCURRENCY": "16", "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0"}
+
+Fetch = Callable[[], Path | str]
 """Called when the time runs: does what has to be done before a program can open the files, and says where they are."""
 Ready = Callable[[Path, Place, str], AbstractContextManager[Fetch]]
 
@@ -36,13 +40,18 @@ class Way:
     """``offer(place, name)`` has the bucket's directory *name* at the endpoint, in memory.
 
     ``ready(directory, place, name)`` is all that a user does long before: mounting, say. What the contender keeps is in
-    *directory*.
+    *directory*. One that *streams* has no files: programs read the bucket by a library.
     """
 
     name: str
     offer: Callable[[Place, str], None]
     ready: Ready
     mounts: bool = False
+    streams: bool = False
+
+    def child(self, case: Case, place: Place) -> Child:
+        """The program of a case, as it loads this way. Raises MissingError."""
+        return case.child(place.server.environment() | STREAMER if self.streams else None)
 
 
 def ways(bench: Bench) -> list[Way]:
@@ -51,13 +60,11 @@ def ways(bench: Bench) -> list[Way]:
 
     def offer(place: Place, name: str) -> None:
         written(bench, name)
-        bench.data.heat(Path(name))
         place.offer(bench.data.store, Path(BUCKET, name))
 
     def offer_volume(place: Place, name: str) -> None:
         if name not in volumes:
             volumes[name] = volume(written(bench, name), bench.data.store, bench.work)
-        bench.data.heat(volumes[name].objects)
         place.offer(bench.data.store, Path(JUICEFS_BUCKET, name))
 
     return [
@@ -67,7 +74,13 @@ def ways(bench: Bench) -> list[Way]:
         *(Way(each.name, offer, _mount(each), mounts=True) for each in (trimsfs(), RCLONE_MOUNT)),
         Way(JUICEFS, offer_volume, _juicefs(volumes), mounts=True),
         Way(S3FS_MOUNT.name, offer, _mount(S3FS_MOUNT), mounts=True),
+        Way(RUNAI, offer, _streamed, streams=True),
     ]
+
+
+@contextmanager
+def _streamed(_directory: Path, _place: Place, name: str) -> Iterator[Fetch]:
+    yield lambda: f"s3://{BUCKET}/{name}"
 
 
 def _local(bench: Bench) -> Ready:

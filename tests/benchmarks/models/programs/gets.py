@@ -20,7 +20,9 @@ class Getter:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self._target = f"{parts.path}?{parts.query}"
-        self._connection = http.client.HTTPConnection(parts.netloc)
+        secure = parts.scheme == "https"
+        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        self._connection = kind(parts.netloc)
         self._buffer = bytearray(BLOCK)
 
     def get(self, size: int) -> None:

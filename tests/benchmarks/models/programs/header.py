@@ -1,15 +1,14 @@
-"""Read the header of a directory's safetensors file: its length, eight bytes, and so many more."""
+"""Read the header of a safetensors file: its length, eight bytes, and so many more."""
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from tests.benchmarks.models.programs.common import serve
 
 
 def load(path: str) -> Callable[[], bytes]:
     """The first eight bytes."""
-    descriptor = os.open(Path(path, "model.safetensors"), os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
 
     def rest() -> bytes:

@@ -1,4 +1,5 @@
-"""Write a Llama of random weights in about ten shards with their index: ``llama_build DIRECTORY LAYERS WIDTH``."""
+"""Write a Llama of random weights in about so many shards with their index:
+``llama_build DIRECTORY LAYERS WIDTH SHARDS``."""
 
 import argparse
 from pathlib import Path
@@ -6,7 +7,6 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-SHARDS = 10
 VOCABULARY = 16000
 FEED_FORWARD = 2.75
 HEAD = 128
@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("layers", type=int)
     parser.add_argument("width", type=int)
+    parser.add_argument("shards", type=int)
     options = parser.parse_args()
     torch.manual_seed(0)
     model = LlamaForCausalLM(
@@ -32,7 +33,7 @@ def main() -> None:
         )
     )
     nbytes = sum(each.nbytes for each in model.parameters())
-    model.save_pretrained(options.directory, max_shard_size=-(-nbytes // SHARDS) + SLACK)
+    model.save_pretrained(options.directory, max_shard_size=-(-nbytes // options.shards) + SLACK)
     for path in options.directory.iterdir():
         path.chmod(0o644)  # safetensors makes files that only their owner may read
 

@@ -1,4 +1,4 @@
-"""The certificate authority of a fleet, and its hosts' certificates."""
+"""A certificate authority, and its hosts' certificates."""
 
 import datetime
 import ipaddress
@@ -29,9 +29,9 @@ class Authority:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = _name("fleet of the tests")
+        self._name = _name("tests")
         self.certificate = directory / "ca.pem"
-        builder = _builder(self._name, self._name, self._key.public_key()).add_extension(
+        builder = self._builder(self._name, self._key.public_key()).add_extension(
             x509.BasicConstraints(ca=True, path_length=0), critical=True
         )
         builder = builder.add_extension(
@@ -55,7 +55,7 @@ class Authority:
     ) -> Identity:
         """A certificate of the host with this address, for some days; all may read its key, as servers are not root."""
         key = ec.generate_private_key(ec.SECP256R1())
-        builder = _builder(_name(address), self._name, key.public_key(), days)
+        builder = self._builder(_name(address), key.public_key(), days)
         names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
         builder = builder.add_extension(names, critical=False)
         builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
@@ -68,24 +68,24 @@ class Authority:
         )
         return identity
 
+    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, days: float = 1) -> x509.CertificateBuilder:
+        now = datetime.datetime.now(datetime.UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - 2 * _DAY)
+            .not_valid_after(now + days * _DAY)
+            # Python 3.13 wants both.
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+        )
+
     def _write(self, file: Path, certificate: x509.Certificate) -> None:
         file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: float = 1
-) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - 2 * _DAY)
-        .not_valid_after(now + days * _DAY)
-    )
