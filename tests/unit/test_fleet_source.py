@@ -21,6 +21,7 @@ from trimsfs.fetch import first_bytes
 from trimsfs.fetch.copier import Extent, Landed
 from trimsfs.fetch.flights import Flight, Lane
 from trimsfs.fetch.peers import Outcome, PeerAnswer, PeerRequest
+from trimsfs.fetch.priority import Priority
 from trimsfs.fetch.store_fetcher import StoreFetcher
 from trimsfs.fleet import source, spread
 from trimsfs.fleet.health import Health, RetryBudget

@@ -1,6 +1,7 @@
-"""First bytes: in a fleet, those that a reader waits for first come from the store, if that is sooner.
+"""First bytes: those that a reader waits for come alone from the store, if that is sooner than their chunk.
 
-A peer gives whole chunks, once it has them. A program that begins to read does not wait for one.
+The server asks for them itself: its connections to the store are open, where a fetch process may have to start. The
+chunk may share a slow link with others, and a peer gives whole chunks, once it has them.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from cachetools import LRUCache
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import StoreError
 from trimsfs.fetch.batches import BatchFetcher
-from trimsfs.fetch.flights import Flight, Lane
+from trimsfs.fetch.flights import Flight, Lane, is_there
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob
 from trimsfs.types import Buffer
@@ -24,13 +25,17 @@ MOST_BYTES, MOST_SHARE = 1 << 20, 0.01
 together such a share of the file."""
 MOST_HEADS, MOST_BLOBS = 32, 1024
 """How many heads are kept in memory, and blobs of which the bytes are counted."""
+LEAST_SIZE = 4 << 20
+"""The first bytes of a smaller file are not there much sooner than its last."""
+PATIENCE_S = 0.1
+"""How long a reader waits for more bytes of a file whose chunks come from the store: they mostly come in order."""
 
 
 class _Head:
     """The first bytes of a blob, once they have come; ``done`` also if they will not."""
 
     def __init__(self) -> None:
-        self.data: memoryview | None = None
+        self.data: Buffer | None = None
         self.done = trio.Event()
 
 
@@ -48,13 +53,16 @@ class FirstBytes:
         self._counts: LRUCache[str, int] = LRUCache(MOST_BLOBS)
 
     def expect(self, flight: Flight) -> None:
-        """Start to fetch the head of a blob, if this is the flight of its first chunk and a peer is to give it.
+        """Start to fetch the head of a blob, if this is the flight of its first chunk and a peer is to give it."""
+        if flight.chunk == 0 and flight.lane is not Lane.STORE:
+            self._begin_head(flight.blob)
+
+    def _begin_head(self, blob: Blob) -> None:
+        """Start to fetch the head of a blob of which no byte is here.
 
         Readers wait for the head from now on: they must not ask for the same bytes.
         """
-        blob = flight.blob
-        known = blob.token in self._heads or self._retrying.problem(blob.token) is not None
-        if flight.chunk != 0 or flight.lane is Lane.STORE or blob.verified_bytes or known:
+        if blob.token in self._heads or blob.verified_bytes or self._retrying.problem(blob.token) is not None:
             return
         head = self._heads[blob.token] = _Head()
         self._background.start(self._fill, head, blob)
@@ -62,18 +70,33 @@ class FirstBytes:
     async def _fill(self, head: _Head, blob: Blob) -> None:
         try:
             with suppress(StoreError):
-                head.data = await self._batches.fetch_range(blob, 0, min(HEAD_BYTES, blob.generation.size))
+                head.data = await self._batches.fetch_directly(blob, 0, min(HEAD_BYTES, blob.generation.size))
         finally:
             head.done.set()
 
-    async def read(self, blob: Blob, start: int, stop: int, flights: Mapping[int, Flight]) -> Buffer | None:
-        """The bytes ``[start, stop)`` from the store, None if their flights are as soon or there were enough."""
-        if blob.verified_bytes or all(flight.lane is Lane.STORE for flight in flights.values()):
+    async def read(
+        self, blob: Blob, start: int, stop: int, flights: Mapping[int, Flight], *, alone: bool
+    ) -> Buffer | None:
+        """The bytes ``[start, stop)`` from the store, None if their flights are as soon or there were enough.
+
+        Those of chunks that come from the store, only if they may come *alone*.
+        """
+        from_store = all(flight.lane is Lane.STORE for flight in flights.values())
+        if (not from_store and blob.verified_bytes) or all(is_there(blob, *each, stop) for each in flights.items()):
             return None
+        patience_s = 0.0
+        if from_store:
+            if not alone or stop - start > MOST_BYTES or blob.generation.size < LEAST_SIZE:
+                return None
+            if blob.verified_bytes or any(flight.has_bytes for flight in flights.values()):
+                patience_s = PATIENCE_S
+            elif stop <= HEAD_BYTES:
+                self._begin_head(blob)
         found: list[Buffer] = []
         async with trio.open_nursery() as nursery:
 
             async def fetch() -> None:
+                await trio.sleep(patience_s)
                 data = await self._fetched(blob, start, stop)
                 if data is not None:
                     found.append(data)
@@ -91,12 +114,12 @@ class FirstBytes:
         if head is not None:
             await head.done.wait()
             if head.data is not None:
-                return head.data[start:stop]
+                return memoryview(head.data)[start:stop]
         count = self._counts.get(blob.token, 0) + stop - start
         most = min(MOST_BYTES, int(MOST_SHARE * blob.generation.size / self._hosts()))
         if count > most or self._retrying.problem(blob.token) is not None:
             return None
         self._counts[blob.token] = count
         with suppress(StoreError):
-            return await self._batches.fetch_range(blob, start, stop)
+            return await self._batches.fetch_directly(blob, start, stop)
         return None

@@ -58,6 +58,11 @@ class Flight:
         """Whether prefetches still wait for its first bytes."""
         return now - self.enqueued < (HEAD_START_S if self._arrived else LONGEST_HEAD_START_S)
 
+    @property
+    def has_bytes(self) -> bool:
+        """Whether the first of its bytes have arrived."""
+        return self._arrived > 0
+
     def can_be_read(self, count: int) -> bool:
         """Whether the first *count* bytes have arrived, and no truncation since has lost them."""
         return self._arrived >= count and self._resizes == self.blob.resizes

@@ -32,6 +32,7 @@ from trimsfs.fetch.speed import StoreSpeed
 from trimsfs.fetch.statistics import FetchStatistics
 from trimsfs.fetch.uncached import UncachedChunks
 from trimsfs.fetch.under_way import BatchesUnderWay
+from trimsfs.stores.base import Store
 from trimsfs.stores.retrying import Retrying
 from trimsfs.telemetry.model_counters import ModelCounters
 from trimsfs.tiers.blob import Blob, ChunkState
@@ -48,7 +49,8 @@ MOST_LOSSES = 8
 
 class StoreFetcher:
     """Makes bytes of blobs readable. *copier* moves them, *models* counts them. Calls *completed* with each blob that
-    becomes whole. *names* is as of `BatchFetcher`. Without *equal* and *peers*, all bytes come from the store.
+    becomes whole. *names* and *store* are as of `BatchFetcher`. Without *equal* and *peers*, all bytes come from the
+    store.
 
     Invariants: a flight is a user of its blob from its demand or start until it has landed. ``_slots`` counts
     started batches; prefetched ones start within the adaptive limit, demanded ones within its maximum. Half of the
@@ -69,6 +71,7 @@ class StoreFetcher:
         names: Callable[[Blob], Iterable[Generation]] = lambda _: (),
         equal: EqualChunkCopier | None = None,
         peers: Peers | None = None,
+        store: Store | None = None,
     ) -> None:
         self._disk = disk
         self._speed = speed
@@ -94,10 +97,12 @@ class StoreFetcher:
             landed=self._land,
             came=self._came,
             refused=self._refused,
+            store=store,
         )
         self._background = Background()
         hosts = (lambda: 1) if peers is None else peers.hosts
-        self._first_bytes = None if peers is None else FirstBytes(self._batches, retrying, self._background, hosts)
+        early = peers is not None or store is not None
+        self._first_bytes = FirstBytes(self._batches, retrying, self._background, hosts) if early else None
         self._random_reads = RandomReads(self._batches, self._scheduler, limit=self._limit.maximum)
         self._slots = Slots(speed.limit, hosts)
         self._batches_under_way = BatchesUnderWay(self._scheduler, self._background, land=self._land_unfinished)
@@ -168,7 +173,7 @@ class StoreFetcher:
             if self._random_reads.are_wise(blob, start, stop, pattern):
                 await self._check_running(blob)
                 return await self._random_reads.read(blob, start, stop)
-        pieces = await self._pieces(blob, start, stop, at_random=at_random)
+        pieces = await self._pieces(blob, start, stop, at_random=at_random, alone=pattern is not None)
         if pieces is None:
             return None
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -180,8 +185,11 @@ class StoreFetcher:
             prefetch.pause()
             self._batches_under_way.unwanted(blob)
 
-    async def _pieces(self, blob: Blob, start: int, stop: int, *, at_random: bool) -> list[Buffer] | None:
-        """The bytes ``[start, stop)``, chunk by chunk, once they are here; None if some were lost meanwhile."""
+    async def _pieces(self, blob: Blob, start: int, stop: int, *, at_random: bool, alone: bool) -> list[Buffer] | None:
+        """The bytes ``[start, stop)``, chunk by chunk, once they are here; None if some were lost meanwhile.
+
+        They may come *alone*, past the disk, if that is sooner.
+        """
         await self._check_running(blob)
         chunks = blob.chunks_of(start, stop)
         prefetch = self._scheduler.prefetch(blob)
@@ -191,7 +199,7 @@ class StoreFetcher:
         flights = {chunk: self._demand(blob, chunk) for chunk in chunks if blob.states[chunk] != ChunkState.VERIFIED}
         self._pump()
         if self._first_bytes is not None:
-            data = await self._first_bytes.read(blob, start, stop, flights)
+            data = await self._first_bytes.read(blob, start, stop, flights, alone=alone)
             if data is not None:
                 return [data]
         for chunk, flight in flights.items():
@@ -234,6 +242,8 @@ class StoreFetcher:
             with prefetch.asked_for(urgency, guessed=guessed):
                 self._scheduler.lift(blob)
                 self._pump()
+                if urgency is Urgency.WANTED:
+                    self._begin_at_once(blob)
                 while not blob.complete:
                     if not blob.attached:
                         raise no_room(blob)
@@ -246,6 +256,13 @@ class StoreFetcher:
                     await prefetch.changed()
         finally:
             self.unhold(blob)
+
+    def _begin_at_once(self, blob: Blob) -> None:
+        """Begin to fetch a blob that a program waits for, even while prefetches take all slots."""
+        if not self._scheduler.flying(blob):
+            left = (chunk for chunk, state in enumerate(blob.states) if state != ChunkState.VERIFIED)
+            self._demand(blob, next(left))
+            self._pump()
 
     async def refetch(self, blob: Blob, chunk: int, descriptor: int) -> ChunkRecord:
         """Fetch a chunk, even if it is here, into a descriptor's file at offset 0.

@@ -135,6 +135,7 @@ def _fetcher(
             names=names,
             equal=EqualChunkCopier(tiers.disk, environment.copier, versions) if options.share_chunks else None,
             peers=peers,
+            store=environment.store if streaming else None,
         )
 
     fetchers = {path: fetcher(path, streaming=store.streaming) for path, store in stores.items()}
