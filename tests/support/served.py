@@ -22,6 +22,7 @@ from trimsfs.filesystem.attributes import Attributes
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.gpu.copies import GpuCopies
+from trimsfs.handover.connection_settings import ConnectionSettings
 from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.deferred import Pace
 from trimsfs.integrity.integrity import Integrity
@@ -421,7 +422,8 @@ async def served(
         async with trio.open_nursery() as nursery:
             await components.start(nursery)
             refusal = "not wanted" if backing is None else None
-            components.decide_passthrough(as_backing(backing or FakeBacking()), refusal)
+            settings = ConnectionSettings(passthrough=True, overlay=False, mounted_ns=0, refusal=refusal)
+            components.decide_modes(as_backing(backing or FakeBacking()), settings)
             if ledger is not None:
                 await components.take_over(unclaimed=())
                 ledger.forget_inherited()

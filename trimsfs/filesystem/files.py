@@ -43,7 +43,12 @@ class OpenReply:
 
 
 class Files:
-    """Opens, reads and closes files. ``reads`` and ``read_bytes`` count since the server started."""
+    """Opens, reads and closes files. ``reads`` and ``read_bytes`` count since the server started.
+
+    With ``direct``, the kernel passes every read of a file on that is still fetched, and keeps no pages of it: they
+    would be a second copy in memory, and cost more than the reads. Mappings have pages. Of several programs at once,
+    only the first reads so: the kernel answers the others from its pages.
+    """
 
     def __init__(
         self,
@@ -75,6 +80,7 @@ class Files:
         """Handles for the next opens of passed-through files, with their blobs and counts, by inode number."""
         self._offered: tuple[Inode, Blob, Counts | None, float]
         self.reads = self.read_bytes = 0
+        self.direct = False
 
     async def open(
         self, number: int, caller: Callable[[], Caller], interruptible: Interruptible, *, thread: int = 0
@@ -116,8 +122,10 @@ class Files:
             file.trace = trace
         # A reader alone with an incomplete blob reads it through the server: pages that the kernel kept of an evicted
         # copy would hide its reads, and the blob would stay incomplete.
-        keeps = not inode.passthrough and (blob.complete or blob.handles > 1)
-        return OpenReply(handle=handle, keep_cache=keeps, direct_io=False)
+        alone = blob.handles == 1
+        keeps = not inode.passthrough and (blob.complete or not alone)
+        direct = self.direct and alone and not inode.passthrough and not blob.complete
+        return OpenReply(handle=handle, keep_cache=keeps, direct_io=direct)
 
     def _look_up_again(self, inode: Inode, thread: int) -> None:
         """The store has another content: the ESTALE of the open makes the kernel reopen."""
@@ -235,6 +243,16 @@ class Files:
         """The path of an open model file below the mount; None for any other handle."""
         file = self._handles.files.get(handle)
         return None if file is None else file.inode.path
+
+    def registered(self, blob: Blob) -> None:
+        """A blob is registered for passthrough: the kernel drops its pages of the programs that read it before.
+
+        Mappings that programs made before have their pages again once they touch them, until the last close.
+        """
+        if blob.handles > blob.passed:
+            files = (file for file in self._handles.files.values() if file.blob is blob)
+            for number in {file.inode.number for file in files if not file.inode.passthrough}:
+                self._drop_pages(number)
 
     def release(self, handle: int) -> None:
         """Close a file or directory: its last reference, mappings included, is gone.

@@ -65,6 +65,7 @@ static struct {
 static struct {
 	int interposed;
 	int passthrough;
+	int direct;
 	int resends;
 	unsigned int minor;
 	void *init;
@@ -133,6 +134,7 @@ static void wrapped_init(void *userdata, struct fuse_conn_info *conn)
 		agreed.passthrough = 1;
 		conn->max_backing_stack_depth = wanted.stack_depth;
 	}
+	agreed.direct = fuse_set_feature_flag(conn, FUSE_CAP_DIRECT_IO_ALLOW_MMAP);
 #endif
 }
 
@@ -559,9 +561,9 @@ static PyObject *connection(PyObject *self, PyObject *args)
 {
 	(void)self;
 	(void)args;
-	return Py_BuildValue("{s:O,s:O,s:O,s:I}", "interposed", agreed.interposed ? Py_True : Py_False, "passthrough",
-			     agreed.passthrough ? Py_True : Py_False, "resends", agreed.resends ? Py_True : Py_False,
-			     "minor", agreed.minor);
+	return Py_BuildValue("{s:O,s:O,s:O,s:O,s:I}", "interposed", agreed.interposed ? Py_True : Py_False, "passthrough",
+			     agreed.passthrough ? Py_True : Py_False, "direct", agreed.direct ? Py_True : Py_False, "resends",
+			     agreed.resends ? Py_True : Py_False, "minor", agreed.minor);
 }
 
 static PyObject *init_message(PyObject *self, PyObject *args)

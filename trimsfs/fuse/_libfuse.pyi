@@ -25,6 +25,7 @@ read size, modification time in nanoseconds."""
 class _Connection(TypedDict):
     interposed: bool
     passthrough: bool
+    direct: bool
     resends: bool
     minor: int
 
@@ -68,6 +69,7 @@ def configure(
 
 def connection() -> _Connection:
     """The connection. ``interposed``: pyfuse3's calls go through this module. ``passthrough``: the kernel agreed to it.
+    ``direct``: it maps files, too, of which it passes every read on.
     ``resends``: the kernel can send unanswered requests again to another process. ``minor``: the protocol version."""
 
 def init_message() -> bytes:

@@ -53,11 +53,13 @@ MAX_BACKGROUND = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """What the kernel and libfuse agreed on: the minor protocol version, and whether files may be passed through. If it
-    ``resends``, the kernel sends unanswered requests again to the next server, which replays the ``init`` message."""
+    """What the kernel and libfuse agreed on: the minor protocol version, whether files may be passed through, and
+    whether those may be mapped of which the kernel passes every read on (``direct``). If it ``resends``, the kernel
+    sends unanswered requests again to the next server, which replays the ``init`` message."""
 
     minor: int
     passthrough: bool
+    direct: bool
     resends: bool
     init: bytes
 
@@ -113,6 +115,7 @@ class Session:
         return Connection(
             minor=connection["minor"],
             passthrough=connection["passthrough"],
+            direct=connection["direct"],
             resends=connection["resends"],
             init=_libfuse.init_message(),
         )

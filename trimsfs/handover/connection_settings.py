@@ -11,7 +11,7 @@ class ConnectionSettings:
     """What the first server requested: ``passthrough``, and whether for backing files on an ``overlay``.
 
     ``mounted_ns`` is the time of the mount, ``init`` the kernel's INIT message in hexadecimal digits, ``refusal`` the
-    reason why passthrough is off.
+    reason why passthrough is off. With ``direct``, the kernel maps files, too, of which it passes every read on.
     """
 
     passthrough: bool
@@ -19,6 +19,7 @@ class ConnectionSettings:
     mounted_ns: int
     init: str = ""
     refusal: str | None = None
+    direct: bool = False
 
     def record(self, ledger: Ledger) -> None:
         """Record the settings for later servers."""

@@ -50,7 +50,8 @@ class Passthrough:
     """Registers blobs as backing files, after `enable`; until then, the server answers all reads.
 
     ``blob.backing_id`` is 0 unless the blob is registered. *approve* returns whether programs may read a complete blob.
-    *compared*: no blob may be opened before it is compared with the store's digest.
+    Calls *registered* with each blob that is from now on. *compared*: no blob may be opened before it is compared with
+    the store's digest.
     """
 
     def __init__(
@@ -60,12 +61,14 @@ class Passthrough:
         ledger: Ledger,
         *,
         approve: Callable[[Blob], Awaitable[bool]],
+        registered: Callable[[Blob], None],
         compared: bool,
     ) -> None:
         self._disk = disk
         self._host = host
         self._ledger = ledger
         self._approve = approve
+        self._on_registered = registered
         self._slots: dict[int, int] = {}
         self._names = set[tuple[str, str]]()  # keys and ETags: listings ask for each name, and tokens are hashes
         self._backing: Backing | None = None
@@ -209,6 +212,7 @@ class Passthrough:
         count = _QUARANTINED if blob.health.quarantined else _REGISTERED
         self._names.add((blob.generation.file, blob.generation.etag))
         self._slots[backing_id] = self._ledger.add(RecordKind.BACKING, backing_id, content, count=count)
+        self._on_registered(blob)
 
     async def _lock_again(self, blob: Blob) -> None:
         """Lock a pinned blob in memory again: a repair may have unregistered it."""

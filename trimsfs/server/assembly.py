@@ -66,6 +66,7 @@ class Calls:
         self.blob_removed = LateBound[[Blob], None]("blob_removed")
         self.blob_suspected = LateBound[[Blob, TrimsError], None]("blob_suspected")
         self.approve = LateBound[[Blob], Awaitable[bool]]("approve")
+        self.registered = LateBound[[Blob], None]("registered")
         self.expected_digest = LateBound[[Generation], Awaitable[Digest | None]]("expected_digest")
         self.open_names = LateBound[[Blob], Iterable[Generation]]("open_names")
         self.render_metrics = LateBound[[], Iterator[bytes]]("render_metrics")
@@ -101,6 +102,7 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
         tracer,
     )
     calls.open_names.bind(filesystem.handles.names)
+    calls.registered.bind(filesystem.files.registered)
     above = _sources_above(filesystem, prefetcher, deduplication)
     calls.render_metrics.bind(metrics.renderer(sources(environment, tiers, fetching, gpu, checks) | above | in_fleet))
     maintenance: list[Service] = [tiers.disk.run, tiers.host.run, checks.integrity.run]
@@ -209,7 +211,14 @@ def _tiers(options: MountOptions, environment: Environment, calls: Calls, speed:
         policy=POLICIES[options.host_policy],
         quotas=Quotas({f"{tenant.path}/": tenant.host_size for tenant in options.tenants}),
     )
-    passthrough = Passthrough(disk, host, environment.ledger, approve=calls.approve, compared=_always_compared(options))
+    passthrough = Passthrough(
+        disk,
+        host,
+        environment.ledger,
+        approve=calls.approve,
+        registered=calls.registered,
+        compared=_always_compared(options),
+    )
     return Tiers(disk=disk, host=host, passthrough=passthrough)
 
 

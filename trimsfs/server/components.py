@@ -13,6 +13,7 @@ from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.filesystem.rights import Rights
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.interface import GpuInterface
+from trimsfs.handover.connection_settings import ConnectionSettings
 from trimsfs.integrity.digest_prefetch import DigestPrefetch
 from trimsfs.integrity.integrity import Integrity
 from trimsfs.integrity.signature_policy import SignaturePolicy
@@ -108,15 +109,16 @@ class Components:
         for run in self.services:
             await nursery.start(run)
 
-    def decide_passthrough(self, backing: Backing, refusal: str | None) -> None:
-        """Enable passthrough with *backing*, or disable it for the reason in *refusal*."""
-        if refusal is None:
+    def decide_modes(self, backing: Backing, settings: ConnectionSettings) -> None:
+        """Enable the modes of opens that the kernel has agreed to: passthrough, with *backing*, and direct reads."""
+        if settings.refusal is None:
             self.passthrough.enable(backing)
         else:
-            self.passthrough.disable(refusal)
+            self.passthrough.disable(settings.refusal)
+        self.filesystem.files.direct = settings.direct
 
     async def take_over(self, *, unclaimed: Sequence[int]) -> None:
-        """Restore the previous server's state from the ledger; call `decide_passthrough` first.
+        """Restore the previous server's state from the ledger; call `decide_modes` first.
 
         *unclaimed* are backing ids that the previous server may not have received.
         """

@@ -183,8 +183,9 @@ async def _begin(
             keeper.close(await keeper.open(components.disk.lock_descriptor))
         except FuseUnavailableError as error:
             refusal = str(error)
-    replace(settings, init=connection.init.hex(), refusal=refusal).record(ledger)
-    components.decide_passthrough(keeper, refusal)
+    settings = replace(settings, init=connection.init.hex(), refusal=refusal, direct=connection.direct)
+    settings.record(ledger)
+    components.decide_modes(keeper, settings)
     await keeper.ready(resends=connection.resends)
 
 
@@ -196,7 +197,7 @@ async def _take_over(
     unclaimed: Sequence[int],
 ) -> None:
     """Take a mount over: restore the previous server's state before the first request is answered."""
-    components.decide_passthrough(keeper, settings.refusal)
+    components.decide_modes(keeper, settings)
     await components.take_over(unclaimed=unclaimed)
     session.resume()
     await keeper.ready(resends=True)
