@@ -68,6 +68,7 @@ class S3Store:
 
     async def probe(self) -> None:
         await self._ask(partial(self._list, "", None, 1))
+        await self._ask(self._objects.learn)
 
     async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
         if not _possible(self._prefix + prefix):

@@ -9,10 +9,12 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
+import urllib3
 from botocore import UNSIGNED
-from botocore.awsrequest import AWSPreparedRequest, AWSRequest
+from botocore.awsrequest import AWSPreparedRequest, AWSRequest, AWSResponse, HeadersDict
 from botocore.utils import percent_encode, percent_encode_sequence
 
 from trimsfs.stores.s3.answers import Transport
@@ -78,6 +80,13 @@ class ObjectRequests:
     def head(self, key: str, **parameters: Unpack[Parameters]) -> ObjectAnswer:
         """HEAD an object."""
         return self._answer("head_object", key, parameters)
+
+    def learn(self) -> None:
+        """Learn the template of GET from a request that is not sent: the first reader need not wait for the SDK."""
+        empty = urllib3.HTTPResponse(BytesIO(), preload_content=False)
+        headers: Any = HeadersDict({"content-length": "0"})
+        answer = AWSResponse("", 206, headers, empty)
+        self._by_sdk("get_object", "key", {"Range": "bytes=0-0", "IfMatch": '"etag"'}, answer)
 
     def _answer(self, operation: Operation, key: str, parameters: Parameters) -> ObjectAnswer:
         template = self._templates.get(operation)
