@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import h11
 import trio
 
-from trimsfs.concurrency.read_moderation import ReadModeration
 from trimsfs.stores.base import Sink
 
 CONNECT_TIMEOUT_S = 0.25
@@ -29,6 +28,12 @@ DETAIL_LIMIT = 200
 """Characters that are kept of what is wrong with a head: the parser quotes all of it."""
 PIECE = 1 << 18
 """Bytes to pass on at a time."""
+LOOK_INTERVAL_S = 0.05
+"""How often the rate of a body is looked at."""
+GATHERED_S = 0.2
+"""For how long bytes gather at most, before the thread that reads them wakes."""
+RECORD = 17 << 10
+"""Bytes that a record of TLS takes at most."""
 
 
 class PeerUnreachableError(Exception):
@@ -60,6 +65,27 @@ def reason_of(error: OSError) -> str:
     if isinstance(error, ssl.SSLError):
         return f"TLS: {error.reason or 'closed'}"
     return "timed out" if isinstance(error, TimeoutError) else error.strerror or str(error)
+
+
+class _Gathering:
+    """Has the kernel wake the reader of a socket once enough is there, instead of for each packet of a slow link."""
+
+    def __init__(self, receiving: socket.socket) -> None:
+        self._socket = receiving
+        self._least = 1
+
+    def adjust(self, rate: float) -> None:
+        """Wake it for what comes in GATHERED_S at a rate, in bytes a second."""
+        self._set(min(PIECE, int(rate * GATHERED_S)))
+
+    def leave(self, left: int) -> None:
+        """Do not wait for more than *left* bytes, of which OpenSSL may hold a part of a record."""
+        if self._least > 1 and self._least > left - RECORD:
+            self._set(left - RECORD)
+
+    def _set(self, least: int) -> None:
+        self._least = max(1, least)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, self._least)
 
 
 class PeerConnection:
@@ -141,29 +167,39 @@ class PeerConnection:
         buffer = memoryview(bytearray(PIECE))
         buffer[: len(rest)] = rest
         filled, done, began = len(rest), 0, time.monotonic()
-        moderation = ReadModeration(length - filled)
+        looked, silent = began, False
         judged_after_s = max(JUDGED_AFTER_S, patience_s * JUDGED_AFTER_SHARE)
-        self._socket.settimeout(BODY_TIMEOUT_S)
+        gathering = _Gathering(self._socket)
+        self._socket.settimeout(BODY_TIMEOUT_S / 2)
         while True:
             if filled == PIECE or done + filled >= length:
                 sink(buffer[:filled])
                 done, filled = done + filled, 0
-            took = time.monotonic() - began
-            if done >= length:
+            now = time.monotonic()
+            took, left = now - began, length - done - filled
+            if left <= 0:
                 return took
-            judged = min(length, done + PIECE) if filled else done  # a piece that has begun counts as a whole one
-            if took > judged_after_s and took * length > patience_s * judged:
-                raise SlowPeerError(done + filled, length, took)
-            moderation.begins()
+            if now - looked >= LOOK_INTERVAL_S:
+                looked = now
+                judged = min(length, done + PIECE) if filled else done  # a piece that has begun counts as a whole one
+                if took > judged_after_s and took * length > patience_s * judged:
+                    raise SlowPeerError(length - left, length, took)
+                gathering.adjust((length - left) / took)
+            gathering.leave(left)
             try:
-                count = self._socket.recv_into(buffer[filled : filled + length - done - filled])
+                count = self._socket.recv_into(buffer[filled : filled + left])
+            except TimeoutError:
+                if silent:
+                    raise PeerUnreachableError(f"after {length - left} of {length} bytes: timed out") from None
+                silent = True
+                gathering.adjust(0)  # perhaps some bytes are here
+                continue
             except OSError as error:
-                raise PeerUnreachableError(f"after {done} of {length} bytes: {reason_of(error)}") from None
+                raise PeerUnreachableError(f"after {length - left} of {length} bytes: {reason_of(error)}") from None
             if count == 0:
-                raise PeerUnreachableError(f"closed after {done} of {length} bytes")
+                raise PeerUnreachableError(f"closed after {length - left} of {length} bytes")
+            silent = False
             filled += count
-            moderation.returned(count)
-            moderation.pause()
 
     def reuse(self, head: Head) -> bool:
         """Prepare for the next request, after a whole body; whether the member keeps the connection."""
