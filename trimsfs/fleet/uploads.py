@@ -14,6 +14,8 @@ import trio
 
 MOST_OF_CHUNK = 4
 """Uploads of one chunk at once. A chunk that hundreds of hosts want first spreads from host to host."""
+MANY = 8
+"""With so many uploads under way, one that another member can make is left to it."""
 REFERRALS = MOST_OF_CHUNK
 """How many members one that has got a chunk is named to."""
 PATIENCE_S = 5.0
@@ -98,7 +100,7 @@ class Uploads:
         spreading = self._spreading(chunk)
         deadline = trio.current_time() + PATIENCE_S
         self._expire()
-        while spreading.active >= MOST_OF_CHUNK:
+        while spreading.active >= MOST_OF_CHUNK or (spreading.holders and len(self._active) >= MANY):
             if spreading.holders:
                 raise self._refusal([spreading.holders.popleft()])
             if not await spreading.changed(deadline):
