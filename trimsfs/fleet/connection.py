@@ -6,7 +6,7 @@ The event loop waits for the head of an answer, however long it takes; a thread 
 import socket
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -150,20 +150,21 @@ class PeerConnection:
             except ssl.SSLWantReadError:
                 await trio.lowlevel.wait_readable(self._socket)
 
-    def body(self, rest: bytes, length: int, sink: Sink, patience_s: float) -> float:
+    def body(self, rest: bytes, length: int, sink: Sink, patience_s: float, lags: Callable[[int], bool]) -> float:
         """Pass the *length* bytes of the body on, of which *rest* are here; the seconds that it took.
 
-        For a thread. Raises SlowPeerError if it will take longer than *patience_s* seconds, and PeerUnreachableError.
+        For a thread. Raises PeerUnreachableError, and SlowPeerError if it will take longer than *patience_s* seconds or
+        *lags*, which is told every LOOK_INTERVAL_S how many bytes are here.
         """
         self._reading = True
         try:
-            return self._pass_on(rest, length, sink, patience_s)
+            return self._pass_on(rest, length, sink, patience_s, lags)
         finally:
             self._reading = False
             if self._closed:
                 self._socket.close()
 
-    def _pass_on(self, rest: bytes, length: int, sink: Sink, patience_s: float) -> float:
+    def _pass_on(self, rest: bytes, length: int, sink: Sink, patience_s: float, lags: Callable[[int], bool]) -> float:
         buffer = memoryview(bytearray(PIECE))
         buffer[: len(rest)] = rest
         filled, done, began = len(rest), 0, time.monotonic()
@@ -182,7 +183,8 @@ class PeerConnection:
             if now - looked >= LOOK_INTERVAL_S:
                 looked = now
                 judged = min(length, done + PIECE) if filled else done  # a piece that has begun counts as a whole one
-                if took > judged_after_s and took * length > patience_s * judged:
+                late = took > judged_after_s and took * length > patience_s * judged
+                if lags(length - left) or late:
                     raise SlowPeerError(length - left, length, took)
                 gathering.adjust((length - left) / took)
             gathering.leave(left)
