@@ -54,6 +54,8 @@ async def test_a_host_that_sends_much_leaves_a_chunk_to_who_has_got_it(autojump_
         await start(uploads, chunk=("token", other + 1))
     assert await holders(uploads) == ["first:1"]
     await start(uploads, chunk=("token", MANY + 1))
+    await start(uploads, asker="first:1")  # it has lost the chunk
+    await start(uploads)
 
 
 @pytest.mark.parametrize(("sent", "complete"), [(SIZE, False), (SIZE - 1, True), (0, False)])

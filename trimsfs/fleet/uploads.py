@@ -8,6 +8,7 @@ import re
 import secrets
 import socket
 from collections import OrderedDict, deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import trio
@@ -100,6 +101,9 @@ class Uploads:
         spreading = self._spreading(chunk)
         deadline = trio.current_time() + PATIENCE_S
         self._expire()
+        with suppress(ValueError):
+            while True:
+                spreading.holders.remove(asker)  # it has the chunk no more
         while spreading.active >= MOST_OF_CHUNK or (spreading.holders and len(self._active) >= MANY):
             if spreading.holders:
                 raise self._refusal([spreading.holders.popleft()])
