@@ -356,6 +356,23 @@ async def test_who_is_slow_or_has_much_to_send_comes_later(autojump_clock: MockC
     assert health.expected_s("slow", MIB) == health.expected_s("b", MIB)  # it is asked again
 
 
+async def test_whose_bodies_were_given_up_is_slow_for_a_while(autojump_clock: MockClock) -> None:
+    health = Health()
+    health.answered("a", answer("ok", MIB, 0.1))
+    assert not health.is_slow("a")
+    health.answered("a", answer("slow", MIB // 8, 2.5))
+    assert health.expected_s("a", MIB) == pytest.approx(20)
+    assert not health.is_slow("a")
+    health.answered("a", answer("slow", MIB // 8, 2.5))
+    assert health.is_slow("a")
+    await trio.sleep(60)
+    assert not health.is_slow("a")
+    health.answered("a", answer("slow", MIB // 8, 2.5))
+    assert health.is_slow("a")
+    health.answered("a", answer("ok", MIB, 0.1))
+    assert not health.is_slow("a")
+
+
 async def test_patience_is_by_what_shares_the_link(autojump_clock: MockClock) -> None:
     health = Health()
     for _ in range(20):

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from trimsfs.fleet.uploads import LONGEST_S, MOST_OF_CHUNK, PATIENCE_S, REFERRALS, BusyError, Uploads
+from trimsfs.fleet.uploads import LONGEST_S, MANY, MOST_OF_CHUNK, PATIENCE_S, REFERRALS, BusyError, Uploads
 
 CHUNK = ("token", 0)
 SIZE = 1000
@@ -44,6 +44,18 @@ async def test_who_has_got_a_chunk_is_named_to_some_others(autojump_clock: MockC
     for _ in range(REFERRALS):
         assert await holders(uploads) == ["first:1"]
     assert await holders(uploads) == []
+
+
+async def test_a_host_that_sends_much_leaves_a_chunk_to_who_has_got_it(autojump_clock: MockClock) -> None:
+    uploads = Uploads(None)
+    (number,) = await start(uploads, asker="first:1")
+    uploads.ended(number, SIZE, complete=True)
+    for other in range(MANY):
+        await start(uploads, chunk=("token", other + 1))
+    assert await holders(uploads) == ["first:1"]
+    await start(uploads, chunk=("token", MANY + 1))
+    await start(uploads, asker="first:1")  # it has lost the chunk
+    await start(uploads)
 
 
 @pytest.mark.parametrize(("sent", "complete"), [(SIZE, False), (SIZE - 1, True), (0, False)])

@@ -19,7 +19,8 @@ reached; or it is this very host."""
 class PeerRequest:
     """A request to a member of the fleet, by address. Without *sends*, the member only fetches the chunks itself.
 
-    The body may take *patience_s* seconds: one that comes too slowly is given up before.
+    The body may take *patience_s* seconds: one that comes too slowly is given up before. So is one of which the rest
+    would take more than *lag* times as long as a whole one from other members.
     """
 
     member: str
@@ -27,6 +28,7 @@ class PeerRequest:
     headers: Mapping[str, str]
     patience_s: float
     sends: bool = True
+    lag: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

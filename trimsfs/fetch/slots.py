@@ -7,7 +7,7 @@ from trimsfs.fetch.flights import Lane
 
 PEER_REQUESTS, DEMANDED_PEER_REQUESTS = 16, 32
 """Most requests to peers at once, for what is prefetched and for what readers wait for."""
-LEAST_SHARE = 2
+LEAST_SHARE = 1
 """Requests to the store that a host may have under way, however many hosts share them."""
 
 
@@ -56,8 +56,10 @@ class Slots:
 
     @property
     def _share(self) -> int:
-        """How many requests to the store this host may have under way, but for what its readers wait for."""
-        return min(self._limit.limit, max(LEAST_SHARE, -(-self._limit.limit // self._hosts())))
+        """How many requests to the store this host may have under way, but for what its readers wait for, and for one
+        that others wait for."""
+        hosts = self._hosts()
+        return self._limit.limit if hosts == 1 else max(LEAST_SHARE, self._limit.limit // hosts - 1)
 
     @property
     def _in_store(self) -> int:

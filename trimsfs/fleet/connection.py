@@ -6,7 +6,7 @@ The event loop waits for the head of an answer, however long it takes; a thread 
 import socket
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -122,12 +122,13 @@ class PeerConnection:
             except ssl.SSLWantReadError:
                 await trio.lowlevel.wait_readable(self._socket)
 
-    def body(self, rest: bytes, length: int, sink: Sink, patience_s: float) -> float:
+    def body(self, rest: bytes, length: int, sink: Sink, patience_s: float, lags: Callable[[int], bool]) -> float:
         """Pass the *length* bytes of the body on, of which *rest* are here; the seconds that it took.
 
-        For a thread. Raises SlowPeerError if it will take longer than *patience_s* seconds, and PeerUnreachableError.
+        For a thread. Raises PeerUnreachableError, and SlowPeerError if it will take longer than *patience_s* seconds or
+        *lags*, which is told now and then how many bytes are here.
         """
-        pace = _PeerPace(length, patience_s)
+        pace = _PeerPace(length, patience_s, lags)
         self._reading = True
         try:
             self._socket.settimeout(BODY_TIMEOUT_S)
@@ -154,11 +155,12 @@ class PeerConnection:
 
 
 class _PeerPace:
-    """Ends a body that will take longer than *patience_s* seconds. ``done`` counts its bytes so far."""
+    """Ends a body that will take longer than *patience_s* seconds, or *lags*. ``done`` counts its bytes so far."""
 
-    def __init__(self, length: int, patience_s: float) -> None:
+    def __init__(self, length: int, patience_s: float, lags: Callable[[int], bool]) -> None:
         self._length = length
         self._patience_s = patience_s
+        self._lags = lags
         self._judged_after_s = max(JUDGED_AFTER_S, patience_s * JUDGED_AFTER_SHARE)
         self._began = time.monotonic()
         self.done = 0
@@ -171,7 +173,8 @@ class _PeerPace:
         """Raises SlowPeerError."""
         self.done, took_s = done, self.took_s
         judged = min(self._length, -(-done // PIECE) * PIECE)  # a piece that has begun counts as a whole one
-        if done < self._length and took_s > self._judged_after_s and took_s * self._length > self._patience_s * judged:
+        late = took_s > self._judged_after_s and took_s * self._length > self._patience_s * judged
+        if done < self._length and (self._lags(done) or late):
             raise SlowPeerError(done, self._length, took_s)
 
 

@@ -27,6 +27,8 @@ WEIGHT = 0.3
 """Of a new rate in the average."""
 RATE_LASTS_S = 30.0
 """How long a rate counts. A member that was slow is asked again then."""
+SLOW_BODIES = 2
+"""After how many slow bodies in a row a member is asked last: one alone may have had bad luck on a full link."""
 FIRST_RATE = 4e6
 """Bytes a second that are expected before any member has sent something."""
 PATIENCE, LEAST_PATIENCE_S, MOST_PATIENCE_S = 4.0, 3.0, 60.0
@@ -40,13 +42,15 @@ _DOWN = {"unreachable", "silent"}
 class MemberHealth:
     """What this host knows of a member. ``outstanding`` bytes are asked for and have not come.
 
-    ``rate`` is in bytes a second, from the first byte of a body on: a member that waits for the store is not slow. Its
-    strikes have it down until ``banned_until``, whatever it answers to requests that were under way.
+    ``rate`` is in bytes a second, from the first byte of a body on: a member that waits for the store is not slow. Of
+    its last bodies, ``slow`` were given up as too slow. Its strikes have it down until ``banned_until``, whatever it
+    answers to requests that were under way.
     """
 
     outstanding: int = 0
     rate: float | None = None
     rated_at: float = 0.0
+    slow: int = 0
     down_until: float = float("-inf")
     banned_until: float = float("-inf")
     failures: int = 0
@@ -93,6 +97,11 @@ class Health:
         health = self.of(member)
         return (health.outstanding + size) / (self._recent_rate(health) or self._typical_rate())
 
+    def is_slow(self, member: str) -> bool:
+        """Whether the last bodies of a member were given up, not long ago."""
+        health = self.of(member)
+        return health.slow >= SLOW_BODIES and self._recent_rate(health) is not None
+
     def patience_s(self, size: int) -> float:
         """How long *size* bytes may take from their first on: all that this host has asked for shares its link."""
         outstanding = sum(health.outstanding for health in self.members.values())
@@ -115,7 +124,9 @@ class Health:
             self._came.append((now, answer.received))
         if answer.received and answer.body_s > 0:
             rate, before = answer.received / answer.body_s, self._recent_rate(health)
-            health.rate = rate if before is None else before + WEIGHT * (rate - before)
+            health.slow = health.slow + 1 if answer.outcome == "slow" else 0
+            weight = 1.0 if health.slow else WEIGHT  # whatever it has sent before
+            health.rate = rate if before is None else before + weight * (rate - before)
             health.rated_at = now
         match answer.outcome:
             case "damaged":

@@ -12,6 +12,7 @@ import trio
 
 from trimsfs.fetch.peers import Outcome, PeerAnswer, PeerRequest
 from trimsfs.fleet.connection import Head, PeerConnection, PeerUnreachableError, SlowPeerError
+from trimsfs.fleet.pace import Pace
 from trimsfs.fleet.protocol import CACHED_ONLY, CRCS, HOLDERS, RETRY_AFTER, ProtocolError, parse_crcs, parse_holders
 from trimsfs.stores.base import Sink
 
@@ -60,6 +61,7 @@ class PeerClient:
         self._idle = defaultdict[str, list[_Idle]](list)
         self._heard: dict[str, float] = {}
         self._silent: dict[str, float] = {}
+        self._pace = Pace()
         self._checking = defaultdict[str, trio.Lock](trio.Lock)
 
     async def read(self, request: PeerRequest, length: int, begin: Callable[[Sequence[int]], Sink]) -> PeerAnswer:
@@ -193,7 +195,15 @@ class PeerClient:
     async def _body(
         self, connection: PeerConnection, head: Head, length: int, sink: Sink, request: PeerRequest
     ) -> float:
-        read = partial(connection.body, head.rest, length, sink, request.patience_s)
+        def read() -> float:
+            with self._pace.body(request.member, length) as body:
+
+                def lags(received: int) -> bool:
+                    body.received = received
+                    return request.lag is not None and self._pace.lags(body, request.lag)
+
+                return connection.body(head.rest, length, sink, request.patience_s, lags)
+
         took_s = await trio.to_thread.run_sync(read, limiter=self._limiter, abandon_on_cancel=True)
         self._heard[request.member] = time.monotonic()
         return took_s

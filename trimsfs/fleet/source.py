@@ -11,6 +11,7 @@ from trimsfs.errors import TransientStoreError
 from trimsfs.fetch.copier import Copier, Extent
 from trimsfs.fetch.flights import Flight, Lane
 from trimsfs.fetch.peers import PeerAnswer, PeerRequest
+from trimsfs.fetch.slots import PEER_REQUESTS
 from trimsfs.fleet.health import Health, RetryBudget
 from trimsfs.fleet.members import Members
 from trimsfs.fleet.placement import Placement, content_seed
@@ -24,13 +25,16 @@ OWNERS = 2
 """How many members own a chunk: the second is asked if the first is slow, busy or down."""
 HOLDERS = 3
 """How many members that perhaps have a chunk are asked before the store: those that owned it before others joined."""
+LAG, LAG_OF_FIRST = 3.0, 8.0
+"""How many times as long as a chunk of others the rest of one may take, before the other owner is asked, or before that
+one asks the store; twice as many in each further round."""
 ROUNDS = 4
 """How often the owners are asked while they are busy."""
 BUSY_PAUSE_S = 0.2
 """The first pause after the owners were busy; each further one is twice as long."""
 ARRIVALS, ARRIVING_S = 3, 0.2
 """How often a member is asked that an owner has sent a chunk to, and the pause: the last bytes may be on the way."""
-AHEAD = 4
+AHEAD = PEER_REQUESTS
 """Chunks that share the link with one that is asked for: a reader of a large file asks for more at once."""
 FINDING_S = 1.0
 """How long a host that is not listed asks members whether they are itself."""
@@ -176,6 +180,8 @@ class FleetSource:
                 return await self._cached(flight, [each for each in ranked if each not in tried])
             owners = ranked[:OWNERS]
             above = list(takewhile(lambda owner: not self.is_me(owner), owners))
+            if above != owners and self._health.is_slow(above[0]) and not away():
+                return None  # this host is the other owner, and others wait for it
             left = [owner for owner in above if owner not in tried]
             if not left and not busy:
                 if above != owners:
@@ -192,11 +198,13 @@ class FleetSource:
                 await trio.sleep(BUSY_PAUSE_S * 2 ** (number // OWNERS) * random.uniform(0.5, 1))  # noqa: S311 jitter
                 continue
             size = blob.length_of(chunk)
-            member = min(left, key=lambda owner: self._health.expected_s(owner, size))
+            member = min(left, key=lambda owner: (self._health.is_slow(owner), self._health.expected_s(owner, size)))
             tried.add(member)
             asked.add(member)
-            answer, record = await self._ask(flight, member)
+            lag = (LAG if above == owners else LAG_OF_FIRST) * 2 ** (number // OWNERS)
+            answer, record = await self._ask(flight, member, lag=None if away() else lag)
             failed = failed or answer.outcome not in {"ok", "absent", "other", "away", "self"}
+            busy = busy or (answer.outcome == "slow" and above == owners)  # the store would send the chunk once more
             if record is None and answer.outcome == "busy":
                 busy = True
                 record = await self._arriving(flight, [each for each in answer.holders if each not in tried])
@@ -227,13 +235,13 @@ class FleetSource:
         return None
 
     async def _ask(
-        self, flight: Flight, member: str, *, cached_only: bool = False
+        self, flight: Flight, member: str, *, cached_only: bool = False, lag: float | None = None
     ) -> tuple[PeerAnswer, ChunkRecord | None]:
         """Ask a member for a chunk; the chunk, if it has come. Raises OSError."""
         blob, health = flight.blob, self._health.of(member)
         start, stop = blob.span_of(flight.chunk)
         resizes, came = blob.resizes, list[ChunkRecord]()
-        request = self.request(blob, flight.chunk, member, cached_only=cached_only)
+        request = self.request(blob, flight.chunk, member, cached_only=cached_only, lag=lag)
         health.outstanding += stop - start
         try:
             if health.problem is not None and not await self._answers(blob, flight.chunk, member):
@@ -289,6 +297,7 @@ class FleetSource:
         *,
         cached_only: bool = False,
         sends: bool = True,
+        lag: float | None = None,
     ) -> PeerRequest:
         """The request to a member for a chunk; without *sends*, the member only fetches it itself."""
         start, stop = blob.span_of(chunk)
@@ -305,7 +314,12 @@ class FleetSource:
         ahead = min(blob.generation.size - start, AHEAD * blob.chunk_size)
         patience_s = self._health.patience_s(max(stop - start, ahead))
         return PeerRequest(
-            member=member, target=asked.target, headers=asked.headers, patience_s=patience_s, sends=sends
+            member=member,
+            target=asked.target,
+            headers=asked.headers,
+            patience_s=patience_s,
+            sends=sends,
+            lag=lag,
         )
 
     def _count(self, answer: PeerAnswer, *, cached_only: bool) -> None:

@@ -8,12 +8,15 @@ import re
 import secrets
 import socket
 from collections import OrderedDict, deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import trio
 
 MOST_OF_CHUNK = 4
 """Uploads of one chunk at once. A chunk that hundreds of hosts want first spreads from host to host."""
+MANY = 8
+"""With so many uploads under way, one that another member can make is left to it."""
 REFERRALS = MOST_OF_CHUNK
 """How many members one that has got a chunk is named to."""
 PATIENCE_S = 5.0
@@ -98,7 +101,10 @@ class Uploads:
         spreading = self._spreading(chunk)
         deadline = trio.current_time() + PATIENCE_S
         self._expire()
-        while spreading.active >= MOST_OF_CHUNK:
+        with suppress(ValueError):
+            while True:
+                spreading.holders.remove(asker)  # it has the chunk no more
+        while spreading.active >= MOST_OF_CHUNK or (spreading.holders and len(self._active) >= MANY):
             if spreading.holders:
                 raise self._refusal([spreading.holders.popleft()])
             if not await spreading.changed(deadline):

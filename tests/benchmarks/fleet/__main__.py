@@ -1,4 +1,4 @@
-"""Measure a fleet and write the report: ``python -m tests.benchmarks.fleet [--size SIZE] [--only CASE,...]``, as root.
+"""Measure a fleet and write the report: ``python -m tests.benchmarks.fleet [--quick] [--only CASE,...]``, as root.
 
 Exits with 1 when a case failed or a reader got a wrong byte; a bound that is missed is only reported.
 """
@@ -25,6 +25,8 @@ from tests.services import SCRATCH
 from tests.support.mounts import let_in
 from tests.support.network import MEGABIT
 
+SIZE, HOSTS = ByteSize(1 << 30), 8
+QUICK_SIZE, QUICK_HOSTS = ByteSize(128 << 20), 4
 LEAST_TIMEOUT_S = 60
 PATIENCE = 3
 """A case may take so many times as long as the store would take to send the object to each host."""
@@ -87,10 +89,14 @@ def _run(options: argparse.Namespace, console: Console) -> tuple[list[Result], l
 
 def _options() -> argparse.Namespace:
     parser = parser_of("tests.benchmarks.fleet", __doc__, CASES, "build/benchmarks-fleet")
-    parser.add_argument("--size", type=TypeAdapter(ByteSize).validate_python, default=ByteSize(1 << 30))
-    parser.add_argument("--hosts", type=int, default=8)
+    parser.add_argument("--quick", action="store_true", help="a small object, few hosts")
+    parser.add_argument("--size", type=TypeAdapter(ByteSize).validate_python)
+    parser.add_argument("--hosts", type=int)
     parser.add_argument("--megabits", type=int, default=200, help="of each link, a second")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.size = options.size or (QUICK_SIZE if options.quick else SIZE)
+    options.hosts = options.hosts or (QUICK_HOSTS if options.quick else HOSTS)
+    return options
 
 
 if __name__ == "__main__":
