@@ -25,6 +25,12 @@ from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Buffer
 
+WEIGHTS = (
+    *(".bin", ".ckpt", ".ggml", ".gguf", ".h5", ".keras", ".msgpack", ".npy", ".npz", ".onnx", ".onnx_data"),
+    *(".params", ".pdparams", ".pt", ".pth", ".safetensors", ".tar"),
+)
+"""Suffixes of files that programs read in large pieces, or map. Others, such as databases, they read in small pieces,
+again and again: those need the kernel's pages."""
 MOST_SPARE = 1024
 """Most handles made in advance, each for the next open of a file."""
 
@@ -45,7 +51,7 @@ class OpenReply:
 class Files:
     """Opens, reads and closes files. ``reads`` and ``read_bytes`` count since the server started.
 
-    With ``direct``, the kernel passes every read of a file on that is still fetched, and keeps no pages of it: they
+    With ``direct``, the kernel passes every read of weights on that are still fetched, and keeps no pages of them: they
     would be a second copy in memory, and cost more than the reads. Mappings have pages. Of several programs at once,
     only the first reads so: the kernel answers the others from its pages.
     """
@@ -124,7 +130,8 @@ class Files:
         # copy would hide its reads, and the blob would stay incomplete.
         alone = blob.handles == 1
         keeps = not inode.passthrough and (blob.complete or not alone)
-        direct = self.direct and alone and not inode.passthrough and not blob.complete
+        streams = not inode.passthrough and not blob.complete
+        direct = self.direct and alone and streams and inode.path.endswith(WEIGHTS)
         return OpenReply(handle=handle, keep_cache=keeps, direct_io=direct)
 
     def _look_up_again(self, inode: Inode, thread: int) -> None:
