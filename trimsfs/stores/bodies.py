@@ -27,6 +27,8 @@ MOST_PATIENCE = 8
 """By how much the least rate is divided while responses are slow again and again; below that, a response stalls."""
 PATIENCE_S = 60.0
 """How long after the last slow response the least rate is a whole one again."""
+LONGEST_SILENCE = 3
+"""Stall timeouts after which the thread of a body is given up that has judged it no more."""
 MOST_SLOW_INTERVALS = 4
 """Stall timeouts in a row in which a response may be slow: the link may not be slow any more for another request."""
 ANSWER_LIMIT = 4 << 20
@@ -91,8 +93,8 @@ _link = _Link()
 class RequestThreads:
     """The threads in which a store makes requests: at most *max_requests* reads at once, and METADATA_THREADS others.
 
-    A short answer is abandoned after twice the stall timeout, a long body once it has come more slowly than is ever
-    borne, all in all: clients have no timeout for what drips in byte by byte. Messages name the *subject*.
+    A short answer is abandoned after twice the stall timeout, a long body once its thread is silent. Messages name the
+    *subject*.
     """
 
     def __init__(self, subject: object, *, max_requests: int, stall_timeout_s: float) -> None:
@@ -118,15 +120,14 @@ class RequestThreads:
         *translated* calls a function, and raises StoreErrors only. After an error, a thread may still call *sink* for a
         moment.
         """
-
-        progress = _Progress(self._stall_timeout_s, MOST_SLOW_INTERVALS * self._stall_timeout_s + length / SLOWEST_RATE)
+        watch = _Watch(length, self._stall_timeout_s)
 
         def receive(body: Body, sink: Sink) -> None:
-            def pass_on_counted() -> None:
+            def pass_on_to_sink() -> None:
                 with closing(body):
-                    pass_on(body, length, sink, stall_timeout_s=self._stall_timeout_s, progress=progress)
+                    _pass_on(body, length, sink, watch)
 
-            translated(pass_on_counted)
+            translated(pass_on_to_sink)
 
         def get_small() -> tuple[bytes, T]:
             body, told = get()
@@ -142,16 +143,16 @@ class RequestThreads:
                 return small[1]
             # In two calls, so that an abandoned thread whose answer begins late passes nothing on.
             answer: tuple[Body, T] = await self._run(partial(translated, get), self._reads, timeout_s)
-            with progress.bound() as scope:
+            with watch.bound() as scope:
                 await self._run(partial(receive, answer[0], sink), self._reads, math.inf)
             if scope.cancelled_caught:
-                raise self._unanswered(progress.took_s)
+                raise self._unanswered(watch.took_s)
             return answer[1]
 
         try:
             return await read()
         except StoreStalledError as error:
-            if progress.is_answer():
+            if watch.is_answer:
                 raise StoreSlowError(str(error)) from error
             raise
 
@@ -166,74 +167,52 @@ class RequestThreads:
         return StoreStalledError(f"{self._subject}: no complete answer in {timeout_s:.3g} s")
 
 
-class _Progress:
-    """How much of a body has come, and how long the rest may take.
+class _Watch:
+    """The rule for a stall: in each stall timeout, a body brings its share of what its link brings in all, or ends.
 
-    A body has *bound_s* seconds, and more while it comes at the least rate that is ever borne: what many share a slow
-    link for takes long, what a client waits for without a piece ends.
+    The thread that receives it judges that. A read without a byte ends by itself, as the stall timeout is that of the
+    socket; a client that reads on and on without a piece judges nothing, and is given up by the event loop.
     """
 
-    def __init__(self, stall_timeout_s: float, bound_s: float) -> None:
-        self.bound_s = bound_s
+    def __init__(self, length: int, stall_timeout_s: float) -> None:
+        self._length = length
         self._stall_timeout_s = stall_timeout_s
-        self._began = self._told = time.monotonic()
-        self._came = 0
-        self._token = trio.lowlevel.current_trio_token()
+        self._done = self._mark = self._slow_intervals = 0
+        self._began = self._marked = time.monotonic()
+        self._all_mark = 0
+        self._token: trio.lowlevel.TrioToken | None = None
         self._scope = trio.CancelScope()
 
     @contextmanager
     def bound(self) -> Iterator[trio.CancelScope]:
-        """Cancel the block once the time is over."""
-        self._scope.deadline = trio.current_time() + self.bound_s
+        """Cancel the block once its thread judges no more."""
+        self._token = trio.lowlevel.current_trio_token()
+        self._go_on()
         with self._scope:
             yield self._scope
 
-    def begins(self) -> None:
-        """A thread begins to receive it."""
-        self._began = self._told = time.monotonic()
+    def _go_on(self) -> None:
+        self._scope.deadline = trio.current_time() + LONGEST_SILENCE * self._stall_timeout_s
 
-    def has_come(self, count: int) -> None:
-        """A thread has received so many bytes in all."""
-        self._came = count
-        now = time.monotonic()
-        if now - self._told > self._stall_timeout_s and self.is_answer():
-            self._told = now
-            self._token.run_sync_soon(self._go_on)
+    def begin(self) -> None:
+        """The thread begins to receive the body."""
+        self._began = self._marked = time.monotonic()
+        self._all_mark = _link.bytes
 
     @property
     def took_s(self) -> float:
         """Seconds since its thread has begun to receive it."""
         return time.monotonic() - self._began
 
+    @property
     def is_answer(self) -> bool:
         """Whether the store has answered: it has sent at least what is borne of a slow link."""
-        return bool(self._came) and self._came >= (time.monotonic() - self._began) * SLOWEST_RATE / MOST_PATIENCE
-
-    def _go_on(self) -> None:
-        self._scope.deadline = max(self._scope.deadline, trio.current_time() + 3 * self._stall_timeout_s)
-
-
-class _StorePace:
-    """Ends a body that brings too few bytes in a stall timeout, beside what its link brings in all.
-
-    A read without a byte ends by itself, as the stall timeout is that of the socket.
-    """
-
-    def __init__(self, length: int, stall_timeout_s: float, progress: _Progress | None) -> None:
-        self._length = length
-        self._stall_timeout_s = stall_timeout_s
-        self._progress = progress
-        if progress is not None:
-            progress.begins()
-        self._done = self._mark = self._slow_intervals = 0
-        self._all_mark, self._marked = _link.bytes, time.monotonic()
+        return bool(self._done) and self._done >= self.took_s * SLOWEST_RATE / MOST_PATIENCE
 
     def check(self, done: int) -> None:
-        """Raises StoreStalledError, or StoreSlowError if a slow link is to blame."""
+        """Judge the body. Raises StoreStalledError, or StoreSlowError if a slow link is to blame."""
         _link.add(done - self._done)
         self._done = done
-        if self._progress is not None:
-            self._progress.has_come(done)
         elapsed = time.monotonic() - self._marked
         if elapsed <= self._stall_timeout_s or done >= self._length:
             return
@@ -246,15 +225,22 @@ class _StorePace:
             slow = StoreSlowError if _may_be_borne(share) else StoreStalledError
             raise slow(f"only {came} bytes in {elapsed:.0f} s")
         self._mark, self._marked, self._all_mark = done, time.monotonic(), _link.bytes
+        if self._token is not None:
+            self._token.run_sync_soon(self._go_on)
 
 
-def pass_on(body: Body, length: int, sink: Sink, *, stall_timeout_s: float, progress: _Progress | None = None) -> None:
-    """Pass the next *length* bytes of a body on, and tell the *progress*.
+def pass_on(body: Body, length: int, sink: Sink, *, stall_timeout_s: float) -> None:
+    """Pass the next *length* bytes of a body on.
 
     Raises TransientStoreError if it ends before, StoreStalledError if bytes stop coming, StoreSlowError if few come.
     """
+    _pass_on(body, length, sink, _Watch(length, stall_timeout_s))
+
+
+def _pass_on(body: Body, length: int, sink: Sink, watch: _Watch) -> None:
     with _link.shared():
-        receive(body, length, sink, _StorePace(length, stall_timeout_s, progress))
+        watch.begin()
+        receive(body, length, sink, watch)
 
 
 def received(raw: Any, timeout_s: float, *, limit: int = ANSWER_LIMIT) -> bytes:
