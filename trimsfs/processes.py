@@ -3,13 +3,14 @@
 import ctypes
 import os
 import re
-import resource
 import signal
 import struct
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from trimsfs.mount_namespaces import namespaces
@@ -20,8 +21,6 @@ SHOWN = 5
 _CONTAINER = re.compile(r"([0-9a-f]{12})[0-9a-f]{52}")
 """The container's identifier, which engines put into the name of its control group."""
 _PR_SET_PDEATHSIG = 1
-_RLIMIT_NICE, _ORDINARY_NICE = 13, 20
-"""The limit up to which a process may raise its priority, and the value of it for niceness 0."""
 _AT_FDCWD, _AT_STATX_DONT_SYNC = -100, 0x4000
 _INODE, _DEVICE = struct.Struct("=32xQ"), struct.Struct("=136xII")
 """Where a ``struct statx`` has a file's inode number, and the numbers of its device."""
@@ -157,9 +156,22 @@ def start_child(work: Callable[[int], object]) -> tuple[int, int]:
     return receiver, pid
 
 
+@cache
 def may_rise() -> bool:
-    """Whether a process like this one may raise its priority again after it has lowered it."""
-    return os.geteuid() == 0 or resource.getrlimit(_RLIMIT_NICE)[0] >= _ORDINARY_NICE
+    """Whether a process like this one may raise its priority again after it has lowered it: a thread tries."""
+    risen: list[bool] = []
+
+    def rise() -> None:
+        before = os.getpriority(os.PRIO_PROCESS, 0)
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, before + 1)
+            os.setpriority(os.PRIO_PROCESS, 0, before)
+            risen.append(True)
+
+    thread = threading.Thread(target=rise)
+    thread.start()
+    thread.join()
+    return bool(risen)
 
 
 def prioritise(pid: int, niceness: int) -> None:
@@ -168,7 +180,8 @@ def prioritise(pid: int, niceness: int) -> None:
     Raises OSError if that is not allowed, BlockingIOError if the kernel wants to be asked again in a while.
     """
     for thread in Path(f"/proc/{pid}/task").iterdir():
-        os.setpriority(os.PRIO_PROCESS, int(thread.name), niceness)
+        with suppress(ProcessLookupError):  # it has ended
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), niceness)
     with suppress(FileNotFoundError):
         Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
 

@@ -70,6 +70,9 @@ class _Body:
         self.seconds += 1
         return self._rate
 
+    def ready(self) -> bool:
+        return True
+
     def close(self) -> None: ...
 
 
@@ -107,6 +110,9 @@ class Attempts:
     def readinto1(self, buffer: memoryview, /) -> int:
         self.now += 1
         return min(self._rate, len(buffer))
+
+    def ready(self) -> bool:
+        return True
 
     def close(self) -> None: ...
 
@@ -165,6 +171,9 @@ class Hanging:
         self.released.wait(20)
         return 0
 
+    def ready(self) -> bool:
+        return True
+
     def close(self) -> None: ...
 
 
@@ -186,6 +195,9 @@ class Steady:
     def readinto1(self, _buffer: memoryview, /) -> int:
         time.sleep(0.02)
         return self._piece
+
+    def ready(self) -> bool:
+        return True
 
     def close(self) -> None: ...
 
@@ -218,6 +230,9 @@ class Stalling:
         if self._seconds < 0:
             raise StoreStalledError("no bytes")
         return self._rate
+
+    def ready(self) -> bool:
+        return True
 
     def close(self) -> None: ...
 

@@ -312,6 +312,7 @@ class _ChunkWriter:
         self._shift = extent.position - extent.start
         self._landed = landed
         self._arrived = arrived
+        self._eager = eager
         self._report_s = 0.0 if eager else REPORT_S
         self._crc = 0
         self._began = extent.start
@@ -352,20 +353,22 @@ class _ChunkWriter:
     def _chunk_end(self) -> int:
         return min(self._stop, (self._offset // self._chunk_size + 1) * self._chunk_size)
 
-    def filled(self, count: int) -> None:
-        """Take *count* bytes, and write if that is worth it or was long ago."""
+    def filled(self, count: int, *, waits: bool = False) -> None:
+        """Take *count* bytes, and write if that is worth it, was long ago, or a reader waits as the stream does."""
         with self._turn:
             if self._closed:
                 raise StoreError("no longer wanted")
             began = time.perf_counter()
-            self._spent.first_byte = self._spent.first_byte or began
+            if not self._spent.first_byte:
+                self._spent.first_byte = self._wrote_at = began
             end, write_end = self._chunk_end, self._write_end
             self._crc = crc32c(self._buffer[self._filled : self._filled + count], self._crc)
             self._filled += count
             self._offset += count
             now = time.perf_counter()
             self._spent.checksum_s += now - began
-            if self._offset in (end, write_end) or now - self._wrote_at >= REPORT_S:
+            due = now - self._wrote_at >= REPORT_S or (waits and self._eager)
+            if due or self._offset in (end, write_end):
                 self._write()
                 if self._offset == end:
                     self._land()

@@ -15,7 +15,7 @@ from trimsfs.errors import StoreError
 from trimsfs.fetch.batches import BatchFetcher
 from trimsfs.fetch.flights import Flight, Lane, is_there
 from trimsfs.stores.retrying import Retrying
-from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.types import Buffer
 
 HEAD_BYTES = 128 << 10
@@ -73,6 +73,13 @@ class FirstBytes:
                 head.data = await self._batches.fetch_directly(blob, 0, min(HEAD_BYTES, blob.generation.size))
         finally:
             head.done.set()
+            if head.data is None:
+                self._heads.pop(blob.token, None)
+
+    def landed(self, flight: Flight) -> None:
+        """Forget the head of a blob whose first chunk is here: what is checked is read from now on."""
+        if flight.chunk == 0:
+            self._heads.pop(flight.blob.token, None)
 
     async def read(
         self, blob: Blob, start: int, stop: int, flights: Mapping[int, Flight], *, alone: bool
@@ -86,7 +93,8 @@ class FirstBytes:
             return None
         patience_s = 0.0
         if from_store:
-            if not alone or stop - start > MOST_BYTES or blob.generation.size < LEAST_SIZE:
+            elsewhere = all(blob.states[chunk] == ChunkState.MISSING for chunk in flights)
+            if not (alone and elsewhere) or stop - start > MOST_BYTES or blob.generation.size < LEAST_SIZE:
                 return None
             if blob.verified_bytes or any(flight.has_bytes for flight in flights.values()):
                 patience_s = PATIENCE_S

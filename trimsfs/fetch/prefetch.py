@@ -97,6 +97,11 @@ class Prefetch:
             return Urgency.AHEAD
         return Urgency.COMMAND if self.callers[Urgency.COMMAND] else None
 
+    def left_by_readers(self) -> None:
+        """If only commands and prefetches hold it by now, no reader wants it any more."""
+        if self.holders == self.callers.total() and not self.callers[Urgency.WANTED]:
+            self.touched = False
+
     def put_back(self) -> None:
         """Undo the last `next_chunk`."""
         self._cursor = (self._cursor - 1) % len(self.blob.states)

@@ -118,6 +118,7 @@ class FlightScheduler:
         """Remove a holder; after the last one, no further chunk is prefetched."""
         prefetch = self._prefetches[blob.token]
         prefetch.holders -= 1
+        prefetch.left_by_readers()
         if prefetch.holders == 0:
             del self._prefetches[blob.token]
 
@@ -180,7 +181,7 @@ class FlightScheduler:
         for urgency, prefetch in self._by_urgency():
             if not prefetch.blob.attached:
                 continue
-            if urgency in {Urgency.READ, Urgency.AHEAD} and full(prefetch.blob.generation):
+            if not prefetch.waited_for and full(prefetch.blob.generation):
                 if urgency is Urgency.AHEAD:
                     prefetch.stop(no_room(prefetch.blob))  # else its callers would wait for ever
                 continue

@@ -259,7 +259,7 @@ class StoreFetcher:
 
     def _begin_at_once(self, blob: Blob) -> None:
         """Begin to fetch a blob that a program waits for, even while prefetches take all slots."""
-        if not self._scheduler.flying(blob):
+        if blob.attached and not self._scheduler.flying(blob):
             left = (chunk for chunk, state in enumerate(blob.states) if state != ChunkState.VERIFIED)
             self._demand(blob, next(left))
             self._pump()
@@ -412,6 +412,8 @@ class StoreFetcher:
         blob = flight.blob
         self._scheduler.landed(flight)
         flight.land()
+        if self._first_bytes is not None:
+            self._first_bytes.landed(flight)
         if blob.complete and self._equal is not None:
             self._equal.forget(blob)
         if blob.complete and self._background.running:

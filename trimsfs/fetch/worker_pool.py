@@ -58,8 +58,8 @@ class _Worker:
 
     ``cancelled`` are the jobs that nobody waits for and for which it may still write, ``lifted`` those in the
     background for which a program waits by now. ``pid`` is None until the spawner has told it, ``ordered_at`` when it
-    was asked for it. ``asked_s`` says for how long it has left a question
-    unanswered, ``idle_since`` when its last job ended, ``lost`` why its jobs fail once it is closed.
+    was asked for it. It is ``ready`` once it has the priority that it begins with. ``asked_s`` says for how long it has
+    left a question unanswered, ``idle_since`` when its last job ended, ``lost`` why its jobs fail once it is closed.
     """
 
     def __init__(self, end: socket.socket) -> None:
@@ -71,6 +71,7 @@ class _Worker:
         self.asked_s = 0.0
         self.ordered_at = self.idle_since = trio.current_time()
         self.pid: int | None = None
+        self.ready = False
         self.lost = "the fetch process died"
 
     def close(self) -> None:
@@ -245,16 +246,16 @@ class WorkerPool:
     async def _set_priority(self, worker: _Worker) -> None:
         """Give a background process the priority that its jobs have by now."""
         for _ in range(MOST_LIFTS):
-            if worker.pid is not None and may_rise():
-                try:
-                    prioritise(worker.pid, NICENESS["fetch" if worker.lifted else "background"])
-                    return
-                except BlockingIOError:
-                    pass
-                except OSError as error:  # it has ended
-                    log.debug("fetch process %d keeps its priority: %s", worker.pid, error)
-                    return
-            await trio.sleep(LIFT_AGAIN_S)
+            if worker not in self._workers["background"] or not worker.ready or worker.pid is None or not may_rise():
+                return  # it has ended, or tells soon that it is ready, or has the priority of programs anyway
+            try:
+                prioritise(worker.pid, NICENESS["fetch" if worker.lifted else "background"])
+                return
+            except BlockingIOError:
+                await trio.sleep(LIFT_AGAIN_S)
+            except OSError as error:
+                log.warning("fetch process %d keeps its priority: %s", worker.pid, error)
+                return
 
     async def _attend(self, worker: _Worker, role: Role) -> None:
         """Receive the answers of a process, and end it once there has been no job for it for a while.
@@ -297,8 +298,13 @@ class WorkerPool:
                 message = (await worker.channel.receive())[0]
                 if "pid" in message:
                     worker.pid, self._not_started = message["pid"], 0
+                elif "ready" in message:
+                    worker.ready = True
                 else:
                     _take(worker, message)
+                    return True
+                if worker.lifted and self._nursery is not None:
+                    self._nursery.start_soon(self._set_priority, worker)
                 return True
             if worker.jobs or worker.cancelled:
                 if worker.asked_s >= SILENT_S[role]:

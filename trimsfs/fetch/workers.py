@@ -124,7 +124,10 @@ def _take_priority(role: Role) -> None:
 
 async def _work(end: socket.socket, make_copier: Callable[[], ThreadCopier]) -> None:
     """Do jobs until the server is gone, or needs this process no longer."""
-    channel, copier = Channel(end), _copier(make_copier)
+    channel = Channel(end)
+    with contextlib.suppress(ChannelClosedError):
+        channel.post({"ready": True})  # its priority may be changed from now on
+    copier = _copier(make_copier)
     scopes: dict[int, trio.CancelScope] = {}
 
     async def do(job: Message, descriptors: Sequence[int]) -> None:

@@ -26,11 +26,11 @@ from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Buffer
 
 WEIGHTS = (
-    *(".bin", ".ckpt", ".ggml", ".gguf", ".h5", ".keras", ".msgpack", ".npy", ".npz", ".onnx", ".onnx_data"),
-    *(".params", ".pdparams", ".pt", ".pth", ".safetensors", ".tar"),
+    *(".bin", ".ckpt", ".ggml", ".gguf", ".msgpack", ".npy", ".npz", ".onnx_data", ".params", ".pdparams", ".pt"),
+    *(".pth", ".safetensors"),
 )
-"""Suffixes of files that programs read in large pieces, or map. Others, such as databases, they read in small pieces,
-again and again: those need the kernel's pages."""
+"""Suffixes of files that programs read in large pieces, or map. Others, such as databases and protocol buffers, they
+read in small pieces, perhaps again and again: those need the kernel's pages."""
 MOST_SPARE = 1024
 """Most handles made in advance, each for the next open of a file."""
 

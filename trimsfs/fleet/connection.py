@@ -14,7 +14,7 @@ import h11
 import trio
 
 from trimsfs.stores.base import Sink
-from trimsfs.stores.receive_loop import PIECE, receive
+from trimsfs.stores.receive_loop import PIECE, is_readable, receive
 
 CONNECT_TIMEOUT_S = 0.25
 """How long a host of the same network takes to accept a connection, at most."""
@@ -194,6 +194,9 @@ class _PeerBody:
         if count == 0:
             raise PeerUnreachableError(f"closed after {self._pace.done} bytes")
         return count
+
+    def ready(self) -> bool:
+        return is_readable(self._socket)
 
     def close(self) -> None:
         """Leave the connection open: `PeerConnection` decides."""

@@ -23,10 +23,12 @@ class ConnectionSettings:
 
     def record(self, ledger: Ledger) -> None:
         """Record the settings for later servers."""
-        ledger.add(RecordKind.CONNECTION, 0, json.dumps(asdict(self)).encode())
+        content = asdict(self)
+        direct = content.pop("direct")  # as the record's number: a server of before knows no such word
+        ledger.add(RecordKind.CONNECTION, int(direct), json.dumps(content).encode())
 
     @classmethod
     def read(cls, ledger: Ledger) -> "ConnectionSettings | None":
         """The settings that the first server recorded; None for the first server itself."""
         records = ledger.inherited(RecordKind.CONNECTION)
-        return cls(**json.loads(records[0].content)) if records else None
+        return cls(**json.loads(records[0].content), direct=bool(records[0].number)) if records else None

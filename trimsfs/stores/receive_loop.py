@@ -6,7 +6,9 @@ and the check for a stall are for pieces, which gather in the buffer until it is
 
 import http.client
 import io
+import select
 import socket
+import ssl
 import time
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +19,8 @@ from trimsfs.types import Buffer
 
 PIECE = 1 << 18
 """Most bytes to pass on at a time: they stay in a core's cache from the socket to the checksum."""
+GATHERED_S = 0.002
+"""A piece that has gathered for so long is passed on before a read that would have to wait."""
 
 
 class Body(Protocol):
@@ -24,6 +28,9 @@ class Body(Protocol):
 
     def readinto1(self, buffer: memoryview, /) -> int:
         """Fill the beginning of a buffer with what has come, or with what comes next; 0 at the end."""
+
+    def ready(self) -> bool:
+        """Whether the next read most likely need not wait."""
 
     def close(self) -> None:
         """Release the connection, or close it if there are bytes left."""
@@ -43,8 +50,8 @@ class RoomySink(Protocol):
     def room(self) -> memoryview:
         """Where the next bytes go, at least one."""
 
-    def filled(self, count: int) -> None:
-        """Take the first *count* bytes of the room."""
+    def filled(self, count: int, *, waits: bool = False) -> None:
+        """Take the first *count* bytes of the room. The next ones may take long if the stream *waits*."""
 
 
 class HttpBody:
@@ -76,6 +83,9 @@ class HttpBody:
             answer.close()  # of the answer, not of its connection
         return count
 
+    def ready(self) -> bool:
+        return self._connected is None or is_readable(self._connected)
+
     def close(self) -> None:
         if self._answer is not None and self._answer.isclosed():
             self._raw.release_conn()
@@ -93,8 +103,18 @@ class _Pieces:
     def room(self) -> memoryview:
         return self._buffer
 
-    def filled(self, count: int) -> None:
+    def filled(self, count: int, *, waits: bool = False) -> None:
+        del waits
         self._sink(self._buffer[:count])
+
+
+def is_readable(connected: socket.socket) -> bool:
+    """Whether bytes have come on a connection."""
+    if isinstance(connected, ssl.SSLSocket) and connected.pending():
+        return True
+    poll = select.poll()
+    poll.register(connected, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def receive(body: Body, length: int, sink: Sink | RoomySink, pace: Pace, *, begin: Buffer = b"") -> None:
@@ -113,15 +133,18 @@ def receive(body: Body, length: int, sink: Sink | RoomySink, pace: Pace, *, begi
     moderation = ReadModeration(length - done)
     while done < length:
         room, filled, waited = into.room()[: min(PIECE, length - done)], 0, False
-        before = time.monotonic()
+        began = before = time.monotonic()
         while filled < len(room) and not waited:
+            if filled and before - began > GATHERED_S and not body.ready():
+                waited = True
+                break
             count = body.readinto1(room[filled:])
             if not count:
                 raise TransientStoreError(f"the body ended after {done + filled} of {length} bytes")
             filled += count
             now = time.monotonic()
             waited, before = now - before >= WAITED_S, now
-        into.filled(filled)
+        into.filled(filled, waits=waited)
         done += filled
         pace.check(done)
         moderation.pause(filled, waited=waited)

@@ -1,6 +1,7 @@
 """The S3 store: a bucket, or a prefix of one; the only home of boto3."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -8,7 +9,7 @@ from typing import TypedDict, TypeVar
 
 import botocore.exceptions
 
-from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, TransientStoreError
+from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, TransientStoreError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
 from trimsfs.stores.bodies import METADATA_THREADS, RequestThreads
@@ -68,7 +69,8 @@ class S3Store:
 
     async def probe(self) -> None:
         await self._ask(partial(self._list, "", None, 1))
-        await self._ask(self._objects.learn)
+        with suppress(StoreError):  # then the first read learns it
+            await self._ask(self._objects.learn)
 
     async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
         if not _possible(self._prefix + prefix):

@@ -83,6 +83,8 @@ class ObjectRequests:
 
     def learn(self) -> None:
         """Learn the template of GET from a request that is not sent: the first reader need not wait for the SDK."""
+        if self._templates.get("get_object") is not None:
+            return
         empty = urllib3.HTTPResponse(BytesIO(), preload_content=False)
         headers: Any = HeadersDict({"content-length": "0"})
         answer = AWSResponse("", 206, headers, empty)
