@@ -70,6 +70,8 @@ class _Body:
         self.seconds += 1
         return self._rate
 
+    most = PIECE
+
     def ready(self) -> bool:
         return True
 
@@ -110,6 +112,8 @@ class Attempts:
     def readinto1(self, buffer: memoryview, /) -> int:
         self.now += 1
         return min(self._rate, len(buffer))
+
+    most = PIECE
 
     def ready(self) -> bool:
         return True
@@ -171,6 +175,8 @@ class Hanging:
         self.released.wait(20)
         return 0
 
+    most = PIECE
+
     def ready(self) -> bool:
         return True
 
@@ -195,6 +201,8 @@ class Steady:
     def readinto1(self, _buffer: memoryview, /) -> int:
         time.sleep(0.02)
         return self._piece
+
+    most = PIECE
 
     def ready(self) -> bool:
         return True
@@ -230,6 +238,8 @@ class Stalling:
         if self._seconds < 0:
             raise StoreStalledError("no bytes")
         return self._rate
+
+    most = PIECE
 
     def ready(self) -> bool:
         return True

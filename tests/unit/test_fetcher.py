@@ -558,3 +558,21 @@ async def test_throttling_halves_the_requests(workshop: Workshop) -> None:
     before = bench.fetcher.statistics().request_limit
     bench.fetcher._speed.request_failed(StoreThrottledError("slow down"))
     assert bench.fetcher.statistics().request_limit == before // 2
+
+
+async def test_a_command_for_a_file_that_a_program_reads_does_not_wait_for_a_full_disk(workshop: Workshop) -> None:
+    workshop.put("read", 6)
+    workshop.put("other", 6)
+    bench = await workshop.bench(budget=1.5)
+    blob, other = await bench.acquire("read"), await bench.acquire("other")
+    bench.fetcher.hold(blob)
+    await bench.read(blob, 0, 10)
+    with trio.fail_after(5):
+        with pytest.raises(CacheFullError):
+            await bench.fetcher.fetch_all(other, Urgency.COMMAND)
+        assert bench.tier.space.full(blob.generation)
+        prefetch = bench.fetcher._scheduler.prefetch(blob)
+        assert prefetch is not None
+        prefetch.demand(0)  # as by a read of a chunk that is not here
+        with pytest.raises(CacheFullError):
+            await bench.fetcher.fetch_all(blob, Urgency.COMMAND)

@@ -14,7 +14,7 @@ import h11
 import trio
 
 from trimsfs.stores.base import Sink
-from trimsfs.stores.receive_loop import PIECE, is_readable, receive
+from trimsfs.stores.receive_loop import PIECE, RECORD, is_readable, receive
 
 CONNECT_TIMEOUT_S = 0.25
 """How long a host of the same network takes to accept a connection, at most."""
@@ -184,6 +184,7 @@ class _PeerBody:
     def __init__(self, connected: ssl.SSLSocket, pace: _PeerPace) -> None:
         self._socket = connected
         self._pace = pace
+        self.most = RECORD
 
     def readinto1(self, buffer: memoryview, /) -> int:
         """Raises PeerUnreachableError."""

@@ -21,10 +21,16 @@ PIECE = 1 << 18
 """Most bytes to pass on at a time: they stay in a core's cache from the socket to the checksum."""
 GATHERED_S = 0.002
 """A piece that has gathered for so long is passed on before a read that would have to wait."""
+RECORD = 1 << 14
+"""Most bytes in a record of TLS, and in a read of one."""
 
 
 class Body(Protocol):
-    """The stream of an answer."""
+    """The stream of an answer. A read that returns fewer than ``most`` bytes, if as many fit, has returned all that had
+    come."""
+
+    @property
+    def most(self) -> int: ...
 
     def readinto1(self, buffer: memoryview, /) -> int:
         """Fill the beginning of a buffer with what has come, or with what comes next; 0 at the end."""
@@ -83,6 +89,10 @@ class HttpBody:
             answer.close()  # of the answer, not of its connection
         return count
 
+    @property
+    def most(self) -> int:
+        return RECORD if isinstance(self._connected, ssl.SSLSocket) else PIECE
+
     def ready(self) -> bool:
         return self._connected is None or is_readable(self._connected)
 
@@ -134,10 +144,14 @@ def receive(body: Body, length: int, sink: Sink | RoomySink, pace: Pace, *, begi
     while done < length:
         room, filled, waited = into.room()[: min(PIECE, length - done)], 0, False
         began = before = time.monotonic()
+        count = asked = 0
         while filled < len(room) and not waited:
-            if filled and before - began > GATHERED_S and not body.ready():
+            # Asked rarely: for each record of TLS, it would cost as much as the read.
+            drained = 0 < count < min(asked, body.most) or before - began > GATHERED_S
+            if filled and drained and not body.ready():
                 waited = True
                 break
+            asked = len(room) - filled
             count = body.readinto1(room[filled:])
             if not count:
                 raise TransientStoreError(f"the body ended after {done + filled} of {length} bytes")
