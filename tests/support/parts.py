@@ -233,8 +233,9 @@ def fetcher_of(
     deadline_s: float = 15.0,
     transfer: Copier | None = None,
     peers: Peers | None = None,
+    direct: MemoryStore | None = None,
 ) -> StoreFetcher:
-    """A fetcher by itself: nobody hears of the blobs that are whole."""
+    """A fetcher by itself: nobody hears of the blobs that are whole. First bytes come from *direct*, if it is given."""
     speed = StoreSpeed(max_requests=max_requests(memory_limit, request_memory=tier.chunk_size // REQUESTS_PER_CHUNK))
     return StoreFetcher(
         transfer or copier(store),
@@ -246,6 +247,7 @@ def fetcher_of(
         models=ModelCounters(),
         completed=nothing,
         peers=peers,
+        store=None if direct is None else as_store(direct),
     )
 
 

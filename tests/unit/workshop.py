@@ -11,6 +11,7 @@ import trio
 from tests.support.parts import content_of, disk_tier, fetcher_of, fetching
 from tests.support.stores import MemoryStore
 from trimsfs.errors import StoreError
+from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.store_fetcher import StoreFetcher
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
@@ -56,11 +57,28 @@ class Workshop:
         """A memory limit that allows so many requests at once; chunks in half a chunk's memory each."""
         return requests * self.chunk_size // 2
 
-    async def bench(self, *, requests: int = 12, budget: float | None = None) -> Bench:
-        """A bench with memory for so many requests and room on disk for *budget* chunks."""
+    async def bench(
+        self,
+        *,
+        requests: int = 12,
+        budget: float | None = None,
+        transfer: Copier | None = None,
+        direct: MemoryStore | None = None,
+    ) -> Bench:
+        """A bench with memory for so many requests and room on disk for *budget* chunks.
+
+        *transfer* and *direct* are as of `fetcher_of`.
+        """
         limit = None if budget is None else int(budget * self.chunk_size)
         self.tier = disk_tier(self.directory, store=self.store.identity, budget=limit, chunk_size=self.chunk_size)
-        fetcher = fetcher_of(self.store, self.tier, memory_limit=self.memory_for(requests), deadline_s=DEADLINE_S)
+        fetcher = fetcher_of(
+            self.store,
+            self.tier,
+            memory_limit=self.memory_for(requests),
+            deadline_s=DEADLINE_S,
+            transfer=transfer,
+            direct=direct,
+        )
         await self._nursery.start(fetcher.run)
         return Bench(self.store, self.tier, fetcher)
 
