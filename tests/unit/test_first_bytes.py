@@ -158,22 +158,19 @@ async def test_of_a_small_file_no_bytes_come_alone(streaming: Workshop) -> None:
     assert stuck.requests() == []
 
 
-async def test_once_bytes_come_a_reader_is_patient(stuck: Stuck, chunk_size: int) -> None:
-    stuck.bench.store.heal()
-    assert await stuck.read(0, 8) == CONTENT[:8]
-    await until(lambda: stuck.blob.verified_bytes >= chunk_size)
+async def test_once_bytes_come_a_reader_is_patient(streaming: Workshop, chunk_size: int) -> None:
+    stuck = await a_stuck_file(streaming, CONTENT)
     stuck.bench.fetcher.unhold(stuck.blob)
+    stuck.gate.set()
+    assert await stuck.bench.read(stuck.blob, 0, 8) == CONTENT[:8]
     await until(stuck.bench.idle)
-    start = next(chunk for chunk, state in enumerate(stuck.blob.states) if not state) * chunk_size
-    stuck.direct.requests.clear()
+    assert stuck.blob.verified_bytes == chunk_size
     stuck.bench.store.block()
     began = trio.current_time()
     with trio.fail_after(5):
-        assert await stuck.read(start, 8) == CONTENT[start : start + 8]
+        assert await stuck.read(FAR, 8) == CONTENT[FAR : FAR + 8]
     assert trio.current_time() - began >= PATIENCE_S
-    assert stuck.requests() == [(start, 8)]
-    stuck.bench.store.heal()
-    stuck.bench.fetcher.hold(stuck.blob)
+    assert stuck.requests() == [(FAR, 8)]
 
 
 async def test_where_the_small_request_fails_the_chunk_brings_the_bytes(stuck: Stuck) -> None:
