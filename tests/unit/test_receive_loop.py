@@ -73,7 +73,8 @@ class Rooms:
         self._room = memoryview(bytearray(self._sizes[len(self.counts) % len(self._sizes)]))
         return self._room
 
-    def filled(self, count: int) -> None:
+    def filled(self, count: int, *, waits: bool = False) -> None:
+        del waits
         self.counts.append(count)
         self.content += self._room[:count]
 
@@ -161,6 +162,9 @@ class NoBody:
     """A body that nobody should read."""
 
     def readinto1(self, _buffer: memoryview, /) -> int:
+        raise AssertionError
+
+    def ready(self) -> bool:
         raise AssertionError
 
     def close(self) -> None: ...
