@@ -124,7 +124,9 @@ def test_bytes_go_right_into_the_rooms_of_a_sink(endpoint: Make, rooms: tuple[in
 
 
 def test_fast_bytes_are_passed_on_in_pieces_and_not_in_records(endpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receive_loop, "WAITED_S", 60.0)  # the threads of this process wait for each other
+    # As if they were always there: the threads of this process wait for each other.
+    monkeypatch.setattr(receive_loop, "WAITED_S", 60.0)
+    monkeypatch.setattr(receive_loop, "is_readable", lambda _: True)
     content = CONTENT[:MIB] * 8
     sizes: list[int] = []
     with endpoint(whole(content)).running() as pool, closing(get(pool)) as body:
@@ -132,27 +134,46 @@ def test_fast_bytes_are_passed_on_in_pieces_and_not_in_records(endpoint: Make, m
     assert sizes == [PIECE] * (len(content) // PIECE)
 
 
-def test_bytes_that_a_read_waited_for_are_passed_on_before_the_rest_comes(endpoint: Make) -> None:
+@pytest.mark.parametrize(
+    ("come", "pause_s"),
+    [
+        pytest.param(100_000, 0, id="many with the head"),
+        pytest.param(300_001, 0, id="more than a piece with the head"),
+        pytest.param(1, 0.05, id="one"),
+        pytest.param(1000, 0.05, id="few"),
+        pytest.param(100_000, 0.05, id="many"),
+        pytest.param(300_001, 0.05, id="more than a piece"),
+    ],
+)
+def test_bytes_before_a_pause_are_passed_on_before_the_rest_comes(endpoint: Make, come: int, pause_s: float) -> None:
     passed_on = threading.Event()
 
     def slowly(client: socket.socket) -> None:
-        client.sendall(head({"Content-Length": 100_000}))
-        time.sleep(0.05)
-        client.sendall(CONTENT[:1000])
+        first = head({"Content-Length": len(CONTENT)})
+        if pause_s:
+            client.sendall(first)
+            time.sleep(pause_s)
+            first = b""
+        client.sendall(first + CONTENT[:come])
         passed_on.wait(10)
-        client.sendall(CONTENT[1000:100_000])
+        client.sendall(CONTENT[come:])
 
     came = bytearray()
+    sink = read_until(passed_on, come, came)
+    with endpoint(slowly).running(timeout_s=5) as pool, closing(get(pool)) as body:
+        receive(body, len(CONTENT), sink, Unhurried())
+    assert came == CONTENT
+
+
+def read_until(event: threading.Event, count: int, came: bytearray) -> Sink:
+    """A sink that tells when so many bytes have come."""
 
     def sink(piece: Buffer) -> None:
         came.extend(piece)
-        if len(came) == 1000:
-            passed_on.set()
+        if len(came) >= count:
+            event.set()
 
-    with endpoint(slowly).running(timeout_s=5) as pool, closing(get(pool)) as body:
-        receive(body, 100_000, sink, Unhurried())
-    assert came == CONTENT[:100_000]
-    assert passed_on.is_set()
+    return sink
 
 
 # What is here already
@@ -163,6 +184,8 @@ class NoBody:
 
     def readinto1(self, _buffer: memoryview, /) -> int:
         raise AssertionError
+
+    most = PIECE
 
     def ready(self) -> bool:
         raise AssertionError
@@ -282,17 +305,6 @@ def test_chunks_that_end_early_are_a_passing_failure(endpoint: Make, translation
 
     with endpoint(broken).running() as pool, pytest.raises(TransientStoreError):
         translation(lambda: received(pool, len(CONTENT)))
-
-
-def read_until(event: threading.Event, count: int, came: bytearray) -> Sink:
-    """A sink that tells when so many bytes have come."""
-
-    def sink(piece: Buffer) -> None:
-        came.extend(piece)
-        if len(came) >= count:
-            event.set()
-
-    return sink
 
 
 @pytest.mark.parametrize("translation", TRANSLATIONS)
