@@ -74,9 +74,9 @@ def mount(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moun
 
 
 @pytest.fixture
-def cold(mount: MountedStore, root: Path) -> Iterator[Cold]:
-    """A file of the test's own."""
-    name = f"{uuid.uuid4().hex[:12]}.bin"
+def cold(request: pytest.FixtureRequest, mount: MountedStore, root: Path) -> Iterator[Cold]:
+    """A file of the test's own: weights, by its name, unless a parameter says otherwise."""
+    name = f"{uuid.uuid4().hex[:12]}{getattr(request, 'param', '.bin')}"
     (root / "bucket" / name).write_bytes(CONTENT)
     cold = Cold(mount, name)
     wait_until(cold.path.exists)
@@ -335,6 +335,24 @@ def shares_the_local_file(cold: Cold) -> None:
     finally:
         os.close(new)
         os.close(backing)
+
+
+@pytest.mark.parametrize("cold", [".db"], indirect=True)
+def test_a_file_that_is_not_weights_has_pages_until_it_is_resident(cold: Cold, direct: int) -> None:
+    """Programs may read the same small pieces of it again and again."""
+    assert os.pread(direct, 2 * MIB, 0) == CONTENT[: 2 * MIB]
+    assert cold.comes()
+    assert pages(direct) >= 2 * MIB
+    wait_until(cold.resident)
+    wait_until(lambda: pages(direct) == 0)
+    assert os.pread(direct, SIZE, 0) == CONTENT
+
+
+@pytest.mark.parametrize("cold", [".safetensors", ".gguf", ".params"], indirect=True)
+def test_weights_are_known_by_their_names(cold: Cold, direct: int) -> None:
+    assert os.pread(direct, 2 * MIB, 0) == CONTENT[: 2 * MIB]
+    assert cold.comes()
+    assert pages(direct) == 0
 
 
 def test_an_open_of_a_file_that_is_here_is_not_direct(cold: Cold) -> None:

@@ -156,6 +156,23 @@ async def test_what_no_program_waits_for_lifts_nothing(
     assert copier.background("a") == {True}
 
 
+async def test_what_readers_have_left_goes_on_in_the_background(
+    workshop: Workshop, copier: Recording, chunk_size: int
+) -> None:
+    workshop.put("a", 6)
+    bench = await workshop.bench(requests=1, transfer=copier)
+    blob = await bench.acquire("a")
+    gate = bench.store.block(offset=chunk_size)
+    await reader(bench, blob)
+    await bench.store.arrived(2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(warm, bench, blob)
+        await wait_all_tasks_blocked()
+        bench.fetcher.unhold(blob)
+        gate.set()
+    assert [priority.background for _, priority in copier.given] == [False] * 2 + [True] * 4
+
+
 def test_a_priority_is_lifted_once() -> None:
     told: list[int] = []
     priority = Priority(background=True)
