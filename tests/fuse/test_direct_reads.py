@@ -283,7 +283,7 @@ with open(sys.argv[1], "rb") as file:
 
 def test_pages_of_who_came_later_are_dropped_once_the_file_is_resident(cold: Cold, direct: int) -> None:
     """The second program reads in cached mode: the kernel answers a third from its pages."""
-    command = [sys.executable, "-c", SECOND, cold.path]
+    command = [sys.executable, "-c", SECOND, str(cold.path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as second:
         assert second.stdin is not None
         assert second.stdout is not None
