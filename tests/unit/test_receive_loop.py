@@ -18,7 +18,7 @@ from trimsfs.errors import StoreStalledError, TransientStoreError
 from trimsfs.stores import receive_loop
 from trimsfs.stores.base import Sink
 from trimsfs.stores.endpoints import UNANSWERED, unanswered
-from trimsfs.stores.receive_loop import PIECE, HttpBody, RoomySink, receive
+from trimsfs.stores.receive_loop import PIECE, RECORD, HttpBody, RoomySink, receive
 from trimsfs.stores.s3.errors import translated
 from trimsfs.types import Buffer
 
@@ -137,12 +137,16 @@ def test_fast_bytes_are_passed_on_in_pieces_and_not_in_records(endpoint: Make, m
 @pytest.mark.parametrize(
     ("come", "pause_s"),
     [
+        pytest.param(1, 0, id="one with the head"),
+        pytest.param(1000, 0, id="few with the head"),
         pytest.param(100_000, 0, id="many with the head"),
         pytest.param(300_001, 0, id="more than a piece with the head"),
         pytest.param(1, 0.05, id="one"),
         pytest.param(1000, 0.05, id="few"),
         pytest.param(100_000, 0.05, id="many"),
         pytest.param(300_001, 0.05, id="more than a piece"),
+        pytest.param(4 * RECORD, 0.05, id="whole records"),
+        pytest.param(10 * RECORD, 0.05, id="more whole records"),
     ],
 )
 def test_bytes_before_a_pause_are_passed_on_before_the_rest_comes(endpoint: Make, come: int, pause_s: float) -> None:

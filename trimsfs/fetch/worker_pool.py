@@ -246,10 +246,11 @@ class WorkerPool:
     async def _set_priority(self, worker: _Worker) -> None:
         """Give a background process the priority that its jobs have by now."""
         for _ in range(MOST_LIFTS):
-            if worker not in self._workers["background"] or not worker.ready or worker.pid is None or not may_rise():
-                return  # it has ended, or tells soon that it is ready, or has the priority of programs anyway
+            if worker not in self._workers["background"] or not worker.ready or worker.pid is None:
+                return  # it has ended, or tells soon that it is ready
             try:
-                prioritise(worker.pid, NICENESS["fetch" if worker.lifted else "background"])
+                role: Role = "fetch" if worker.lifted else "background"
+                prioritise(worker.pid, NICENESS[role], session_only=not may_rise())
                 return
             except BlockingIOError:
                 await trio.sleep(LIFT_AGAIN_S)

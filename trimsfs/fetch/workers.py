@@ -112,11 +112,10 @@ def _spawn(orders: socket.socket, make_copier: Callable[[], ThreadCopier], mount
 
 
 def _take_priority(role: Role) -> None:
-    """Take the priority of a role. A background process that could not be lifted again is no lower than others."""
+    """Take the priority of a role. If a background process could not be lifted again, only its session is low."""
     os.setsid()  # where the kernel shares cores by session, niceness counts within one only
-    niceness = NICENESS[role] if role != "background" or may_rise() else 0
     with contextlib.suppress(OSError):  # it may not rise
-        prioritise(os.getpid(), niceness)
+        prioritise(os.getpid(), NICENESS[role], session_only=role == "background" and not may_rise())
     if role == "digest":
         with contextlib.suppress(OSError):  # of the disk as well: the I/O priority follows
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

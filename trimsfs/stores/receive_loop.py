@@ -21,6 +21,8 @@ PIECE = 1 << 18
 """Most bytes to pass on at a time: they stay in a core's cache from the socket to the checksum."""
 GATHERED_S = 0.002
 """A piece that has gathered for so long is passed on before a read that would have to wait."""
+SLOW_S, CAREFUL_BYTES = 0.01, 1 << 20
+"""A read that waits so long tells of a slow link: none of the next bytes waits for those after it. Nor do the first."""
 RECORD = 1 << 14
 """Most bytes in a record of TLS, and in a read of one."""
 
@@ -79,7 +81,7 @@ class HttpBody:
         if answer.fp is None:
             return 0
         if self._connected is None:  # what came with the headers is in a buffer, which is empty then
-            count: int = answer.fp.readinto1(buffer[: answer.length])
+            count: int = answer.fp.readinto1(buffer[: min(answer.length, io.DEFAULT_BUFFER_SIZE)])
             if len(buffer) >= io.DEFAULT_BUFFER_SIZE and self._raw.connection is not None:
                 self._connected = self._raw.connection.sock
         else:
@@ -141,13 +143,14 @@ def receive(body: Body, length: int, sink: Sink | RoomySink, pace: Pace, *, begi
         into.filled(count)
         done += count
     moderation = ReadModeration(length - done)
+    careful = CAREFUL_BYTES
     while done < length:
         room, filled, waited = into.room()[: min(PIECE, length - done)], 0, False
         began = before = time.monotonic()
         count = asked = 0
         while filled < len(room) and not waited:
-            # Asked rarely: for each record of TLS, it would cost as much as the read.
-            drained = 0 < count < min(asked, body.most) or before - began > GATHERED_S
+            # Not asked for each record of TLS on a fast link: it would cost as much as the read.
+            drained = careful > 0 or 0 < count < min(asked, body.most) or before - began > GATHERED_S
             if filled and drained and not body.ready():
                 waited = True
                 break
@@ -157,6 +160,7 @@ def receive(body: Body, length: int, sink: Sink | RoomySink, pace: Pace, *, begi
                 raise TransientStoreError(f"the body ended after {done + filled} of {length} bytes")
             filled += count
             now = time.monotonic()
+            careful = CAREFUL_BYTES if now - before >= SLOW_S else careful - count
             waited, before = now - before >= WAITED_S, now
         into.filled(filled, waits=waited)
         done += filled
