@@ -148,6 +148,9 @@ def test_an_eviction_leaves_no_page_of_a_file_read_in_cached_mode(store_director
         path = mount.path / "model"
         with path.open("rb") as file:
             assert file.read() == MODEL
+            wait_until(lambda: mount.info("model")["passthrough"] and resident_bytes(file.fileno()) == 0)
+            file.seek(0)
+            assert file.read() == MODEL
             assert (resident_bytes(file.fileno()) or 0) >= len(MODEL)
             inode = os.fstat(file.fileno()).st_ino
         assert trimsfs("evict", path).returncode == 0
@@ -171,6 +174,8 @@ def test_the_last_close_of_a_streamed_file_leaves_one_copy_in_memory(store_direc
                 wait_until(lambda: mount.info("model")["passthrough"])
                 with path.open("rb") as resident:
                     assert resident.read() == MODEL
+                wait_until(lambda: resident_bytes(file.fileno()) == 0)  # what a mapping does not touch again is gone
+                assert mapping[:] == MODEL
                 assert (resident_bytes(file.fileno()) or 0) >= len(MODEL)
             wait_until(lambda: mount.metrics()["trimsfs_files_open_handles"] == 0)
             # An open that keeps pages: the file is whole.
