@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVarTuple
 
 import pyfuse3
@@ -47,6 +48,8 @@ MAX_TASKS = 8192
 long, and each costs little."""
 MOST_DROPPING = 2
 """Most threads that drop pages: many closes at once must not take the threads that others need."""
+READS_ON_S = 2.0
+"""How long a program may go on reading what it was about to read when its pages became spare."""
 MAX_BACKGROUND = 64
 """Most readahead requests of the kernel in flight: its default of 12 leaves a store with any latency idle."""
 
@@ -146,12 +149,16 @@ class Session:
             os.write(self._descriptor, message)
 
     def drop_pages(self, number: int) -> None:
-        """Have a worker thread make the kernel drop its pages of a file in cached mode, while files are served."""
+        """Have a worker thread make the kernel drop its pages of a file in cached mode, now and after READS_ON_S, while
+        files are served."""
         if self._nursery is not None:
             self._nursery.start_soon(self._drop_pages, number)
 
     async def _drop_pages(self, number: int) -> None:
-        await trio.to_thread.run_sync(forget_pages, number, abandon_on_cancel=True, limiter=self._dropping)
+        drop = partial(trio.to_thread.run_sync, forget_pages, number, abandon_on_cancel=True, limiter=self._dropping)
+        await drop()
+        await trio.sleep(READS_ON_S)
+        await drop()
 
     def waits(self) -> list[dict[str, object]]:
         """As of `Waiters`."""
