@@ -174,18 +174,18 @@ def may_rise() -> bool:
     return bool(risen)
 
 
-def prioritise(pid: int, niceness: int, *, session_only: bool = False) -> None:
-    """Set the niceness of all threads of a process, and of its session where the kernel shares cores by session.
-
-    With *session_only*, its threads keep theirs.
+def prioritise(pid: int, niceness: int, *, session: int) -> None:
+    """Set the niceness of all threads of a process, and of its *session* where the kernel shares cores by session.
 
     Raises OSError if that is not allowed, BlockingIOError if the kernel wants to be asked again in a while.
     """
-    for thread in () if session_only else Path(f"/proc/{pid}/task").iterdir():
+    for thread in list(Path(f"/proc/{pid}/task").iterdir()):
         with suppress(ProcessLookupError):  # it has ended
             os.setpriority(os.PRIO_PROCESS, int(thread.name), niceness)
+    autogroup = Path(f"/proc/{pid}/autogroup")
     with suppress(FileNotFoundError):
-        Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
+        if autogroup.read_text().split()[-1:] != [str(session)]:
+            autogroup.write_text(str(session))
 
 
 def open_descriptors() -> int:

@@ -309,9 +309,20 @@ async def test_a_chunk_that_many_want_spreads_from_host_to_host(asker: Asker, ch
     request = asker.request(0, 0)
     sending = [(await asker.ask(request))[1] for _ in range(4)]
     asker.report(sending[0], chunk_size)
+    other = asker.request(0, 0, asker="10.0.0.3:7443")
+    assert (await asker.ask(other))[0] == 200
+    status, headers = await asker.ask(other)
+    assert (status, headers["trimsfs-holders"]) == (503, ASKER)
+
+
+async def test_a_member_that_asks_for_a_chunk_again_is_not_sent_to_itself(asker: Asker, chunk_size: int) -> None:
+    request = asker.request(0, 0)
+    sending = [(await asker.ask(request))[1] for _ in range(4)]
+    asker.report(sending[0], chunk_size)
     assert (await asker.ask(request))[0] == 200
     status, headers = await asker.ask(request)
-    assert (status, headers["trimsfs-holders"]) == (503, ASKER)
+    assert status == 503
+    assert "trimsfs-holders" not in headers
 
 
 async def test_a_request_that_is_not_http_ends_its_connection_only(asker: Asker) -> None:

@@ -23,8 +23,7 @@ from trimsfs.errors import StoreUnavailableError, WorkerLostError
 from trimsfs.fetch.copier import Arrived, Extent, Landed, LocalBytes
 from trimsfs.fetch.peers import PeerAnswer, PeerRequest
 from trimsfs.fetch.priority import Priority
-from trimsfs.fetch.workers import NICENESS, Role, Spawner
-from trimsfs.processes import may_rise, prioritise
+from trimsfs.fetch.workers import MOST_TRIES, TRY_AGAIN_S, Role, Spawner, give_priority
 from trimsfs.stores.digests import Algorithm
 from trimsfs.telemetry.trace import Spent
 from trimsfs.types import ChunkRecord, Generation
@@ -37,9 +36,6 @@ LOOK_INTERVAL_S = 5.0
 """How long a process may be silent before the server asks it for an answer, and how often it asks."""
 SILENT_S: dict[Role, float] = {"fetch": 25.0, "background": 25.0, "digest": 600.0}
 """How long a process may leave that unanswered. One for idle time may have to wait for processor time."""
-LIFT_AGAIN_S = 0.1
-"""The kernel changes the priority of a session for users other than root at most so often."""
-MOST_LIFTS = 10
 MOST_NOT_STARTED = 2
 """Processes in a row that the spawner does not start before it is given up: it may only be slow."""
 _GENERATION = tuple(each.name for each in fields(Generation))
@@ -245,17 +241,16 @@ class WorkerPool:
 
     async def _set_priority(self, worker: _Worker) -> None:
         """Give a background process the priority that its jobs have by now."""
-        for _ in range(MOST_LIFTS):
+        for _ in range(MOST_TRIES):
             if worker not in self._workers["background"] or not worker.ready or worker.pid is None:
                 return  # it has ended, or tells soon that it is ready
             try:
-                role: Role = "fetch" if worker.lifted else "background"
-                prioritise(worker.pid, NICENESS[role], session_only=not may_rise())
+                give_priority(worker.pid, "fetch" if worker.lifted else "background")
                 return
             except BlockingIOError:
-                await trio.sleep(LIFT_AGAIN_S)
+                await trio.sleep(TRY_AGAIN_S)
             except OSError as error:
-                log.warning("fetch process %d keeps its priority: %s", worker.pid, error)
+                log.info("fetch process %d keeps its priority: %s", worker.pid, error)
                 return
 
     async def _attend(self, worker: _Worker, role: Role) -> None:

@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +36,8 @@ on."""
 
 NICENESS: dict[Role, int] = {"fetch": 0, "background": 10, "digest": 19}
 """Those that programs wait for are scheduled as programs are: a load must not starve beside others that compute."""
+TRY_AGAIN_S, MOST_TRIES = 0.1, 10
+"""The kernel changes the priority of a session for users other than root at most so often."""
 TEXT_LIMIT = 4096
 """Characters of an error that are passed on: a message has to hold them."""
 
@@ -111,11 +114,25 @@ def _spawn(orders: socket.socket, make_copier: Callable[[], ThreadCopier], mount
                 end.send(json.dumps({"pid": child}).encode())  # for the child, which may be stopped before it can
 
 
+def give_priority(pid: int, role: Role) -> None:
+    """Give a fetch process the priority of a role. Raises as `prioritise`.
+
+    If a background process could not be lifted again, only its session is low: that may rise.
+    """
+    low = role != "background" or may_rise()
+    prioritise(pid, NICENESS[role] if low else NICENESS["fetch"], session=NICENESS[role])
+
+
 def _take_priority(role: Role) -> None:
-    """Take the priority of a role. If a background process could not be lifted again, only its session is low."""
+    """Take the priority of a role."""
     os.setsid()  # where the kernel shares cores by session, niceness counts within one only
     with contextlib.suppress(OSError):  # it may not rise
-        prioritise(os.getpid(), NICENESS[role], session_only=role == "background" and not may_rise())
+        for _ in range(MOST_TRIES):
+            try:
+                give_priority(os.getpid(), role)
+                break
+            except BlockingIOError:
+                time.sleep(TRY_AGAIN_S)
     if role == "digest":
         with contextlib.suppress(OSError):  # of the disk as well: the I/O priority follows
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
