@@ -179,9 +179,9 @@ def prioritise(pid: int, niceness: int, *, session: int) -> None:
 
     Raises OSError if that is not allowed, BlockingIOError if the kernel wants to be asked again in a while.
     """
-    for thread in list(Path(f"/proc/{pid}/task").iterdir()):
+    for thread in os.listdir(f"/proc/{pid}/task"):
         with suppress(ProcessLookupError):  # it has ended
-            os.setpriority(os.PRIO_PROCESS, int(thread.name), niceness)
+            os.setpriority(os.PRIO_PROCESS, int(thread), niceness)
     autogroup = Path(f"/proc/{pid}/autogroup")
     with suppress(FileNotFoundError):
         if autogroup.read_text().split()[-1:] != [str(session)]:

@@ -4,7 +4,7 @@ import os
 import random
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -71,7 +71,10 @@ def processes(mount: MountedStore, role: Role) -> set[int]:
 
 def niceness(pid: int) -> set[int]:
     """The niceness of each thread of a process, and of its session where the kernel shares cores by session."""
-    found = {os.getpriority(os.PRIO_PROCESS, int(thread.name)) for thread in Path(f"/proc/{pid}/task").iterdir()}
+    found = set()
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with suppress(ProcessLookupError):  # it has ended
+            found.add(os.getpriority(os.PRIO_PROCESS, int(thread)))
     autogroup = Path(f"/proc/{pid}/autogroup")
     return found | ({int(autogroup.read_text().split()[-1])} if autogroup.exists() else set())
 

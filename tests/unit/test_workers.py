@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -316,8 +316,11 @@ async def test_a_job_that_has_ended_lifts_nothing(fresh_spawner: Spawner, file: 
 
 def _niceness(process: int) -> set[int]:
     """The niceness of each thread."""
-    threads = Path(f"/proc/{process}/task").iterdir()
-    return {os.getpriority(os.PRIO_PROCESS, int(thread.name)) for thread in threads}
+    found = set()
+    for thread in os.listdir(f"/proc/{process}/task"):
+        with suppress(ProcessLookupError):  # it has ended
+            found.add(os.getpriority(os.PRIO_PROCESS, int(thread)))
+    return found
 
 
 async def test_digests_are_computed_in_idle_time_by_a_process_that_ends_afterwards(
