@@ -273,17 +273,17 @@ class BatchFetcher:
         under_way, spent = self._requests, Spent()
         try:
             with spanning(blob, REQUEST, offset=extent.start, bytes=extent.size) as span:
+                copy = partial(
+                    self._copier.fetch,
+                    extent=extent,
+                    landed=landed,
+                    arrived=arrived,
+                    eager=eager,
+                    spent=spent,
+                    priority=priority,
+                )
                 while True:
                     try:
-                        copy = partial(
-                            self._copier.fetch,
-                            extent=extent,
-                            landed=landed,
-                            arrived=arrived,
-                            eager=eager,
-                            spent=spent,
-                            priority=priority,
-                        )
                         version = await _copied(copy, generation)
                         break
                     except StoreAccessError:

@@ -119,8 +119,8 @@ def give_priority(pid: int, role: Role) -> None:
 
     If a background process could not be lifted again, only its session is low: that may rise.
     """
-    low = role != "background" or may_rise()
-    prioritise(pid, NICENESS[role] if low else NICENESS["fetch"], session=NICENESS[role])
+    stuck = role == "background" and not may_rise()
+    prioritise(pid, NICENESS["fetch" if stuck else role], session=NICENESS[role])
 
 
 def _take_priority(role: Role) -> None:
