@@ -17,7 +17,7 @@
     │   └── BlobDamagedError       a local copy differs from the store
     ├── NoSuchEntryError           the name does not exist
     │   └── NameTooLongError       the name is too long for a file
-    ├── LookUpAgainError           the name now leads to another inode (ESTALE)
+    ├── StaleHandleError           what is open belongs to an earlier server (ESTALE)
     ├── NotPermittedError          the caller lacks permission for the command
     ├── SignatureError             the file is unsigned, or does not match its signature
     ├── VersionConflictError       a version or alias is not as a publisher expects it
@@ -105,8 +105,8 @@ class NameTooLongError(NoSuchEntryError):
     """The name is too long for a file."""
 
 
-class LookUpAgainError(TrimsError):
-    """The name now leads to another inode: on ESTALE, the kernel looks it up again and retries."""
+class StaleHandleError(TrimsError):
+    """What the handle was opened for ended with an earlier server: open it again."""
 
 
 class NotPermittedError(TrimsError):

@@ -1,11 +1,13 @@
 """What must hold of a server at any moment, and what once nobody uses it any more."""
 
+from collections import Counter
+
 import crc32c
 import trio
 
 from tests.support.parts import blob_files
 from tests.support.served import Server
-from trimsfs.filesystem.handles import BACKING_SHIFT
+from trimsfs.filesystem.handles import BACKING_SHIFT, passed_through
 from trimsfs.ranges import chunk_span
 from trimsfs.tiers.blob import Blob, ChunkState
 
@@ -35,9 +37,10 @@ def check(server: Server) -> None:
         blob = file.blob
         assert disk.known(blob.token) is blob, f"{blob.generation.key} is open and has been evicted"
         assert blob.users > 0
-        backing_id = handle >> BACKING_SHIFT
-        assert (backing_id != 0) == file.inode.passthrough, f"{blob.generation.key}: its inode is opened the other way"
-        assert backing_id in {0, blob.backing_id}
+        assert handle >> BACKING_SHIFT in {0, blob.backing_id}
+    modes = Counter((file.inode, passed_through(handle)) for handle, file in files.items())
+    for inode in {file.inode for file in files.values()}:
+        assert (inode.cached, inode.passed) == (modes[inode, False], modes[inode, True])
     if server.backing is not None:
         assert server.backing.violations == []
         announced = [blob.backing_id for blob in disk._state.blobs.values() if blob.backing_id]

@@ -16,7 +16,7 @@ from trimsfs.errors import TrimsError
 from trimsfs.filesystem.attributes import Attributes
 from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.fuse.errnos import errno_of
-from trimsfs.namespace.inodes import PASSTHROUGH_BIT, ROOT_INODE
+from trimsfs.namespace.inodes import ROOT_INODE
 
 T = TypeVar("T")
 
@@ -218,10 +218,13 @@ class Kernel:
 
         async def open_inode(server: Server) -> int:
             files = server.filesystem.files
-            handle = files.open_resident(number, 0) if number & PASSTHROUGH_BIT else None
+            handle = files.open_resident(number, 0)
             if handle is None:
-                return (await files.open(number, lambda: OWNER, nullcontext, thread=thread)).handle
+                reply = await files.open(number, lambda: OWNER, nullcontext, thread=thread)
+                server.accepted(number, reply.handle, direct=reply.direct_io)
+                return reply.handle
             files.used(handle, thread, lambda: OWNER)
+            server.accepted(number, handle)
             return handle
 
         handle = await self._opened(open_inode)

@@ -16,11 +16,11 @@ from tests.support.parts import InLoop, until
 from tests.support.stores import MemoryStore, as_store
 from trimsfs.control.authorisation import Caller
 from trimsfs.control.control_files import Control
-from trimsfs.errors import FuseUnavailableError, LookUpAgainError
+from trimsfs.errors import FuseUnavailableError
 from trimsfs.fetch.store_fetcher import StoreFetcher
 from trimsfs.filesystem.attributes import Attributes
 from trimsfs.filesystem.filesystem import Filesystem
-from trimsfs.filesystem.handles import BACKING_SHIFT
+from trimsfs.filesystem.handles import BACKING_SHIFT, passed_through
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.handover.connection_settings import ConnectionSettings
 from trimsfs.handover.ledger import Ledger
@@ -28,7 +28,7 @@ from trimsfs.integrity.deferred import Pace
 from trimsfs.integrity.integrity import Integrity
 from trimsfs.integrity.manifests import ReadManifest
 from trimsfs.models.derived_blobs import DerivedBlobs
-from trimsfs.namespace.inodes import PASSTHROUGH_BIT, ROOT_INODE
+from trimsfs.namespace.inodes import ROOT_INODE
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.cold_open import Interruptible
 from trimsfs.opening.passthrough import Backing, Passthrough
@@ -232,11 +232,8 @@ class Server:
         self._told.clear()
 
     async def open(self, path: str, caller: Caller = OWNER, *, interruptible: Interruptible = nullcontext) -> int:
-        """Look a file up and open it; once more, as the kernel does, when the name leads elsewhere by then."""
-        try:
-            return await self.open_inode(await self.number(path), caller, interruptible=interruptible)
-        except LookUpAgainError:
-            return await self.open_inode(await self.number(path), caller, interruptible=interruptible)
+        """Look a file up and open it."""
+        return await self.open_inode(await self.number(path), caller, interruptible=interruptible)
 
     async def open_inode(
         self, number: int, caller: Caller = OWNER, *, interruptible: Interruptible = nullcontext, thread: int = 1
@@ -244,18 +241,24 @@ class Server:
         """Open an inode that was looked up before."""
         handle = self.open_resident(number, caller, thread=thread)
         if handle is None:
-            handle = (await self.filesystem.files.open(number, lambda: caller, interruptible, thread=thread)).handle
+            reply = await self.filesystem.files.open(number, lambda: caller, interruptible, thread=thread)
+            handle = reply.handle
+            self.accepted(number, handle, direct=reply.direct_io)
             self.filesystem.files.delivered(handle)
             self.handles.add(handle)
         return handle
 
+    def accepted(self, number: int, handle: int, *, direct: bool = False) -> None:
+        """The kernel accepts a handle: it fails an open in one mode while the inode is open in the other."""
+        inode = self.filesystem.names.inode(number)
+        assert direct or not (inode.cached if passed_through(handle) else inode.passed), inode
+
     def open_resident(self, number: int, caller: Caller = OWNER, *, thread: int = 1, request: int = 1) -> int | None:
         """Open an inode that was looked up before, if that is answered at once."""
-        if not number & PASSTHROUGH_BIT:
-            return None
         handle = self.filesystem.files.open_resident(number, request)
         if handle is not None:
             self.filesystem.files.used(handle, thread, lambda: caller)
+            self.accepted(number, handle)
             self.handles.add(handle)
         return handle
 

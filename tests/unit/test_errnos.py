@@ -17,7 +17,7 @@ from trimsfs.fuse.errnos import errno_of
         (errors.InUseError("a"), errno.EBUSY),
         (errors.InvalidRequestError("a"), errno.EINVAL),
         (errors.ObjectChangedError("a"), errno.ESTALE),
-        (errors.LookUpAgainError("a"), errno.ESTALE),
+        (errors.StaleHandleError("a"), errno.ESTALE),
         (errors.ObjectNotFoundError("a"), errno.ESTALE),
         (errors.StoreAccessError("a"), errno.EACCES),
         (errors.SignatureError("a"), errno.EACCES),

@@ -17,13 +17,11 @@ from tests.support.stores import MemoryStore
 from trimsfs.errors import (
     FuseUnavailableError,
     InUseError,
-    LookUpAgainError,
     StoreUnavailableError,
     TransientStoreError,
 )
 from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.filesystem.ioctls import IS_PASSTHROUGH, IS_PINNED, IS_VERIFIED
-from trimsfs.namespace.inodes import PASSTHROUGH_BIT
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.host import page_cache
 
@@ -57,8 +55,8 @@ def backing_id(handle: int) -> int:
 
 
 async def resident(server: Server, path: str) -> bool:
-    """Whether a name leads to the inode whose opens are passed through."""
-    return bool(await server.number(path) & PASSTHROUGH_BIT)
+    """Whether opens of a file are passed through."""
+    return bool((await server.info(path))["passthrough"])
 
 
 async def blob_of(server: Server, path: str) -> Blob:
@@ -81,13 +79,16 @@ async def test_a_file_is_announced_once_all_of_it_is_here(
     assert not await server.passthrough.register(
         server.disk._state.blobs[store.generation("dir/a").token(store.identity)]
     )
-    assert await server.number("dir/a") == before
     gate.set()
     await until(lambda: backing.opened == [1])
-    assert await server.number("dir/a") == before | PASSTHROUGH_BIT
-    # The handle from before reads on as it did.
+    # The handle from before reads on as it did, and others share the kernel's pages with it.
     assert await server.read(handle) == contents["dir/a"]
-    assert backing_id(handle) == 0
+    shared = await server.open("dir/a")
+    assert (backing_id(handle), backing_id(shared)) == (0, 0)
+    server.release(handle)
+    server.release(shared)
+    assert backing_id(await server.open("dir/a")) == 1
+    assert await server.number("dir/a") == before
 
 
 async def test_an_announced_file_is_passed_through_and_exact(
@@ -111,19 +112,20 @@ async def test_opens_of_a_file_share_its_id_and_have_handles_of_their_own(server
     assert {backing_id(handle) for handle in handles} == {1}
 
 
-async def test_opens_by_the_number_of_before_are_sent_back_and_the_kernel_is_not_told(server: Server) -> None:
-    """It makes who tells it of a name wait for those who look up another in the same directory."""
-    cold = await server.number("b")
-    await warm(server, "b")
-    with pytest.raises(LookUpAgainError):
-        await server.open_inode(cold)
-    resident = await server.number("b")
-    assert resident != cold
-    server.release(await server.open_inode(resident))
-    assert await server.outcome("evict", "b") == ("done", None)
-    with pytest.raises(LookUpAgainError):
-        await server.open_inode(resident)
-    assert await server.number("b") == cold
+async def test_a_file_has_one_number_whether_it_is_here_or_not(server: Server, contents: dict[str, bytes]) -> None:
+    """Who opens a file without looking it up, as an overlay, a scanner and a bind mount do, keeps its number."""
+    number = await server.number("b")
+    for _ in range(2):
+        await warm(server, "b")
+        handle = await server.open_inode(number)
+        assert backing_id(handle) != 0
+        server.release(handle)
+        assert await server.outcome("evict", "b") == ("done", None)
+        handle = await server.open_inode(number)
+        assert await server.read(handle) == contents["b"]
+        server.release(handle)
+        await until(lambda: server.users() == 0)
+    assert await server.number("b") == number
     assert server.invalidated == []
 
 
@@ -285,7 +287,6 @@ async def test_a_worker_that_ends_while_it_brings_a_file_into_memory_does_not_en
 async def test_a_file_in_use_is_not_withdrawn_and_its_id_is_closed_once(
     server: Server, store: MemoryStore, backing: FakeBacking, contents: dict[str, bytes]
 ) -> None:
-    cached_number = await server.number("b")
     await warm(server, "b")
     first, second = await server.open("b"), await server.open("b")
     for handle in (first, second):
@@ -295,7 +296,6 @@ async def test_a_file_in_use_is_not_withdrawn_and_its_id_is_closed_once(
         server.release(handle)
     assert await server.outcome("evict", "b") == ("done", None)
     assert backing.closed == [1]
-    assert await server.number("b") == cached_number
     assert not server.passthrough.has(store.generation("b"))
     assert await server.outcome("evict", "b") == ("done", None)
     assert backing.closed == [1]
@@ -309,47 +309,6 @@ async def test_a_cached_handle_keeps_a_file_from_being_withdrawn(
     assert await server.outcome("evict", "b") == ("failed", InUseError.__name__)
     assert backing.closed == []
     assert await server.read(handle) == contents["b"]
-
-
-async def test_opening_the_resident_number_after_an_eviction_fetches_again_and_waits(
-    server: Server, store: MemoryStore, backing: FakeBacking, contents: dict[str, bytes], chunk_size: int
-) -> None:
-    """For a bind mount, which keeps the number."""
-    await warm(server, "b")
-    number = await server.number("b")
-    assert await server.outcome("evict", "b") == ("done", None)
-    with pytest.raises(LookUpAgainError):
-        await server.open_inode(number)
-    gate = store.block(offset=2 * chunk_size)
-    handles: list[int] = []
-
-    async def open_it() -> None:
-        handles.append(await server.open_inode(number))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(open_it)
-        await store.arrived(2 * CHUNKS)
-        await wait_all_tasks_blocked(0.01)
-        assert handles == []
-        gate.set()
-    assert [backing_id(handle) for handle in handles] == [2]
-    assert (backing.opened, backing.closed) == ([1, 2], [1])
-    assert await server.read(handles[0]) == contents["b"]
-    assert await server.number("b") == number
-
-
-async def test_opening_the_resident_number_fails_with_the_store_and_leaves_nothing_in_use(
-    server: Server, store: MemoryStore
-) -> None:
-    await warm(server, "b")
-    number = await server.number("b")
-    assert await server.outcome("evict", "b") == ("done", None)
-    store.fail(StoreUnavailableError("down"), times=float("inf"), method="read")
-    with pytest.raises(LookUpAgainError):
-        await server.open_inode(number)
-    with pytest.raises(StoreUnavailableError):
-        await server.open_inode(number)
-    await until(lambda: server.users() == 0)
 
 
 async def test_making_room_closes_ids(serving: Serving, backing: FakeBacking, chunk_size: int) -> None:

@@ -14,7 +14,7 @@ from trimsfs.errors import BlobDamagedError
 from trimsfs.filesystem import files
 from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.handover.ledger import Ledger, RecordKind
-from trimsfs.namespace.inodes import PASSTHROUGH_BIT, ROOT_INODE
+from trimsfs.namespace.inodes import ROOT_INODE
 from trimsfs.tiers.blob import Blob
 
 NAMES = ("a", "b", "c")
@@ -85,7 +85,7 @@ async def test_what_an_open_waits_for_is_left_to_it_and_nothing_is_changed(
     blob_of(server, "b").health.quarantine = BlobDamagedError("damaged")
     monkeypatch.setattr(server.host, "holds", lambda blob: blob is not blob_of(server, "c"))
     before = server.filesystem.statistics(), server.users()
-    for number in (*numbers.values(), 12345 | PASSTHROUGH_BIT, ROOT_INODE):
+    for number in (*numbers.values(), 12345, ROOT_INODE):
         assert server.filesystem.files.open_resident(number, 1) is None
     assert (server.filesystem.statistics(), server.users()) == before
     blob_of(server, "b").health.quarantine = None
@@ -206,7 +206,7 @@ async def test_a_known_name_is_told_at_once_and_no_other_is(serving: Serving) ->
 
 async def test_a_reopen_is_told_what_the_store_has(server: Server) -> None:
     names, directory = server.filesystem.names, await server.number("d")
-    assert server.filesystem._opener.reopens.request(5, "d/a")
+    server.filesystem._opener.reopens.request(5, "d/a")
     assert names.lookup_known(directory, b"a", thread=5) is None
     assert names.lookup_known(directory, b"a", thread=6) is not None
 
@@ -214,7 +214,7 @@ async def test_a_reopen_is_told_what_the_store_has(server: Server) -> None:
 async def test_a_reopen_that_is_answered_at_once_is_the_last(server: Server) -> None:
     reopens = server.filesystem._opener.reopens
     number = await server.number("d/a")
-    assert reopens.request(5, "d/a")
+    reopens.request(5, "d/a")
     handle = server.open_resident(number, thread=5)
     assert handle is not None
     assert not reopens.expected(5, "d/a")

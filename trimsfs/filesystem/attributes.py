@@ -9,7 +9,6 @@ from trimsfs.models.derived_blobs import owner
 from trimsfs.namespace.inodes import Inode, InodeKind, Inodes
 from trimsfs.namespace.listing import Entry, NonObject
 from trimsfs.namespace.permissions import Ownership, Permissions
-from trimsfs.opening.passthrough import Passthrough
 from trimsfs.types import Generation, Symlink
 
 FOREVER_S = 86400.0
@@ -39,10 +38,9 @@ class Attributes:
 class Describer:
     """Makes the attributes of inodes and entries. *mounted_ns* is the time of those without one of their own."""
 
-    def __init__(self, inodes: Inodes, permissions: Permissions, passthrough: Passthrough, *, mounted_ns: int) -> None:
+    def __init__(self, inodes: Inodes, permissions: Permissions, *, mounted_ns: int) -> None:
         self._inodes = inodes
         self._permissions = permissions
-        self._passthrough = passthrough
         self._mounted_ns = mounted_ns
 
     def inode(self, inode: Inode, ttl_s: float) -> Attributes:
@@ -73,14 +71,9 @@ class Describer:
             raise NoSuchEntryError(path)
         return self.inode(inode, ttl_s)
 
-    def passed_through(self, generation: Generation) -> bool:
-        """Whether opens of a generation are passed through."""
-        return self._passthrough.has(generation)
-
     def file(self, path: str, generation: Generation, control: str = "") -> Inode:
-        """The inode that a path leads to: the passthrough one if opens are passed through now, else the cached one."""
-        passthrough = self.passed_through(generation)
-        return self._inodes.reference(InodeKind.OBJECT, path, generation, control, passthrough=passthrough)
+        """The inode that a path leads to."""
+        return self._inodes.reference(InodeKind.OBJECT, path, generation, control)
 
     def _ownership(self, inode: Inode, directory: bool) -> Ownership:
         """The ownership of an inode: a control file has its subject's, and a derived blob belongs to one user."""

@@ -8,9 +8,9 @@ from weakref import WeakValueDictionary
 
 from trimsfs.control.authorisation import Caller, readable_by
 from trimsfs.control.control_files import Control
-from trimsfs.errors import LookUpAgainError, ObjectChangedError
+from trimsfs.errors import ObjectChangedError, StaleHandleError
 from trimsfs.fetch.access_pattern import AccessPattern, new_ends
-from trimsfs.filesystem.handles import BACKING_SHIFT, Handles, OpenFile
+from trimsfs.filesystem.handles import BACKING_SHIFT, Handles, OpenFile, passed_through
 from trimsfs.filesystem.ioctls import Ioctls
 from trimsfs.filesystem.names import Names
 from trimsfs.filesystem.trust import Trust
@@ -93,8 +93,8 @@ class Files:
     ) -> OpenReply:
         """Open a file for reading, for a *thread*.
 
-        Raises ObjectChangedError when the store has replaced it, LookUpAgainError when its name now leads to another
-        inode, InterruptedError when a signal ends the wait.
+        Raises ObjectChangedError when the store has replaced it, StaleHandleError when its name leads to another inode
+        from now on, InterruptedError when a signal ends the wait.
         """
         inode = self._names.inode(number)
         if inode.kind is InodeKind.CONTROL_FILE:
@@ -113,25 +113,24 @@ class Files:
         self._prefetcher.record_open(blob, readable_by(self._control.authorisation, caller))
         try:
             await self._trust.admit(blob, interruptible)
-            await self._opener.open(inode, blob, interruptible, thread)
+            passed = await self._opener.open(inode, blob, interruptible, thread)
         except BaseException as error:
             self._disk.release(blob)
             if isinstance(error, ObjectChangedError):
                 self._look_up_again(inode, thread)
             self._end(trace, error)
             raise
-        reopened = self._opener.reopens.arrived(thread, inode.path)
+        reopened = self._opener.reopens.expected(thread, inode.path)
         self._prefetcher.opened(blob)
         file = OpenFile(inode, blob, thread, thread if reopened else None)
-        handle = self._handles.add_file(file)
+        handle = self._handles.add_file(file, passed=passed)
         if self._tracer.answered(trace, streams=not blob.complete):
             file.trace = trace
         # A reader alone with an incomplete blob reads it through the server: pages that the kernel kept of an evicted
         # copy would hide its reads, and the blob would stay incomplete.
         alone = blob.handles == 1
-        keeps = not inode.passthrough and (blob.complete or not alone)
-        streams = not inode.passthrough and not blob.complete
-        direct = self.direct and alone and streams and inode.path.endswith(WEIGHTS)
+        keeps = blob.complete or not alone
+        direct = self.direct and alone and not blob.complete and inode.path.endswith(WEIGHTS)
         return OpenReply(handle=handle, keep_cache=keeps, direct_io=direct)
 
     def _look_up_again(self, inode: Inode, thread: int) -> None:
@@ -149,25 +148,27 @@ class Files:
 
     def _end(self, trace: OpenTrace, error: BaseException) -> None:
         """An open is answered with an error, perhaps with ESTALE: then the kernel goes on with it."""
-        if isinstance(error, LookUpAgainError | ObjectChangedError):
+        if isinstance(error, StaleHandleError | ObjectChangedError):
             self._tracer.look_up_again(trace)
         else:
             self._tracer.failed(trace, error)
 
     def open_resident(self, number: int, request: int) -> int | None:
-        """`open` by a passthrough number without waiting: a handle, `offered` as the answer to *request*.
+        """`open` in passthrough mode without waiting: a handle, `offered` as the answer to *request*.
 
         Does only what the answer needs: call `used` next, before anything else. Returns None if it takes `open`.
         """
         began = time.perf_counter()
         inode = self._names.known(number)
-        if inode is None or inode.generation is None or not self._trust.known(inode.generation):
+        if inode is None or inode.kind is not InodeKind.OBJECT or inode.generation is None:
+            return None
+        if not self._trust.known(inode.generation):
             return None
         handle, blob, counts = self._spare.pop(number, (0, None, None))
         if blob is None or handle >> BACKING_SHIFT != blob.backing_id:
             self._handles.remove(handle)
             handle, blob = 0, self._disk.known(inode.generation.token(self._disk.store))
-        if blob is None or not self._opener.ready(blob) or not self._disk.unchanged(blob):
+        if blob is None or not self._opener.ready(inode, blob) or not self._disk.unchanged(blob):
             self._handles.remove(handle)
             return None
         handle = handle or self._handles.made(inode, blob)
@@ -182,8 +183,8 @@ class Files:
         counts = counts or self._tracer.models.of(inode.path)
         self._disk.use(blob, inode.generation or blob.generation)
         self._prefetcher.record_open(blob, readable_by(self._control.authorisation, caller))
-        self._opener.opened(blob)
-        if self._opener.reopens.arrived(thread, inode.path):
+        self._opener.opened(inode, blob)
+        if self._opener.reopens.expected(thread, inode.path):
             self._opener.reopens.completed(thread, inode.path)
             self._tracer.reopened(thread, inode.path)
         else:
@@ -228,7 +229,7 @@ class Files:
             return await control.read(offset, size)
         file = self._handles.files.get(handle)
         if file is None:
-            raise LookUpAgainError(f"handle {handle} is not known")
+            raise StaleHandleError(f"handle {handle} is not known")
         stop = min(offset + size, file.blob.generation.size)
         if offset >= stop:
             return b""
@@ -257,24 +258,25 @@ class Files:
         Mappings that programs made before have their pages again once they touch them, until the last close.
         """
         if blob.handles > blob.passed:
-            files = (file for file in self._handles.files.values() if file.blob is blob)
-            for number in {file.inode.number for file in files if not file.inode.passthrough}:
+            inodes = (file.inode for file in self._handles.files.values() if file.blob is blob)
+            for number in {inode.number for inode in inodes if inode.cached}:
                 self._drop_pages(number)
 
     def release(self, handle: int) -> None:
         """Close a file or directory: its last reference, mappings included, is gone.
 
         The last close in cached mode of a registered blob makes the kernel drop its pages of that inode: later opens
-        read those of the local file.
+        are in passthrough mode, and read those of the local file.
         """
         file = self._handles.remove(handle)
         if file is None:
             return
         if file.trace is not None:
             self._tracer.closed(file.trace)
-        self._opener.closed(file.inode, file.blob)
+        passed = passed_through(handle)
+        self._opener.closed(file.inode, file.blob, passed=passed)
         self._ioctls.closed(handle)
         self._prefetcher.closed(file.blob)
         self._disk.release(file.blob)
-        if not file.inode.passthrough and file.blob.backing_id and file.blob.handles == file.blob.passed:
+        if not passed and not file.inode.cached and file.blob.backing_id:
             self._drop_pages(file.inode.number)

@@ -88,9 +88,7 @@ class Filesystem:
         self._prefetcher = prefetcher
         self._tracer = tracer
         self.handles = handles = Handles(mount.ledger)
-        describe = Describer(
-            namespace.inodes, control.authorisation.permissions, opener.passthrough, mounted_ns=mount.mounted_ns
-        )
+        describe = Describer(namespace.inodes, control.authorisation.permissions, mounted_ns=mount.mounted_ns)
         aliases = AliasTargets(mount.ledger)
         self.names = Names(
             namespace, disk, control, derived, opener.reopens, describe, handles, tracer, aliases, mount.prune
@@ -124,8 +122,7 @@ class Filesystem:
     async def open_directory(self, number: int, caller: Callable[[], Caller]) -> int:
         """Open a directory: a handle on its current listing. Tells the prefetcher, as its files may be read next."""
         handle = await self.names.open_directory(number)
-        readable = readable_by(self._control.authorisation, caller)
-        self.handles.directories[handle].coming = self._prefetcher.record_listing(self._inodes[number], readable)
+        self._prefetcher.record_listing(self._inodes[number], readable_by(self._control.authorisation, caller))
         return handle
 
     async def xattr(self, number: int, name: str, caller: Callable[[], Caller]) -> bytes | None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from trimsfs.control.handle import ControlHandle
-from trimsfs.errors import LookUpAgainError
+from trimsfs.errors import StaleHandleError
 from trimsfs.fetch.access_pattern import AccessPattern
 from trimsfs.handover.ledger import Ledger, RecordKind
 from trimsfs.namespace.inodes import Inode, InodeKind, Inodes
@@ -43,19 +43,17 @@ class OpenFile:
 
 @dataclass(slots=True)
 class OpenDirectory:
-    """An open directory. ``entries`` is None if an earlier server opened it, until it is listed again. The prefetcher
-    is fetching its files of up to ``coming`` bytes."""
+    """An open directory. ``entries`` is None if an earlier server opened it, until it is listed again."""
 
     inode: Inode
     entries: Listing | None
-    coming: int = 0
 
 
 class _LostControl:
     """A control file that an earlier server opened: its command ended with that server."""
 
     async def read(self, offset: int, size: int) -> bytes:
-        raise LookUpAgainError("the control file was opened before the server was restarted: open it again")
+        raise StaleHandleError("the control file was opened before the server was restarted: open it again")
 
     def close(self) -> None:
         """Do nothing: no command is left to end."""
@@ -84,15 +82,16 @@ class Handles:
         self._next = self._reserved = before[0].count if before else 1
         self._numbers = before[0].slot if before else ledger.add(RecordKind.HANDLE_NUMBERS, 0, b"", count=1)
 
-    def add_file(self, file: OpenFile) -> int:
-        """Make the handle of a file that is being opened, passed through if the inode is."""
-        handle = self.made(file.inode, file.blob)
+    def add_file(self, file: OpenFile, *, passed: bool) -> int:
+        """Make the handle of a file that is being opened, and *passed* through or not."""
+        handle = self.made(file.inode, file.blob) if passed else self._new(file.inode)
         self.add(handle, file)
         return handle
 
     def made(self, inode: Inode, blob: Blob) -> int:
-        """Make a handle for a possible open: call `add` when it happens, `remove` when it will not."""
-        return self._new(inode, blob.backing_id if inode.passthrough else 0)
+        """Make a handle for a possible open that is passed through: call `add` when it happens, `remove` when it will
+        not."""
+        return self._new(inode, blob.backing_id)
 
     def add(self, handle: int, file: OpenFile) -> None:
         """Record that a file is open by the handle made for it."""

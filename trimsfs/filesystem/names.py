@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from trimsfs.control.control_files import SUBJECT, Control
-from trimsfs.errors import InvalidRequestError, LookUpAgainError, NameTooLongError, NoSuchEntryError
+from trimsfs.errors import InvalidRequestError, NameTooLongError, NoSuchEntryError, StaleHandleError
 from trimsfs.filesystem.attributes import CONTROL_TTL_S, FOREVER_S, Attributes, Describer
 from trimsfs.filesystem.handles import Handles, OpenDirectory
 from trimsfs.models.derived_blobs import DerivedBlobs
@@ -16,7 +16,6 @@ from trimsfs.namespace.inodes import Inode, InodeKind, directory_of
 from trimsfs.namespace.listing import CONTROL_NAME, NAME_MAX, Entry, Listing, NonObject
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.reopens import Reopens
-from trimsfs.prefetch.directory_readahead import LOOKED_AT
 from trimsfs.telemetry.tracer import Tracer
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Generation, Symlink
@@ -241,7 +240,7 @@ class Names:
         """
         directory = self._handles.directories.get(handle)
         if directory is None:
-            raise LookUpAgainError(f"handle {handle} is not known")
+            raise StaleHandleError(f"handle {handle} is not known")
         inode = directory.inode
         if directory.entries is None:
             directory.entries = await self._list(inode)
@@ -255,21 +254,8 @@ class Names:
         prefix = directory.inode.path
         believed = self._namespace.believed(prefix, entries)
         for place, (name, entry) in enumerate(entries.items_from(start), start + 1):
-            coming = directory.coming if place <= LOOKED_AT else 0
-            ttl_s = self._listed_ttl_s(coming, entry, believed(name))
+            ttl_s = 0.0 if entry is NonObject.UNREADABLE else believed(name)
             yield name, self._describe.entry(prefix, name, entry, ttl_s), place
-
-    def _listed_ttl_s(self, coming: int, entry: Entry, left_s: float) -> float:
-        """For how many seconds the kernel may cache a listed name.
-
-        It is 0 for a file of up to *coming* bytes, which is being prefetched. Its name leads to another inode soon, and
-        an open by this inode would be answered ESTALE.
-        """
-        if entry is NonObject.UNREADABLE:
-            return 0.0
-        if isinstance(entry, Generation) and 0 < entry.size <= coming and not self._describe.passed_through(entry):
-            return 0.0
-        return left_s
 
     def _list_control(self, inode: Inode, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         for position, name in enumerate(self._control.names(inode)[start:], start + 1):

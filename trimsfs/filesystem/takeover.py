@@ -2,7 +2,7 @@
 
 from trimsfs.control.control_files import Control
 from trimsfs.filesystem.files import Files
-from trimsfs.filesystem.handles import Handles, OpenFile
+from trimsfs.filesystem.handles import Handles, OpenFile, passed_through
 from trimsfs.namespace.inodes import InodeKind, Inodes
 from trimsfs.opening.opener import Opener
 from trimsfs.tiers.disk.tier import DiskTier
@@ -31,7 +31,7 @@ class Takeover:
             self._handles.files[handle] = OpenFile(inode, blob)
             blob.users += 1
             blob.handles += 1
-            self._opener.restore(inode, blob)
+            self._opener.restore(inode, blob, passed=passed_through(handle))
             self._control.gpu.restore_file(handle)
         self._control.gpu.all_restored()
 

@@ -6,7 +6,6 @@
  * and passes them on to the real ones, slightly changed. The changes depend on numbers that the server itself chose, so
  * this library keeps no table:
  *   - a file handle with a backing id in its upper half is opened in passthrough mode;
- *   - programs see an inode number without PASSTHROUGH_BIT;
  *   - for a listed number with NAME_ONLY_BIT, the kernel gets the name and the number, but no inode.
  *
  * Callbacks run in the thread that processes requests, which holds the GIL.
@@ -33,7 +32,6 @@
 #ifndef FUSE_UNIQUE_RESEND
 #define FUSE_UNIQUE_RESEND (UINT64_C(1) << 63)
 #endif
-#define PASSTHROUGH_BIT (UINT64_C(1) << 62)
 #define NAME_ONLY_BIT (UINT64_C(1) << 63)
 #define BACKING_SHIFT 32
 
@@ -177,15 +175,6 @@ static void wrapped_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_inf
 	inner.opendir(req, ino, fi);
 }
 
-/* Answer with an entry, whose number programs see without PASSTHROUGH_BIT. */
-static int reply_entry(fuse_req_t req, const struct fuse_entry_param *entry)
-{
-	struct fuse_entry_param ours = *entry;
-
-	ours.attr.st_ino &= ~PASSTHROUGH_BIT;
-	REAL(__typeof__(&fuse_reply_entry), "fuse_reply_entry")(req, &ours);
-}
-
 /* Answer a lookup of a known name at once; leave any other to pyfuse3. */
 static void wrapped_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
@@ -214,7 +203,7 @@ static void wrapped_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 		entry.attr.st_mtim.tv_nsec = modified % 1000000000;
 		entry.attr.st_atim = entry.attr.st_ctim = entry.attr.st_mtim;
 		settled = 1;
-		reply_entry(req, &entry);
+		fuse_reply_entry(req, &entry);
 	}
 	Py_XDECREF(found);
 }
@@ -243,13 +232,13 @@ static int deliver(fuse_req_t req, const struct fuse_file_info *fi)
 	return failure;
 }
 
-/* Answer the open of a passed-through file at once, if it is ready. Returns whether it did. */
+/* Answer an open in passthrough mode at once, if the file is ready. Returns whether it did. */
 static int opened_at_once(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	struct fuse_ctx by = *fuse_req_ctx(req);
 	PyObject *handle, *result;
 
-	if ((ino & PASSTHROUGH_BIT) == 0 || (fi->flags & O_ACCMODE) != O_RDONLY)
+	if ((fi->flags & O_ACCMODE) != O_RDONLY)
 		return 0;
 	handle = PyObject_CallFunction(wanted.on_open, "KK", (unsigned long long)ino,
 				       (unsigned long long)unique_of(req));
@@ -504,19 +493,6 @@ int fuse_reply_buf(fuse_req_t req, const char *buf, size_t size)
 	return reply_buf(req, buf, size);
 }
 
-int fuse_reply_entry(fuse_req_t req, const struct fuse_entry_param *entry)
-{
-	return reply_entry(req, entry);
-}
-
-int fuse_reply_attr(fuse_req_t req, const struct stat *attr, double timeout)
-{
-	struct stat ours = *attr;
-
-	ours.st_ino &= ~PASSTHROUGH_BIT;
-	REAL(__typeof__(&fuse_reply_attr), "fuse_reply_attr")(req, &ours, timeout);
-}
-
 size_t fuse_add_direntry_plus(fuse_req_t req, char *buf, size_t size, const char *name,
 			      const struct fuse_entry_param *entry, off_t off)
 {
@@ -524,7 +500,7 @@ size_t fuse_add_direntry_plus(fuse_req_t req, char *buf, size_t size, const char
 
 	if (ours.ino & NAME_ONLY_BIT)
 		ours.ino = 0;
-	ours.attr.st_ino &= ~(PASSTHROUGH_BIT | NAME_ONLY_BIT);
+	ours.attr.st_ino &= ~NAME_ONLY_BIT;
 	REAL(__typeof__(&fuse_add_direntry_plus), "fuse_add_direntry_plus")(req, buf, size, name, &ours, off);
 }
 

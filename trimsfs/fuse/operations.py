@@ -13,7 +13,7 @@ import pyfuse3
 import trio
 
 from trimsfs.control.authorisation import Caller
-from trimsfs.errors import LookUpAgainError, NoSuchEntryError, NotPermittedError, TrimsError
+from trimsfs.errors import NoSuchEntryError, NotPermittedError, StaleHandleError, TrimsError
 from trimsfs.filesystem.attributes import FOREVER_S, Attributes
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.fuse import _libfuse
@@ -36,7 +36,7 @@ NAME_ONLY_BIT = 1 << 63
 LISTED_AT_ONCE = 50
 """Names of a listing between two pauses for other requests."""
 
-_EXPECTED = (NoSuchEntryError, NotPermittedError, LookUpAgainError, InterruptedError)
+_EXPECTED = (NoSuchEntryError, NotPermittedError, StaleHandleError, InterruptedError)
 """Errors of normal work, which are not logged."""
 
 

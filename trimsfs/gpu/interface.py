@@ -7,7 +7,7 @@ from typing import Any
 
 from cachetools import LRUCache
 
-from trimsfs.errors import LookUpAgainError
+from trimsfs.errors import StaleHandleError
 from trimsfs.formats.table import Tensor
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.copy_requests import CopyRequest, MemoryKind, device_of_attribute, matching, parse_request
@@ -46,7 +46,7 @@ class LeaseFile:
         # Never waits, as no signal could interrupt that: it also describes a copy whose adoption still runs.
         copy = self.lease.copy
         if copy.done.is_set() and not copy.ready:
-            raise LookUpAgainError(f"/{copy.generation.key}: its memory on {copy.device} is lost")
+            raise StaleHandleError(f"/{copy.generation.key}: its memory on {copy.device} is lost")
         text = b""
         for piece in self._surface.description(self.lease, self._pattern):
             text += piece[max(0, offset) : max(0, offset) + size - len(text)]

@@ -16,8 +16,6 @@ from trimsfs.types import Generation
 
 ROOT_INODE = 1
 _INODE_BITS = 62
-PASSTHROUGH_BIT = 1 << _INODE_BITS
-"""Set in the number of an object's inode whose opens are passed through; programs never see it."""
 
 
 class InodeKind(enum.Enum):
@@ -40,10 +38,11 @@ class Inode:
     ``path`` is the object's key, or the directory's prefix with its closing slash (the root's is empty). A link with
     another ``target`` is another inode.
     A control inode has the path of its subject, and a control file its name in ``control``. ``lookups`` counts the
-    kernel's references. ``replaced`` is set when the store has another generation. An object has two inodes, told
-    apart by PASSTHROUGH_BIT. The kernel reads the local file of the ``passthrough`` one; the server answers reads of
-    the other. ``slot`` is its record in the ledger, made before the kernel gets it. ``opened`` is set once a program
-    has opened it: the kernel may then have pages of it.
+    kernel's references. ``replaced`` is set when the store has another generation. ``slot`` is its record in the
+    ledger, made before the kernel gets it. ``opened`` is set once a program has opened it: the kernel may then have
+    pages of it. Programs have it open by ``cached`` handles, whose reads the server answers, or by ``passed`` ones,
+    whose reads the kernel passes through to the local file: the kernel refuses opens of one inode in both modes, or of
+    two local files. While such a file is ``lost``, names lead to another inode.
     """
 
     number: int
@@ -56,10 +55,9 @@ class Inode:
     slot: int | None = None
     target: str = ""
     opened: bool = False
-
-    @property
-    def passthrough(self) -> bool:
-        return bool(self.number & PASSTHROUGH_BIT)
+    cached: int = 0
+    passed: int = 0
+    lost: bool = False
 
 
 class Inodes:
@@ -129,7 +127,6 @@ class Inodes:
         generation: Generation | None = None,
         control: str = "",
         *,
-        passthrough: bool = False,
         target: str = "",
     ) -> Inode:
         """Return the inode of a thing, made if new.
@@ -140,12 +137,12 @@ class Inodes:
             return self._root
         etag = generation.etag if generation is not None else target
         for salt in range(len(self._by_number) + 1):
-            number = _number(kind, path, etag, control, salt) | (PASSTHROUGH_BIT if passthrough else 0)
+            number = _number(kind, path, etag, control, salt)
             inode = self._by_number.get(number)
             if inode is None:
                 return self._add(Inode(number, kind, path, generation, control, target=target))
             known = inode.generation.etag if inode.generation is not None else inode.target
-            if (inode.kind, inode.path, known, inode.control) == (kind, path, etag, control):
+            if (inode.kind, inode.path, known, inode.control) == (kind, path, etag, control) and not inode.lost:
                 return inode
         raise AssertionError("unreachable: more salts than inodes were tried")
 
@@ -166,13 +163,13 @@ class Inodes:
                 found += self.known_names(prefix)
         return found
 
-    def cached_numbers(self, generation: Generation) -> list[int]:
-        """The cached-mode numbers by which the kernel may know an object and the links to it."""
+    def numbers(self, generation: Generation) -> list[int]:
+        """The numbers by which the kernel may know an object and the links to it."""
         file = replace(generation, key=generation.file, linked=None)
         itself = self.reference(InodeKind.OBJECT, file.key, file)
         self.discard(itself)
         links = (self._by_number[number] for number in sorted(self._links.get((file.key, file.etag), ())))
-        return [inode.number for inode in (itself, *links) if inode.lookups and not inode.passthrough]
+        return [inode.number for inode in (itself, *links) if inode.lookups]
 
     def count_lookup(self, inode: Inode) -> None:
         """Record that the kernel is about to get an inode once more."""

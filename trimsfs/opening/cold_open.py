@@ -58,13 +58,16 @@ class ColdOpener:
         self._waiting = 0
         self._fetching = fetching
 
-    async def wait(self, blob: Blob, interruptible: Interruptible) -> bool:
+    async def wait(self, blob: Blob, interruptible: Interruptible, *, shared: bool) -> bool:
         """Wait for a blob that the caller holds, if the wait is short; whether its opens can be passed through now.
 
+        If *shared*, programs have the file open in cached mode, so this open will be, too: ``auto`` does not wait.
         Raises InterruptedError on a signal, ObjectChangedError if the store has another generation, StoreError if the
         fetch fails and no cached byte may be read, and the reason if the blob is in quarantine.
         """
-        if self._mode == "stream" or not blob.attached or (self._mode == "auto" and not self._wise(blob)):
+        if self._mode == "stream" or not blob.attached:
+            return False
+        if self._mode == "auto" and (shared or not self._wise(blob)):
             return False
         if self._waiting >= MOST_WAITING and not self._compared:
             return False

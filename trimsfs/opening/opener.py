@@ -1,12 +1,10 @@
-"""The opener answers an open of a model file: in passthrough mode, in cached mode, or with ESTALE for a reopen.
+"""The opener answers an open of a model file: in passthrough mode, or in cached mode.
 
-The inode number decides the mode, so that the kernel never sees one inode opened in both. If the name now has another
-number, the server answers ESTALE: the kernel looks the name up and opens what it finds. The kernel does so only once,
-so the server answers a reopen in the mode of whatever number it comes with. A reopen of a bind-mounted file comes with
-the old number, as no lookup reaches that file.
+The kernel refuses opens of one inode in both modes. So a registered file is opened in cached mode while programs have
+its inode open in cached mode, and shares the kernel's pages of it with them.
 """
 
-from trimsfs.errors import LookUpAgainError, ObjectChangedError
+from trimsfs.errors import ObjectChangedError, StaleHandleError
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.namespace.inodes import Inode
 from trimsfs.opening.cold_open import ColdOpener, Interruptible
@@ -25,65 +23,73 @@ class Opener:
         self.reopens = reopens
         self.passthrough_opens = self.cached_opens = 0
 
-    async def open(self, inode: Inode, blob: Blob, interruptible: Interruptible, thread: int) -> None:
-        """Return when an open by this inode can be answered. The caller holds the blob, and calls `closed` at the end.
+    async def open(self, inode: Inode, blob: Blob, interruptible: Interruptible, thread: int) -> bool:
+        """Return when an open can be answered: whether in passthrough mode. The caller holds the blob, and calls
+        `closed` at the end.
 
-        Raises LookUpAgainError to get a reopen, ObjectChangedError if the store has replaced the object,
-        InterruptedError on a signal to the thread, and as `ColdOpener.wait` and `ColdOpener.fetch`.
+        Raises ObjectChangedError if the store has replaced the object, StaleHandleError if the inode can be opened no
+        more, InterruptedError on a signal to the thread, and as `ColdOpener.wait` and `ColdOpener.fetch`.
         """
-        if inode.passthrough:
-            await self._open_passed_through(inode, blob, interruptible, thread)
-        else:
-            await self._open_cached(inode, blob, interruptible, thread)
-
-    async def _open_passed_through(self, inode: Inode, blob: Blob, interruptible: Interruptible, thread: int) -> None:
-        """Open by a passthrough number. Refetches a blob that was evicted since the kernel learnt the number."""
-        if not self.passthrough.ready(blob):
-            if not blob.backing_id and self.reopens.request(thread, inode.path):
-                raise LookUpAgainError(inode.path)
-            with self.reopens.under_way(thread, inode.path):
-                if not await self._cold_opener.fetch(blob, interruptible):
-                    blob.health.check()
-                    raise LookUpAgainError(inode.path)
-        blob.health.check()
-        self.opened(blob)
-
-    def ready(self, blob: Blob) -> bool:
-        """Whether an open by a passthrough number can be answered at once, with `opened`."""
-        return self.passthrough.ready(blob) and not blob.health.quarantined
-
-    def opened(self, blob: Blob) -> None:
-        """Count an open in passthrough mode of a blob that the caller holds; `closed` ends it."""
-        blob.passed += 1
-        self.passthrough.used(blob)
-        self.passthrough_opens += 1
-
-    async def _open_cached(self, inode: Inode, blob: Blob, interruptible: Interruptible, thread: int) -> None:
-        """Open in cached mode. Raises LookUpAgainError if the blob is registered by now: it has another number then."""
         if inode.replaced and not blob.complete:
             raise ObjectChangedError(f"{inode.path}: replaced in the store: open it again")
         self._fetcher.hold(blob)
         try:
             with self.reopens.under_way(thread, inode.path):
-                registered = blob.backing_id != 0 or await self._cold_opener.wait(blob, interruptible)
+                passed = await self._passable(inode, blob, interruptible) and not inode.cached
             blob.health.check()
-            if registered and self.reopens.request(thread, inode.path, keep=blob):
-                raise LookUpAgainError(inode.path)
+            if inode.passed and not passed:
+                self._lost(inode, thread)
         except BaseException:
             self._fetcher.unhold(blob)
             raise
-        self.cached_opens += 1
+        if passed:
+            self._fetcher.unhold(blob)
+            self.opened(inode, blob)
+        else:
+            inode.cached += 1
+            self.cached_opens += 1
+        return passed
 
-    def restore(self, inode: Inode, blob: Blob) -> None:
-        """Take over a file that an earlier server opened."""
-        if inode.passthrough:
+    def _lost(self, inode: Inode, thread: int) -> None:
+        """Have a name lead to another inode while programs have a local file open that was lost, as by a new cache."""
+        inode.lost = True
+        self.reopens.request(thread, inode.path)
+        raise StaleHandleError(f"{inode.path}: programs have a local file of it open that was lost")
+
+    async def _passable(self, inode: Inode, blob: Blob, interruptible: Interruptible) -> bool:
+        """Whether the kernel can read the blob by itself, after the wait that this takes."""
+        if self.passthrough.ready(blob):
+            return True
+        if blob.backing_id and not inode.cached:  # it has left the memory
+            return await self._cold_opener.fetch(blob, interruptible)
+        return await self._cold_opener.wait(blob, interruptible, shared=inode.cached > 0)
+
+    def ready(self, inode: Inode, blob: Blob) -> bool:
+        """Whether an open can be answered at once in passthrough mode, with `opened`."""
+        return not inode.cached and self.passthrough.ready(blob) and not blob.health.quarantined
+
+    def opened(self, inode: Inode, blob: Blob) -> None:
+        """Count an open in passthrough mode of a blob that the caller holds; `closed` ends it."""
+        inode.passed += 1
+        blob.passed += 1
+        self.passthrough.used(blob)
+        self.passthrough_opens += 1
+
+    def restore(self, inode: Inode, blob: Blob, *, passed: bool) -> None:
+        """Take over a file that an earlier server opened, in passthrough mode if *passed*."""
+        if passed:
+            inode.passed += 1
             blob.passed += 1
         else:
+            inode.cached += 1
             self._fetcher.hold(blob)
 
-    def closed(self, inode: Inode, blob: Blob) -> None:
+    def closed(self, inode: Inode, blob: Blob, *, passed: bool) -> None:
         """End what `open`, `opened` or `restore` began."""
-        if inode.passthrough:
+        if passed:
+            inode.passed -= 1
             blob.passed -= 1
+            inode.lost = inode.lost and inode.passed > 0
         else:
+            inode.cached -= 1
             self._fetcher.unhold(blob)

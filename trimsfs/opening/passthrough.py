@@ -1,8 +1,7 @@
 """Passthrough: registers whole local files with the kernel, which then reads and maps them without the server.
 
-A blob is registered when all of it is verified, recorded in the index and in memory. Its name then leads to another
-inode number: the kernel fails opens of one inode in both modes. Unregistering reverses this. The server does not notify
-the kernel, but answers an open by the old number with ESTALE: the kernel then looks the name up again.
+A blob is registered when all of it is verified, recorded in the index and in memory. The server answers opens of its
+inodes in passthrough mode from then on, until it is unregistered.
 """
 
 import json

@@ -1,77 +1,58 @@
-"""Reopens: when the server answers an open with ESTALE, the kernel looks the name up again and opens what it finds.
+"""Reopens: the server answers the open of a replaced file with ESTALE, and the kernel looks the name up again.
 
 The kernel does so once for each open: a second ESTALE reaches the program as an error. So the server remembers which
 opens it has answered with ESTALE. The ledger records them for the next server.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import trio
 
-from trimsfs.concurrency.background import Background
 from trimsfs.handover.ledger import Ledger, RecordKind
-from trimsfs.tiers.blob import Blob
 
 REOPENED_WITHIN_S = 1.0
 """Seconds in which the kernel sends the reopen."""
-KEPT_FOR_S = 0.4
-"""Seconds for which a blob is held for its reopen."""
 
 
 @dataclass(slots=True)
 class _Reopen:
     """A reopen that is expected since an instant; ``slot`` is its place in the ledger.
 
-    ``under_way`` counts the opens in progress that may be it; ``arrived`` is set when one is about to be answered.
+    ``under_way`` counts the opens in progress that may be it.
     """
 
     since: float
     slot: int
-    under_way: int
-    arrived: trio.Event
+    under_way: int = 0
 
 
 class Reopens:
     """The expected reopens, by thread and path. The number of a thread in another PID namespace is 0."""
 
-    def __init__(self, ledger: Ledger, release: Callable[[Blob], None]) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._release = release
         self._expected: dict[tuple[int, str], _Reopen] = {}
-        self._background = Background()
-
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Hold blobs for their reopens until the server stops."""
-        await self._background.run(task_status)
 
     def restore(self) -> None:
         """Take over the reopens that the previous server expected."""
         for record in self._ledger.inherited(RecordKind.REOPEN):
             self._expect(record.number, os.fsdecode(record.content), record.slot)
 
-    def request(self, thread: int, path: str, *, keep: Blob | None = None) -> bool:
-        """Whether the caller may answer an open with ESTALE: not if it is a reopen. If so, expect its reopen.
+    def request(self, thread: int, path: str) -> None:
+        """Expect the reopen of an open that is about to be answered with ESTALE, unless it is a reopen itself.
 
         The reopen stays expected until the kernel has its answer (`completed`): if this server dies before, the next
-        one gets the request again. It is forgotten if it does not come within REOPENED_WITHIN_S. *keep* is a blob to
-        hold until the reopen arrives, for at most KEPT_FOR_S.
+        one gets the request again. It is forgotten if it does not come within REOPENED_WITHIN_S.
         """
         self._forget_expired()
-        if (thread, path) in self._expected:
-            return False
-        slot = self._ledger.add(RecordKind.REOPEN, thread, os.fsencode(path))
-        reopen = self._expect(thread, path, slot)
-        if keep is not None and self._background.running:
-            keep.users += 1
-            self._background.start(self._keep, keep, reopen.arrived)
-        return True
+        if (thread, path) not in self._expected:
+            self._expect(thread, path, self._ledger.add(RecordKind.REOPEN, thread, os.fsencode(path)))
 
-    def _expect(self, thread: int, path: str, slot: int) -> _Reopen:
-        reopen = self._expected[thread, path] = _Reopen(trio.current_time(), slot, 0, trio.Event())
-        return reopen
+    def _expect(self, thread: int, path: str, slot: int) -> None:
+        self._expected[thread, path] = _Reopen(trio.current_time(), slot)
 
     def _forget_expired(self) -> None:
         now = trio.current_time()
@@ -85,13 +66,6 @@ class Reopens:
                 self._expected[key] = reopen
             else:
                 self._ledger.set_count(reopen.slot, 0)
-
-    async def _keep(self, blob: Blob, arrived: trio.Event) -> None:
-        try:
-            with trio.move_on_after(KEPT_FOR_S):
-                await arrived.wait()
-        finally:
-            self._release(blob)
 
     def expected(self, thread: int, path: str) -> bool:
         """Whether an open of this path by this thread is a reopen."""
@@ -113,14 +87,6 @@ class Reopens:
                 del self._expected[thread, path]  # so that it becomes the youngest
                 reopen.since = trio.current_time()
                 self._expected[thread, path] = reopen
-
-    def arrived(self, thread: int, path: str) -> bool:
-        """Record that an open is about to be answered with a handle; whether it is a reopen: `completed` ends it."""
-        reopen = self._expected.get((thread, path))
-        if reopen is None:
-            return False
-        reopen.arrived.set()
-        return True
 
     def completed(self, thread: int, path: str) -> None:
         """Record that the kernel has the handle of a reopen: the thread's next open of the path is a new one."""

@@ -75,14 +75,10 @@ class Prefetcher:
         """Count a released handle of a file."""
         self._models.closed(blob)
 
-    def record_listing(self, inode: Inode, readable: Readable) -> int:
-        """Record a listing by a user who may read the *readable* files.
-
-        Returns the size, in bytes, up to which files of the directory are being prefetched; 0 if none is.
-        """
-        if self._mode == "off" or inode.kind is not InodeKind.DIRECTORY:
-            return 0
-        return self._siblings.small if self._siblings.record_listing(inode.path, readable) else 0
+    def record_listing(self, inode: Inode, readable: Readable) -> None:
+        """Record a listing by a user who may read the *readable* files."""
+        if self._mode != "off" and inode.kind is InodeKind.DIRECTORY:
+            self._siblings.record_listing(inode.path, readable)
 
     def removed(self, blob: Blob) -> None:
         """Record that a blob leaves the disk, or is closed because nobody has used it for long."""

@@ -47,8 +47,8 @@ class Siblings:
         self._account = account
         self.small = min(SMALL, disk.chunk_size // 8)
         self._directories = FIFOCache[str, DirectoryReadahead](maxsize=DIRECTORIES)
-        self._listed = FIFOCache[str, bool](maxsize=DIRECTORIES)
-        """Directories listed, none of whose files was opened since: whether the listing prefetched anything."""
+        self._listed = FIFOCache[str, None](maxsize=DIRECTORIES)
+        """Directories listed, none of whose files was opened since."""
         self._in_vain = 0
         self._slots = trio.Semaphore(FILES_AT_ONCE)
         self._background = Background()
@@ -70,19 +70,21 @@ class Siblings:
         entries = self._namespace.known_entries(prefix)
         self._start(readahead.record_open(name, generation, entries.names, entries, here=here), readable)
 
-    def record_listing(self, prefix: str, readable: Readable) -> bool:
-        """Record a listing, after which a program may read the files; whether small files are being prefetched."""
-        if prefix in self._listed or self._in_vain >= LISTINGS_IN_VAIN:
-            return self._listed.setdefault(prefix, False)
+    def record_listing(self, prefix: str, readable: Readable) -> None:
+        """Record a listing, after which a program may read the files."""
+        if prefix in self._listed:
+            return
+        if self._in_vain >= LISTINGS_IN_VAIN:
+            self._listed[prefix] = None
+            return
         readahead = self._directories.get(prefix) or DirectoryReadahead(small=self.small)
         entries = self._namespace.known_entries(prefix)
         wanted = readahead.record_listing(entries.names, entries)
         if wanted:
             self._directories[prefix] = readahead
-            self._listed[prefix] = True
+            self._listed[prefix] = None
             self._in_vain += 1
             self._start(wanted, readable, guessed=True)
-        return bool(wanted)
 
     def forget(self, generation: Generation) -> None:
         """Forget a file that has left the disk, is closed or was not fetched."""

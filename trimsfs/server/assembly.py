@@ -89,7 +89,7 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
     commands = _commands(environment, tiers, fetching, gpu, checks, derived, fleet)
     control = _control(options, environment, calls, tiers, fetching, gpu, deduplication, commands, tracer, fleet)
     prefetcher = _prefetcher(options, calls, tiers, fetching)
-    reopens = Reopens(environment.ledger, tiers.disk.release)
+    reopens = Reopens(environment.ledger)
     filesystem = Filesystem(
         fetching.namespace,
         tiers.disk,
@@ -129,7 +129,6 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
             fetching.kept_listings.run,
             *_probes(options, environment, fetching),
             fetching.digest_prefetch.run,
-            reopens.run,
             prefetcher.run,
             derived.run,
             gpu.copies.run,
@@ -305,7 +304,7 @@ def _ask_nothing(_blob: Blob) -> None:
 def _forget_pages(environment: Environment, fetching: Fetching) -> Callable[[Generation], Awaitable[None]]:
     async def forget_pages(generation: Generation) -> None:
         """Drop the pages that the kernel keeps of a file from reads in cached mode."""
-        for number in fetching.namespace.inodes.cached_numbers(generation):
+        for number in fetching.namespace.inodes.numbers(generation):
             await trio.to_thread.run_sync(environment.forget_pages, number, abandon_on_cancel=True)
 
     return forget_pages

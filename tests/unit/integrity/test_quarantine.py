@@ -13,7 +13,7 @@ from tests.support.parts import blob_files, flip_byte, until
 from tests.support.served import FakeBacking, Server, Serving
 from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import digest_of, opened
-from trimsfs.errors import BlobDamagedError, LookUpAgainError, StoreUnavailableError
+from trimsfs.errors import BlobDamagedError, StoreUnavailableError
 from trimsfs.handover.ledger import Ledger
 from trimsfs.stores.digests import compute
 from trimsfs.tiers.blob import Blob
@@ -151,10 +151,7 @@ async def test_a_file_that_has_been_cut_off_is_opened_by_several(
     found = []
 
     async def read(thread: int) -> None:
-        try:
-            handle = await server.open_inode(await server.number("a", thread=thread), thread=thread)
-        except LookUpAgainError:
-            handle = await server.open_inode(await server.number("a", thread=thread), thread=thread)
+        handle = await server.open_inode(await server.number("a", thread=thread), thread=thread)
         found.append(await server.read(handle))
 
     async with trio.open_nursery() as nursery:
