@@ -44,7 +44,7 @@ def bring_about(mount: MountedStore, store: Path) -> None:
 @contextmanager
 def scanning(mountpoint: Path) -> Iterator[Callable[[], int]]:
     """An on-access scanner of a mount; the function ends it and tells how many files it has seen."""
-    command = [sys.executable, "-m", "tests.fuse.scanner", mountpoint]
+    command = [sys.executable, "-m", "tests.fuse.scanner", str(mountpoint)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as scanner:
         assert scanner.stdout is not None
         assert scanner.stdin is not None

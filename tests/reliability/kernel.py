@@ -220,11 +220,10 @@ class Kernel:
             files = server.filesystem.files
             handle = files.open_resident(number, 0)
             if handle is None:
-                reply = await files.open(number, lambda: OWNER, nullcontext, thread=thread)
-                server.accepted(number, reply.handle, direct=reply.direct_io)
-                return reply.handle
-            files.used(handle, thread, lambda: OWNER)
-            server.accepted(number, handle)
+                handle = (await files.open(number, lambda: OWNER, nullcontext, thread=thread)).handle
+            else:
+                files.used(handle, thread, lambda: OWNER)
+            server.accepted(handle)
             return handle
 
         handle = await self._opened(open_inode)

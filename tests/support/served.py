@@ -241,24 +241,24 @@ class Server:
         """Open an inode that was looked up before."""
         handle = self.open_resident(number, caller, thread=thread)
         if handle is None:
-            reply = await self.filesystem.files.open(number, lambda: caller, interruptible, thread=thread)
-            handle = reply.handle
-            self.accepted(number, handle, direct=reply.direct_io)
+            handle = (await self.filesystem.files.open(number, lambda: caller, interruptible, thread=thread)).handle
+            self.accepted(handle)
             self.filesystem.files.delivered(handle)
             self.handles.add(handle)
         return handle
 
-    def accepted(self, number: int, handle: int, *, direct: bool = False) -> None:
+    def accepted(self, handle: int) -> None:
         """The kernel accepts a handle: it fails an open in one mode while the inode is open in the other."""
-        inode = self.filesystem.names.inode(number)
-        assert direct or not (inode.cached if passed_through(handle) else inode.passed), inode
+        file = self.filesystem.handles.files.get(handle)
+        if file is not None:
+            assert not (file.inode.cached if passed_through(handle) else file.inode.passed), file.inode
 
     def open_resident(self, number: int, caller: Caller = OWNER, *, thread: int = 1, request: int = 1) -> int | None:
         """Open an inode that was looked up before, if that is answered at once."""
         handle = self.filesystem.files.open_resident(number, request)
         if handle is not None:
             self.filesystem.files.used(handle, thread, lambda: caller)
-            self.accepted(number, handle)
+            self.accepted(handle)
             self.handles.add(handle)
         return handle
 

@@ -100,28 +100,6 @@ async def test_a_listing_brings_the_first_small_files(server: Server, store: Mem
     assert fetched(store) == {f"dir/{number:02}" for number in range(32)}
 
 
-async def test_the_kernel_looks_up_again_what_a_listing_brings(server: Server, store: MemoryStore) -> None:
-    """The name of a file that has come leads to another inode: an open by the old one would be answered in vain."""
-
-    async def ttls() -> dict[bytes, float]:
-        names = server.filesystem.names
-        handle = await server.filesystem.open_directory(await server.number("dir"), lambda: OWNER)
-        found = {}
-        for name, attributes, _ in await names.list_directory(handle, 0):
-            found[name] = attributes.entry_ttl_s
-            names.discard(attributes)
-        server.filesystem.files.release(handle)
-        return found
-
-    first = await ttls()
-    assert {ttl for name, ttl in first.items() if name not in {b"large", b"empty"}} == {0.0}
-    assert min(first[b"large"], first[b"empty"]) > 0
-    await until(lambda: len(fetched(store)) >= 32)
-    await quiet(server)
-    again = await ttls()
-    assert {name for name, ttl in again.items() if ttl == 0} == {f"{number:02}".encode() for number in range(32, FILES)}
-
-
 async def test_listings_that_no_open_follows_bring_nothing_any_more(serving: Serving) -> None:
     store = MemoryStore({f"{directory}/{number}": b"x" for directory in range(8) for number in range(3)})
     async with serving(store=store) as server:

@@ -290,7 +290,7 @@ async def test_the_spans_of_a_cold_open_explain_its_time(serving: Serving, store
         assert [trace["path"] for trace in found] == list(SHARDS)
         for trace in found:
             names = {span["name"] for span in trace["spans"]}
-            assert {"index", "wait", "request", "record", "load", "announce", "reopen"} <= names
+            assert {"index", "wait", "request", "record", "load", "announce"} <= names
             requests = [span for span in trace["spans"] if span["name"] == "request"]
             for request in requests:
                 assert [part["name"] for part in request["parts"]] == ["first byte", "receive", "checksum", "write"]
