@@ -25,6 +25,7 @@ from trimsfs.exporter.web import NAME, STAY, WebServer
 from trimsfs.listen_address import ListenAddress
 from trimsfs.mountinfo import file_systems
 from trimsfs.options import default_user
+from trimsfs.processes import end_with_parent
 from trimsfs.server.sandbox import CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE, Identity, become, fence, identity, keep_only
 from trimsfs.text import TITLE_PREFIX
 
@@ -157,14 +158,14 @@ def run(listener: socket.socket, token: str | None, *, timeout_s: float, while_m
     if user is not None:
         become(user)
     fence(())
-    mounts = Mounts(ours, whole=whole)
+    mounts = Mounts(ours, whole=whole, timeout_s=timeout_s)
     server = WebServer(listener, mounts, token)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         _sample(mounts, server, ours, while_mounted=while_mounted)
     except ScraperGoneError:
-        log.error("the scraper has ended, and the exporter with it: start it again")
+        log.error("the scraper has ended or does not answer, and the exporter ends with it: start it again")
         sys.exit(1)
 
 
@@ -189,6 +190,7 @@ def _scrape(
             keep_only(CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH)
         if user is not None or not root:
             fence(())  # which would keep it from looking at the processes of others
+        end_with_parent()  # also if it is stopped
         scrape_forever(connection, scraper)
     finally:
         os._exit(0)
