@@ -11,7 +11,7 @@ from typing import IO, Any
 import pytest
 
 from tests.support.exporters import exporting
-from tests.support.keepers import serving
+from tests.support.keepers import hanging, serving
 from tests.support.mounts import MountedStore, mounted, trimsfs, unmount, wait_until
 from tests.support.nodes import a_node
 from trimsfs.exporter.scraper import Scraper
@@ -136,17 +136,13 @@ def test_a_server_that_hangs_is_down_and_keeps_no_other_waiting(mount: MountedSt
     (tmp_path / "store").mkdir()
     with mounted(tmp_path / "store", tmp_path / "other") as other, exporting(timeout_s=1) as exporter:
         assert exporter.samples(other)["trimsfs_up"] == 1
-        hanging = other.control()["server_pid"]
-        os.kill(hanging, signal.SIGSTOP)
-        try:
+        with hanging(other):
             time.sleep(1.1)
             for _ in range(2):  # once by a process that waits, once as that still does
                 assert exporter.samples(other) == {"trimsfs_up": 0}
                 assert exporter.samples(mount)["trimsfs_up"] == 1
                 time.sleep(1.1)
             assert re.match("did not answer|has not answered", exporter.status(other)["error"])
-        finally:
-            os.kill(hanging, signal.SIGCONT)
         wait_until(lambda: exporter.samples(other)["trimsfs_up"] == 1, timeout_s=60)
 
 

@@ -20,7 +20,7 @@ from typing import Literal, NoReturn
 import trio
 
 from trimsfs.concurrency.channel import Channel, ChannelClosedError, Message, pair
-from trimsfs.concurrency.watched import watched
+from trimsfs.concurrency.watch import watched
 from trimsfs.errors import StoreError, TransientStoreError
 from trimsfs.fetch.copier import Arrived, Extent, Landed, LocalBytes, ThreadCopier
 from trimsfs.fetch.peers import PeerRequest

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from trimsfs import errors
 from trimsfs.concurrency.channel import MESSAGE_LIMIT, pair
-from trimsfs.concurrency.watched import watched
+from trimsfs.concurrency.watch import watched
 from trimsfs.errors import StoreError, TransientStoreError
 from trimsfs.stores.base import Page
 from trimsfs.stores.directory import MOST_NAMES, DirectoryReader
