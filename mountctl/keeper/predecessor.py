@@ -90,6 +90,11 @@ def find_predecessor(mountpoint: Path) -> Predecessor:
     if unfit:
         raise TakeoverError(f"{mountpoint}: cannot be taken over from {unfit[0]}")
     others = [pid for pid in _titled("keeper", mountpoint) if pid != os.getpid()]
+    if others and stopped(others[0]):
+        raise TakeoverError(
+            f"{mountpoint}: its server has ended, and its keeper, {shown(others[0])}, is stopped: "
+            f"run `kill -CONT {others[0]}`"
+        )
     if others:
         raise TakeoverError(f"{mountpoint}: another keeper, {shown(others[0])}, is taking it over: wait")
     raise NotMountedError(
@@ -132,12 +137,11 @@ def _look_at(pid: int, mountpoint: Path, device: str) -> Predecessor:
 def _stopped_keeper(pid: int, mountpoint: Path) -> OtherProcess | None:
     """The keeper of a server, if it has one, which is stopped. Raises _UnfitError if it is not, and OSError."""
     parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    keeper = OtherProcess(os.pidfd_open(parent))
     if title_of(parent) != title("keeper", mountpoint):
         return None
     if not stopped(parent):
         raise _UnfitError(f"its keeper, pid {parent}, is alive")
-    return keeper
+    return OtherProcess(os.pidfd_open(parent))
 
 
 def ledger_version(ledger: int) -> str:

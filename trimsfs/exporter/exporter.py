@@ -25,7 +25,6 @@ from trimsfs.exporter.web import NAME, STAY, WebServer
 from trimsfs.listen_address import ListenAddress
 from trimsfs.mountinfo import file_systems
 from trimsfs.options import default_user
-from trimsfs.processes import end_with_parent
 from trimsfs.server.sandbox import CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE, Identity, become, fence, identity, keep_only
 from trimsfs.text import TITLE_PREFIX
 
@@ -190,7 +189,6 @@ def _scrape(
             keep_only(CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH)
         if user is not None or not root:
             fence(())  # which would keep it from looking at the processes of others
-        end_with_parent()  # also if it is stopped
         scrape_forever(connection, scraper)
     finally:
         os._exit(0)
