@@ -27,10 +27,6 @@ class KeeperGoneError(Exception):
     """No keeper runs, or it does not answer."""
 
 
-class KeeperStoppedError(KeeperGoneError):
-    """The keeper is stopped."""
-
-
 class KeeperRefusesError(KeeperGoneError):
     """The keeper answers only the user who mounted, and root."""
 
@@ -57,13 +53,13 @@ def ask(mountpoint: Path, request: dict[str, Any], *, timeout_s: float) -> dict[
 
 
 def _check_not_stopped(mountpoint: Path) -> None:
-    """Raises KeeperStoppedError if the mount's keeper, of this user or root, is stopped."""
+    """Raises KeeperGoneError if the mount's keeper, of this user or root, is stopped."""
     for pid in filter(stopped, map(int, filter(str.isdecimal, os.listdir("/proc")))):
         with contextlib.suppress(OSError):  # it has ended
             ours = os.stat(f"/proc/{pid}").st_uid in {0, os.geteuid()}
             if ours and title_of(pid) == title("keeper", mountpoint):
                 remedy = f"run `kill -CONT {pid}`, or `mountctl recover {mountpoint}`"
-                raise KeeperStoppedError(f"the keeper is stopped (pid {pid}): {remedy}")
+                raise KeeperGoneError(f"the keeper is stopped (pid {pid}): {remedy}")
 
 
 class ControlSocket:

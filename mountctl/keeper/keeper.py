@@ -71,7 +71,8 @@ class Keeper:
         """The version of the last ready server's ledger; None until a server was ready."""
         self._leaves = False
         """Whether this keeper ends without an unmount, and lets the predecessor's server serve on."""
-        self._ticked_at = time.monotonic()
+        self._ticked_at, self._passed_s = time.monotonic(), 0.0
+        """When the last tick was, and for how long this process ran before it."""
         self._unmounted_s = 0.0
         """For how long the server has run after the unmount."""
         self._exit_code = 0
@@ -131,12 +132,12 @@ class Keeper:
         self._notice_unmount()
         now = time.monotonic()
         # While this process was stopped as well, e.g. with its container, just one tick passes.
-        passed_s, self._ticked_at = min(now - self._ticked_at, limits.TICK_S), now
+        self._passed_s, self._ticked_at = min(now - self._ticked_at, limits.TICK_S), now
         if self._phase.unmounted:
-            self._unmounted_s += passed_s
+            self._unmounted_s += self._passed_s
         for server, limit_s in ((self._active, limits.SILENCE_LIMIT_S), (self._standby, limits.START_TIMEOUT_S)):
             if server is not None:
-                server.silent_s += passed_s
+                server.silent_s += self._passed_s
                 self._check(server, limit_s)
         if self._active is not None and not self._ending:
             self._service_manager.alive()

@@ -52,7 +52,7 @@ class StandaloneKeeper(Keeper):
         self._launchers = launchers
         self._selector.register(launchers, selectors.EVENT_READ, launchers.poll)
         self._leave_by: float | None = None
-        self._vacant_since: float | None = None
+        self._vacant_s = 0.0
         self._launcher_problem: str | None = None
         self.failure = ("", "")
         """The class of the last error of a server, by name, and the error."""
@@ -69,7 +69,6 @@ class StandaloneKeeper(Keeper):
 
     def _tick(self) -> None:
         super()._tick()
-        now = time.monotonic()
         if self._ending:
             return
         if self._launchers.leave and self._leave_by is None:
@@ -85,8 +84,8 @@ class StandaloneKeeper(Keeper):
         idle = not self._replacement.under_way and not self._restart_policy.delay_s
         if isinstance(self._active, LeftServer) and idle:
             self._replacement.begin(self._replacement.order, self._on_followed)
-        self._vacant_since = (self._vacant_since or now) if self._active is None else None
-        if self._phase.replaceable and self._vacant_since is not None and now - self._vacant_since > VACANCY_LIMIT_S:
+        self._vacant_s = self._vacant_s + self._passed_s if self._active is None else 0.0
+        if self._phase.replaceable and self._vacant_s > VACANCY_LIMIT_S:
             self._reporter.error(f"no server has come for {VACANCY_LIMIT_S:.0f} s: giving up")
             self._end(1)
         elif self._leave_by is not None:

@@ -230,14 +230,18 @@ class KeeperClient:
 
     async def _send_queued(self) -> None:
         async for message, done in self._queued:
-            while not (told := await self._tell(message)) and not self._gone:
-                pass  # it has waited meanwhile
-            if told:
+            if await self._tell_at_last(message):
                 done()
 
     async def ready(self, *, resends: bool) -> None:
         """Tell the keeper that the mount answers, and whether another server could take it over."""
-        await self._tell({"type": "ready", "resends": resends})
+        await self._tell_at_last({"type": "ready", "resends": resends})
+
+    async def _tell_at_last(self, message: Message) -> bool:
+        """Send a message, however long the keeper takes none; False if it is gone."""
+        while not (told := await self._tell(message)) and not self._gone:
+            pass  # it has waited meanwhile
+        return told
 
     async def _tell(self, message: Message) -> bool:
         """Send a message; False if the keeper does not take it within LOOK_INTERVAL_S, or is gone.
