@@ -6,6 +6,7 @@ import re
 import signal
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,10 @@ from pathlib import Path
 from trimsfs.mount_namespaces import namespaces
 from trimsfs.text import TITLE_PREFIX, printable
 
+LOOK_INTERVAL_S = 1.0
+"""How often processes look whether one that they need runs."""
+MOST_LOOKS = 3
+"""So many looks must find a process stopped: it may be stopped for a moment, or together with whoever looks."""
 SHOWN = 5
 """How many users of a mount a message names."""
 _CONTAINER = re.compile(r"([0-9a-f]{12})[0-9a-f]{52}")
@@ -95,6 +100,34 @@ def exists(thread: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def stopped(pid: int) -> bool:
+    """Whether a process is stopped, by a signal or a debugger, so far as the kernel tells."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] in {"T", "t"}
+
+
+class StopWatch:
+    """Tells a process that stays stopped from one that goes on soon, for whoever looks each LOOK_INTERVAL_S.
+
+    It counts looks, not time: while all processes of a host are frozen, no look passes.
+    """
+
+    def __init__(self) -> None:
+        self._looks, self._looked_at = 0, -LOOK_INTERVAL_S
+
+    def stays_stopped(self, pid: int) -> bool:
+        """Look at the process; whether the last MOST_LOOKS looks have found it stopped."""
+        now = time.monotonic()
+        if not stopped(pid):
+            self._looks = 0
+        elif now - self._looked_at >= 0.9 * LOOK_INTERVAL_S:
+            self._looks, self._looked_at = self._looks + 1, now
+        return self._looks >= MOST_LOOKS
 
 
 def shown(pid: int) -> str:

@@ -325,12 +325,12 @@ def logs(name: str, lines: int, follow: bool, directory: Path) -> int:
 @mounts_directory
 @reported
 def recover(name: str, directory: Path) -> None:
-    """Replace the killed keeper of a mount.
+    """Replace the killed or stopped keeper of a mount.
 
     The mount stays, and open files stay open.
 
     The new keeper takes the mount over from the server that is left, and replaces that server; readers pause shortly.
-    Exit codes: 0 done, 1 no takeover is possible or the keeper is alive, 10 no server is left.
+    Exit codes: 0 done, 1 no takeover is possible or the keeper runs, 10 no server is left.
     """
     mount = find_mount(name, directory)
     _check_mounted(mount)

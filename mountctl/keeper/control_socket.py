@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import selectors
 import socket
 import time
@@ -11,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from mountctl.linux.sockets import BoundPath, ListenError, listen_at, socket_path
+from trimsfs.processes import stopped, title_of
+from trimsfs.text import title
 
 REQUEST_LIMIT = 65536
 REQUEST_TIMEOUT_S = 5.0
+PATIENCE_S = 2.0
+"""How long a keeper may be silent before who asks it looks whether it is stopped."""
 
 Reply = Callable[[dict[str, Any]], None]
 
@@ -34,6 +39,8 @@ def ask(mountpoint: Path, request: dict[str, Any], *, timeout_s: float) -> dict[
             end.settimeout(timeout_s)
             end.connect(str(path))
             end.sendall(json.dumps(request).encode() + b"\n")
+            if not select.select([end], [], [], min(PATIENCE_S, timeout_s))[0]:
+                _check_not_stopped(mountpoint)
             with end.makefile("rb") as answer:
                 found: dict[str, Any] = json.loads(answer.readline(REQUEST_LIMIT))
                 return found
@@ -41,7 +48,18 @@ def ask(mountpoint: Path, request: dict[str, Any], *, timeout_s: float) -> dict[
         # If this user has no socket of the mount, another user mounted it.
         if isinstance(error, PermissionError) or (isinstance(error, FileNotFoundError) and os.geteuid() != 0):
             raise KeeperRefusesError(f"only root and the user who mounted {mountpoint} may ask its keeper") from None
+        _check_not_stopped(mountpoint)
         raise KeeperGoneError(f"the keeper of {mountpoint} is gone: run `mountctl recover {mountpoint}`") from error
+
+
+def _check_not_stopped(mountpoint: Path) -> None:
+    """Raises KeeperGoneError if the mount's keeper, of this user or root, is stopped."""
+    for pid in filter(stopped, map(int, filter(str.isdecimal, os.listdir("/proc")))):
+        with contextlib.suppress(OSError):  # it has ended
+            ours = os.stat(f"/proc/{pid}").st_uid in {0, os.geteuid()}
+            if ours and title_of(pid) == title("keeper", mountpoint):
+                remedy = f"run `kill -CONT {pid}`, or `mountctl recover {mountpoint}`"
+                raise KeeperGoneError(f"the keeper is stopped (pid {pid}): {remedy}")
 
 
 class ControlSocket:

@@ -3,12 +3,14 @@
 import contextlib
 import os
 import selectors
+import signal
 from collections.abc import Callable
 
 from mountctl.keeper import protocol
 from mountctl.keeper.forked_server import reap_orphans
 from mountctl.keeper.reporter import Reporter
 from mountctl.keeper.server_process import ServerProcess
+from trimsfs.processes import StopWatch
 
 
 class Dispatcher:
@@ -28,6 +30,7 @@ class Dispatcher:
         self._handle = handle
         self._servers: list[ServerProcess] = []
         self._unreaped: list[ServerProcess] = []
+        self._orphans: dict[int, StopWatch] = {}
 
     def add(self, server: ServerProcess) -> None:
         """Receive the messages of a server from now on."""
@@ -57,9 +60,16 @@ class Dispatcher:
         self._unreaped.append(server)
 
     def reap(self) -> None:
-        """Collect the exit codes of removed servers that have ended, and of processes that servers left behind."""
+        """Collect the exit codes of removed servers that have ended, and of processes that servers left behind.
+
+        Kills of the latter those that are stopped: they do not notice that their server has ended.
+        """
         self._unreaped = [server for server in self._unreaped if not server.reaped()]
-        reap_orphans([*self._servers, *self._unreaped])
+        left = reap_orphans([*self._servers, *self._unreaped])
+        self._orphans = {pid: self._orphans.get(pid) or StopWatch() for pid in left}
+        for pid, watch in self._orphans.items():
+            if watch.stays_stopped(pid):
+                os.kill(pid, signal.SIGKILL)
 
     def _receive_next(self, server: ServerProcess) -> bool:
         """Handle the next message; False if the channel has ended. Raises ProtocolError."""

@@ -175,13 +175,20 @@ def adopt_orphans() -> None:
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def reap_orphans(servers: Collection[ServerProcess]) -> None:
-    """Collect the exit codes of children that have ended, except *servers*, which collect their own."""
+def reap_orphans(servers: Collection[ServerProcess]) -> list[int]:
+    """Collect the exit codes of children that have ended, except *servers*, which collect their own.
+
+    Returns the orphans that run on.
+    """
     adopts = ctypes.c_int()
     _libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(adopts), 0, 0, 0)
     if not adopts.value:
-        return  # without orphans, all children are servers
+        return []  # without orphans, all children are servers
     known = {server.pid for server in servers}
     with contextlib.suppress(ChildProcessError):  # there is none
         while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid not in known:
             os.waitpid(ended.si_pid, os.WNOHANG)
+    with contextlib.suppress(OSError):  # a kernel that does not list children
+        children = map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+        return [child for child in children if child not in known]
+    return []

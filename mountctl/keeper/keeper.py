@@ -71,8 +71,10 @@ class Keeper:
         """The version of the last ready server's ledger; None until a server was ready."""
         self._leaves = False
         """Whether this keeper ends without an unmount, and lets the predecessor's server serve on."""
-        self._stop_by = 0.0
-        """When the keeper kills a server that still runs after the unmount."""
+        self._ticked_at, self._passed_s = time.monotonic(), 0.0
+        """When the last tick was, and for how long this process ran before it."""
+        self._unmounted_s = 0.0
+        """For how long the server has run after the unmount."""
         self._exit_code = 0
         if left is not None:
             self._ledger_version = left.ledger_version
@@ -128,8 +130,14 @@ class Keeper:
         self._control_socket.drop_idle()
         self._dispatcher.reap()
         self._notice_unmount()
+        now = time.monotonic()
+        # While this process was stopped as well, e.g. with its container, just one tick passes.
+        self._passed_s, self._ticked_at = min(now - self._ticked_at, limits.TICK_S), now
+        if self._phase.unmounted:
+            self._unmounted_s += self._passed_s
         for server, limit_s in ((self._active, limits.SILENCE_LIMIT_S), (self._standby, limits.START_TIMEOUT_S)):
             if server is not None:
+                server.silent_s += self._passed_s
                 self._check(server, limit_s)
         if self._active is not None and not self._ending:
             self._service_manager.alive()
@@ -148,25 +156,29 @@ class Keeper:
     def _notice_unmount(self) -> None:
         if not (self._phase.unmounted or self._ending) and self._connection.mounted and self._connection.gone:
             self._phase = Phase.UNMOUNTED
-            self._stop_by = time.monotonic() + limits.STOP_TIMEOUT_S
 
     def _check(self, server: ServerProcess, silence_limit_s: float) -> None:
         """See whether a server has ended, and kill one that hangs."""
-        now = time.monotonic()
         if server.ended():
             self._on_end(server)
         elif self._phase is Phase.OVERDUE:
             pass  # it has been killed
-        elif self._phase is Phase.UNMOUNTED and server is self._active and now > self._stop_by:
+        elif self._phase is Phase.UNMOUNTED and server is self._active and self._unmounted_s > limits.STOP_TIMEOUT_S:
             self._phase = Phase.OVERDUE
             self._reporter.warning(
                 f"unmounted, but server {server.pid} has not ended in {limits.STOP_TIMEOUT_S:.0f} s: killing it"
             )
             server.kill()
-        elif now - server.heard_at > silence_limit_s and not server.standing_by and not server.has_message():
+        elif server.stays_stopped:
+            role = "standby" if server is self._standby else "server"
+            self._reporter.warning(f"{role} {server.pid} is stopped: killing it")
+            if self._phase is Phase.UNMOUNTED:
+                self._phase = Phase.OVERDUE
+            server.kill()
+        elif server.silent_s > silence_limit_s and not server.standing_by and not server.has_message():
             self._reporter.warning(f"server {server.pid} has sent nothing for {silence_limit_s:.0f} s: killing it")
             server.kill()
-        elif now - server.heard_at > limits.HURRY_AFTER_S:
+        elif server.silent_s > limits.HURRY_AFTER_S:
             server.hurry()
 
     def _on_signal(self, _number: int, _frame: object) -> None:

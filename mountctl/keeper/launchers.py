@@ -10,6 +10,7 @@ import json
 import os
 import select
 import selectors
+import signal
 import socket
 import struct
 import time
@@ -23,6 +24,7 @@ from mountctl.keeper.forked_server import ForkedServer
 from mountctl.linux.sockets import BoundPath, launchers_path, listen_at
 from trimsfs import __version__
 from trimsfs.errors import NotPermittedError, TakeoverError
+from trimsfs.processes import StopWatch, stopped
 
 PROTOCOL = 1
 """The version of the messages between keeper and launcher. It changes when either cannot do with the other's of before;
@@ -50,6 +52,8 @@ class Launcher:
         self._end = end
         self.order = order
         self.held = held
+        self.pid = _peer(end)[0]
+        self._stop_watch = StopWatch()
 
     @property
     def gone(self) -> bool:
@@ -59,6 +63,11 @@ class Launcher:
         poll = select.poll()
         poll.register(self._end, select.POLLRDHUP)
         return bool(poll.poll(0))
+
+    @property
+    def stays_stopped(self) -> bool:
+        """Whether it has been stopped for a while; ask once a tick."""
+        return self._stop_watch.stays_stopped(self.pid)
 
     def start(self, order: dict[str, Any]) -> ForkedServer:
         """Have it start a server. Raises OSError."""
@@ -266,7 +275,7 @@ class Launchers:
 
 def _check_peer(end: socket.socket) -> None:
     """Check that a peer is root as this process is, and that this process can end it. Raises _RefusedError."""
-    pid, uid, _ = _CREDENTIALS.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    pid, uid = _peer(end)
     if uid != os.geteuid():
         raise _RefusedError(
             NotPermittedError.__name__,
@@ -278,6 +287,12 @@ def _check_peer(end: socket.socket) -> None:
             TakeoverError.__name__,
             "the keeper does not see this process: run the keeper in the host's PID namespace (hostPID: true)",
         )
+
+
+def _peer(end: socket.socket) -> tuple[int, int]:
+    """The pid, 0 in another PID namespace, and uid of a peer when it connected or began to listen."""
+    pid, uid, _ = _CREDENTIALS.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return pid, uid
 
 
 def _mismatch(protocol: int, version: str) -> str:
@@ -315,9 +330,14 @@ def check(mountpoint: Path, *, timeout_s: float) -> dict[str, Any]:
 
 
 def succeed(mountpoint: Path, *, timeout_s: float) -> None:
-    """Have the keeper that listens, if there is one, leave its mount to the next, and wait for its end."""
+    """Have the keeper that listens, if there is one, leave its mount to the next, and wait for its end.
+
+    Kills one that is stopped.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end, contextlib.suppress(OSError):
         end.settimeout(timeout_s)
         end.connect(str(launchers_path(mountpoint)))
         end.send(json.dumps({"type": "succeed"}).encode())
+        if stopped(pid := _peer(end)[0]):
+            os.kill(pid, signal.SIGKILL)
         end.recv(1)

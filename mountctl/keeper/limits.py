@@ -1,6 +1,6 @@
 """How long a keeper waits for its servers, in seconds."""
 
-TICK_S = 2.0
+TICK_S = 1.0
 """How often the keeper checks its servers."""
 DEATH_TICK_S = 0.002
 """How often it checks a server that it has killed: the next server waits for that end."""
@@ -8,7 +8,7 @@ STOP_TIMEOUT_S = 10.0
 """How long a server may take to record its state after the unmount: one of its threads may hang in a driver. `trimsfs
 umount` waits twice as long."""
 SILENCE_LIMIT_S = 30.0
-"""The keeper kills a server that has sent nothing for so long."""
+"""The keeper kills a server that has sent nothing for so long, while the keeper itself ran."""
 HURRY_AFTER_S = 15.0
 """How long a standby may load in idle time alone."""
 START_TIMEOUT_S = 60.0

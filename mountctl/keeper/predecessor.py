@@ -1,4 +1,4 @@
-"""The predecessor of a keeper: one that was killed, and whose server still serves the mount.
+"""The predecessor of a keeper: one that was killed or is stopped, and whose server still serves the mount.
 
 That server has all that a keeper needs: the descriptors of /dev/fuse, of the ledger and of the locked cache directory,
 and on its standard input the order that it was started with. The new keeper trusts none of this. An attacker in the
@@ -24,7 +24,7 @@ from mountctl.keeper.server_process import ALONE, ENVIRONMENT, FORKS, LAUNCHED, 
 from mountctl.linux import mounting
 from mountctl.linux.sockets import gpu_path
 from trimsfs.errors import NotMountedError, TakeoverError
-from trimsfs.processes import shown, title_of
+from trimsfs.processes import shown, stopped, title_of
 from trimsfs.text import title
 
 RESENDS_SINCE = (6, 9)
@@ -41,7 +41,7 @@ class _UnfitError(Exception):
 
 
 class LeftServer(ServerProcess):
-    """The server that a killed keeper has left. The channel to it has ended: it serves until it is killed."""
+    """The server that a keeper has left. The channel to it has ended: it serves until it is killed."""
 
     def __init__(self, process: OtherProcess, order: dict[str, Any], version: str) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -53,11 +53,15 @@ class LeftServer(ServerProcess):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predecessor:
-    """What a killed keeper has left: order, environment, server, and copies of the mount's descriptors, by name."""
+    """What a keeper has left: order, environment, server, and copies of the mount's descriptors, by name.
+
+    *keeper* is that keeper if it is not killed, but stopped.
+    """
 
     order: dict[str, Any]
     environment: dict[str, str]
     server: LeftServer
+    keeper: OtherProcess | None
     descriptors: dict[str, int]
 
 
@@ -86,6 +90,11 @@ def find_predecessor(mountpoint: Path) -> Predecessor:
     if unfit:
         raise TakeoverError(f"{mountpoint}: cannot be taken over from {unfit[0]}")
     others = [pid for pid in _titled("keeper", mountpoint) if pid != os.getpid()]
+    if others and stopped(others[0]):
+        raise TakeoverError(
+            f"{mountpoint}: its server has ended, and its keeper, {shown(others[0])}, is stopped: "
+            f"run `kill -CONT {others[0]}`"
+        )
     if others:
         raise TakeoverError(f"{mountpoint}: another keeper, {shown(others[0])}, is taking it over: wait")
     raise NotMountedError(
@@ -112,9 +121,7 @@ def _look_at(pid: int, mountpoint: Path, device: str) -> Predecessor:
         raise _UnfitError("it serves another mount")
     if order.get(LAUNCHED, False):
         raise _UnfitError(f"its keeper is `mountctl keeper {mountpoint}`: start that again")
-    parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    if title_of(parent) == title("keeper", mountpoint):
-        raise _UnfitError(f"its keeper, pid {parent}, is alive")
+    keeper = _stopped_keeper(pid, mountpoint)
     descriptors = _descriptors_of(process, order, device)
     if process.poll() is not None or not {"fuse", "ledger"} <= descriptors.keys():
         for descriptor in descriptors.values():
@@ -124,7 +131,17 @@ def _look_at(pid: int, mountpoint: Path, device: str) -> Predecessor:
     order.pop(FORKS, None)
     order.pop(ALONE, None)
     server = LeftServer(process, order, ledger_version(descriptors["ledger"]))
-    return Predecessor(order=order, environment=environment, server=server, descriptors=descriptors)
+    return Predecessor(order=order, environment=environment, server=server, keeper=keeper, descriptors=descriptors)
+
+
+def _stopped_keeper(pid: int, mountpoint: Path) -> OtherProcess | None:
+    """The keeper of a server, if it has one, which is stopped. Raises _UnfitError if it is not, and OSError."""
+    parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    if title_of(parent) != title("keeper", mountpoint):
+        return None
+    if not stopped(parent):
+        raise _UnfitError(f"its keeper, pid {parent}, is alive")
+    return OtherProcess(os.pidfd_open(parent))
 
 
 def ledger_version(ledger: int) -> str:

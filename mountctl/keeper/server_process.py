@@ -8,13 +8,13 @@ import select
 import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
 from typing import Any, Protocol
 
 from mountctl.keeper import protocol
 from mountctl.keeper.connection import memory_of
 from mountctl.keeper.restart_policy import RestartPolicy
+from trimsfs.processes import StopWatch
 
 STRAY_TIMEOUT_S = 0.5
 ENVIRONMENT = "environment"
@@ -83,7 +83,9 @@ class ServerProcess:
         self.channel = channel
         self.standing_by = self.forks = False
         self.ledger_version = ""
-        self.heard_at = time.monotonic()
+        self.silent_s = 0.0
+        """For how long it has sent nothing, while the keeper ran."""
+        self._stop_watch = StopWatch()
         self.ready_at: float | None = None
         self.unclaimed: list[int] = []
         """Backing ids that the server has not confirmed: it may die before it receives them."""
@@ -119,7 +121,7 @@ class ServerProcess:
         servers there were. *for_forked* is an end of a channel, for the server that it forks; this closes it.
         """
         self.standing_by = False
-        self.heard_at = time.monotonic()
+        self.silent_s = 0.0
         held = held if for_forked is None else held | {"standby": for_forked.fileno()}
         promotion = {
             "descriptors": list(held),
@@ -149,7 +151,7 @@ class ServerProcess:
             self._sent_by(pidfd)
         if not data:
             return None, []
-        self.heard_at = time.monotonic()
+        self.silent_s = 0.0
         self.unclaimed = []
         try:
             message = protocol.parse(data)
@@ -170,6 +172,11 @@ class ServerProcess:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         with contextlib.suppress(OSError):  # `socket.send_fds` ignores its flags and would block
             self.channel.sendmsg([json.dumps(message).encode()], rights, socket.MSG_DONTWAIT)
+
+    @property
+    def stays_stopped(self) -> bool:
+        """Whether it has been stopped for a while; ask once a tick."""
+        return self._stop_watch.stays_stopped(self.pid)
 
     def ended(self) -> bool:
         """Whether the server has ended; threads that hang in the kernel may be left of it."""

@@ -52,7 +52,8 @@ class StandaloneKeeper(Keeper):
         self._launchers = launchers
         self._selector.register(launchers, selectors.EVENT_READ, launchers.poll)
         self._leave_by: float | None = None
-        self._vacant_since: float | None = None
+        self._vacant_s = 0.0
+        self._launcher_problem: str | None = None
         self.failure = ("", "")
         """The class of the last error of a server, by name, and the error."""
         if stored:
@@ -68,13 +69,13 @@ class StandaloneKeeper(Keeper):
 
     def _tick(self) -> None:
         super()._tick()
-        now = time.monotonic()
         if self._ending:
             return
         if self._launchers.leave and self._leave_by is None:
             self._on_signals(bytes([signal.SIGTERM]))
         while self._phase is not Phase.STARTING and (launcher := self._launchers.take()) is not None:
             self._on_join(launcher)
+        self._look_at_launcher()
         if self._active is None and not self._can_start:
             if self._phase.unmounted:
                 self._end(0)  # nobody else would end it, and it would refuse the next launcher
@@ -83,8 +84,8 @@ class StandaloneKeeper(Keeper):
         idle = not self._replacement.under_way and not self._restart_policy.delay_s
         if isinstance(self._active, LeftServer) and idle:
             self._replacement.begin(self._replacement.order, self._on_followed)
-        self._vacant_since = (self._vacant_since or now) if self._active is None else None
-        if self._phase.replaceable and self._vacant_since is not None and now - self._vacant_since > VACANCY_LIMIT_S:
+        self._vacant_s = self._vacant_s + self._passed_s if self._active is None else 0.0
+        if self._phase.replaceable and self._vacant_s > VACANCY_LIMIT_S:
             self._reporter.error(f"no server has come for {VACANCY_LIMIT_S:.0f} s: giving up")
             self._end(1)
         elif self._leave_by is not None:
@@ -129,6 +130,20 @@ class StandaloneKeeper(Keeper):
         super()._clean_up()
 
     # Launchers and their servers
+
+    def _look_at_launcher(self) -> None:
+        launcher, problem = self._launchers.of(self._replacement.order), self._launcher_problem
+        self._launcher_problem = None
+        if launcher is not None and launcher.stays_stopped:
+            self._launcher_problem = (
+                f"pid {launcher.pid}, is stopped: no other server starts: run `kill -CONT {launcher.pid}`"
+            )
+            if problem is None:
+                self._reporter.warning(f"the launcher, {self._launcher_problem}")
+
+    def _status(self) -> dict[str, Any]:
+        told = {"error": f"the launcher, {self._launcher_problem}"} if self._launcher_problem is not None else {}
+        return super()._status() | told
 
     def _on_join(self, launcher: Launcher) -> None:
         """Replace the server by one of a launcher that has just joined."""

@@ -1,4 +1,4 @@
-"""The successor of a killed keeper: it takes the mount over while the server that is left serves on."""
+"""The successor of a killed or stopped keeper: it takes the mount over while the server that is left serves on."""
 
 import json
 import os
@@ -15,6 +15,8 @@ from mountctl.keeper.reporter import Reporter
 from mountctl.linux import logfile
 from trimsfs.errors import TakeoverError, TrimsError
 
+END_TIMEOUT_S = 5.0
+"""How long a killed keeper may take to end."""
 _OF_A_SERVICE = ("NOTIFY_", "WATCHDOG_", "LISTEN_")
 """Prefixes of the variables that a service manager has set for the killed keeper alone."""
 
@@ -53,10 +55,14 @@ def _successor(mountpoint: Path, status: int | None) -> Keeper:
         os.environ.update(
             {name: value for name, value in left.environment.items() if not name.startswith(_OF_A_SERVICE)}
         )
+        if left.keeper is not None:
+            left.keeper.kill()
+            left.keeper.wait(END_TIMEOUT_S)
         keeper = Keeper(left.order | {"foreground": False}, status, left.descriptors, left.server)
-    except AlreadyKeptError:
+    except (AlreadyKeptError, subprocess.TimeoutExpired):
         raise TakeoverError(f"{mountpoint}: another keeper is taking it over: wait") from None
     except OSError as error:
         raise TakeoverError(f"{mountpoint}: {error.filename}: {error.strerror}") from error
-    Reporter(None, None).info(f"the keeper, pid {os.getpid()}, takes over from a killed one")
+    before = "a killed one" if left.keeper is None else f"pid {left.keeper.pid}, which was stopped and is killed"
+    Reporter(None, None).info(f"the keeper, pid {os.getpid()}, takes over from {before}")
     return keeper

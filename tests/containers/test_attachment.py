@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ import pytest
 
 from tests.containers.engines import SUB_IDS, USERS, Podman, PodmanContainer, Users, mountctl, running
 from tests.containers.host import Host
+from tests.support.keepers import hanging
 from tests.support.mounts import MOUNTCTL, MountedStore, mounted, wait_until
 
 
@@ -227,14 +227,10 @@ def test_a_mount_that_does_not_answer_is_not_waited_for(
     (store_directory / "model").mkdir()
     (store_directory / "model/params").write_bytes(b"weights")
     with mounted(store_directory, tmp_path) as mount:
-        server = mount.control()["server_pid"]
-        os.kill(server, signal.SIGSTOP)
-        try:
+        with hanging(mount):
             for command in (("attach", str(busy.pid), mount.path / "model"), ("cdi", mount.path, "--output", "-")):
                 done = mountctl(*command, "--timeout", "1")
                 assert (done.returncode, "no answer" in done.stderr, done.stderr.count("\n")) == (16, True, 1)
-        finally:
-            os.kill(server, signal.SIGCONT)
         assert mountctl("attach", str(busy.pid), mount.path / "model", "--at", "/late").returncode == 0
         assert mountctl("detach", str(busy.pid), "/late").returncode == 0
 

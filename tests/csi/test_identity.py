@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import pwd
-import signal
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ from mountctl.csi.requests import NAMESPACE, SERVICE_ACCOUNT, TOKENS
 from tests.csi.driver import Driver, needs_root, node, publication, refused, running, take_away, volumes
 from tests.services.roles import Authorising, of_moto
 from tests.services.web_identity import AUDIENCE, WebIdentities, start_sts
-from tests.support.keepers import kill
+from tests.support.keepers import hanging, kill
 from tests.support.mounts import MountedStore, mounted, wait_until
 from tests.support.users import STRANGER, as_user
 from tests.support.versions import move, publish
@@ -292,17 +291,13 @@ def test_a_volume_gets_a_token_that_was_lost_and_a_newer_one_while_its_mount_han
     file.unlink()
     one.publish("pod-a", "team-a", "a")
     assert (target / "both").read_bytes() == BOTH
-    server = one.mount.control()["server_pid"]
-    os.kill(server, signal.SIGSTOP)
-    try:
+    with hanging(one.mount):
         renewed = one.sts.token("team-a", "reader")
         one.publish("pod-a", "team-a", "a", token=renewed)
         assert file.read_text() == renewed
         file.unlink()
         with refused(grpc.StatusCode.UNAVAILABLE, "does not answer"):
             one.publish("pod-a", "team-a", "a")
-    finally:
-        os.kill(server, signal.SIGCONT)
     assert len(volumes(one.driver.pods)) == 1
 
 

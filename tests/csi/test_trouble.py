@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -33,6 +32,7 @@ from tests.csi.driver import (
     take_away,
     volumes,
 )
+from tests.support.keepers import hanging
 from tests.support.mounts import MOUNTCTL, MountedStore, wait_until
 from trimsfs.mountinfo import Mount
 
@@ -44,17 +44,6 @@ def directory(tmp_path: Path) -> Iterator[Path]:
     node(tmp_path)
     yield tmp_path
     take_away(tmp_path / "pods")
-
-
-@contextmanager
-def stopped(mount: MountedStore) -> Iterator[None]:
-    """The mount's server says nothing meanwhile."""
-    server = mount.control()["server_pid"]
-    os.kill(server, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(server, signal.SIGCONT)
 
 
 def lose(mount: MountedStore) -> None:
@@ -70,7 +59,7 @@ def lose(mount: MountedStore) -> None:
 def test_a_mount_that_does_not_answer_holds_up_nobody(directory: Path) -> None:
     with models_mount(directory) as mount, running(directory) as driver:
         target = driver.publish("a", path="resnet50")
-        with stopped(mount):
+        with hanging(mount):
             started = time.monotonic()
             with ThreadPoolExecutor(max_workers=8) as threads:
                 ready = threads.submit(driver.ready)

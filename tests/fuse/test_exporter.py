@@ -5,15 +5,17 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
 from tests.support.exporters import exporting
-from tests.support.keepers import serving
+from tests.support.keepers import hanging, serving
 from tests.support.mounts import MountedStore, mounted, trimsfs, unmount, wait_until
 from tests.support.nodes import a_node
+from tests.support.processes import alive
 from trimsfs.exporter.scraper import Scraper
 from trimsfs.mountinfo import file_systems
 from trimsfs.options import default_user
@@ -136,27 +138,31 @@ def test_a_server_that_hangs_is_down_and_keeps_no_other_waiting(mount: MountedSt
     (tmp_path / "store").mkdir()
     with mounted(tmp_path / "store", tmp_path / "other") as other, exporting(timeout_s=1) as exporter:
         assert exporter.samples(other)["trimsfs_up"] == 1
-        hanging = other.control()["server_pid"]
-        os.kill(hanging, signal.SIGSTOP)
-        try:
+        with hanging(other):
             time.sleep(1.1)
             for _ in range(2):  # once by a process that waits, once as that still does
                 assert exporter.samples(other) == {"trimsfs_up": 0}
                 assert exporter.samples(mount)["trimsfs_up"] == 1
                 time.sleep(1.1)
             assert re.match("did not answer|has not answered", exporter.status(other)["error"])
-        finally:
-            os.kill(hanging, signal.SIGCONT)
         wait_until(lambda: exporter.samples(other)["trimsfs_up"] == 1, timeout_s=60)
 
 
-def test_an_exporter_whose_scraper_is_killed_ends(mount: MountedStore) -> None:
-    with exporting() as exporter:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_an_exporter_whose_scraper_is_killed_or_stopped_ends(mount: MountedStore, number: int) -> None:
+    with exporting(timeout_s=1) as exporter:
         exporter.samples(mount)
-        os.kill(children(exporter.process.pid)[0], signal.SIGKILL)
+        scraper = children(exporter.process.pid)[0]
+        os.kill(scraper, number)
         assert exporter.process.wait(30) == 1
+        with suppress(ProcessLookupError):
+            os.kill(scraper, signal.SIGCONT)
+        wait_until(lambda: not alive(scraper))
         assert exporter.process.stderr is not None
-        assert "the scraper has ended, and the exporter with it: start it again" in exporter.process.stderr.read()
+        assert (
+            "the scraper has ended or does not answer, and the exporter ends with it: start it again"
+            in exporter.process.stderr.read()
+        )
 
 
 @pytest.mark.alone

@@ -140,14 +140,11 @@ def test_readers_go_on_when_fetch_processes_are_stopped(store: Path, tmp_path: P
         began = time.monotonic()
         name = "group-1/model-1/part-2"
         assert (mount.path / name).read_bytes() == (store / name).read_bytes()
-        assert time.monotonic() - began < 90
-        assert "does not answer: killing it" in mount.log()
+        assert time.monotonic() - began < 10
+        assert "is stopped: killing it" in mount.log()
         assert serving(mount) == server
         assert mount.metrics()["trimsfs_store_circuit_openings_total"] == 0
-        wait_until(lambda: not all(alive(pid) for pid in stopped))  # without a job, one is left alone
-        for pid in stopped:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)  # it ends with the mount
+        wait_until(lambda: not any(alive(pid) for pid in stopped))
 
 
 @pytest.mark.slow
@@ -268,18 +265,6 @@ def test_server_that_ends_again_and_again_is_given_up(store_directory: Path, tmp
         assert waiting.wait(10) != 0
         assert mount_at(mount.path) is None
         assert "giving up" in mount.log()
-
-
-@pytest.mark.slow
-def test_server_that_stands_still_is_replaced(store_directory: Path, tmp_path: Path) -> None:
-    (store_directory / "model").write_bytes(b"weights")
-    with mounted(store_directory, tmp_path) as mount:
-        pid = serving(mount)
-        os.kill(pid, signal.SIGSTOP)
-        began = time.monotonic()
-        assert (mount.path / "model").read_bytes() == b"weights"
-        assert 25 < time.monotonic() - began < 60  # it was the keeper's patience that ended it
-        assert serving(mount) != pid
 
 
 def test_upgrade_to_options_that_do_not_work_leaves_the_server_as_it_is(store_directory: Path, tmp_path: Path) -> None:

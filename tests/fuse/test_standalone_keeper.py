@@ -24,11 +24,13 @@ from mountctl.linux.sockets import launchers_path
 from tests.services.fast import start_fast
 from tests.support.mounts import MOUNTCTL, TRIMSFS, trimsfs, wait_until
 from tests.support.nodes import TIMEOUT_S, Node, a_node, end
+from tests.support.processes import family
 from tests.support.service_manager import Manager
 from tests.support.users import STRANGER, as_user
 from trimsfs.cli.umount import STOP_TIMEOUT_S
 from trimsfs.fuse.waiters import CHECK_INTERVAL_S
 from trimsfs.mountinfo import trimsfs_at
+from trimsfs.processes import title_of
 
 BOOTS = 7
 IMPATIENT = """
@@ -197,7 +199,7 @@ def test_the_log_of_the_launcher_tells_how_servers_have_ended(served: Node) -> N
         assert f"server {before} has ended (only its parent knows how)" in served.log("keeper")
 
 
-@pytest.mark.parametrize("way", ["stopped", "killed", "beside"])
+@pytest.mark.parametrize("way", ["stopped", "killed", "beside", "beside one that is halted"])
 def test_the_keeper_is_replaced_and_nothing_is_lost(served: Node, way: str) -> None:
     old, before, there = served.processes[0], served.serving(), device(served)
     with (
@@ -208,7 +210,9 @@ def test_the_keeper_is_replaced_and_nothing_is_lost(served: Node, way: str) -> N
             old.send_signal(signal.SIGTERM)
         elif way == "killed":
             end(old)
-        if way != "beside":
+        elif way == "beside one that is halted":
+            old.send_signal(signal.SIGSTOP)
+        if way in {"stopped", "killed"}:
             assert old.wait(TIMEOUT_S) == (0 if way == "stopped" else -signal.SIGKILL)
             assert served.check() == 10
             assert (served.mountpoint / "cold").read_bytes() == FILES["cold"]  # the server serves on
@@ -216,7 +220,7 @@ def test_the_keeper_is_replaced_and_nothing_is_lost(served: Node, way: str) -> N
             assert f"run `mountctl keeper {served.mountpoint}`" in trimsfs("status", served.mountpoint).stdout
         new = served.keeper()
         served.serving(not_by=before, keeper=new.pid)
-        assert old.wait(TIMEOUT_S) == (-signal.SIGKILL if way == "killed" else 0)
+        assert old.wait(TIMEOUT_S) == (0 if way in {"stopped", "beside"} else -signal.SIGKILL)
         assert device(served) == there
         assert mapping[:] == file.read() == FILES["warm"]
         assert (served.mountpoint / "cold").read_bytes() == FILES["cold"]
@@ -228,6 +232,20 @@ def test_the_keeper_is_replaced_and_nothing_is_lost(served: Node, way: str) -> N
     assert trimsfs("umount", served.mountpoint).returncode == 0
     assert served.processes[-1].wait(TIMEOUT_S) == 0
     assert served.check() == 0
+
+
+def test_a_launcher_that_is_halted_is_told_while_its_server_serves_on(served: Node) -> None:
+    (launcher,) = (pid for pid in family(served.processes[1].pid) if title_of(pid).startswith("trimsfs launcher"))
+    os.kill(launcher, signal.SIGSTOP)
+    try:
+        told = f"the launcher, pid {launcher}, is stopped: no other server starts: run `kill -CONT {launcher}`"
+        await_line(served, "keeper", told)
+        assert told in mountctl("status", served.mountpoint).stdout
+        assert (served.mountpoint / "cold").read_bytes() == FILES["cold"]
+    finally:
+        os.kill(launcher, signal.SIGCONT)
+    wait_until(lambda: told not in mountctl("status", served.mountpoint).stdout)
+    assert served.log("keeper").count(told) == 1
 
 
 def test_a_keeper_that_is_stopped_without_a_server_leaves_once_the_next_one_serves(served: Node) -> None:

@@ -3,7 +3,6 @@ not hold it up."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.services.fast import start_fast
-from tests.support.keepers import serving
+from tests.support.keepers import hanging, serving
 from tests.support.mounts import TRIMSFS, MountedStore, mounted, trimsfs, wait_until
 from tests.support.processes import alive
 from tests.support.terminal import Terminal, terminal
@@ -137,16 +136,13 @@ def test_a_mount_that_hangs_holds_nothing_up(mount: MountedStore, tmp_path: Path
     with shown(mount) as top:
         top.wait_for(f"{mount.path}/middle")
         server = serving(mount)
-        os.kill(server, signal.SIGSTOP)
-        try:
+        with hanging(mount):
             top.wait_for("no answer for 4 s")
             top.press("s")
             top.wait_for("by size", timeout_s=3)
             assert "middle" in models(top), "what it told before is still there"
             top.press("q")
             top.wait_for("ended with 0", timeout_s=3)
-        finally:
-            os.kill(server, signal.SIGCONT)
     assert alive(server)
 
 

@@ -1,6 +1,5 @@
 """What would hang a mount or leave one behind."""
 
-import contextlib
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.keepers import hanging
 from tests.support.mounts import MOUNTCTL, TRIMSFS, MountedStore, mounted, trimsfs, unmount, wait_until
 from tests.support.processes import alive
 from trimsfs.mountinfo import mount_at
@@ -127,10 +127,9 @@ def test_foreground_mount_that_fails_exits_as_one_in_the_background(tmp_path: Pa
 @pytest.mark.alone  # asks all mounts of the host
 def test_server_that_stands_still_can_be_told_and_got_rid_of(directory_mount: MountedStore) -> None:
     facts = directory_mount.control()
-    os.kill(facts["server_pid"], signal.SIGSTOP)
-    try:
+    with hanging(directory_mount):
         place = directory_mount.path
-        with ThreadPoolExecutor() as pool:  # the keeper replaces it after 30 s
+        with ThreadPoolExecutor() as pool:
             verbs = [("status", "--json"), ("status", place), ("ls",), ("warm", place)]
             status, alone, listed, warm = pool.map(lambda verb: trimsfs(*verb, timeout_s=40), verbs)
         (shown,) = [one for one in json.loads(status.stdout) if one["mountpoint"] == str(place)]
@@ -143,9 +142,6 @@ def test_server_that_stands_still_can_be_told_and_got_rid_of(directory_mount: Mo
         # The keeper unmounts as well, once it finds that the server does not answer.
         assert trimsfs("umount", "--lazy", directory_mount.path, timeout_s=40).returncode in {0, 10}
         assert mount_at(directory_mount.path) is None
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(facts["server_pid"], signal.SIGCONT)
     wait_until(lambda: not alive(facts["keeper_pid"]), timeout_s=20)
 
 

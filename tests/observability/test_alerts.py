@@ -32,6 +32,7 @@ from tests.services.faulty import FaultyS3, Plan, faulty
 from tests.services.prometheus import Prometheus, start_prometheus
 from tests.support import keepers
 from tests.support.exporters import Exporter, exporting
+from tests.support.keepers import hanging
 from tests.support.mounts import MOUNTCTL, MountedStore, let_in, mounted, trimsfs, wait_until
 from tests.support.network import MEGABIT, a_network
 from tests.support.parts import blob_files, flip_byte
@@ -152,11 +153,10 @@ def test_an_exporter_that_is_stopped(host: Host) -> None:
 
 
 def test_a_server_that_hangs(host: Host) -> None:
-    hanging = host.directory.control()["server_pid"]
-    with host.alert("TrimsfsMountDown", host.directory, stops=False):
-        os.kill(hanging, signal.SIGSTOP)
-    assert ("TrimsfsMountDown", str(host.bucket.path)) not in host.prometheus.firing()
-    os.kill(hanging, signal.SIGCONT)
+    with ExitStack() as fault:
+        with host.alert("TrimsfsMountDown", host.directory, stops=False):
+            fault.enter_context(hanging(host.directory))
+        assert ("TrimsfsMountDown", str(host.bucket.path)) not in host.prometheus.firing()
     host.sees("TrimsfsMountDown", host.directory, fires=False)
 
 

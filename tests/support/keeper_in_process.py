@@ -4,7 +4,6 @@ import array
 import os
 import socket
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,11 +42,7 @@ class FakeServer(ServerProcess):
 
     def __init__(self, order: dict[str, Any] = ORDER, *, spare: bool = False, alone: bool = False) -> None:
         self.channel, self.end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.order = order
-        self.standing_by, self.ledger_version, self.heard_at = False, "", time.monotonic()
-        self.ready_at: float | None = None
-        self.forks = False
-        self.unclaimed: list[int] = []
+        self._begin(order, self.channel)
         self.spare, self.alone = spare, alone
         self.kills = self.hurries = 0
         self.ended_with: int | None = None

@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -26,6 +28,21 @@ def kill(mount: MountedStore) -> int:
     pid = _serving(mount, None)
     os.kill(pid, signal.SIGKILL)
     return _serving(mount, pid)
+
+
+@contextmanager
+def hanging(mount: MountedStore) -> Iterator[None]:
+    """The server says nothing meanwhile; nor does the keeper, which would replace it."""
+    facts = keeper(mount)
+    pids = [int(str(facts[name])) for name in ("keeper_pid", "server_pid")]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in reversed(pids):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def _serving(mount: MountedStore, not_by: object, *, stood_by: bool = False) -> int:

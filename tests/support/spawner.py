@@ -64,7 +64,7 @@ def main() -> None:
     with socket.socket(fileno=int(end)) as test:
         test.set_inheritable(False)
         spawner = Spawner(partial(make_copier, Path(root), streaming=streaming == "True"), mountpoint=Path("/models"))
-        socket.send_fds(test, [b"spawner"], [spawner._socket.fileno()])
+        socket.send_fds(test, [str(spawner.pid).encode()], [spawner._socket.fileno()])
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from mountctl.keeper import protocol
 from mountctl.keeper.keeper import Keeper
 from mountctl.linux import mounting
 from tests.support.keeper_in_process import FakeServer, keeper_in_process
+from tests.support.parts import until
 from trimsfs.errors import FuseUnavailableError
 from trimsfs.handover.keeper_client import KeeperClient, stand_by
 
@@ -148,6 +149,33 @@ async def test_without_a_keeper_nobody_waits(tmp_path: Path, caplog: pytest.LogC
     assert len(found) == 3
     assert not client.connected()
     assert [record.levelname for record in caplog.records] == ["ERROR"]  # told once
+
+
+async def test_a_keeper_that_does_not_answer_is_waited_for_once_until_it_does(
+    kernel: Kernel, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.handover.keeper_client.LOOK_INTERVAL_S", 0.1)
+    monkeypatch.setattr("trimsfs.handover.keeper_client.ALIVE_INTERVAL_S", 0.1)
+    found: dict[str, int | str] = {}
+    with mounted(kernel) as (keeper, server):
+        client = client_of(server)
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                for name in ("first", "second", "third"):
+                    nursery.start_soon(opened, client, tmp_path / name, found)
+        with trio.fail_after(0.1):
+            await opened(client, tmp_path / "fourth", found)
+        assert all("the keeper does not answer: run `kill -CONT" in str(why) for why in found.values())
+        assert (len(found), client.connected()) == (4, True)
+        assert "does not answer" in (client.problem() or "")
+        assert [record.levelname for record in caplog.records] == ["ERROR"]  # told once
+        async with trio.open_nursery() as nursery, answering(keeper, server, []):
+            nursery.start_soon(client.run)
+            await until(lambda: client.problem() is None and "closed" in kernel.registered.values())
+            await opened(client, tmp_path / "fifth", found)
+            nursery.cancel_scope.cancel()
+    assert kernel.registered.pop(int(found["fifth"])) == "fifth"
+    assert set(kernel.registered.values()) == {"closed"}  # what nobody waited for any more was given back
 
 
 @pytest.mark.parametrize("claimed", [False, True])

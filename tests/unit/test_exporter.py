@@ -88,7 +88,7 @@ def served(tmp_path: Path) -> Iterator[Callable[..., WebServer]]:
         others.close()
         listener = listen(address or ListenAddress("127.0.0.1", 0))
         assert listener is not None
-        server = WebServer(listener, Mounts(ours, whole=token is not None), token)
+        server = WebServer(listener, Mounts(ours, whole=token is not None, timeout_s=5), token)
         server.ours = ours  # type: ignore[attr-defined]
         server.scraper = pid  # type: ignore[attr-defined]
         threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
@@ -159,7 +159,7 @@ def test_every_sample_gets_its_mount_and_a_mount_that_hangs_keeps_none_waiting(t
 def test_a_scrape_waits_for_no_more_than_what_is_asked_for_the_page() -> None:
     """So a mount that hangs keeps a scrape waiting once, and not once for each who asks."""
     ours, scraper = Pipe()
-    mounts, told = Mounts(ours, whole=False), list[bytes]()
+    mounts, told = Mounts(ours, whole=False, timeout_s=5), list[bytes]()
     page = threading.Thread(target=mounts.status, daemon=True)
     page.start()
     assert scraper.recv_bytes() == b"status"

@@ -6,6 +6,8 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from operator import add
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from mountctl.keeper import keeper as keepers
 from mountctl.keeper.connection import Connection
 from mountctl.keeper.forked_server import ForkedServer
 from mountctl.keeper.keeper import Keeper
-from mountctl.keeper.limits import HURRY_AFTER_S, STOP_TIMEOUT_S
+from mountctl.keeper.limits import HURRY_AFTER_S, SILENCE_LIMIT_S, STOP_TIMEOUT_S, TICK_S
 from mountctl.keeper.phase import Phase
 from tests.support.keeper_in_process import ORDER, FakeServer, keeper_in_process
 from trimsfs.handover.keeper_client import Promotion, stand_by
@@ -22,6 +24,7 @@ from trimsfs.handover.keeper_client import Promotion, stand_by
 STANDING_BY = b'{"type": "standing-by", "ledger": "2"}'
 FORKS = b'{"type": "standing-by", "ledger": "2", "forks": true}'
 MOUNT = b'{"type": "mount"}'
+ALIVE = b'{"type": "alive"}'
 RESENDS, DOES_NOT_RESEND = (b'{"type": "ready", "resends": %s}' % value for value in (b"true", b"false"))
 
 
@@ -206,19 +209,47 @@ def close(promotion: Promotion) -> None:
             os.close(descriptor)
 
 
+def pass_time(scene: Scene, monkeypatch: pytest.MonkeyPatch, seconds: float, *, step_s: float = TICK_S) -> None:
+    """Have the keeper tick for so long."""
+    began = scene.keeper._ticked_at
+    with monkeypatch.context() as clock:
+        for tick in range(1, int(seconds / step_s) + 1):
+            clock.setattr(time, "monotonic", partial(add, began, tick * step_s))
+            scene.keeper._tick()
+
+
+def test_a_server_that_is_silent_for_30_s_is_killed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = scene.serve()
+    pass_time(scene, monkeypatch, SILENCE_LIMIT_S - 1)
+    assert first.kills == 0
+    scene.say(first, ALIVE)
+    pass_time(scene, monkeypatch, SILENCE_LIMIT_S - 1)
+    assert first.kills == 0
+    pass_time(scene, monkeypatch, 4)
+    assert first.kills > 0
+
+
+def test_a_server_is_not_killed_for_what_passed_while_the_keeper_itself_did_not_run(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = scene.serve()
+    pass_time(scene, monkeypatch, 100, step_s=40)
+    assert first.kills == 0
+
+
 def test_a_standby_takes_its_time_until_it_is_needed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     first = scene.serve()
     scene.keeper._tick()
     _, standby = scene.servers
     assert (standby.spare, standby.hurries) == (True, 0)
-    later = time.monotonic() + HURRY_AFTER_S + 1
-    with monkeypatch.context() as clock:
-        clock.setattr(time, "monotonic", lambda: later)
-        scene.keeper._tick()
-    assert standby.hurries == 1
+    pass_time(scene, monkeypatch, HURRY_AFTER_S - 1)
+    assert standby.hurries == 0
+    pass_time(scene, monkeypatch, 3)
+    assert standby.hurries > 0
+    hurries = standby.hurries
     first.ended_with = 137
     scene.keeper._tick()
-    assert standby.hurries == 2
+    assert standby.hurries > hurries
 
 
 def test_the_standby_of_a_server_that_follows_a_dead_one_is_no_spare(scene: Scene) -> None:
@@ -271,10 +302,7 @@ def test_a_server_that_does_not_end_after_the_unmount_is_killed_once_and_no_fail
     scene.unmount()
     scene.keeper._tick()
     assert first.kills == 0
-    later = time.monotonic() + STOP_TIMEOUT_S + 1
-    monkeypatch.setattr(time, "monotonic", lambda: later)
-    for _ in range(3):
-        scene.keeper._tick()
+    pass_time(scene, monkeypatch, STOP_TIMEOUT_S + 3)
     assert (scene.phase, first.kills) == (Phase.OVERDUE, 1)
     first.ended_with = 137
     scene.keeper._tick()

@@ -60,10 +60,10 @@ def spawning(root: Path, *, streaming: bool = False) -> Iterator[Spawner]:
             [sys.executable, "-m", "tests.support.spawner", *arguments], cwd=ROOT, pass_fds=[theirs.fileno()]
         )
         theirs.close()
-        _, (descriptor,), _, _ = socket.recv_fds(ours, 16, 1)
+        pid, (descriptor,), _, _ = socket.recv_fds(ours, 16, 1)
         assert program.wait(10) == 0
     spawner = Spawner.__new__(Spawner)
-    spawner._socket = socket.socket(fileno=descriptor)
+    spawner._socket, spawner.pid = socket.socket(fileno=descriptor), int(pid)
     try:
         yield spawner
     finally:

@@ -144,7 +144,7 @@ def _show(facts: dict[str, Any]) -> None:
 
     budget = number("disk_budget_bytes")
     limit = f" of {decimal(budget)}" if budget else ""
-    keeper = "no keeper" if facts.get("keeper_problem") else f"keeper pid {facts['keeper_pid']}"
+    keeper = "no keeper" if facts["keeper_pid"] is None else f"keeper pid {facts['keeper_pid']}"
     say(f"  server      pid {facts['server_pid']}, {keeper}, version {facts['version']}")
     if facts.get("keeper_problem"):
         say(f"  keeper      {facts['keeper_problem']}")

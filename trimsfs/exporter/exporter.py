@@ -157,14 +157,14 @@ def run(listener: socket.socket, token: str | None, *, timeout_s: float, while_m
     if user is not None:
         become(user)
     fence(())
-    mounts = Mounts(ours, whole=whole)
+    mounts = Mounts(ours, whole=whole, timeout_s=timeout_s)
     server = WebServer(listener, mounts, token)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         _sample(mounts, server, ours, while_mounted=while_mounted)
     except ScraperGoneError:
-        log.error("the scraper has ended, and the exporter with it: start it again")
+        log.error("the scraper has ended or does not answer, and the exporter ends with it: start it again")
         sys.exit(1)
 
 

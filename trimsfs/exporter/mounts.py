@@ -1,6 +1,7 @@
 """The mounts of this host as the exporter knows them: what the scraper has told, shared by all who ask."""
 
 import json
+import math
 import threading
 import time
 from multiprocessing.connection import Connection
@@ -9,28 +10,32 @@ from typing import Any
 from trimsfs.exporter.exposition import Families, merged, parsed
 from trimsfs.exporter.history import History
 from trimsfs.exporter.status import status
+from trimsfs.processes import LOOK_INTERVAL_S
 
 METRICS_AGE_S, STATUS_AGE_S = 1.0, 5.0
 """How long an answer is given to others who ask: however many do, mounts are asked no more often."""
 _ANSWERED_BY = {b"metrics": (b"metrics", b"status"), b"status": (b"status",)}
 """Whose answers hold those of a question, too."""
 _MOST_BYTES = 1 << 30
+_GRACE_S = 5.0
+"""How much later than mounts the scraper may answer."""
 
 Scraped = list[tuple[dict[str, Any], Families | None]]
 
 
 class ScraperGoneError(Exception):
-    """The scraper has ended."""
+    """The scraper has ended, or does not answer."""
 
 
 class Mounts:
     """Asks the scraper over its *connection*. *whole*: it may look at other users' processes, and does.
 
-    Safe to use from several threads.
+    The scraper waits *timeout_s* for mounts. Safe to use from several threads.
     """
 
-    def __init__(self, connection: Connection, *, whole: bool) -> None:
+    def __init__(self, connection: Connection, *, whole: bool, timeout_s: float) -> None:
         self._connection = connection
+        self._looks = math.ceil((timeout_s + _GRACE_S) / LOOK_INTERVAL_S)
         self._whole = whole
         self._answered = threading.Condition()
         self._asking = False
@@ -59,6 +64,10 @@ class Mounts:
             self._asking = True
         try:
             self._connection.send_bytes(question)
+            # In short waits: while both processes were stopped, just one of them passes.
+            if not any(self._connection.poll(LOOK_INTERVAL_S) for _ in range(self._looks)):
+                self._connection.close()  # a late answer would be taken for the next one
+                raise ScraperGoneError
             found = [_read(result) for result in json.loads(self._connection.recv_bytes(_MOST_BYTES))]
             self._known[question] = time.monotonic(), found
         except (EOFError, OSError) as error:

@@ -24,6 +24,7 @@ from trimsfs.fetch.copier import Arrived, Extent, Landed, LocalBytes
 from trimsfs.fetch.peers import PeerAnswer, PeerRequest
 from trimsfs.fetch.priority import Priority
 from trimsfs.fetch.workers import MOST_TRIES, TRY_AGAIN_S, Role, Spawner, give_priority
+from trimsfs.processes import LOOK_INTERVAL_S, StopWatch
 from trimsfs.stores.digests import Algorithm
 from trimsfs.telemetry.trace import Spent
 from trimsfs.types import ChunkRecord, Generation
@@ -32,10 +33,8 @@ log = logging.getLogger(__name__)
 
 LINGER_S: dict[Role, float] = {"fetch": 30.0, "background": 30.0, "digest": 5.0}
 """How long a process waits for its next job before it ends."""
-LOOK_INTERVAL_S = 5.0
-"""How long a process may be silent before the server asks it for an answer, and how often it asks."""
 SILENT_S: dict[Role, float] = {"fetch": 25.0, "background": 25.0, "digest": 600.0}
-"""How long a process may leave that unanswered. One for idle time may have to wait for processor time."""
+"""How long a process may leave a question unanswered. One for idle time may have to wait for processor time."""
 MOST_NOT_STARTED = 2
 """Processes in a row that the spawner does not start before it is given up: it may only be slow."""
 _GENERATION = tuple(each.name for each in fields(Generation))
@@ -68,6 +67,7 @@ class _Worker:
         self.ordered_at = self.idle_since = trio.current_time()
         self.pid: int | None = None
         self.ready = False
+        self.stop_watch = StopWatch()
         self.lost = "the fetch process died"
 
     def close(self) -> None:
@@ -264,7 +264,7 @@ class WorkerPool:
         except ChannelClosedError:
             log.error("fetch process died: the next job starts another")
             self.died += 1
-        except _SilentError:
+        except _SilentError as why:
             self.died += 1
             worker.lost = "the fetch process did not answer"
             if worker.pid is None:
@@ -274,7 +274,7 @@ class WorkerPool:
                 if self._not_started >= MOST_NOT_STARTED:
                     raise StoreUnavailableError("the spawner does not answer: starting another server") from None
             else:
-                log.error("fetch process %d does not answer: killing it, the next job starts another", worker.pid)
+                log.error("fetch process %d %s: killing it, the next job starts another", worker.pid, why)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(worker.pid, signal.SIGKILL)  # or it writes on, once it wakes up, while its jobs begin anew
         finally:
@@ -284,13 +284,12 @@ class WorkerPool:
     async def _hear(self, worker: _Worker, role: Role) -> bool:
         """Take the next message of a process; False once there has been no job for it for a while.
 
-        Raises ChannelClosedError if it has ended, _SilentError if it has jobs and does not answer.
+        Raises ChannelClosedError if it has ended, _SilentError if it is stopped, or has jobs and does not answer.
         """
-        interval_s = min(LOOK_INTERVAL_S, LINGER_S[role])
         worker.asked_s = 0.0
         while True:
             # In short waits: while this process was stopped as well, e.g. with its container, just one of them passes.
-            with trio.move_on_after(interval_s):
+            with trio.move_on_after(LOOK_INTERVAL_S):
                 message = (await worker.channel.receive())[0]
                 if "pid" in message:
                     worker.pid, self._not_started = message["pid"], 0
@@ -302,11 +301,13 @@ class WorkerPool:
                 if worker.lifted and self._nursery is not None:
                     self._nursery.start_soon(self._set_priority, worker)
                 return True
+            if worker.pid is not None and worker.stop_watch.stays_stopped(worker.pid):
+                raise _SilentError("is stopped")
             if worker.jobs or worker.cancelled:
                 if worker.asked_s >= SILENT_S[role]:
-                    raise _SilentError
+                    raise _SilentError("does not answer")
                 worker.channel.try_post({"do": "answer"})
-                worker.asked_s += interval_s
+                worker.asked_s += LOOK_INTERVAL_S
             elif trio.current_time() - worker.idle_since >= LINGER_S[role]:
                 return False
 
@@ -322,7 +323,7 @@ def _place(extent: Extent) -> Message:
 
 
 class _SilentError(Exception):
-    """A fetch process that has jobs does not answer."""
+    """Why a fetch process is given up."""
 
 
 def _take(worker: _Worker, answer: Message) -> None:

@@ -20,7 +20,8 @@ from typing import Literal, NoReturn
 import trio
 
 from trimsfs.concurrency.channel import Channel, ChannelClosedError, Message, pair
-from trimsfs.errors import StoreError, StoreUnavailableError, TransientStoreError
+from trimsfs.concurrency.watch import watched
+from trimsfs.errors import StoreError, TransientStoreError
 from trimsfs.fetch.copier import Arrived, Extent, Landed, LocalBytes, ThreadCopier
 from trimsfs.fetch.peers import PeerRequest
 from trimsfs.processes import may_rise, prioritise
@@ -54,7 +55,8 @@ class Spawner:
         self, make_copier: Callable[[], ThreadCopier], *, mountpoint: Path, not_for_it: Iterable[int] = ()
     ) -> None:
         ours, theirs = pair()
-        if os.fork() == 0:
+        self.pid = os.fork()
+        if self.pid == 0:
             ours.close()
             for descriptor in not_for_it:
                 os.close(descriptor)
@@ -70,9 +72,8 @@ class Spawner:
         self._socket = ours
 
     async def watch(self) -> NoReturn:
-        """Raises StoreUnavailableError once the spawner has ended: the next server forks another one."""
-        await trio.lowlevel.wait_readable(self._socket)
-        raise StoreUnavailableError("the spawner has ended: starting another server")
+        """Raises StoreUnavailableError once the spawner has ended or is stopped: the next server forks another one."""
+        await watched(self._socket, self.pid, "spawner")
 
     def spawn(self, role: Role = "fetch") -> socket.socket:
         """A socket to a new worker. Raises OSError when there is no spawner any more."""

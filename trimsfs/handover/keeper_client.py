@@ -20,10 +20,14 @@ import trio
 from trimsfs.concurrency.channel import Channel, ChannelClosedError, Message
 from trimsfs.errors import FuseUnavailableError, MountpointError, TrimsError
 from trimsfs.handover.ledger import VERSION
+from trimsfs.processes import LOOK_INTERVAL_S, StopWatch, stopped
 
 log = logging.getLogger(__name__)
 
 ALIVE_INTERVAL_S = 2.0
+ANSWER_LOOKS, MOUNT_LOOKS = 3, 30
+"""How often, for LOOK_INTERVAL_S each, this process waits for an answer, and for that to a mount. While all processes
+were stopped, just one of them passes."""
 _DESCRIPTORS = ("ledger", "lock", "fuse", "standby")
 
 
@@ -93,7 +97,7 @@ class _Registration:
 class KeeperClient:
     """Asks the keeper for privileged operations; *pid* and *backing_limit* are those of the promotion.
 
-    *recovery* is the command that starts another keeper.
+    *recovery* is the command that starts another keeper. One that does not answer is asked nothing more until it does.
     """
 
     def __init__(
@@ -110,22 +114,36 @@ class KeeperClient:
         self._backing_limit = backing_limit
         self._registrations: list[_Registration] = []
         self._queue, self._queued = trio.open_memory_channel[tuple[Message, Callable[[], None]]](math.inf)
-        self._gone = False
-        seen, _ = self._channel.peer()
-        self.in_sight = seen != 0
+        self._gone = self._silent = False
+        self._owed = False
+        """Whether the answer that nobody waits for any more is still to come."""
+        self._stop_watch = StopWatch()
+        self._seen, _ = self._channel.peer()
+        self.in_sight = self._seen != 0
         """Whether the keeper is in a PID namespace that this process sees."""
-        self.pid = pid or seen
+        self.pid = pid or self._seen
 
     def connected(self) -> bool:
         """Whether the last message reached the keeper; `run` sends one every ALIVE_INTERVAL_S."""
         return not self._gone
+
+    def problem(self) -> str | None:
+        """Why the keeper does nothing for this server, with the remedy; None if it does."""
+        none = "no server takes over if this one ends"
+        if self._gone:
+            return f"pid {self.pid} has ended: {none}: run `{self._recovery}`"
+        is_stopped = stopped(self._seen)
+        if is_stopped or self._silent:
+            state = "is stopped" if is_stopped else "does not answer"
+            return f"pid {self.pid} {state}: {none}: run `kill -CONT {self.pid}`, or `{self._recovery}`"
+        return None
 
     async def mount(self, lock: int) -> int:
         """Ask the keeper to mount, and to keep the lock of the cache directory; the /dev/fuse descriptor.
 
         Raises FuseUnavailableError, MountpointError.
         """
-        answer, descriptors = await self._ask({"type": "mount"}, [lock])
+        answer, descriptors = await self._ask({"type": "mount"}, [lock], looks=MOUNT_LOOKS)
         if descriptors:
             return descriptors[0]
         kind = MountpointError if answer.get("kind") == "MountpointError" else FuseUnavailableError
@@ -137,6 +155,7 @@ class KeeperClient:
         Callers that wait at the same time share a message, as each message costs two context switches. A cancelled
         caller still waits for its id, which would leak otherwise.
         """
+        self._check_answers()
         registration = _Registration(descriptor)
         self._registrations.append(registration)
         with trio.CancelScope(shield=True):
@@ -204,27 +223,73 @@ class KeeperClient:
             nursery.start_soon(self._send_queued)
             while True:
                 await trio.sleep(ALIVE_INTERVAL_S)
-                if not await self._tell({"type": "alive"}):
+                if self._stop_watch.stays_stopped(self._seen):
+                    self._fell_silent()
+                elif not await self._tell({"type": "alive"}) and self._gone:
                     nursery.cancel_scope.cancel()
 
     async def _send_queued(self) -> None:
         async for message, done in self._queued:
-            if await self._tell(message):
+            if await self._tell_at_last(message):
                 done()
 
     async def ready(self, *, resends: bool) -> None:
         """Tell the keeper that the mount answers, and whether another server could take it over."""
-        await self._tell({"type": "ready", "resends": resends})
+        await self._tell_at_last({"type": "ready", "resends": resends})
+
+    async def _tell_at_last(self, message: Message) -> bool:
+        """Send a message, however long the keeper takes none; False if it is gone."""
+        while not (told := await self._tell(message)) and not self._gone:
+            pass  # it has waited meanwhile
+        return told
 
     async def _tell(self, message: Message) -> bool:
-        """Send a message; False if the keeper is gone. Then evicted files keep their space until the next mount."""
+        """Send a message; False if the keeper does not take it within LOOK_INTERVAL_S, or is gone.
+
+        If it is gone, evicted files keep their space until the next mount.
+        """
         try:
             async with self._asking:
-                await self._channel.send(message)
+                with trio.move_on_after(LOOK_INTERVAL_S):
+                    if self._owed:
+                        self._give_back(*await self._channel.receive())
+                    await self._channel.send(message)
+                    if self._silent and not stopped(self._seen):
+                        self._silent = False
+                        log.info("the keeper, pid %d, answers again", self.pid)
+                    return True
         except ChannelClosedError:
             self._lost()
-            return False
-        return True
+        return False
+
+    def _give_back(self, answer: Message, descriptors: list[int]) -> None:
+        """Give back what has come too late."""
+        self._owed = False
+        for each in answer.get("answers", [answer]):
+            if "id" in each:
+                self.close(each["id"])
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def _fell_silent(self) -> None:
+        if not self._silent:
+            self._silent = True
+            log.error(
+                "the keeper, pid %d, %s: new files are read through the server, and no server takes over if this one "
+                "ends: run `kill -CONT %d`, or `%s`",
+                self.pid,
+                "is stopped" if stopped(self._seen) else "does not answer",
+                self.pid,
+                self._recovery,
+            )
+
+    def _check_answers(self) -> None:
+        """Raises FuseUnavailableError while the keeper does not answer."""
+        if self._silent:
+            raise self._no_answer()
+
+    def _no_answer(self) -> FuseUnavailableError:
+        return FuseUnavailableError(f"the keeper does not answer: run `kill -CONT {self.pid}`, or `{self._recovery}`")
 
     def _lost(self) -> None:
         if not self._gone:
@@ -235,19 +300,33 @@ class KeeperClient:
                 self._recovery,
             )
 
-    async def _ask(self, message: Message, descriptors: Sequence[int] = ()) -> tuple[Message, list[int]]:
+    async def _ask(
+        self, message: Message, descriptors: Sequence[int] = (), *, looks: int = ANSWER_LOOKS
+    ) -> tuple[Message, list[int]]:
+        self._check_answers()
         async with self._asking:
             with trio.CancelScope(shield=True):  # else a later request would get the answer to this one
-                return await self._exchange(message, descriptors)
+                return await self._exchange(message, descriptors, looks=looks)
         raise AssertionError("unreachable: a shield swallows nothing")
 
-    async def _exchange(self, message: Message, descriptors: Sequence[int]) -> tuple[Message, list[int]]:
+    async def _exchange(
+        self, message: Message, descriptors: Sequence[int], *, looks: int = ANSWER_LOOKS
+    ) -> tuple[Message, list[int]]:
+        self._check_answers()
+        sent = False
         try:
-            await self._channel.send(message, descriptors)
-            return await self._channel.receive()
+            for _ in range(looks):
+                with trio.move_on_after(LOOK_INTERVAL_S):
+                    if not sent:
+                        await self._channel.send(message, descriptors)
+                        sent = True
+                    return await self._channel.receive()
         except ChannelClosedError as error:
             self._lost()
             raise FuseUnavailableError(f"the keeper has ended: run `{self._recovery}`") from error
+        self._owed = sent
+        self._fell_silent()
+        raise self._no_answer()
 
     async def _ask_if_there(self, message: Message, descriptors: Sequence[int] = ()) -> tuple[Message, list[int]]:
         try:

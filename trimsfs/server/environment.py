@@ -24,8 +24,9 @@ class Environment:
 
     ``mounted_ns`` and ``started``, since the epoch, are when the mount and this server began; ``restarts`` counts
     earlier servers, and ``takeover_seconds`` is how long the mount was without one. ``lock`` is the descriptor of the
-    cache directory's lock, from an earlier server. ``kept`` tells whether the keeper runs, and ``launched`` whether it
-    did not start this server itself: then it outlives the mount.
+    cache directory's lock, from an earlier server. ``kept`` tells whether the keeper has not ended,
+    ``keeper_problem`` why it does nothing for this server, and ``launched`` whether it did not start this server
+    itself: then it outlives the mount.
 
     ``store`` does not retry; ``copier`` moves its bytes. ``no_gpu`` is why no GPU can be used, or None;
     ``no_fleet`` is why this server takes no part in its mount's fleet.
@@ -59,6 +60,7 @@ class Environment:
     chunk_size: int = CHUNK_SIZE
     request_memory: int = REQUEST_MEMORY
     kept: Callable[[], bool] = lambda: True
+    keeper_problem: Callable[[], str | None] = lambda: None
     launched: bool = False
     no_fleet: str | None = None
     waits: Callable[[], list[dict[str, object]]] = list

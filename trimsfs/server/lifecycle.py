@@ -80,6 +80,7 @@ async def serve(
             server_pid=promotion.server_pid or os.getpid(),
             keeper_pid=keeper.pid,
             kept=keeper.connected,
+            keeper_problem=keeper.problem,
             launched=loaded.launched,
             descriptors=keeper,
             ledger=ledger,

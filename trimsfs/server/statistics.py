@@ -12,7 +12,7 @@ from trimsfs.control import metrics
 from trimsfs.options import MountOptions, places
 from trimsfs.processes import open_descriptors, roles
 from trimsfs.server.components import Checks, Fetching, Gpu, Tiers
-from trimsfs.server.environment import Environment, recovery_of
+from trimsfs.server.environment import Environment
 from trimsfs.stores.retrying import StoreStatistics
 from trimsfs.telemetry.histogram import Histogram
 from trimsfs.telemetry.model_counters import Labelled
@@ -20,7 +20,7 @@ from trimsfs.telemetry.model_counters import Labelled
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeeperStatistics:
-    """``connected`` is 1 while the keeper runs, else 0."""
+    """``connected`` is 1 while the keeper runs and answers, else 0."""
 
     connected: int
 
@@ -154,7 +154,7 @@ def _by_store(fetching: Fetching) -> StoresStatistics:
 
 
 def _keeper_statistics(environment: Environment) -> KeeperStatistics:
-    return KeeperStatistics(connected=int(environment.kept()))
+    return KeeperStatistics(connected=int(environment.keeper_problem() is None))
 
 
 def _server_statistics(environment: Environment) -> ServerStatistics:
@@ -171,14 +171,11 @@ def _server_statistics(environment: Environment) -> ServerStatistics:
 
 def _process_facts(environment: Environment) -> dict[str, object]:
     """The part of the control file ``control`` about this server, its keeper and their processes."""
-    keeper, problem = _keeper(environment), None
-    if keeper is None:
-        remedy = recovery_of(environment.mountpoint, launched=environment.launched)
-        problem = f"pid {environment.keeper_pid} has ended: no server takes over if this one ends: run `{remedy}`"
+    keeper = _keeper(environment)
     return {
         "server_pid": environment.server_pid,
         "keeper_pid": keeper,
-        "keeper_problem": problem,
+        "keeper_problem": environment.keeper_problem(),
         "keeper_stays": environment.launched,
         "started": environment.started,
         "restarts": environment.restarts,

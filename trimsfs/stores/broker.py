@@ -18,11 +18,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
-import trio
-
 from trimsfs import errors
 from trimsfs.concurrency.channel import MESSAGE_LIMIT, pair
-from trimsfs.errors import StoreError, StoreUnavailableError, TransientStoreError
+from trimsfs.concurrency.watch import watched
+from trimsfs.errors import StoreError, TransientStoreError
 from trimsfs.stores.base import Page
 from trimsfs.stores.directory import MOST_NAMES, DirectoryReader
 from trimsfs.text import set_process_title
@@ -68,9 +67,8 @@ class Broker:
         return self._socket.fileno()
 
     async def watch(self) -> NoReturn:
-        """Raises StoreUnavailableError once the broker has ended: the next server forks another one."""
-        await trio.lowlevel.wait_readable(self._socket)
-        raise StoreUnavailableError("the broker has ended: starting another server")
+        """Raises StoreUnavailableError once the broker has ended or is stopped: the next server forks another one."""
+        await watched(self._socket, self.pid, "broker")
 
     def probe(self) -> None:
         self._ask(do="probe")
