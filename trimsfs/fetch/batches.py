@@ -13,7 +13,6 @@ from trimsfs.errors import (
     ObjectChangedError,
     ObjectNotFoundError,
     StoreAccessError,
-    StoreError,
     TransientStoreError,
 )
 from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed
@@ -211,7 +210,7 @@ class BatchFetcher:
         except OSError as error:
             await self._disk.space.write_failed(blob, stop - position, error, last=last)
             return False
-        except (StoreError, trio.Cancelled):
+        except BaseException:
             self._disk.space.unreserve(blob, stop - position)
             raise
         return True

@@ -94,7 +94,8 @@ class FsspecStore:
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> None:
         guard = StallGuard(STALL_S + length / SLOWEST_RATE)  # the bytes come all at once
-        await self._call(partial(self._read, generation, offset, length, sink), guard)
+        data: bytes = await self._call(partial(self._read, generation, offset, length), guard)
+        await guard.call(partial(sink, data), self._limiter, self._url)
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
         return None
@@ -159,7 +160,7 @@ class FsspecStore:
             raise ObjectNotFoundError(f"{key}: not a file in {self._url}")
         return _generation(key, info)
 
-    def _read(self, generation: Generation, offset: int, length: int, sink: Sink) -> None:
+    def _read(self, generation: Generation, offset: int, length: int) -> bytes:
         try:
             data = self._files.cat_file(self._path(generation.key), start=offset, end=offset + length)
         except OSError as error:
@@ -170,7 +171,7 @@ class FsspecStore:
             raise ObjectChangedError(f"{generation.key}: the file in {self._url} has changed")
         if len(data) != length:
             raise TransientStoreError(f"asked for {length} bytes, got {len(data)}")
-        sink(data)
+        return bytes(data)
 
     def _path(self, key: str) -> str:
         if not {".", ".."}.isdisjoint(key.split("/")):

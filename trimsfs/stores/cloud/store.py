@@ -14,7 +14,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
-from trimsfs.stores.bodies import MALFORMED, RequestThreads
+from trimsfs.stores.bodies import MalformedAnswerError, RequestThreads, parsing
 from trimsfs.stores.cloud.connections import Answer, Connections, Request
 from trimsfs.stores.cloud.service import Service, content_name, digest_of, error_of, one_line
 from trimsfs.stores.digests import Digest
@@ -97,7 +97,7 @@ class CloudStore:
         return await self._threads.ask(partial(self._translated, function, key))
 
     def _translated(self, function: Callable[[], T], key: str) -> T:
-        """Call *function*. Raises only StoreErrors of one line, which show nothing that was sent."""
+        """Call *function*. Raises StoreErrors of one line, which show nothing that was sent."""
         subject = f"{key}: {self._service.subject}" if key else self._service.subject
         try:
             return function()
@@ -105,7 +105,7 @@ class CloudStore:
             raise
         except UNANSWERED as error:
             raise unanswered(error, one_line(error)) from error
-        except MALFORMED as error:
+        except MalformedAnswerError as error:
             if "header value" in str(error):
                 # Without the cause: its text is the header, which contains the credentials.
                 message = f"{subject}: the credentials contain a character that cannot be sent: check them"
@@ -116,13 +116,18 @@ class CloudStore:
     def _ask(self, request: Request, key: str = "") -> Answer:
         answer = self._connections.ask(request)
         if answer.status != 200:
-            raise error_of(self._service, answer, key)
+            raise self._refused(answer, key)
         return answer
+
+    def _refused(self, answer: Answer, key: str) -> StoreError:
+        with parsing():
+            return error_of(self._service, answer, key)
 
     def _list(self, prefix: str, token: str | None, limit: int) -> Page:
         whole = self._prefix + prefix
         answer = self._ask(self._service.listing(whole, token, min(limit, PAGE_LIMIT)))
-        listed = self._service.listed(answer, whole)
+        with parsing():
+            listed = self._service.listed(answer, whole)
         strip = len(self._prefix)
         return Page(
             objects=tuple(replace(generation, key=generation.key[strip:]) for generation in listed.objects),
@@ -133,14 +138,16 @@ class CloudStore:
 
     def _stat(self, key: str) -> Generation:
         whole = self._prefix + key
-        return replace(self._service.generation(self._ask(self._service.stat(whole), key), whole), key=key)
+        answer = self._ask(self._service.stat(whole), key)
+        with parsing():
+            return replace(self._service.generation(answer, whole), key=key)
 
     def _get(self, generation: Generation, offset: int, length: int) -> tuple[HttpBody, str | None]:
         """The body, unread, and the version id of the bytes, once its headers match the request."""
         raw = self._connections.send(self._service.get(self._prefix + generation.key, generation, offset, length))
         try:
             if raw.status not in {200, 206}:
-                raise error_of(self._service, self._connections.whole(raw), generation.key)
+                raise self._refused(self._connections.whole(raw), generation.key)
             expected = f"bytes {offset}-{offset + length - 1}/{generation.size}"
             sent = raw.headers.get("content-range")
             if raw.status != 206 or sent != expected:
