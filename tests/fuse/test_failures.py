@@ -21,7 +21,7 @@ from trimsfs.types import CHUNK_SIZE
 DEADLINE_S = 2.0
 CHUNKS = 9
 OPTIONS = ("--cold-open", "stream", "--prefetch", "off", "--retry-deadline", str(DEADLINE_S), "--stall-timeout", "60")
-FILES = ("mapped", "opened", "read", "touched", "killed")
+FILES = ("mapped", "opened", "read", "touched", "killed", "hinted")
 
 FAULT_ALL = """
 import json, mmap, os, sys, time
@@ -119,6 +119,15 @@ def test_the_client_raises_for_what_cannot_be_completed(scene: Scene) -> None:
     assert done.returncode == 1
     told = rf"cannot be completed: models/opened at \d+: SlowDown.*`trimsfs status`: '{path}'"
     assert re.match(rf"OSError: \[Errno {errno.EIO}\] Input/output error: {told}", done.stderr.splitlines()[-1])
+
+
+def test_interim_answers_are_passed_over(scene: Scene) -> None:
+    scene.store.inject(Plan(faults=["early hints"]))
+    assert os.listdir(scene.mount.path / "new") == ["file"]
+    with (scene.mount.path / "models/hinted").open("rb") as file:
+        assert file.read(10) == bytes(10)
+    assert scene.store.injected()["early hints"] >= 2
+    scene.store.heal()
 
 
 @pytest.mark.parametrize(

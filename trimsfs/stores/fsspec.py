@@ -94,8 +94,11 @@ class FsspecStore:
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> None:
         guard = StallGuard(STALL_S + length / SLOWEST_RATE)  # the bytes come all at once
-        data: bytes = await self._call(partial(self._read, generation, offset, length), guard)
-        await guard.call(partial(sink, data), self._limiter, self._url)
+
+        def read() -> None:
+            sink(self._translated(partial(self._read, generation, offset, length)))
+
+        await guard.call(read, self._limiter, self._url)
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
         return None
@@ -104,18 +107,18 @@ class FsspecStore:
         """Do nothing: fsspec keeps its connections until the process ends."""
 
     async def _call(self, function: Callable[[], T], guard: StallGuard | None = None) -> T:
-        def translated() -> T:
-            try:
-                return function()
-            except PermissionError as error:
-                raise StoreAccessError(f"{self._url}: {error}") from error
-            except StoreError:
-                raise
-            except Exception as error:
-                # Each implementation raises the errors of its own client library.
-                raise TransientStoreError(f"{self._url}: {type(error).__name__}: {error}") from error
+        return await (guard or StallGuard()).call(partial(self._translated, function), self._limiter, self._url)
 
-        return await (guard or StallGuard()).call(translated, self._limiter, self._url)
+    def _translated(self, function: Callable[[], T]) -> T:
+        try:
+            return function()
+        except PermissionError as error:
+            raise StoreAccessError(f"{self._url}: {error}") from error
+        except StoreError:
+            raise
+        except Exception as error:
+            # Each implementation raises the errors of its own client library.
+            raise TransientStoreError(f"{self._url}: {type(error).__name__}: {error}") from error
 
     def _probe(self) -> None:
         try:
