@@ -39,5 +39,5 @@ async def test_interim_answers_that_never_end_are_no_answer(url: str) -> None:
     async with raw_server(then(raw((MOST_INTERIM + 1) * HINTS), MISSING[url])) as server:
         host = server.endpoint_url.removeprefix("http://")
         async with opened(url.format(host=host), server.endpoint_url) as store:
-            with trio.fail_after(5), pytest.raises(TransientStoreError, match="interim answers|Connection was closed"):
+            with trio.fail_after(5), pytest.raises(TransientStoreError, match=r"interim answers|Connection was closed"):
                 await store.probe()

@@ -77,6 +77,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         os.truncate(models / name, CHUNKS * CHUNK_SIZE)
     (models.parent / "new").mkdir()
     (models.parent / "new/file").touch()
+    (models.parent / "endless").mkdir()
+    (models.parent / "endless/file").write_bytes(b"content")
     with (
         start_fast(directory / "buckets") as server,
         faulty(server) as store,
@@ -128,6 +130,18 @@ def test_interim_answers_are_passed_over(scene: Scene) -> None:
         assert file.read(10) == bytes(10)
     assert scene.store.injected()["early hints"] >= 2
     scene.store.heal()
+
+
+def test_a_listing_without_an_end_is_given_up_and_its_files_are_read(scene: Scene) -> None:
+    scene.store.inject(Plan(faults=["listing without an end"], only="list-type"))
+    directory, before = scene.mount.path / "endless", scene.store.injected().total()
+    for _ in range(3):
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            os.listdir(directory)
+    assert (directory / "file").read_bytes() == b"content"
+    assert scene.store.injected().total() - before < 10
+    scene.store.heal()
+    assert "/endless/: the listing has no end: page 2 repeats an earlier one" in scene.mount.log()
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ class Exchange(BaseHTTPRequestHandler):
             if name is None:
                 self.forward()
             else:
-                (FAULTS | HARMLESS)[name].act(self)
+                (FAULTS | OTHERS)[name].act(self)
         except (http.client.HTTPException, ConnectionError, TimeoutError):
             self.close_connection = True  # one of the two ends is gone
 
@@ -290,6 +290,12 @@ def _no_token(answer: Answer) -> Answer:
     return answer.with_body(answer.body.replace(b"<IsTruncated>false<", b"<IsTruncated>true<"))
 
 
+def _no_end(answer: Answer) -> Answer:
+    """There is always a next page, which is the first."""
+    more = b"<IsTruncated>true</IsTruncated><NextContinuationToken>again</NextContinuationToken>"
+    return answer.with_body(answer.body.replace(b"<IsTruncated>false</IsTruncated>", more))
+
+
 LISTS = frozenset({"list"})
 
 FAULTS: dict[str, Fault] = {
@@ -327,8 +333,12 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-HARMLESS: dict[str, Fault] = {"early hints": Fault(_early_hints)}
-"""What a client is not to notice."""
+OTHERS: dict[str, Fault] = {
+    "early hints": Fault(_early_hints),
+    "listing without an end": _changed(_no_end, LISTS),
+    "no such object": Fault(_refuse(404, "NoSuchKey").act, frozenset({"get"})),
+}
+"""What not every client can tell, or none takes for a failure."""
 
 
 @dataclass(slots=True)
@@ -355,7 +365,7 @@ class Faults:
         with self._lock:
             self._attempts[request] += 1
             attempt, plan = self._attempts[request], self._plan
-            possible = [name for name in plan.faults if kind in (FAULTS | HARMLESS)[name].kinds]
+            possible = [name for name in plan.faults if kind in (FAULTS | OTHERS)[name].kinds]
             if not possible or plan.only not in request or (plan.first is not None and attempt > plan.first):
                 return None
             dice = random.Random(f"{plan.seed} {attempt} {request}")

@@ -69,6 +69,9 @@ class CloudStore:
             page = await self._run(partial(self._list, prefix, token, limit), prefix)
             if page.exists or page.next_token is None:
                 return page
+            if page.next_token == token:
+                told = f"the listing of /{prefix} has no end: it repeats a page without a name"
+                raise StoreUnavailableError(f"{self._service.subject}: {told}: tell who runs the store")
             token = page.next_token
         raise TransientStoreError(f"{self._service.subject}: the listing has {EMPTY_PAGES} pages without a name")
 
