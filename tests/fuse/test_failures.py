@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,7 @@ from trimsfs.types import CHUNK_SIZE
 DEADLINE_S = 2.0
 CHUNKS = 9
 OPTIONS = ("--cold-open", "stream", "--prefetch", "off", "--retry-deadline", str(DEADLINE_S), "--stall-timeout", "60")
-FILES = ("mapped", "opened", "read", "touched", "killed", "hinted")
+FILES = ("mapped", "opened", "read", "touched", "killed", "hinted", "lost", "deleted")
 
 FAULT_ALL = """
 import json, mmap, os, sys, time
@@ -64,6 +65,8 @@ class Scene:
 
     mount: MountedStore
     store: FaultyS3
+    directory: Path
+    """The store's files."""
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +88,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         mounted("s3://bucket", directory / "mount", *OPTIONS, environment=store.environment()) as mount,
     ):
         assert sorted(os.listdir(mount.path / "models")) == sorted(FILES)
-        yield Scene(mount, store)
+        yield Scene(mount, store, models)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +145,27 @@ def test_a_listing_without_an_end_is_given_up_and_its_files_are_read(scene: Scen
     assert scene.store.injected().total() - before < 10
     scene.store.heal()
     assert "/endless/: the listing has no end: page 2 repeats an earlier one" in scene.mount.log()
+
+
+def test_an_object_that_is_not_found_for_a_moment_is_read(scene: Scene) -> None:
+    before = scene.store.injected()["no such object"]
+    scene.store.inject(Plan(faults=["no such object"], only="lost", first=1))
+    assert (scene.mount.path / "models/lost").read_bytes() == bytes(CHUNKS * CHUNK_SIZE)
+    assert scene.store.injected()["no such object"] > before
+    assert "models/lost has been deleted" not in scene.mount.log()
+    scene.store.heal()
+
+
+def test_an_object_that_was_deleted_is_told_soon(scene: Scene) -> None:
+    path = scene.mount.path / "models/deleted"
+    with path.open("rb") as file:
+        (scene.directory / "deleted").unlink()
+        began = time.monotonic()
+        with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
+            file.read(10)
+        assert time.monotonic() - began < 2
+    with pytest.raises(FileNotFoundError):
+        path.stat()
 
 
 @pytest.mark.parametrize(

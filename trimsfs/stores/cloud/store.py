@@ -86,7 +86,8 @@ class CloudStore:
             safely = partial(self._translated, key=generation.key)
             return await self._threads.read(get, length, sink, translated=safely)
         except ObjectNotFoundError:
-            await self.stat(generation.key)
+            if (await self.stat(generation.key)).etag == generation.etag:
+                raise TransientStoreError(f"{generation.key}: not found, though the store has it") from None
             raise ObjectChangedError(f"{generation.key}: {self._service.subject} has another content of it") from None
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
