@@ -80,6 +80,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         os.truncate(models / name, CHUNKS * CHUNK_SIZE)
     (models.parent / "new").mkdir()
     (models.parent / "new/file").touch()
+    (models.parent / "listed").mkdir()
+    (models.parent / "listed/file").touch()
     (models.parent / "endless").mkdir()
     (models.parent / "endless/file").write_bytes(b"content")
     with (
@@ -128,7 +130,7 @@ def test_the_client_raises_for_what_cannot_be_completed(scene: Scene) -> None:
 
 def test_interim_answers_are_passed_over(scene: Scene) -> None:
     scene.store.inject(Plan(faults=["early hints"]))
-    assert os.listdir(scene.mount.path / "new") == ["file"]
+    assert os.listdir(scene.mount.path / "listed") == ["file"]
     with (scene.mount.path / "models/hinted").open("rb") as file:
         assert file.read(10) == bytes(10)
     assert scene.store.injected()["early hints"] >= 2
