@@ -28,6 +28,12 @@ def _leave_no_core() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (most, most))
 
 
+def _may_open_files() -> None:
+    """Raise the limit of open files, for this process and its servers, as far as it may be."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main() -> None:
     """Entry point of the keeper process."""
     parser = argparse.ArgumentParser(prog="mountctl.keeper")
@@ -40,6 +46,7 @@ def main() -> None:
     if status is not None:
         os.set_inheritable(status, False)
     _leave_no_core()
+    _may_open_files()
     adopt_orphans()
     if arguments.recover is not None:
         set_process_title("keeper", arguments.recover)

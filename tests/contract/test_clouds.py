@@ -50,6 +50,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.stores import Retrying, Store
+from trimsfs.stores.cloud import store as cloud_store
 from trimsfs.stores.cloud.azure import API_VERSION
 from trimsfs.stores.digests import Digest, compute
 from trimsfs.types import Generation
@@ -210,9 +211,13 @@ async def test_pages_without_a_name_are_passed_over_but_not_for_ever(cloud: Clou
     assert ([generation.key for generation in page.objects], len(server.requests)) == (["d/model"], 4)
     markers = [dict(parse_qsl(urlsplit(request.split()[1].decode()).query)) for request in server.requests]
     assert [query.get("pageToken", query.get("marker")) for query in markers] == [None, "0", "1", "2"]
-    async with served(cloud, empty_pages(kind, 1)[0]) as (_, store):
+    async with served(cloud, *empty_pages(kind, cloud_store.EMPTY_PAGES)) as (_, store):
         with pytest.raises(TransientStoreError, match="pages without a name"):
             await store.list_page("d/")
+    async with served(cloud, empty_pages(kind, 1)[0]) as (server, store):
+        with pytest.raises(StoreUnavailableError, match="has no end"):
+            await store.list_page("d/")
+    assert len(server.requests) == 2
 
 
 # Google Cloud Storage

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,7 @@ from trimsfs.types import CHUNK_SIZE
 DEADLINE_S = 2.0
 CHUNKS = 9
 OPTIONS = ("--cold-open", "stream", "--prefetch", "off", "--retry-deadline", str(DEADLINE_S), "--stall-timeout", "60")
-FILES = ("mapped", "opened", "read", "touched", "killed")
+FILES = ("mapped", "opened", "read", "touched", "killed", "hinted", "lost", "deleted")
 
 FAULT_ALL = """
 import json, mmap, os, sys, time
@@ -64,6 +65,8 @@ class Scene:
 
     mount: MountedStore
     store: FaultyS3
+    directory: Path
+    """The store's files."""
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +80,17 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         os.truncate(models / name, CHUNKS * CHUNK_SIZE)
     (models.parent / "new").mkdir()
     (models.parent / "new/file").touch()
+    (models.parent / "listed").mkdir()
+    (models.parent / "listed/file").touch()
+    (models.parent / "endless").mkdir()
+    (models.parent / "endless/file").write_bytes(b"content")
     with (
         start_fast(directory / "buckets") as server,
         faulty(server) as store,
         mounted("s3://bucket", directory / "mount", *OPTIONS, environment=store.environment()) as mount,
     ):
         assert sorted(os.listdir(mount.path / "models")) == sorted(FILES)
-        yield Scene(mount, store)
+        yield Scene(mount, store, models)
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +126,48 @@ def test_the_client_raises_for_what_cannot_be_completed(scene: Scene) -> None:
     assert done.returncode == 1
     told = rf"cannot be completed: models/opened at \d+: SlowDown.*`trimsfs status`: '{path}'"
     assert re.match(rf"OSError: \[Errno {errno.EIO}\] Input/output error: {told}", done.stderr.splitlines()[-1])
+
+
+def test_interim_answers_are_passed_over(scene: Scene) -> None:
+    scene.store.inject(Plan(faults=["early hints"]))
+    assert os.listdir(scene.mount.path / "listed") == ["file"]
+    with (scene.mount.path / "models/hinted").open("rb") as file:
+        assert file.read(10) == bytes(10)
+    assert scene.store.injected()["early hints"] >= 2
+    scene.store.heal()
+
+
+def test_a_listing_without_an_end_is_given_up_and_its_files_are_read(scene: Scene) -> None:
+    scene.store.inject(Plan(faults=["listing without an end"], only="list-type"))
+    directory, before = scene.mount.path / "endless", scene.store.injected().total()
+    for _ in range(3):
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            os.listdir(directory)
+    assert (directory / "file").read_bytes() == b"content"
+    assert scene.store.injected().total() - before < 10
+    scene.store.heal()
+    assert "/endless/: the listing has no end: page 2 repeats an earlier one" in scene.mount.log()
+
+
+def test_an_object_that_is_not_found_for_a_moment_is_read(scene: Scene) -> None:
+    before = scene.store.injected()["no such object"]
+    scene.store.inject(Plan(faults=["no such object"], only="lost", first=1))
+    assert (scene.mount.path / "models/lost").read_bytes() == bytes(CHUNKS * CHUNK_SIZE)
+    assert scene.store.injected()["no such object"] > before
+    assert "models/lost has been deleted" not in scene.mount.log()
+    scene.store.heal()
+
+
+def test_an_object_that_was_deleted_is_told_soon(scene: Scene) -> None:
+    path = scene.mount.path / "models/deleted"
+    with path.open("rb") as file:
+        (scene.directory / "deleted").unlink()
+        began = time.monotonic()
+        with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
+            file.read(10)
+        assert time.monotonic() - began < 2
+    with pytest.raises(FileNotFoundError):
+        path.stat()
 
 
 @pytest.mark.parametrize(

@@ -98,13 +98,14 @@ class Exchange(BaseHTTPRequestHandler):
         name = self.faults.draw(kind, f"{self.command} {self.path} {self.headers.get('Range')}")
         try:
             if name is None:
-                self._forward()
+                self.forward()
             else:
-                FAULTS[name].act(self)
+                (FAULTS | OTHERS)[name].act(self)
         except (http.client.HTTPException, ConnectionError, TimeoutError):
             self.close_connection = True  # one of the two ends is gone
 
-    def _forward(self) -> None:
+    def forward(self) -> None:
+        """Pass the server's answer on."""
         try:
             response = self._asked()
         except (http.client.HTTPException, OSError):
@@ -187,6 +188,12 @@ def _refuse(status: int, code: str, headers: Mapping[str, str] | None = None) ->
     body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>on purpose</Message></Error>".encode()
     answer = Answer(status, tuple((headers or {}).items()), b"").with_body(body if code else _BAD_GATEWAY)
     return Fault(lambda exchange: exchange.send(answer))
+
+
+def _early_hints(exchange: Exchange) -> None:
+    """An interim answer before the answer."""
+    exchange.connection.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </x>; rel=preload\r\n\r\n")
+    exchange.forward()
 
 
 def _hang_up(exchange: Exchange) -> None:
@@ -283,6 +290,12 @@ def _no_token(answer: Answer) -> Answer:
     return answer.with_body(answer.body.replace(b"<IsTruncated>false<", b"<IsTruncated>true<"))
 
 
+def _no_end(answer: Answer) -> Answer:
+    """There is always a next page, which is the first."""
+    more = b"<IsTruncated>true</IsTruncated><NextContinuationToken>again</NextContinuationToken>"
+    return answer.with_body(answer.body.replace(b"<IsTruncated>false</IsTruncated>", more))
+
+
 LISTS = frozenset({"list"})
 
 FAULTS: dict[str, Fault] = {
@@ -320,6 +333,14 @@ FAULTS: dict[str, Fault] = {
 }
 
 
+OTHERS: dict[str, Fault] = {
+    "early hints": Fault(_early_hints),
+    "listing without an end": _changed(_no_end, LISTS),
+    "no such object": Fault(_refuse(404, "NoSuchKey").act, frozenset({"get"})),
+}
+"""What not every client can tell, or none takes for a failure."""
+
+
 @dataclass(slots=True)
 class Faults:
     """Who gets which fault, and how many there were."""
@@ -344,7 +365,7 @@ class Faults:
         with self._lock:
             self._attempts[request] += 1
             attempt, plan = self._attempts[request], self._plan
-            possible = [name for name in plan.faults if kind in FAULTS[name].kinds]
+            possible = [name for name in plan.faults if kind in (FAULTS | OTHERS)[name].kinds]
             if not possible or plan.only not in request or (plan.first is not None and attempt > plan.first):
                 return None
             dice = random.Random(f"{plan.seed} {attempt} {request}")

@@ -57,7 +57,7 @@ def _serving(mount: MountedStore, not_by: object, *, stood_by: bool = False) -> 
     return pid
 
 
-def have_serve(program: ModuleType, mount: MountedStore, store: Path, *arguments: str) -> None:
+def have_serve(program: ModuleType, mount: MountedStore, store: str | Path, *arguments: str) -> None:
     """Have the server of a mount replaced by another program."""
     facts = ask(mount.path, {"do": "status"}, timeout_s=5)
     places = {"store": str(store), "cache_dir": str(mount.cache), "log_file": facts["log_file"]}

@@ -2,12 +2,14 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import pytest
 import trio
 
-from trimsfs.errors import StoreSlowError, StoreStalledError
+from trimsfs.errors import StoreSlowError, StoreStalledError, StoreUnavailableError
+from trimsfs.options import MountOptions
 from trimsfs.stores import bodies, receive_loop
 from trimsfs.stores.bodies import (
     MOST_PATIENCE,
@@ -15,9 +17,14 @@ from trimsfs.stores.bodies import (
     PATIENCE_S,
     SLOWEST_RATE,
     RequestThreads,
+    parsing,
     pass_on,
 )
+from trimsfs.stores.cloud import gcs
+from trimsfs.stores.huggingface import errors as hub_errors
+from trimsfs.stores.oci import registry
 from trimsfs.stores.receive_loop import PIECE
+from trimsfs.stores.s3 import errors as s3_errors
 
 STALL_S, SECONDS = 5, 12
 
@@ -265,3 +272,26 @@ async def test_a_body_that_stalls_after_many_bytes_is_an_answer(
             lambda: (body, None), 60 * SLOWEST_RATE, lambda _: None, translated=lambda function: function()
         )
     assert raised.type is error
+
+
+def _subjects() -> Iterator[Callable[[Callable[[], object]], object]]:
+    """What stores call around their requests."""
+    options = MountOptions(anonymous=True)
+    yield partial(s3_errors.translated, bucket="models")
+    yield partial(hub_errors.translated, subject="hf://org/m")
+    yield registry.translated
+    yield partial(gcs.open_bucket("gs://models", options, 1)._translated, key="")
+
+
+@pytest.mark.parametrize("translated", list(_subjects()), ids=["s3", "hf", "oci", "cloud"])
+@pytest.mark.parametrize("kind", [AttributeError, KeyError, TypeError, ValueError])
+def test_only_what_parses_an_answer_blames_the_endpoint(
+    translated: Callable[[Callable[[], object]], object], kind: type[Exception]
+) -> None:
+    def defect() -> None:
+        raise kind("oops")
+
+    with pytest.raises(kind):
+        translated(defect)
+    with pytest.raises(StoreUnavailableError, match="the answer is not from"):
+        translated(parsing()(defect))

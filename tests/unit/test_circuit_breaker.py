@@ -159,6 +159,7 @@ async def test_what_needs_no_store_goes_on(breaker: CircuitBreaker, autojump_clo
         return 5
 
     assert await retrying.call_locally("a", attempt) == 5
+    assert retrying.statistics().requests == 0  # of the store
     assert breaker.open
     with pytest.raises(StoreUnavailableError):
         await retrying.call("a", attempt)
@@ -237,3 +238,17 @@ async def test_what_fails_alone_is_given_up(breaker: CircuitBreaker, autojump_cl
     with pytest.raises(StoreUnavailableError, match="500"):
         await breaker.outlast(attempt)
     assert tried == ATTEMPTS
+
+
+async def test_a_defect_of_a_probe_is_logged_and_ends_nothing_else(
+    breaker: CircuitBreaker, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def probe() -> None:
+        raise ZeroDivisionError
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(breaker.run, probe)
+        await fail(breaker, for_s=1)
+        await trio.sleep(10)
+        nursery.cancel_scope.cancel()
+    assert [record.exc_info is not None for record in caplog.records if record.levelname == "ERROR"]

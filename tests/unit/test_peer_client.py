@@ -207,6 +207,16 @@ async def test_a_body_that_is_too_long_is_damaged(scene: Scene, host: Host) -> N
     assert host.landed == []
 
 
+async def test_interim_answers_are_passed_over(scene: Scene, host: Host) -> None:
+    def hinting(stream: ssl.SSLSocket) -> None:
+        asked = Asked(stream)
+        stream.sendall(2 * b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
+        asked.answer()
+
+    with scene.member(hinting) as member:
+        assert (await host.fetch(member)).outcome == "ok"
+
+
 async def test_of_an_answer_that_is_not_http_little_is_told(scene: Scene, host: Host) -> None:
     def other(stream: ssl.SSLSocket) -> None:
         Asked(stream)

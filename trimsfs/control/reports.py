@@ -1,11 +1,14 @@
 """Reports: the contents of control files on models, jobs, GPU copies, the mount and its metrics."""
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 
 import trio
+from cachetools import LRUCache
 
 from trimsfs.control.authorisation import Authorisation, Caller
 from trimsfs.control.handle import ControlHandle, Lines, as_json
@@ -14,7 +17,7 @@ from trimsfs.control.jobs import Jobs
 from trimsfs.errors import NotPermittedError, StoreAccessError
 from trimsfs.gpu.interface import GpuInterface
 from trimsfs.namespace.inodes import Inode
-from trimsfs.namespace.listing import SLICE, Entry
+from trimsfs.namespace.listing import Entry
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.telemetry.trace import OpenTrace
 from trimsfs.tiers.blob import Blob
@@ -25,6 +28,22 @@ from trimsfs.types import Generation
 
 OPERATORS_LABELS = (b'{tenant="', b'{model="', b'{store="')
 """The labels of metrics that tell what others read."""
+
+
+REST = 4
+"""How many times as long as a report has taken its user waits at least for the next."""
+AT_ONCE = 25
+"""Files of a report without a pause: other requests wait for less than a millisecond."""
+MOST_USERS = 1024
+"""Users whose last reports are remembered."""
+
+
+@dataclass(slots=True)
+class _Turn:
+    """Whether a user is given a report now, and until when the next one waits."""
+
+    lock: trio.Lock = field(default_factory=trio.Lock)
+    rests_until: float = -math.inf
 
 
 class Reports:
@@ -62,6 +81,7 @@ class Reports:
         self._entries = entries
         self._traces = traces
         self._tenant_may_tell = may_tell
+        self._turns = LRUCache[int, _Turn](MOST_USERS)
 
     async def info(self, inode: Inode, caller: Caller) -> bytes:
         """What is cached of a file, or of each file below a directory."""
@@ -71,11 +91,29 @@ class Reports:
 
     async def models(self, prefix: str, caller: Caller) -> bytes:
         """What is cached of the objects below a prefix that the caller may read."""
+        async with self._turn(caller):
+            return await self._models(prefix, caller)
+
+    @asynccontextmanager
+    async def _turn(self, caller: Caller) -> AsyncIterator[None]:
+        """A block that takes the server long. A user has one at a time, and a rest after it: opens do not wait for what
+        users ask for again and again, and users do not wait for each other."""
+        turn = self._turns.setdefault(caller.uid, _Turn())
+        async with turn.lock:
+            await trio.sleep_until(turn.rests_until)
+            began = trio.current_time()
+            try:
+                yield
+            finally:
+                now = trio.current_time()
+                turn.rests_until = now + REST * (now - began)
+
+    async def _models(self, prefix: str, caller: Caller) -> bytes:
         links: dict[tuple[str, str], set[Generation]] = {}
         for link in self._links():
             links.setdefault((link.file, link.etag), set()).add(link)
         found, pieces = iter(await self._here()), list[bytes]()
-        while some := list(islice(found, SLICE)):  # many take seconds: opens must not wait for so long
+        while some := list(islice(found, AT_ONCE)):  # many take seconds: opens must not wait for so long
             below = [
                 replace(here, generation=name)
                 for here in some
@@ -100,7 +138,8 @@ class Reports:
         """
         if not self._authorisation.may_list(path, caller):
             raise StoreAccessError(f"/{path}: uid {caller.uid} may not list it")
-        found = {here.token: here for here in await self._here()}
+        async with self._turn(caller):
+            found = {here.token: here for here in await self._here()}
 
         def here(generation: Generation) -> dict[str, object] | None:
             known = found.get(generation.token(self._disk.store)) if found else None

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from weakref import WeakValueDictionary
@@ -13,7 +14,6 @@ from trimsfs.errors import (
     ObjectChangedError,
     ObjectNotFoundError,
     StoreAccessError,
-    StoreError,
     TransientStoreError,
 )
 from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed
@@ -30,6 +30,9 @@ from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Buffer, ChunkRecord, Generation
 
 log = logging.getLogger(__name__)
+
+MISSING_FOR_S = (0.1, 0.5)
+"""How long after each other a store is asked for an object that it has not found, before that counts as deleted."""
 
 
 class BatchFetcher:
@@ -211,7 +214,7 @@ class BatchFetcher:
         except OSError as error:
             await self._disk.space.write_failed(blob, stop - position, error, last=last)
             return False
-        except (StoreError, trio.Cancelled):
+        except BaseException:
             self._disk.space.unreserve(blob, stop - position)
             raise
         return True
@@ -297,7 +300,7 @@ class BatchFetcher:
                 if spent.first_byte:
                     span.spent = spent
         except ObjectNotFoundError as error:
-            raise ObjectChangedError(f"{blob.generation.key} has been deleted") from error
+            raise await self._missing(generation) from error
         finally:
             self._requests -= 1
         if extent.size % blob.chunk_size == 0:
@@ -306,6 +309,18 @@ class BatchFetcher:
             blob.generation = generation
         if version is not None:
             blob.generation = replace(blob.generation, version_id=version)
+
+    async def _missing(self, generation: Generation) -> ObjectChangedError | TransientStoreError:
+        """The error of a read of an object that the store does not find: a read that may succeed, if it finds it when
+        asked for it again. Raises StoreError."""
+        for wait_s in MISSING_FOR_S:
+            if self._store is None:
+                break  # of files, the host itself knows
+            await trio.sleep(wait_s)
+            with suppress(ObjectNotFoundError):
+                await self._store.stat(generation.key)
+                return TransientStoreError(f"{generation.key}: not found, though the store has it")
+        return ObjectChangedError(f"{generation.key} has been deleted")
 
 
 async def _copied(copy: Callable[[Generation], Awaitable[str | None]], generation: Generation) -> str | None:

@@ -182,7 +182,7 @@ class ThreadCopier:
             version = await self._store.read(generation, extent.start, extent.size, writer)
         except _FileError as error:
             raise OSError(*error.args) from error
-        except (StoreError, trio.Cancelled):
+        except BaseException:
             await _close([writer])  # the reading thread may go on for a moment, and the file be closed
             raise
         buffers.append(buffer)
@@ -225,7 +225,7 @@ class ThreadCopier:
             answer = PeerAnswer(outcome="damaged", detail=str(error))
         except _FileError as error:
             raise OSError(*error.args) from error
-        except trio.Cancelled:
+        except BaseException:
             await _close([writer for writer, _ in begun])
             raise
         for writer, buffer in begun:

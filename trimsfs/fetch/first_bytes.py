@@ -4,6 +4,7 @@ The server asks for them itself: its connections to the store are open, where a 
 chunk may share a slow link with others, and a peer gives whole chunks, once it has them.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
@@ -17,6 +18,8 @@ from trimsfs.fetch.flights import Flight, Lane, is_there
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.types import Buffer
+
+log = logging.getLogger(__name__)
 
 HEAD_BYTES = 128 << 10
 """Fetched of a file as soon as its first chunk is asked of a peer: before all hosts together keep the store busy."""
@@ -71,6 +74,8 @@ class FirstBytes:
         try:
             with suppress(StoreError):
                 head.data = await self._batches.fetch_directly(blob, 0, min(HEAD_BYTES, blob.generation.size))
+        except Exception:  # a defect: it ends this request, not the server
+            log.exception("%s: first bytes not fetched: internal error", blob.generation.key)
         finally:
             head.done.set()
             if head.data is None:

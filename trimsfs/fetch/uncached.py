@@ -3,10 +3,12 @@
 import mmap
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import trio
 from cachetools import LRUCache
 
+from trimsfs.concurrency.descriptors import patiently
 from trimsfs.errors import StoreUnavailableError
 from trimsfs.tiers.blob import Blob
 
@@ -47,7 +49,7 @@ async def in_memory(blob: Blob, length: int, fill: Callable[[int], Awaitable[obj
     Raises StoreUnavailableError when there is no memory for them.
     """
     try:
-        descriptor = os.memfd_create("trimsfs-chunk")
+        descriptor = await patiently(partial(os.memfd_create, "trimsfs-chunk"))
         try:
             os.truncate(descriptor, length)
             await fill(descriptor)

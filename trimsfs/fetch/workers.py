@@ -217,6 +217,7 @@ async def _do(copier: ThreadCopier | StoreError, job: Message, descriptors: Sequ
     except StoreError as error:
         answer = {"error": type(error).__name__, "text": str(error)[:TEXT_LIMIT]}
     except Exception as error:  # a defect: it ends this job, not the worker
+        log.exception("%s: internal error in a fetch process", job.get("generation", {}).get("key", job["do"]))
         answer = {"error": "StoreUnavailableError", "text": f"internal error: {error!r}"[:TEXT_LIMIT]}
     finally:
         for descriptor in descriptors:

@@ -102,7 +102,10 @@ class PeerConnection:
     async def head(self) -> Head:
         """The head of the answer. May be cancelled and called again. Raises PeerUnreachableError."""
         try:
-            while (event := self._parser.next_event()) is h11.NEED_DATA:
+            while (event := self._parser.next_event()) is h11.NEED_DATA or isinstance(event, h11.InformationalResponse):
+                if event is not h11.NEED_DATA:
+                    await trio.lowlevel.checkpoint()
+                    continue  # an interim answer (1xx)
                 if not (data := await self._receive()):
                     raise PeerUnreachableError("it closed the connection")
                 self._parser.receive_data(data)

@@ -124,6 +124,9 @@ class DeferredComparisons:
         except TrimsError as error:
             not_yet(entry.blob, error)
             entry.not_before = trio.current_time() + RETRY_INTERVAL_S
+        except Exception:  # a defect: it ends this comparison, not the server
+            log.exception("%s: not compared with the store: internal error", entry.blob.generation.key)
+            self.discard(entry.blob)
         else:
             self.discard(entry.blob)
         finally:

@@ -1,5 +1,7 @@
 """Digest prefetch: asks the store for a digest while the object is still being fetched, so that no open waits."""
 
+import logging
+
 import trio
 from cachetools import FIFOCache
 
@@ -10,6 +12,8 @@ from trimsfs.stores.base import Store
 from trimsfs.stores.digests import Digest
 from trimsfs.tiers.blob import Blob
 from trimsfs.types import Generation
+
+log = logging.getLogger(__name__)
 
 MOST_ASKED = 256
 """Most answers kept until a comparison needs them."""
@@ -53,6 +57,8 @@ class DigestPrefetch:
             request.answered = True
         except (StoreError, OSError):
             pass  # `digest` asks again
+        except Exception:  # a defect: it ends this request, not the server
+            log.exception("%s: its digest is not known: internal error", generation.key)
         finally:
             request.ended.set()
 

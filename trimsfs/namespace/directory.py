@@ -1,12 +1,13 @@
 """One directory of a store: its last listing, and the store's answers for single names."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import trio
 from cachetools import FIFOCache
 
-from trimsfs.errors import StoreError, TransientStoreError
+from trimsfs.errors import StoreError, StoreUnavailableError, TransientStoreError
 from trimsfs.namespace.listing import SLICE, Entry, Listing, NonObject
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.types import Generation
@@ -54,9 +55,46 @@ class Directory:
         self.restored: dict[bytes, Entry] = {}
         self.failure: StoreError | None = None
         self.retry_at = LONG_AGO
+        self._unlistable: tuple[StoreUnavailableError, float] | None = None
         self.lock, self.rechecking = trio.Lock(), trio.Lock()
+        self._waiting = set[trio.CancelScope]()
         self.weighed = 0
         """Its size when `Directories` last measured it."""
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[bool]:
+        """Hold the lock, for who wants a single name; False, without the lock, once a listing `takes_long`."""
+        with trio.CancelScope() as scope:
+            self._waiting.add(scope)
+            try:
+                await self.lock.acquire()
+            finally:
+                self._waiting.remove(scope)
+        if scope.cancelled_caught:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            self.lock.release()
+
+    def takes_long(self) -> None:
+        """Have nobody wait for the listing under way who wants a single name: they ask for it."""
+        self.large = True
+        for scope in self._waiting:
+            scope.cancel()
+
+    @property
+    def unlistable(self) -> StoreUnavailableError | None:
+        """Why the directory cannot be listed, by a recent attempt. Its names can be asked for."""
+        if self._unlistable is None or trio.current_time() >= self._unlistable[1]:
+            return None
+        return self._unlistable[0]
+
+    def cannot_be_listed(self, error: StoreUnavailableError, for_s: float) -> None:
+        """Have nobody list the directory for so many seconds."""
+        self.large = True
+        self._unlistable = error, trio.current_time() + for_s
 
     @property
     def size(self) -> int:
@@ -137,6 +175,7 @@ class Directory:
         """Mark answers requested before *now* as outdated: the next use asks the store."""
         self.retry_at = LONG_AGO
         self.distrusted = now
+        self._unlistable = None
 
     def asked(self, within_s: float) -> int:
         """Count a request for a single name. Returns the count in the current window of *within_s* seconds."""

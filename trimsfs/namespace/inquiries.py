@@ -17,7 +17,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.namespace.listing import Entry, Listing, NonObject
-from trimsfs.stores.base import Store
+from trimsfs.stores.base import Paging, Store
 from trimsfs.stores.circuit_breaker import CircuitBreaker, as_outage
 from trimsfs.types import Generation
 
@@ -27,17 +27,23 @@ REST_LIMIT = 100_000
 """Entries requested at once after the first page; a store may return fewer."""
 PAGES_LIMIT, ENTRIES_LIMIT = 10_000, 1_000_000
 """A longer listing is abandoned: it could be endless and fill the memory."""
+LONG_S = 1.0
+"""Seconds after which nobody waits for a listing who wants a single name."""
 PATIENCE_S, LONGEST_PATIENCE_S = 1.0, 10.0
 """The timeout of an impatient request at first, and at most: it doubles on failure and follows the store's latency."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
-    """Counts of the pages and names of a directory that were read; *listing* is None unless they are all."""
+    """Counts of the pages and names of a directory that were read; *listing* is None unless they are all.
+
+    *problem* says why there will never be a last page.
+    """
 
     pages: int
     names: int
     listing: Listing | None
+    problem: str | None = None
 
 
 class Inquiries:
@@ -50,21 +56,33 @@ class Inquiries:
         self._breaker = breaker
         self._patience_s = PATIENCE_S
 
-    async def listing(self, prefix: str, *, most: int, patient: bool) -> Listed:
-        """List a directory; gives up after *most* pages, or above ENTRIES_LIMIT names. Raises StoreError."""
+    async def listing(
+        self, prefix: str, *, most: int, patient: bool, takes_long: Callable[[], None] = lambda: None
+    ) -> Listed:
+        """List a directory; gives up after *most* pages, or above ENTRIES_LIMIT names. Raises StoreError.
+
+        Calls *takes_long* if there are more pages after LONG_S.
+        """
         store = self._store if patient else self._impatient
-        listing = Listing(prefix)
+        listing, paging, began = Listing(prefix), Paging(), trio.current_time()
         page = await self.answer(f"/{prefix}", partial(store.list_page, prefix), patient=patient)
-        pages, names = 1, len(page)
-        while (token := page.next_token) is not None and pages < most and names <= ENTRIES_LIMIT:
+        problem = paging.problem(page)
+        while (
+            problem is None
+            and (token := page.next_token) is not None
+            and paging.pages < most
+            and paging.names <= ENTRIES_LIMIT
+        ):
+            if trio.current_time() - began > LONG_S:
+                takes_long()
             await listing.add(page)
             page = await store.list_page(prefix, token=token, limit=REST_LIMIT)
-            pages, names = pages + 1, names + len(page)
-        if token is not None:
-            return Listed(pages=pages, names=names, listing=None)
+            problem = paging.problem(page)
+        if problem is not None or page.next_token is not None:
+            return Listed(pages=paging.pages, names=paging.names, listing=None, problem=problem)
         await listing.add(page)
         await listing.put_in_order()
-        return Listed(pages=pages, names=names, listing=listing)
+        return Listed(pages=paging.pages, names=paging.names, listing=listing)
 
     async def answer(self, subject: str, request: Callable[[], Awaitable[T]], *, patient: bool) -> T:
         """The store's answer, within the timeout unless *patient*. Raises StoreError, which names the *subject*."""

@@ -117,9 +117,9 @@ class Namespace:
         directory = self._directory(prefix)
         answer = self._known(directory, name)
         if answer is None and not directory.large:
-            async with directory.lock:
+            async with directory.turn() as its_turn:
                 answer = self._known(directory, name)
-                if answer is None and not directory.large and not self._usable(directory):
+                if its_turn and answer is None and not directory.large and not self._usable(directory):
                     answer = await self._refreshed(directory, prefix, name, most=1)
         return answer or await self._ask(directory, prefix, name)
 
@@ -355,26 +355,34 @@ class Namespace:
         asked = directory.asked(self._ttl_s)
         if asked < directory.worth_listing or self._usable(directory) or directory.lock.locked():
             return None
+        if directory.unlistable is not None:
+            return None
         directory.worth_listing = 2 * asked  # a complete listing resets it
         async with directory.lock:
             return await self._refreshed(directory, prefix, name, most=2 * asked)
 
     async def _refresh(self, directory: Directory, prefix: str, *, most: int, patient: bool) -> None:
         """List a directory of at most *most* pages anew; unless *patient*, without retries. Raises StoreError."""
+        if most == PAGES_LIMIT and directory.unlistable is not None:
+            raise directory.unlistable.with_traceback(None)
         asked = trio.current_time()
         try:
             directory.raise_recent_failure()
-            listed = await self._inquiries.of(prefix).listing(prefix, most=most, patient=patient)
+            listed = await self._inquiries.of(prefix).listing(
+                prefix, most=most, patient=patient, takes_long=directory.takes_long
+            )
         except StoreError as error:
             if directory.complete:
                 log.warning("/%s: cannot be listed, serving its last listing: %s", prefix, error)
             directory.failed(error)
             raise
         directory.large = listed.pages > 1 or listed.listing is None
-        if most == PAGES_LIMIT and listed.listing is None:
-            raise StoreUnavailableError(
-                f"/{prefix}: more than {listed.names} names: too many to list: open its files by name"
-            )
+        if listed.listing is None and (listed.problem is not None or most == PAGES_LIMIT):
+            told = listed.problem or f"more than {listed.names} names on {listed.pages} pages: too many to list"
+            why = StoreUnavailableError(f"/{prefix}: the listing has no end: {told}: open its files by name")
+            directory.cannot_be_listed(why, max(STALE_RETRY_S, self._ttl_s))
+            if most == PAGES_LIMIT:
+                raise why
         if listed.listing is not None:
             directory.worth_listing = max(LEAST_ASKED, listed.pages // 2)
             if listed.listing.hidden:

@@ -60,6 +60,13 @@ SERVER_NICENESS, STANDBY_NICENESS = -10, 10
 SWITCH_INTERVAL_S = 0.0005
 """Longest wait of the event loop for a thread that runs Python. Python's default is ten times as long."""
 DEVICES = Path("/dev")
+DESCRIPTORS = 88
+"""Open files that a server needs: some 25 of its own, and a quarter of all for models (`OpenBlobs`). A fetch process
+needs no more: two for each of 32 requests, and some 15 of its own."""
+STORE_DESCRIPTORS = 40
+"""Open files that it needs besides for each store: its connections, for 32 reads and 8 other requests."""
+FLEET_DESCRIPTORS = 128
+"""Open files that it needs besides in a fleet: connections to members and from them."""
 
 
 def _configure_logging(options: MountOptions) -> None:
@@ -87,8 +94,7 @@ def main() -> None:
         mountpoint = Path(order["mountpoint"])
         set_process_title("standby", mountpoint)
         options = MountOptions.model_validate(order["options"])
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        _may_open_files(options)
         gc.freeze()  # garbage collections skip what is loaded so far
         store = open_store(options, max_requests=max_requests(options.memory_limit))
         load_readers()
@@ -130,6 +136,22 @@ def main() -> None:
         log.error("%s", failure)
         tell_failure(keeper_end, failure)
         sys.exit(exit_code(type(failure).__name__))
+
+
+def _may_open_files(options: MountOptions) -> None:
+    """Raise the limit of open files, for this process and those that it forks, as far as it may be.
+
+    Raises ConfigurationError if that is too little.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    needed = DESCRIPTORS + STORE_DESCRIPTORS * len(list(options.each_store()))
+    needed += FLEET_DESCRIPTORS if options.fleet is not None else 0
+    if hard < needed:
+        raise ConfigurationError(
+            f"limit of open files: it is {hard}, and this mount needs {needed}: raise it with `ulimit -n`, or "
+            "LimitNOFILE= in its unit"
+        )
 
 
 def _settle_memory() -> None:

@@ -11,6 +11,8 @@ from trimsfs.types import Buffer, Generation, Symlink
 
 PAGE_LIMIT = 1000
 """Most entries in one page of a listing, as in S3."""
+MOST_NAMELESS = 100
+"""Pages without a name in a row after which a listing does not get on. Services may send some."""
 
 _LATEST_NS = (1 << 63) - 1
 
@@ -44,6 +46,30 @@ class Page:
     def exists(self) -> bool:
         """Whether the directory exists."""
         return self.empty or len(self) > 0
+
+
+class Paging:
+    """Watches whether a listing gets on: each page has a token of its own, and names that no earlier page had."""
+
+    def __init__(self) -> None:
+        self.pages = self.names = 0
+        self._nameless = 0
+        self._seen = set[int]()
+
+    def problem(self, page: Page) -> str | None:
+        """Why the listing does not get on with this page, its next one; None if it does."""
+        self.pages += 1
+        self.names += len(page)
+        self._nameless = 0 if len(page) else self._nameless + 1
+        if self._nameless > MOST_NAMELESS:
+            return f"{self._nameless} pages in a row have no name"
+        first = (page.objects[:1], page.prefixes[:1], page.unreadable[:1])
+        marks = {hash(first)} if any(first) else set[int]()
+        marks |= set() if page.next_token is None else {hash(page.next_token)}
+        if marks & self._seen:
+            return f"page {self.pages} repeats an earlier one"
+        self._seen |= marks
+        return None
 
 
 def moment(nanoseconds: int) -> int:

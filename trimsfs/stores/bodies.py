@@ -12,6 +12,7 @@ import trio
 
 from trimsfs.errors import StoreSlowError, StoreStalledError, TransientStoreError
 from trimsfs.stores.base import Sink
+from trimsfs.stores.endpoints import UNANSWERED
 from trimsfs.stores.receive_loop import PIECE, Body, receive
 
 T = TypeVar("T")
@@ -36,6 +37,25 @@ ANSWER_LIMIT = 4 << 20
 
 MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, SyntaxError, TypeError, ValueError)
 """What parsers raise on an answer that is not the service's; ElementTree raises SyntaxErrors."""
+
+
+class MalformedAnswerError(Exception):
+    """An answer is not the service's. Its text is that of its cause, the error of the parser."""
+
+
+@contextmanager
+def parsing(*others: type[Exception]) -> Iterator[None]:
+    """A block that only parses an answer, or has a library do that. Raises MalformedAnswerError.
+
+    It stands for MALFORMED and *others*. Anywhere else, these are defects of trimsfs, and go up as they are.
+    """
+    malformed: tuple[type[Exception], ...] = (*MALFORMED, *others)
+    try:
+        yield
+    except UNANSWERED:  # of these, some are ValueErrors, too
+        raise
+    except malformed as error:
+        raise MalformedAnswerError(str(error)) from error
 
 
 class _Link:
@@ -117,8 +137,8 @@ class RequestThreads:
     ) -> T:
         """Pass the *length* bytes of an answer on, which *get* asks for; what it tells beside the body.
 
-        *translated* calls a function, and raises StoreErrors only. After an error, a thread may still call *sink* for a
-        moment.
+        *translated* calls a function, and raises StoreErrors for what the store does. After an error, a thread may
+        still call *sink* for a moment.
         """
         watch = _Watch(length, self._stall_timeout_s)
 

@@ -184,6 +184,8 @@ class CircuitBreaker:
             self.failed(as_outage(error), began)
         except StoreError:
             self.answered()
+        except Exception:  # a defect: it ends this probe, not the server
+            log.exception("%s cannot be probed: internal error", self._subject)
 
     def _tell(self) -> None:
         self._changed.set()

@@ -1,13 +1,34 @@
 """Endpoints of stores over HTTP, as options and the environment name them, and the way to them by proxies."""
 
+import http.client
 import re
 from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
+from urllib3.connection import HTTPConnection
 
 from trimsfs.errors import ConfigurationError, StoreStalledError, TransientStoreError
+
+MOST_INTERIM = 16
+"""Interim answers (1xx) that may come before an answer."""
+
+
+class _FinalResponse(http.client.HTTPResponse):
+    """The answer to a request. Python's own class passes over ``100 Continue`` alone, and takes any other interim
+    answer, as ``103 Early Hints``, for the answer."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        for _ in range(MOST_INTERIM + 1):
+            version, status, reason = super()._read_status()  # type: ignore[misc]  # as botocore overrides it
+            if not 100 <= status < 200:
+                return version, status, reason
+            http.client.parse_headers(self.fp)
+        raise http.client.HTTPException(f"more than {MOST_INTERIM} interim answers")
+
+
+HTTPConnection.response_class = _FinalResponse  # of the SDK's connections, too, which are made from these
 
 UNANSWERED = (urllib3.exceptions.HTTPError, OSError)
 """What urllib3 raises on a request without a whole answer."""

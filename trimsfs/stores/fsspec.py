@@ -94,7 +94,11 @@ class FsspecStore:
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> None:
         guard = StallGuard(STALL_S + length / SLOWEST_RATE)  # the bytes come all at once
-        await self._call(partial(self._read, generation, offset, length, sink), guard)
+
+        def read() -> None:
+            sink(self._translated(partial(self._read, generation, offset, length)))
+
+        await guard.call(read, self._limiter, self._url)
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
         return None
@@ -103,18 +107,18 @@ class FsspecStore:
         """Do nothing: fsspec keeps its connections until the process ends."""
 
     async def _call(self, function: Callable[[], T], guard: StallGuard | None = None) -> T:
-        def translated() -> T:
-            try:
-                return function()
-            except PermissionError as error:
-                raise StoreAccessError(f"{self._url}: {error}") from error
-            except StoreError:
-                raise
-            except Exception as error:
-                # Each implementation raises the errors of its own client library.
-                raise TransientStoreError(f"{self._url}: {type(error).__name__}: {error}") from error
+        return await (guard or StallGuard()).call(partial(self._translated, function), self._limiter, self._url)
 
-        return await (guard or StallGuard()).call(translated, self._limiter, self._url)
+    def _translated(self, function: Callable[[], T]) -> T:
+        try:
+            return function()
+        except PermissionError as error:
+            raise StoreAccessError(f"{self._url}: {error}") from error
+        except StoreError:
+            raise
+        except Exception as error:
+            # Each implementation raises the errors of its own client library.
+            raise TransientStoreError(f"{self._url}: {type(error).__name__}: {error}") from error
 
     def _probe(self) -> None:
         try:
@@ -159,7 +163,7 @@ class FsspecStore:
             raise ObjectNotFoundError(f"{key}: not a file in {self._url}")
         return _generation(key, info)
 
-    def _read(self, generation: Generation, offset: int, length: int, sink: Sink) -> None:
+    def _read(self, generation: Generation, offset: int, length: int) -> bytes:
         try:
             data = self._files.cat_file(self._path(generation.key), start=offset, end=offset + length)
         except OSError as error:
@@ -170,7 +174,7 @@ class FsspecStore:
             raise ObjectChangedError(f"{generation.key}: the file in {self._url} has changed")
         if len(data) != length:
             raise TransientStoreError(f"asked for {length} bytes, got {len(data)}")
-        sink(data)
+        return bytes(data)
 
     def _path(self, key: str) -> str:
         if not {".", ".."}.isdisjoint(key.split("/")):

@@ -162,10 +162,11 @@ class Retrying:
         *heard* returns when the store last sent a part of the answer: the deadline counts from then. A fetch passes the
         *token* of its blob.
         """
+        self._requests += 1
         return await self._call(subject, partial(self._timed, attempt), self.breaker, heard, token)
 
     async def call_locally(self, subject: str, attempt: Callable[[], Awaitable[T]]) -> T:
-        """As `call`, for work that needs a fetch process but not the store."""
+        """As `call`, for work that needs a fetch process but not the store: statistics do not count it."""
         return await self._call(subject, attempt, CircuitBreaker(deadline_s=math.inf), _nothing_yet)
 
     async def _timed(self, attempt: Callable[[], Awaitable[T]]) -> T:
@@ -188,7 +189,6 @@ class Retrying:
         heard: Callable[[], float],
         token: str | None = None,
     ) -> T:
-        self._requests += 1
         answer = _LastAnswer(trio.current_time())
         longest_s = FIRST_WAIT_S
         for number in itertools.count(1):
@@ -202,7 +202,11 @@ class Retrying:
                 if isinstance(raised, BucketNotFoundError) and not self._reached:
                     raise
                 error = raised if isinstance(raised, TransientStoreError) else TransientStoreError(str(raised))
-                self._failed(subject, number, error)
+                log.info("%s: attempt %d failed: %s", subject, number, error)
+                if breaker is self.breaker and not isinstance(error, WorkerLostError):  # the store has failed
+                    self._failures += 1
+                    if self._on_failure is not None:
+                        self._on_failure(error)
                 answer.failed(error, heard(), breaker)
                 now, deadline = trio.current_time(), answer.at + self.deadline_s
                 if now >= deadline:
@@ -221,14 +225,6 @@ class Retrying:
             await breaker.sleep(min(random.uniform(0, longest_s), max(0.0, deadline - now)))  # noqa: S311 jitter
             longest_s = min(2 * longest_s, LONGEST_WAIT_S)
         raise AssertionError("unreachable: the attempts are not bounded")
-
-    def _failed(self, subject: str, number: int, error: TransientStoreError) -> None:
-        log.info("%s: attempt %d failed: %s", subject, number, error)
-        if isinstance(error, WorkerLostError):
-            return  # not the store has failed
-        self._failures += 1
-        if self._on_failure is not None:
-            self._on_failure(error)
 
 
 class RetryingStore(StoreWrapper):

@@ -30,7 +30,7 @@ from trimsfs.formats.versions import (
     alias_of,
     version_of_manifest,
 )
-from trimsfs.stores.base import PAGE_LIMIT, Page, Store, StoreWrapper
+from trimsfs.stores.base import PAGE_LIMIT, Page, Paging, Store, StoreWrapper
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.version_manifests import (
     RECHECK_S,
@@ -197,13 +197,15 @@ class VersionedStore(StoreWrapper):
 
     async def _files(self, prefix: str) -> dict[str, Generation]:
         """The files of a directory by name. Raises StoreUnavailableError if there are more than versions can need."""
-        page = await self.store.list_page(prefix)
+        page, paging = await self.store.list_page(prefix), Paging()
         found = list(page.objects)
-        while page.next_token is not None:
+        while (problem := paging.problem(page)) is None and page.next_token is not None:
             page = await self.store.list_page(prefix, token=page.next_token)
             found += page.objects
             if len(found) > MOST_FILES:
                 raise StoreUnavailableError(f"/{prefix}: over {MOST_FILES} objects: see who can write to the store")
+        if problem is not None:
+            raise StoreUnavailableError(f"/{prefix}: the listing has no end: {problem}: tell who runs the store")
         return {generation.key[len(prefix) :]: generation for generation in found}
 
     # Aliases

@@ -16,9 +16,11 @@ from tests.unit.control.common import ATTRIBUTES, COMMANDS, IN_CONTROL_GROUP, RO
 from trimsfs import __version__
 from trimsfs.control import metrics
 from trimsfs.control.authorisation import Caller
+from trimsfs.control.reports import REST
 from trimsfs.errors import NoSuchEntryError, NotPermittedError, StoreAccessError
 from trimsfs.namespace.listing import SLICE
 from trimsfs.options import AccessRule
+from trimsfs.tiers.disk.residency import Residency
 
 # Attributes
 
@@ -314,6 +316,26 @@ async def test_models_are_all_that_is_here(server: Server, sizes: dict[str, int]
         await trio.sleep(0.02)
     assert models == alone
     assert [model["size"] for model in models] == [sizes["net/params"], sizes["other/params"]]
+
+
+async def test_a_user_who_asks_again_and_again_leaves_the_server_to_others(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a report the same user waits, and nobody else."""
+    took_s, residencies = 0.1, server.disk.residencies
+
+    async def slowly() -> list[Residency]:
+        await trio.sleep(took_s)
+        return await residencies()
+
+    monkeypatch.setattr(server.disk, "residencies", slowly)
+    began = trio.current_time()
+    for path in (".trims/models", ".trims/net/info", ".trims/net/files"):
+        await server.content(path, STRANGER)
+    assert trio.current_time() - began > 3 * took_s + 2 * REST * took_s
+    began = trio.current_time()
+    await server.content(".trims/models", OWNER)
+    assert trio.current_time() - began < REST * took_s
 
 
 async def test_name_that_is_not_utf8_can_be_told(server: Server, store: MemoryStore) -> None:

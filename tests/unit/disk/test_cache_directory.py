@@ -347,7 +347,7 @@ async def test_no_more_blobs_are_open_than_there_are_descriptors_for(
     contents = {f"k{number}": content_of(f"k{number}", chunk_size) for number in range(12)}
     async with opened(cache) as tier:
         blobs = [await tier.acquire(generation_of(key, content)) for key, content in contents.items()]
-        assert [blob.attached for blob in blobs] == [True] * 8 + [False] * 4
+        assert [blob.attached for blob in blobs] == [True] * 4 + [False] * 8
         for blob in blobs:
             tier.release(blob)
         async with tier.using(generation_of("k11", contents["k11"])) as blob:

@@ -15,9 +15,10 @@ from trimsfs.errors import (
     StoreUnavailableError,
 )
 from trimsfs.namespace.directory import LEAST_ASKED, STALE_RETRY_S
+from trimsfs.namespace.inquiries import LONG_S
 from trimsfs.namespace.listing import NonObject
 from trimsfs.namespace.tree import NEGATIVE_TTL_S
-from trimsfs.stores.base import PAGE_LIMIT, Page
+from trimsfs.stores.base import MOST_NAMELESS, PAGE_LIMIT, Page
 from trimsfs.types import ETAG_MAX, SIZE_MAX, Generation
 
 # Directories too large to be listed for a lookup
@@ -329,6 +330,55 @@ async def test_a_listing_without_a_last_page_is_given_up(named: int, monkeypatch
     assert asked <= 21
     store.put("by name", b"content")
     assert await namespace.lookup("", b"by name") == (store.generation("by name"), TTL_S)
+
+
+@pytest.mark.parametrize("lie", ["one token", "one page", "no names", "two pages"])
+async def test_a_listing_that_does_not_get_on_is_given_up_once(lie: str, autojump_clock: MockClock) -> None:
+    """Its names are asked for one by one, and nobody lists it again soon."""
+    store, asked = MemoryStore({"by name": b"content"}), 0
+
+    async def list_page(prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
+        nonlocal asked
+        if prefix:
+            return Page(objects=(), prefixes=(), next_token=None)
+        asked += 1
+        key = {"one token": str(asked), "one page": "same", "no names": "", "two pages": str(asked % 2)}[lie]
+        made = (a_generation(key),) if key else ()
+        return Page(objects=made, prefixes=(), next_token="same" if lie == "one token" else str(asked))
+
+    store.list_page = list_page  # type: ignore[method-assign]
+    namespace = namespace_of(store)
+    for _ in range(3):
+        with pytest.raises(StoreUnavailableError, match=r"no end: .*: open its files by name"):
+            await namespace.entries("")
+        assert asked <= (3 if lie != "no names" else MOST_NAMELESS + 1)
+    before = asked
+    assert await namespace.lookup("", b"by name") == (store.generation("by name"), TTL_S)
+    assert asked == before
+    await trio.sleep(TTL_S)
+    with pytest.raises(StoreUnavailableError, match="no end"):
+        await namespace.entries("")
+    assert asked > before
+
+
+async def test_a_name_does_not_wait_for_a_long_listing(autojump_clock: MockClock) -> None:
+    store = MemoryStore({f"{number:03}": b"x" for number in range(100)})
+    list_page = store.list_page
+
+    async def slowly(prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
+        await trio.sleep(0.1)
+        return await list_page(prefix, token=token, limit=1)
+
+    store.list_page = slowly  # type: ignore[method-assign]
+    namespace = namespace_of(store)
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(namespace.entries, "")
+        await trio.sleep(0.05)
+        assert await look(namespace, "007") == store.generation("007")
+        assert trio.current_time() - began < LONG_S + 0.5
+    assert trio.current_time() - began > 9
+    assert len(namespace.known_entries("")) == 100
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from trimsfs.errors import ConfigurationError, StoreAccessError, TransientStoreError
-from trimsfs.stores.bodies import CONNECT_TIMEOUT_S
+from trimsfs.stores.bodies import CONNECT_TIMEOUT_S, parsing
 from trimsfs.stores.cloud.connections import Request, Sign
 from trimsfs.stores.cloud.service import one_line
 from trimsfs.stores.endpoints import checked_endpoint
@@ -149,7 +149,8 @@ def _with_token(subject: str, url: str, stall_timeout_s: float) -> Sign:
                 if refused is not None and refused.headers["Authorization"] == f"Bearer {token.token}":
                     credential, token = chain(), None  # which has no tokens in memory
                 if token is None or token.expires_on < time.time() + RENEW_S:
-                    token = credential.get_token(SCOPE)
+                    with parsing():
+                        token = credential.get_token(SCOPE)
                 value = token.token
         except ClientAuthenticationError as error:
             remedy = "run `az login`, assign an identity, or set AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN"

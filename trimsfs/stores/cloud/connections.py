@@ -13,7 +13,7 @@ import urllib3
 from urllib3.connection import HTTPConnection
 
 from trimsfs import __version__
-from trimsfs.stores.bodies import CONNECT_TIMEOUT_S, received
+from trimsfs.stores.bodies import CONNECT_TIMEOUT_S, parsing, received
 from trimsfs.stores.endpoints import Pools
 
 
@@ -72,7 +72,8 @@ class Connections:
         self._limits = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=stall_timeout_s)
 
     def send(self, request: Request) -> Any:
-        """urllib3's response with its body unread, which the caller closes. Raises urllib3's errors."""
+        """urllib3's response with its body unread, which the caller closes. Raises urllib3's errors and
+        MalformedAnswerError."""
         signed = self._sign(request)
         response = self._sent(signed)
         if response.status != HTTPStatus.UNAUTHORIZED:
@@ -88,24 +89,25 @@ class Connections:
         return self._sent(renewed)
 
     def ask(self, request: Request) -> Answer:
-        """Send a request and read the answer whole. Raises urllib3's errors and TransientStoreError."""
+        """Send a request and read the answer whole. Raises as `send` does, and TransientStoreError."""
         return self.whole(self.send(request))
 
     def whole(self, raw: Any) -> Answer:
-        """Read the rest of a response. Raises as `ask` does."""
+        """Read the rest of a response. Raises urllib3's errors and TransientStoreError."""
         return Answer(raw.status, raw.headers, received(raw, self._timeout_s))
 
     def _sent(self, signed: Request) -> Any:
-        return self._pool.urlopen(
-            signed.method,
-            signed.target,
-            headers={"User-Agent": f"trimsfs/{__version__}", **signed.headers},
-            redirect=False,
-            retries=False,
-            timeout=self._limits,
-            preload_content=False,
-            decode_content=False,
-        )
+        with parsing():
+            return self._pool.urlopen(
+                signed.method,
+                signed.target,
+                headers={"User-Agent": f"trimsfs/{__version__}", **signed.headers},
+                redirect=False,
+                retries=False,
+                timeout=self._limits,
+                preload_content=False,
+                decode_content=False,
+            )
 
     def close(self) -> None:
         """Close the connections that nobody uses."""

@@ -12,7 +12,7 @@ from typing import Any
 import urllib3.exceptions
 
 from trimsfs.errors import ConfigurationError, StoreAccessError, TransientStoreError
-from trimsfs.stores.bodies import CONNECT_TIMEOUT_S, received
+from trimsfs.stores.bodies import CONNECT_TIMEOUT_S, parsing, received
 from trimsfs.stores.cloud.connections import Request, Sign, pool_manager
 from trimsfs.stores.cloud.service import one_line
 
@@ -67,7 +67,8 @@ def default_credentials(subject: str, url: str, stall_timeout_s: float) -> Sign:
                 used = refused.headers["authorization"] if refused is not None else ""
                 # Another thread may have renewed the token that was refused.
                 if used == f"Bearer {credentials.token}" or not credentials.valid:
-                    credentials.refresh(transport)
+                    with parsing():
+                        credentials.refresh(transport)
                 credentials.apply(headers)
         except google.auth.exceptions.GoogleAuthError as error:
             passing = isinstance(error, google.auth.exceptions.TransportError) or getattr(error, "retryable", False)

@@ -14,7 +14,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
-from trimsfs.stores.bodies import MALFORMED, RequestThreads
+from trimsfs.stores.bodies import MalformedAnswerError, RequestThreads, parsing
 from trimsfs.stores.cloud.connections import Answer, Connections, Request
 from trimsfs.stores.cloud.service import Service, content_name, digest_of, error_of, one_line
 from trimsfs.stores.digests import Digest
@@ -69,6 +69,9 @@ class CloudStore:
             page = await self._run(partial(self._list, prefix, token, limit), prefix)
             if page.exists or page.next_token is None:
                 return page
+            if page.next_token == token:
+                told = f"the listing of /{prefix} has no end: it repeats a page without a name"
+                raise StoreUnavailableError(f"{self._service.subject}: {told}: tell who runs the store")
             token = page.next_token
         raise TransientStoreError(f"{self._service.subject}: the listing has {EMPTY_PAGES} pages without a name")
 
@@ -83,7 +86,8 @@ class CloudStore:
             safely = partial(self._translated, key=generation.key)
             return await self._threads.read(get, length, sink, translated=safely)
         except ObjectNotFoundError:
-            await self.stat(generation.key)
+            if (await self.stat(generation.key)).etag == generation.etag:
+                raise TransientStoreError(f"{generation.key}: not found, though the store has it") from None
             raise ObjectChangedError(f"{generation.key}: {self._service.subject} has another content of it") from None
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
@@ -97,7 +101,7 @@ class CloudStore:
         return await self._threads.ask(partial(self._translated, function, key))
 
     def _translated(self, function: Callable[[], T], key: str) -> T:
-        """Call *function*. Raises only StoreErrors of one line, which show nothing that was sent."""
+        """Call *function*. Raises StoreErrors of one line, which show nothing that was sent."""
         subject = f"{key}: {self._service.subject}" if key else self._service.subject
         try:
             return function()
@@ -105,7 +109,7 @@ class CloudStore:
             raise
         except UNANSWERED as error:
             raise unanswered(error, one_line(error)) from error
-        except MALFORMED as error:
+        except MalformedAnswerError as error:
             if "header value" in str(error):
                 # Without the cause: its text is the header, which contains the credentials.
                 message = f"{subject}: the credentials contain a character that cannot be sent: check them"
@@ -116,13 +120,18 @@ class CloudStore:
     def _ask(self, request: Request, key: str = "") -> Answer:
         answer = self._connections.ask(request)
         if answer.status != 200:
-            raise error_of(self._service, answer, key)
+            raise self._refused(answer, key)
         return answer
+
+    def _refused(self, answer: Answer, key: str) -> StoreError:
+        with parsing():
+            return error_of(self._service, answer, key)
 
     def _list(self, prefix: str, token: str | None, limit: int) -> Page:
         whole = self._prefix + prefix
         answer = self._ask(self._service.listing(whole, token, min(limit, PAGE_LIMIT)))
-        listed = self._service.listed(answer, whole)
+        with parsing():
+            listed = self._service.listed(answer, whole)
         strip = len(self._prefix)
         return Page(
             objects=tuple(replace(generation, key=generation.key[strip:]) for generation in listed.objects),
@@ -133,14 +142,16 @@ class CloudStore:
 
     def _stat(self, key: str) -> Generation:
         whole = self._prefix + key
-        return replace(self._service.generation(self._ask(self._service.stat(whole), key), whole), key=key)
+        answer = self._ask(self._service.stat(whole), key)
+        with parsing():
+            return replace(self._service.generation(answer, whole), key=key)
 
     def _get(self, generation: Generation, offset: int, length: int) -> tuple[HttpBody, str | None]:
         """The body, unread, and the version id of the bytes, once its headers match the request."""
         raw = self._connections.send(self._service.get(self._prefix + generation.key, generation, offset, length))
         try:
             if raw.status not in {200, 206}:
-                raise error_of(self._service, self._connections.whole(raw), generation.key)
+                raise self._refused(self._connections.whole(raw), generation.key)
             expected = f"bytes {offset}-{offset + length - 1}/{generation.size}"
             sent = raw.headers.get("content-range")
             if raw.status != 206 or sent != expected:

@@ -19,7 +19,7 @@ from trimsfs.errors import (
 )
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
-from trimsfs.stores.bodies import METADATA_THREADS, RequestThreads
+from trimsfs.stores.bodies import METADATA_THREADS, RequestThreads, parsing
 from trimsfs.stores.digests import Algorithm, Digest
 from trimsfs.stores.huggingface.errors import translated
 from trimsfs.stores.huggingface.hub import Hub
@@ -125,9 +125,10 @@ class HubStore:
             about, _ = self._hub.ask(repository, path, {"expand": ["sha", "lastModified"]})
         except ObjectNotFoundError as error:
             raise BucketNotFoundError(f"{repository} does not exist: check the spelling, and HF_ENDPOINT") from error
-        modified = about.get("lastModified")  # some mirrors of the hub do not tell
-        seconds = datetime.fromisoformat(modified).timestamp() if modified else 0.0
-        head = _Head(str(about["sha"]), moment(int(seconds * 1e9)))
+        with parsing():
+            modified = about.get("lastModified")  # some mirrors of the hub do not tell
+            seconds = datetime.fromisoformat(modified).timestamp() if modified else 0.0
+            head = _Head(str(about["sha"]), moment(int(seconds * 1e9)))
         with self._lock:
             self._times[head.commit] = head.modified_ns
         return head
@@ -162,7 +163,8 @@ class HubStore:
         kind, _, name = owner.rpartition("/")
         query = {"author": name, "limit": str(limit)} | ({} if token is None else {"cursor": token})
         found, cursor = self._hub.ask(None, kind or "models", query)
-        names = [str(repository["id"]).rpartition("/")[2] for repository in found]
+        with parsing():
+            names = [str(repository["id"]).rpartition("/")[2] for repository in found]
         return Page(objects=(), prefixes=tuple(f"{prefix}{name}/" for name in names), next_token=cursor)
 
     def _list_tree(self, found: Place, prefix: str, token: str | None, limit: int) -> Page:
@@ -175,13 +177,16 @@ class HubStore:
         except ObjectNotFoundError:
             return _NOTHING
         start = len(found.path)
-        named = [(prefix + entry["path"][start:], entry) for entry in entries if entry["path"].startswith(found.path)]
-        return Page(
-            objects=tuple(_generation(key, entry, head) for key, entry in named if entry["type"] == "file"),
-            prefixes=tuple(f"{key}/" for key, entry in named if entry["type"] == "directory"),
-            next_token=f"{head.commit} {following}" if following is not None else None,
-            empty=not found.path,
-        )
+        with parsing():
+            named = [
+                (prefix + entry["path"][start:], entry) for entry in entries if entry["path"].startswith(found.path)
+            ]
+            return Page(
+                objects=tuple(_generation(key, entry, head) for key, entry in named if entry["type"] == "file"),
+                prefixes=tuple(f"{key}/" for key, entry in named if entry["type"] == "directory"),
+                next_token=f"{head.commit} {following}" if following is not None else None,
+                empty=not found.path,
+            )
 
     def _stat(self, key: str) -> Generation:
         found = self._place(key) if _possible(key) else None
@@ -199,9 +204,10 @@ class HubStore:
         repository, head = found.repository, self._head(found.repository, found.revision)
         wanted = {"paths": found.path, "expand": "False"}
         entries, _ = self._hub.ask(repository, f"{repository.api}/paths-info/{head.commit}", {}, wanted)
-        for entry in entries:
-            if entry["type"] == "file" and entry["path"] == found.path:
-                return _generation(key, entry, head)
+        with parsing():
+            for entry in entries:
+                if entry["type"] == "file" and entry["path"] == found.path:
+                    return _generation(key, entry, head)
         raise ObjectNotFoundError(f"no such file in {repository}")
 
     def _refs(self, repository: str) -> Mapping[str, str]:
@@ -211,8 +217,9 @@ class HubStore:
         revision = self._source.revisions.get(found.repository.path, MAIN)
         try:
             told, _ = self._hub.ask(found.repository, f"{found.repository.api}/refs", {})
-            listed = [ref for kind in ("branches", "tags", "converts") for ref in told.get(kind) or ()]
-            refs = {str(ref["name"]): str(ref["targetCommit"]) for ref in listed}
+            with parsing():
+                listed = [ref for kind in ("branches", "tags", "converts") for ref in told.get(kind) or ()]
+                refs = {str(ref["name"]): str(ref["targetCommit"]) for ref in listed}
             return refs | {MAIN: refs.get(revision) or self._head(found.repository, revision).commit}
         except BucketNotFoundError:
             return {}

@@ -15,7 +15,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.stores.bodies import MALFORMED
+from trimsfs.stores.bodies import MalformedAnswerError
 from trimsfs.stores.endpoints import UNANSWERED, unanswered
 from trimsfs.stores.huggingface.repositories import Repository
 
@@ -26,15 +26,15 @@ _TEXT_LIMIT = 300
 
 
 def translated(function: Callable[[], T], subject: str, key: str = "") -> T:
-    """Call *function*, which makes a request. Raises only StoreErrors of one line, which name the *key*."""
+    """Call *function*, which makes a request. Raises StoreErrors of one line, which name the *key*."""
     try:
         return function()
     except (ObjectChangedError, ObjectNotFoundError) as error:
         raise type(error)(f"{key}: {error}" if key else str(error)) from error
     except UNANSWERED as error:
         raise unanswered(error, _one_line(error)) from error
-    except MALFORMED as error:
-        said = f"the answer is not from a Hugging Face hub: check HF_ENDPOINT ({type(error).__name__})"
+    except MalformedAnswerError as error:
+        said = f"the answer is not from a Hugging Face hub: check HF_ENDPOINT ({type(error.__cause__).__name__})"
         raise StoreUnavailableError(f"{subject}: {said}") from error
 
 

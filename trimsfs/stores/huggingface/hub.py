@@ -18,7 +18,7 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from trimsfs.errors import ObjectChangedError, StoreError, StoreUnavailableError, TransientStoreError
 from trimsfs.options import MountOptions
-from trimsfs.stores.bodies import pass_on, received
+from trimsfs.stores.bodies import parsing, pass_on, received
 from trimsfs.stores.endpoints import Pools, checked_endpoint
 from trimsfs.stores.huggingface.errors import refused
 from trimsfs.stores.huggingface.repositories import Repository
@@ -44,7 +44,8 @@ Form = Mapping[str, str | list[str]] | None
 class Hub:
     """A hub by its address, with the token of huggingface_hub's own chain. Its methods may be called from any thread.
 
-    They raise StoreErrors, and the errors of urllib3. Raises ConfigurationError for an endpoint that cannot be.
+    They raise StoreErrors, MalformedAnswerError, and the errors of urllib3. Raises ConfigurationError for an endpoint
+    that cannot be.
     """
 
     def __init__(self, options: MountOptions, *, connections: int) -> None:
@@ -74,7 +75,8 @@ class Hub:
             raise self._refused(response, repository)
         data = received(response, self._timeout_s, limit=MOST_JSON)
         following = _NEXT.search(response.headers.get("link", ""))
-        return json.loads(data), unquote(following[1]) if following is not None else None
+        with parsing():
+            return json.loads(data), unquote(following[1]) if following is not None else None
 
     def open(
         self, repository: Repository, commit: str, path: str, etag: str, start: int, length: int, size: int
@@ -141,7 +143,8 @@ class Hub:
             if response.status not in _REDIRECTS or location is None:
                 return response, url
             received(response, self._timeout_s)
-            url = urljoin(url, location)
+            with parsing():
+                url = urlsplit(urljoin(url, location)).geturl()
             if self._origin[0] == "https" and not url.startswith("https:"):
                 raise StoreUnavailableError(f"{self.endpoint}: it redirects to an address without TLS")
         raise TransientStoreError(f"more than {MOST_REDIRECTS} redirects")
@@ -149,14 +152,15 @@ class Hub:
     def _send(self, url: str, headers: Mapping[str, str], form: Form = None) -> Response:
         own = self._own if self._is_own(url) else {}  # the CDN gets no token
         typed = {} if form is None else {"Content-Type": "application/x-www-form-urlencoded"}
-        return self._pools.of(url).request(
-            "GET" if form is None else "POST",
-            url,
-            headers={"Accept-Encoding": "identity", **self._headers, **own, **typed, **headers},
-            preload_content=False,
-            redirect=False,
-            body=None if form is None else urlencode(form, doseq=True),
-        )
+        with parsing():
+            return self._pools.of(url).request(
+                "GET" if form is None else "POST",
+                url,
+                headers={"Accept-Encoding": "identity", **self._headers, **own, **typed, **headers},
+                preload_content=False,
+                redirect=False,
+                body=None if form is None else urlencode(form, doseq=True),
+            )
 
     def _is_own(self, url: str) -> bool:
         return urlsplit(url)[:2] == self._origin

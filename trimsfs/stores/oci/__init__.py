@@ -10,7 +10,7 @@ from trimsfs.concurrency.late_answers import LateAnswers
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, StoreUnavailableError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
-from trimsfs.stores.bodies import METADATA_THREADS, RequestThreads
+from trimsfs.stores.bodies import METADATA_THREADS, RequestThreads, parsing
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.oci import artifact, tar_layer
 from trimsfs.stores.oci.artifact import Artifact, Entries, Layer
@@ -122,16 +122,18 @@ class OciStore:
             found = headers[layer.digest]
             if isinstance(found, StoreError):
                 raise found
-            artifact.add_members(entries, layer, found)
+            with parsing():
+                artifact.add_members(entries, layer, found)
         return Artifact(digest, entries, self._reference.prefix, self._known)
 
     def _layers(self, digest: str, budget: tar_layer.Budget) -> list[Layer]:
         subject = str(self._reference)
-        manifest = artifact.parsed(self._registry.manifest(digest))
-        child = artifact.children(manifest, subject)
-        if child is not None:
-            manifest = artifact.parsed(self._registry.manifest(child))
-        layers = artifact.layers(manifest, subject)
+        with parsing():
+            manifest = artifact.parsed(self._registry.manifest(digest))
+            child = artifact.children(manifest, subject)
+            if child is not None:
+                manifest = artifact.parsed(self._registry.manifest(child))
+            layers = artifact.layers(manifest, subject)
         for layer in layers:
             budget.spend(subject, files=1, text=len(layer.name) * (1 + layer.name.count("/")))
         return layers
@@ -140,7 +142,8 @@ class OciStore:
         fetch = partial(self._registry.read, layer.digest)
         subject = f"{self._reference}: layer {printable(layer.name)}"
         try:
-            return list(tar_layer.members(fetch, layer.size, subject, budget))
+            with parsing():
+                return list(tar_layer.members(fetch, layer.size, subject, budget))
         except ObjectNotFoundError as error:
             raise StoreUnavailableError(f"{error}: the registry lacks layer {layer.digest}: push it again") from error
 

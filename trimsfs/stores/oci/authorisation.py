@@ -9,7 +9,7 @@ from urllib.parse import urlencode, urlsplit
 
 from trimsfs.errors import StoreAccessError, TransientStoreError
 from trimsfs.options import MountOptions
-from trimsfs.stores.bodies import received
+from trimsfs.stores.bodies import parsing, received
 from trimsfs.stores.oci.credentials import Credentials, DockerConfig
 from trimsfs.stores.oci.reference import Reference, is_local
 
@@ -54,8 +54,9 @@ class Authorisation:
     def _token(self, asked: dict[str, str], credentials: Credentials | None) -> str:
         """A token of the service that a challenge names."""
         realm = asked.get("realm", "")
-        service = urlsplit(realm)
-        here = self._plain_http is None and self._reference.local and is_local(service.hostname or "")
+        with parsing():
+            service = urlsplit(realm)
+            here = self._plain_http is None and self._reference.local and is_local(service.hostname or "")
         if service.scheme != "https" and not (service.scheme == "http" and (self._plain_http or here)):
             raise self._refused(f"its token service {realm!r} has no TLS")
         scope = asked.get("scope") or f"repository:{self._reference.path}:pull"
@@ -73,10 +74,11 @@ class Authorisation:
             raise TransientStoreError(f"{self._reference}: the token service answered with status {response.status}")
         if response.status >= 300:
             raise self._refused(f"the token service answered with status {response.status}")
-        answer = json.loads(body)
-        token = answer.get("token") or answer["access_token"]
-        if not isinstance(token, str) or not token.isascii() or not token.isprintable():
-            raise ValueError("its token is not a token")
+        with parsing():
+            answer = json.loads(body)
+            token = answer.get("token") or answer["access_token"]
+            if not isinstance(token, str) or not token.isascii() or not token.isprintable():
+                raise ValueError("its token is not a token")
         return f"Bearer {token}"
 
     def _refused(self, cause: str) -> StoreAccessError:

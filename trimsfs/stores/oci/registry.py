@@ -22,7 +22,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.options import MountOptions
-from trimsfs.stores.bodies import CONNECT_TIMEOUT_S, MALFORMED, received
+from trimsfs.stores.bodies import CONNECT_TIMEOUT_S, MALFORMED, MalformedAnswerError, parsing, received
 from trimsfs.stores.endpoints import UNANSWERED, Pools, unanswered
 from trimsfs.stores.oci.authorisation import Authorisation
 from trimsfs.stores.oci.reference import Reference
@@ -164,15 +164,18 @@ class Registry:
                         self._locations[blob] = url
                 return response, own
             received(response, self._timeout_s)
-            url = urljoin(url, response.headers.get("Location", ""))
-            if urlsplit(url).scheme not in {first.scheme, "https"}:
+            with parsing():
+                url = urljoin(url, response.headers.get("Location", ""))
+                scheme = urlsplit(url).scheme
+            if scheme not in {first.scheme, "https"}:
                 raise StoreUnavailableError(f"{self._reference}: the registry redirects to {_shown(url)}, without TLS")
         raise StoreUnavailableError(f"{self._reference}: more than {MOST_REDIRECTS} redirects")
 
     def _exchange(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Any:
         """The answer to one request, its body unread."""
-        pool = self._pools.of(url)
-        return pool.request(method, url, headers=headers, body=body, redirect=False, preload_content=False)
+        with parsing():
+            pool = self._pools.of(url)
+            return pool.request(method, url, headers=headers, body=body, redirect=False, preload_content=False)
 
     def _error(self, status: int, body: bytes, *, own: bool) -> StoreError:
         said = _said(body) or f"HTTP status {status}"
@@ -197,7 +200,7 @@ def digest_of(content: bytes) -> str:
 
 
 def translated(function: Callable[[], T]) -> T:
-    """Call *function*, which makes requests. Raises only StoreErrors of one line, which show no signed URL."""
+    """Call *function*, which makes requests. Raises StoreErrors of one line, which show no signed URL."""
     try:
         return function()
     except StoreError:
@@ -206,7 +209,7 @@ def translated(function: Callable[[], T]) -> T:
         said = _one_line(error)
         remedies = [remedy for cause, remedy in _REMEDIES.items() if cause in said]
         raise unanswered(error, ": ".join((said, *remedies))) from error
-    except MALFORMED as error:
+    except MalformedAnswerError as error:
         raise StoreUnavailableError(f"the answer is not from a registry: check the URL: {_one_line(error)}") from error
 
 

@@ -5,23 +5,26 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import TypedDict, TypeVar
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 import botocore.exceptions
 
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, TransientStoreError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
-from trimsfs.stores.bodies import METADATA_THREADS, RequestThreads
+from trimsfs.stores.bodies import METADATA_THREADS, RequestThreads, parsing
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.receive_loop import HttpBody
 from trimsfs.stores.s3.answers import Transport
 from trimsfs.stores.s3.client import make_client
 from trimsfs.stores.s3.digests import digest_by_etag, digest_of
-from trimsfs.stores.s3.errors import translated
+from trimsfs.stores.s3.errors import by_sdk, translated
 from trimsfs.stores.s3.requests import Condition, ObjectRequests
 from trimsfs.stores.s3.timestamps import parsed
 from trimsfs.types import Generation
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
 
 T = TypeVar("T")
 
@@ -110,6 +113,11 @@ class S3Store:
             MaxKeys=min(limit, PAGE_LIMIT),
             **continuation,
         )
+        with by_sdk():
+            return self._page(self._prefix + prefix, answer)
+
+    def _page(self, whole: str, answer: "ListObjectsV2OutputTypeDef") -> Page:
+        """The page that the SDK has parsed; *whole* is the prefix that it lists."""
         strip = len(self._prefix)
         contents, common = answer.get("Contents", ()), answer.get("CommonPrefixes", ())
         if len(contents) + len(common) < answer.get("KeyCount", 0):
@@ -125,33 +133,38 @@ class S3Store:
                     modified_ns=_seconds(item["LastModified"]),
                 )
                 for item in contents
-                if item["Key"] != self._prefix + prefix
+                if item["Key"] != whole
             ),
             prefixes=tuple(item["Prefix"][strip:] for item in common),
             next_token=answer["NextContinuationToken"] if answer["IsTruncated"] else None,
             # A bucket exists even if it is empty; a directory exists if an object has its name.
-            empty=not self._prefix + prefix or any(item["Key"] == self._prefix + prefix for item in contents),
+            empty=not whole or any(item["Key"] == whole for item in contents),
         )
 
     def _head(self, key: str) -> Generation:
         headers = self._objects.head(self._prefix + key).headers
-        return Generation(
-            key=key,
-            etag=headers["etag"],
-            size=int(headers["content-length"]),
-            modified_ns=_seconds(parsed(headers["last-modified"])),
-            version_id=_version(headers.get("x-amz-version-id")),
-        )
+        with by_sdk():
+            return Generation(
+                key=key,
+                etag=headers["etag"],
+                size=int(headers["content-length"]),
+                modified_ns=_seconds(parsed(headers["last-modified"])),
+                version_id=_version(headers.get("x-amz-version-id")),
+            )
 
     def _digest(self, generation: Generation) -> Digest | None:
         head = partial(self._objects.head, self._prefix + generation.key, **_condition(generation))
-        digest = digest_of(head(ChecksumMode="ENABLED").headers, etags=self._etags)
+        headers = head(ChecksumMode="ENABLED").headers
+        with parsing():
+            digest = digest_of(headers, etags=self._etags)
         if digest is None or not digest.parts:
             return digest
         try:
-            first = int(head(PartNumber=1).headers["content-length"])
+            headers = head(PartNumber=1).headers
         except botocore.exceptions.ClientError:
             return digest  # this server does not support PartNumber
+        with parsing():
+            first = int(headers["content-length"])
         fits = first > 0 and -(-generation.size // first) == digest.parts
         return replace(digest, part_size=first) if fits else digest
 
@@ -171,7 +184,8 @@ class S3Store:
                 raise TransientStoreError(f"{generation.key}: got no ETag")
             if etag != generation.etag:
                 raise ObjectChangedError(f"{generation.key}: its ETag is now {etag}")
-            return HttpBody(body), _version(headers.get("x-amz-version-id"))
+            with parsing():
+                return HttpBody(body), _version(headers.get("x-amz-version-id"))
         except BaseException:
             body.close()
             raise

@@ -18,6 +18,7 @@ from trimsfs.errors import ConfigurationError
 from trimsfs.options import MountOptions
 from trimsfs.stores.bodies import CONNECT_TIMEOUT_S
 from trimsfs.stores.s3.credentials import assume_role
+from trimsfs.stores.s3.errors import by_sdk
 from trimsfs.stores.s3.sdk_data import use_less
 from trimsfs.stores.s3.timestamps import parsed
 
@@ -79,7 +80,7 @@ def make_client(options: MountOptions, connections: int, *, writes: bool = False
                 connect_s=CONNECT_TIMEOUT_S,
             )
         session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parsed)
-        client = boto3.Session(botocore_session=session, region_name=region).client(
+        client: Any = boto3.Session(botocore_session=session, region_name=region).client(
             "s3", endpoint_url=options.endpoint_url, config=config
         )
     except botocore.exceptions.ProfileNotFound as error:
@@ -89,7 +90,8 @@ def make_client(options: MountOptions, connections: int, *, writes: bool = False
     for operation, added in headers.items():
         client.meta.events.register(f"before-call.s3{operation}", partial(_add, added))
     client.meta.events.register_last("before-parameter-build.s3", _ask_for_the_region_once)
-    return client
+    client._make_api_call = by_sdk()(client._make_api_call)  # what all its methods call
+    return client  # type: ignore[no-any-return]
 
 
 def _headers(options: MountOptions, writes: bool) -> dict[str, dict[str, str]]:

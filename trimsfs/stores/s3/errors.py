@@ -1,7 +1,8 @@
 """Translates the SDK's errors into trimsfs's own."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import botocore.exceptions
@@ -19,7 +20,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.stores.bodies import MALFORMED
+from trimsfs.stores.bodies import MalformedAnswerError, parsing
 from trimsfs.stores.s3.credentials import TOKEN_FILE
 
 T = TypeVar("T")
@@ -55,7 +56,6 @@ _NO_CREDENTIALS = (
     botocore.exceptions.TokenRetrievalError,
     botocore.exceptions.SSOError,
 )
-_MALFORMED = (*MALFORMED, botocore.parsers.ResponseParserError, RuntimeError)  # the last from invalid times
 _OBJECT = re.compile(r"(?:(https?://[^/\s\"']+)|(?<=with url: ))/[^\s\"']*")
 """What of a URL tells the object that was asked for: the circuit breaker tells of the failure where others are."""
 _TEXT_LIMIT = 500
@@ -63,7 +63,7 @@ _TEXT_LIMIT = 500
 
 
 def translated(function: Callable[[], T], bucket: str, key: str = "") -> T:
-    """Call *function*, which makes a request about a bucket or an object. Raises only StoreErrors of one line.
+    """Call *function*, which makes a request about a bucket or an object. Raises StoreErrors of one line.
 
     No message shows what the SDK would send, as that contains credentials.
     """
@@ -72,7 +72,7 @@ def translated(function: Callable[[], T], bucket: str, key: str = "") -> T:
         return function()
     except StoreError:
         raise
-    except (botocore.exceptions.BotoCoreError, *_NETWORK_ERRORS, *_MALFORMED) as error:
+    except (botocore.exceptions.BotoCoreError, *_NETWORK_ERRORS, MalformedAnswerError) as error:
         if "header value" in str(error):
             # Without the cause: its text is the header, which contains the access key or the token.
             message = f"{subject}: the credentials contain a character that cannot be sent: check them"
@@ -80,6 +80,13 @@ def translated(function: Callable[[], T], bucket: str, key: str = "") -> T:
         raise _sdk_error(error, subject) from error
     except botocore.exceptions.ClientError as error:
         raise _client_error(error, bucket, subject) from error
+
+
+@contextmanager
+def by_sdk() -> Iterator[None]:
+    """A block in which the SDK parses an answer, or that of a service for credentials. Raises as `parsing` does."""
+    with parsing(botocore.parsers.ResponseParserError, RuntimeError):  # the last from invalid times
+        yield
 
 
 def one_line(text: object) -> str:
@@ -99,7 +106,7 @@ def _sdk_error(error: Exception, subject: str) -> StoreError:
         if TOKEN_FILE in said:
             remedy = "put the token there, for the server's user to read"
         return StoreAccessError(f"{subject}: {said}: {remedy}")
-    if isinstance(error, RuntimeError) and "credentials" in said:
+    if isinstance(error.__cause__, RuntimeError) and "credentials" in said:
         return StoreAccessError(f"{subject}: {said}: renew the credentials")
     if isinstance(error, botocore.exceptions.ParamValidationError):
         return BucketNotFoundError(f"{subject}: {said}")

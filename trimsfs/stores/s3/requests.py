@@ -18,6 +18,7 @@ from botocore.awsrequest import AWSPreparedRequest, AWSRequest, AWSResponse, Hea
 from botocore.utils import percent_encode, percent_encode_sequence
 
 from trimsfs.stores.s3.answers import Transport
+from trimsfs.stores.s3.errors import by_sdk
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -136,9 +137,10 @@ class _Template:
         )
         request.context["client_config"] = client.meta.config
         if self.signature_version is not UNSIGNED:
-            client._request_signer.get_auth_instance(
-                self.signing_name, self.region, signature_version=self.signature_version, **self.session
-            ).add_auth(request)
+            with by_sdk():
+                client._request_signer.get_auth_instance(
+                    self.signing_name, self.region, signature_version=self.signature_version, **self.session
+                ).add_auth(request)
         if self.attempt is not None:
             request.headers[_INVOCATION] = str(uuid.uuid4())
             request.headers[_ATTEMPT] = self.attempt

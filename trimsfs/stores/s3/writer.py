@@ -20,6 +20,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.options import MountOptions
+from trimsfs.stores.bodies import parsing
 from trimsfs.stores.retrying import Retrying
 from trimsfs.stores.s3.client import make_client
 from trimsfs.stores.s3.errors import translated
@@ -125,17 +126,19 @@ class S3Writer:
         head = self._head(key)
         if head is None:
             return None
-        return Stored(
-            key=key,
-            size=head["ContentLength"],
-            etag=_quoted(head["ETag"]),
-            sha256={name.lower(): value for name, value in head["Metadata"].items()}.get(SHA256),
-        )
+        with parsing():
+            return Stored(
+                key=key,
+                size=head["ContentLength"],
+                etag=_quoted(head["ETag"]),
+                sha256={name.lower(): value for name, value in head["Metadata"].items()}.get(SHA256),
+            )
 
     def _age(self, key: str) -> timedelta | None:
         head = self._head(key)
-        told = head and head["ResponseMetadata"]["HTTPHeaders"].get("date")
-        return max(timedelta(0), parsedate_to_datetime(told) - head["LastModified"]) if told else None
+        with parsing():
+            told = head and head["ResponseMetadata"]["HTTPHeaders"].get("date")
+            return max(timedelta(0), parsedate_to_datetime(told) - head["LastModified"]) if told else None
 
     def _head(self, key: str) -> Any:
         """The answer to a HEAD request; None if there is no such object."""
@@ -155,9 +158,11 @@ class S3Writer:
             data = body.read(SMALL + 1)
         if len(data) > SMALL:
             raise StoreUnavailableError(f"{key}: larger than {SMALL >> 20} MiB: it is not an object of trimsfs")
-        if len(data) < answer["ContentLength"]:
+        with parsing():
+            length, etag = answer["ContentLength"], _quoted(answer["ETag"])
+        if len(data) < length:
             raise TransientStoreError(f"{key}: the body ended after {len(data)} bytes")
-        return data, _quoted(answer["ETag"])
+        return data, etag
 
     async def _put(self, key: str, data: bytes, parameters: Mapping[str, Any]) -> None:
         def put() -> object:

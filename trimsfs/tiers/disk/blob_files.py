@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from trimsfs.concurrency.descriptors import patiently_in_thread
 from trimsfs.origins import Origins
 from trimsfs.tiers.blob import Blob, OpenFiles
 from trimsfs.tiers.disk.crash_recovery import free_unrecorded
@@ -108,6 +109,8 @@ class BlobFiles:
         """Load a blob, given its index records. Unless *keep_open*, leaves only a new file open."""
         blob, lost = self._blob(token, generation), list[ChunkRecord]()
         attach = partial(blob.attach, self._path(token), new=known is None, keep_open=keep_open)
+        if keep_open:  # else it is one of many
+            attach = partial(patiently_in_thread, attach)
         try:
             try:
                 fitting = attach()

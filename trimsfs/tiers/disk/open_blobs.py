@@ -20,7 +20,7 @@ MOST_IDLE = 1024
 LOOKS = 8
 """Blobs to examine per release, to find one to close."""
 SPARE_DESCRIPTORS = 256
-"""Descriptors reserved for other purposes: without one, the server answers no request."""
+"""Descriptors reserved for other purposes, if there are enough: without one, the server answers no request."""
 
 
 class OpenBlobs:
@@ -31,7 +31,7 @@ class OpenBlobs:
         self._space = space
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most_idle = min(MOST_IDLE, descriptors // 8)
-        state.open_files.most = max(descriptors // 2, descriptors - SPARE_DESCRIPTORS)
+        state.open_files.most = max(descriptors // 4, descriptors - SPARE_DESCRIPTORS)
 
     async def open(self, token: str, generation: Generation) -> Blob:
         """The blob of a generation, without a file if none can be made. The caller must hold it before it awaits."""
