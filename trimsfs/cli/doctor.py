@@ -25,15 +25,27 @@ from trimsfs.cli.mount_options import mount_options
 from trimsfs.cli.output import reported, say
 from trimsfs.command_group import examples
 from trimsfs.cuda import CudaError, CudaUnavailableError
-from trimsfs.errors import CacheInUseError, ConfigurationError, NotPermittedError, StoreUnavailableError, TrimsError
+from trimsfs.errors import (
+    CacheInUseError,
+    ConfigurationError,
+    NotPermittedError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    StoreAccessError,
+    StoreUnavailableError,
+    TrimsError,
+)
 from trimsfs.mountinfo import canonical, file_systems, holding
 from trimsfs.options import ENVIRONMENT_PREFIX, GPU_OFF, MountOptions, Place, declared_mountpoint, default_store, places
 from trimsfs.server.sandbox import identity
-from trimsfs.stores import open_store, reach_place
+from trimsfs.stores import Retrying, Store, beneath, open_store, reach_place, unreachable
 from trimsfs.tiers.disk.lock import lock_directory
 from trimsfs.tiers.extents import can_share
+from trimsfs.types import Buffer
 
 PROBE_DEADLINE_S = 5.0
+DEEPEST = 8
+"""How many directories are entered to find an object to read."""
 OLDEST_KERNEL = (5, 14)
 DEVICES = Path("/dev")
 
@@ -305,23 +317,66 @@ def _nodes() -> list[Path]:
     ]
 
 
-def _store(place: Place, _mount: MountOptions) -> str:
+def _store(place: Place, mount: MountOptions) -> str:
     """Check the store of a place, with its own credentials."""
     options = place.options
     if options.store == str(default_store()) and not default_store().exists():
         return f"{options.store}: the first mount creates it"
 
-    async def probe() -> None:
+    async def probe() -> str:
         store = open_store(options, max_requests=1)
-        await reach_place(store, place, deadline_s=PROBE_DEADLINE_S)
-        await store.aclose()
+        try:
+            _check_ca_file(store, mount)
+            await reach_place(store, place, deadline_s=PROBE_DEADLINE_S)
+            return await _read_byte(store, place)
+        finally:
+            await store.aclose()
 
     try:
-        trio.run(probe)
+        return trio.run(probe)
     except StoreUnavailableError as error:
-        remedy = "check the network" + (" and --endpoint-url" if options.endpoint_url else "")
-        raise ProblemError(f"{error}: {remedy}") from None
-    return f"{options.store} can be listed"
+        raise ProblemError(unreachable(error, options.endpoint_url)) from None
+
+
+def _check_ca_file(store: Store, mount: MountOptions) -> None:
+    """Check that the server may read the file of CAs: this user's rights may differ. Raises ProblemError."""
+    file = getattr(beneath(store), "ca_file", None)
+    if file is not None and Path(file).exists() and _as_server(mount, '[ -r "$one" ]', [Path(file)]):
+        raise ProblemError(
+            f"CA file {file}: {_server(mount)} may not read it: let that user read the file and enter the directories "
+            "above it, or name a copy elsewhere in AWS_CA_BUNDLE"
+        )
+
+
+async def _read_byte(store: Store, place: Place) -> str:
+    """Read a byte of an object, as a key that lists may not read. Raises ProblemError, Advice and StoreError."""
+    url, retrying = place.options.store, Retrying(deadline_s=PROBE_DEADLINE_S, on_failure=None)
+    prefix = place.path[len(place.base) :]
+    for depth in range(DEEPEST):
+        page = await retrying.call("no answer", partial(store.list_page, prefix))
+        if not depth and not len(page):
+            raise Advice(
+                f"{url} can be listed, but there is nothing under it: check the spelling if you expect objects"
+            )
+        found = next((each for each in page.objects if each.size and each.plausible), None)
+        if found is not None:
+            try:
+                await retrying.call(found.key, partial(store.read, found, 0, 1, _ignore))
+            except StoreAccessError as error:
+                raise ProblemError(
+                    f"{url} can be listed, but not read: {error}: allow s3:GetObject, or what the store calls it"
+                ) from None
+            except (ObjectChangedError, ObjectNotFoundError):
+                break
+            return f"{url} can be listed and read"
+        if not page.prefixes:
+            break
+        prefix = page.prefixes[0]
+    return f"{url} can be listed; no object was found to read a byte of"
+
+
+def _ignore(_piece: Buffer) -> None:
+    """Only the right to read it matters."""
 
 
 def _fleet(options: MountOptions) -> list[tuple[str, Callable[[MountOptions], str]]]:

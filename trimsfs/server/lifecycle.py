@@ -27,7 +27,7 @@ from trimsfs.server.assembly import assemble, lies_on
 from trimsfs.server.components import Components
 from trimsfs.server.environment import Environment, recovery_of
 from trimsfs.server.late_binding import LateBound
-from trimsfs.stores import DirectoryStore, Store, beneath, reach_place
+from trimsfs.stores import DirectoryStore, Store, beneath, reach_place, unreachable
 from trimsfs.stores.broker import Broker
 from trimsfs.stores.router import stores_of
 
@@ -196,7 +196,12 @@ async def _take_over(
     settings: ConnectionSettings,
     unclaimed: Sequence[int],
 ) -> None:
-    """Take a mount over: restore the previous server's state before the first request is answered."""
+    """Take a mount over: restore the previous server's state before the first request is answered.
+
+    Nothing has shown yet whether the store takes the credentials of this server.
+    """
+    for breaker in components.breakers.values():
+        breaker.doubt()
     components.decide_modes(keeper, settings)
     await components.take_over(unclaimed=unclaimed)
     session.resume()
@@ -262,8 +267,7 @@ async def _why_away(store: Store, place: Place, components: Components) -> Store
             return None
     except StoreUnavailableError as error:
         failure = error
-    remedy = "check the network" + (" and --endpoint-url" if options.endpoint_url else "")
-    told = StoreUnavailableError(f"{options.store}: {failure}: {remedy}")
+    told = StoreUnavailableError(f"{options.store}: {unreachable(failure, options.endpoint_url)}")
     told.__cause__ = failure
     return told
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from trimsfs.errors import BucketNotFoundError, ConfigurationError
+from trimsfs.errors import BucketNotFoundError, ConfigurationError, StoreNotTrustedError, StoreUnavailableError
 from trimsfs.options import MountOptions, Place, places
 from trimsfs.stores.base import Page, Store
 from trimsfs.stores.directory import DirectoryStore
@@ -37,6 +37,7 @@ __all__ = [
     "reach",
     "reach_place",
     "routed",
+    "unreachable",
 ]
 
 if TYPE_CHECKING:
@@ -211,6 +212,13 @@ async def reach(store: Store, options: MountOptions, *, deadline_s: float) -> No
         log.warning("%s: there is nothing under it", options.store)
     else:
         raise BucketNotFoundError(f"{options.store}: there is nothing under it: check the spelling, or --allow-empty")
+
+
+def unreachable(error: StoreUnavailableError, endpoint_url: str | None) -> str:
+    """Why a store does not answer, with the remedy."""
+    if isinstance(error.__cause__, StoreNotTrustedError):
+        return str(error)
+    return f"{error}: check the network" + (" and --endpoint-url" if endpoint_url else "")
 
 
 async def reach_place(store: Store, place: Place, *, deadline_s: float) -> None:

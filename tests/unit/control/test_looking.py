@@ -152,6 +152,8 @@ async def test_control_tells_the_facts(server: Server, store: MemoryStore, tmp_p
         "descriptors": {},
         "cache_dir": str(tmp_path / "cache"),
         "store_problem": None,
+        "store_refuses": False,
+        "store_known": True,
         "fleet_problem": None,
         "cache_problem": None,
         "log_file": facts["log_file"],
