@@ -9,6 +9,7 @@ from typing import Any
 HIDDEN, NOT_KEPT = "hidden", "not kept"
 """The states of a mount that denies this user access, and of one that a server serves without a keeper."""
 POLL_S = 0.1
+EMPTY = "there is nothing under it: check the spelling if you expect objects"
 
 
 def public_status(mountpoint: Path, *, timeout_s: float) -> dict[str, Any]:
@@ -24,8 +25,9 @@ def public_status(mountpoint: Path, *, timeout_s: float) -> dict[str, Any]:
     return {"state": HIDDEN if b"Permission denied" in message else "dead"}
 
 
-def store_problem(mountpoint: Path, *, timeout_s: float, patience_s: float = 0.0) -> str | None:
-    """What a mount serves without: why its store does not answer, or what it refuses; None if it serves, or hangs.
+def store_status(mountpoint: Path, *, timeout_s: float, patience_s: float = 0.0) -> dict[str, str | None]:
+    """The status of a mount's store: ``store_problem``, why it does not answer or what it refuses, and ``store_note``,
+    that there is nothing; None where there is nothing to tell. Empty for a mount that hangs.
 
     A server that has just taken over asks its store first: that is waited for, for *patience_s*.
     """
@@ -33,11 +35,15 @@ def store_problem(mountpoint: Path, *, timeout_s: float, patience_s: float = 0.0
     while True:
         facts, _ = _control(mountpoint, timeout_s)
         if facts is None:
-            return None
+            return {}
         if facts.get("store_known", True) or time.monotonic() >= deadline:  # older servers do not send it
             why: str | None = facts.get("store_problem")
             verb = "refuses" if facts.get("store_refuses") else "does not answer"
-            return None if why is None else f"the store {verb}: {why}"
+            empty = facts.get("store_empty")
+            return {
+                "store_problem": None if why is None else f"the store {verb}: {why}",
+                "store_note": None if empty is None else f"{empty}: {EMPTY}",
+            }
         time.sleep(POLL_S)
 
 

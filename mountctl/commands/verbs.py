@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ParamSpec
 
 import click
 
 from mountctl.commands.declared_mounts import DIRECTORY, NamedMount, complete_mount, declared_mounts, find_mount
-from mountctl.commands.public_status import HIDDEN, NOT_KEPT, public_status, store_problem
+from mountctl.commands.public_status import HIDDEN, NOT_KEPT, public_status, store_status
 from mountctl.keeper.control_socket import KeeperGoneError, KeeperRefusesError, ask
 from mountctl.linux import mounting, systemd
 from trimsfs.command_group import examples
@@ -138,6 +139,7 @@ def _up(mount: NamedMount) -> tuple[int, str]:
         if _status_of(mount)["state"] != DEAD:
             return _is_up(mount, mounted), ""
         mounting.unmount(mount.mountpoint, lazy=True)
+    made = [each for each in (mount.mountpoint, *mount.mountpoint.parents) if not each.exists()]
     mount.mountpoint.mkdir(parents=True, exist_ok=True)
     if systemd.manages(mount.name):
         code, said = systemd.start(mount.name)
@@ -146,6 +148,14 @@ def _up(mount: NamedMount) -> tuple[int, str]:
         code, said = done.returncode, done.stderr.rstrip()
     if said and code != STORE_AWAY:
         click.echo(said, err=True)
+    if code == 0:
+        note = store_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S).get("store_note")
+        if note is not None:
+            click.echo(f"mountctl: {mount.name}: {note}", err=True)
+    else:
+        for each in made:
+            with suppress(OSError):
+                each.rmdir()
     return code, said
 
 
@@ -162,12 +172,11 @@ def _is_up(mount: NamedMount, mounted: Mount) -> int:
 
 
 def _without_store(mount: NamedMount, *, patience_s: float = 0.0) -> int:
-    """Tell that a mount is served without its store, if it is; the exit code."""
-    problem = store_problem(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S, patience_s=patience_s)
-    if problem is None:
-        return 0
-    click.echo(f"mountctl: {mount.name}: {problem}", err=True)
-    return DEGRADED
+    """Tell that a mount is served without its store, or with an empty one; the exit code."""
+    told = store_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S, patience_s=patience_s)
+    for each in filter(None, told.values()):
+        click.echo(f"mountctl: {mount.name}: {each}", err=True)
+    return DEGRADED if told.get("store_problem") else 0
 
 
 @click.command(epilog=examples("mountctl down models"))
@@ -284,14 +293,14 @@ def _line(facts: dict[str, Any]) -> str:
         line += f", the last one ended {ago_s:.0f} s ago: {facts['last_end']}"
     if "hidden" in facts:
         line += f" ({facts['hidden']})"
-    return line + "".join(f": {facts[what]}" for what in ("error", "store_problem") if facts.get(what))
+    return line + "".join(f": {facts[what]}" for what in ("error", "store_problem", "store_note") if facts.get(what))
 
 
 def _with_store(mount: NamedMount, facts: dict[str, Any]) -> dict[str, Any]:
     """The status of a mount with that of its store, which the keeper does not know."""
     if facts["state"] not in {"serving", NOT_KEPT}:
         return facts
-    return facts | {"store_problem": store_problem(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S)}
+    return facts | store_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S)
 
 
 def _status_of(mount: NamedMount) -> dict[str, Any]:

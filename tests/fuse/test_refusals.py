@@ -168,3 +168,36 @@ def test_a_private_ca_is_told_by_its_file_user_and_remedy(seaweed: Seaweed, tmp_
     with mounted("s3://private", tmp_path, environment=over_https(seaweed, seaweed.authority)) as mount:
         assert (mount.path / "a").read_bytes() == b"a"
     wait_until(lambda: mount_at(tmp_path / "models") is None)
+
+
+def test_a_prefix_with_nothing_under_it_is_told_by_all(seaweed: Seaweed, tmp_path: Path) -> None:
+    with contextlib.closing(seaweed.client()) as client:
+        client.create_bucket(Bucket="empty")
+    put(seaweed, "empty", {"models/a": b"a"})
+    place, declared = tmp_path / "made" / "models", tmp_path / "mounts.d"
+    declared.mkdir()
+    text = f'mountpoint = "{place}"\ncache_dir = "{tmp_path / "cache"}"\nlog_file = "{tmp_path / "log"}"\n'
+    (declared / "models.toml").write_text(f'store = "s3://empty/typo"\n{text}')
+    environment = seaweed.environment() | {"TRIMSFS_MOUNTS_DIR": str(declared)}
+    told = "s3://empty/typo: there is nothing under it: check the spelling if you expect objects"
+    try:
+        for _ in ("mounts", "is up"):
+            done = mountctl("up", environment=environment)
+            assert (done.returncode, f"mountctl: models: {told}" in done.stderr) == (0, True), done.stderr
+        done = mountctl("restart", "models", environment=environment)
+        assert (done.returncode, f"mountctl: models: {told}" in done.stderr) == (0, True), done.stderr
+        done = mountctl("status", "models", environment=environment)
+        assert (done.returncode, told in done.stdout) == (0, True), done.stdout
+        done = trimsfs("status", place)
+        assert (done.returncode, told in done.stdout) == (0, True), done.stdout
+        put(seaweed, "empty", {"typo/b": b"b"})
+        assert trimsfs("refresh", place).returncode == 0
+        assert os.listdir(place) == ["b"]
+        assert "nothing under it" not in trimsfs("status", place).stdout
+    finally:
+        unmount(place)
+
+    (declared / "models.toml").write_text(f'store = "s3://no-such-bucket"\n{text.replace("made", "other")}')
+    done = mountctl("up", environment=environment)
+    assert done.returncode == 5, done.stderr
+    assert not (tmp_path / "other").exists(), "what was made is removed"

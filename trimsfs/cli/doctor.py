@@ -16,36 +16,26 @@ from importlib.metadata import version
 from pathlib import Path
 
 import click
-import trio
 
 from trimsfs import cuda
-from trimsfs.cli.checks import Advice, ProblemError
+from trimsfs.cli.checks import Advice, ProblemError, as_server, server_of
 from trimsfs.cli.control_files import check_answers, read_json
 from trimsfs.cli.mount_options import mount_options
 from trimsfs.cli.output import reported, say
+from trimsfs.cli.store_checks import check_store
 from trimsfs.command_group import examples
 from trimsfs.cuda import CudaError, CudaUnavailableError
 from trimsfs.errors import (
     CacheInUseError,
     ConfigurationError,
     NotPermittedError,
-    ObjectChangedError,
-    ObjectNotFoundError,
-    StoreAccessError,
-    StoreUnavailableError,
     TrimsError,
 )
 from trimsfs.mountinfo import canonical, file_systems, holding
-from trimsfs.options import ENVIRONMENT_PREFIX, GPU_OFF, MountOptions, Place, declared_mountpoint, default_store, places
-from trimsfs.server.sandbox import identity
-from trimsfs.stores import Retrying, Store, beneath, open_store, reach_place, unreachable
+from trimsfs.options import ENVIRONMENT_PREFIX, GPU_OFF, MountOptions, declared_mountpoint, places
 from trimsfs.tiers.disk.lock import lock_directory
 from trimsfs.tiers.extents import can_share
-from trimsfs.types import Buffer
 
-PROBE_DEADLINE_S = 5.0
-DEEPEST = 8
-"""How many directories are entered to find an object to read."""
 OLDEST_KERNEL = (5, 14)
 DEVICES = Path("/dev")
 
@@ -77,7 +67,7 @@ def doctor(options: MountOptions, as_json: bool) -> None:
         ("memory", _memory),
         ("CUDA", _cuda),
         *([("GPUs", _gpus), ("/dev/nvidia*", _gpu_nodes)] if options.gpu != "off" else []),
-        *((f"store {place.path.rstrip('/')}".rstrip(), partial(_store, place)) for place in places(options)),
+        *((f"store {place.path.rstrip('/')}".rstrip(), partial(check_store, place)) for place in places(options)),
         *_fleet(options),
         ("mounts", _mounts),
     ]
@@ -156,10 +146,10 @@ def _cache(options: MountOptions) -> str:
     place = _existing(directory)
     if not os.access(place, os.W_OK | os.X_OK):
         raise ProblemError(f"{directory}: {place} is not writable: set --cache-dir")
-    closed = _as_server(options, '[ -x "$one" ]', [*reversed(place.parents), *([place] if place != directory else [])])
+    closed = as_server(options, '[ -x "$one" ]', [*reversed(place.parents), *([place] if place != directory else [])])
     if closed:
         raise ProblemError(
-            f"{directory}: {_server(options)} may not enter {closed[0]}: set --cache-dir or --server-user"
+            f"{directory}: {server_of(options)} may not enter {closed[0]}: set --cache-dir or --server-user"
         )
     status = os.statvfs(place)
     available = status.f_bavail * status.f_frsize
@@ -177,7 +167,7 @@ def _sharing(options: MountOptions) -> str:
     assert options.cache_dir is not None
     place = _existing(options.cache_dir)
     if not can_share(place):
-        raise Advice(f"{place}: this file system cannot share blocks between files: use XFS or btrfs")
+        raise Advice(f"{place}: only what differs is fetched, but this file system shares no blocks: XFS and btrfs do")
     return "models share equal blocks on disk"
 
 
@@ -272,40 +262,13 @@ def _gpu_nodes(options: MountOptions) -> str:
     nodes = _nodes()
     if not nodes:
         return "none"
-    closed, who = _as_server(options, '[ -r "$one" ] && [ -w "$one" ]', nodes), _server(options)
+    closed, who = as_server(options, '[ -r "$one" ] && [ -w "$one" ]', nodes), server_of(options)
     if closed:
         raise Advice(
             f"no copies of models on GPUs: {who} may not open {', '.join(closed)}: "
             "add it to the group of these devices" + (", or set --server-user" if options.server_user else "")
         )
     return f"{who} may open {', '.join(map(str, nodes))}"
-
-
-def _server(options: MountOptions) -> str:
-    """The user that the server runs as, for messages."""
-    if options.server_user is None:
-        return "this user"
-    return f"the server, which runs as {identity(options.server_user).name},"
-
-
-def _as_server(options: MountOptions, test: str, paths: Sequence[Path]) -> list[str]:
-    """The paths for which a shell *test* of ``$one``, run by the server's user, fails.
-
-    Only the kernel can decide this: it also consults control groups and access lists.
-    """
-    user = identity(options.server_user) if options.server_user is not None else None
-    done = subprocess.run(
-        ["/bin/sh", "-c", f'for one; do {test} || echo "$one"; done', "sh", *paths],
-        cwd="/",
-        user=user.uid if user else None,
-        group=user.gid if user else None,
-        extra_groups=user.groups if user else None,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    return done.stdout.splitlines()
 
 
 def _nodes() -> list[Path]:
@@ -315,68 +278,6 @@ def _nodes() -> list[Path]:
         for path in sorted(DEVICES.glob("nvidia*"))
         if path.name in {"nvidiactl", "nvidia-uvm"} or path.name.removeprefix("nvidia").isdecimal()
     ]
-
-
-def _store(place: Place, mount: MountOptions) -> str:
-    """Check the store of a place, with its own credentials."""
-    options = place.options
-    if options.store == str(default_store()) and not default_store().exists():
-        return f"{options.store}: the first mount creates it"
-
-    async def probe() -> str:
-        store = open_store(options, max_requests=1)
-        try:
-            _check_ca_file(store, mount)
-            await reach_place(store, place, deadline_s=PROBE_DEADLINE_S)
-            return await _read_byte(store, place)
-        finally:
-            await store.aclose()
-
-    try:
-        return trio.run(probe)
-    except StoreUnavailableError as error:
-        raise ProblemError(unreachable(error, options.endpoint_url)) from None
-
-
-def _check_ca_file(store: Store, mount: MountOptions) -> None:
-    """Check that the server may read the file of CAs: this user's rights may differ. Raises ProblemError."""
-    file = getattr(beneath(store), "ca_file", None)
-    if file is not None and Path(file).exists() and _as_server(mount, '[ -r "$one" ]', [Path(file)]):
-        raise ProblemError(
-            f"CA file {file}: {_server(mount)} may not read it: let that user read the file and enter the directories "
-            "above it, or name a copy elsewhere in AWS_CA_BUNDLE"
-        )
-
-
-async def _read_byte(store: Store, place: Place) -> str:
-    """Read a byte of an object, as a key that lists may not read. Raises ProblemError, Advice and StoreError."""
-    url, retrying = place.options.store, Retrying(deadline_s=PROBE_DEADLINE_S, on_failure=None)
-    prefix = place.path[len(place.base) :]
-    for depth in range(DEEPEST):
-        page = await retrying.call("no answer", partial(store.list_page, prefix))
-        if not depth and not len(page):
-            raise Advice(
-                f"{url} can be listed, but there is nothing under it: check the spelling if you expect objects"
-            )
-        found = next((each for each in page.objects if each.size and each.plausible), None)
-        if found is not None:
-            try:
-                await retrying.call(found.key, partial(store.read, found, 0, 1, _ignore))
-            except StoreAccessError as error:
-                raise ProblemError(
-                    f"{url} can be listed, but not read: {error}: allow s3:GetObject, or what the store calls it"
-                ) from None
-            except (ObjectChangedError, ObjectNotFoundError):
-                break
-            return f"{url} can be listed and read"
-        if not page.prefixes:
-            break
-        prefix = page.prefixes[0]
-    return f"{url} can be listed; no object was found to read a byte of"
-
-
-def _ignore(_piece: Buffer) -> None:
-    """Only the right to read it matters."""
 
 
 def _fleet(options: MountOptions) -> list[tuple[str, Callable[[MountOptions], str]]]:

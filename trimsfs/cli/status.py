@@ -173,6 +173,8 @@ def _show(facts: dict[str, Any]) -> None:
             f"  store       {number('store_requests_total')} requests, "
             f"{number('store_failed_attempts_total')} attempts failed"
         )
+    if facts.get("store_empty"):
+        say(f"  {'':<11} {facts['store_empty']}: there is nothing under it: check the spelling if you expect objects")
     for index, line in enumerate(_lines_of_fleet(facts, number("fleet_served_sent_bytes_total"))):
         say(f"  {'' if index else 'fleet':<11} {line}")
     say(f"  open        {number('files_open_handles')} files")

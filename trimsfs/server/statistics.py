@@ -71,6 +71,7 @@ def facts(
         "cache_dir": str(options.cache_dir),
         "store_problem": _store_problem(fetching),
         "store_refuses": any(breaker.refusal for breaker in fetching.breakers.values()),
+        "store_empty": _store_empty(options, fetching),
         "store_known": all(breaker.known for breaker in fetching.breakers.values()),
         **({"stores": _stores(options, fetching)} if fetching.several else {}),
         **({} if fleet is None else {"fleet": fleet()}),
@@ -111,6 +112,16 @@ def _store_problem(fetching: Fetching) -> str | None:
     told = [(path, _problem_of(breaker)) for path, breaker in fetching.breakers.items()]
     failing = [f"/{path.rstrip('/')}: {why}" if fetching.several else why for path, why in told if why is not None]
     return "; ".join(failing) or None
+
+
+def _store_empty(options: MountOptions, fetching: Fetching) -> str | None:
+    """The operator's stores under which there is nothing, maybe as they are misspelt; None if there are none."""
+    empty = [
+        str(place.options.store)
+        for place in places(options)
+        if place.tenant is None and fetching.namespace.is_empty(place.path)
+    ]
+    return ", ".join(empty) or None
 
 
 def _problem_of(breaker: CircuitBreaker) -> str | None:

@@ -153,6 +153,7 @@ async def test_control_tells_the_facts(server: Server, store: MemoryStore, tmp_p
         "cache_dir": str(tmp_path / "cache"),
         "store_problem": None,
         "store_refuses": False,
+        "store_empty": None,
         "store_known": True,
         "fleet_problem": None,
         "cache_problem": None,

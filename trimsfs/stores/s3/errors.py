@@ -117,8 +117,8 @@ def _tls_error(error: botocore.exceptions.SSLError, ca_file: str) -> TransientSt
     _, unusable, why = said.partition(" [Errno ")
     if unusable:
         return StoreNotTrustedError(
-            f"CA file {ca_file}: {why.partition('] ')[2]}: the server runs as user {_user()}, who must be able to read "
-            "it: check the path in AWS_CA_BUNDLE or ca_bundle, and the modes of the file and of the directories above"
+            f"CA file {ca_file}: {why.partition('] ')[2]}: user {_user()} must be able to read it: check the path in "
+            "AWS_CA_BUNDLE or ca_bundle, and the modes of the file and of the directories above it"
         )
     return TransientStoreError(said)
 
