@@ -109,7 +109,7 @@ HELP = {
     "gpu_device_load_seconds": "Seconds spent loading copies, waits for the store included.",
     "gpu_device_evictions": "Copies evicted from each GPU.",
     "gpu_device_evicted_bytes": "Bytes of copies evicted from each GPU.",
-    "host_used_bytes": "Bytes of models loaded into memory and not evicted.",
+    "host_used_bytes": "Bytes of models loaded into memory and not evicted; the kernel may have reclaimed some.",
     "host_budget_bytes": "Limit of bytes of models in memory, from --host-size.",
     "host_tenant_used_bytes": "Bytes of models in memory, of each tenant with a quota.",
     "host_locked_bytes": "Bytes of models locked in memory.",
