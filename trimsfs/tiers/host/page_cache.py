@@ -47,7 +47,7 @@ def _on_overlay(descriptor: int) -> bool:
 
 
 def _mapped_bytes(descriptor: int, start: int, length: int) -> int | None:
-    """Bytes of a part of a file in the page cache, as a mapping tells of a file that this user owns; None if unknown."""
+    """Bytes of a part of a file in the page cache, as a mapping tells if this user owns it; None if unknown."""
     if length <= 0:
         return 0
     address = map_pages(descriptor, start, length)
