@@ -57,9 +57,9 @@ def main() -> None:
     if not all(result["pss_kib"] < result["rss_kib"] * 0.6 for result in every):
         sys.exit("The processes do not share the model's pages.")
     console.print(
-        "Outputs are equal. Processes that map the file have the same pages: RSS counts them whole in each of them, "
-        "PSS divides them by the number of mappings. A process's own memory comes on top, interpreter and libraries "
-        "included."
+        "Outputs are equal. Each process also maps the file to measure its pages, even one whose framework copies it: "
+        "all have the same pages. RSS counts them whole in each of them, PSS divides them by the number of mappings. A "
+        "process's own memory comes on top, with the interpreter, libraries and copies."
     )
     if mxnet:
         console.print(
@@ -113,7 +113,7 @@ def _run(command: list[str]) -> dict[str, Any]:
 def _table(title: str, file: str, results: dict[str, list[dict[str, Any]]]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("by")
-    for heading in ("load", "inference", "own memory", f"{file} mapped: RSS", "PSS"):
+    for heading in ("load", "inference", "own memory", f"pages of {file}: RSS", "PSS"):
         table.add_column(heading, justify="right")
     for way, processes in results.items():
         for result in processes:

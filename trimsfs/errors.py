@@ -33,6 +33,7 @@
         ├── StoreAccessError       the credentials are missing, wrong or insufficient
         ├── TransientStoreError    a retry of the request may succeed
         │   ├── WorkerLostError        the fetch process died or did not answer
+        │   ├── StoreNotTrustedError   the store's certificate cannot be verified
         │   ├── StoreThrottledError    the store throttles
         │   └── StoreStalledError      the store sent no bytes in time
         │       └── StoreSlowError     the store sent a part, then too little
@@ -176,6 +177,10 @@ class TransientStoreError(StoreError):
 
 class WorkerLostError(TransientStoreError):
     """The fetch process that made the request died or did not answer, which says nothing of the store."""
+
+
+class StoreNotTrustedError(TransientStoreError):
+    """The store's certificate cannot be verified. The message has the remedy, which is not the network's."""
 
 
 class StoreThrottledError(TransientStoreError):

@@ -1,27 +1,62 @@
-"""The status of a mount for users who may not ask its keeper: what the mount itself shows to everybody."""
+"""What a mount itself shows to everybody: its status for users who may not ask its keeper, and that of its store."""
 
 import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 HIDDEN, NOT_KEPT = "hidden", "not kept"
 """The states of a mount that denies this user access, and of one that a server serves without a keeper."""
+POLL_S = 0.1
+EMPTY = "there is nothing under it: check the spelling if you expect objects"
 
 
 def public_status(mountpoint: Path, *, timeout_s: float) -> dict[str, Any]:
-    """The status of a mount, from its server. A child process asks: one that waits for a mount cannot be killed."""
+    """The status of a mount, from its server."""
+    facts, message = _control(mountpoint, timeout_s)
+    if message is None:
+        return {"state": "hanging"}
+    if facts is not None:
+        told = ("server_pid", "keeper_pid", "restarts", "log_file")
+        found = {"state": "serving"} | {name: facts[name] for name in told if name in facts}
+        kept = facts.get("keeper_problem") is None
+        return found if kept else found | {"state": NOT_KEPT, "error": facts["keeper_problem"]}
+    return {"state": HIDDEN if b"Permission denied" in message else "dead"}
+
+
+def store_status(mountpoint: Path, *, timeout_s: float, patience_s: float = 0.0) -> dict[str, str | None]:
+    """The status of a mount's store: ``store_problem``, why it does not answer or what it refuses, and ``store_note``,
+    that there is nothing; None where there is nothing to tell. Empty for a mount that hangs.
+
+    A server that has just taken over asks its store first: that is waited for, for *patience_s*.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        facts, _ = _control(mountpoint, timeout_s)
+        if facts is None:
+            return {}
+        if facts.get("store_known", True) or time.monotonic() >= deadline:  # older servers do not send it
+            why: str | None = facts.get("store_problem")
+            verb = "refuses" if facts.get("store_refuses") else "does not answer"
+            empty = facts.get("store_empty")
+            return {
+                "store_problem": None if why is None else f"the store {verb}: {why}",
+                "store_note": None if empty is None else f"{empty}: {EMPTY}",
+            }
+        time.sleep(POLL_S)
+
+
+def _control(mountpoint: Path, timeout_s: float) -> tuple[dict[str, Any] | None, bytes | None]:
+    """The content of the file ``control`` and the error of reading it; neither of a mount that hangs.
+
+    A child process asks: one that waits for a mount cannot be killed.
+    """
     command = ["cat", "--", str(mountpoint / ".trims/control")]
     process = subprocess.Popen(command, env={"LC_ALL": "C"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         text, message = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         process.kill()
-        return {"state": "hanging"}
-    if process.returncode == 0:
-        facts = json.loads(text)
-        told = ("server_pid", "keeper_pid", "restarts", "log_file")
-        found = {"state": "serving"} | {name: facts[name] for name in told if name in facts}
-        kept = facts.get("keeper_problem") is None
-        return found if kept else found | {"state": NOT_KEPT, "error": facts["keeper_problem"]}
-    return {"state": HIDDEN if b"Permission denied" in message else "dead"}
+        return None, None
+    return (json.loads(text) if process.returncode == 0 else None), message

@@ -1,6 +1,6 @@
 """The subcommands for mounts: up, down, restart, upgrade, status, logs, recover and abort.
 
-None of them touches the mount itself, so they also work for a mount that hangs.
+None of them touches the mount itself but in child processes, so they also work for a mount that hangs.
 """
 
 import functools
@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ParamSpec
 
 import click
 
 from mountctl.commands.declared_mounts import DIRECTORY, NamedMount, complete_mount, declared_mounts, find_mount
-from mountctl.commands.public_status import HIDDEN, NOT_KEPT, public_status
+from mountctl.commands.public_status import HIDDEN, NOT_KEPT, public_status, store_status
 from mountctl.keeper.control_socket import KeeperGoneError, KeeperRefusesError, ask
 from mountctl.linux import mounting, systemd
 from trimsfs.command_group import examples
@@ -40,8 +41,10 @@ ANSWER_TIMEOUT_S = 5.0
 DEAD = "dead"
 """The state of a mount whose keeper and servers have ended."""
 DEGRADED = 1
-"""The exit code of `status` for a mount that a server serves without a keeper."""
+"""The exit code for a mount that a server serves without a keeper, or without its store."""
 REPLACE_TIMEOUT_S = 90.0
+PROBE_S = 4.0
+"""How long `restart` and `upgrade` wait for what the store answers to the new server."""
 STORE_AWAY = exit_code(StoreUnavailableError.__name__)
 STORE_WAIT_S, STORE_INTERVAL_S = 300.0, 1.0
 """How long `up --wait-for-store` waits, and how long it pauses between attempts."""
@@ -136,6 +139,7 @@ def _up(mount: NamedMount) -> tuple[int, str]:
         if _status_of(mount)["state"] != DEAD:
             return _is_up(mount, mounted), ""
         mounting.unmount(mount.mountpoint, lazy=True)
+    made = [each for each in (mount.mountpoint, *mount.mountpoint.parents) if not each.exists()]
     mount.mountpoint.mkdir(parents=True, exist_ok=True)
     if systemd.manages(mount.name):
         code, said = systemd.start(mount.name)
@@ -144,6 +148,14 @@ def _up(mount: NamedMount) -> tuple[int, str]:
         code, said = done.returncode, done.stderr.rstrip()
     if said and code != STORE_AWAY:
         click.echo(said, err=True)
+    if code == 0:
+        note = store_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S).get("store_note")
+        if note is not None:
+            click.echo(f"mountctl: {mount.name}: {note}", err=True)
+    else:
+        for each in made:
+            with suppress(OSError):
+                each.rmdir()
     return code, said
 
 
@@ -156,7 +168,15 @@ def _is_up(mount: NamedMount, mounted: Mount) -> int:
             "take it down, or choose another mountpoint"
         )
     click.echo(f"{mount.name} is up at {mount.mountpoint}")
-    return 0
+    return _without_store(mount)
+
+
+def _without_store(mount: NamedMount, *, patience_s: float = 0.0) -> int:
+    """Tell that a mount is served without its store, or with an empty one; the exit code."""
+    told = store_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S, patience_s=patience_s)
+    for each in filter(None, told.values()):
+        click.echo(f"mountctl: {mount.name}: {each}", err=True)
+    return DEGRADED if told.get("store_problem") else 0
 
 
 @click.command(epilog=examples("mountctl down models"))
@@ -187,39 +207,41 @@ def _down(mount: NamedMount, options: list[str]) -> int:
 @name_argument
 @mounts_directory
 @reported
-def restart(name: str, directory: Path) -> None:
+def restart(name: str, directory: Path) -> int:
     """Replace the server, with the same options.
 
-    Readers pause for tens of milliseconds on an idle machine.
+    Readers pause for tens of milliseconds on an idle machine. Exits 1 if the new server serves without its store.
     """
-    _replace(find_mount(name, directory), {"do": "replace"})
+    return _replace(find_mount(name, directory), {"do": "replace"})
 
 
 @click.command(epilog=examples("mountctl upgrade models", "mountctl upgrade /models"))
 @name_argument
 @mounts_directory
 @reported
-def upgrade(name: str, directory: Path) -> None:
+def upgrade(name: str, directory: Path) -> int:
     """Replace the server by one of the installed version.
 
     The new server gets the options that are declared now. It starts beside the old one and takes over; readers pause
-    for tens of milliseconds on an idle machine. If it does not start, the old one keeps serving.
+    for tens of milliseconds on an idle machine. If it does not start, the old one keeps serving. Exits 1 if the new
+    server serves without its store.
     """
     mount = find_mount(name, directory)
     request: dict[str, Any] = {"do": "replace"}
     if mount.file is not None:
         foreground = _status_of(mount).get("foreground", False)
         request["order"] = mount.order(foreground=foreground)
-    _replace(mount, request)
+    return _replace(mount, request)
 
 
-def _replace(mount: NamedMount, request: dict[str, Any]) -> None:
+def _replace(mount: NamedMount, request: dict[str, Any]) -> int:
     _check_mounted(mount)
     answer = ask(mount.mountpoint, request, timeout_s=REPLACE_TIMEOUT_S)
     if "error" in answer:
         kind = ConfigurationError if answer.get("kind") == ConfigurationError.__name__ else TrimsError
         raise kind(f"{mount.name}: {answer['error']}")
     click.echo(f"{mount.name}: the server is now pid {answer['server_pid']}")
+    return _without_store(mount, patience_s=PROBE_S)
 
 
 @click.command(epilog=examples("mountctl status", "mountctl status --json models"))
@@ -232,14 +254,18 @@ def status(names: tuple[str, ...], as_json: bool, directory: Path) -> int:
 
     Shows NAME, or all mounts, declared or not: whether a server serves it, and how often the keeper restarted one.
 
-    Exits 1 if a mount is served without a keeper, 10 if one is not served, 11 if another user's mount denies access.
+    Exits 1 if a mount is served without a keeper or its store, 10 if one is not served, 11 if another user's mount
+    denies access.
     A keeper tells only root and the user who mounted what it alone knows, such as how a server ended.
     """
     chosen, code = _chosen(names, directory)
     if not names:
         known = {mount.mountpoint for mount in chosen}
         chosen += [NamedMount(str(one.mountpoint), one.mountpoint) for one in mounts() if one.mountpoint not in known]
-    found = [{"name": mount.name, "mountpoint": str(mount.mountpoint)} | _status_of(mount) for mount in chosen]
+    found = [
+        {"name": mount.name, "mountpoint": str(mount.mountpoint)} | _with_store(mount, _status_of(mount))
+        for mount in chosen
+    ]
     if as_json:
         click.echo(json.dumps(found, indent=2))
     elif not found:
@@ -252,7 +278,8 @@ def status(names: tuple[str, ...], as_json: bool, directory: Path) -> int:
         return exit_code(NotMountedError.__name__)
     if HIDDEN in states:
         return exit_code(NotPermittedError.__name__)
-    return code or (DEGRADED if NOT_KEPT in states else 0)
+    without = NOT_KEPT in states or any(facts.get("store_problem") for facts in found)
+    return code or (DEGRADED if without else 0)
 
 
 def _line(facts: dict[str, Any]) -> str:
@@ -266,7 +293,14 @@ def _line(facts: dict[str, Any]) -> str:
         line += f", the last one ended {ago_s:.0f} s ago: {facts['last_end']}"
     if "hidden" in facts:
         line += f" ({facts['hidden']})"
-    return line + (f": {facts['error']}" if "error" in facts else "")
+    return line + "".join(f": {facts[what]}" for what in ("error", "store_problem", "store_note") if facts.get(what))
+
+
+def _with_store(mount: NamedMount, facts: dict[str, Any]) -> dict[str, Any]:
+    """The status of a mount with that of its store, which the keeper does not know."""
+    if facts["state"] not in {"serving", NOT_KEPT}:
+        return facts
+    return facts | store_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S)
 
 
 def _status_of(mount: NamedMount) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from mountctl.containers.child_process import RefusalError, run_in_child
 from mountctl.containers.errors import ArgumentError, ContainerError, NoAnswerError, NotPermittedError
 from mountctl.containers.mountpoints import holds_mountpoints_only, is_shared
+from trimsfs.mountinfo import trimsfs_at
 
 VERSION = "0.5.0"
 """The oldest version with all fields that the specs use, so that older engines read them too."""
@@ -150,6 +152,16 @@ def default_output(mountpoint: Path) -> Path:
     if not _plain(name) or len(name) > NAME_LIMIT:
         name = device_name(name).replace("::", "-")
     return DEFAULT_DIRECTORY / f"trimsfs-{name}.json"
+
+
+def remove(mountpoint: Path) -> None:
+    """Remove the spec at the default path of a mount that has ended, unless it is by now of another at its place."""
+    if trimsfs_at(mountpoint) is not None:
+        return
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        output = default_output(mountpoint)
+        if json.loads(output.read_text())["containerEdits"]["env"] == [f"TRIMSFS_MODELS={mountpoint}"]:
+            output.unlink()
 
 
 def write(spec: dict[str, Any], output: Path) -> None:

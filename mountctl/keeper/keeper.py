@@ -409,5 +409,13 @@ class Keeper:
                 server.kill()
                 server.wait(limits.STOP_TIMEOUT_S)
         self._connection.close()
+        _remove_devices(self._mountpoint)
         error = f"the server ended ({self._restart_policy.last_end or 'killed'}) before the mount answered"
         self._reporter.outcome({"type": "failed", "kind": "Exception", "error": error}, error)
+
+
+def _remove_devices(mountpoint: Path) -> None:
+    """Remove the CDI spec of a mount that has ended."""
+    from mountctl.containers.cdi import remove  # noqa: PLC0415 - only now: it takes memory
+
+    remove(mountpoint)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mountctl.containers.cdi import default_output
 from mountctl.keeper.control_socket import ask
 from tests.support import lingering
 from tests.support.keepers import have_serve
@@ -157,3 +158,22 @@ def running(*command: str | Path) -> Iterator["subprocess.Popen[str]"]:
             yield process
         finally:
             process.kill()
+
+
+def test_devices_of_a_mount_go_with_it(store_directory: Path, tmp_path: Path) -> None:
+    (store_directory / "bert").mkdir()
+    with mounted(store_directory, tmp_path) as mount:
+        spec = default_output(mount.path)
+        done = subprocess.run([MOUNTCTL, "cdi", mount.path], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, spec.exists()) == (0, True), done.stderr
+    wait_until(lambda: not spec.exists())
+
+
+def test_a_push_onto_a_mount_names_its_store(store_directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/params").write_bytes(b"weights")
+    (store_directory / "m").mkdir()
+    with mounted(store_directory, tmp_path / "w") as mount:
+        done = trimsfs("push", tmp_path / "model", f"{mount.path}/m:v1")
+        told = f"{mount.path} is a mount of trimsfs, which never takes writes: name its store, {store_directory}\n"
+        assert (done.returncode, done.stderr.endswith(told)) == (6, True), done.stderr

@@ -2,6 +2,7 @@
 
 import contextlib
 import mmap
+import os
 import random
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.services.ceph import Ceph
 from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
 from tests.support.parts import blob_files, flip_byte
 from tests.support.signing import new_key, pem, sign
+from tests.support.users import STRANGER, as_user
 
 MIB = 1 << 20
 CONTENT = random.Random(5).randbytes(20 * MIB + 77)
@@ -128,6 +130,9 @@ def test_only_what_has_been_signed_can_be_opened(store_directory: Path, tmp_path
             with pytest.raises(PermissionError):
                 (mount.path / name).read_bytes()
         assert mount.metrics()["trimsfs_signatures_refusals_total"] == 4
+        for who in (0, STRANGER):
+            told = as_user(who, lambda: os.getxattr(mount.path / "unsigned/params", "user.trims.problem"))
+            assert told.startswith(b"unsigned/params: no model.sig in any directory above it")
         for name, exit_code in (("signed/params", 0), ("changed/params", 19), ("unsigned", 19)):
             assert trimsfs("warm", mount.path / name).returncode == exit_code
             assert trimsfs("pin", "--best-effort", mount.path / name).returncode == exit_code

@@ -57,6 +57,8 @@ def test_umount_ends_server_and_keeper_and_frees_the_cache(store_directory: Path
         (None, ("--store", "s3:/bucket/a"), 2, "write s3://bucket/a"),
         (None, ("--store", "no-such-bucket"), 5, "a bucket is written s3://no-such-bucket"),
         (None, ("--store", "gopher://x"), 2, "Protocol not known: gopher"),
+        (None, ("--store", "S3://models/a"), 2, "a scheme is in lower case: write s3://models/a"),
+        (None, ("--cache-size", "10"), 2, "is 10 bytes, which hold no model: write a unit, as in 10GiB"),
         (None, ("--store", "s3:///prefix"), 2, "is not a bucket name"),
         (None, ("--cache-dir", "/proc/trimsfs"), 9, "/proc/trimsfs"),
         (None, ("--cache-size", "many"), 2, "--cache-size many"),

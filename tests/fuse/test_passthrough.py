@@ -555,6 +555,7 @@ def test_cache_directory_on_overlayfs_passes_through_and_on_two_of_them_does_not
             assert mount.control()["passthrough"] == {"used": True}
             assert (mount.path / "model").read_bytes() == MODEL
             assert mount.metrics()[READS] == 0
+            assert mount.info("model")["residency"]["host"] >= len(MODEL)
         second = overlay(tmp_path / "second", first)
         (tmp_path / "b").mkdir()
         try:

@@ -46,6 +46,9 @@ def at_two_paths(file: Path, roles: Authorising, extra: str = "", **of: str) -> 
     return file
 
 
+PROBLEM = "user.trims.problem"
+
+
 def refused(path: Path) -> bool:
     """Whether it gives EACCES, and no other error."""
     try:
@@ -87,6 +90,7 @@ def test_no_tenant_reads_what_another_may_by_any_way(roles: Authorising, tmp_pat
             assert refused(mount.path / "b/for-a"), "by the cache"
             assert refused(mount.path / "b/.trims/for-a/info")
             assert refused(mount.path / "b/.trims/for-a/tensors")
+        assert "AccessDenied" in as_user(STRANGER, lambda: os.getxattr(mount.path / "b/for-a", PROBLEM)).decode()
         for name in ("residency", "digest", "etag", "tensors"):
             with pytest.raises(OSError, match="Permission") as raised:
                 os.getxattr(mount.path / "b/for-a", f"user.trims.{name}")

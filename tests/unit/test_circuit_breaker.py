@@ -1,6 +1,7 @@
 """When requests to a store that fails are no longer made, and when they are again."""
 
 import logging
+import math
 import os
 
 import pytest
@@ -14,6 +15,8 @@ from trimsfs.stores.circuit_breaker import (
     FORGOTTEN_AFTER_S,
     PROBE_INTERVAL_S,
     PROBE_TIMEOUT_S,
+    READS_REFUSED,
+    REFUSED_INTERVAL_S,
     TOLD_AFTER_S,
     CircuitBreaker,
 )
@@ -85,9 +88,13 @@ async def test_what_was_not_heard_of_for_a_while_is_tried_again(
     breaker.check("a")
 
 
-@pytest.mark.parametrize("ends", [None, StoreAccessError("not allowed")], ids=["answers", "refuses"])
+@pytest.mark.parametrize(
+    ("ends", "interval_s"),
+    [(None, math.inf), (StoreAccessError("not allowed"), REFUSED_INTERVAL_S)],
+    ids=["answers", "refuses"],
+)
 async def test_a_store_that_fails_is_probed_until_it_answers(
-    breaker: CircuitBreaker, ends: StoreAccessError | None, autojump_clock: MockClock
+    breaker: CircuitBreaker, ends: StoreAccessError | None, interval_s: float, autojump_clock: MockClock
 ) -> None:
     probed = list[float]()
     down = True
@@ -113,8 +120,46 @@ async def test_a_store_that_fails_is_probed_until_it_answers(
         assert not breaker.failing
         count = len(probed)
         await trio.sleep(100)
-        assert len(probed) == count
+        assert 0.8 * 100 / interval_s <= len(probed) - count <= 100 / interval_s
+        assert breaker.refusal == (None if ends is None else "not allowed")
         nursery.cancel_scope.cancel()
+
+
+async def test_a_refused_request_has_the_store_probed_which_tells_whether_it_refuses_all(
+    breaker: CircuitBreaker, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    refuses = False
+
+    async def probe() -> None:
+        if refuses:
+            raise StoreAccessError("bucket b: not allowed")
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(breaker.run, probe)
+        breaker.refused()
+        assert not breaker.known
+        await trio.sleep(PROBE_INTERVAL_S)
+        assert (breaker.known, breaker.refusal, breaker.refused_attempts) == (True, None, 1)
+        refuses = True
+        breaker.refused()
+        await trio.sleep(PROBE_INTERVAL_S)
+        assert (breaker.refusal, breaker.open) == ("bucket b: not allowed", False)
+        refuses = False
+        await trio.sleep(REFUSED_INTERVAL_S + PROBE_INTERVAL_S)
+        assert breaker.refusal is None
+        nursery.cancel_scope.cancel()
+    assert [record.message for record in caplog.records] == [
+        "the store refuses: bucket b: not allowed",
+        "the store no longer refuses",
+    ]
+
+
+async def test_reads_are_refused_while_none_was_answered(breaker: CircuitBreaker) -> None:
+    breaker.refused(read=True)
+    assert breaker.refusal == READS_REFUSED
+    breaker.has_read()
+    breaker.refused(read=True)
+    assert breaker.refusal is None
 
 
 async def test_a_probe_that_is_not_answered_is_given_up(breaker: CircuitBreaker, autojump_clock: MockClock) -> None:

@@ -110,13 +110,19 @@ def test_other_variables_are_left_alone() -> None:
         ("10GiB", 10 * GIB),
         ("1.5 GiB", 3 * GIB // 2),
         ("5GB", 5 * 10**9),
-        ("4096", 4096),
+        ("4194304", 4 << 20),
         ("0", 0),
         ("2tib", 2048 * GIB),
     ],
 )
 def test_sizes_are_understood_with_their_units(text: str, size: int) -> None:
     assert load(environment={"TRIMSFS_CACHE_SIZE": text}).cache_size == size
+
+
+@pytest.mark.parametrize("name", ["cache_size", "host_size"])
+def test_a_size_without_its_unit_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="=10: is 10 bytes, which hold no model: write a unit, as in 10GiB"):
+        load(environment={f"TRIMSFS_{name.upper()}": "10"})
 
 
 def test_a_size_in_the_file_may_be_a_number_of_bytes(toml: Path) -> None:

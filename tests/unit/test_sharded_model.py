@@ -144,10 +144,18 @@ def error(path: Path, kind: type[Exception] = trimsfs.FormatError, *, use: bool 
 
 
 def test_a_directory_without_a_model_says_what_to_open(tmp_path: Path) -> None:
-    (tmp_path / "unet").mkdir()
     (tmp_path / "model_index.json").write_text("{}")
     said = error(tmp_path, FileNotFoundError)
     assert said == ("[Errno 2] no model in this directory: open a model's file, or its directory: 'PATH'")
+    for name in ("v1", "v2", ".trims"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "prod").symlink_to("v2")
+    assert "or its directory, one of prod, v1, v2: " in error(tmp_path, FileNotFoundError)
+
+
+def test_models_show_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert repr(trimsfs.open(tmp_path)) == f"<trimsfs.Model '{tmp_path}/model.safetensors'>"
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,11 @@ def test_a_sparkline_goes_from_nothing_to_the_most() -> None:
     assert screen.sparkline([0, 1, 50, 100]).lstrip() == "▁▄█"
 
 
+def test_memory_is_the_sum_of_what_models_have_there() -> None:
+    sample = replace(FIRST, models={"/m/a": Model(host=MIB), "/m/b": Model(host=2 * MIB)})
+    assert any(", memory 3.1 MB, " in line for line in screen.lines(history(sample), 11.0, asked=False))
+
+
 def test_lines_tell_problems_waits_and_silence() -> None:
     sample = replace(
         FIRST,

@@ -78,7 +78,7 @@ def test_a_version_without_a_name_is_named_after_its_content(model: Path, store:
 
 def test_versions_aliases_rollback_and_removal(model: Path, store: Path) -> None:
     name = f"{store}/llama"
-    assert "no versions" in trimsfs("versions", name).stderr
+    assert "no versions" in trimsfs("versions", name, code=13).stderr
     for version in ("v1", "v2"):
         (model / "config.json").write_text(version)
         trimsfs("push", "--quiet", model, f"{name}:{version}")
@@ -112,6 +112,7 @@ def test_versions_aliases_rollback_and_removal(model: Path, store: Path) -> None
         (["alias", "{store}/m:v1", "prod", "v1"], 2),
         (["alias", "{store}/m", "../x", "v1"], 2),
         (["rollback", "{store}/m", "prod"], 13),
+        (["versions", "--json", "{store}/nothing"], 13),
         (["rm", "{store}/m"], 2),
         (["rm", "{store}/m:v1"], 13),
         (["rm", "--unfinished", "{store}/m:v1"], 13),

@@ -16,24 +16,26 @@ from importlib.metadata import version
 from pathlib import Path
 
 import click
-import trio
 
 from trimsfs import cuda
-from trimsfs.cli.checks import Advice, ProblemError
+from trimsfs.cli.checks import Advice, ProblemError, as_server, server_of
 from trimsfs.cli.control_files import check_answers, read_json
 from trimsfs.cli.mount_options import mount_options
 from trimsfs.cli.output import reported, say
+from trimsfs.cli.store_checks import check_store
 from trimsfs.command_group import examples
 from trimsfs.cuda import CudaError, CudaUnavailableError
-from trimsfs.errors import CacheInUseError, ConfigurationError, NotPermittedError, StoreUnavailableError, TrimsError
+from trimsfs.errors import (
+    CacheInUseError,
+    ConfigurationError,
+    NotPermittedError,
+    TrimsError,
+)
 from trimsfs.mountinfo import canonical, file_systems, holding
-from trimsfs.options import ENVIRONMENT_PREFIX, GPU_OFF, MountOptions, Place, declared_mountpoint, default_store, places
-from trimsfs.server.sandbox import identity
-from trimsfs.stores import open_store, reach_place
+from trimsfs.options import ENVIRONMENT_PREFIX, GPU_OFF, MountOptions, declared_mountpoint, places
 from trimsfs.tiers.disk.lock import lock_directory
 from trimsfs.tiers.extents import can_share
 
-PROBE_DEADLINE_S = 5.0
 OLDEST_KERNEL = (5, 14)
 DEVICES = Path("/dev")
 
@@ -65,7 +67,7 @@ def doctor(options: MountOptions, as_json: bool) -> None:
         ("memory", _memory),
         ("CUDA", _cuda),
         *([("GPUs", _gpus), ("/dev/nvidia*", _gpu_nodes)] if options.gpu != "off" else []),
-        *((f"store {place.path.rstrip('/')}".rstrip(), partial(_store, place)) for place in places(options)),
+        *((f"store {place.path.rstrip('/')}".rstrip(), partial(check_store, place)) for place in places(options)),
         *_fleet(options),
         ("mounts", _mounts),
     ]
@@ -144,10 +146,10 @@ def _cache(options: MountOptions) -> str:
     place = _existing(directory)
     if not os.access(place, os.W_OK | os.X_OK):
         raise ProblemError(f"{directory}: {place} is not writable: set --cache-dir")
-    closed = _as_server(options, '[ -x "$one" ]', [*reversed(place.parents), *([place] if place != directory else [])])
+    closed = as_server(options, '[ -x "$one" ]', [*reversed(place.parents), *([place] if place != directory else [])])
     if closed:
         raise ProblemError(
-            f"{directory}: {_server(options)} may not enter {closed[0]}: set --cache-dir or --server-user"
+            f"{directory}: {server_of(options)} may not enter {closed[0]}: set --cache-dir or --server-user"
         )
     status = os.statvfs(place)
     available = status.f_bavail * status.f_frsize
@@ -165,7 +167,7 @@ def _sharing(options: MountOptions) -> str:
     assert options.cache_dir is not None
     place = _existing(options.cache_dir)
     if not can_share(place):
-        raise Advice(f"{place}: this file system cannot share blocks between files: use XFS or btrfs")
+        raise Advice(f"{place}: only what differs is fetched, but this file system shares no blocks: XFS and btrfs do")
     return "models share equal blocks on disk"
 
 
@@ -260,40 +262,13 @@ def _gpu_nodes(options: MountOptions) -> str:
     nodes = _nodes()
     if not nodes:
         return "none"
-    closed, who = _as_server(options, '[ -r "$one" ] && [ -w "$one" ]', nodes), _server(options)
+    closed, who = as_server(options, '[ -r "$one" ] && [ -w "$one" ]', nodes), server_of(options)
     if closed:
         raise Advice(
             f"no copies of models on GPUs: {who} may not open {', '.join(closed)}: "
             "add it to the group of these devices" + (", or set --server-user" if options.server_user else "")
         )
     return f"{who} may open {', '.join(map(str, nodes))}"
-
-
-def _server(options: MountOptions) -> str:
-    """The user that the server runs as, for messages."""
-    if options.server_user is None:
-        return "this user"
-    return f"the server, which runs as {identity(options.server_user).name},"
-
-
-def _as_server(options: MountOptions, test: str, paths: Sequence[Path]) -> list[str]:
-    """The paths for which a shell *test* of ``$one``, run by the server's user, fails.
-
-    Only the kernel can decide this: it also consults control groups and access lists.
-    """
-    user = identity(options.server_user) if options.server_user is not None else None
-    done = subprocess.run(
-        ["/bin/sh", "-c", f'for one; do {test} || echo "$one"; done', "sh", *paths],
-        cwd="/",
-        user=user.uid if user else None,
-        group=user.gid if user else None,
-        extra_groups=user.groups if user else None,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    return done.stdout.splitlines()
 
 
 def _nodes() -> list[Path]:
@@ -303,25 +278,6 @@ def _nodes() -> list[Path]:
         for path in sorted(DEVICES.glob("nvidia*"))
         if path.name in {"nvidiactl", "nvidia-uvm"} or path.name.removeprefix("nvidia").isdecimal()
     ]
-
-
-def _store(place: Place, _mount: MountOptions) -> str:
-    """Check the store of a place, with its own credentials."""
-    options = place.options
-    if options.store == str(default_store()) and not default_store().exists():
-        return f"{options.store}: the first mount creates it"
-
-    async def probe() -> None:
-        store = open_store(options, max_requests=1)
-        await reach_place(store, place, deadline_s=PROBE_DEADLINE_S)
-        await store.aclose()
-
-    try:
-        trio.run(probe)
-    except StoreUnavailableError as error:
-        remedy = "check the network" + (" and --endpoint-url" if options.endpoint_url else "")
-        raise ProblemError(f"{error}: {remedy}") from None
-    return f"{options.store} can be listed"
 
 
 def _fleet(options: MountOptions) -> list[tuple[str, Callable[[MountOptions], str]]]:

@@ -17,7 +17,10 @@ try:
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
 except ModuleNotFoundError as error:
-    raise ConfigurationError(f"--otlp: the package of {error.name} is missing: pip install 'trimsfs[otel]'") from None
+    raise ConfigurationError(
+        f"--otlp: the package of {error.name} is missing: pip install 'trimsfs[otel]'; beside the Debian package, "
+        "into a virtual environment of its own, whose trimsfs traces the same mounts"
+    ) from None
 
 TRACES_PATH = "/v1/traces"
 _REFUSED = "Connection refused"

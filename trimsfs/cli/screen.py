@@ -111,7 +111,7 @@ def _numbers(history: History, sample: Sample) -> Iterator[str]:
     limits = {tier: f" of {decimal(budget)}" if budget else "" for tier, budget in budgets.items()}
     yield (
         f"  disk     {decimal(sample.number('disk_used_bytes'))}{limits['disk']}, "
-        f"memory {decimal(sample.number('host_used_bytes'))}{limits['host']}, "
+        f"memory {decimal(sum(model.host for model in sample.models.values()))}{limits['host']}, "
         f"{counted(sample.number('files_open_handles'), 'file')} open"
     )
     recent = sample.number("fetch_rate") if sample.number("fetch_in_flight") else 0

@@ -87,10 +87,15 @@ def _descriptors(counts: dict[str, int]) -> str:
     return f"the server has {counts['open']} descriptors open of at most {counts['limit']}"
 
 
+def _without_store(*, refuses: bool | None) -> str:
+    """What a store does that serves nothing new; older servers do not tell whether it *refuses*."""
+    return f"{'refuses' if refuses else 'does not answer'}, serving from the cache"
+
+
 def _told_of_store(facts: dict[str, Any]) -> str:
     """What is told of one of several stores."""
     if facts["problem"]:
-        state = f"does not answer, serving from the cache: {facts['problem']}"
+        state = f"{_without_store(refuses=facts.get('refuses'))}: {facts['problem']}"
     else:
         state = f"{facts['requests']} requests, {facts['failed_attempts']} attempts failed"
     tenant = f", tenant {facts['tenant']}" if facts["tenant"] is not None else ""
@@ -162,12 +167,14 @@ def _show(facts: dict[str, Any]) -> None:
         for index, each in enumerate(facts["stores"]):
             say(f"  {'' if index else 'stores':<11} {_told_of_store(each)}")
     elif facts.get("store_problem"):
-        say(f"  store       does not answer, serving from the cache: {facts['store_problem']}")
+        say(f"  store       {_without_store(refuses=facts.get('store_refuses'))}: {facts['store_problem']}")
     else:
         say(
             f"  store       {number('store_requests_total')} requests, "
             f"{number('store_failed_attempts_total')} attempts failed"
         )
+    if facts.get("store_empty"):
+        say(f"  {'':<11} {facts['store_empty']}: there is nothing under it: check the spelling if you expect objects")
     for index, line in enumerate(_lines_of_fleet(facts, number("fleet_served_sent_bytes_total"))):
         say(f"  {'' if index else 'fleet':<11} {line}")
     say(f"  open        {number('files_open_handles')} files")

@@ -8,7 +8,7 @@ import click
 import trio
 
 from trimsfs.cli.mount_options import is_flag, metavar
-from trimsfs.errors import StoreUnavailableError, TransientStoreError, TrimsError
+from trimsfs.errors import StoreNotTrustedError, StoreUnavailableError, TransientStoreError, TrimsError
 from trimsfs.options import MountOptions, flag, load_options
 from trimsfs.stores import open_writer
 from trimsfs.versions.catalog import Catalog
@@ -82,7 +82,8 @@ def run(action: Callable[[], Awaitable[T]]) -> T:
 def _with_remedy(error: BaseException) -> BaseException:
     """The error, with what to check if a store did not answer."""
     if isinstance(error, StoreUnavailableError) and isinstance(error.__cause__, TransientStoreError):
-        return StoreUnavailableError(f"{error}: check the network and the address")
+        trusted = not isinstance(error.__cause__, StoreNotTrustedError)
+        return StoreUnavailableError(f"{error}: check the network and the address" if trusted else str(error))
     return error
 
 

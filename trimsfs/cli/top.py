@@ -57,7 +57,8 @@ def top(mountpoint: Path | None, interval_s: float) -> None:
     Keys sort (n, s, d, h, o, u, f), choose a model (arrows, or j and k), pin or unpin it (p), evict it (e), and end
     (q). In a pipe, prints all once as text; the exit code is 10 when a mount does not answer.
 
-    DISK and HOST are as of `trimsfs ls`, of the files of which anything is here. USES counts opens.
+    DISK and HOST are as of `trimsfs ls`, of the files of which anything is here; memory is the sum of HOST in bytes.
+    USES counts opens.
     """
 
     def chosen() -> list[Mount]:

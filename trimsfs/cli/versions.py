@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from trimsfs.cli.output import reported, say, show
 from trimsfs.cli.store_options import run_on_catalog, single_writer, store_options
 from trimsfs.command_group import examples
-from trimsfs.errors import ConfigurationError
+from trimsfs.errors import ConfigurationError, NoSuchEntryError
 from trimsfs.formats import versions as formats
 from trimsfs.formats.table import FormatError
 from trimsfs.formats.versions import Alias, check_alias, check_version
@@ -51,6 +51,8 @@ def versions(model: str, as_json: bool, reach: dict[str, Any]) -> None:
     Also those that are removed but not yet deleted, and pushes that have not ended.
     """
     contents = run_on_catalog(lambda catalog: catalog.contents(), parse_model(model), reach)
+    if not (contents.manifests or contents.aliases or contents.unfinished):
+        raise NoSuchEntryError(f"{model}: it has no versions: check the spelling; `trimsfs push` makes one")
     if as_json:
         click.echo(json.dumps(_described(contents), indent=2))
         return
@@ -67,9 +69,6 @@ def versions(model: str, as_json: bool, reach: dict[str, Any]) -> None:
         rows.append((version, str(len(manifest.files)), decimal(manifest.size), created, names))
     for version, reservation in contents.unfinished.items():
         rows.append((version, "", "", "", f"(unfinished push of {formats.text(reservation.started)})"))
-    if len(rows) == 1:
-        say(f"trimsfs: {model}: it has no versions: `trimsfs push` makes one", error=True)
-        return
     show(rows, left=1, last=True)
 
 

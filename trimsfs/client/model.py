@@ -41,6 +41,9 @@ class Model(Tensors):
         if hasattr(self, "_file"):
             self._file.close()
 
+    def __repr__(self) -> str:
+        return f"<trimsfs.Model {str(self.path)!r}>"
+
     @property
     def replaced(self) -> bool:
         """Whether the store has replaced the file since it was opened, as far as the mount knows."""

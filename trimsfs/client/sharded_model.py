@@ -47,6 +47,9 @@ class ShardedModel(Tensors):
         self._opened: dict[str, Model] = {}
         self._made: dict[str, Mapping[str, str]] = {}
 
+    def __repr__(self) -> str:
+        return f"<trimsfs.ShardedModel {str(self.path)!r} in {len(self._shards.files)} files>"
+
     @property
     def table(self) -> TensorTable:
         """Names, types, shapes and offsets of the tensors, shard by shard. Raises FormatError, OSError."""

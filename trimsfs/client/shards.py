@@ -61,7 +61,7 @@ def in_directory(directory: Path) -> Path | Shards:
             groups.setdefault(group, []).append(match)
     models = [*indexes, *groups]
     if not models:
-        remedy = "no model in this directory: open a model's file, or its directory"
+        remedy = f"no model in this directory: open a model's file, or its directory{_below(directory)}"
         raise FileNotFoundError(errno.ENOENT, remedy, str(directory))
     if len(models) > 1:
         shown = ", ".join(models[:_SHOWN]) + (", …" if len(models) > _SHOWN else "")
@@ -73,6 +73,12 @@ def in_directory(directory: Path) -> Path | Shards:
     (matches,) = groups.values()
     numbered = [match for match in matches if match is not None]
     return _numbered(directory, numbered) if numbered else directory / models[0]
+
+
+def _below(directory: Path) -> str:
+    """The directories in one, such as versions and aliases of a model, for a message."""
+    names = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir() and not entry.name.startswith("."))
+    return ", one of " + ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "") if names else ""
 
 
 def _preferred(names: Iterable[str]) -> list[str]:

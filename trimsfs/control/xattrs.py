@@ -14,6 +14,7 @@ from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Generation
 
 PREFIX = "user.trims."
+PROBLEM = f"{PREFIX}problem"
 LIMIT = 65536
 """Bytes of the longest value that the kernel accepts."""
 

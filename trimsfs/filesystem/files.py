@@ -2,13 +2,16 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
+from cachetools import LRUCache
+
 from trimsfs.control.authorisation import Caller, readable_by
 from trimsfs.control.control_files import Control
-from trimsfs.errors import ObjectChangedError, StaleHandleError
+from trimsfs.errors import ObjectChangedError, SignatureError, StaleHandleError, StoreAccessError
 from trimsfs.fetch.access_pattern import AccessPattern, new_ends
 from trimsfs.filesystem.handles import BACKING_SHIFT, Handles, OpenFile, passed_through
 from trimsfs.filesystem.ioctls import Ioctls
@@ -23,7 +26,7 @@ from trimsfs.telemetry.trace import OpenTrace, Why
 from trimsfs.telemetry.tracer import Tracer
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.types import Buffer
+from trimsfs.types import Buffer, Generation
 
 WEIGHTS = (
     *(".bin", ".ckpt", ".ggml", ".gguf", ".msgpack", ".npy", ".npz", ".onnx_data", ".params", ".pdparams", ".pt"),
@@ -33,6 +36,8 @@ WEIGHTS = (
 read in small pieces, perhaps again and again: those need the kernel's pages."""
 MOST_SPARE = 1024
 """Most handles made in advance, each for the next open of a file."""
+MOST_REFUSALS = 1024
+"""Most files of which the last refusal is remembered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +90,8 @@ class Files:
         self._spare: dict[int, tuple[int, Blob, Counts]] = {}
         """Handles for the next opens of passed-through files, with their blobs and counts, by inode number."""
         self._offered: tuple[Inode, Blob, Counts | None, float]
+        self._refusals = LRUCache[str, str](MOST_REFUSALS)
+        """Why the last open or read of a file was refused, by path."""
         self.reads = self.read_bytes = 0
         self.direct = False
 
@@ -101,15 +108,42 @@ class Files:
             return await self._open_control(inode, caller, interruptible)
         if inode.generation is None:
             raise IsADirectoryError(inode.path)
+        with self._noting_refusals(inode):
+            return await self._open_model(inode, inode.generation, caller, interruptible, thread)
+        raise AssertionError("unreachable: a refusal raises")
+
+    @contextmanager
+    def _noting_refusals(self, inode: Inode) -> Iterator[None]:
+        """Note why the block may not read a file; if it may, forget it."""
         try:
-            await self._trust.check(inode.generation, interruptible)
+            yield
+        except (StoreAccessError, SignatureError) as error:
+            self._refusals[inode.path] = str(error)
+            raise
+        else:
+            self._refusals.pop(inode.path, None)
+
+    def refusal(self, inode: Inode) -> str | None:
+        """Why the store's credentials or a signature denied the last open or read of a file; None if they did not."""
+        return self._refusals.get(inode.path)
+
+    async def _open_model(
+        self,
+        inode: Inode,
+        generation: Generation,
+        caller: Callable[[], Caller],
+        interruptible: Interruptible,
+        thread: int,
+    ) -> OpenReply:
+        try:
+            await self._trust.check(generation, interruptible)
         except ObjectChangedError:
             self._look_up_again(inode, thread)
             raise
         trace = self._tracer.begin(thread, inode.path)
         with trace.spanning("index"):
-            blob = await self._disk.acquire(inode.generation, opening=True)
-        self._tracer.about(trace, self._why(blob), inode.generation.size, blob)
+            blob = await self._disk.acquire(generation, opening=True)
+        self._tracer.about(trace, self._why(blob), generation.size, blob)
         self._prefetcher.record_open(blob, readable_by(self._control.authorisation, caller))
         try:
             await self._trust.admit(blob, interruptible)
@@ -190,6 +224,8 @@ class Files:
         else:
             self._resident_seconds.observe(waited)
             counts.host += 1
+        if self._refusals:
+            self._refusals.pop(inode.path, None)
         self._prefetcher.opened(blob)
         self._handles.add(handle, OpenFile(inode, blob, thread))
         self._handles.delivered(handle)
@@ -237,7 +273,8 @@ class Files:
             file.pattern = AccessPattern(self._ends.setdefault(file.blob.token, new_ends()))
         began = time.perf_counter()
         try:
-            data = await self._trust.read(file.blob, offset, stop, file.pattern)
+            with self._noting_refusals(file.inode):
+                data = await self._trust.read(file.blob, offset, stop, file.pattern)
         except ObjectChangedError:
             self._names.replaced(file.inode)
             raise

@@ -127,9 +127,13 @@ class Filesystem:
 
     async def xattr(self, number: int, name: str, caller: Callable[[], Caller]) -> bytes | None:
         """The value of an extended attribute; None if it does not exist, or not for this caller."""
-        inode = self._inodes[number]
-        await self._trust.admit_control(inode, name.removeprefix(xattrs.PREFIX))
-        return await self._control.xattrs.value(inode, name, caller)
+        inode, problem = self._inodes[number], name == xattrs.PROBLEM
+        if not problem:  # that is for whom the file was refused
+            await self._trust.admit_control(inode, name.removeprefix(xattrs.PREFIX))
+        value = await self._control.xattrs.value(inode, name, caller)
+        if value is None and problem and (refusal := self.files.refusal(inode)) is not None:
+            return refusal.encode(errors="surrogateescape")
+        return value
 
     def xattr_names(self, number: int) -> list[str]:
         """The names of the extended attributes of an inode."""

@@ -104,6 +104,9 @@ class Inquiries:
             if isinstance(error, TransientStoreError):
                 raise TransientStoreError(f"{subject}: {error}") from failure
             raise
+        except StoreAccessError:
+            self._breaker.refused()
+            raise
         except StoreError:
             self._breaker.answered()
             raise

@@ -194,6 +194,11 @@ class Namespace:
         await self._recall(directory, path)
         return directory.complete and directory.listed >= self._oldest()
 
+    def is_empty(self, path: str = "") -> bool:
+        """Whether the last listing of the root of a store, at a *path* if there are several, has no name."""
+        directory = self._directories.get(path)
+        return directory is not None and directory.complete and not directory.entries
+
     async def _recall(self, directory: Directory, prefix: str) -> None:
         """Load an earlier server's listing, once, in case the store does not give another."""
         if self._kept is None or directory.complete or directory.recalled:

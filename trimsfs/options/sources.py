@@ -23,6 +23,8 @@ MOUNTPOINT = "mountpoint"
 """The key of the mount point in a configuration file that declares a mount. It is not an option of the mount."""
 DEFAULT_CONFIG = Path("/etc/trimsfs/config.toml")
 ENVIRONMENT_PREFIX = "TRIMSFS_"
+LEAST_SIZE = 1_000_000
+"""Bytes of the smallest budget but 0: who writes less has forgotten the unit."""
 
 
 def keeper_order(mountpoint: Path, options: MountOptions, *, foreground: bool) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def load_options(
     layers = [(source, _with_stores(layer)) for source, layer in layers]
     merged = {name: value for _, layer in layers for name, value in layer.items()}
     try:
-        return MountOptions.model_validate(merged)
+        options = MountOptions.model_validate(merged)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         if not first["loc"]:
@@ -81,6 +83,13 @@ def load_options(
         if len(first["loc"]) > 1 and name in TABLES:
             raise ConfigurationError(_in_table(name, merged[name], source, first)) from None
         raise ConfigurationError(f"{_spelling(name, merged[name], source)}: {_cause(name, first)}") from None
+    for name in ("cache_size", "host_size"):
+        size = getattr(options, name)
+        if size is not None and 0 < size < LEAST_SIZE:
+            source = next(source for source, layer in reversed(layers) if name in layer)
+            spelling = _spelling(name, merged[name], source)
+            raise ConfigurationError(f"{spelling}: is {size} bytes, which hold no model: write a unit, as in {size}GiB")
+    return options
 
 
 def _with_stores(layer: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -394,8 +394,9 @@ def _control(
 
 
 def _problem(tiers: Tiers, fetching: Fetching, generation: Generation) -> str | None:
-    """Why no fetch of a generation starts now; None if one may."""
-    return fetching.retrying.of(generation.key).problem(generation.token(tiers.disk.store))
+    """Why no fetch of a generation starts now, or would be refused; None if one may."""
+    retrying = fetching.retrying.of(generation.key)
+    return retrying.problem(generation.token(tiers.disk.store)) or retrying.breaker.refusal
 
 
 def lies_on(directory: Path, kind: str) -> bool:

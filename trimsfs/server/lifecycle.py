@@ -7,12 +7,19 @@ import signal
 import socket
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trio
 
-from trimsfs.errors import BucketNotFoundError, FuseUnavailableError, StoreAccessError, StoreUnavailableError
+from trimsfs.errors import (
+    BucketNotFoundError,
+    FuseUnavailableError,
+    StoreAccessError,
+    StoreError,
+    StoreUnavailableError,
+)
 from trimsfs.fetch.worker_pool import WorkerPool
 from trimsfs.fetch.workers import Spawner
 from trimsfs.filesystem.takeover import Takeover
@@ -27,7 +34,7 @@ from trimsfs.server.assembly import assemble, lies_on
 from trimsfs.server.components import Components
 from trimsfs.server.environment import Environment, recovery_of
 from trimsfs.server.late_binding import LateBound
-from trimsfs.stores import DirectoryStore, Store, beneath, reach_place
+from trimsfs.stores import DirectoryStore, Store, beneath, reach_place, unreachable
 from trimsfs.stores.broker import Broker
 from trimsfs.stores.router import stores_of
 
@@ -143,7 +150,7 @@ async def _serve(
             if promotion.fuse is None:
                 nursery.start_soon(_begin, session, keeper, components, settings, environment.ledger)
             else:
-                await _take_over(session, keeper, components, settings, promotion.unclaimed)
+                await _take_over(options, session, keeper, components, settings, promotion.unclaimed)
                 nursery.start_soon(_settle, components.filesystem.takeover)
             if _ownership_has_changed(options, environment.ledger):
                 numbers = [inode.number for inode in components.namespace.inodes]
@@ -187,21 +194,33 @@ async def _begin(
     settings = replace(settings, init=connection.init.hex(), refusal=refusal, direct=connection.direct)
     settings.record(ledger)
     components.decide_modes(keeper, settings)
+    for path in [path for path, _ in components.breakers.items() if components.namespace.is_empty(path)]:
+        components.namespace.expire(path)
+        with suppress(StoreError):
+            await components.namespace.entries(path)  # again, as it is recorded for the next server only now
     await keeper.ready(resends=connection.resends)
 
 
 async def _take_over(
+    options: MountOptions,
     session: Session,
     keeper: KeeperClient,
     components: Components,
     settings: ConnectionSettings,
     unclaimed: Sequence[int],
 ) -> None:
-    """Take a mount over: restore the previous server's state before the first request is answered."""
+    """Take a mount over: restore the previous server's state before the first request is answered.
+
+    Nothing has shown yet whether the store takes the credentials of this server.
+    """
+    for breaker in components.breakers.values():
+        breaker.doubt()
     components.decide_modes(keeper, settings)
     await components.take_over(unclaimed=unclaimed)
     session.resume()
     await keeper.ready(resends=True)
+    for place in places(options):
+        await components.namespace.recall_root(place.path)  # facts tell if there was nothing
 
 
 async def _settle(takeover: Takeover) -> None:
@@ -259,12 +278,12 @@ async def _why_away(store: Store, place: Place, components: Components) -> Store
     failure = StoreUnavailableError(f"no answer within {deadline_s:.0f} s")
     try:
         with trio.move_on_after(deadline_s if known else math.inf):
-            await reach_place(store, place, deadline_s=deadline_s)
+            if not await reach_place(store, place, deadline_s=deadline_s):
+                await components.namespace.entries(place.path)  # facts tell that there is nothing
             return None
     except StoreUnavailableError as error:
         failure = error
-    remedy = "check the network" + (" and --endpoint-url" if options.endpoint_url else "")
-    told = StoreUnavailableError(f"{options.store}: {failure}: {remedy}")
+    told = StoreUnavailableError(f"{options.store}: {unreachable(failure, options.endpoint_url)}")
     told.__cause__ = failure
     return told
 

@@ -13,6 +13,7 @@ from trimsfs.options import MountOptions, places
 from trimsfs.processes import open_descriptors, roles
 from trimsfs.server.components import Checks, Fetching, Gpu, Tiers
 from trimsfs.server.environment import Environment
+from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.stores.retrying import StoreStatistics
 from trimsfs.telemetry.histogram import Histogram
 from trimsfs.telemetry.model_counters import Labelled
@@ -69,6 +70,9 @@ def facts(
         **_process_facts(environment),
         "cache_dir": str(options.cache_dir),
         "store_problem": _store_problem(fetching),
+        "store_refuses": any(breaker.refusal for breaker in fetching.breakers.values()),
+        "store_empty": _store_empty(options, fetching),
+        "store_known": all(breaker.known for breaker in fetching.breakers.values()),
         **({"stores": _stores(options, fetching)} if fetching.several else {}),
         **({} if fleet is None else {"fleet": fleet()}),
         "fleet_problem": environment.no_fleet,
@@ -104,26 +108,39 @@ def sources(
 
 
 def _store_problem(fetching: Fetching) -> str | None:
-    """Why a store does not answer, with its path if there are several; None if all answer."""
-    away = [
-        f"/{path.rstrip('/')}: {breaker.outage[1]}" if fetching.several else breaker.outage[1]
-        for path, breaker in fetching.breakers.items()
-        if breaker.outage is not None
+    """Why a store does not answer or refuses, with its path if there are several; None if all serve."""
+    told = [(path, _problem_of(breaker)) for path, breaker in fetching.breakers.items()]
+    failing = [f"/{path.rstrip('/')}: {why}" if fetching.several else why for path, why in told if why is not None]
+    return "; ".join(failing) or None
+
+
+def _store_empty(options: MountOptions, fetching: Fetching) -> str | None:
+    """The operator's stores under which there is nothing, maybe as they are misspelt; None if there are none."""
+    empty = [
+        str(place.options.store)
+        for place in places(options)
+        if place.tenant is None and fetching.namespace.is_empty(place.path)
     ]
-    return "; ".join(away) or None
+    return ", ".join(empty) or None
+
+
+def _problem_of(breaker: CircuitBreaker) -> str | None:
+    """Why one store does not answer, or what it refuses; None if it serves."""
+    return breaker.outage[1] if breaker.outage is not None else breaker.refusal
 
 
 def _stores(options: MountOptions, fetching: Fetching) -> list[dict[str, object]]:
     """Facts about each of several stores, for the control file ``control``."""
     found = list[dict[str, object]]()
     for place in sorted(places(options), key=attrgetter("path")):
-        counted, outage = fetching.retrying.of(place.path).statistics(), fetching.breakers.of(place.path).outage
+        counted, breaker = fetching.retrying.of(place.path).statistics(), fetching.breakers.of(place.path)
         found.append(
             {
                 "path": place.path.rstrip("/"),
                 "store": place.options.store,
                 "tenant": place.tenant.path if place.tenant is not None else None,
-                "problem": outage[1] if outage is not None else None,
+                "problem": _problem_of(breaker),
+                "refuses": breaker.refusal is not None,
                 "requests": counted.requests,
                 "failed_attempts": counted.failed_attempts,
             }

@@ -4,11 +4,12 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from trimsfs.errors import BucketNotFoundError, ConfigurationError
+from trimsfs.errors import BucketNotFoundError, ConfigurationError, StoreNotTrustedError, StoreUnavailableError
 from trimsfs.options import MountOptions, Place, places
 from trimsfs.stores.base import Page, Store
 from trimsfs.stores.directory import DirectoryStore
@@ -37,6 +38,7 @@ __all__ = [
     "reach",
     "reach_place",
     "routed",
+    "unreachable",
 ]
 
 if TYPE_CHECKING:
@@ -117,10 +119,25 @@ def _open(options: MountOptions, max_requests: int, share_links: bool) -> Store:
 
         return open_cloud(url, options, max_requests=max_requests)
     if "://" in url:
+        _check_scheme(url)
         return FsspecStore(url, max_requests=max_requests)
     if url:
         return DirectoryStore(Path(url), share_links=share_links)
     raise ConfigurationError("no store: write s3://BUCKET[/PREFIX] or a directory")
+
+
+def _check_scheme(url: str) -> None:
+    """Refuse a URL that is most likely meant for S3. Raises ConfigurationError, which has what to write instead."""
+    scheme, _, rest = url.partition("://")
+    if scheme != scheme.lower():
+        raise ConfigurationError(f"store {url}: a scheme is in lower case: write {scheme.lower()}://{rest}")
+    if scheme in {"http", "https"} and find_spec("fsspec") is None:
+        host, _, path = rest.partition("/")
+        bucket = path.rstrip("/") or "BUCKET[/PREFIX]"
+        raise ConfigurationError(
+            f"store {url}: a server of S3 is no store: write s3://{bucket} with --endpoint-url {scheme}://{host}; for "
+            "files of a web server, pip install 'trimsfs[fsspec]'"
+        )
 
 
 def open_writer(options: MountOptions, *, scratch: str, max_requests: int, conditions: bool = True) -> "Writer":
@@ -197,28 +214,34 @@ def max_requests_each(max_requests: int, stores: int) -> int:
     return max(min(LEAST_REQUESTS, max_requests), max_requests // stores)
 
 
-async def reach(store: Store, options: MountOptions, *, deadline_s: float) -> None:
-    """Check that a store answers and exists; a prefix exists if it holds an object.
+async def reach(store: Store, options: MountOptions, *, deadline_s: float) -> bool:
+    """Check that a store answers and exists; a prefix exists if it holds an object. Returns whether there is any.
 
     Raises BucketNotFoundError, for an empty prefix only without ``options.allow_empty``, and the errors of `Store`.
     """
     retrying = Retrying(deadline_s=deadline_s, on_failure=None)
     await retrying.call("no answer", store.probe)
     page = await retrying.call("no answer", partial(store.list_page, "", limit=1))
-    if page.exists:
-        return
-    if options.allow_empty:
-        log.warning("%s: there is nothing under it", options.store)
-    else:
+    if not page.exists and not options.allow_empty:
         raise BucketNotFoundError(f"{options.store}: there is nothing under it: check the spelling, or --allow-empty")
+    if not page.exists:
+        log.warning("%s: there is nothing under it: check the spelling if you expect objects", options.store)
+    return page.exists
 
 
-async def reach_place(store: Store, place: Place, *, deadline_s: float) -> None:
+def unreachable(error: StoreUnavailableError, endpoint_url: str | None) -> str:
+    """Why a store does not answer, with the remedy."""
+    if isinstance(error.__cause__, StoreNotTrustedError):
+        return str(error)
+    return f"{error}: check the network" + (" and --endpoint-url" if endpoint_url else "")
+
+
+async def reach_place(store: Store, place: Place, *, deadline_s: float) -> bool:
     """As `reach`, for one place of a mount. A tenant may have no object yet, and may list no more than its path."""
     if place.tenant is None:
-        await reach(store, place.options, deadline_s=deadline_s)
-    else:
-        await Retrying(deadline_s=deadline_s, on_failure=None).call("no answer", probe(store, place))
+        return await reach(store, place.options, deadline_s=deadline_s)
+    await Retrying(deadline_s=deadline_s, on_failure=None).call("no answer", probe(store, place))
+    return True
 
 
 def probe(store: Store, place: Place) -> Callable[[], Awaitable[object]]:

@@ -7,7 +7,13 @@ from typing import TypeVar
 
 import trio
 
-from trimsfs.errors import BucketNotFoundError, StoreError, StoreUnavailableError, TransientStoreError
+from trimsfs.errors import (
+    BucketNotFoundError,
+    StoreAccessError,
+    StoreError,
+    StoreUnavailableError,
+    TransientStoreError,
+)
 from trimsfs.handover.ledger import Ledger, RecordKind
 
 log = logging.getLogger(__name__)
@@ -16,6 +22,9 @@ T = TypeVar("T")
 
 PROBE_INTERVAL_S, PROBE_TIMEOUT_S = 1.0, 3.0
 """How often a failed store is probed, and how long a probe may take."""
+REFUSED_INTERVAL_S = 5.0
+"""How often a store that refuses is probed: it answers, so nobody waits for the end."""
+READS_REFUSED = "the credentials may list it, but every read so far was refused: they must be allowed s3:GetObject, too"
 FORGOTTEN_AFTER_S = 5.0
 """How long a failure counts unless another one follows."""
 TOLD_AFTER_S = 2.0
@@ -38,6 +47,8 @@ class CircuitBreaker:
     store then do. ``open`` says that this has lasted *deadline_s* seconds: requests then fail at once. Any answer ends
     both; `run` probes the store for one. The *ledger* passes the state on to the next server. Of several stores of a
     mount, this is the one at a *path*.
+
+    A refusal is an answer. Whether it concerns one object or all, the next probe tells.
     """
 
     def __init__(self, *, deadline_s: float, ledger: Ledger | None = None, path: str = "") -> None:
@@ -47,6 +58,11 @@ class CircuitBreaker:
         self._answered_at = self._failing_since = self._failed_at = -math.inf
         self._failure = ""
         self._was_open = False
+        self._doubted = False
+        self._probe_refused: str | None = None
+        self._read, self._reads_refused = False, False
+        self.refused_attempts = 0
+        """How many requests the store has refused since the server started."""
         self.openings = 0
         """How often the breaker has opened since the server started."""
         self.closed_at = -math.inf
@@ -91,6 +107,33 @@ class CircuitBreaker:
     def outage(self) -> tuple[float, str] | None:
         """For how many seconds the store has not answered, and why; None for less than TOLD_AFTER_S."""
         return (self.silent_s, self._failure) if self.silent_s >= TOLD_AFTER_S else None
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the store refuses all requests, or all reads; None if it does not."""
+        unread = self._reads_refused and not self._read
+        return self._probe_refused or (READS_REFUSED if unread else None)
+
+    @property
+    def known(self) -> bool:
+        """Whether nothing has happened that a probe has yet to explain."""
+        return not self._doubted
+
+    def doubt(self) -> None:
+        """Have `run` probe the store at once: it may refuse the credentials of this server."""
+        self._doubted = True
+        self._tell()
+
+    def refused(self, *, read: bool = False) -> None:
+        """Record that the store has refused a request, a *read* of an object if so."""
+        self.answered()
+        self.refused_attempts += 1
+        self._reads_refused |= read
+        self.doubt()
+
+    def has_read(self) -> None:
+        """Record that the store has given bytes of an object."""
+        self._read = True
 
     def check(self, subject: str) -> None:
         """Raises StoreUnavailableError, which names the *subject*, while the breaker is open."""
@@ -163,11 +206,16 @@ class CircuitBreaker:
     async def run(
         self, probe: Callable[[], Awaitable[object]], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Repeat a *probe* of the store while it does not answer."""
+        """Repeat a *probe* of the store while it does not answer, or refuses."""
         task_status.started()
         while True:
-            while not self.failing:
-                await self._changed.wait()
+            while not (self.failing or self._doubted):
+                with trio.move_on_after(REFUSED_INTERVAL_S if self._probe_refused else math.inf) as pause:
+                    await self._changed.wait()
+                self._doubted |= pause.cancelled_caught
+            if self._doubted:
+                await self._probe(probe)
+                self._doubted = False
             await trio.sleep(PROBE_INTERVAL_S)
             if self.failing:
                 await self._probe(probe)
@@ -178,14 +226,24 @@ class CircuitBreaker:
             with trio.move_on_after(PROBE_TIMEOUT_S):
                 await probe()
                 self.answered()
+                self._learn(None)
                 return
             raise TransientStoreError(f"no answer within {PROBE_TIMEOUT_S:.0f} s")
         except (TransientStoreError, StoreUnavailableError, BucketNotFoundError) as error:
             self.failed(as_outage(error), began)
-        except StoreError:
+        except StoreError as error:
             self.answered()
+            self._learn(str(error) if isinstance(error, StoreAccessError) else None)
         except Exception:  # a defect: it ends this probe, not the server
             log.exception("%s cannot be probed: internal error", self._subject)
+
+    def _learn(self, refusal: str | None) -> None:
+        """Learn from a probe whether the store refuses all requests, and why."""
+        if refusal is not None and self._probe_refused is None:
+            log.error("%s refuses: %s", self._subject, refusal)
+        elif refusal is None and self._probe_refused is not None:
+            log.warning("%s no longer refuses", self._subject)
+        self._probe_refused = refusal
 
     def _tell(self) -> None:
         self._changed.set()

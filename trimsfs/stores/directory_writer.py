@@ -20,6 +20,7 @@ from trimsfs.errors import (
     StoreAccessError,
     StoreUnavailableError,
 )
+from trimsfs.mountinfo import mount_of
 from trimsfs.stores.directory import etag_of
 from trimsfs.stores.writer import Stored, Upload, part_size
 
@@ -115,9 +116,16 @@ class DirectoryWriter:
         except OSError as error:
             told = f"{error.filename or self._root}: {error.strerror}"
             if error.errno == errno.EROFS:
-                raise StoreAccessError(f"{told}: mount it for writing, or name another store") from error
+                raise StoreAccessError(f"{told}: {self._writable()}") from error
             remedy = ": free some space there" if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
             raise StoreUnavailableError(told + remedy) from error
+
+    def _writable(self) -> str:
+        """What to write to instead of a directory that is mounted read-only."""
+        mounted = mount_of(self._root.resolve())
+        if mounted is None:
+            return "mount it for writing (`mount -o remount,rw`), or name another store"
+        return f"{mounted.mountpoint} is a mount of trimsfs, which never takes writes: name its store, {mounted.source}"
 
     def _new_file(self) -> tuple[Path, int]:
         """A new file in the scratch directory, and its locked descriptor."""

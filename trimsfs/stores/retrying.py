@@ -64,7 +64,7 @@ def request_histogram() -> Histogram:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreStatistics:
-    """Counts since the server started: requests (each with its retries), and attempts with a transient failure.
+    """Counts since the server started: requests (each with its retries), and attempts that failed or were refused.
 
     ``request_seconds`` is how long the attempts took, by outcome: of the store alone, not of work in fetch processes.
     ``circuit_open`` is 1 while requests fail at once, ``circuit_openings`` how often that began.
@@ -132,7 +132,7 @@ class Retrying:
     def statistics(self) -> StoreStatistics:
         return StoreStatistics(
             requests=self._requests,
-            failed_attempts=self._failures,
+            failed_attempts=self._failures + self.breaker.refused_attempts,
             request_seconds=self._request_seconds,
             circuit_open=int(self.breaker.open),
             circuit_openings=self.breaker.openings,
@@ -215,16 +215,25 @@ class Retrying:
                         self._recent.add(token, failure)
                     raise failure from error
             except StoreError as error:
-                if not isinstance(error, StoreUnavailableError):
-                    breaker.answered()
+                _tell(breaker, error, read=token is not None)
                 raise
             else:
                 breaker.answered()
+                if token is not None:
+                    breaker.has_read()
                 return result
             # The last attempt starts at the deadline itself, in case the store has just come back.
             await breaker.sleep(min(random.uniform(0, longest_s), max(0.0, deadline - now)))  # noqa: S311 jitter
             longest_s = min(2 * longest_s, LONGEST_WAIT_S)
         raise AssertionError("unreachable: the attempts are not bounded")
+
+
+def _tell(breaker: CircuitBreaker, error: StoreError, *, read: bool) -> None:
+    """Tell a breaker of an error that no other attempt would mend, of a *read* or of another request."""
+    if isinstance(error, StoreAccessError):
+        breaker.refused(read=read)
+    elif not isinstance(error, StoreUnavailableError):
+        breaker.answered()
 
 
 class RetryingStore(StoreWrapper):

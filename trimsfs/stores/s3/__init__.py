@@ -16,7 +16,7 @@ from trimsfs.stores.bodies import METADATA_THREADS, RequestThreads, parsing
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.receive_loop import HttpBody
 from trimsfs.stores.s3.answers import Transport
-from trimsfs.stores.s3.client import make_client
+from trimsfs.stores.s3.client import ca_file, make_client
 from trimsfs.stores.s3.digests import digest_by_etag, digest_of
 from trimsfs.stores.s3.errors import by_sdk, translated
 from trimsfs.stores.s3.requests import Condition, ObjectRequests
@@ -63,6 +63,7 @@ class S3Store:
             f"bucket {bucket}", max_requests=max_requests, stall_timeout_s=options.stall_timeout
         )
         self._client = make_client(options, max_requests + METADATA_THREADS)
+        self.ca_file = ca_file(self._client)
         transport = Transport(self._client, 2 * options.stall_timeout)
         self._objects = ObjectRequests(self._client, transport, bucket)
 
@@ -87,7 +88,7 @@ class S3Store:
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
         get = partial(self._get, generation, offset, length)
-        safely = partial(translated, bucket=self._bucket, key=generation.key)
+        safely = partial(translated, bucket=self._bucket, key=generation.key, ca_file=self.ca_file)
         return await self._threads.read(get, length, sink, translated=safely)
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
@@ -102,7 +103,7 @@ class S3Store:
 
     async def _ask(self, function: Callable[[], T], key: str = "") -> T:
         """Make a request in a thread. Raises StoreStalledError."""
-        return await self._threads.ask(partial(translated, function, self._bucket, key))
+        return await self._threads.ask(partial(translated, function, self._bucket, key, ca_file=self.ca_file))
 
     def _list(self, prefix: str, token: str | None, limit: int) -> Page:
         continuation: _Continuation = {} if token is None else {"ContinuationToken": token}

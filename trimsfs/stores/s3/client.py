@@ -12,6 +12,7 @@ import boto3
 import botocore.exceptions
 from botocore import UNSIGNED
 from botocore.config import Config
+from botocore.httpsession import get_cert_path
 from botocore.session import Session
 
 from trimsfs.errors import ConfigurationError
@@ -92,6 +93,12 @@ def make_client(options: MountOptions, connections: int, *, writes: bool = False
     client.meta.events.register_last("before-parameter-build.s3", _ask_for_the_region_once)
     client._make_api_call = by_sdk()(client._make_api_call)  # what all its methods call
     return client  # type: ignore[no-any-return]
+
+
+def ca_file(client: "S3Client") -> str:
+    """The file of the authorities by which a client verifies the store's certificate."""
+    session: Any = client._endpoint.http_session  # type: ignore[attr-defined]  # it has no public name
+    return str(get_cert_path(session._verify))
 
 
 def _headers(options: MountOptions, writes: bool) -> dict[str, dict[str, str]]:

@@ -1,9 +1,14 @@
 """Translates the SDK's errors into trimsfs's own."""
 
+import os
+import pwd
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import botocore.exceptions
 import botocore.parsers
@@ -15,6 +20,7 @@ from trimsfs.errors import (
     ObjectNotFoundError,
     StoreAccessError,
     StoreError,
+    StoreNotTrustedError,
     StoreStalledError,
     StoreThrottledError,
     StoreUnavailableError,
@@ -36,6 +42,14 @@ _ACCESS_CODES = {
     "RequestTimeTooSkewed",
     "SignatureDoesNotMatch",
 }
+_REMEDIES = {
+    "AccessDenied": "check the credentials, and what their policy allows",
+    "ExpiredToken": "renew the credentials",
+    "InvalidAccessKeyId": "the store does not know the key: check AWS_ACCESS_KEY_ID or the profile",
+    "InvalidToken": "renew the credentials",
+    "SignatureDoesNotMatch": "check the secret: AWS_SECRET_ACCESS_KEY or the profile",
+}
+"""What to do about refusals, by their codes."""
 _THROTTLE_CODES = {"429", "503", "RequestLimitExceeded", "SlowDown", "Throttling", "TooManyRequests"}
 _CHANGED_CODES = {"412", "416", "InvalidRange", "NoSuchVersion", "PreconditionFailed"}
 _PASSING_CODES = {"307", "400", "408", "InternalError", "RequestTimeout", "TemporaryRedirect"}
@@ -62,9 +76,10 @@ _TEXT_LIMIT = 500
 """Most characters of a server's message to pass on."""
 
 
-def translated(function: Callable[[], T], bucket: str, key: str = "") -> T:
+def translated(function: Callable[[], T], bucket: str, key: str = "", *, ca_file: str = "") -> T:
     """Call *function*, which makes a request about a bucket or an object. Raises StoreErrors of one line.
 
+    *ca_file* has the authorities that the store's certificate is verified by.
     No message shows what the SDK would send, as that contains credentials.
     """
     subject = f"{key}: bucket {bucket}" if key else f"bucket {bucket}"
@@ -72,6 +87,8 @@ def translated(function: Callable[[], T], bucket: str, key: str = "") -> T:
         return function()
     except StoreError:
         raise
+    except botocore.exceptions.SSLError as error:
+        raise _tls_error(error, ca_file) from error
     except (botocore.exceptions.BotoCoreError, *_NETWORK_ERRORS, MalformedAnswerError) as error:
         if "header value" in str(error):
             # Without the cause: its text is the header, which contains the access key or the token.
@@ -92,6 +109,33 @@ def by_sdk() -> Iterator[None]:
 def one_line(text: object) -> str:
     """Foreign text as one line of bounded length, without a full stop: more follows."""
     return " ".join(str(text)[: 2 * _TEXT_LIMIT].split())[:_TEXT_LIMIT].rstrip(".")
+
+
+def _tls_error(error: botocore.exceptions.SSLError, ca_file: str) -> TransientStoreError:
+    """Why a connection by TLS failed; if by the file of authorities, with the remedy."""
+    said = _OBJECT.sub(r"\1", one_line(error))
+    _, untrusted, why = said.partition("certificate verify failed: ")
+    if untrusted:
+        host, reason = urlsplit(str(error.kwargs["endpoint_url"])).hostname, why.partition(" (_ssl.c")[0]
+        return StoreNotTrustedError(
+            f"the certificate of {host} is not trusted by the CA file {ca_file}: {reason}: set AWS_CA_BUNDLE, or "
+            "ca_bundle in the AWS configuration, to a file with the CA that has signed it"
+        )
+    _, unusable, why = said.partition(" [Errno ")
+    if unusable:
+        return StoreNotTrustedError(
+            f"CA file {ca_file}: {why.partition('] ')[2]}: user {_user()} must be able to read it: check the path in "
+            "AWS_CA_BUNDLE or ca_bundle, and the modes of the file and of the directories above it"
+        )
+    return TransientStoreError(said)
+
+
+def _user() -> str:
+    """The name of the user that this process runs as."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def _sdk_error(error: Exception, subject: str) -> StoreError:
@@ -135,9 +179,28 @@ def _client_error(error: botocore.exceptions.ClientError, bucket: str, subject: 
     if code == "InvalidObjectState":
         return StoreUnavailableError(f"{subject}: {said}: archived: restore it first")
     if code in _ACCESS_CODES or status in {401, 403}:
-        return StoreAccessError(f"{subject}: {error.operation_name}: {said}: check the credentials")
+        return StoreAccessError(f"{subject}: {error.operation_name}: {_refusal(code, said, answer)}")
     if code in _THROTTLE_CODES or status in {429, 503}:
         return StoreThrottledError(said)
     if status >= 500 or code in _PASSING_CODES:
         return TransientStoreError(said)
     return StoreUnavailableError(f"{subject}: {said}")
+
+
+def _refusal(code: str, said: str, answer: Any) -> str:
+    """What the store refuses, of which key, and the remedy."""
+    if code == "RequestTimeTooSkewed":
+        return f"{said}: {_clock(answer['ResponseMetadata'].get('HTTPHeaders', {}).get('date'))}"
+    key = answer.get("Error", {}).get("AWSAccessKeyId")
+    remedy = _REMEDIES.get(code, "check the credentials")
+    return f"{said}: of key {one_line(key)}: {remedy}" if key else f"{said}: {remedy}"
+
+
+def _clock(date: str | None) -> str:
+    """How far the clock of this host is off, by the time of an answer, and the remedy."""
+    remedy = "set it by NTP: `timedatectl set-ntp true`, `chronyc makestep`"
+    try:
+        ahead_s = time.time() - parsedate_to_datetime(date or "").timestamp()
+    except ValueError:
+        return f"the clock of this host and the store's differ: {remedy}"
+    return f"the clock of this host is {abs(ahead_s):.0f} s {'ahead' if ahead_s > 0 else 'behind'}: {remedy}"

@@ -22,7 +22,7 @@ from trimsfs.errors import (
 from trimsfs.options import MountOptions
 from trimsfs.stores.bodies import parsing
 from trimsfs.stores.retrying import Retrying
-from trimsfs.stores.s3.client import make_client
+from trimsfs.stores.s3.client import ca_file, make_client
 from trimsfs.stores.s3.errors import translated
 from trimsfs.stores.writer import Stored, Upload, part_size
 
@@ -110,7 +110,9 @@ class S3Writer:
 
         async def attempt() -> T:
             return await trio.to_thread.run_sync(
-                partial(translated, partial(_conditional, function, key), self._bucket, key),
+                partial(
+                    translated, partial(_conditional, function, key), self._bucket, key, ca_file=ca_file(self.client)
+                ),
                 limiter=self._limiter,
                 abandon_on_cancel=True,
             )

@@ -9,8 +9,10 @@ from trimsfs.tiers.mapping import map_pages, unmap
 
 MADV_HUGEPAGE, MADV_POPULATE_READ = 14, 22
 _SYS_CACHESTAT = 451  # the same number on every architecture
+_OVERLAYFS = 0x794C7630
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
@@ -33,7 +35,28 @@ def resident_bytes(descriptor: int, start: int = 0, length: int = 0) -> int | No
     part = _Range(start, length)
     answer = _CacheStat()
     result = _libc.syscall(_SYS_CACHESTAT, descriptor, ctypes.byref(part), ctypes.byref(answer), 0)
+    if result == 0 and answer.cached == 0 and _on_overlay(descriptor):
+        return _mapped_bytes(descriptor, start, length or os.fstat(descriptor).st_size - start)
     return answer.cached * mmap.PAGESIZE if result == 0 else None
+
+
+def _on_overlay(descriptor: int) -> bool:
+    """Whether a file is on overlayfs, whose pages are those of a file below it: cachestat does not look there."""
+    answer = (ctypes.c_long * 32)()  # struct statfs is shorter, and begins with the type
+    return _libc.fstatfs(descriptor, answer) == 0 and answer[0] == _OVERLAYFS
+
+
+def _mapped_bytes(descriptor: int, start: int, length: int) -> int | None:
+    """Bytes of a part of a file in the page cache, as a mapping tells if this user owns it; None if unknown."""
+    if length <= 0:
+        return 0
+    address = map_pages(descriptor, start, length)
+    try:
+        pages = (ctypes.c_ubyte * (-(-length // mmap.PAGESIZE)))()
+        told = _libc.mincore(address, length, pages) == 0
+        return bytes(pages).count(1) * mmap.PAGESIZE if told else None
+    finally:
+        unmap(address, length)
 
 
 def populate(descriptor: int, start: int, stop: int) -> None:
