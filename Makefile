@@ -38,7 +38,7 @@ APT_ALL := chromium fonts-dejavu-core
 APT_BENCH := s3fs
 APT_FLEET := iproute2 nginx-light
 APT_WHEELS := dpkg-dev pkg-config python3-dev python3-venv
-APT_DIST := $(APT_WHEELS) debhelper mmdebstrap podman systemd-container
+APT_DIST := $(APT_WHEELS) build-essential debhelper mmdebstrap podman systemd-container
 APT_GET := DEBIAN_FRONTEND=noninteractive apt-get -q
 # The packages that are not installed; if there are none, make needs no root.
 missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $(1) 2>/dev/null \
