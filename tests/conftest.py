@@ -27,7 +27,7 @@ from tests.support.chunks import SMALL_CHUNK
 from tests.support.mounts import MountedStore, OwnDirectory, let_in, mounted, unmount_dead, wait_until
 from tests.support.survival import COLUMNS, Survival, Survived
 
-pytest_plugins = ["tests.support.parallel"]
+pytest_plugins = ["tests.support.leftovers", "tests.support.parallel"]
 
 NEED_ROOT = {"containers", "fleet", "fuse", "gpu", "reliability", "security"}
 """The directories of tests that mount."""

@@ -166,6 +166,8 @@ def remove(mountpoint: Path) -> None:
 
 def write(spec: dict[str, Any], output: Path) -> None:
     """Write a spec atomically. Raises ContainerError."""
+    if output.exists() and not output.is_file():  # a device, such as /dev/null, would become a plain file
+        raise ArgumentError(f"{output}: it is no regular file: name another --output")
     directory = output.parent
     try:
         if directory == DEFAULT_DIRECTORY:

@@ -133,6 +133,15 @@ def test_a_spec_is_put_in_place_whole_for_all_to_read(models: MountedStore, tmp_
     assert os.listdir(tmp_path) == [output.name]
 
 
+def test_a_spec_replaces_no_device_or_pipe(models: MountedStore, tmp_path: Path) -> None:
+    output = tmp_path / "pipe"
+    os.mkfifo(output)
+    done = mountctl("cdi", models.path, "--output", output)
+    assert done.returncode != 0
+    assert f"{output}: it is no regular file" in done.stderr
+    assert output.is_fifo()
+
+
 def test_devices_of_two_mounts_do_not_hide_each_other(
     models: MountedStore, tmp_path: Path, store_directory: Path
 ) -> None:

@@ -1,0 +1,80 @@
+"""What a run of the tests must not leave: processes, mounts, and device files that are none any more.
+
+A pytest plugin. All processes that tests start inherit a mark in their environment, unless they get one of their own.
+"""
+
+import os
+import signal
+import stat
+import subprocess
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from trimsfs import mountinfo
+
+MARK = "STARTED_BY_TESTS"
+DEVICES = ("full", "fuse", "null", "random", "tty", "urandom", "zero")
+END_TIMEOUT_S = 15.0
+"""How long what a run has started may take to end by itself."""
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):
+        os.environ[MARK] = f"{os.getpid()}-{uuid.uuid4().hex}"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Tell what is left and end it, also when the run was interrupted. It makes a run fail that has passed."""
+    if hasattr(session.config, "workerinput"):
+        return
+    factory: pytest.TempPathFactory = session.config._tmp_path_factory  # type: ignore[attr-defined]
+    left = _left(factory.getbasetemp())
+    if not left:
+        return
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.section("left behind")
+        for line in left:
+            reporter.line(line)
+    if exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _left(directory: Path) -> list[str]:
+    """What is left, of mounts those below a directory; ends and unmounts it."""
+    deadline = time.monotonic() + END_TIMEOUT_S
+    while (_processes() or _mounts(directory)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    told = [f"/dev/{name} is no device any more" for name in DEVICES if not _is_device(Path("/dev") / name)]
+    for pid in _processes():
+        with suppress(OSError):  # it has ended
+            title = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ").strip()
+            told.append(f"process {pid}: {title[:200]}")
+            os.kill(pid, signal.SIGKILL)
+    for mountpoint in reversed(_mounts(directory)):
+        told.append(f"mount {mountpoint}")
+        subprocess.run(["umount", "--lazy", mountpoint], timeout=30, check=False, capture_output=True)
+    return told
+
+
+def _processes() -> list[int]:
+    """The processes with the mark of this run, but for itself."""
+    mark, found = f"{MARK}={os.environ[MARK]}".encode(), []
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        with suppress(OSError):  # it has ended, or is another user's
+            if mark in Path(f"/proc/{name}/environ").read_bytes().split(b"\0") and int(name) != os.getpid():
+                found.append(int(name))
+    return found
+
+
+def _mounts(directory: Path) -> list[Path]:
+    return [mount.mountpoint for mount in mountinfo.mounts(None) if directory in mount.mountpoint.parents]
+
+
+def _is_device(path: Path) -> bool:
+    return not path.exists() or stat.S_ISCHR(path.stat().st_mode)

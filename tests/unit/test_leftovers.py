@@ -1,0 +1,49 @@
+"""A run of the tests tells, and ends, what it has left."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import leftovers
+from tests.support.mounts import wait_until
+from trimsfs.processes import exists
+
+LEAVES = """
+import subprocess
+def test_it():
+    process = subprocess.Popen(["sleep", "300"])
+    open("pid", "w").write(str(process.pid))
+"""
+
+
+@pytest.mark.parametrize("content", [LEAVES, LEAVES.replace("300", "0")], ids=["left", "ended"])
+def test_a_process_that_is_left_makes_a_run_fail_and_is_ended(tmp_path: Path, content: str) -> None:
+    (tmp_path / "test_it.py").write_text(content)
+    program = (
+        f"import pytest, sys; import tests.support.leftovers as plugin; plugin.END_TIMEOUT_S = 0.5; "
+        f"sys.exit(pytest.main(['-p', 'no:cacheprovider', '-c', '/dev/null', '--rootdir', '.', "
+        f"'--basetemp', '{tmp_path / 'base'}', 'test_it.py'], plugins=[plugin]))"
+    )
+    root = str(Path(leftovers.__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    pid = int((tmp_path / "pid").read_text())
+    left = "300" in content
+    assert (f"process {pid}: sleep 300" in done.stdout) == left, done.stdout + done.stderr
+    assert done.returncode == int(left)
+    wait_until(lambda: not exists(pid))
+
+
+def test_device_files_are_told_from_plain_ones(tmp_path: Path) -> None:
+    (tmp_path / "null").touch()
+    assert not leftovers._is_device(tmp_path / "null")
+    assert leftovers._is_device(Path("/dev/null"))
