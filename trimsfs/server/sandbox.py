@@ -96,7 +96,8 @@ def identity(user: str) -> Identity:
 def give(directory: Path, to: Identity) -> None:
     """Create a cache directory, or give it and its content to a user, unless they own it already.
 
-    Raises CacheUnusableError, also if the directory holds anything but a cache.
+    Another server may still use it: it makes no file in what is given, but removes some meanwhile. Raises
+    CacheUnusableError, also if the directory holds anything but a cache.
     """
     try:
         for missing in [above for above in reversed(directory.parents) if not above.exists()]:
@@ -110,11 +111,13 @@ def give(directory: Path, to: Identity) -> None:
             strange = sorted(entries - _CACHE_ENTRIES)[0]
             raise CacheUnusableError(f"cache directory {directory}: holds {strange!r}: choose an empty one")
         for name in entries:
-            os.chown(directory / name, to.uid, to.gid, follow_symlinks=False)
+            with contextlib.suppress(FileNotFoundError):
+                os.chown(directory / name, to.uid, to.gid, follow_symlinks=False)
         if "blobs" in entries:
             for _, directories, files, descriptor in os.fwalk(directory / "blobs"):
                 for name in (*directories, *files):
-                    os.chown(name, to.uid, to.gid, dir_fd=descriptor, follow_symlinks=False)
+                    with contextlib.suppress(FileNotFoundError):
+                        os.chown(name, to.uid, to.gid, dir_fd=descriptor, follow_symlinks=False)
         os.chown(directory, to.uid, to.gid)  # last: a failure before is mended by the next start
     except OSError as error:
         raise CacheUnusableError(f"{directory}: {error.strerror}: set --cache-dir or --server-user") from error
