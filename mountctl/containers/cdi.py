@@ -3,14 +3,12 @@
 A model's name comes from a store and may hold any byte that a file name can; the specs are valid for all of them.
 """
 
-import hashlib
 import json
 import os
 import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +16,13 @@ from typing import Any
 from mountctl.containers.child_process import RefusalError, run_in_child
 from mountctl.containers.errors import ArgumentError, ContainerError, NoAnswerError, NotPermittedError
 from mountctl.containers.mountpoints import holds_mountpoints_only, is_shared
-from trimsfs.mountinfo import trimsfs_at
+from mountctl.linux.cdi_specs import DEFAULT_DIRECTORY, GPU, NAME_LIMIT, WHOLE, device_name, short_hash
 
 VERSION = "0.5.0"
 """The oldest version with all fields that the specs use, so that older engines read them too."""
 VENDOR = "trimsfs.dev"
-WHOLE, GPU = "all", "gpu"
-DEFAULT_DIRECTORY = Path("/var/run/cdi")
 MODEL_LIMIT = 10_000
 SPEC_LIMIT = 64 << 20
-NAME_LIMIT = 64
 _BIND = ("ro", "nosuid", "nodev", "rbind")
 
 
@@ -108,33 +103,14 @@ def spec_of(
     return spec, follows
 
 
-def device_name(model: str) -> str:
-    """A valid CDI name, unique for each model: `:` replaces `/`, and a hash after `::` replaces invalid characters.
-
-    A name depends only on its model, so no model can take the name of another.
-    """
-    if len(model) <= NAME_LIMIT and model not in {WHOLE, GPU} and all(map(_plain, model.split("/"))):
-        return model.replace("/", ":")
-    readable = re.sub(r"[^A-Za-z0-9]+", "-", model)[:NAME_LIMIT].strip("-") or "model"
-    return f"{readable}::{_hash(model, 32)}"
-
-
-def _plain(part: str) -> bool:
-    return re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?", part) is not None
-
-
 def _variables(models: list[str]) -> list[str]:
     """The name of each model's environment variable; a hash distinguishes names that would be equal."""
     plain = ["TRIMSFS_MODEL_" + (re.sub(r"[^A-Z0-9]+", "_", model.upper())[:NAME_LIMIT].strip("_")) for model in models]
     number = Counter(plain)
     return [
-        name if number[name] == 1 and not name.endswith("_") else f"{name.rstrip('_')}_{_hash(model, 32).upper()}"
+        name if number[name] == 1 and not name.endswith("_") else f"{name.rstrip('_')}_{short_hash(model, 32).upper()}"
         for name, model in zip(plain, models, strict=True)
     ]
-
-
-def _hash(text: str, digits: int) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 
 def _bind(path: Path, propagation: str) -> dict[str, Any]:
@@ -144,24 +120,6 @@ def _bind(path: Path, propagation: str) -> dict[str, Any]:
         "type": "bind",
         "options": [*_BIND, propagation],
     }
-
-
-def default_output(mountpoint: Path) -> Path:
-    """The default path of a mount's spec, where engines look for it."""
-    name = str(mountpoint).strip("/").replace("/", "-")
-    if not _plain(name) or len(name) > NAME_LIMIT:
-        name = device_name(name).replace("::", "-")
-    return DEFAULT_DIRECTORY / f"trimsfs-{name}.json"
-
-
-def remove(mountpoint: Path) -> None:
-    """Remove the spec at the default path of a mount that has ended, unless it is by now of another at its place."""
-    if trimsfs_at(mountpoint) is not None:
-        return
-    with suppress(OSError, ValueError, LookupError, TypeError):
-        output = default_output(mountpoint)
-        if json.loads(output.read_text())["containerEdits"]["env"] == [f"TRIMSFS_MODELS={mountpoint}"]:
-            output.unlink()
 
 
 def write(spec: dict[str, Any], output: Path) -> None:

@@ -16,6 +16,7 @@ from mountctl.containers.child_process import TIMEOUT_S
 from mountctl.containers.engines import ENGINES, process_of
 from mountctl.containers.errors import ContainerError
 from mountctl.containers.mountpoints import gpu_socket, mountpoint_of
+from mountctl.linux.cdi_specs import WHOLE, default_output
 from trimsfs.command_group import examples
 from trimsfs.text import printable
 
@@ -117,14 +118,14 @@ def cdi(mountpoint: Path | None, output: Path | None, depth: int, kind_class: st
         click.echo(f"mountctl: {mountpoint}: {listing.unnameable} models left out: their names are not UTF-8", err=True)
     if not follows:
         click.echo(
-            f"mountctl: device {devices.WHOLE} does not follow a remount: mount in a directory that "
+            f"mountctl: device {WHOLE} does not follow a remount: mount in a directory that "
             "`mountctl share` has shared and that holds only mount points",
             err=True,
         )
     if output == Path("-"):
         click.echo(json.dumps(spec, indent=1))
         return
-    output = output or devices.default_output(mountpoint)
+    output = output or default_output(mountpoint)
     devices.write(spec, output)
     click.echo(f"{output}: {len(listing.models)} models of {mountpoint} as {spec['kind']}=MODEL")
 

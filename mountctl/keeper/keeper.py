@@ -416,6 +416,6 @@ class Keeper:
 
 def _remove_devices(mountpoint: Path) -> None:
     """Remove the CDI spec of a mount that has ended."""
-    from mountctl.containers.cdi import remove  # noqa: PLC0415 - only now: it takes memory
+    from mountctl.linux.cdi_specs import remove  # noqa: PLC0415 - only now: it takes memory
 
     remove(mountpoint)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mountctl.containers import cdi
+from mountctl.linux.cdi_specs import default_output, device_name
 from tests.containers.engines import Podman, Users, mountctl, run, spec_of
 from tests.containers.host import Host
 from tests.support.mounts import MOUNTCTL, MountedStore, mounted, wait_until
@@ -71,10 +72,10 @@ def test_names_of_devices_and_variables_are_valid_and_unique(models: list[str]) 
 
 def test_no_model_can_take_the_name_of_another() -> None:
     for model in HOSTILE:
-        name = cdi.device_name(model)
-        assert cdi.device_name(name) != name or name == model
-    assert cdi.device_name("meta/llama-3.1") == "meta:llama-3.1"
-    assert len({cdi.device_name(name) for name in ("a/b", "a:b", "a::b", "a.b", "a b", "a-b")}) == 6
+        name = device_name(model)
+        assert device_name(name) != name or name == model
+    assert device_name("meta/llama-3.1") == "meta:llama-3.1"
+    assert len({device_name(name) for name in ("a/b", "a:b", "a::b", "a.b", "a b", "a-b")}) == 6
 
 
 def test_a_container_gets_the_models_that_it_names(
@@ -187,9 +188,9 @@ def test_what_cannot_be_written_gives_one_line_and_its_exit_code(
 
 
 def test_where_engines_look_is_where_it_is_written_by_default(podman: Podman, models: MountedStore) -> None:
-    assert cdi.default_output(Path("/models")) == Path("/var/run/cdi/trimsfs-models.json")
-    assert cdi.default_output(Path("/srv/a b")).name.startswith("trimsfs-srv-a-b-")
-    output = cdi.default_output(models.path)
+    assert default_output(Path("/models")) == Path("/var/run/cdi/trimsfs-models.json")
+    assert default_output(Path("/srv/a b")).name.startswith("trimsfs-srv-a-b-")
+    output = default_output(models.path)
     try:
         done = mountctl("cdi", models.path, "--class", "of-tests")
         assert (done.returncode, str(output) in done.stdout) == (0, True), done.stderr

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mountctl.containers import cdi
+from mountctl.linux.cdi_specs import device_name
 from mountctl.linux.sockets import gpu_path, listen_at
 from tests.containers.engines import Podman, PodmanContainer, Users, bundle, mountctl, run_bundle, spec_of
 from tests.support.mounts import MountedStore
@@ -84,8 +84,8 @@ def test_no_device_is_a_socket_that_does_not_exist(models: MountedStore) -> None
 
 
 def test_no_model_can_take_its_name() -> None:
-    assert cdi.device_name("gpu") != "gpu"
-    assert cdi.device_name("a/gpu") == "a:gpu"
+    assert device_name("gpu") != "gpu"
+    assert device_name("a/gpu") == "a:gpu"
 
 
 @pytest.mark.parametrize("runtime", ["crun", "runc"])

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mountctl.containers.cdi import default_output
 from mountctl.keeper.control_socket import ask
+from mountctl.linux.cdi_specs import default_output
 from tests.support import lingering
 from tests.support.keepers import have_serve
 from tests.support.mounts import LAZY, MOUNTCTL, mounted, trimsfs, wait_until

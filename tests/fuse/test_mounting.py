@@ -262,6 +262,7 @@ def test_a_mount_that_can_keep_nothing_says_so(store_directory: Path, tmp_path: 
 
 @pytest.mark.alone  # asks all mounts of the host
 def test_doctor_tells_what_is_well_and_what_to_do(store_directory: Path, tmp_path: Path) -> None:
+    (store_directory / "model").write_bytes(b"weights")
     good = trimsfs("doctor", "--store", store_directory, "--cache-dir", tmp_path / "cache")
     bad = trimsfs("doctor", "--store", "/nonexistent", "--cache-dir", tmp_path / "cache", "--share-chunks")
 

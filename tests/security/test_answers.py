@@ -269,7 +269,7 @@ async def test_a_store_that_cannot_prove_who_it_is_is_sent_nothing(
                 assert (await opened.stat("model")).size == len(CONTENT)
                 assert len(store.requests) == 1
             else:
-                with pytest.raises(TransientStoreError, match="certificate verify failed"):
+                with pytest.raises(TransientStoreError, match="is not trusted by the CA file"):
                     await opened.stat("model")
                 assert store.requests == []
             await opened.aclose()

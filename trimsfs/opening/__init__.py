@@ -1,1 +1,1 @@
-"""Opening files: passthrough of resident ones, cold opens that wait, and reopens after ESTALE."""
+"""Opening files: passthrough of resident ones, cold opens that wait, and reopens of replaced ones."""
