@@ -118,7 +118,8 @@ def test_a_signal_ends_a_command_and_its_fetch(slow: Slow, command: str, number:
 def test_a_terminal_that_is_closed_ends_a_command_and_its_fetch(slow: Slow) -> None:
     ours, theirs = pty.openpty()
     terminal = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
-    with started("warm", slow.path(LARGE), before=("setsid", "--ctty"), **terminal) as process:
+    before = ("env", "--default-signal=HUP", "setsid", "--ctty")  # tests under nohup ignore the signal
+    with started("warm", slow.path(LARGE), before=before, **terminal) as process:
         os.close(theirs)
         wait_until(slow.in_flight)
         assert b"warming" in os.read(ours, 1 << 16)
