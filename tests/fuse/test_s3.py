@@ -19,6 +19,7 @@ from tests.services import put
 from tests.services.ceph import Ceph
 from tests.services.switch import switched
 from tests.support.mounts import mounted, trimsfs, wait_until
+from trimsfs.fetch.first_bytes import MOST_SHARE
 from trimsfs.mountinfo import mount_at
 
 MIB = 1 << 20
@@ -110,7 +111,9 @@ def test_server_killed_while_fetching_loses_no_recorded_chunk_and_no_byte_is_wro
         assert sha256((mount.path / "big").read_bytes()) == sha256(content)
         metrics = mount.metrics()
 
-    assert metrics["trimsfs_fetch_fetched_bytes_total"] == len(content) - recorded
+    # First bytes may be asked for beside their chunk.
+    again = metrics["trimsfs_fetch_fetched_bytes_total"] - (len(content) - recorded)
+    assert 0 <= again <= MOST_SHARE * len(content)
     assert metrics["trimsfs_disk_corrupt_chunks_total"] == 0
 
 

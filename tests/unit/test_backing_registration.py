@@ -171,11 +171,12 @@ async def test_a_keeper_that_does_not_answer_is_waited_for_once_until_it_does(
         assert [record.levelname for record in caplog.records] == ["ERROR"]  # told once
         async with trio.open_nursery() as nursery, answering(keeper, server, []):
             nursery.start_soon(client.run)
-            await until(lambda: client.problem() is None and "closed" in kernel.registered.values())
+            # What nobody waited for any more is given back.
+            await until(lambda: client.problem() is None and set(kernel.registered.values()) == {"closed"})
             await opened(client, tmp_path / "fifth", found)
             nursery.cancel_scope.cancel()
     assert kernel.registered.pop(int(found["fifth"])) == "fifth"
-    assert set(kernel.registered.values()) == {"closed"}  # what nobody waited for any more was given back
+    assert set(kernel.registered.values()) == {"closed"}
 
 
 @pytest.mark.parametrize("claimed", [False, True])

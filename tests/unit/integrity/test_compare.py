@@ -333,7 +333,8 @@ async def test_scrubbing_finds_damage_by_itself_and_is_no_use(
         server.release(await opened(server))
         (file,) = blob_files(tmp_path / "cache")
         await until(lambda: server.integrity.statistics().scrubbed_bytes > 2 * len(content))
-        uses = (await server.info("a"))["uses"]  # what followed the open in the background is over
+        await server.disk.flush()
+        uses = (await server.info("a"))["uses"]  # what followed the open in the background is over, and recorded
         flip_byte(file, 5)
         await until(lambda: server.integrity.statistics().repaired_chunks == 1)
         assert file.read_bytes() == content
