@@ -97,7 +97,8 @@ def start_seaweed(host: Host | None = None) -> Iterator[Seaweed]:
             "volume.preStopSeconds": 0,
         }
         named = [f"-{name}={value}" for name, value in options.items()]
-        arguments = [*(host.namespace.before if host else ()), installed("weed"), "server", "-s3", *named]
+        arguments = [*(host.namespace.before if host else ()), installed("weed"), f"-logdir={directory}"]
+        arguments += ["server", "-s3", *named]
         metrics_url = f"http://{address}:{numbered['metricsPort']}/metrics"
         server = Seaweed(
             f"http://{address}:{numbered['s3.port']}",
@@ -108,9 +109,14 @@ def start_seaweed(host: Host | None = None) -> Iterator[Seaweed]:
             authority=authority.certificate,
         )
         answers = partial(_answers, server, address, numbered["s3.port"])
-        with run_daemon("weed", arguments, directory / "weed.log", os.environ, STOP_S) as daemon:
-            daemon.wait_until((lambda: host.namespace.call(answers)) if host else answers, START_S)
-            yield dataclasses.replace(server, pids=(daemon.process.pid,))
+        try:
+            with run_daemon("weed", arguments, directory / "weed.log", os.environ, STOP_S) as daemon:
+                daemon.wait_until((lambda: host.namespace.call(answers)) if host else answers, START_S)
+                yield dataclasses.replace(server, pids=(daemon.process.pid,))
+        finally:
+            for port in numbered.values():
+                for left in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
+                    left.unlink(missing_ok=True)
 
 
 def _answers(server: S3Server, address: str, port: int) -> bool:
