@@ -69,7 +69,8 @@ class Dispatcher:
         self._orphans = {pid: self._orphans.get(pid) or StopWatch() for pid in left}
         for pid, watch in self._orphans.items():
             if watch.stays_stopped(pid):
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(OSError):  # it has ended, or has become another user's
+                    os.kill(pid, signal.SIGKILL)
 
     def _receive_next(self, server: ServerProcess) -> bool:
         """Handle the next message; False if the channel has ended. Raises ProtocolError."""

@@ -172,7 +172,7 @@ class Keeper:
         elif server.stays_stopped:
             role = "standby" if server is self._standby else "server"
             self._reporter.warning(f"{role} {server.pid} is stopped: killing it")
-            if self._phase is Phase.UNMOUNTED:
+            if self._phase is Phase.UNMOUNTED and server is self._active:
                 self._phase = Phase.OVERDUE
             server.kill()
         elif server.silent_s > silence_limit_s and not server.standing_by and not server.has_message():

@@ -32,6 +32,7 @@ OPERATORS_LABELS = (b'{tenant="', b'{model="', b'{store="')
 
 REST = 4
 """How many times as long as a report has taken its user waits at least for the next."""
+LONGEST_REST_S = 10.0
 AT_ONCE = 25
 """Files of a report without a pause: other requests wait for less than a millisecond."""
 MOST_USERS = 1024
@@ -106,7 +107,7 @@ class Reports:
                 yield
             finally:
                 now = trio.current_time()
-                turn.rests_until = now + REST * (now - began)
+                turn.rests_until = now + min(REST * (now - began), LONGEST_REST_S)
 
     async def _models(self, prefix: str, caller: Caller) -> bytes:
         links: dict[tuple[str, str], set[Generation]] = {}

@@ -164,7 +164,7 @@ class Files:
         # copy would hide its reads, and the blob would stay incomplete.
         alone = blob.handles == 1
         keeps = blob.complete or not alone
-        direct = self.direct and alone and not blob.complete and inode.path.endswith(WEIGHTS)
+        direct = not passed and self.direct and alone and not blob.complete and inode.path.endswith(WEIGHTS)
         return OpenReply(handle=handle, keep_cache=keeps, direct_io=direct)
 
     def _look_up_again(self, inode: Inode, thread: int) -> None:

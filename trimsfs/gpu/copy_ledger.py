@@ -91,9 +91,11 @@ class CopyLedger:
         except BaseException:
             self._let_go(number, slot)
             raise
-        self._ledger.set_count(slot, _HELD if held else 0)
         if held:
+            self._ledger.set_count(slot, _HELD)
             copy.number, copy.slot = number, slot
+        else:
+            self._let_go(number, slot)  # a keeper that did not answer may hold it later
 
     async def recall(self, copy: Copy) -> bool:
         """Get the descriptor of an earlier server's copy from the keeper; False if it is lost."""

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 from trimsfs.errors import NoSuchEntryError
 from trimsfs.handover.ledger import Ledger, Record, RecordKind
@@ -73,8 +72,6 @@ class Inodes:
         self._by_number = {ROOT_INODE: self._root}
         self._named: dict[str, set[int]] = {}
         """Numbers of the store's files and directories, by the directory that holds them."""
-        self._links: dict[tuple[str, str], set[int]] = {}
-        """Numbers of links, by the file that they lead to and its ETag."""
         for record in ledger.inherited(RecordKind.INODE):
             inode = _unpacked(record)
             if inode.generation is not None and origins is not None:
@@ -84,24 +81,16 @@ class Inodes:
 
     def _add(self, inode: Inode) -> Inode:
         self._by_number[inode.number] = inode
-        for index, key in self._indexed(inode):
-            index.setdefault(key, set()).add(inode.number)
+        if _is_named(inode):
+            self._named.setdefault(directory_of(inode.path), set()).add(inode.number)
         return inode
 
     def _remove(self, inode: Inode) -> None:
-        if self._by_number.pop(inode.number, None) is not None:
-            for index, key in self._indexed(inode):
-                index[key].remove(inode.number)
-                if not index[key]:
-                    del index[key]
-
-    def _indexed(self, inode: Inode) -> Iterator[tuple[dict[Any, set[int]], str | tuple[str, str]]]:
-        """The indexes that hold an inode, each with its key."""
-        if inode.kind in IN_THE_STORE and not inode.control:
-            yield self._named, directory_of(inode.path)
-        generation = inode.generation
-        if inode.kind is InodeKind.OBJECT and generation is not None and generation.linked is not None:
-            yield self._links, (generation.file, generation.etag)
+        if self._by_number.pop(inode.number, None) is not None and _is_named(inode):
+            directory = directory_of(inode.path)
+            self._named[directory].remove(inode.number)
+            if not self._named[directory]:
+                del self._named[directory]
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -164,12 +153,17 @@ class Inodes:
         return found
 
     def numbers(self, generation: Generation) -> list[int]:
-        """The numbers by which the kernel may know an object and the links to it."""
-        file = replace(generation, key=generation.file, linked=None)
-        itself = self.reference(InodeKind.OBJECT, file.key, file)
-        self.discard(itself)
-        links = (self._by_number[number] for number in sorted(self._links.get((file.key, file.etag), ())))
-        return [inode.number for inode in (itself, *links) if inode.lookups]
+        """The numbers by which the kernel may know a content: of an object, of links to it, of one that was lost, and
+        of those of earlier versions of trimsfs. Looks at all inodes."""
+        wanted = (generation.file, generation.etag)
+        return [
+            inode.number
+            for inode in self._by_number.values()
+            if inode.lookups
+            and inode.kind is InodeKind.OBJECT
+            and inode.generation is not None
+            and (inode.generation.file, inode.generation.etag) == wanted
+        ]
 
     def count_lookup(self, inode: Inode) -> None:
         """Record that the kernel is about to get an inode once more."""
@@ -205,6 +199,11 @@ class Inodes:
         """Drop an inode to which the kernel has no reference."""
         if inode.lookups <= 0 and inode is not self._root:
             self._remove(inode)
+
+
+def _is_named(inode: Inode) -> bool:
+    """Whether an inode is one of the store's names, not a control file or what is derived from a model."""
+    return inode.kind in IN_THE_STORE and not inode.control
 
 
 def directory_of(path: str) -> str:

@@ -58,7 +58,7 @@ class CircuitBreaker:
         self._answered_at = self._failing_since = self._failed_at = -math.inf
         self._failure = ""
         self._was_open = False
-        self._doubted = False
+        self._doubted = self._probing = False
         self._probe_refused: str | None = None
         self._read, self._reads_refused = False, False
         self.refused_attempts = 0
@@ -117,7 +117,7 @@ class CircuitBreaker:
     @property
     def known(self) -> bool:
         """Whether nothing has happened that a probe has yet to explain."""
-        return not self._doubted
+        return not (self._doubted or self._probing)
 
     def doubt(self) -> None:
         """Have `run` probe the store at once: it may refuse the credentials of this server."""
@@ -214,8 +214,9 @@ class CircuitBreaker:
                     await self._changed.wait()
                 self._doubted |= pause.cancelled_caught
             if self._doubted:
+                self._doubted, self._probing = False, True
                 await self._probe(probe)
-                self._doubted = False
+                self._probing = False
             await trio.sleep(PROBE_INTERVAL_S)
             if self.failing:
                 await self._probe(probe)
