@@ -30,9 +30,8 @@ OPERATORS_LABELS = (b'{tenant="', b'{model="', b'{store="')
 """The labels of metrics that tell what others read."""
 
 
-REST = 4
-"""How many times as long as a report has taken its user waits at least for the next."""
-LONGEST_REST_S = 10.0
+REST, LONGEST_REST_S = 4, 10.0
+"""How many times as long as a report has taken its user waits for the next, and for how long at most."""
 AT_ONCE = 25
 """Files of a report without a pause: other requests wait for less than a millisecond."""
 MOST_USERS = 1024
