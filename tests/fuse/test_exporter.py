@@ -174,7 +174,7 @@ def test_mounts_share_one_exporter_that_ends_with_the_last(tmp_path: Path) -> No
         [exporter] = _exporters(address)
         assert set(facts(exporter)["Uid"].split()) == {str(UNPRIVILEGED)}
         log = Path(f"/proc/{exporter}/fd/2").read_text().splitlines()
-        [listening] = [line for line in log if line.endswith(f" listening at {address}")]
+        *_, listening = [line for line in log if line.endswith(f" listening at {address}")]
         assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ INFO listening", listening)
         with mounted(tmp_path / "store", tmp_path / "two", "--metrics-listen", address):
             assert _exporters(address) == [exporter]

