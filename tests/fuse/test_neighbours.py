@@ -59,6 +59,11 @@ def scanning(mountpoint: Path) -> Iterator[Callable[[], int]]:
             scanner.kill()
 
 
+def is_shown(mount: MountedStore, path: Path) -> bool:
+    """Whether the mount shows the last version of a replaced file. An overlay keeps the one that it meets."""
+    return (mount.path / "replaced" / path.name).stat().st_mtime_ns == path.stat().st_mtime_ns
+
+
 def read_all(path: Path) -> list[str]:
     """What goes wrong when the files of all kinds are read at a path."""
     wrong = []
@@ -87,15 +92,19 @@ def test_a_scanner_makes_no_open_fail(mount: MountedStore, tmp_path: Path) -> No
 
 @contextmanager
 def overlaid(directory: Path, lower: Path) -> Iterator[Path]:
-    """An overlay over a mount."""
+    """An overlay over a mount, in a mount namespace that no container of another test copies."""
     for name in ("upper", "work", "merged"):
         (directory / name).mkdir(parents=True)
     options = f"lowerdir={lower},upperdir={directory / 'upper'},workdir={directory / 'work'}"
-    subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", directory / "merged"], check=True, timeout=30)
-    try:
-        yield directory / "merged"
-    finally:
-        subprocess.run(["umount", "--lazy", directory / "merged"], check=True, timeout=30)
+    script = 'mount -t overlay -o "$1" overlay "$2" && echo ready && exec cat'
+    command = ["unshare", "--mount", "sh", "-c", script, "sh", options, directory / "merged"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        try:
+            assert holder.stdout.readline() == "ready\n"
+            yield Path(f"/proc/{holder.pid}/root{directory}/merged")
+        finally:
+            holder.kill()
 
 
 def test_an_overlay_reads_files_of_all_kinds(mount: MountedStore, tmp_path: Path) -> None:
@@ -105,7 +114,8 @@ def test_an_overlay_reads_files_of_all_kinds(mount: MountedStore, tmp_path: Path
         for kind in KINDS[:-1]:  # an overlay goes on with the file that it has met at a name
             assert (merged / kind / "0.safetensors").stat().st_size == len(content(kind, 0))
         bring_about(mount, tmp_path / "store")
-        wait_until(lambda: read_all(merged) == [], timeout_s=60)
+        wait_until(lambda: all(is_shown(mount, path) for path in (tmp_path / "store/replaced").iterdir()))
+        assert read_all(merged) == []
         for change in ("warm", "evict", "warm"):
             for kind in KINDS:
                 assert trimsfs(change, mount.path / kind).returncode == 0
