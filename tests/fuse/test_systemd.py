@@ -1,0 +1,46 @@
+"""What mountctl does with a real systemd, which starts and stops the units of declared mounts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.booted import SYSTEMD, Booted, booted
+from tests.support.mounts import let_in
+
+pytestmark = pytest.mark.skipif(not SYSTEMD.exists(), reason="systemd is not installed")
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the declared mounts, their stores, caches and mount points."""
+    directory = tmp_path_factory.mktemp("mounts.d")
+    let_in(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def system(directory: Path) -> Iterator[Booted]:
+    with booted(directory) as system:
+        yield system
+
+
+@pytest.fixture
+def mountpoint(directory: Path, system: Booted) -> Iterator[Path]:
+    """The mount point of the declared mount ``models``, down at first and in the end."""
+    store = directory / "store"
+    store.mkdir(exist_ok=True)
+    (store / "model").write_bytes(b"weights")
+    lines = [f'mountpoint = "{directory / "models"}"', f'store = "{store}"', f'cache_dir = "{directory / "cache"}"']
+    (directory / "models.toml").write_text("\n".join(lines))
+    yield directory / "models"
+    system.run("systemctl", "stop", "trimsfs@models")
+
+
+def test_up_and_down_start_and_stop_the_unit(system: Booted, mountpoint: Path) -> None:
+    done = system.mountctl("up", "models")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert system.state("models") == "active"
+    assert system.run("cat", mountpoint / "model").stdout == "weights"
+    assert system.mountctl("down", "models").returncode == 0
+    assert system.state("models") == "inactive"
