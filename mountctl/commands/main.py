@@ -7,7 +7,7 @@ from trimsfs.command_group import CommandGroup, examples
 
 _SECTIONS = {
     "Mounts": {
-        "up": "mountctl.commands.verbs",
+        "up": "mountctl.commands.up",
         "down": "mountctl.commands.verbs",
         "status": "mountctl.commands.verbs",
         "logs": "mountctl.commands.verbs",

@@ -1,4 +1,4 @@
-"""The subcommands for mounts: up, down, restart, upgrade, status, logs, recover and abort.
+"""The subcommands for mounts but `up`: down, restart, upgrade, status, logs, recover and abort.
 
 None of them touches the mount itself but in child processes, so they also work for a mount that hangs.
 """
@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -23,16 +22,14 @@ from mountctl.linux import mounting, systemd
 from trimsfs.command_group import examples
 from trimsfs.errors import (
     ConfigurationError,
-    MountpointError,
     NoSuchEntryError,
     NotMountedError,
     NotPermittedError,
-    StoreUnavailableError,
     TakeoverError,
     TrimsError,
 )
 from trimsfs.exit_codes import exit_code
-from trimsfs.mountinfo import Mount, mount_of, mounts, trimsfs_at
+from trimsfs.mountinfo import mount_of, mounts, trimsfs_at
 from trimsfs.text import printable
 
 P = ParamSpec("P")
@@ -45,9 +42,6 @@ DEGRADED = 1
 REPLACE_TIMEOUT_S = 90.0
 PROBE_S = 4.0
 """How long `restart` and `upgrade` wait for what the store answers to the new server."""
-STORE_AWAY = exit_code(StoreUnavailableError.__name__)
-STORE_WAIT_S, STORE_INTERVAL_S = 300.0, 1.0
-"""How long `up --wait-for-store` waits, and how long it pauses between attempts."""
 
 mounts_directory = click.option(
     "--mounts-dir",
@@ -59,7 +53,7 @@ mounts_directory = click.option(
     help="Directory of the files that declare mounts.",
 )
 name_argument = click.argument("name", shell_complete=complete_mount)
-_names = click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_mount)
+names_argument = click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_mount)
 
 
 def reported(function: Callable[P, int | None]) -> Callable[P, None]:
@@ -87,91 +81,7 @@ def reported(function: Callable[P, int | None]) -> Callable[P, None]:
     return call
 
 
-class _WaitsForStore(click.Command):
-    """A command whose option --wait-for-store takes its value only after a ``=``: what follows it is a name."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        wait = f"--wait-for-store={STORE_WAIT_S:.0f}"
-        return super().parse_args(ctx, [wait if each == "--wait-for-store" else each for each in args])
-
-
-@click.command(cls=_WaitsForStore, epilog=examples("mountctl up", "mountctl up --wait-for-store models"))
-@_names
-@click.option(
-    "--wait-for-store",
-    "wait_s",
-    type=click.FloatRange(min=0),
-    metavar="[=SECONDS]",
-    help="Retry for a while, by default 5 minutes, if the store does not answer and the cache knows nothing of it. "
-    "A mount whose cache knows its store starts at once.",
-)
-@mounts_directory
-@reported
-def up(names: tuple[str, ...], wait_s: float | None, directory: Path) -> int:
-    """Mount the declared mounts NAME, or all of them. Mounts that are up stay up."""
-    chosen, code = _chosen(names, directory)
-    if not chosen and code == 0:
-        click.echo(f"no mount is declared: {directory} has no file NAME.toml", err=True)
-    deadline, told = time.monotonic() + (wait_s or 0), False
-    while True:
-        outcomes = {mount: _up(mount) for mount in chosen}
-        code = max([code, *(each for each, _ in outcomes.values() if each != STORE_AWAY)])
-        chosen = [mount for mount, (each, _) in outcomes.items() if each == STORE_AWAY]
-        if not chosen or time.monotonic() >= deadline:
-            break
-        if not told:
-            told = True
-            waiting = ", ".join(mount.name for mount in chosen)
-            click.echo(f"waiting up to {wait_s or 0:.0f} s for the store of {waiting}")
-        time.sleep(STORE_INTERVAL_S)
-    for mount in chosen:
-        remedy = f", or wait for it: `mountctl up --wait-for-store {mount.name}`" if wait_s is None else ""
-        click.echo(f"{outcomes[mount][1]}{remedy}", err=True)
-    return max(code, STORE_AWAY) if chosen else code
-
-
-def _up(mount: NamedMount) -> tuple[int, str]:
-    """Bring a mount up; the exit code and, if that is STORE_AWAY, the message to print at the end."""
-    if mount.file is None:
-        raise NotMountedError(f"{mount.name} is not declared: use `trimsfs mount`, or a file in {DIRECTORY}")
-    mounted = trimsfs_at(mount.mountpoint)
-    if mounted is not None:
-        if _status_of(mount)["state"] != DEAD:
-            return _is_up(mount, mounted), ""
-        mounting.unmount(mount.mountpoint, lazy=True)
-    made = [each for each in (mount.mountpoint, *mount.mountpoint.parents) if not each.exists()]
-    mount.mountpoint.mkdir(parents=True, exist_ok=True)
-    if systemd.manages(mount.name):
-        code, said = systemd.start(mount.name)
-    else:
-        done = subprocess.run(mount.command(), stderr=subprocess.PIPE, text=True, check=False)
-        code, said = done.returncode, done.stderr.rstrip()
-    if said and code != STORE_AWAY:
-        click.echo(said, err=True)
-    if code == 0:
-        note = store_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S).get("store_note")
-        if note is not None:
-            click.echo(f"mountctl: {mount.name}: {note}", err=True)
-    else:
-        for each in made:
-            with suppress(OSError):
-                each.rmdir()
-    return code, said
-
-
-def _is_up(mount: NamedMount, mounted: Mount) -> int:
-    """Report that a mount is up. Raises MountpointError if another store is mounted there."""
-    store = mount.order(foreground=False)["source"]
-    if mounted.source != store:
-        raise MountpointError(
-            f"{mount.name}: {mounted.source} is mounted at {mount.mountpoint}, not {store}: "
-            "take it down, or choose another mountpoint"
-        )
-    click.echo(f"{mount.name} is up at {mount.mountpoint}")
-    return _without_store(mount)
-
-
-def _without_store(mount: NamedMount, *, patience_s: float = 0.0) -> int:
+def without_store(mount: NamedMount, *, patience_s: float = 0.0) -> int:
     """Tell that a mount is served without its store, or with an empty one; the exit code."""
     told = store_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S, patience_s=patience_s)
     for each in filter(None, told.values()):
@@ -180,14 +90,14 @@ def _without_store(mount: NamedMount, *, patience_s: float = 0.0) -> int:
 
 
 @click.command(epilog=examples("mountctl down models"))
-@_names
+@names_argument
 @click.option("--lazy", is_flag=True, help="Detach now; open files go on working until they are closed.")
 @click.option("--everywhere", is_flag=True, help="Also unmount it in containers, and its bind mounts on this host.")
 @mounts_directory
 @reported
 def down(names: tuple[str, ...], lazy: bool, everywhere: bool, directory: Path) -> int:
     """Unmount NAME, or all declared mounts, as `trimsfs umount` does."""
-    chosen, code = _chosen(names, directory, exact=True)
+    chosen, code = chosen_mounts(names, directory, exact=True)
     options = [name for name, given in (("--lazy", lazy), ("--everywhere", everywhere)) if given]
     return max([code, *(_down(mount, options) for mount in chosen)])
 
@@ -229,7 +139,7 @@ def upgrade(name: str, directory: Path) -> int:
     mount = find_mount(name, directory)
     request: dict[str, Any] = {"do": "replace"}
     if mount.file is not None:
-        foreground = _status_of(mount).get("foreground", False)
+        foreground = status_of(mount).get("foreground", False)
         request["order"] = mount.order(foreground=foreground)
     return _replace(mount, request)
 
@@ -241,11 +151,11 @@ def _replace(mount: NamedMount, request: dict[str, Any]) -> int:
         kind = ConfigurationError if answer.get("kind") == ConfigurationError.__name__ else TrimsError
         raise kind(f"{mount.name}: {answer['error']}")
     click.echo(f"{mount.name}: the server is now pid {answer['server_pid']}")
-    return _without_store(mount, patience_s=PROBE_S)
+    return without_store(mount, patience_s=PROBE_S)
 
 
 @click.command(epilog=examples("mountctl status", "mountctl status --json models"))
-@_names
+@names_argument
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @mounts_directory
 @reported
@@ -258,12 +168,12 @@ def status(names: tuple[str, ...], as_json: bool, directory: Path) -> int:
     denies access.
     A keeper tells only root and the user who mounted what it alone knows, such as how a server ended.
     """
-    chosen, code = _chosen(names, directory)
+    chosen, code = chosen_mounts(names, directory)
     if not names:
         known = {mount.mountpoint for mount in chosen}
         chosen += [NamedMount(str(one.mountpoint), one.mountpoint) for one in mounts() if one.mountpoint not in known]
     found = [
-        {"name": mount.name, "mountpoint": str(mount.mountpoint)} | _with_store(mount, _status_of(mount))
+        {"name": mount.name, "mountpoint": str(mount.mountpoint)} | _with_store(mount, status_of(mount))
         for mount in chosen
     ]
     if as_json:
@@ -303,7 +213,7 @@ def _with_store(mount: NamedMount, facts: dict[str, Any]) -> dict[str, Any]:
     return facts | store_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S)
 
 
-def _status_of(mount: NamedMount) -> dict[str, Any]:
+def status_of(mount: NamedMount) -> dict[str, Any]:
     """The status of a mount, from the kernel's mount table and from its keeper."""
     if trimsfs_at(mount.mountpoint) is None:
         return {"state": "down"}
@@ -332,7 +242,7 @@ def _state_without_keeper(mountpoint: Path) -> str:
 def logs(name: str, lines: int, follow: bool, directory: Path) -> int:
     """Show the log of NAME."""
     mount = find_mount(name, directory)
-    facts = _status_of(mount)
+    facts = status_of(mount)
     if mount.file is not None and (systemd.manages(mount.name) or facts.get("foreground")):
         command = ["journalctl", f"--unit={systemd.unit_of(mount.name)}", f"--lines={lines}"]
         return subprocess.run([*command, *(["--follow"] if follow else [])], check=False).returncode
@@ -368,7 +278,7 @@ def recover(name: str, directory: Path) -> None:
     """
     mount = find_mount(name, directory)
     _check_mounted(mount)
-    keeper = _status_of(mount).get("keeper_pid")
+    keeper = status_of(mount).get("keeper_pid")
     if keeper is not None:
         raise TakeoverError(f"{mount.name}: its keeper, pid {keeper}, is alive: there is nothing to recover")
     if mount.file is not None and systemd.restarts(mount.name):
@@ -401,7 +311,7 @@ def abort(name: str, directory: Path) -> None:
         raise NotMountedError(error.args[0]) from error
 
 
-def _chosen(names: tuple[str, ...], directory: Path, *, exact: bool = False) -> tuple[list[NamedMount], int]:
+def chosen_mounts(names: tuple[str, ...], directory: Path, *, exact: bool = False) -> tuple[list[NamedMount], int]:
     """The mounts of these names, or all declared ones, and the exit code for invalid files."""
     if names:
         return [find_mount(name, directory, exact=exact) for name in names], 0

@@ -14,7 +14,7 @@ def test_the_log_of_a_dead_mount_is_shown(
     log = tmp_path / "mount.log"
     log.write_text("first\nlast\n")
     monkeypatch.setenv("TRIMSFS_LOG_FILE", str(log))
-    monkeypatch.setattr(verbs, "_status_of", lambda _: {"state": verbs.DEAD})
+    monkeypatch.setattr(verbs, "status_of", lambda _: {"state": verbs.DEAD})
 
     done = CliRunner().invoke(verbs.logs, [f"{tmp_path}/models", "-n", "1", "--mounts-dir", str(tmp_path)])
 
@@ -23,7 +23,7 @@ def test_the_log_of_a_dead_mount_is_shown(
 
 def test_a_mount_that_logs_to_standard_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = {"state": "serving", "foreground": True, "log_file": str(tmp_path / "models.log")}
-    monkeypatch.setattr(verbs, "_status_of", lambda _: facts)
+    monkeypatch.setattr(verbs, "status_of", lambda _: facts)
 
     done = CliRunner().invoke(verbs.logs, [f"{tmp_path}/models", "--mounts-dir", str(tmp_path)])
 

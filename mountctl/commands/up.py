@@ -1,0 +1,114 @@
+"""The subcommand up: mounts what is declared."""
+
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import click
+
+from mountctl.commands.declared_mounts import DIRECTORY, NamedMount
+from mountctl.commands.public_status import store_status
+from mountctl.commands.verbs import (
+    ANSWER_TIMEOUT_S,
+    DEAD,
+    chosen_mounts,
+    mounts_directory,
+    names_argument,
+    reported,
+    status_of,
+    without_store,
+)
+from mountctl.linux import mounting, systemd
+from trimsfs.command_group import examples
+from trimsfs.errors import MountpointError, NotMountedError, StoreUnavailableError
+from trimsfs.exit_codes import exit_code
+from trimsfs.mountinfo import Mount, trimsfs_at
+
+STORE_AWAY = exit_code(StoreUnavailableError.__name__)
+STORE_WAIT_S, STORE_INTERVAL_S = 300.0, 1.0
+"""How long `up --wait-for-store` waits, and how long it pauses between attempts."""
+
+
+class _WaitsForStore(click.Command):
+    """A command whose option --wait-for-store takes its value only after a ``=``: what follows it is a name."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        wait = f"--wait-for-store={STORE_WAIT_S:.0f}"
+        return super().parse_args(ctx, [wait if each == "--wait-for-store" else each for each in args])
+
+
+@click.command(cls=_WaitsForStore, epilog=examples("mountctl up", "mountctl up --wait-for-store models"))
+@names_argument
+@click.option(
+    "--wait-for-store",
+    "wait_s",
+    type=click.FloatRange(min=0),
+    metavar="[=SECONDS]",
+    help="Retry for a while, by default 5 minutes, if the store does not answer and the cache knows nothing of it. "
+    "A mount whose cache knows its store starts at once.",
+)
+@mounts_directory
+@reported
+def up(names: tuple[str, ...], wait_s: float | None, directory: Path) -> int:
+    """Mount the declared mounts NAME, or all of them. Mounts that are up stay up."""
+    chosen, code = chosen_mounts(names, directory)
+    if not chosen and code == 0:
+        click.echo(f"no mount is declared: {directory} has no file NAME.toml", err=True)
+    deadline, told = time.monotonic() + (wait_s or 0), False
+    while True:
+        outcomes = {mount: _up(mount) for mount in chosen}
+        code = max([code, *(each for each, _ in outcomes.values() if each != STORE_AWAY)])
+        chosen = [mount for mount, (each, _) in outcomes.items() if each == STORE_AWAY]
+        if not chosen or time.monotonic() >= deadline:
+            break
+        if not told:
+            told = True
+            waiting = ", ".join(mount.name for mount in chosen)
+            click.echo(f"waiting up to {wait_s or 0:.0f} s for the store of {waiting}")
+        time.sleep(STORE_INTERVAL_S)
+    for mount in chosen:
+        remedy = f", or wait for it: `mountctl up --wait-for-store {mount.name}`" if wait_s is None else ""
+        click.echo(f"{outcomes[mount][1]}{remedy}", err=True)
+    return max(code, STORE_AWAY) if chosen else code
+
+
+def _up(mount: NamedMount) -> tuple[int, str]:
+    """Bring a mount up; the exit code and, if that is STORE_AWAY, the message to print at the end."""
+    if mount.file is None:
+        raise NotMountedError(f"{mount.name} is not declared: use `trimsfs mount`, or a file in {DIRECTORY}")
+    mounted = trimsfs_at(mount.mountpoint)
+    if mounted is not None:
+        if status_of(mount)["state"] != DEAD:
+            return _is_up(mount, mounted), ""
+        mounting.unmount(mount.mountpoint, lazy=True)
+    made = [each for each in (mount.mountpoint, *mount.mountpoint.parents) if not each.exists()]
+    mount.mountpoint.mkdir(parents=True, exist_ok=True)
+    if systemd.manages(mount.name):
+        code, said = systemd.start(mount.name)
+    else:
+        done = subprocess.run(mount.command(), stderr=subprocess.PIPE, text=True, check=False)
+        code, said = done.returncode, done.stderr.rstrip()
+    if said and code != STORE_AWAY:
+        click.echo(said, err=True)
+    if code == 0:
+        note = store_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S).get("store_note")
+        if note is not None:
+            click.echo(f"mountctl: {mount.name}: {note}", err=True)
+    else:
+        for each in made:
+            with suppress(OSError):
+                each.rmdir()
+    return code, said
+
+
+def _is_up(mount: NamedMount, mounted: Mount) -> int:
+    """Report that a mount is up. Raises MountpointError if another store is mounted there."""
+    store = mount.order(foreground=False)["source"]
+    if mounted.source != store:
+        raise MountpointError(
+            f"{mount.name}: {mounted.source} is mounted at {mount.mountpoint}, not {store}: "
+            "take it down, or choose another mountpoint"
+        )
+    click.echo(f"{mount.name} is up at {mount.mountpoint}")
+    return without_store(mount)
