@@ -103,14 +103,14 @@ def down(names: tuple[str, ...], lazy: bool, everywhere: bool, directory: Path) 
 
 
 def _down(mount: NamedMount, options: list[str]) -> int:
-    if mount_of(mount.mountpoint) is None:
+    managed = mount.file is not None and systemd.manages(mount.name)
+    if mount.file is not None and mount_of(mount.mountpoint) is None:
+        code = systemd.stop(mount.name) if managed and systemd.retries(mount.name) else 0
         click.echo(f"{mount.name} is down")
-        return 0
+        return code
     command = [sys.executable, "-m", "trimsfs", "umount", *options, str(mount.mountpoint)]
     code = subprocess.run(command, check=False).returncode
-    if code == 0 and mount.file is not None and systemd.manages(mount.name):
-        return systemd.stop(mount.name)
-    return code
+    return systemd.stop(mount.name) if code == 0 and managed else code
 
 
 @click.command(epilog=examples("mountctl restart models", "mountctl restart /models"))

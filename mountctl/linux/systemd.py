@@ -27,6 +27,11 @@ def start(name: str) -> tuple[int, str]:
     return int(_property(name, "ExecMainStatus") or 0) or done.returncode, done.stderr.rstrip()
 
 
+def retries(name: str) -> bool:
+    """Whether systemd starts the service now, or will soon, as it has failed."""
+    return _property(name, "ActiveState") == "activating"
+
+
 def restarts(name: str) -> bool:
     """Whether the service runs, or systemd is about to start it again."""
     if not manages(name):

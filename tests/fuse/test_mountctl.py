@@ -97,6 +97,7 @@ def test_what_cannot_be_done_is_told_in_a_line(
         (("recover", "one"), 10, "one: no trimsfs mount at"),
         (("logs", tmp_path / "elsewhere"), 10, "no trimsfs mount"),
         (("run", str(tmp_path)), 10, "is not declared"),
+        (("down", str(tmp_path)), 10, f"{tmp_path}: no trimsfs mount"),
     ):
         done = mountctl(*arguments)
         assert (done.returncode, message in done.stderr, done.stderr.count("\n")) == (code, True, 1), done.stderr

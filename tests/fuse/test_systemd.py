@@ -1,6 +1,8 @@
 """What mountctl does with a real systemd, which starts and stops the units of declared mounts."""
 
+import fcntl
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,15 @@ def mountpoint(directory: Path, system: Booted) -> Iterator[Path]:
     system.run("systemctl", "stop", "trimsfs@models")
 
 
+@contextmanager
+def locked(cache: Path) -> Iterator[None]:
+    """Keep servers from a cache directory, as another server would."""
+    cache.mkdir(exist_ok=True)
+    with (cache / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def test_up_and_down_start_and_stop_the_unit(system: Booted, mountpoint: Path) -> None:
     done = system.mountctl("up", "models")
     assert (done.returncode, done.stderr) == (0, "")
@@ -44,3 +55,12 @@ def test_up_and_down_start_and_stop_the_unit(system: Booted, mountpoint: Path) -
     assert system.run("cat", mountpoint / "model").stdout == "weights"
     assert system.mountctl("down", "models").returncode == 0
     assert system.state("models") == "inactive"
+    assert system.mountctl("down", "models").stdout == "models is down\n"
+
+
+def test_down_ends_the_retries_of_a_unit_that_failed(system: Booted, mountpoint: Path) -> None:
+    with locked(mountpoint.with_name("cache")):
+        assert system.mountctl("up", "models").returncode == 8
+        assert system.state("models") == "activating"
+        assert system.mountctl("down", "models").stdout == "models is down\n"
+        assert system.state("models") == "inactive"
