@@ -68,8 +68,9 @@ def up(names: tuple[str, ...], wait_s: float | None, directory: Path) -> int:
             click.echo(f"waiting up to {wait_s or 0:.0f} s for the store of {waiting}")
         time.sleep(STORE_INTERVAL_S)
     for mount in chosen:
-        remedy = f", or wait for it: `mountctl up --wait-for-store {mount.name}`" if wait_s is None else ""
-        click.echo(f"{outcomes[mount][1]}{remedy}", err=True)
+        said = outcomes[mount][1]
+        waits = wait_s is None and "check the network" in said  # no wait mends a file of authorities
+        click.echo(said + (f", or wait for it: `mountctl up --wait-for-store {mount.name}`" if waits else ""), err=True)
     return max(code, STORE_AWAY) if chosen else code
 
 

@@ -16,9 +16,7 @@ pytestmark = pytest.mark.skipif(not SYSTEMD.exists(), reason="systemd is not ins
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of the declared mounts, their stores, caches and mount points."""
-    directory = tmp_path_factory.mktemp("mounts.d")
-    let_in(directory)
-    return directory
+    return tmp_path_factory.mktemp("mounts.d")
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +30,7 @@ def mountpoint(directory: Path, system: Booted) -> Iterator[Path]:
     """The mount point of the declared mount ``models``, down at first and in the end."""
     store = directory / "store"
     store.mkdir(exist_ok=True)
+    let_in(directory)
     (store / "model").write_bytes(b"weights")
     lines = [f'mountpoint = "{directory / "models"}"', f'store = "{store}"', f'cache_dir = "{directory / "cache"}"']
     (directory / "models.toml").write_text("\n".join(lines))
@@ -58,9 +57,20 @@ def test_up_and_down_start_and_stop_the_unit(system: Booted, mountpoint: Path) -
     assert system.mountctl("down", "models").stdout == "models is down\n"
 
 
-def test_down_ends_the_retries_of_a_unit_that_failed(system: Booted, mountpoint: Path) -> None:
-    with locked(mountpoint.with_name("cache")):
-        assert system.mountctl("up", "models").returncode == 8
+def test_up_tells_why_the_unit_failed_and_down_ends_its_retries(system: Booted, mountpoint: Path) -> None:
+    cache = mountpoint.with_name("cache")
+    with locked(cache):
+        done = system.mountctl("up", "models")
+        assert (done.returncode, done.stderr.count("\n")) == (8, 1), done.stderr
+        assert done.stderr.startswith(f"mountctl: models: cache directory {cache} is in use by another server")
         assert system.state("models") == "activating"
         assert system.mountctl("down", "models").stdout == "models is down\n"
         assert system.state("models") == "inactive"
+
+
+def test_up_tells_which_option_the_unit_cannot_use(system: Booted, mountpoint: Path) -> None:
+    with (mountpoint.parent / "models.toml").open("a") as file:
+        file.write("\ncache_size = '1 stone'")
+    done = system.mountctl("up", "models")
+    assert done.returncode == 2
+    assert done.stderr.startswith("mountctl: models: option cache_size = '1 stone' in ")
