@@ -8,10 +8,9 @@ from pathlib import Path
 import click
 
 from mountctl.commands.declared_mounts import DIRECTORY, NamedMount
-from mountctl.commands.public_status import store_status
 from mountctl.commands.verbs import (
-    ANSWER_TIMEOUT_S,
     DEAD,
+    PROBE_S,
     chosen_mounts,
     mounts_directory,
     names_argument,
@@ -93,13 +92,10 @@ def _up(mount: NamedMount) -> tuple[int, str]:
     if said and code != STORE_AWAY:
         click.echo(said, err=True)
     if code == 0:
-        note = store_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S).get("store_note")
-        if note is not None:
-            click.echo(f"mountctl: {mount.name}: {note}", err=True)
-    else:
-        for each in made:
-            with suppress(OSError):
-                each.rmdir()
+        return without_store(mount, patience_s=PROBE_S), ""
+    for each in made:
+        with suppress(OSError):
+            each.rmdir()
     return code, said
 
 

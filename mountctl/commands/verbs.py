@@ -41,7 +41,7 @@ DEGRADED = 1
 """The exit code for a mount that a server serves without a keeper, or without its store."""
 REPLACE_TIMEOUT_S = 90.0
 PROBE_S = 4.0
-"""How long `restart` and `upgrade` wait for what the store answers to the new server."""
+"""How long `up`, `restart` and `upgrade` wait for what the store answers to the new server."""
 
 mounts_directory = click.option(
     "--mounts-dir",

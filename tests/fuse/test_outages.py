@@ -177,7 +177,8 @@ def test_pinned_models_are_there_after_a_boot_and_new_mounts_wait_for_the_store(
         forget_pages(tmp_path / "cache")
 
         up = mountctl("up")
-        assert (up.returncode, up.stderr.count("\n")) == (7, 1), up.stderr
+        assert (up.returncode, up.stderr.count("\n")) == (7, 2), up.stderr
+        assert "mountctl: pinned: the store does not answer: " in up.stderr
         assert "or wait for it: `mountctl up --wait-for-store new`" in up.stderr
         mount = MountedStore(pinned, tmp_path / "cache")
         for name, content in FILES.items():

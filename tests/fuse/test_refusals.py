@@ -15,7 +15,8 @@ from tests.services import S3Server, put
 from tests.services.ceph import Ceph
 from tests.services.roles import of_ceph
 from tests.services.seaweed import Seaweed
-from tests.support.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, unmount, wait_until
+from tests.support.certificates import Authority
+from tests.support.mounts import MOUNTCTL, MountedStore, let_in, mounted, trimsfs, unmount, wait_until
 from tests.support.users import SERVER_USER, STRANGER, as_user
 from trimsfs.mountinfo import mount_at
 
@@ -168,6 +169,42 @@ def test_a_private_ca_is_told_by_its_file_user_and_remedy(seaweed: Seaweed, tmp_
     with mounted("s3://private", tmp_path, environment=over_https(seaweed, seaweed.authority)) as mount:
         assert (mount.path / "a").read_bytes() == b"a"
     wait_until(lambda: mount_at(tmp_path / "models") is None)
+
+
+def test_a_ca_file_that_is_lost_is_told_by_all_and_used_again_once_it_is_back(seaweed: Seaweed, tmp_path: Path) -> None:
+    with contextlib.closing(seaweed.client()) as client:
+        client.create_bucket(Bucket="rotated")
+    put(seaweed, "rotated", OBJECTS)
+    place, declared, file = tmp_path / "models", tmp_path / "mounts.d", tmp_path / "ca.pem"
+    declared.mkdir()
+    text = f'mountpoint = "{place}"\nstore = "s3://rotated"\nlog_file = "{tmp_path / "log"}"\nprefetch = "off"\n'
+    (declared / "models.toml").write_text(f'{text}cache_dir = "{tmp_path / "cache"}"\n')
+    environment = over_https(seaweed, file) | {"TRIMSFS_MOUNTS_DIR": str(declared)}
+    let_in(tmp_path)
+    done = mountctl("up", environment=environment)
+    assert (done.returncode, f"CA file {file}: No such file" in done.stderr) == (7, True), done.stderr
+    assert "--wait-for-store" not in done.stderr
+    lost = f"mountctl: models: the store does not answer: CA file {file}: No such file or directory: user "
+    try:
+        file.write_bytes(seaweed.authority.read_bytes())
+        done = mountctl("up", environment=environment)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (place / "m/a").read_bytes() == b"a"
+        file.rename(tmp_path / "away")
+        done = mountctl("restart", "models", environment=environment)
+        assert (done.returncode, done.stderr.startswith(lost)) == (1, True), done.stderr
+        assert (place / "m/a").read_bytes() == b"a"
+        assert mountctl("down", "--everywhere", "models", environment=environment).returncode == 0
+        file.write_bytes(Authority(declared).certificate.read_bytes())
+        done = mountctl("up", environment=environment)
+        assert (done.returncode, f"is not trusted by the CA file {file}" in done.stderr) == (1, True), done.stderr
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            (place / "m/b").read_bytes()
+        (tmp_path / "away").rename(file)
+        wait_until(lambda: trimsfs("status", place).returncode == 0)
+        assert (place / "m/b").read_bytes() == b"b"
+    finally:
+        unmount(place)
 
 
 def test_a_prefix_with_nothing_under_it_is_told_by_all(seaweed: Seaweed, tmp_path: Path) -> None:

@@ -154,6 +154,15 @@ async def test_a_refused_request_has_the_store_probed_which_tells_whether_it_ref
     ]
 
 
+async def test_a_failure_is_known_once_it_is_told(breaker: CircuitBreaker, autojump_clock: MockClock) -> None:
+    await fail(breaker, for_s=TOLD_AFTER_S / 2)
+    assert (breaker.known, breaker.outage) == (False, None)
+    await trio.sleep(TOLD_AFTER_S / 2)
+    assert (breaker.known, breaker.outage) == (True, (TOLD_AFTER_S, "reset"))
+    breaker.answered()
+    assert breaker.known
+
+
 async def test_reads_are_refused_while_none_was_answered(breaker: CircuitBreaker) -> None:
     breaker.refused(read=True)
     assert breaker.refusal == READS_REFUSED

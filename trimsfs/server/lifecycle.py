@@ -269,6 +269,7 @@ async def _reach_stores(store: Store, options: MountOptions, components: Compone
     for path, error in away.items():
         log.warning("serving what is cached until the store answers: %s", error)
         components.breakers.of(path).give_up(StoreUnavailableError(str(error.__cause__)))
+        components.breakers.of(path).doubt()  # a probe learns the reason where this one was too short
 
 
 async def _why_away(store: Store, place: Place, components: Components) -> StoreUnavailableError | None:

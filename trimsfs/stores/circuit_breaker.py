@@ -116,8 +116,8 @@ class CircuitBreaker:
 
     @property
     def known(self) -> bool:
-        """Whether nothing has happened that a probe has yet to explain."""
-        return not (self._doubted or self._probing)
+        """Whether nothing has happened that a probe has yet to explain, and no failure is too short to be told."""
+        return not (self._doubted or self._probing or (self.failing and self.outage is None))
 
     def doubt(self) -> None:
         """Have `run` probe the store at once: it may refuse the credentials of this server."""
