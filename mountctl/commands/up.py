@@ -9,6 +9,7 @@ import click
 
 from mountctl.commands.declared_mounts import DIRECTORY, NamedMount
 from mountctl.commands.verbs import (
+    ANSWER_TIMEOUT_S,
     DEAD,
     PROBE_S,
     chosen_mounts,
@@ -18,12 +19,16 @@ from mountctl.commands.verbs import (
     status_of,
     without_store,
 )
+from mountctl.keeper.control_socket import ask
 from mountctl.linux import mounting, systemd
 from trimsfs.command_group import examples
-from trimsfs.errors import MountpointError, NotMountedError, StoreUnavailableError
+from trimsfs.errors import CacheInUseError, MountpointError, NotMountedError, StoreUnavailableError
 from trimsfs.exit_codes import exit_code
 from trimsfs.mountinfo import Mount, trimsfs_at
+from trimsfs.processes import device_served_by, shown, usage
 
+DETACHED_S, DETACHED_INTERVAL_S = 2.0, 0.1
+"""How long `up` waits for the unit of a detached mount to end, and how often it looks."""
 STORE_AWAY = exit_code(StoreUnavailableError.__name__)
 STORE_WAIT_S, STORE_INTERVAL_S = 300.0, 1.0
 """How long `up --wait-for-store` waits, and how long it pauses between attempts."""
@@ -85,7 +90,7 @@ def _up(mount: NamedMount) -> tuple[int, str]:
     made = [each for each in (mount.mountpoint, *mount.mountpoint.parents) if not each.exists()]
     mount.mountpoint.mkdir(parents=True, exist_ok=True)
     if systemd.manages(mount.name):
-        code, said = systemd.start(mount.name)
+        code, said = _start(mount)
     else:
         done = subprocess.run(mount.command(), stderr=subprocess.PIPE, text=True, check=False)
         code, said = done.returncode, done.stderr.rstrip()
@@ -97,6 +102,31 @@ def _up(mount: NamedMount) -> tuple[int, str]:
         with suppress(OSError):
             each.rmdir()
     return code, said
+
+
+def _start(mount: NamedMount) -> tuple[int, str]:
+    """Start the unit of a mount; the exit code, and why it failed.
+
+    The unit of a detached mount runs while that is in use, and systemd has nothing to start: it is given DETACHED_S.
+    """
+    deadline = time.monotonic() + DETACHED_S
+    while True:
+        code, said = systemd.start(mount.name)
+        if code != 0 or trimsfs_at(mount.mountpoint) is not None:
+            return code, said
+        if time.monotonic() >= deadline:
+            return exit_code(CacheInUseError.__name__), f"mountctl: {mount.name}: {_in_use(mount)}"
+        time.sleep(DETACHED_INTERVAL_S)
+
+
+def _in_use(mount: NamedMount) -> str:
+    """Who uses a detached mount, for an error message. Raises KeeperGoneError."""
+    server = ask(mount.mountpoint, {"do": "status"}, timeout_s=ANSWER_TIMEOUT_S)["server_pid"]
+    cache = mount.order(foreground=True)["options"]["cache_dir"]
+    device = device_served_by(server)
+    users = f" {usage(device)}" if device is not None else ""
+    detached = f"its mount was detached and is in use{users}: end that"
+    return f"cache directory {cache} is in use by another server, {shown(server)}; {detached}"
 
 
 def _is_up(mount: NamedMount, mounted: Mount) -> int:

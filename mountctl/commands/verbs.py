@@ -110,7 +110,8 @@ def _down(mount: NamedMount, options: list[str]) -> int:
         return code
     command = [sys.executable, "-m", "trimsfs", "umount", *options, str(mount.mountpoint)]
     code = subprocess.run(command, check=False).returncode
-    return systemd.stop(mount.name) if code == 0 and managed else code
+    # The unit of a detached mount ends with the last user of the mount.
+    return systemd.stop(mount.name) if code == 0 and managed and "--lazy" not in options else code
 
 
 @click.command(epilog=examples("mountctl restart models", "mountctl restart /models"))

@@ -1,6 +1,8 @@
 """What mountctl does with a real systemd, which starts and stops the units of declared mounts."""
 
 import fcntl
+import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.booted import SYSTEMD, Booted, booted
-from tests.support.mounts import let_in
+from tests.support.mounts import let_in, wait_until
 
 pytestmark = pytest.mark.skipif(not SYSTEMD.exists(), reason="systemd is not installed")
 
@@ -47,6 +49,18 @@ def locked(cache: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def reader(system: Booted, file: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A process beside systemd that has a file open, and reads it once it gets a line."""
+    script = f"exec 3< {file}; echo open; read line; cat <&3"
+    pipe = subprocess.PIPE
+    with subprocess.Popen(system.command("bash", "-c", script), stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        yield process
+        process.kill()
+
+
 def test_up_and_down_start_and_stop_the_unit(system: Booted, mountpoint: Path) -> None:
     done = system.mountctl("up", "models")
     assert (done.returncode, done.stderr) == (0, "")
@@ -74,3 +88,27 @@ def test_up_tells_which_option_the_unit_cannot_use(system: Booted, mountpoint: P
     done = system.mountctl("up", "models")
     assert done.returncode == 2
     assert done.stderr.startswith("mountctl: models: option cache_size = '1 stone' in ")
+
+
+def test_down_lazy_lets_open_files_work_on_and_up_names_their_reader(system: Booted, mountpoint: Path) -> None:
+    cache = mountpoint.with_name("cache")
+    assert system.mountctl("up", "models").returncode == 0
+    with reader(system, mountpoint / "model") as process:
+        done = system.mountctl("down", "--lazy", "models")
+        assert (done.returncode, "(bash)" in done.stderr) == (0, True), done.stderr
+        assert system.state("models") == "active"
+        done = system.mountctl("up", "models")
+        assert done.returncode == 8
+        assert f"mountctl: models: cache directory {cache} is in use by another server, pid " in done.stderr
+        assert re.search(r"; its mount was detached and is in use by pid \d+ \(bash\): end that\n$", done.stderr)
+        assert process.communicate("\n")[0] == "weights"
+    wait_until(lambda: system.state("models") == "inactive")
+    assert system.mountctl("up", "models").returncode == 0
+
+
+def test_up_directly_after_down_lazy_mounts_again(system: Booted, mountpoint: Path) -> None:
+    assert system.mountctl("up", "models").returncode == 0
+    for _ in range(3):
+        assert system.mountctl("down", "--lazy", "models").returncode == 0
+        assert system.mountctl("up", "models").returncode == 0
+        assert system.run("cat", mountpoint / "model").stdout == "weights"
