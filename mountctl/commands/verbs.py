@@ -224,8 +224,12 @@ def status_of(mount: NamedMount) -> dict[str, Any]:
         return public_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S) | {"hidden": str(error)}
     except KeeperGoneError as error:
         state = _state_without_keeper(mount.mountpoint)
-        dead = f"keeper and server have ended: `trimsfs umount {mount.mountpoint}`, and mount it again"
-        return {"state": state, "error": dead if state == DEAD else str(error)}
+        told = str(error)
+        if state == DEAD:
+            told = f"keeper and server have ended: `trimsfs umount {mount.mountpoint}`, and mount it again"
+        elif mount.file is not None and systemd.restarts(mount.name):
+            told = f"{told.partition(': run ')[0]}: systemd starts another within {systemd.WATCHDOG_S} s"
+        return {"state": state, "error": told}
 
 
 def _state_without_keeper(mountpoint: Path) -> str:

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 
 _RUNNING = Path("/run/systemd/system")
+WATCHDOG_S = 60
+"""How long a keeper may be silent before systemd replaces it: ``WatchdogSec=`` of the unit."""
 _ERROR = re.compile(r"(?:\S+ \S+ ERROR [\w.]+|trimsfs|mountctl): (?!warning: )(.+)")
 """A line of a service's log that tells why its mount failed."""
 

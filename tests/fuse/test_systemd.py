@@ -112,3 +112,17 @@ def test_up_directly_after_down_lazy_mounts_again(system: Booted, mountpoint: Pa
         assert system.mountctl("down", "--lazy", "models").returncode == 0
         assert system.mountctl("up", "models").returncode == 0
         assert system.run("cat", mountpoint / "model").stdout == "weights"
+
+
+def test_status_of_a_unit_without_its_keeper_tells_that_systemd_starts_another(
+    system: Booted, mountpoint: Path
+) -> None:
+    assert system.mountctl("up", "models").returncode == 0
+    keeper = re.search(r'"keeper_pid": (\d+)', system.mountctl("status", "--json", "models").stdout)
+    assert keeper is not None
+    system.run("kill", "-STOP", keeper[1])
+    done = system.mountctl("status", "models")
+    told = f"the keeper is stopped (pid {keeper[1]}): systemd starts another within 60 s\n"
+    assert (done.returncode, done.stdout) == (1, f"models: not kept at {mountpoint}: {told}")
+    system.run("kill", "-KILL", keeper[1])
+    wait_until(lambda: system.mountctl("status", "models").returncode == 0)
