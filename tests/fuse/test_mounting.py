@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mounts import TRIMSFS, MountedStore, OwnDirectory, mounted, trimsfs, unmount, wait_until
+from tests.support.mounts import TRIMSFS, MountedStore, OwnDirectory, let_in, mounted, trimsfs, unmount, wait_until
 from tests.support.processes import alive
+from tests.support.users import STRANGER
 from trimsfs.mountinfo import mount_at
 
 AS_NOBODY = [
@@ -272,6 +273,20 @@ def test_doctor_tells_what_is_well_and_what_to_do(store_directory: Path, tmp_pat
     assert "sharing: " in bad.stdout
     assert "FAIL  store: store directory /nonexistent does not exist: is it mounted" in bad.stdout
     assert not (tmp_path / "cache").exists()
+
+
+def test_doctor_tries_a_mount_beside_a_cache_of_another_server_user_and_leaves_no_log(
+    store_directory: Path, tmp_path: Path
+) -> None:
+    cache, scratch = tmp_path / "cache", tmp_path / "scratch"
+    for directory in (cache, scratch):
+        directory.mkdir(mode=0o700)
+    os.chown(cache, STRANGER, STRANGER)
+    let_in(tmp_path)
+    arguments = ("--store", store_directory, "--cache-dir", cache, "--gpu", "off")
+    done = trimsfs("doctor", *arguments, environment={"TMPDIR": str(scratch)})
+    assert "\nok    passthrough: " in done.stdout
+    assert list(Path("/var/log/trimsfs").glob(f"*{tmp_path.name.replace('-', '%2D')}*")) == []
 
 
 def test_help_needs_no_mount_and_no_server() -> None:

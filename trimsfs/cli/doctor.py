@@ -38,6 +38,7 @@ from trimsfs.tiers.extents import can_share
 
 OLDEST_KERNEL = (5, 14)
 DEVICES = Path("/dev")
+_MAY_ENTER = '[ -x "$one" ]'
 
 
 @click.command(
@@ -146,7 +147,7 @@ def _cache(options: MountOptions) -> str:
     place = _existing(directory)
     if not os.access(place, os.W_OK | os.X_OK):
         raise ProblemError(f"{directory}: {place} is not writable: set --cache-dir")
-    closed = as_server(options, '[ -x "$one" ]', [*reversed(place.parents), *([place] if place != directory else [])])
+    closed = as_server(options, _MAY_ENTER, [*reversed(place.parents), *([place] if place != directory else [])])
     if closed:
         raise ProblemError(
             f"{directory}: {server_of(options)} may not enter {closed[0]}: set --cache-dir or --server-user"
@@ -181,17 +182,17 @@ def _passthrough(options: MountOptions) -> str:
     if not options.passthrough:
         raise Advice("switched off by --no-passthrough: files are served in cached mode")
     assert options.cache_dir is not None
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        tempfile.TemporaryDirectory(dir=_existing(options.cache_dir)) as cache,
-    ):
+    place = _existing(options.cache_dir)
+    if place == options.cache_dir and as_server(options, _MAY_ENTER, [place]):
+        place = place.parent  # a server of another user has used it; a mount hands it over, as a whole
+    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory(dir=place) as cache:
         Path(scratch).chmod(0o755)  # the server is not root
         mountpoint, store = Path(scratch, "mount"), Path(scratch, "store")
         for directory in (mountpoint, store):
             directory.mkdir()
         trimsfs = [sys.executable, "-P", "-m", "trimsfs"]  # -P: import nothing from this directory
         mount = [*trimsfs, "mount", str(mountpoint), "--store", str(store), "--cache-dir", cache]
-        mount += ["--min-free", "0", "--gpu", "off"]
+        mount += ["--log-file", str(Path(scratch, "log")), "--min-free", "0", "--gpu", "off"]
         environment = {**os.environ, f"{ENVIRONMENT_PREFIX}CONFIG": os.devnull}
         done = subprocess.run(mount, env=environment, capture_output=True, text=True, timeout=60, check=False)
         if done.returncode != 0:
