@@ -258,9 +258,9 @@ def logs(name: str, lines: int, follow: bool, directory: Path) -> int:
         file = mount.log_file
     if file is None and facts["state"] == NOT_KEPT:
         file = public_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S).get("log_file")
-    if file is None:
+    if file is None and facts["state"] != NOT_KEPT:
         raise NotMountedError(f"{mount.name}: no trimsfs mount, and none is declared")
-    if facts.get("foreground") and not os.path.exists(file):
+    if file is None or facts.get("foreground"):
         remedy = "see the log of its unit or container: `journalctl`, `kubectl logs`"
         raise NoSuchEntryError(f"{mount.name}: logs to standard error, not to a file: {remedy}")
     if not os.access(file, os.R_OK):

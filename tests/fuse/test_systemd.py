@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.booted import SYSTEMD, Booted, booted
-from tests.support.mounts import let_in, wait_until
+from tests.support.mounts import TRIMSFS, let_in, wait_until
 
 pytestmark = pytest.mark.skipif(not SYSTEMD.exists(), reason="systemd is not installed")
 
@@ -69,6 +69,16 @@ def test_up_and_down_start_and_stop_the_unit(system: Booted, mountpoint: Path) -
     assert system.mountctl("down", "models").returncode == 0
     assert system.state("models") == "inactive"
     assert system.mountctl("down", "models").stdout == "models is down\n"
+
+
+def test_a_log_of_an_earlier_mount_is_not_taken_for_that_of_the_unit(system: Booted, mountpoint: Path) -> None:
+    log = mountpoint.with_name("earlier.log")
+    log.write_text("of yesterday\n")
+    with (mountpoint.parent / "models.toml").open("a") as file:
+        file.write(f'\nlog_file = "{log}"')
+    assert system.mountctl("up", "models").returncode == 0
+    assert "  log         to standard error of its unit" in system.run(TRIMSFS, "status", mountpoint).stdout
+    assert "is mounted at" in system.mountctl("logs", "models").stdout
 
 
 def test_up_tells_why_the_unit_failed_and_down_ends_its_retries(system: Booted, mountpoint: Path) -> None:

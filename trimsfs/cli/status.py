@@ -1,7 +1,6 @@
 """``trimsfs status``: the mounts of this host, with their servers, caches, requests and GPUs."""
 
 import json
-import os
 import sys
 from contextlib import suppress
 from functools import partial
@@ -180,15 +179,4 @@ def _show(facts: dict[str, Any]) -> None:
     say(f"  open        {number('files_open_handles')} files")
     for index, line in enumerate(lines(facts["gpu"]) if "gpu" in facts else ()):
         say(f"  {'' if index else 'gpu':<11} {line}")
-    say(f"  log         {log_place(facts['log_file'])}")
-
-
-def log_place(file: str) -> str:
-    """Where a server logs to: a *file*, which perhaps only root may look for, or standard error if there is none."""
-    try:
-        os.stat(file)
-    except FileNotFoundError:
-        return "to standard error of its unit, container or terminal"
-    except OSError:
-        pass
-    return file
+    say(f"  log         {facts['log_file'] or 'to standard error of its unit, container or terminal'}")

@@ -94,6 +94,8 @@ def main() -> None:
         mountpoint = Path(order["mountpoint"])
         set_process_title("standby", mountpoint)
         options = MountOptions.model_validate(order["options"])
+        if order["foreground"]:
+            options = options.model_copy(update={"log_file": None})  # it logs to standard error
         _may_open_files(options)
         gc.freeze()  # garbage collections skip what is loaded so far
         store = open_store(options, max_requests=max_requests(options.memory_limit))

@@ -77,7 +77,7 @@ def facts(
         **({} if fleet is None else {"fleet": fleet()}),
         "fleet_problem": environment.no_fleet,
         "cache_problem": tiers.disk.unusable,
-        "log_file": str(options.log_file),
+        "log_file": None if options.log_file is None else str(options.log_file),
         "waits": environment.waits(),
         "passthrough": tiers.passthrough.facts(),
         "gpu": gpu.interface.facts(),
