@@ -250,7 +250,8 @@ def logs(name: str, lines: int, follow: bool, directory: Path) -> int:
     facts = status_of(mount)
     if mount.file is not None and (systemd.manages(mount.name) or facts.get("foreground")):
         command = ["journalctl", f"--unit={systemd.unit_of(mount.name)}", f"--lines={lines}"]
-        return subprocess.run([*command, *(["--follow"] if follow else [])], check=False).returncode
+        code = subprocess.run([*command, *(["--follow"] if follow else [])], check=False).returncode
+        return exit_code(NotPermittedError.__name__) if code == 1 and os.geteuid() != 0 else code
     file = facts.get("log_file")
     if file is None and "hidden" in facts:
         raise NotPermittedError(f"{mount.name}: {facts['hidden']}, which knows where the log is")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.booted import SYSTEMD, Booted, booted
-from tests.support.mounts import TRIMSFS, let_in, wait_until
+from tests.support.mounts import MOUNTCTL, TRIMSFS, let_in, wait_until
 
 pytestmark = pytest.mark.skipif(not SYSTEMD.exists(), reason="systemd is not installed")
 
@@ -79,6 +79,8 @@ def test_a_log_of_an_earlier_mount_is_not_taken_for_that_of_the_unit(system: Boo
     assert system.mountctl("up", "models").returncode == 0
     assert "  log         to standard error of its unit" in system.run(TRIMSFS, "status", mountpoint).stdout
     assert "is mounted at" in system.mountctl("logs", "models").stdout
+    done = system.run("setpriv", "--reuid=3003", "--regid=3003", "--clear-groups", MOUNTCTL, "logs", "models")
+    assert done.returncode == 11, done.stderr
 
 
 def test_up_tells_why_the_unit_failed_and_down_ends_its_retries(system: Booted, mountpoint: Path) -> None:
