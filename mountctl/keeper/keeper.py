@@ -290,14 +290,14 @@ class Keeper:
     def _on_followed(self, answer: dict[str, Any]) -> None:
         """Handle the outcome of replacing the predecessor's server, which serves on after a failure."""
         if "error" in answer:
-            self._reporter.outcome({"type": "failed", "kind": "TakeoverError"} | answer, answer["error"])
+            self._reporter.outcome({"type": "failed"} | answer | {"kind": "TakeoverError"}, answer["error"])
             if self._active is not None and self._replacement.outgoing is None:
                 self._leaves = True
                 self._end(1)
 
     def _on_failure(self, server: ServerProcess, message: protocol.Failed) -> None:
         if self._replacement.under_way:
-            self._replacement.fail(message.error)
+            self._replacement.fail(message.error, message.kind)
         elif self._phase is Phase.STARTING:
             self._reporter.outcome({"type": "failed", "kind": message.kind, "error": message.error}, message.error)
         else:

@@ -73,11 +73,11 @@ class Replacement:
         self._request = None
         return True
 
-    def fail(self, error: str) -> None:
+    def fail(self, error: str, kind: str = "TakeoverError") -> None:
         """Note that the new server failed, if one was requested: tell the operator, and return to the order before."""
         if self._request is not None:
             self.order = self._request.before
-            self._request.reply({"error": error})
+            self._request.reply({"error": error, "kind": kind})
             self._request = None
 
 
