@@ -33,3 +33,18 @@ def test_scripts_reach_mount_points_with_spaces(
         subprocess.run(["dash", DEBIAN / script, *arguments], env={"PATH": path}, check=True, timeout=60)
 
     assert f"{command} {mount.path}" in (tmp_path / "called").read_text().splitlines()
+
+
+def test_purge_empties_a_cache_that_is_a_mount_point() -> None:
+    """In a mount namespace with another /etc and /var."""
+    script = """
+        for directory in /etc /var; do mount -t tmpfs tmpfs $directory; done
+        mkdir -p /etc/trimsfs /var/cache/trimsfs /var/log/trimsfs
+        mount -t tmpfs tmpfs /var/cache/trimsfs
+        touch /etc/trimsfs/config.toml /var/cache/trimsfs/blob
+        sh "$1" purge
+        find /etc /var -mindepth 1
+    """
+    command = ["unshare", "--mount", "sh", "-euc", script, "sh", DEBIAN / "trimsfs.postrm"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert sorted(done.stdout.split()) == ["/var/cache", "/var/cache/trimsfs", "/var/log"]
