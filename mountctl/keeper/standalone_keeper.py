@@ -241,7 +241,8 @@ class StandaloneKeeper(Keeper):
 
     def _on_request(self, request: dict[str, Any], reply: Reply) -> None:
         if request.get("do") == "replace" and ("order" in request or not self._can_start):
-            reply({"error": "its servers come with their options from `trimsfs serve`: restart that"})
+            remedy = "restart that, its container or its unit trimsfs-server@NAME"
+            reply({"error": f"its servers come with their options from `trimsfs serve`: {remedy}"})
         else:
             super()._on_request(request, reply)
 

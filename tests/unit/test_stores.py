@@ -8,9 +8,9 @@ from urllib3 import HTTPConnectionPool
 from urllib3.exceptions import MaxRetryError
 
 from tests.support.stores import MemoryStore, as_store
-from trimsfs.errors import BucketNotFoundError, ConfigurationError, TransientStoreError
+from trimsfs.errors import BucketNotFoundError, ConfigurationError, StoreUnavailableError, TransientStoreError
 from trimsfs.options import MountOptions
-from trimsfs.stores import open_store, reach
+from trimsfs.stores import open_store, reach, unreachable
 from trimsfs.stores.s3.errors import translated
 
 
@@ -74,3 +74,9 @@ def test_what_is_wrong_with_the_network_is_told_without_the_object_that_was_aske
     with pytest.raises(TransientStoreError) as raised:
         translated(request, "bucket", "net/b")
     assert str(raised.value) == told
+
+
+def test_a_store_that_does_not_answer_is_told_with_what_to_check() -> None:
+    error = StoreUnavailableError("no answer: Connection reset by peer")
+    assert unreachable(error, None) == f"{error}: check the network"
+    assert unreachable(error, "http://s3:443").endswith(" and --endpoint-url: http or https, host, port")

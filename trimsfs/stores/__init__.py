@@ -233,7 +233,7 @@ def unreachable(error: StoreUnavailableError, endpoint_url: str | None) -> str:
     """Why a store does not answer, with the remedy."""
     if isinstance(error.__cause__, StoreNotTrustedError):
         return str(error)
-    return f"{error}: check the network" + (" and --endpoint-url" if endpoint_url else "")
+    return f"{error}: check the network" + (" and --endpoint-url: http or https, host, port" if endpoint_url else "")
 
 
 async def reach_place(store: Store, place: Place, *, deadline_s: float) -> bool:
