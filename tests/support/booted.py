@@ -19,6 +19,7 @@ echo $$ > "$1/cgroup.procs"
 exec unshare --pid --fork --kill-child --mount --cgroup --uts --ipc --propagation slave sh -euc "$2" sh "$3"
 """
 _INIT = """
+umount --all --lazy --types fuse.trimsfs  # a copy would keep the mounts of other tests
 for directory in /run /var/cache /var/log /etc/systemd/system; do mount -t tmpfs -o mode=755 tmpfs $directory; done
 mount -t proc proc /proc
 mount -t sysfs -o ro sysfs /sys
