@@ -64,10 +64,18 @@ async def store_of(*answers: Answer) -> AsyncIterator[Store]:
 
 
 def part(
-    body: bytes = CONTENT, *, length: int = SIZE, content_range: str = RIGHT_RANGE, etag: str = GENERATION.etag
+    body: bytes = CONTENT,
+    *,
+    length: int = SIZE,
+    content_range: str = RIGHT_RANGE,
+    etag: str = GENERATION.etag,
+    encoding: str | None = None,
 ) -> Answer:
     """The answer to a ranged GET of the whole object, right except for what is given."""
-    return respond("206 Partial Content", body, length=length, headers={"Content-Range": content_range, "ETag": etag})
+    headers = {"Content-Range": content_range, "ETag": etag}
+    if encoding is not None:
+        headers["Content-Encoding"] = encoding
+    return respond("206 Partial Content", body, length=length, headers=headers)
 
 
 def failure(status: str, code: str = "", message: str = "because", headers: Mapping[str, str] | None = None) -> Answer:
@@ -101,10 +109,17 @@ async def test_right_answer_is_accepted() -> None:
     assert (len(got), got == CONTENT) == (SIZE, True)
 
 
+async def test_an_object_that_is_stored_compressed_comes_as_it_is_stored() -> None:
+    async with store_of(part(encoding="gzip")) as store:
+        assert await read(store, GENERATION) == CONTENT
+
+
 ANSWERS: dict[str, tuple[Answer, type[StoreError]]] = {
     "truncated body": (part(CONTENT[:1000]), TransientStoreError),
     "no body": (part(b""), TransientStoreError),
     "truncated, and says so": (part(CONTENT[:1000], length=1000), TransientStoreError),
+    "a longer body": (part(CONTENT + b"more", length=SIZE + 4), TransientStoreError),
+    "compressed by a proxy": (part(b"\x1f\x8b" + CONTENT, length=SIZE + 2, encoding="gzip"), TransientStoreError),
     "body stalls": (then(part(CONTENT[:1000]), stall), StoreStalledError),
     "connection breaks in the body": (then(part(CONTENT[:1000]), reset), TransientStoreError),
     "body drips": (then(part(b""), drip(b"x" * 100, times=600)), StoreStalledError),

@@ -9,6 +9,7 @@ import os
 import select
 import struct
 import sys
+from contextlib import suppress
 
 _FAN_CLASS_CONTENT, _FAN_NONBLOCK = 0x4, 0x2
 _FAN_MARK_ADD, _FAN_MARK_MOUNT = 0x1, 0x10
@@ -42,7 +43,8 @@ def main(mountpoint: str) -> None:
             events = os.read(group, 4096)
             while events:
                 length, _, _, _, _, descriptor, _ = _EVENT.unpack_from(events)
-                os.pread(descriptor, HEAD, 0)
+                with suppress(OSError):  # as scanners do with what they cannot read
+                    os.pread(descriptor, HEAD, 0)
                 os.write(group, _RESPONSE.pack(descriptor, _FAN_ALLOW))
                 os.close(descriptor)
                 seen += 1

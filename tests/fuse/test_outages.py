@@ -65,6 +65,24 @@ def told(mount: MountedStore) -> tuple[int, str | None]:
     return done.returncode, json.loads(done.stdout)[0]["store_problem"]
 
 
+def test_a_name_that_is_known_does_not_wait_for_one_that_is_not(
+    endpoint: tuple[S3Server, Switch], tmp_path: Path
+) -> None:
+    server, switch = endpoint
+    environment = server.environment()
+    with mounted("s3://bucket", tmp_path / "mount", "--metadata-ttl", "0.5", environment=environment) as mount:
+        model = mount.path / "model/model.safetensors"
+        assert model.read_bytes() == FILES["model.safetensors"]
+        switch.hold()
+        time.sleep(1)  # the listing expires
+        with subprocess.Popen(["stat", mount.path / "model/unknown"], stderr=subprocess.DEVNULL) as waiting:
+            time.sleep(1)
+            assert subprocess.run(["stat", model], capture_output=True, timeout=60, check=False).returncode == 0
+            assert waiting.poll() is None
+            waiting.kill()
+        switch.let_go()
+
+
 @OUTAGES
 def test_a_model_that_is_here_is_loaded_as_if_the_store_answered(
     endpoint: tuple[S3Server, Switch], how: str, tmp_path: Path

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.services.fast import start_fast
+from tests.services.switch import switched
 from tests.support.memory_group import memory_group
 from tests.support.mounts import MountedStore, log_beside, mounted, trimsfs, wait_until
 from tests.support.processes import alive
@@ -365,6 +367,27 @@ def test_client_limited_below_the_size_of_the_file_maps_all_of_it(mount: Mounted
             check=False,
         )
     assert done.stdout.strip() == hashlib.sha256(MODEL).hexdigest(), done.stderr
+
+
+def test_an_open_that_waits_goes_on_after_a_stop(tmp_path: Path) -> None:
+    (tmp_path / "buckets/bucket").mkdir(parents=True)
+    (tmp_path / "buckets/bucket/model").write_bytes(b"weights")
+    with (
+        start_fast(tmp_path / "buckets") as server,
+        switched(server) as (endpoint, switch),
+        mounted("s3://bucket", tmp_path, "--cold-open", "wait", environment=endpoint.environment()) as mount,
+    ):
+        path = mount.path / "model"
+        assert path.exists()
+        switch.hold()
+        with subprocess.Popen(["cat", path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            time.sleep(0.5)
+            for number in (signal.SIGSTOP, signal.SIGCONT):
+                process.send_signal(number)
+                time.sleep(0.5)
+            assert process.poll() is None
+            switch.let_go()
+            assert process.communicate(timeout=30)[0] == b"weights"
 
 
 def test_signal_ends_an_open_that_waits(store_directory: Path, tmp_path: Path) -> None:

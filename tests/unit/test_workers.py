@@ -572,6 +572,30 @@ async def test_a_spawner_that_is_stopped_ends_the_server(fresh_spawner: Spawner,
         os.kill(spawner, signal.SIGCONT)
 
 
+@pytest.mark.usefixtures("impatient")
+async def test_a_spawner_that_hangs_ends_the_server_though_processes_are_ordered_in_turn(
+    fresh_spawner: Spawner, file: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Spawner, "watch", lambda _: trio.sleep_forever())  # it is not in the state of a stopped one
+    spawner = fresh_spawner.pid
+    os.kill(spawner, signal.SIGSTOP)
+
+    async def ordering(pool: WorkerPool, after_s: float) -> None:
+        await trio.sleep(after_s)
+        while True:
+            with contextlib.suppress(WorkerLostError):
+                await fetch(pool, odd("hang/0"), file)
+            await trio.sleep(0.01)
+
+    try:
+        with trio.fail_after(10), pytest.RaisesGroup(StoreUnavailableError, flatten_subgroups=True):
+            async with working(fresh_spawner, count=2) as pool, trio.open_nursery() as nursery:
+                nursery.start_soon(ordering, pool, 0)
+                nursery.start_soon(ordering, pool, 0.3)
+    finally:
+        os.kill(spawner, signal.SIGCONT)
+
+
 async def test_jobs_of_other_workers_go_on(late_spawner: Spawner, root: Path, tmp_path: Path, file: int) -> None:
     generation = await DirectoryStore(root).stat("model")
     lost = served = 0

@@ -268,8 +268,9 @@ class WorkerPool:
             self.died += 1
             worker.lost = "the fetch process did not answer"
             if worker.pid is None:
-                self._not_started += worker.ordered_at >= self._missed_at  # not one that was ordered with the last
-                self._missed_at = trio.current_time()
+                if worker.ordered_at >= self._missed_at:  # not one that was ordered with the last
+                    self._not_started += 1
+                    self._missed_at = trio.current_time()
                 log.error("a fetch process was not started in %d s: the next job starts another", SILENT_S[role])
                 if self._not_started >= MOST_NOT_STARTED:
                     raise StoreUnavailableError("the spawner does not answer: starting another server") from None

@@ -133,6 +133,10 @@ static void wrapped_init(void *userdata, struct fuse_conn_info *conn)
 		conn->max_backing_stack_depth = wanted.stack_depth;
 	}
 	agreed.direct = fuse_set_feature_flag(conn, FUSE_CAP_DIRECT_IO_ALLOW_MMAP);
+	/* Or lookups in one directory wait for each other in the kernel, also for one that waits for the store. */
+	fuse_set_feature_flag(conn, FUSE_CAP_PARALLEL_DIROPS);
+#else
+	conn->want |= conn->capable & FUSE_CAP_PARALLEL_DIROPS;
 #endif
 }
 

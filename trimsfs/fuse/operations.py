@@ -19,7 +19,7 @@ from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.fuse import _libfuse
 from trimsfs.fuse.errnos import errno_of
 from trimsfs.fuse.failed_reads import FailedReads
-from trimsfs.fuse.waiters import Waiters
+from trimsfs.fuse.waiters import Waiters, signalled
 from trimsfs.namespace.inodes import IN_THE_STORE
 
 log = logging.getLogger(__name__)
@@ -68,10 +68,12 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self._agreed = agreed
         self._filesystem = filesystem
-        self.waiters = Waiters()
+        self.waiters = Waiters(self._look_for_signals)
         self._failed_reads = FailedReads()
         self._waiting: dict[int, trio.CancelScope] = {}
         self._interrupted: set[int] = set()
+        self._unexplained: set[int] = set()
+        """Threads with an interrupt for which no signal was found yet."""
 
     def init(self) -> None:
         # Tasks that wait for this run after libfuse has answered the kernel's INIT.
@@ -184,13 +186,22 @@ class Operations(pyfuse3.Operations):
     def answered(self, thread: int) -> None:
         """Record that a thread's request is answered: later signals end no block."""
         self._interrupted.discard(thread)
+        self._unexplained.discard(thread)
 
     def interrupt(self, thread: int) -> None:
-        """End the block that a thread waits in, or is about to enter: a signal came."""
+        """End the block that a thread waits in, or is about to enter, once a signal for the program came."""
+        if not signalled(thread):
+            self._unexplained.add(thread)
+            return
         self._interrupted.add(thread)
         scope = self._waiting.get(thread)
         if scope is not None:
             scope.cancel()
+
+    def _look_for_signals(self) -> None:
+        for thread in list(self._unexplained):
+            self._unexplained.discard(thread)
+            self.interrupt(thread)
 
     @_translated
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:

@@ -4,6 +4,10 @@ A signal ends a wait only until the server has read the request; for a readahead
 FUSE_INTERRUPT does not help. It comes for every signal, also if the program goes on and expects no error from a lookup
 or read; and it comes once, to one server. So the server itself looks for killed threads, and for SIGINT and SIGQUIT,
 the signals of the keyboard. A program that handles one of these gets EINTR.
+
+An open that waits also ends for other signals that the program handles (`signalled`). FUSE_INTERRUPT tells when to look
+for one, now and every CHECK_INTERVAL_S: it also comes when a debugger or a freezer stops the thread, or io_uring has
+news for it, and not again for a signal after that.
 """
 
 import signal
@@ -30,9 +34,10 @@ class _Wait:
 
 
 class Waiters:
-    """Checks every CHECK_INTERVAL_S whether threads with requests in flight should end."""
+    """Checks every CHECK_INTERVAL_S whether threads with requests in flight should end; and calls *look* then."""
 
-    def __init__(self) -> None:
+    def __init__(self, look: Callable[[], None] = lambda: None) -> None:
+        self._look = look
         self._under_way = 0
         self._waiting: dict[trio.CancelScope, _Wait] = {}
         self._any = trio.Event()
@@ -82,6 +87,7 @@ class Waiters:
             await self._any.wait()
             before = set(self._waiting)
             await trio.sleep(CHECK_INTERVAL_S)
+            self._look()
             waiting = before & self._waiting.keys()
             ended = {thread for thread in {self._waiting[scope].thread for scope in waiting} if _ended(thread)}
             for scope in waiting:
@@ -105,9 +111,26 @@ def _ended(thread: int) -> bool:
         return not exists(thread)  # /proc may hide threads of other users
     except OSError:
         return False  # not known
-    own, shared, blocked = (int(status.get(name, "0"), 16) for name in ("SigPnd", "ShdPnd", "SigBlk"))
-    pending = (own | shared) & ~blocked
-    return bool(own & _bit(signal.SIGKILL)) or any(pending & _bit(one) for one in ENDING)
+    pending = _pending(status)
+    return bool(pending & _bit(signal.SIGKILL)) or any(pending & _bit(one) for one in ENDING)
+
+
+def signalled(thread: int) -> bool:
+    """Whether a signal awaits a thread that its program handles, or that kills it; if that is not known, it does."""
+    try:
+        status = status_of(thread)
+    except OSError:
+        return True
+    return bool(_pending(status) & (_signals(status, "SigCgt") | _bit(signal.SIGKILL)))
+
+
+def _pending(status: Mapping[str, str]) -> int:
+    """The signals that await a thread, but for those that it blocks. A kill, whatever its cause, awaits each thread."""
+    return (_signals(status, "SigPnd") | _signals(status, "ShdPnd")) & ~_signals(status, "SigBlk")
+
+
+def _signals(status: Mapping[str, str], field: str) -> int:
+    return int(status.get(field, "0"), 16)
 
 
 def _bit(number: signal.Signals) -> int:

@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -56,6 +56,19 @@ def parsing(*others: type[Exception]) -> Iterator[None]:
         raise
     except malformed as error:
         raise MalformedAnswerError(str(error)) from error
+
+
+def check_range(headers: Mapping[str, str], start: int, length: int, size: int) -> None:
+    """Raises TransientStoreError unless an answer has the *length* bytes from *start* on of *size*, and nothing else.
+
+    A proxy that compresses a range changes its length, if it tells one, but not what the range is called.
+    """
+    expected, sent = f"bytes {start}-{start + length - 1}/{size}", headers.get("content-range")
+    if sent != expected:
+        raise TransientStoreError(f"asked for {expected}, got {sent or 'no range'}")
+    brought = headers.get("content-length")
+    if brought not in {None, str(length)} or (brought is None and "content-encoding" in headers):
+        raise TransientStoreError(f"asked for {length} bytes, got {brought or 'compressed ones'}: a proxy changes them")
 
 
 class _Link:

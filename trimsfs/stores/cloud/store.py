@@ -14,7 +14,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
-from trimsfs.stores.bodies import MalformedAnswerError, RequestThreads, parsing
+from trimsfs.stores.bodies import MalformedAnswerError, RequestThreads, check_range, parsing
 from trimsfs.stores.cloud.connections import Answer, Connections, Request
 from trimsfs.stores.cloud.service import Service, content_name, digest_of, error_of, one_line
 from trimsfs.stores.digests import Digest
@@ -152,10 +152,7 @@ class CloudStore:
         try:
             if raw.status not in {200, 206}:
                 raise self._refused(self._connections.whole(raw), generation.key)
-            expected = f"bytes {offset}-{offset + length - 1}/{generation.size}"
-            sent = raw.headers.get("content-range")
-            if raw.status != 206 or sent != expected:
-                raise TransientStoreError(f"asked for {expected}, got {sent or 'no range'}")
+            check_range(raw.headers, offset, length, generation.size)
             content = self._service.content(raw.headers)
             if content is None:
                 message = "the answer does not name its content: check the endpoint"

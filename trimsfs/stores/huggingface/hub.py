@@ -18,7 +18,7 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from trimsfs.errors import ObjectChangedError, StoreError, StoreUnavailableError, TransientStoreError
 from trimsfs.options import MountOptions
-from trimsfs.stores.bodies import parsing, pass_on, received
+from trimsfs.stores.bodies import check_range, parsing, pass_on, received
 from trimsfs.stores.endpoints import Pools, checked_endpoint
 from trimsfs.stores.huggingface.errors import refused
 from trimsfs.stores.huggingface.repositories import Repository
@@ -109,9 +109,7 @@ class Hub:
         """The answer, if its body is the range that was asked for, or the whole file up to it."""
         try:
             if response.status == 206:
-                sent, expected = response.headers.get("content-range"), f"bytes {start}-{start + length - 1}/{size}"
-                if sent != expected:
-                    raise TransientStoreError(f"asked for {expected}, got {sent or 'no range'}")
+                check_range(response.headers, start, length, size)
             elif response.status == 200:  # small files may come whole
                 if length < size and size > MOST_WHOLE:
                     raise StoreUnavailableError(f"{repository}: the hub serves no ranges of files: check HF_ENDPOINT")

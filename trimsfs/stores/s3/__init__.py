@@ -12,7 +12,7 @@ import botocore.exceptions
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, TransientStoreError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
-from trimsfs.stores.bodies import METADATA_THREADS, RequestThreads, parsing
+from trimsfs.stores.bodies import METADATA_THREADS, RequestThreads, check_range, parsing
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.receive_loop import HttpBody
 from trimsfs.stores.s3.answers import Transport
@@ -177,9 +177,7 @@ class S3Store:
         )
         headers, body = answer.headers, answer.body
         try:
-            expected, sent = f"bytes {offset}-{last}/{generation.size}", headers.get("content-range")
-            if sent != expected:
-                raise TransientStoreError(f"asked for {expected}, got {sent or 'no range'}")
+            check_range(headers, offset, length, generation.size)
             etag = headers.get("etag")
             if etag is None:
                 raise TransientStoreError(f"{generation.key}: got no ETag")
