@@ -49,7 +49,8 @@ def ask(mountpoint: Path, request: dict[str, Any], *, timeout_s: float) -> dict[
         if isinstance(error, PermissionError) or (isinstance(error, FileNotFoundError) and os.geteuid() != 0):
             raise KeeperRefusesError(f"only root and the user who mounted {mountpoint} may ask its keeper") from None
         _check_not_stopped(mountpoint)
-        raise KeeperGoneError(f"the keeper of {mountpoint} is gone: run `mountctl recover {mountpoint}`") from error
+        what = "does not answer" if isinstance(error, TimeoutError) else "is gone"
+        raise KeeperGoneError(f"the keeper of {mountpoint} {what}: run `mountctl recover {mountpoint}`") from error
 
 
 def _check_not_stopped(mountpoint: Path) -> None:

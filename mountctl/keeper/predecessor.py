@@ -13,11 +13,13 @@ import select
 import socket
 import stat
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mountctl.keeper.connection import SEALS
+from mountctl.keeper.control_socket import KeeperGoneError, ask
 from mountctl.keeper.descriptor_store import FUSE_DEVICE, LISTENER
 from mountctl.keeper.forked_server import OtherProcess
 from mountctl.keeper.server_process import ALONE, ENVIRONMENT, FORKS, LAUNCHED, ServerProcess
@@ -30,6 +32,7 @@ from trimsfs.text import title
 RESENDS_SINCE = (6, 9)
 """The first version of Linux that resends the requests that a server has left unanswered."""
 ORDER_LINK = "/memfd:trimsfs-order (deleted)"
+ANSWER_TIMEOUT_S = 5.0
 _NAMES = {"/memfd:trimsfs-ledger (deleted)": "ledger", "/dev/fuse": "fuse"}
 _MAGIC = b"trimsfs"
 """The first bytes of a ledger, before its version."""
@@ -55,7 +58,7 @@ class LeftServer(ServerProcess):
 class Predecessor:
     """What a keeper has left: order, environment, server, and copies of the mount's descriptors, by name.
 
-    *keeper* is that keeper if it is not killed, but stopped.
+    *keeper* is that keeper if it is not killed, but stopped, or silent.
     """
 
     order: dict[str, Any]
@@ -121,7 +124,7 @@ def _look_at(pid: int, mountpoint: Path, device: str) -> Predecessor:
         raise _UnfitError("it serves another mount")
     if order.get(LAUNCHED, False):
         raise _UnfitError(f"its keeper is `mountctl keeper {mountpoint}`: start that again")
-    keeper = _stopped_keeper(pid, mountpoint)
+    keeper = _silent_keeper(pid, mountpoint)
     descriptors = _descriptors_of(process, order, device)
     if process.poll() is not None or not {"fuse", "ledger"} <= descriptors.keys():
         for descriptor in descriptors.values():
@@ -134,13 +137,15 @@ def _look_at(pid: int, mountpoint: Path, device: str) -> Predecessor:
     return Predecessor(order=order, environment=environment, server=server, keeper=keeper, descriptors=descriptors)
 
 
-def _stopped_keeper(pid: int, mountpoint: Path) -> OtherProcess | None:
-    """The keeper of a server, if it has one, which is stopped. Raises _UnfitError if it is not, and OSError."""
+def _silent_keeper(pid: int, mountpoint: Path) -> OtherProcess | None:
+    """The keeper of a server, if it has one, which is stopped or hangs. Raises _UnfitError for another, and OSError."""
     parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     if title_of(parent) != title("keeper", mountpoint):
         return None
     if not stopped(parent):
-        raise _UnfitError(f"its keeper, pid {parent}, is alive")
+        with suppress(KeeperGoneError):
+            ask(mountpoint, {"do": "status"}, timeout_s=ANSWER_TIMEOUT_S)
+            raise _UnfitError(f"its keeper, pid {parent}, is alive")
     return OtherProcess(os.pidfd_open(parent))
 
 

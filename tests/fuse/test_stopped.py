@@ -5,7 +5,9 @@ import random
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,39 @@ def test_opens_go_on_without_a_keeper_that_is_stopped_until_it_runs_again(waitin
     read_in_time(waiting, store, "model-1/part-0")
     assert waiting.info("model-1/part-0")["passthrough"]
     assert keeper(waiting)["restarts"] == 0
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """Freeze a process in a control group: it is in no state that tells that it does not run."""
+    roots = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if line.split()[2] == "cgroup2"]
+    group = Path(roots[0], f"trimsfs-tests-{uuid.uuid4().hex}") if roots else None
+    try:
+        assert group is not None
+        group.mkdir()
+        (group / "cgroup.procs").write_text(str(pid))
+        (group / "cgroup.freeze").write_text("1")
+    except (AssertionError, OSError):
+        pytest.skip("no control group can be frozen here")
+    try:
+        yield
+    finally:
+        (group / "cgroup.freeze").write_text("0")
+        wait_until(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+
+
+def test_a_keeper_that_hangs_can_be_replaced(waiting: MountedStore, store: Path) -> None:
+    pid = int(str(keeper(waiting)["keeper_pid"]))
+    with frozen(pid):
+        done = mountctl("status", waiting.path)
+        assert f"does not answer: run `mountctl recover {waiting.path}`" in done.stdout
+        done = mountctl("recover", waiting.path)
+        assert done.returncode == 0, done.stderr
+    assert not alive(pid)
+    assert keeper(waiting)["keeper_pid"] != pid
+    read_in_time(waiting, store, "model-1/part-0")
+    assert waiting.info("model-1/part-0")["passthrough"]
 
 
 def test_a_keeper_that_is_stopped_can_be_replaced(waiting: MountedStore, store: Path) -> None:
