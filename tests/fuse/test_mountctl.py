@@ -165,18 +165,6 @@ def test_a_mount_whose_keeper_is_gone_is_told(
     assert mountctl("status", "one").returncode == 0
 
 
-def test_an_upgrade_to_an_option_that_its_server_cannot_use_ends_as_the_mount_would(
-    mountctl: Mountctl, declared: Path, store_directory: Path, tmp_path: Path
-) -> None:
-    mountpoint = declare(declared, "one", store_directory, tmp_path)
-    assert mountctl("up").returncode == 0
-    with (declared / "one.toml").open("a") as file:
-        file.write(f'\nsignatures = "require"\nsigning_key = "{tmp_path / "missing.pem"}"')
-    done = mountctl("upgrade", "one")
-    assert (done.returncode, "missing.pem: No such file" in done.stderr) == (2, True), done.stderr
-    assert trimsfs("status", mountpoint).returncode == 0
-
-
 def test_one_file_that_cannot_be_used_does_not_keep_the_others_from_anything(
     mountctl: Mountctl, declared: Path, store_directory: Path, tmp_path: Path
 ) -> None:

@@ -284,7 +284,7 @@ def test_upgrade_to_options_that_do_not_work_leaves_the_server_as_it_is(store_di
         before = json.loads(mountctl("status", "models", "--json").stdout)[0]["server_pid"]
         file.write_text("\n".join([*lines, 'server_user = "nobody-of-this-name"']))
         done = mountctl("upgrade", "models")
-        assert (done.returncode, "no such user" in done.stderr) == (1, True), done.stderr
+        assert (done.returncode, "no such user" in done.stderr) == (2, True), done.stderr
         assert json.loads(mountctl("status", "models", "--json").stdout)[0]["server_pid"] == before
         file.write_text("\n".join([*lines[:2], 'cache_dir = "/elsewhere"']))
         done = mountctl("upgrade", "models")
