@@ -576,7 +576,11 @@ async def test_a_spawner_that_is_stopped_ends_the_server(fresh_spawner: Spawner,
 async def test_a_spawner_that_hangs_ends_the_server_though_processes_are_ordered_in_turn(
     fresh_spawner: Spawner, file: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Spawner, "watch", lambda _: trio.sleep_forever())  # it is not in the state of a stopped one
+    async def watch(_: Spawner) -> None:
+        """See no end: a process that hangs is in no state that tells it."""
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(Spawner, "watch", watch)
     spawner = fresh_spawner.pid
     os.kill(spawner, signal.SIGSTOP)
 
