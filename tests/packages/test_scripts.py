@@ -45,6 +45,6 @@ def test_purge_empties_a_cache_that_is_a_mount_point() -> None:
         sh "$1" purge
         find /etc /var -mindepth 1
     """
-    command = ["unshare", "--mount", "sh", "-euc", script, "sh", DEBIAN / "trimsfs.postrm"]
+    command = ["unshare", "--mount", "sh", "-euc", script, "sh", str(DEBIAN / "trimsfs.postrm")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert sorted(done.stdout.split()) == ["/var/cache", "/var/cache/trimsfs", "/var/log"]
