@@ -27,6 +27,10 @@ class KeeperGoneError(Exception):
     """No keeper runs, or it does not answer."""
 
 
+class KeeperSilentError(KeeperGoneError):
+    """A keeper runs and does not answer."""
+
+
 class KeeperRefusesError(KeeperGoneError):
     """The keeper answers only the user who mounted, and root."""
 
@@ -49,8 +53,10 @@ def ask(mountpoint: Path, request: dict[str, Any], *, timeout_s: float) -> dict[
         if isinstance(error, PermissionError) or (isinstance(error, FileNotFoundError) and os.geteuid() != 0):
             raise KeeperRefusesError(f"only root and the user who mounted {mountpoint} may ask its keeper") from None
         _check_not_stopped(mountpoint)
-        what = "does not answer" if isinstance(error, TimeoutError) else "is gone"
-        raise KeeperGoneError(f"the keeper of {mountpoint} {what}: run `mountctl recover {mountpoint}`") from error
+        if isinstance(error, TimeoutError):
+            message = f"the keeper of {mountpoint} does not answer: run `mountctl recover {mountpoint}`"
+            raise KeeperSilentError(message) from None
+        raise KeeperGoneError(f"the keeper of {mountpoint} is gone: run `mountctl recover {mountpoint}`") from error
 
 
 def _check_not_stopped(mountpoint: Path) -> None:

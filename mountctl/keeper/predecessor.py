@@ -13,13 +13,12 @@ import select
 import socket
 import stat
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mountctl.keeper.connection import SEALS
-from mountctl.keeper.control_socket import KeeperGoneError, ask
+from mountctl.keeper.control_socket import KeeperGoneError, KeeperSilentError, ask
 from mountctl.keeper.descriptor_store import FUSE_DEVICE, LISTENER
 from mountctl.keeper.forked_server import OtherProcess
 from mountctl.keeper.server_process import ALONE, ENVIRONMENT, FORKS, LAUNCHED, ServerProcess
@@ -142,11 +141,18 @@ def _silent_keeper(pid: int, mountpoint: Path) -> OtherProcess | None:
     parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     if title_of(parent) != title("keeper", mountpoint):
         return None
-    if not stopped(parent):
-        with suppress(KeeperGoneError):
-            ask(mountpoint, {"do": "status"}, timeout_s=ANSWER_TIMEOUT_S)
-            raise _UnfitError(f"its keeper, pid {parent}, is alive")
+    if not stopped(parent) and not _is_silent(mountpoint):
+        raise _UnfitError(f"its keeper, pid {parent}, is alive")
     return OtherProcess(os.pidfd_open(parent))
+
+
+def _is_silent(mountpoint: Path) -> bool:
+    """Whether the keeper of a mount listens and does not answer."""
+    try:
+        ask(mountpoint, {"do": "status"}, timeout_s=ANSWER_TIMEOUT_S)
+    except KeeperGoneError as error:
+        return isinstance(error, KeeperSilentError)
+    return False
 
 
 def ledger_version(ledger: int) -> str:

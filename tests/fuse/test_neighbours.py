@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.mount_namespace import mounted_apart
 from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
 
 KINDS = ("cold", "resident", "evicted", "replaced")
@@ -92,19 +93,13 @@ def test_a_scanner_makes_no_open_fail(mount: MountedStore, tmp_path: Path) -> No
 
 @contextmanager
 def overlaid(directory: Path, lower: Path) -> Iterator[Path]:
-    """An overlay over a mount, in a mount namespace that no container of another test copies."""
+    """An overlay over a mount."""
     for name in ("upper", "work", "merged"):
         (directory / name).mkdir(parents=True)
     options = f"lowerdir={lower},upperdir={directory / 'upper'},workdir={directory / 'work'}"
-    script = 'mount -t overlay -o "$1" overlay "$2" && echo ready && exec cat'
-    command = ["unshare", "--mount", "sh", "-c", script, "sh", options, str(directory / "merged")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        try:
-            assert holder.stdout.readline() == "ready\n"
-            yield Path(f"/proc/{holder.pid}/root{directory}/merged")
-        finally:
-            holder.kill()
+    mount = "mount", "-t", "overlay", "-o", options, "overlay", directory / "merged"
+    with mounted_apart(lower, *mount) as root:
+        yield root / (directory / "merged").relative_to("/")
 
 
 def test_an_overlay_reads_files_of_all_kinds(mount: MountedStore, tmp_path: Path) -> None:

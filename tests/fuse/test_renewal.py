@@ -3,7 +3,6 @@
 import errno
 import mmap
 import os
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.mount_namespace import mounted_apart
 from tests.support.mounts import MountedStore, mounted, wait_until
 
 NAME = "model.safetensors"
@@ -35,26 +35,11 @@ def replace(store: Path, version: int) -> None:
 
 
 @contextmanager
-def bound(target: Path, file: Path) -> Iterator[Path]:
-    """A bind mount of one file, in a mount namespace of its own: who opens it looks nothing up."""
+def bound(target: Path, mountpoint: Path) -> Iterator[Path]:
+    """A bind mount of the file: who opens it looks nothing up."""
     target.touch()
-    command = [
-        "unshare",
-        "--mount",
-        "sh",
-        "-c",
-        'mount --bind "$1" "$2" && echo ready && exec cat',
-        "sh",
-        str(file),
-        str(target),
-    ]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        try:
-            assert holder.stdout.readline() == "ready\n"
-            yield Path(f"/proc/{holder.pid}/root{target}")
-        finally:
-            holder.kill()
+    with mounted_apart(mountpoint, "mount", "--bind", mountpoint / "m" / NAME, target) as root:
+        yield root / target.relative_to("/")
 
 
 @pytest.fixture(params=MODES)
@@ -75,7 +60,7 @@ def test_a_bind_mount_of_a_file_shows_what_its_name_leads_to_once_nobody_has_it_
     mount: MountedStore, tmp_path: Path
 ) -> None:
     named = mount.path / "m" / NAME
-    with bound(tmp_path / "file", named) as file:
+    with bound(tmp_path / "file", mount.path) as file:
         for version in range(1, 4):
             before, after = content(version - 1), content(version)
             wait_until(partial(_reads, file, before))
@@ -126,7 +111,7 @@ def test_replaced_all_the_time_files_are_read_of_one_version(mount: MountedStore
                 wrong.append(f"{len(found)} bytes, versions {sorted(set(found.split()))[:3]}, then {again[:9]!r}")
 
     named = mount.path / "m" / NAME
-    with bound(tmp_path / "file", named) as file:
+    with bound(tmp_path / "file", mount.path) as file:
         threads = [
             threading.Thread(target=reading, args=(path,), kwargs={"in_pieces": in_pieces})
             for path in (named, named, file)

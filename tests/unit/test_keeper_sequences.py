@@ -66,4 +66,4 @@ def test_anything_is_done_or_ends_the_server(words: list[tuple[bytes, list[str]]
         # What is held, the connection, the lock, two listeners.
         assert descriptors() <= idle + len(made._descriptor_store._descriptors) + 4
         assert len(made._descriptor_store._descriptors) <= HELD_LIMIT
-    assert descriptors() == before
+    assert descriptors() <= before  # garbage of other tests may go meanwhile

@@ -150,7 +150,7 @@ async def test_control_tells_the_facts(server: Server, store: MemoryStore, tmp_p
         "keeper_problem": None,
         "keeper_stays": False,
         "restarts": 0,
-        "processes": {},
+        "processes": facts["processes"],
         "descriptors": {},
         "cache_dir": str(tmp_path / "cache"),
         "store_problem": None,
