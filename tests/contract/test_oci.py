@@ -9,6 +9,7 @@ import os
 import ssl
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 import uuid
@@ -199,9 +200,10 @@ async def test_times_are_those_of_the_files_else_of_the_artifact(registry: Regis
 
 
 async def test_compressed_layer_is_told_with_its_name_and_the_remedy(
-    registry: Registry, name: str, tmp_path: Path
+    registry: Registry, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also one that oras makes of a directory."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # oras leaves a directory there
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights/model.bin").write_bytes(b"x")
     target = f"{registry.address}/{name}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 _SCRIPT = """
 for mount in $(findmnt --noheadings --list --types fuse.trimsfs --output TARGET); do
-    test "$mount" = "$1" || umount --lazy "$mount"
+    test "$mount" = "$1" || umount --lazy "$mount" 2>/dev/null || true  # it has ended meanwhile
 done
 shift
 "$@"

@@ -216,6 +216,8 @@ async def _do(copier: ThreadCopier | StoreError, job: Message, descriptors: Sequ
         answer = {"errno": error.errno, "text": error.strerror}
     except StoreError as error:
         answer = {"error": type(error).__name__, "text": str(error)[:TEXT_LIMIT]}
+    except ChannelClosedError:
+        return  # the server has ended: the receiving task notices it as well
     except Exception as error:  # a defect: it ends this job, not the worker
         log.exception("%s: internal error in a fetch process", job.get("generation", {}).get("key", job["do"]))
         answer = {"error": "StoreUnavailableError", "text": f"internal error: {error!r}"[:TEXT_LIMIT]}
