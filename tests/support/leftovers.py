@@ -1,4 +1,4 @@
-"""What a run of the tests must not leave: processes, mounts, and device files that are none any more.
+"""What a run of the tests must not leave: processes, mounts, temporary files, device files that are none any more.
 
 A pytest plugin. All processes that tests start inherit a mark in their environment, unless they get one of their own.
 """
@@ -7,6 +7,7 @@ import os
 import signal
 import stat
 import subprocess
+import tempfile
 import time
 import uuid
 from contextlib import suppress
@@ -18,6 +19,9 @@ from trimsfs import mountinfo
 
 MARK = "STARTED_BY_TESTS"
 DEVICES = ("full", "fuse", "null", "random", "tty", "urandom", "zero")
+TEMPORARY = ("oras-tmp", "seaweedfs-", "trimsfs-tests-")
+"""How names in the temporary directory begin that tests and their services make; others are perhaps not of this run."""
+_BEFORE = pytest.StashKey[set[str]]()
 END_TIMEOUT_S = 15.0
 """How long what a run has started may take to end by itself."""
 
@@ -25,6 +29,7 @@ END_TIMEOUT_S = 15.0
 def pytest_sessionstart(session: pytest.Session) -> None:
     if not hasattr(session.config, "workerinput"):
         os.environ[MARK] = f"{os.getpid()}-{uuid.uuid4().hex}"
+        session.config.stash[_BEFORE] = _temporary()
 
 
 @pytest.hookimpl(trylast=True)
@@ -34,6 +39,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     factory: pytest.TempPathFactory = session.config._tmp_path_factory  # type: ignore[attr-defined]
     left = _left(factory.getbasetemp())
+    before = session.config.stash[_BEFORE]
+    made = sorted(_temporary() - before)
+    left += [f"temporary file {Path(tempfile.gettempdir(), name)}" for name in made]
     if not left:
         return
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
@@ -60,6 +68,10 @@ def _left(directory: Path) -> list[str]:
         told.append(f"mount {mountpoint}")
         subprocess.run(["umount", "--lazy", mountpoint], timeout=30, check=False, capture_output=True)
     return told
+
+
+def _temporary() -> set[str]:
+    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith(TEMPORARY)}
 
 
 def _processes() -> list[int]:

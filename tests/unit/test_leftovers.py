@@ -1,4 +1,4 @@
-"""A run of the tests tells, and ends, what it has left."""
+"""A run of the tests tells what it has left, and ends it."""
 
 import subprocess
 import sys
@@ -16,31 +16,47 @@ def test_it():
     process = subprocess.Popen(["sleep", "300"])
     open("pid", "w").write(str(process.pid))
 """
+LEAVES_A_FILE = """
+import tempfile
+def test_it():
+    open(tempfile.gettempdir() + "/trimsfs-tests-1", "w")
+"""
 
 
-@pytest.mark.parametrize("content", [LEAVES, LEAVES.replace("300", "0")], ids=["left", "ended"])
-def test_a_process_that_is_left_makes_a_run_fail_and_is_ended(tmp_path: Path, content: str) -> None:
-    (tmp_path / "test_it.py").write_text(content)
+def run(directory: Path, content: str) -> "subprocess.CompletedProcess[str]":
+    """Run a test in a directory, which is also that of temporary files."""
+    (directory / "test_it.py").write_text(content)
     program = (
         f"import pytest, sys; import tests.support.leftovers as plugin; plugin.END_TIMEOUT_S = 0.5; "
         f"sys.exit(pytest.main(['-p', 'no:cacheprovider', '-c', '/dev/null', '--rootdir', '.', "
-        f"'--basetemp', '{tmp_path / 'base'}', 'test_it.py'], plugins=[plugin]))"
+        f"'--basetemp', '{directory / 'base'}', 'test_it.py'], plugins=[plugin]))"
     )
     root = str(Path(leftovers.__file__).parents[2])
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": root},
+        cwd=directory,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": root, "TMPDIR": str(directory)},
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
     )
+
+
+@pytest.mark.parametrize("content", [LEAVES, LEAVES.replace("300", "0")], ids=["left", "ended"])
+def test_a_process_that_is_left_makes_a_run_fail_and_is_ended(tmp_path: Path, content: str) -> None:
+    done = run(tmp_path, content)
     pid = int((tmp_path / "pid").read_text())
     left = "300" in content
     assert (f"process {pid}: sleep 300" in done.stdout) == left, done.stdout + done.stderr
     assert done.returncode == int(left)
     wait_until(lambda: not exists(pid))
+
+
+def test_a_temporary_file_that_is_left_makes_a_run_fail(tmp_path: Path) -> None:
+    done = run(tmp_path, LEAVES_A_FILE)
+    assert f"temporary file {tmp_path / 'trimsfs-tests-1'}" in done.stdout
+    assert done.returncode == 1
 
 
 def test_device_files_are_told_from_plain_ones(tmp_path: Path) -> None:
