@@ -65,6 +65,11 @@ def is_shown(mount: MountedStore, path: Path) -> bool:
     return (mount.path / "replaced" / path.name).stat().st_mtime_ns == path.stat().st_mtime_ns
 
 
+def wait_until_shown(mount: MountedStore, store: Path) -> None:
+    """Wait until the mount no longer believes the names of replaced files."""
+    wait_until(lambda: all(is_shown(mount, path) for path in (store / "replaced").iterdir()))
+
+
 def read_all(path: Path) -> list[str]:
     """What goes wrong when the files of all kinds are read at a path."""
     wrong = []
@@ -86,6 +91,7 @@ def test_a_scanner_makes_no_open_fail(mount: MountedStore, tmp_path: Path) -> No
         assert len(list((mount.path / kind).iterdir())) == OPENS
     with scanning(mount.path) as end:
         bring_about(mount, tmp_path / "store")
+        wait_until_shown(mount, tmp_path / "store")
         assert read_all(mount.path) == []
         assert read_all(mount.path) == []
         assert end() >= 2 * len(KINDS) * OPENS
@@ -106,12 +112,10 @@ def test_an_overlay_reads_files_of_all_kinds(mount: MountedStore, tmp_path: Path
     with overlaid(tmp_path / "overlay", mount.path) as merged:
         for kind in KINDS:
             assert len(list((merged / kind).iterdir())) == OPENS
-        for number in range(0, OPENS, 2):  # it goes on with the number that it has met at a name
-            for kind in KINDS:
-                assert (merged / kind / f"{number}.safetensors").stat().st_size == len(content(kind, number))
-            assert (merged / f"replaced/{number}.safetensors").read_bytes() == content("replaced", number)
+        for kind in KINDS[:-1]:  # an overlay goes on with the file that it has met at a name
+            assert (merged / kind / "0.safetensors").stat().st_size == len(content(kind, 0))
         bring_about(mount, tmp_path / "store")
-        wait_until(lambda: all(is_shown(mount, path) for path in (tmp_path / "store/replaced").iterdir()))
+        wait_until_shown(mount, tmp_path / "store")
         assert read_all(merged) == []
         for change in ("warm", "evict", "warm"):
             for kind in KINDS:

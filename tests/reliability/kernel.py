@@ -226,13 +226,9 @@ class Kernel:
             server.accepted(handle)
             return handle
 
-        async def look(server: Server) -> Attributes:
-            return server.filesystem.names.attributes(number)
-
         handle = await self._opened(open_inode)
-        size = (await self.asked(look)).size  # the open may have renewed the inode
         token = next(self._numbers)
-        self.files[token] = Opened(number, handle, size)
+        self.files[token] = Opened(number, handle, attributes.size)
         return token
 
     async def _opened(self, request: Callable[[Server], Awaitable[int]]) -> int:

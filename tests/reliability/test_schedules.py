@@ -125,6 +125,8 @@ class Play:
     async def open_inode(self, number: int, path: str, thread: int) -> None:
         """Open an inode, and sometimes send the thread a signal meanwhile."""
         inode = self.server.namespace.inodes[number]
+        assert inode.generation is not None
+        content = self.server.store.contents[path, inode.generation.etag]
         signal = Signal()
         if self.draw.random() < 0.2:
             self.nursery.start_soon(self.later, self.draw.randrange(40), signal.send)
@@ -136,8 +138,7 @@ class Play:
         except CacheFullError:
             self.totals["ENOSPC"] += 1
             return
-        assert inode.generation is not None
-        self.open.append(Open(path, handle, self.server.store.contents[path, inode.generation.etag]))
+        self.open.append(Open(path, handle, content))
         self.totals["passed through" if handle >> BACKING_SHIFT else "cached"] += 1
 
     async def close(self, thread: int) -> None:

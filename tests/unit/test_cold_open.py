@@ -13,6 +13,7 @@ from tests.support.served import FakeBacking, Server, Serving, Signal, served
 from tests.support.stores import MemoryStore
 from trimsfs.errors import (
     FuseUnavailableError,
+    ObjectChangedError,
     StoreAccessError,
     StoreUnavailableError,
 )
@@ -203,13 +204,17 @@ async def test_an_open_beside_one_that_streams_does_not_wait(
 
 
 async def test_an_open_of_a_replaced_file_is_looked_up_in_the_store(serving: Serving, store: MemoryStore) -> None:
+    """The kernel looks the name up again only once, however long it would have been believed."""
     async with serving(cold_open="wait", metadata_ttl=1) as server:
         number = await server.number("a")
         store.put("a", b"another content")
         await trio.sleep(1.1)
         assert (await server.find("a", thread=2)).size == len(b"another content")
         store.put("a", b"the newest content")
-        assert await server.read(await server.open_inode(number)) == b"the newest content"
+        with pytest.raises(ObjectChangedError):
+            await server.open_inode(number)
+        await trio.sleep(0.01)
+        assert await server.content("a") == b"the newest content"
 
 
 async def test_what_an_earlier_server_left_is_checked_and_not_fetched(
@@ -465,15 +470,19 @@ async def test_what_an_earlier_server_left_is_served_while_the_store_is_down(
                 assert await server.read(handle, start, chunk_size) == content[start:stop]
 
 
-async def test_an_object_that_was_replaced_is_looked_up_again_and_opened(
+async def test_an_object_that_was_replaced_fails_the_open_and_is_looked_up_again(
     serving: Serving, store: MemoryStore, mode: str
 ) -> None:
     async with serving(cold_open=mode) as server:
         number = await server.number("a")
         new = content_of("new", 1000)
         store.put("a", new)
-        assert await server.read(await server.open_inode(number)) == new
+        for _ in range(2):
+            with pytest.raises(ObjectChangedError):
+                await server.open_inode(number)
         assert server.invalidated == [(ROOT_INODE, b"a")]
+        await until(lambda: server.users() == 0)
+        assert await server.content("a") == new
 
 
 async def test_a_file_that_does_not_fit_is_served_as_it_comes(

@@ -15,6 +15,7 @@ from tests.support.stores import MemoryStore
 from trimsfs.control.authorisation import Caller
 from trimsfs.errors import (
     ConfigurationError,
+    ObjectChangedError,
     StoreAccessError,
     StoreUnavailableError,
     TransientStoreError,
@@ -176,7 +177,9 @@ async def test_another_content_is_looked_up_anew(serving: Mounted, store: Memory
         number = await server.number(f"{MAIN}/both")
         store.put("both", b"new")
 
-        assert await server.read(await server.open_inode(number)) == b"new"
+        with pytest.raises(ObjectChangedError):
+            await server.open_inode(number)
+        assert await server.content(f"{MAIN}/both") == b"new"
 
 
 async def test_an_empty_file_is_asked_for_too(serving: Mounted, store: MemoryStore) -> None:

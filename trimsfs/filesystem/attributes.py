@@ -12,7 +12,7 @@ from trimsfs.namespace.permissions import Ownership, Permissions
 from trimsfs.types import Generation, Symlink
 
 FOREVER_S = 86400.0
-"""How long the kernel caches attributes: an inode's never change, until the server renews it and tells the kernel."""
+"""How long the kernel caches attributes: an inode's never change, as another content is another inode."""
 CONTROL_TTL_S = 1.0
 
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-import trio
 from cachetools import LRUCache
 
 from trimsfs.control.authorisation import Caller, readable_by
@@ -37,8 +36,6 @@ WEIGHTS = (
 read in small pieces, perhaps again and again: those need the kernel's pages."""
 MOST_SPARE = 1024
 """Most handles made in advance, each for the next open of a file."""
-MOST_ATTEMPTS = 8
-"""Most attempts of one open of a file that is replaced meanwhile."""
 MOST_REFUSALS = 1024
 """Most files of which the last refusal is remembered."""
 
@@ -76,11 +73,9 @@ class Files:
         ioctls: Ioctls,
         tracer: Tracer,
         drop_pages: Callable[[int], None],
-        forget_pages: Callable[[int], None],
     ) -> None:
         self._tracer = tracer
         self._drop_pages = drop_pages
-        self._forget_pages = forget_pages
         self._names = names
         self._disk = disk
         self._control = control
@@ -105,8 +100,8 @@ class Files:
     ) -> OpenReply:
         """Open a file for reading, for a *thread*.
 
-        Raises ObjectChangedError when the store has replaced it and programs have the replaced one open,
-        StaleHandleError when its name leads to another inode from now on, InterruptedError when a signal ends the wait.
+        Raises ObjectChangedError when the store has replaced it, StaleHandleError when its name leads to another inode
+        from now on, InterruptedError when a signal ends the wait.
         """
         inode = self._names.inode(number)
         if inode.kind is InodeKind.CONTROL_FILE:
@@ -114,20 +109,7 @@ class Files:
         if inode.generation is None:
             raise IsADirectoryError(inode.path)
         with self._noting_refusals(inode):
-            for _ in range(MOST_ATTEMPTS):
-                generation = inode.generation
-                try:
-                    return await self._open_model(inode, generation, caller, interruptible, thread)
-                except ObjectChangedError:
-                    if inode.generation is not generation:
-                        continue  # another open has renewed it
-                    self._names.replaced(inode)
-                    with interruptible():
-                        renewed = await self._names.renew(inode, generation)
-                    if not renewed:
-                        self._opener.reopens.request(thread, inode.path)
-                        raise
-            raise StaleHandleError(f"{inode.path}: the store replaces it again and again: open it again")
+            return await self._open_model(inode, inode.generation, caller, interruptible, thread)
         raise AssertionError("unreachable: a refusal raises")
 
     @contextmanager
@@ -153,9 +135,11 @@ class Files:
         interruptible: Interruptible,
         thread: int,
     ) -> OpenReply:
-        if inode.renewed:
-            await self._forget(inode, generation)
-        await self._trust.check(generation, interruptible)
+        try:
+            await self._trust.check(generation, interruptible)
+        except ObjectChangedError:
+            self._look_up_again(inode, thread)
+            raise
         trace = self._tracer.begin(thread, inode.path)
         with trace.spanning("index"):
             blob = await self._disk.acquire(generation, opening=True)
@@ -163,9 +147,11 @@ class Files:
         self._prefetcher.record_open(blob, readable_by(self._control.authorisation, caller))
         try:
             await self._trust.admit(blob, interruptible)
-            passed = await self._opener.open(inode, generation, blob, interruptible, thread)
+            passed = await self._opener.open(inode, blob, interruptible, thread)
         except BaseException as error:
             self._disk.release(blob)
+            if isinstance(error, ObjectChangedError):
+                self._look_up_again(inode, thread)
             self._end(trace, error)
             raise
         reopened = self._opener.reopens.expected(thread, inode.path)
@@ -181,12 +167,10 @@ class Files:
         direct = not passed and self.direct and alone and not blob.complete and inode.path.endswith(WEIGHTS)
         return OpenReply(handle=handle, keep_cache=keeps, direct_io=direct)
 
-    async def _forget(self, inode: Inode, generation: Generation) -> None:
-        """Have the kernel forget what it knows of a renewed inode's earlier generation."""
-        self._handles.remove(self._spare.pop(inode.number, (0, None, None))[0])
-        await trio.to_thread.run_sync(self._forget_pages, inode.number, abandon_on_cancel=True)
-        if inode.generation is generation:
-            inode.renewed = False
+    def _look_up_again(self, inode: Inode, thread: int) -> None:
+        """The store has another content: the ESTALE of the open makes the kernel reopen."""
+        self._opener.reopens.request(thread, inode.path)
+        self._names.replaced(inode)
 
     def _why(self, blob: Blob) -> Why:
         """What an open of a blob is about to wait for."""
@@ -210,7 +194,7 @@ class Files:
         """
         began = time.perf_counter()
         inode = self._names.known(number)
-        if inode is None or inode.kind is not InodeKind.OBJECT or inode.generation is None or inode.renewed:
+        if inode is None or inode.kind is not InodeKind.OBJECT or inode.generation is None:
             return None
         if not self._trust.known(inode.generation):
             return None

@@ -56,14 +56,13 @@ class Mount:
     """What the file system gets from its mount: the ledger for the next server, and the time of mounting.
 
     ``prune`` lets the kernel give up inodes that nothing uses, by their numbers. ``drop_pages`` makes it drop the pages
-    of an inode, and returns at once; ``forget_pages`` returns once it has, and a worker thread calls it.
+    of an inode, and returns at once.
     """
 
     ledger: Ledger
     mounted_ns: int
     prune: Callable[[Sequence[int]], None]
     drop_pages: Callable[[int], None]
-    forget_pages: Callable[[int], None]
 
 
 class Filesystem:
@@ -95,8 +94,9 @@ class Filesystem:
             namespace, disk, control, derived, opener.reopens, describe, handles, tracer, aliases, mount.prune
         )
         self.ioctls = Ioctls(namespace.inodes, disk, control, derived, opener.passthrough, trust, handles)
-        pages = mount.drop_pages, mount.forget_pages
-        self.files = Files(self.names, disk, control, prefetcher, opener, trust, handles, self.ioctls, tracer, *pages)
+        self.files = Files(
+            self.names, disk, control, prefetcher, opener, trust, handles, self.ioctls, tracer, mount.drop_pages
+        )
         self.takeover = Takeover(namespace.inodes, disk, control, opener, handles, self.files)
 
     def statistics(self) -> FilesystemStatistics:

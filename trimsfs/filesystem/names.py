@@ -209,15 +209,6 @@ class Names:
         log.info("/%s has been replaced in the store", inode.path)
         self._namespace.replaced(inode.generation)
 
-    async def renew(self, inode: Inode, replaced: Generation) -> bool:
-        """Have an inode lead to what the store has in place of a *replaced* generation. Returns whether it does.
-
-        Not if programs have the inode open, or the object is gone. Raises StoreError as `Namespace.lookup`.
-        """
-        prefix = directory_of(inode.path)
-        entry, _ = await self._namespace.lookup(prefix, os.fsencode(inode.path[len(prefix) :]))
-        return isinstance(entry, Generation) and entry.etag != replaced.etag and self._inodes.renew(inode, entry)
-
     def _tell_replaced(self, prefix: str) -> None:
         """Warn of programs that may mix two versions of a model: they had files of it open when it was replaced."""
         paths = {file.inode.path for file in self._handles.files.values()}

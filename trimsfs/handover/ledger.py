@@ -79,6 +79,7 @@ class Ledger:
         self._words = memoryview(self._memory).cast("Q")
         self._end = _GRAIN
         self._free: dict[int, list[int]] = {}
+        self._full = False
         if fresh:
             self._words[0] = _MAGIC
         elif self._words[0] != _MAGIC:
@@ -92,11 +93,6 @@ class Ledger:
     def forget_inherited(self) -> None:
         """Free the memory of what `inherited` returns."""
         self._records.clear()
-
-    @property
-    def incomplete(self) -> bool:
-        """Whether a record found no room, in this server or an earlier one: not all open files are known."""
-        return self._words[1] != 0
 
     def _scan(self) -> Iterator[Record]:
         limit = len(self._memory)
@@ -125,8 +121,8 @@ class Ledger:
         free = self._free.get(size)
         slot = free.pop() if free else self._end
         if slot + size > len(self._memory):
-            if not self.incomplete:
-                self._words[1] = 1  # told once: each lookup and open comes here
+            if not self._full:
+                self._full = True  # told once: each lookup and open comes here
                 log.warning("the ledger is full: the next server will not know of all open files")
             return UNRECORDED
         words, at = self._words, slot // _WORD

@@ -41,8 +41,7 @@ class Inode:
     ledger, made before the kernel gets it. ``opened`` is set once a program has opened it: the kernel may then have
     pages of it. Programs have it open by ``cached`` handles, whose reads the server answers, or by ``passed`` ones,
     whose reads the kernel passes through to the local file: the kernel refuses opens of one inode in both modes, or of
-    two local files. While such a file is ``lost``, names lead to another inode. With ``renewed``, the kernel may have
-    attributes and pages of an earlier generation, which it has to drop before the next open is answered.
+    two local files. While such a file is ``lost``, names lead to another inode.
     """
 
     number: int
@@ -58,15 +57,13 @@ class Inode:
     cached: int = 0
     passed: int = 0
     lost: bool = False
-    renewed: bool = False
 
 
 class Inodes:
     """The inodes that the kernel may know, including those of earlier servers.
 
-    A number is a hash of what the inode is when it is made, so every server computes the same. An object's inode that
-    no program has open is renewed once the store has another generation: who keeps a number for long goes on with it.
-    *origins* are those of a mount with several stores, which may be at other paths than those of an earlier server.
+    A number is a hash of what the inode is, so every server computes the same. *origins* are those of a mount with
+    several stores, which may be at other paths than those of an earlier server.
     """
 
     def __init__(self, ledger: Ledger, origins: Origins | None = None) -> None:
@@ -75,14 +72,8 @@ class Inodes:
         self._by_number = {ROOT_INODE: self._root}
         self._named: dict[str, set[int]] = {}
         """Numbers of the store's files and directories, by the directory that holds them."""
-        self._objects: dict[str, list[Inode]] = {}
-        """Those of objects by path, oldest first."""
         for record in ledger.inherited(RecordKind.INODE):
             inode = _unpacked(record)
-            if inode.number in self._by_number:  # the earlier server died while it renewed the inode
-                ledger.set_count(record.slot, 0)
-                continue
-            inode.renewed = _is_file(inode)  # perhaps: it is not known whether the kernel has dropped the pages
             if inode.generation is not None and origins is not None:
                 linked = origins.relinked(inode.generation.key, inode.generation.linked)
                 inode.generation = replace(inode.generation, linked=linked)
@@ -92,8 +83,6 @@ class Inodes:
         self._by_number[inode.number] = inode
         if _is_named(inode):
             self._named.setdefault(directory_of(inode.path), set()).add(inode.number)
-        if _is_file(inode):
-            self._objects.setdefault(inode.path, []).append(inode)
         return inode
 
     def _remove(self, inode: Inode) -> None:
@@ -102,10 +91,6 @@ class Inodes:
             self._named[directory].remove(inode.number)
             if not self._named[directory]:
                 del self._named[directory]
-            if _is_file(inode):
-                self._objects[inode.path].remove(inode)
-                if not self._objects[inode.path]:
-                    del self._objects[inode.path]
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -135,18 +120,10 @@ class Inodes:
     ) -> Inode:
         """Return the inode of a thing, made if new.
 
-        An object's inode is one that programs have open, or else the oldest that can be `renew`ed. The caller calls
-        `count_lookup` if the kernel gets the inode, `discard` if not.
+        The caller calls `count_lookup` if the kernel gets the inode, `discard` if not.
         """
         if kind is InodeKind.DIRECTORY and not path:
             return self._root
-        if kind is InodeKind.OBJECT and generation is not None and not control:
-            same = self._objects.get(path, ())
-            in_use = (inode for inode in same if inode.cached or inode.passed)
-            found = next((inode for inode in in_use if _has(inode, generation) and not inode.lost), None)
-            found = found or next((inode for inode in same if self.renew(inode, generation)), None)
-            if found is not None:
-                return found
         etag = generation.etag if generation is not None else target
         for salt in range(len(self._by_number) + 1):
             number = _number(kind, path, etag, control, salt)
@@ -157,19 +134,6 @@ class Inodes:
             if (inode.kind, inode.path, known, inode.control) == (kind, path, etag, control) and not inode.lost:
                 return inode
         raise AssertionError("unreachable: more salts than inodes were tried")
-
-    def renew(self, inode: Inode, generation: Generation) -> bool:
-        """Have an object's inode lead to a generation. Returns whether it does: not if programs have another open."""
-        if inode.lost or (not _has(inode, generation) and (inode.cached or inode.passed or self._ledger.incomplete)):
-            return False
-        if not _has(inode, generation):
-            inode.generation, inode.renewed = generation, True
-            if inode.slot is not None:  # this order: a server that dies in between leaves both
-                slot = self._ledger.add(RecordKind.INODE, inode.number, _packed(inode), count=inode.lookups)
-                self._ledger.set_count(inode.slot, 0)
-                inode.slot = slot
-            inode.replaced = False
-        return True
 
     def known_names(self, prefix: str, kinds: Set[InodeKind] = IN_THE_STORE) -> list[tuple[int, bytes]]:
         """The names in a directory that the kernel may know, each after the directory's inode number."""
@@ -240,15 +204,6 @@ class Inodes:
 def _is_named(inode: Inode) -> bool:
     """Whether an inode is one of the store's names, not a control file or what is derived from a model."""
     return inode.kind in IN_THE_STORE and not inode.control
-
-
-def _is_file(inode: Inode) -> bool:
-    """Whether an inode is an object's, of which the content is known."""
-    return inode.kind is InodeKind.OBJECT and not inode.control and inode.generation is not None
-
-
-def _has(inode: Inode, generation: Generation) -> bool:
-    return inode.generation is not None and inode.generation.etag == generation.etag
 
 
 def directory_of(path: str) -> str:

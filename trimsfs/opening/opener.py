@@ -11,7 +11,6 @@ from trimsfs.opening.cold_open import ColdOpener, Interruptible
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.opening.reopens import Reopens
 from trimsfs.tiers.blob import Blob
-from trimsfs.types import Generation
 
 
 class Opener:
@@ -24,15 +23,12 @@ class Opener:
         self.reopens = reopens
         self.passthrough_opens = self.cached_opens = 0
 
-    async def open(
-        self, inode: Inode, generation: Generation, blob: Blob, interruptible: Interruptible, thread: int
-    ) -> bool:
+    async def open(self, inode: Inode, blob: Blob, interruptible: Interruptible, thread: int) -> bool:
         """Return when an open can be answered: whether in passthrough mode. The caller holds the blob, and calls
         `closed` at the end.
 
-        Raises ObjectChangedError if the store has replaced the object or the inode was renewed, StaleHandleError if the
-        inode can be opened no more, InterruptedError on a signal to the thread, and as `ColdOpener.wait` and
-        `ColdOpener.fetch`.
+        Raises ObjectChangedError if the store has replaced the object, StaleHandleError if the inode can be opened no
+        more, InterruptedError on a signal to the thread, and as `ColdOpener.wait` and `ColdOpener.fetch`.
         """
         if inode.replaced and not blob.complete:
             raise ObjectChangedError(f"{inode.path}: replaced in the store: open it again")
@@ -41,8 +37,6 @@ class Opener:
             with self.reopens.under_way(thread, inode.path):
                 passed = await self._passable(inode, blob, interruptible) and not inode.cached
             blob.health.check()
-            if inode.generation is not generation:
-                raise ObjectChangedError(f"{inode.path}: replaced in the store: open it again")
             if inode.passed and not passed:
                 self._lost(inode, thread)
         except BaseException:
@@ -83,7 +77,6 @@ class Opener:
 
     def restore(self, inode: Inode, blob: Blob, *, passed: bool) -> None:
         """Take over a file that an earlier server opened, in passthrough mode if *passed*."""
-        inode.renewed = False  # it was not while it was open
         if passed:
             inode.passed += 1
             blob.passed += 1

@@ -71,13 +71,7 @@ class Environment:
     @property
     def mount(self) -> Mount:
         """What the file system gets from this mount."""
-        return Mount(
-            ledger=self.ledger,
-            mounted_ns=self.mounted_ns,
-            prune=self.prune,
-            drop_pages=self.drop_pages,
-            forget_pages=self.forget_pages,
-        )
+        return Mount(ledger=self.ledger, mounted_ns=self.mounted_ns, prune=self.prune, drop_pages=self.drop_pages)
 
 
 def recovery_of(mountpoint: Path, *, launched: bool) -> str:

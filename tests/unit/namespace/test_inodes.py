@@ -18,6 +18,7 @@ THINGS = (
     (InodeKind.DIRECTORY, "a/", None, ""),
     (InodeKind.OBJECT, "a/", a_generation("a/"), ""),
     (InodeKind.OBJECT, "a", a_generation("a"), ""),
+    (InodeKind.OBJECT, "a", a_generation("a", '"y"'), ""),
     (InodeKind.CONTROL_DIRECTORY, "", None, ""),
     (InodeKind.CONTROL_DIRECTORY, "a/", None, ""),
     (InodeKind.CONTROL_DIRECTORY, "a", a_generation("a"), "subject"),
@@ -54,65 +55,13 @@ def test_root_is_always_there() -> None:
     assert inodes[ROOT_INODE] is root
 
 
-ONE, TWO = (a_generation("a", f'"{number}"') for number in (1, 2))
-
-
-@pytest.mark.parametrize("mode", ["cached", "passed"])
-def test_new_generation_has_a_new_number_while_programs_have_the_old_one_open(mode: str) -> None:
+def test_new_generation_has_a_new_number_and_the_old_one_keeps_its_own() -> None:
     inodes = Inodes(Ledger())
-    old = inodes.reference(InodeKind.OBJECT, "a", ONE)
-    setattr(old, mode, 1)
-    new = inodes.reference(InodeKind.OBJECT, "a", TWO)
+    old = inodes.reference(InodeKind.OBJECT, "a", a_generation("a", '"1"'))
+    new = inodes.reference(InodeKind.OBJECT, "a", a_generation("a", '"2"'))
     assert old.number != new.number
-    assert (old.generation, new.generation) == (ONE, TWO)
-    assert not inodes.renew(old, TWO)
-    setattr(old, mode, 0)
-    new.cached = 1
-    assert inodes.reference(InodeKind.OBJECT, "a", TWO) is new  # and shares its pages
-    new.cached = 0
-    assert inodes.reference(InodeKind.OBJECT, "a", TWO) is old
-
-
-def test_an_inode_that_nobody_has_open_is_renewed(ledger: Callable[[], Ledger]) -> None:
-    inodes = Inodes(ledger())
-    inode = inodes.reference(InodeKind.OBJECT, "a", ONE)
-    inodes.count_lookup(inode)
-    inodes.count_lookup(inode)
-    assert not inode.renewed
-    assert inodes.reference(InodeKind.OBJECT, "a", TWO) is inode
-    assert inode.generation == TWO
-    assert inode.renewed
-    assert inode.lookups == 2
-
-    after = Inodes(ledger())
-    found = after[inode.number]
-    assert (found.generation, found.lookups, found.renewed) == (TWO, 2, True)
-    after.forget(inode.number, 2)
-    assert Inodes(ledger()).get(inode.number) is None
-
-
-def test_a_server_that_died_while_it_renewed_an_inode_leaves_one(
-    ledger: Callable[[], Ledger], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    inodes = Inodes(ledger())
-    inode = inodes.reference(InodeKind.OBJECT, "a", ONE)
-    inodes.count_lookup(inode)
-    with monkeypatch.context() as patched:
-        patched.setattr(Ledger, "set_count", lambda *_: None)
-        assert inodes.renew(inode, TWO)
-    after = Inodes(ledger())
-    assert after[inode.number].generation in {ONE, TWO}
-    after.forget(inode.number, 1)
-    assert Inodes(ledger()).get(inode.number) is None
-
-
-def test_no_inode_is_renewed_where_not_all_open_files_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger = Ledger()
-    inodes = Inodes(ledger)
-    old = inodes.reference(InodeKind.OBJECT, "a", ONE)
-    monkeypatch.setattr(Ledger, "incomplete", True)
-    assert inodes.reference(InodeKind.OBJECT, "a", TWO) is not old
-    assert old.generation == ONE
+    assert inodes[old.number].generation == a_generation("a", '"1"')
+    assert inodes[new.number].generation == a_generation("a", '"2"')
 
 
 def test_inodes_whose_numbers_would_be_equal_get_different_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +102,7 @@ def test_inodes_are_what_they_were(ledger: Callable[[], Ledger]) -> None:
     told = [
         before.reference(InodeKind.DIRECTORY, "dir/"),
         before.reference(InodeKind.OBJECT, "dir/model", GENERATION),
-        before.reference(InodeKind.OBJECT, "dir/other", replace(GENERATION, key="dir/other")),
+        before.reference(InodeKind.OBJECT, "dir/model", replace(GENERATION, etag='"other"')),
         before.reference(InodeKind.CONTROL_FILE, "dir/model", GENERATION, "info"),
         before.reference(InodeKind.OBJECT, "odd \udcff\n\0", _ODD),
     ]
