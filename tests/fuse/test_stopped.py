@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.booted import control_groups
 from tests.support.keepers import keeper, serving
 from tests.support.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
 from tests.support.processes import alive, family
@@ -133,15 +134,13 @@ def test_opens_go_on_without_a_keeper_that_is_stopped_until_it_runs_again(waitin
 @contextmanager
 def frozen(pid: int) -> Iterator[None]:
     """Freeze a process in a control group: it is in no state that tells that it does not run."""
-    roots = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if line.split()[2] == "cgroup2"]
-    group = Path(roots[0], f"trimsfs-tests-{uuid.uuid4().hex}") if roots else None
     try:
-        assert group is not None
+        group = control_groups() / f"trimsfs-tests-{uuid.uuid4().hex}"
         group.mkdir()
         (group / "cgroup.procs").write_text(str(pid))
         (group / "cgroup.freeze").write_text("1")
-    except (AssertionError, OSError):
-        pytest.skip("no control group can be frozen here")
+    except (subprocess.CalledProcessError, OSError) as error:
+        pytest.skip(f"no control group can be frozen here: {error}")
     try:
         yield
     finally:

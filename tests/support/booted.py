@@ -71,7 +71,7 @@ def booted(mounts_directory: Path) -> Iterator[Booted]:
         "TRIMSFS_CONFIG": "/dev/null",
         "TRIMSFS_MOUNTS_DIR": str(mounts_directory),
     }
-    group = _hierarchy() / f"trimsfs-test-{os.getpid()}"
+    group = control_groups() / f"trimsfs-test-{os.getpid()}"
     group.mkdir()
     with tempfile.TemporaryDirectory() as units:
         for unit in UNITS.glob("*.service"):
@@ -107,7 +107,7 @@ def _booted(unshare: "subprocess.Popen[bytes]") -> int:
     raise TimeoutError("systemd does not start")
 
 
-def _hierarchy() -> Path:
+def control_groups() -> Path:
     """Where version 2 of the control groups is mounted."""
     command = ["findmnt", "--noheadings", "--first-only", "--output=TARGET", "--types=cgroup2"]
     return Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())

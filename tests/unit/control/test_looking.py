@@ -135,7 +135,11 @@ async def test_control_file_that_does_not_exist(server: Server, path: str) -> No
         await server.find(path)
 
 
-async def test_control_tells_the_facts(server: Server, store: MemoryStore, tmp_path: Path) -> None:
+async def test_control_tells_the_facts(
+    server: Server, store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The parent of these tests has mounts of other tests below it.
+    monkeypatch.setattr("trimsfs.server.statistics.roles", lambda keeper: {"keeper": keeper})
     facts = json.loads(await server.content(".trims/control"))
     assert facts["options"].pop("store") == facts["store"] == store.identity
     assert facts.pop("options")["uid"] == OWNER.uid
@@ -150,7 +154,7 @@ async def test_control_tells_the_facts(server: Server, store: MemoryStore, tmp_p
         "keeper_problem": None,
         "keeper_stays": False,
         "restarts": 0,
-        "processes": facts["processes"],
+        "processes": {"keeper": os.getppid()},
         "descriptors": {},
         "cache_dir": str(tmp_path / "cache"),
         "store_problem": None,
