@@ -2,8 +2,8 @@
 
 import logging
 import secrets
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import trio
@@ -96,7 +96,7 @@ class GpuCopies:
 
     async def _search(self) -> None:
         try:
-            found = await trio.to_thread.run_sync(cuda.devices)
+            found = await trio.to_thread.run_sync(cuda.devices, abandon_on_cancel=True)  # a driver may hang
         except CudaError as error:
             self.unavailable = str(error)
         else:
@@ -135,8 +135,15 @@ class GpuCopies:
 
     async def _adopt_all(self) -> None:
         recorded, self.ledger.copies = self.ledger.copies, []
+        by_device = defaultdict[str, list[Copy]](list)
         for copy in recorded:
-            pool = self.pools.get(copy.device)
+            by_device[copy.device].append(copy)
+        async with trio.open_nursery() as nursery:  # a device that hangs holds up no other
+            for device, copies in by_device.items():
+                nursery.start_soon(self._adopt_of, self.pools.get(device), copies)
+
+    async def _adopt_of(self, pool: Pool | None, copies: Sequence[Copy]) -> None:
+        for copy in copies:
             await self._adopt(copy, pool)
             if pool is not None and not copy.leases:  # the last lease may have ended before the device was found
                 self._background.start(self._after_use, pool, copy)
@@ -333,7 +340,7 @@ class GpuCopies:
         """
         differing: list[str] = []
         compared = 0
-        async with self._disk.using(generation) as blob:
+        async with self._disk.inspecting(generation) as blob:
             for pool in self.pools.values():
                 async with pool.comparing:  # one at a time: each comparison takes two of the device's staging buffers
                     for copy in pool.of(generation.token(self._disk.store)):
@@ -361,7 +368,7 @@ class GpuCopies:
             if place is not None:
                 pool.forget(copy)
                 self.ledger.let_go(copy)
-            if not copy.leases and not pool.serves(copy):
+            if not copy.leases and self._background.running:  # its last lease may have ended meanwhile
                 self._background.start(self._after_use, pool, copy)
         if place is not None:
             log.error("/%s: the copy on %s differs from the file at byte %d", copy.generation.key, copy.device, place)
