@@ -11,14 +11,15 @@ import pytest
 
 from tests.reliability.caches import disagreements
 from tests.reliability.loader import MIB, UNNUMBERED, UNNUMBERED_MODELS, Loader, models_in
-from tests.reliability.processes import descendants, described
-from tests.reliability.scenes import at_rest
+from tests.reliability.processes import descendants
+from tests.reliability.scenes import LONGEST_S, at_rest
 from tests.services.fast import start_fast
 from tests.support.keepers import keeper, serving
 from tests.support.mounts import MountedStore, mounted, wait_until
 from tests.support.parts import blob_files, recorded_loads
 from tests.support.readers import Processes
 from tests.support.survival import Survival, Survived
+from trimsfs.fetch.worker_pool import LINGER_S
 
 BUDGET = 72 * MIB
 """Of the cache: half of what there is."""
@@ -120,8 +121,9 @@ def test_a_server_that_dies_while_it_fetches_ahead_costs_its_readers_nothing(
             at_rest(mount)
             wait_until(lambda: allocated(mount.cache) <= BUDGET)
             assert keeper(mount)["restarts"] == kills
-            processes = list(descendants(keeper_pid))
-            assert len(processes) <= PROCESSES, list(map(described, processes))
+            # What fetched ahead ends once it has had no job for a while.
+            ends_s = LONGEST_S + LINGER_S["background"]
+            wait_until(lambda: len(list(descendants(keeper_pid))) <= PROCESSES, timeout_s=ends_s)
             assert "Traceback" not in mount.log()
         # The next server frees what a fetch has left that the unmount broke off.
         calm = (*options, "--prefetch", "off")
