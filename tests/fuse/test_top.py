@@ -66,7 +66,7 @@ def models(top: Terminal) -> list[str]:
 
 def test_models_their_users_fetches_and_waits_are_shown(mount: MountedStore) -> None:
     with (
-        shown(mount) as top,
+        shown(mount, columns=200 + len(str(mount.path))) as top,
         reader(mount.path / "small/weights", whole=False) as has,
         reader(mount.path / "large/weights") as waits,
     ):
