@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,14 @@ async def test_directory_that_vanishes_is_not_taken_for_an_empty_one(root: Path,
 
     with pytest.raises((BucketNotFoundError, TransientStoreError), match=str(root)):
         await store.list_page("")
+
+
+async def test_a_file_as_the_store_is_told_with_the_directory_to_name(root: Path) -> None:
+    (root / "w.npy").write_bytes(b"weights")
+    for store, remedy in ((root / "w.npy", f": name the one that it lies in, {root}"), (root / "w.npy/x", "")):
+        async with aclosing(DirectoryStore(store)) as opened:
+            with pytest.raises(BucketNotFoundError, match=f"^store directory {store} is not a directory{remedy}$"):
+                await opened.probe()
 
 
 @pytest.mark.parametrize(("number", "expected"), [(errno.EACCES, StoreAccessError), (errno.EIO, TransientStoreError)])

@@ -215,6 +215,18 @@ async def test_the_address_on_the_cdn_is_asked_for_once_and_again_when_it_has_ex
         assert [line.split()[0] for line in hub.requests()] == ["CDN", "GET", "CDN"]
 
 
+async def test_an_address_that_does_not_answer_is_asked_for_anew(hub: Hub, model: str) -> None:
+    async with opened(hub, f"hf://{model}") as store:
+        weights = await store.stat("model.safetensors")
+        assert await read(store, weights, 7, 9) == WEIGHTS[7:9]
+        hub_of: Any = store
+        addresses = hub_of._hub._addresses
+        addresses.update(dict.fromkeys(addresses, "http://127.0.0.1:1/gone"))
+        with pytest.raises(TransientStoreError):
+            await read(store, weights, 7, 9)
+        assert await read(store, weights, 7, 9) == WEIGHTS[7:9]
+
+
 async def test_a_small_file_that_comes_whole_is_cut_to_the_range(hub: Hub, model: str) -> None:
     content = bytes(range(250))
     hub.put(f"model/{model}", "vocab", content)

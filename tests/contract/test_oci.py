@@ -768,8 +768,13 @@ async def test_redirected_reads_go_on_by_range_without_the_registrys_credentials
                 assert len(asked) == first + 1, "the registry was asked again"
                 refuse.append(403)
                 assert await read(store, generation, 0, 2) == b"01"
+                locations = store._registry._locations
+                locations.update(dict.fromkeys(locations, "http://127.0.0.1:1/gone"))
+                with pytest.raises(TransientStoreError):
+                    await read(store, generation, 0, 2)
+                assert await read(store, generation, 0, 2) == b"01"
     assert [headers["range"] for _, headers in storage.requests] == [
-        *("bytes=2-4", "bytes=5-8", "bytes=0-1", "bytes=0-1")
+        *("bytes=2-4", "bytes=5-8", "bytes=0-1", "bytes=0-1", "bytes=0-1")
     ]
     assert not [headers for _, headers in storage.requests if "authorization" in headers]
 

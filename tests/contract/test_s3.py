@@ -4,7 +4,7 @@ import json
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from tests.contract.backends import MAX_REQUESTS, S3Backend, needs_ceph, new_buc
 from tests.contract.raw_server import Answer, drip, hang_up, raw, raw_server, reset, respond, stall, then
 from tests.services import S3Server
 from tests.services.ceph import Ceph
+from tests.services.seaweed import Seaweed
 from trimsfs.errors import (
     BucketNotFoundError,
     ConfigurationError,
@@ -32,6 +33,7 @@ from trimsfs.namespace.tree import Namespace
 from trimsfs.options import MountOptions
 from trimsfs.server.daemon import _configure_logging
 from trimsfs.stores import Retrying, RetryingStore, Store, open_store
+from trimsfs.stores.base import Peekable
 from trimsfs.types import Generation
 
 SIZE = 300_000
@@ -317,7 +319,52 @@ async def test_request_is_tried_once() -> None:
         opened(s3_options(server.endpoint_url, "bucket")) as store,
     ):
         await everything(store)
-    assert len(server.requests) == 4
+    connects = [request for request in server.requests if request.startswith(b"HEAD /bucket HTTP")]
+    assert (len(server.requests) - len(connects), len(connects) <= 1) == (4, True)
+
+
+async def test_peek_gives_the_etag_and_the_first_bytes(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_only(seaweed, monkeypatch)
+    with closing(seaweed.client()) as client:
+        backend = new_bucket(client)
+        backend.put("dir/model", CONTENT)
+        async with opened(backend.options("dir")) as store:
+            assert isinstance(store, Peekable)
+            etag = (await store.stat("model")).etag
+            assert await store.peek("model", 1000) == (etag, SIZE, CONTENT[:1000])
+            assert await store.peek("model", 2 * SIZE) == (etag, SIZE, CONTENT)
+            for absent in ("absent", "x" * 2000):
+                with pytest.raises(ObjectNotFoundError):
+                    await store.peek(absent, 1000)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        part(),
+        part(CONTENT[:1000], length=1000),
+        part(CONTENT[1:1001], length=1000, content_range=f"bytes 1-1000/{SIZE}"),
+        part(CONTENT[:1000], length=1000, content_range=f"bytes 0-999/{SIZE}, x"),
+        part(CONTENT[:999], length=999, content_range=f"bytes 0-999/{SIZE}"),
+        part(CONTENT[:999], length=1000, content_range=f"bytes 0-999/{SIZE}"),
+        respond("200 OK", CONTENT[:1000], headers={"ETag": '"right"'}),
+    ],
+    ids=["all", "called all", "shifted", "odd", "short", "cut", "no range"],
+)
+async def test_peek_takes_no_answer_but_the_first_bytes(answer: Answer) -> None:
+    async with store_of(answer) as store:
+        assert isinstance(store, Peekable)
+        with pytest.raises(StoreError):
+            await store.peek("dir/model", 1000)
+
+
+async def test_probe_does_not_wait_for_a_second_connection() -> None:
+    async def answer(stream: trio.SocketStream) -> None:
+        await (stall if server.requests[-1].startswith(b"HEAD") else listing(0))(stream)
+
+    async with raw_server(answer) as server, opened(s3_options(server.endpoint_url, "bucket")) as store:
+        with trio.fail_after(5):
+            await store.probe()
 
 
 async def test_cancelled_calls_return_at_once_whatever_the_server_does() -> None:

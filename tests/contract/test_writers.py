@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from tests.contract.backends import WRITABLE, s3_options, shared_bucket, use_only, writable
+from tests.contract.raw_server import raw_server, respond
 from tests.services import S3Server
 from tests.support.tmpfs import tmpfs
 from trimsfs.checksums import crc32c
@@ -77,6 +78,13 @@ async def test_an_object_is_made_once(writer: Writer) -> None:
     assert found is not None
     assert (found.key, found.size, found.sha256) == ("m/v/a", 3, sha256(b"one"))
     assert [stored.etag async for stored in writer.list("m/")] == [found.etag]
+
+
+async def test_the_directories_that_hold_anything_are_listed(writer: Writer) -> None:
+    for key in ("m/a", "m/v/a", "m/v/sub/b", "m/.w/a", "n/x/a"):
+        await writer.put_if_absent(key, b"")
+    assert {name async for name in writer.directories("m/")} - {".trims-versions"} == {"v", ".w"}
+    assert [name async for name in writer.directories("missing/")] == []
 
 
 async def test_of_many_who_make_an_object_one_succeeds(writer: Writer) -> None:
@@ -223,6 +231,13 @@ async def test_a_missing_store_is_named(options: MountOptions, request: pytest.F
             await writer.put_if_absent("m/v/a", b"")
 
 
+async def test_a_file_cannot_be_written_below(tmp_path: Path) -> None:
+    (tmp_path / "w.npy").touch()
+    async with opened(MountOptions(store=str(tmp_path / "w.npy"))) as writer:
+        with pytest.raises(BucketNotFoundError, match=f"is not a directory: name the one that it lies in, {tmp_path}$"):
+            await writer.put_if_absent("m/v/a", b"")
+
+
 async def test_what_a_killed_writer_leaves_in_a_directory_is_removed(tmp_path: Path) -> None:
     async with opened(MountOptions(store=str(tmp_path))) as writer:
         await put_parts(writer, "m/v/large", [0])
@@ -267,3 +282,46 @@ async def test_an_object_that_is_not_small_is_not_read_whole(writer: Writer, mon
     await writer.put_if_absent("m/v/a", b"four")
     with pytest.raises(StoreUnavailableError, match="larger"):
         await writer.read("m/v/a")
+
+
+async def test_a_directory_that_another_writer_removes_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, times = os.link, iter((True, True))
+
+    def removed(source: Path, target: Path) -> None:
+        if next(times, False):
+            target.parent.rmdir()
+        link(source, target)
+
+    monkeypatch.setattr("os.link", removed)
+    async with opened(MountOptions(store=str(tmp_path))) as writer:
+        await writer.put_if_absent("m/pushes/v1.json", b"x")
+        assert await content(writer, "m/pushes/v1.json") == b"x"
+
+
+async def test_a_body_may_take_longer_than_the_timeout_of_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a slow uplink: the store takes 3 MB/s, and each attempt takes longer than the deadline of the retries."""
+    monkeypatch.setattr("trimsfs.stores.s3.client.CONNECT_TIMEOUT_S", 0.5)
+    use_only(S3Server("http://127.0.0.1:1", "AKIDEXAMPLE", "secret"), monkeypatch)
+    puts = 0
+
+    async def take(stream: trio.SocketStream) -> None:
+        nonlocal puts
+        puts += 1
+        piece = b"?"
+        with trio.move_on_after(60 if puts == 3 else 0.5):
+            while piece:
+                piece = b""
+                with trio.move_on_after(1):  # it ends with what was sent
+                    piece = bytes(await stream.receive_some(1 << 15))
+                await trio.sleep(0.01)
+        status = "200 OK" if puts == 3 else "503 Service Unavailable"
+        await respond(status, headers={"ETag": f'"{hashlib.md5(LARGE).hexdigest()}"'})(stream)
+
+    async with raw_server(take) as server:
+        options = s3_options(server.endpoint_url, "bucket").model_copy(update={"retry_deadline": 0.1})
+        async with opened(options) as writer:
+            with trio.fail_after(30):
+                await writer.put_if_absent("m/large", LARGE)
+    assert puts == 3

@@ -32,6 +32,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
+from trimsfs.fetch.flights import Flight
 from trimsfs.fetch.store_fetcher import BATCH_LIMIT
 from trimsfs.fetch.under_way import LINGER_S
 from trimsfs.tiers.blob import Blob, ChunkState
@@ -235,7 +236,10 @@ async def test_bytes_that_came_before_a_request_broke_are_right_and_come_again(
     assert batches(bench.store, chunk_size) == [range(1)] * 3
 
 
-async def test_the_first_reader_has_the_store_for_himself_for_a_moment(streaming: Workshop, chunk_size: int) -> None:
+async def test_the_first_reader_has_the_store_for_himself_for_a_moment(
+    streaming: Workshop, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.fetch.flights.LONGEST_HEAD_START_S", 2.0)  # longer than a busy host takes to look
     content = streaming.put("a", 20)
     bench = await streaming.bench(requests=8)
     blob = await bench.acquire("a")
@@ -406,6 +410,18 @@ async def test_no_request_crosses_chunks_that_are_here(streaming: Workshop, chun
     assert blob.view(0, len(content)) == content
     assert batches(bench.store, chunk_size) == [range(2), range(4, 7), range(9, 12), range(13, 16)]
     assert bench.fetcher.statistics().verified_chunks == len(here)
+
+
+async def test_a_flight_that_is_given_up_while_its_chunk_is_verified_does_not_land_again(streaming: Workshop) -> None:
+    streaming.put("a", 1)
+    bench = await streaming.bench()
+    blob = await bench.acquire("a")
+    await bench.fetcher.fetch_all(blob)
+    await until(bench.idle)
+    flight, users = Flight(blob, 0, demanded=False), blob.users
+    flight.done.set()
+    assert await bench.fetcher._batches._is_here(flight)
+    assert blob.users == users
 
 
 async def test_a_damaged_chunk_is_fetched_by_itself(streaming: Workshop, chunk_size: int) -> None:

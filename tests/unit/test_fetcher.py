@@ -366,6 +366,24 @@ async def test_a_fetch_whose_caller_gives_up_and_comes_again_all_the_time_goes_o
     assert sorted(bench.store.reads("a")) == [0, chunk_size, 2 * chunk_size]
 
 
+async def test_what_a_reader_at_random_has_paused_goes_on_for_who_wants_all_of_it(
+    workshop: Workshop, chunk_size: int
+) -> None:
+    workshop.put("a", 3)
+    bench = await workshop.bench()
+    blob = await bench.acquire("a")
+    bench.fetcher.hold(blob)
+    gate = bench.store.block(offset=chunk_size)
+    await bench.read(blob, 0, 1)
+    await bench.store.arrived(2)
+    bench.fetcher._pause(blob)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.fetcher.fetch_all, blob)
+        await trio.sleep(2 * LINGER_S)
+        gate.set()
+    assert sorted(bench.store.reads("a")) == [0, chunk_size, 2 * chunk_size]
+
+
 async def test_a_reader_of_what_is_given_up_is_served(workshop: Workshop, chunk_size: int) -> None:
     content = workshop.put("a", 20)
     bench = await workshop.bench(requests=2)
@@ -576,3 +594,6 @@ async def test_a_command_for_a_file_that_a_program_reads_does_not_wait_for_a_ful
         prefetch.demand(0)  # as by a read of a chunk that is not here
         with pytest.raises(CacheFullError):
             await bench.fetcher.fetch_all(blob, Urgency.COMMAND)
+        prefetch.demand(0)
+        with pytest.raises(CacheFullError):
+            await bench.fetcher.fetch_all(blob, Urgency.AHEAD)

@@ -18,7 +18,8 @@ from tests.unit.workshop import Bench, Workshop
 from trimsfs.errors import StoreUnavailableError
 from trimsfs.fetch import first_bytes
 from trimsfs.fetch.access_pattern import AccessPattern
-from trimsfs.fetch.first_bytes import HEAD_BYTES, LEAST_SIZE, MOST_SHARE, PATIENCE_S
+from trimsfs.fetch.early_heads import HEAD_BYTES
+from trimsfs.fetch.first_bytes import LEAST_SIZE, MOST_SHARE, PATIENCE_S
 from trimsfs.integrity.signatures import read_manifest
 from trimsfs.tiers.blob import Blob
 

@@ -13,6 +13,7 @@ from trimsfs.errors import (
     StoreStalledError,
     StoreThrottledError,
     StoreUnavailableError,
+    StoreUnclearError,
     TransientStoreError,
     WorkerLostError,
 )
@@ -348,3 +349,22 @@ async def test_cancelling_ends_the_retries(
     count = store.count("probe")
     await trio.sleep(20)
     assert store.count("probe") == count
+
+
+async def test_an_unclear_failure_of_a_store_that_refuses_all_is_a_refusal(
+    store: MemoryStore, policy: Retrying, retrying: RetryingStore, autojump_clock: MockClock
+) -> None:
+    """As of HEAD, whose answer has no code: the probe's has."""
+    del autojump_clock
+    store.fail(StoreUnclearError("400: Bad Request"), times=100, method="stat")
+
+    async def probe() -> None:
+        raise StoreAccessError("the token has expired: renew the credentials")
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(policy.breaker.run, probe)
+        began = trio.current_time()
+        with pytest.raises(StoreAccessError, match=r"^a: the token has expired: renew the credentials$"):
+            await retrying.stat("a")
+        assert trio.current_time() - began < DEADLINE_S / 2
+        nursery.cancel_scope.cancel()

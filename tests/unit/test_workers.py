@@ -771,3 +771,8 @@ async def test_a_fetch_that_is_cancelled_ends_and_the_process_goes_on(
     with contextlib.suppress(ObjectChangedError):  # as the ETag is none of the directory's
         await fetch(pool, model, file)
     assert pool.died == 0
+
+
+async def test_a_fetch_process_learns_whether_its_helpers_have_failed(pool: WorkerPool, file: int) -> None:
+    """Helpers for credentials tell it by their exit status."""
+    assert await fetch(pool, odd("helper/3"), file) == "3"

@@ -180,6 +180,30 @@ def test_versions_are_compared(model: Path, store: Path) -> None:
     assert "tensors: 1 added, 2 of equal shape, but not compared" in lines
 
 
+def test_an_alias_may_be_compared_and_is_resolved(model: Path, store: Path) -> None:
+    for version in ("v1", "v2"):
+        (model / "config.json").write_text(version)
+        trimsfs("push", "--quiet", model, f"{store}/llama:{version}")
+    trimsfs("alias", f"{store}/llama", "prod", "v1")
+    told = trimsfs("diff", f"{store}/llama:prod", f"{store}/llama:v2").stdout
+    assert told == "prod leads to v1\n" + trimsfs("diff", f"{store}/llama:v1", f"{store}/llama:v2").stdout
+    found = json.loads(trimsfs("diff", "--json", f"{store}/llama:v2", f"{store}/llama:prod").stdout)
+    assert (found["first"], found["second"]) == ("v2", "v1")
+
+
+def test_rm_of_an_alias_tells_the_command_that_removes_it(model: Path, store: Path) -> None:
+    trimsfs("push", "--quiet", model, f"{store}/llama:v1")
+    trimsfs("alias", f"{store}/llama", "prod", "v1")
+    told = trimsfs("rm", f"{store}/llama:prod", code=13).stderr
+    command = f"rm {store}/llama/.trims-versions/aliases/prod.json"
+    end = f"name a version; `{command}` removes the alias\n"
+    assert told == f"trimsfs: {store}/llama:prod: is an alias of v1: {end}"
+
+    subprocess.run(command.split(), check=True, stdin=subprocess.DEVNULL)
+    assert "no such version" in trimsfs("rm", f"{store}/llama:prod", code=13).stderr
+    assert "files stay until" in trimsfs("rm", f"{store}/llama:v1").stdout
+
+
 def test_a_model_is_imported_from_another_store(
     model: Path, moto: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +246,20 @@ def test_a_store_that_does_not_answer_is_told_in_one_line(model: Path) -> None:
     assert done.stderr.endswith(": check the network and the address\n")
 
 
+@pytest.mark.parametrize("command", [["push", "{model}", "{name}:v1"], ["versions", "{name}"], ["rm", "{name}:v1"]])
+def test_an_error_of_a_bucket_names_the_model_and_no_inner_key(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    arguments = [argument.format(model=model, name="s3://bucket/org/llama") for argument in command]
+    told = trimsfs(*arguments, code=6).stderr
+    assert told.startswith("trimsfs: llama: bucket bucket: Unable to locate credentials: set ")
+    assert told.count("\n") == 1
+
+
 def test_what_is_no_directory_of_a_model_is_told(model: Path, store: Path) -> None:
     assert "is a file: name the directory" in trimsfs("push", model / "config.json", f"{store}/m:v1", code=2).stderr
     (model / "dangling").symlink_to("nowhere")
@@ -243,6 +281,64 @@ def test_locations() -> None:
     for text in ("", "s3://bucket", "/", "m:", "m:.x", ".", "..", "a/..", "m:removed", "s3://bucket/.trims-versions"):
         with pytest.raises(ConfigurationError):
             parse(text)
+
+
+@pytest.mark.parametrize("command", ["push", "import"])
+def test_a_name_without_a_store_publishes_nothing_in_this_directory(
+    model: Path, store: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(store)
+    told = trimsfs(command, model, "llama:v5", code=2).stderr
+    assert told == (
+        "trimsfs: llama:v5: no store: write s3://BUCKET/llama:v5 or DIRECTORY/llama:v5, "
+        "or ./llama:v5 for this directory\n"
+    )
+    assert os.listdir(store) == []
+    trimsfs(command, model, "./llama:v5")
+    assert os.listdir(store) == ["llama"]
+
+
+def test_nothing_is_pushed_into_itself(model: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model.parent)
+    for target in ("./llama:v1", "llama/sub/m:v1", f"file://{model}/m"):
+        told = trimsfs("push", "./llama", target, code=2).stderr
+        assert told == f"trimsfs: {target}: it would lie in what is pushed, llama: name a store outside of it\n"
+    assert not (model / ".trims-versions").exists()
+    trimsfs("push", "./llama", f"{store}/llama:v1")
+    trimsfs("push", store / "llama/v1", f"{store}/llama:v2")  # what lies beside is fine
+
+
+def test_a_version_to_import_that_is_written_with_a_colon_is_told_with_a_slash(model: Path, store: Path) -> None:
+    trimsfs("push", model, f"{store}/llama:v1")
+    told = trimsfs("import", f"{store}/llama:v1", f"{store}/other:v1", code=5).stderr
+    directory = f"trimsfs: {store}/llama:v1: no such directory"
+    assert told == f"{directory}: a version of another store is {store}/llama/v1\n"
+    trimsfs("import", f"{store}/llama/v1", f"{store}/other:v1")
+
+
+@pytest.mark.parametrize("command", ["push", "import"])
+def test_the_publishers_prefetch_hint_is_part_of_a_version(model: Path, store: Path, command: str) -> None:
+    hint = model / ".trims-prefetch.json"
+    for wrong in ("{", '{"prefetch": "model.safetensors"}', '{"prefetch": false}' + " " * (1 << 16)):
+        hint.write_text(wrong)
+        told = trimsfs(command, model, f"{store}/llama:v1", code=2).stderr
+        assert told.startswith("trimsfs: .trims-prefetch.json: not understood: write ")
+        assert told.count("\n") == 1
+    assert os.listdir(store) == []
+
+    hint.write_text('{"prefetch": ["model.safetensors"]}')
+    (model / "sub/.trims-prefetch.json").write_text("{")
+    result = trimsfs(command, model, f"{store}/llama:v1")
+    assert "left out 3 hidden names: .git" in result.stderr
+    assert (store / "llama/v1/.trims-prefetch.json").read_text() == hint.read_text()
+    assert not (store / "llama/v1/sub/.trims-prefetch.json").exists()
+    assert ".trims-prefetch.json" in json.loads((store / "llama/.trims-versions/v1.json").read_text())["files"]
+
+
+def test_a_directory_with_a_hint_alone_has_no_files(tmp_path: Path, store: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/.trims-prefetch.json").write_text('{"prefetch": false}')
+    assert "there are no files in it" in trimsfs("push", tmp_path / "empty", f"{store}/m:v1", code=2).stderr
 
 
 def test_an_error_of_concurrent_tasks_is_told_alone(model: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -122,6 +122,25 @@ async def test_a_version_that_is_there_is_left_as_it_is(catalog: Catalog) -> Non
     assert not (await catalog.contents()).unfinished
 
 
+async def test_a_push_tells_which_file_of_a_version_is_damaged_in_the_store(catalog: Catalog) -> None:
+    await push(catalog, "v1", SMALL)
+    found = await catalog.writer.read("m/v1/config.json")
+    assert found is not None
+    await catalog.writer.put_if_match("m/v1/config.json", b"[]", found[1])
+    remedy = "put it back, or remove the version and push under another name"
+    with pytest.raises(
+        VersionConflictError, match=f"m:v1: config.json in the store is not what was published: {remedy}"
+    ):
+        await push(catalog, "v1", SMALL)
+    await catalog.writer.delete(["m/v1/config.json"])
+    with pytest.raises(VersionConflictError, match=f"m:v1: config.json is missing in the store: {remedy}"):
+        await push(catalog, "v1", SMALL)
+
+    content = SMALL["config.json"]
+    await catalog.writer.put_if_absent("m/v1/config.json", content, sha256=hashlib.sha256(content).hexdigest())
+    assert (await push(catalog, "v1", SMALL)).sent_bytes == 0
+
+
 class Failing(Bytes):
     """Content that cannot be read any more once its digest is known."""
 
@@ -196,7 +215,70 @@ async def test_other_files_do_not_go_on_with_an_unfinished_push(catalog: Catalog
         await removal.remove_unfinished(catalog, "v1")
 
 
+@pytest.mark.parametrize("until", ["fingerprints", "files"])
+async def test_a_push_that_ends_while_its_remains_are_removed_leaves_no_version_without_files(
+    local: Catalog, until: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with group(NoSuchEntryError, "removed"):
+        await push(local, "v1", SMALL | {"z": Failing(b"z")})
+    before = await files_in(local, "v1")
+    delete, deleted = local.writer.delete, 0
+
+    async def ends(keys: Sequence[str]) -> None:
+        """The push, which has looked at its reservation before, makes the manifest after so many deletions."""
+        nonlocal deleted
+        await delete(keys)
+        deleted += 1
+        if deleted == (1 if until == "fingerprints" else 2):
+            manifest = formats.Manifest(version="v1", created=now(), files={})
+            await local.writer.put_if_absent(formats.manifest_key("m", "v1"), manifest.encode())
+
+    monkeypatch.setattr(local.writer, "delete", ends)
+    if until == "fingerprints":
+        with pytest.raises(VersionConflictError, match="its push has ended"):
+            await removal.remove_unfinished(local, "v1")
+        assert await files_in(local, "v1") == before
+    else:
+        await removal.remove_unfinished(local, "v1")
+        assert (await local.manifest("v1"), await files_in(local, "v1")) == (None, {})
+
+
+async def test_a_first_version_hides_no_directories(catalog: Catalog) -> None:
+    """A mount shows no other directories of a model than its versions."""
+    for path in ("config.json", ".cache/a", "fp16/a", "fp32/a", "v1/a"):
+        await catalog.writer.put_if_absent(f"m/{path}", b"somebody's")
+    before = {stored.key async for stored in catalog.writer.list("m/")}
+    for version in ("v1", "v2"):
+        with pytest.raises(
+            VersionConflictError, match=r"/m: it holds directories .*: fp16, fp32, v1: choose another name$"
+        ):
+            await push(catalog, version, SMALL)
+    assert {stored.key async for stored in catalog.writer.list("m/")} == before
+
+    await catalog.writer.delete([f"m/{path}" for path in ("fp16/a", "fp32/a", "v1/a")])
+    await push(catalog, "v1", SMALL)
+    await push(catalog, "v2", SMALL)
+    assert list((await catalog.contents()).published) == ["v1", "v2"]
+
+
+async def test_a_push_that_begins_meanwhile_has_made_its_directory(
+    local: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its directory is listed, but ``.trims-versions``, which it has made before, was not there yet."""
+    directories = local.writer.directories
+
+    async def another_began(prefix: str) -> AsyncIterator[str]:
+        monkeypatch.setattr(local.writer, "directories", directories)
+        await push(local, "v1", SMALL)
+        yield "v1"
+
+    monkeypatch.setattr(local.writer, "directories", another_began)
+    await push(local, "v2", SMALL)
+    assert list((await local.contents()).published) == ["v1", "v2"]
+
+
 async def test_files_that_no_push_has_written_are_left_alone(catalog: Catalog) -> None:
+    await push(catalog, "v0", SMALL)
     await catalog.writer.put_if_absent("m/v1/a", b"somebody's")
     with pytest.raises(VersionConflictError, match="a is there, and not by a push: choose another version"):
         await push(catalog, "v1", SMALL)
@@ -210,11 +292,15 @@ async def test_no_model_lies_in_a_version_of_another(local: Catalog, tmp_path: P
     await push(local, "v1", SMALL)
     writer = open_writer(MountOptions(store=str(tmp_path / "m")), scratch="v1/.trims-versions/scratch", max_requests=8)
     try:
-        with pytest.raises(VersionConflictError, match="v1 is a version of the model above it: choose another name"):
+        remedy = f"write {tmp_path}/m:v1, or choose another name"
+        with pytest.raises(VersionConflictError, match=f"v1 is a version of the model above it: {remedy}"):
             await push(Catalog(writer, "v1"), "w", SMALL)
+        with pytest.raises(VersionConflictError, match=f"/m is a model with versions .*: write {tmp_path}/m:v2, or"):
+            await push(Catalog(writer, "v2"), "w", SMALL)
     finally:
         await writer.aclose()
     assert await files_in(local, "v1") == SMALL
+    assert not (tmp_path / "m/v2").exists()
 
 
 async def test_an_alias_is_no_version_and_says_so(local: Catalog) -> None:

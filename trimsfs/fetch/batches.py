@@ -14,6 +14,7 @@ from trimsfs.errors import (
     ObjectChangedError,
     ObjectNotFoundError,
     StoreAccessError,
+    StoreUnavailableError,
     TransientStoreError,
 )
 from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed
@@ -120,7 +121,8 @@ class BatchFetcher:
             case ChunkState.UNVERIFIED:
                 if not await self._verify(flight.blob, flight.chunk):
                     return False
-        self._landed(flight)
+        if not flight.done.is_set():  # else it was given up meanwhile
+            self._landed(flight)
         return True
 
     async def are_here(self, blob: Blob, chunks: range) -> bool:
@@ -150,7 +152,19 @@ class BatchFetcher:
             return True
 
     async def fetch(self, batch: Sequence[Flight]) -> None:
-        """Fetch consecutive chunks from the store, into the blob if the disk has room."""
+        """Fetch consecutive chunks from the store, into the blob if the disk has room.
+
+        Peers are asked again if only this shows that the store is away: they may have been slow.
+        """
+        known = self._retrying.problem(batch[0].blob.token) is not None
+        try:
+            await self._fetch_from_store(batch)
+        except StoreUnavailableError:
+            left = [flight for flight in batch if not flight.done.is_set()]
+            if left and (known or self._peers is None or await self._not_on_peers(self._peers, left)):
+                raise
+
+    async def _fetch_from_store(self, batch: Sequence[Flight]) -> None:
         blob = batch[0].blob
         self._retrying.check(f"{blob.generation.key} at {_start(batch)}", blob.token)  # before evicting for it
         for last in (False, True):

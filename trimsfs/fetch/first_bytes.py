@@ -14,6 +14,7 @@ from cachetools import LRUCache
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import StoreError
 from trimsfs.fetch.batches import BatchFetcher
+from trimsfs.fetch.early_heads import HEAD_BYTES, EarlyHeads
 from trimsfs.fetch.flights import Flight, Lane, is_there
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
@@ -21,8 +22,6 @@ from trimsfs.types import Buffer
 
 log = logging.getLogger(__name__)
 
-HEAD_BYTES = 128 << 10
-"""Fetched of a file as soon as its first chunk is asked of a peer: before all hosts together keep the store busy."""
 MOST_BYTES, MOST_SHARE = 1 << 20, 0.01
 """Fetched of a file besides, as long as none of its chunks is here: by one host at most so many bytes, by all hosts
 together such a share of the file."""
@@ -43,21 +42,33 @@ class _Head:
 
 
 class FirstBytes:
-    """Fetches the first bytes of files past the disk, while their chunks are on the way to *hosts*, which it counts."""
+    """Fetches the first bytes of files past the disk, while their chunks are on the way to *hosts*, which it counts.
+
+    Calls *count* with the blob and size of what was asked for before anything was known of the file.
+    """
 
     def __init__(
-        self, batches: BatchFetcher, retrying: Retrying, background: Background, hosts: Callable[[], int]
+        self,
+        batches: BatchFetcher,
+        retrying: Retrying,
+        background: Background,
+        hosts: Callable[[], int],
+        early: EarlyHeads | None,
+        count: Callable[[Blob, int], None],
     ) -> None:
         self._batches = batches
         self._retrying = retrying
         self._background = background
         self._hosts = hosts
+        self._early = early
+        self._count = count
         self._heads: LRUCache[str, _Head] = LRUCache(MOST_HEADS)
         self._counts: LRUCache[str, int] = LRUCache(MOST_BLOBS)
 
     def expect(self, flight: Flight) -> None:
-        """Start to fetch the head of a blob, if this is the flight of its first chunk and a peer is to give it."""
-        if flight.chunk == 0 and flight.lane is not Lane.STORE:
+        """Start to fetch the head of a blob for whoever waits for its first chunk, which a peer is to give."""
+        large = flight.blob.generation.size >= LEAST_SIZE
+        if flight.chunk == 0 and flight.lane is not Lane.STORE and flight.demanded and large:
             self._begin_head(flight.blob)
 
     def _begin_head(self, blob: Blob) -> None:
@@ -73,7 +84,12 @@ class FirstBytes:
     async def _fill(self, head: _Head, blob: Blob) -> None:
         try:
             with suppress(StoreError):
-                head.data = await self._batches.fetch_directly(blob, 0, min(HEAD_BYTES, blob.generation.size))
+                early = None if self._early is None else await self._early.of(blob.generation)
+                if early is None:
+                    early = await self._batches.fetch_directly(blob, 0, min(HEAD_BYTES, blob.generation.size))
+                else:
+                    self._count(blob, len(early))
+                head.data = early
         except Exception:  # a defect: it ends this request, not the server
             log.exception("%s: first bytes not fetched: internal error", blob.generation.key)
         finally:

@@ -54,7 +54,7 @@ class Prefetch:
         it, perhaps only because a program has listed it (*guessed*)."""
         self.callers[urgency] += 1
         self._guesses += guessed
-        self.error = None
+        self.error, self.paused = None, False
         if urgency is Urgency.WANTED:
             self.touched = True  # if the caller gives up, the file may still be open
         if urgency is not Urgency.AHEAD or self._left == 0:

@@ -15,14 +15,22 @@ from trimsfs.types import Generation
 class FlightScheduler:
     """Knows all flights and decides which start next: demanded ones, those for other hosts, then prefetched ones.
 
-    A batch has at most *batch_limit* consecutive chunks, and fewer while more requests may start. *lane* tells where a
-    chunk most likely comes from; each lane has queues of its own, and one chunk of peers is a batch. ``head_start``
-    says that the last `next_prefetched` held prefetches back, so that demanded first bytes come sooner.
+    A batch has at most *batch_limit* consecutive chunks, and fewer while more requests may start, but not fewer than
+    *least* says for a caller who waits for a whole blob. *lane* tells where a chunk most likely comes from; each lane
+    has queues of its own, and one chunk of peers is a batch. ``head_start`` says that the last `next_prefetched` held
+    prefetches back, so that demanded first bytes come sooner.
     Invariant: a flight is listed from its demand or start until `landed`.
     """
 
-    def __init__(self, *, batch_limit: int, lane: Callable[[Blob, int], Lane] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        batch_limit: int,
+        least: Callable[[], int] = lambda: 1,
+        lane: Callable[[Blob, int], Lane] | None = None,
+    ) -> None:
         self._batch_limit = batch_limit
+        self._least = least
         self._lane = lane
         self._flights: dict[tuple[str, int], Flight] = {}
         self._demanded: tuple[deque[Flight], ...] = tuple(deque() for _ in Lane)
@@ -182,14 +190,16 @@ class FlightScheduler:
             if not prefetch.blob.attached:
                 continue
             if not prefetch.waited_for and full(prefetch.blob.generation):
-                if urgency is Urgency.AHEAD:
+                if prefetch.callers[Urgency.AHEAD]:
                     prefetch.stop(no_room(prefetch.blob))  # else its callers would wait for ever
                 continue
             if self._first_is_demanded(prefetch, urgency):
                 self.head_start = True
                 continue
             # Many small requests serve a waiting caller sooner; few large ones cost less processor time.
-            most = self._batch_limit if urgency > Urgency.READ else self._share(prefetch.left, idle[Lane.STORE])
+            most = self._batch_limit
+            if urgency <= Urgency.READ:
+                most = min(most, max(self._least(), self._share(prefetch.left, idle[Lane.STORE])))
             batch = self._take(prefetch, most, idle)
             if batch:
                 if urgency < Urgency.AHEAD:  # prefetches ahead of any open go in order

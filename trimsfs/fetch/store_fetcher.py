@@ -19,6 +19,7 @@ from trimsfs.errors import CacheFullError, StoreError, StoreUnavailableError
 from trimsfs.fetch.access_pattern import AccessPattern
 from trimsfs.fetch.batches import BatchFetcher
 from trimsfs.fetch.copier import Copier
+from trimsfs.fetch.early_heads import EarlyHeads
 from trimsfs.fetch.equal_chunks import EqualChunkCopier
 from trimsfs.fetch.first_bytes import FirstBytes
 from trimsfs.fetch.flights import HEAD_START_S, Flight, is_there, lost_repeatedly, no_room, piece_of, stopping
@@ -41,6 +42,9 @@ from trimsfs.types import Buffer, ChunkRecord, Generation
 
 log = logging.getLogger(__name__)
 
+WORTH_S = 0.08
+"""How long a request for a caller who waits should take at least on its own: more and smaller ones are hardly sooner,
+and each costs processor time."""
 BATCH_LIMIT = 4
 """Most chunks in one request: at 32 MiB, its own cost is small."""
 MOST_LOSSES = 8
@@ -72,6 +76,7 @@ class StoreFetcher:
         equal: EqualChunkCopier | None = None,
         peers: Peers | None = None,
         store: Store | None = None,
+        early: EarlyHeads | None = None,
     ) -> None:
         self._disk = disk
         self._speed = speed
@@ -82,7 +87,9 @@ class StoreFetcher:
         self._equal = equal
         self._completed = completed
         self._scheduler = FlightScheduler(
-            batch_limit=BATCH_LIMIT if streaming else 1, lane=None if peers is None else peers.lane
+            batch_limit=BATCH_LIMIT if streaming else 1,
+            least=self._least_batch,
+            lane=None if peers is None else peers.lane,
         )
         self._uncached = UncachedChunks(limit=max(1, memory_limit // disk.chunk_size // 2))
         self._batches = BatchFetcher(
@@ -101,8 +108,9 @@ class StoreFetcher:
         )
         self._background = Background()
         hosts = (lambda: 1) if peers is None else peers.hosts
-        early = peers is not None or store is not None
-        self._first_bytes = FirstBytes(self._batches, retrying, self._background, hosts) if early else None
+        self._first_bytes = None
+        if peers is not None or store is not None:
+            self._first_bytes = FirstBytes(self._batches, retrying, self._background, hosts, early, self._count)
         self._random_reads = RandomReads(self._batches, self._scheduler, limit=self._limit.maximum)
         self._slots = Slots(speed.limit, hosts)
         self._batches_under_way = BatchesUnderWay(self._scheduler, self._background, land=self._land_unfinished)
@@ -253,9 +261,16 @@ class StoreFetcher:
                     if prefetch.left == 0 and not self._scheduler.flying(blob):
                         prefetch.restart()
                         self._pump()
+                        if prefetch.error is not None:
+                            continue  # set by that, so nothing else will change
                     await prefetch.changed()
         finally:
             self.unhold(blob)
+
+    def _least_batch(self) -> int:
+        """The chunks of a request that take WORTH_S, by the quickest request for one of late."""
+        best_s = self._limit.best_s(self._disk.chunk_size)
+        return int(WORTH_S / best_s) if best_s else 1
 
     def _begin_at_once(self, blob: Blob) -> None:
         """Begin to fetch a blob that a program waits for, even while prefetches take all slots."""
@@ -380,6 +395,9 @@ class StoreFetcher:
     def _came(self, blob: Blob, size: int) -> None:
         self._succeeded_at = trio.current_time()
         self._throughput.add(size)
+        self._count(blob, size)
+
+    def _count(self, blob: Blob, size: int) -> None:
         self._fetched_bytes += size
         self._fetched += 1
         self._models.fetched(blob.generation.key, size)

@@ -105,6 +105,7 @@ def _spawn(orders: socket.socket, make_copier: Callable[[], ThreadCopier], mount
                 status = 1
                 try:
                     role: Role = data.decode()  # type: ignore[assignment]  # as `Spawner.spawn` has sent it
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else helpers for credentials never fail
                     set_process_title(role, mountpoint)
                     _take_priority(role)
                     trio.run(_work, end, make_copier)

@@ -152,12 +152,19 @@ def open_writer(options: MountOptions, *, scratch: str, max_requests: int, condi
         from trimsfs.stores.s3.writer import S3Writer  # noqa: PLC0415 - likewise
 
         return S3Writer(bucket, prefix, options, max_requests=max_requests, conditions=conditions)
-    if "://" in url and not url.startswith("file://"):
+    root = directory_of(url)
+    if root is None:
         raise ConfigurationError(f"store {url}: trimsfs cannot write to it: write s3://BUCKET[/PREFIX] or a directory")
     from trimsfs.stores.directory_writer import DirectoryWriter  # noqa: PLC0415 - servers write nothing
 
-    root = Path(unquote(urlsplit(url).path)) if url.startswith("file://") else Path(url)
     return DirectoryWriter(root.absolute(), scratch=scratch, max_requests=max_requests)
+
+
+def directory_of(url: str) -> Path | None:
+    """The directory that a URL or path names; None for other stores."""
+    if url.startswith("file://"):
+        return Path(unquote(urlsplit(url).path))
+    return None if "://" in url else Path(url)
 
 
 def _bucket(url: str) -> tuple[str, str]:

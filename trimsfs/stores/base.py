@@ -3,7 +3,7 @@
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from trimsfs.errors import ObjectNotFoundError
 from trimsfs.stores.digests import Digest
@@ -136,6 +136,22 @@ class Store(Protocol):
 
     async def aclose(self) -> None:
         """Release connections and threads."""
+
+
+class Head(NamedTuple):
+    """The first bytes of an object, and what it is: its ETag, None if the store tells none, and its size."""
+
+    etag: str | None
+    size: int
+    data: Buffer
+
+
+@runtime_checkable
+class Peekable(Protocol):
+    """A store that gives the first bytes of what may be an object, before anything is known of it."""
+
+    async def peek(self, key: str, length: int) -> Head:
+        """At most *length* first bytes of an object that has any. Raises ObjectNotFoundError."""
 
 
 class StoreWrapper:

@@ -288,7 +288,7 @@ def received(raw: Any, timeout_s: float, *, limit: int = ANSWER_LIMIT) -> bytes:
             pieces.append(piece)
             size += len(piece)
             if size > limit:
-                raise TransientStoreError(f"answer larger than {limit >> 20} MiB")
+                raise TransientStoreError(f"answer larger than {limit / (1 << 20):g} MiB")
             if time.monotonic() > deadline:
                 raise StoreStalledError(f"no complete answer in {timeout_s:g} s")
     except BaseException:

@@ -59,6 +59,12 @@ class DirectoryReader(Protocol):
         """A descriptor of a file, for reading."""
 
 
+def no_directory(root: Path) -> BucketNotFoundError:
+    """The error of a store directory that is a file, or lies below one."""
+    remedy = f": name the one that it lies in, {root.parent}" if root.exists() else ""
+    return BucketNotFoundError(f"store directory {root} is not a directory{remedy}")
+
+
 class LocalReader:
     """The `DirectoryReader` that reads as this process may; with *share_links*, links to a file have one content."""
 
@@ -75,7 +81,7 @@ class LocalReader:
         except FileNotFoundError:
             raise BucketNotFoundError(f"store directory {self.root} does not exist: is it mounted?") from None
         except NotADirectoryError:
-            raise BucketNotFoundError(f"store directory {self.root} is not a directory") from None
+            raise no_directory(self.root) from None
 
     def list_page(self, prefix: str, token: str | None, limit: int) -> Page:
         objects, prefixes, unreadable = list[Generation](), list[str](), list[str]()

@@ -21,7 +21,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
 )
 from trimsfs.mountinfo import mount_of
-from trimsfs.stores.directory import etag_of
+from trimsfs.stores.directory import etag_of, no_directory
 from trimsfs.stores.writer import Stored, Upload, part_size
 
 T = TypeVar("T")
@@ -30,6 +30,8 @@ SMALL = 16 << 20
 """Bytes of the largest file that is read whole."""
 _NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
 _PIECE = 1 << 20
+MOST_ATTEMPTS = 5
+"""How often a directory is made that other writers remove as it is empty."""
 
 
 class DirectoryWriter:
@@ -60,6 +62,10 @@ class DirectoryWriter:
     async def list(self, prefix: str) -> AsyncIterator[Stored]:
         for stored in await self.ask(lambda: [*self._list(prefix)]):
             yield stored
+
+    async def directories(self, prefix: str) -> AsyncIterator[str]:
+        for name in await self.ask(lambda: [*self._directories(prefix)]):
+            yield name
 
     async def age(self, key: str) -> timedelta | None:
         return await self.ask(partial(self._age, key))
@@ -130,6 +136,8 @@ class DirectoryWriter:
     def _new_file(self) -> tuple[Path, int]:
         """A new file in the scratch directory, and its locked descriptor."""
         if not self._root.is_dir():
+            if os.path.lexists(self._root):
+                raise no_directory(self._root)
             raise BucketNotFoundError(f"store directory {self._root} does not exist: make it first")
         _make_directories(self._scratch)
         if not self._discarded:
@@ -146,11 +154,16 @@ class DirectoryWriter:
     def _link(self, new: Path, key: str) -> None:
         """Give a written file its name. Raises ObjectChangedError when there is a file of that name."""
         target = self._root / key
-        _make_directories(target.parent)
-        try:
-            os.link(new, target)
-        except FileExistsError:
-            raise ObjectChangedError(f"{key}: it is there already") from None
+        for attempt in range(1, MOST_ATTEMPTS + 1):
+            _make_directories(target.parent)
+            try:
+                os.link(new, target)
+                break
+            except FileExistsError:
+                raise ObjectChangedError(f"{key}: it is there already") from None
+            except FileNotFoundError:  # another writer has removed the directory, which was empty
+                if attempt == MOST_ATTEMPTS:
+                    raise
         new.unlink()
         _sync(target.parent)
 
@@ -217,6 +230,10 @@ class DirectoryWriter:
                     file = Path(directory, name)
                     status = file.stat()
                     yield Stored(key=str(file.relative_to(self._root)), size=status.st_size, etag=etag_of(status))
+
+    def _directories(self, prefix: str) -> Iterator[str]:
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self._root / prefix) as entries:
+            yield from (entry.name for entry in entries if entry.is_dir())
 
     def _delete(self, keys: Sequence[str]) -> None:
         directories = set()

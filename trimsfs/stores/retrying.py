@@ -20,6 +20,7 @@ from trimsfs.errors import (
     StoreError,
     StoreSlowError,
     StoreUnavailableError,
+    StoreUnclearError,
     TransientStoreError,
     WorkerLostError,
 )
@@ -208,6 +209,7 @@ class Retrying:
                     if self._on_failure is not None:
                         self._on_failure(error)
                 answer.failed(error, heard(), breaker)
+                _raise_refusal(breaker, subject, error)
                 now, deadline = trio.current_time(), answer.at + self.deadline_s
                 if now >= deadline:
                     failure = StoreUnavailableError(f"{subject}: {error}")
@@ -226,6 +228,12 @@ class Retrying:
             await breaker.sleep(min(random.uniform(0, longest_s), max(0.0, deadline - now)))  # noqa: S311 jitter
             longest_s = min(2 * longest_s, LONGEST_WAIT_S)
         raise AssertionError("unreachable: the attempts are not bounded")
+
+
+def _raise_refusal(breaker: CircuitBreaker, subject: str, error: StoreError) -> None:
+    """Raise StoreAccessError for an unclear error of a store that is known to refuse."""
+    if isinstance(error, StoreUnclearError) and breaker.refusal is not None:
+        raise StoreAccessError(f"{subject}: {breaker.refusal}") from error
 
 
 def _tell(breaker: CircuitBreaker, error: StoreError, *, read: bool) -> None:

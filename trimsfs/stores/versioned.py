@@ -100,8 +100,10 @@ class VersionedStore(StoreWrapper):
             published = await self._published(prefix)
         if page.next_token is not None:
             self._listed[prefix] = published
+        aliases = {link.key for link in published.aliases}  # they win over objects of their names
         return replace(
             page,
+            objects=tuple(generation for generation in page.objects if generation.key not in aliases),
             prefixes=tuple(below for below in page.prefixes if below[len(prefix) : -1] in published.versions),
             symlinks=page.symlinks + (published.aliases if token is None else ()),
             empty=page.exists,
@@ -187,7 +189,7 @@ class VersionedStore(StoreWrapper):
         links = list[Symlink | None]()
         for start in range(0, len(named), ALIASES_AT_ONCE):
             some = named[start : start + ALIASES_AT_ONCE]
-            links += await _each(*(partial(self._link, model, *one) for one in some))
+            links += await _each(*(partial(self._listed_link, model, *one) for one in some))
         removed = set(map(version_of_manifest, tombstones))
         versions = {version for file in manifests if (version := version_of_manifest(file)) not in removed}
         return _Published(
@@ -224,6 +226,13 @@ class VersionedStore(StoreWrapper):
             except (ObjectChangedError, ObjectNotFoundError):
                 pass  # it has moved since
         raise TransientStoreError(f"{model}{name}: the alias moved repeatedly while being read")
+
+    async def _listed_link(self, model: str, name: str, generation: Generation) -> Symlink | None:
+        """As `_link`, by a listing; the link that it is by now if it has moved since."""
+        try:
+            return await self._link(model, name, generation)
+        except (ObjectChangedError, ObjectNotFoundError):
+            return await self._alias(model, name)
 
     async def _link(self, model: str, name: str, generation: Generation) -> Symlink | None:
         """The link that an alias is by this generation of its object; None if that is no valid one."""

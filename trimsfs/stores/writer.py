@@ -61,6 +61,9 @@ class Writer(Protocol):
     def list(self, prefix: str) -> AsyncIterator[Stored]:
         """All objects whose keys begin with *prefix*, which ends in ``/``, in any order."""
 
+    def directories(self, prefix: str) -> AsyncIterator[str]:
+        """The names of the directories right below *prefix*, which ends in ``/``, in any order. Some may be empty."""
+
     async def put_if_absent(self, key: str, data: bytes, *, sha256: str | None = None) -> None:
         """Make an object. Raises ObjectChangedError when there is one. *sha256* is what `find` tells of it later."""
 

@@ -78,6 +78,11 @@ class Catalog:
         found = await self._read(key, fingerprints.parse)
         return found[0] if found else {}
 
+    async def led_to(self, name: str) -> str:
+        """The version that an alias leads to; any other name is that of a version."""
+        found = await self.alias(name)
+        return found[0].version if found is not None else name
+
     async def published(self, version: str) -> Manifest:
         """The manifest of a version that readers see. Raises NoSuchEntryError."""
         manifest, tombstone = await self.manifest(version), await self.removed(version)
@@ -92,9 +97,20 @@ class Catalog:
             raise NoSuchEntryError(f"{self.of(version)}: {reason}")
         return manifest
 
-    async def lies_in_version(self) -> bool:
-        """Whether the model's directory is that of a version of another model, whose files never change."""
-        return await self.writer.read(f"{formats.DIRECTORY}/{self.name}.json") is not None
+    async def has_versions(self) -> bool:
+        """Whether anybody has published a version, or begun to."""
+        return bool([stored async for stored in self.writer.list(f"{self.name}/{formats.DIRECTORY}/")])
+
+    async def model_above(self) -> str | None:
+        """What the directory of a model that has versions says against another model in it; None if it has none."""
+        # Not by reading, as a publisher may have no right to read outside of the model's directory.
+        above = [stored.key async for stored in self.writer.list(f"{formats.DIRECTORY}/")]
+        if not above:
+            return None
+        version = f"write {self.writer.location}:{self.name}"
+        if f"{formats.DIRECTORY}/{self.name}.json" in above:
+            return f"{self.name} is a version of the model above it: {version}, or choose another name"
+        return f"{self.writer.location} is a model with versions and shows nothing else: {version}, or another store"
 
     async def contents(self, below: str = "") -> Contents:
         """All objects of the model, or only those in a directory, such as ``aliases/``."""

@@ -9,15 +9,26 @@ from typing import Protocol
 
 import trio
 
-from trimsfs.errors import ConfigurationError, NoSuchEntryError, ObjectChangedError, StoreError, TransientStoreError
+from trimsfs.errors import (
+    BucketNotFoundError,
+    ConfigurationError,
+    NoSuchEntryError,
+    ObjectChangedError,
+    StoreError,
+    TransientStoreError,
+)
 from trimsfs.formats.table import FormatError
 from trimsfs.formats.versions import DIRECTORY, check_path
-from trimsfs.stores.base import Store
+from trimsfs.prefetch.load_order import HINT, LARGEST_HINT, hinted
+from trimsfs.stores import directory_of
+from trimsfs.stores.base import Page, Store
 from trimsfs.stores.retrying import Retrying
 from trimsfs.types import Buffer, Generation
 
 _MOST_FILES = 50_000
 _DEEPEST = 32
+_HINT = os.fsdecode(HINT)
+"""The only hidden name that is not left out, at the top alone: mounts look for it in each version."""
 
 
 class Content(Protocol):
@@ -137,19 +148,34 @@ def files_of_directory(directory: Path) -> tuple[dict[str, LocalFile], list[str]
         if len(found) > _MOST_FILES or len(Path(parent).relative_to(directory).parts) > _DEEPEST:
             raise ConfigurationError(f"{directory}: too many files, or links that lead round")
         below = Path(parent).relative_to(directory)
-        hidden += [str(below / name) for name in (*directories, *names) if name.startswith(".")]
+        hidden += [path for name in (*directories, *names) if _left_out(path := str(below / name))]
         directories[:] = [name for name in directories if not name.startswith(".")]
         for name in names:
             file = Path(parent, name)
-            if name.startswith("."):
+            if _left_out(str(below / name)):
                 continue
             if not file.is_file():
                 kind = "a link that leads nowhere" if file.is_symlink() else "neither a file nor a directory"
                 raise ConfigurationError(f"{file}: {kind}: remove it")
             found[checked(str(file.relative_to(directory)))] = LocalFile(file)
-    if not found:
+    if not found.keys() - {_HINT}:
         raise ConfigurationError(f"{directory}: there are no files in it")
     return found, hidden
+
+
+def _left_out(path: str) -> bool:
+    """Whether a version does not get what has this path, by its name."""
+    return path.rpartition("/")[2].startswith(".") and path != _HINT
+
+
+async def check_hint(contents: Mapping[str, Content]) -> None:
+    """Raises ConfigurationError for a hint that no mount would understand."""
+    hint = contents.get(_HINT)
+    if hint is not None and (hint.size > LARGEST_HINT or hinted(await hint.read(0, hint.size)) is None):
+        raise ConfigurationError(
+            f'{_HINT}: not understood: write {{"prefetch": [FILE, ...]}} or {{"prefetch": false}}, in {LARGEST_HINT} '
+            "bytes at most, or remove it"
+        )
 
 
 def _fail(error: OSError) -> None:
@@ -167,11 +193,11 @@ async def files_of_store(store: Store, retrying: Retrying, url: str) -> tuple[di
     while prefixes:
         prefix, token = prefixes.pop(), None
         while True:
-            page = await retrying.call(f"{url}: not listed", partial(store.list_page, prefix, token=token))
+            page = await _page(store, retrying, url, prefix, token)
             if len(found) > _MOST_FILES:
                 raise ConfigurationError(f"{url}: more than {_MOST_FILES} files")
             for generation in page.objects:
-                if generation.key.rpartition("/")[2].startswith("."):
+                if _left_out(generation.key):
                     hidden.append(generation.key)
                 else:
                     found[checked(generation.key)] = StoredFile(store, generation, retrying)
@@ -186,9 +212,20 @@ async def files_of_store(store: Store, retrying: Retrying, url: str) -> tuple[di
             token = page.next_token
             if token is None:
                 break
-    if not found:
+    if not found.keys() - {_HINT}:
         raise _nothing_under(url)
     return found, hidden
+
+
+async def _page(store: Store, retrying: Retrying, url: str, prefix: str, token: str | None) -> Page:
+    """A page of a listing. Says so if a directory does not exist because it is written as a version to be pushed."""
+    try:
+        return await retrying.call(f"{url}: not listed", partial(store.list_page, prefix, token=token))
+    except BucketNotFoundError:
+        version = _with_slash(url)
+        if version is None or directory_of(url) is None:
+            raise
+        raise BucketNotFoundError(f"{url}: no such directory: a version of another store is {version}") from None
 
 
 def _check_unversioned(url: str, directory: str) -> None:
@@ -199,9 +236,15 @@ def _check_unversioned(url: str, directory: str) -> None:
 
 
 def _nothing_under(url: str) -> NoSuchEntryError:
-    model, colon, version = url.rpartition(":")
-    remedy = f"a version is {model}/{version}" if colon and "/" not in version else "check the spelling"
+    version = _with_slash(url)
+    remedy = f"a version is {version}" if version else "check the spelling"
     return NoSuchEntryError(f"{url}: there are no files under it: {remedy}")
+
+
+def _with_slash(url: str) -> str | None:
+    """``STORE/NAME/VERSION`` for ``STORE/NAME:VERSION``; None for anything else."""
+    model, colon, version = url.rpartition(":")
+    return f"{model}/{version}" if colon and "/" not in version else None
 
 
 def checked(path: str) -> str:

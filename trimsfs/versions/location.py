@@ -46,6 +46,19 @@ def parse(text: str) -> Location:
         raise ConfigurationError(f"{text}: {error}") from None
 
 
+def parse_new(text: str) -> Location:
+    """The location of a model or version to make. Raises ConfigurationError, also if it is the name alone.
+
+    That is more often a store that was forgotten than a model in this directory.
+    """
+    location = parse(text)
+    if "/" not in text.rstrip("/"):
+        raise ConfigurationError(
+            f"{text}: no store: write s3://BUCKET/{text} or DIRECTORY/{text}, or ./{text} for this directory"
+        )
+    return location
+
+
 def parse_version(text: str) -> Location:
     """The location of one version. Raises ConfigurationError."""
     location = parse(text)

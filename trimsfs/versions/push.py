@@ -26,6 +26,9 @@ PARTS_AT_ONCE = 8
 LARGE_AT_ONCE = 4
 """Most files whose parts are on their way."""
 
+_MOST_NAMED = 3
+"""Most directories that a message names."""
+
 LONG_ETAG = f'"{"0" * 32}-10000"'
 """An ETag as long as those of S3 and of directories."""
 
@@ -53,15 +56,19 @@ async def publish(
 ) -> Publication:
     """Publish files as a version, or go on with a push of the same files. A version that has them is left as it is.
 
-    Raises VersionConflictError when the version has other files, is removed, or its name is an alias;
+    Raises VersionConflictError when the version has other files, is removed, its files are damaged, its name is an
+    alias, or it would be the first one of a model that holds directories;
     ConfigurationError when the store ignores *conditions*, or the manifest would be too long to be read;
     ObjectChangedError when a file changes meanwhile.
     """
     push = _Push(catalog, version, files, progress)
     push.manifest(dict.fromkeys(files, LONG_ETAG))  # before anything is uploaded
     manifest = await push.published()
-    if manifest is None:
+    if manifest is not None:
+        await push.check_files(manifest)
+    else:
         await push.check_name()
+        await push.check_directories()
         manifest = await push.reserve(conditions)
         if manifest is None:
             await push.upload()
@@ -95,17 +102,51 @@ class _Push:
             raise self._conflict("it is published with other files: choose another version")
         return manifest
 
+    async def check_files(self, manifest: Manifest) -> None:
+        """Raises VersionConflictError when a file of the version is not in the store as it was published.
+
+        Only those are looked at by content whose ETags are others: a directory has others for a file that was put back.
+        """
+        there = {one.key.removeprefix(self._prefix): one.etag async for one in self._writer.list(self._prefix)}
+        for path, file in manifest.files.items():
+            if there.get(path) == file.etag:
+                continue
+            stored = await self._writer.find(self._prefix + path)
+            if stored is None or (stored.size, stored.sha256) != (file.size, file.sha256):
+                state = "is missing in the store" if stored is None else "in the store is not what was published"
+                raise self._conflict(f"{path} {state}: put it back, or remove the version and push under another name")
+
     async def _check_removed(self) -> None:
         tombstone = await self._catalog.removed(self._version)
         if tombstone is not None:
             raise self._conflict(f"it was removed at {formats.text(tombstone.removed)}: choose another version")
 
     async def check_name(self) -> None:
-        """Raises VersionConflictError when an alias has the name of the version, or its model lies in a version."""
-        if await self._catalog.lies_in_version():
-            raise self._conflict(f"{self._catalog.name} is a version of the model above it: choose another name")
+        """Raises VersionConflictError when an alias has the name of the version, or its model lies in another one."""
+        above = await self._catalog.model_above()
+        if above is not None:
+            raise self._conflict(above)
         if await self._catalog.alias(self._version) is not None:
             raise self._conflict("an alias has this name: choose another version")
+
+    async def check_directories(self) -> None:
+        """Raises VersionConflictError when a first version would hide directories that no push has made.
+
+        A mount shows no other directories of a model than its versions. Hidden ones, such as a download's ``.cache``,
+        hold nothing that a program would miss.
+        """
+        model = f"{self._catalog.name}/"
+        found = sorted([name async for name in self._writer.directories(model) if not name.startswith(".")])
+        # Only now: a push that began meanwhile has written its reservation before it made a directory.
+        if not found or await self._catalog.has_versions():
+            return
+        foreign = [name for name in found if [one async for one in self._writer.list(f"{model}{name}/")]]
+        if foreign:
+            named = ", ".join([*foreign[:_MOST_NAMED], *(["…"] if len(foreign) > _MOST_NAMED else [])])
+            raise VersionConflictError(
+                f"{self._writer.location}/{self._catalog.name}: it holds directories that no push has made, and that "
+                f"would vanish from the mount: {named}: choose another name"
+            )
 
     async def reserve(self, conditions: bool) -> Manifest | None:
         """Reserve the version for these files, or go on with a push of them. The manifest, if one has ended meanwhile.

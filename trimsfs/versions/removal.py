@@ -1,5 +1,6 @@
 """Removes versions: a tombstone hides one at once, and its files are deleted after a grace period."""
 
+import shlex
 from contextlib import suppress
 from datetime import timedelta
 
@@ -16,6 +17,7 @@ async def remove(catalog: Catalog, version: str, grace: timedelta) -> Tombstone:
     """
     tombstone, own = await catalog.tombstone(version), None
     if tombstone is None:
+        await _check_no_alias(catalog, version)
         await catalog.published(version)
         await _check_aliases(catalog, version)
         time = now()
@@ -69,8 +71,12 @@ async def remove_unfinished(catalog: Catalog, version: str) -> None:
     reserved = await catalog.reservation(version) is not None
     # The reservation is first: a push looks for it before it makes the manifest.
     await catalog.writer.delete([formats.reservation_key(catalog.name, version)])
+    if await catalog.manifest(version) is not None:  # the push had looked just before
+        raise VersionConflictError(f"{catalog.of(version)}: its push has ended: remove it without --unfinished")
     await catalog.writer.delete([formats.fingerprints_key(catalog.name, version)])
     deleted = await _delete_files(catalog, version)
+    # One that has looked before, and made the manifest since, has published a version without files.
+    await catalog.writer.delete([formats.manifest_key(catalog.name, version)])
     if not reserved and not deleted:
         raise NoSuchEntryError(f"{catalog.of(version)}: there is nothing of it: see `trimsfs versions`")
 
@@ -81,6 +87,16 @@ async def _delete_files(catalog: Catalog, version: str) -> int:
     await catalog.writer.delete(keys)
     await catalog.writer.discard_uploads(prefix)
     return len(keys)
+
+
+async def _check_no_alias(catalog: Catalog, name: str) -> None:
+    alias = await catalog.alias(name)
+    if alias is not None:
+        key = f"{catalog.writer.location}/{formats.alias_key(catalog.name, name)}"
+        command = f"{'aws s3 rm' if key.startswith('s3://') else 'rm'} {shlex.quote(key)}"
+        raise NoSuchEntryError(
+            f"{catalog.of(name)}: is an alias of {alias[0].version}: name a version; `{command}` removes the alias"
+        )
 
 
 async def _check_aliases(catalog: Catalog, version: str) -> None:

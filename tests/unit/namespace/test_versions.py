@@ -5,15 +5,19 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from tests.support.served import Server, served
-from tests.support.stores import MemoryStore
+from tests.support.stores import MemoryStore, as_store
 from tests.support.versions import in_memory, move, publish, remove, write_files
 from tests.unit.namespace.processes import Processes
 from trimsfs.errors import BlobDamagedError, NoSuchEntryError, StoreUnavailableError
 from trimsfs.filesystem import names
 from trimsfs.formats.versions import alias_key
 from trimsfs.handover.ledger import Ledger
+from trimsfs.stores.base import Page
+from trimsfs.stores.versioned import VersionedStore
+from trimsfs.types import Symlink
 
 CHUNK = 1 << 16
 
@@ -141,3 +145,26 @@ async def test_a_file_that_differs_from_its_manifest_is_given_to_nobody(store: M
         with pytest.raises(BlobDamagedError, match="m/v1/a: digest mismatch"):
             await server.content("m/v1/a")
         assert await server.content("m/v1/sub/b") == b"1"
+
+
+async def test_an_alias_may_move_while_its_model_is_listed(store: MemoryStore, tmp_path: Path) -> None:
+    publish(in_memory(store), "m", "v2", {"a": b"2"})
+    versioned = VersionedStore(as_store(store))
+    gate = store.block(method="read", key=alias_key("m", "prod"), times=1)
+    pages = list[Page]()
+
+    async def list_model() -> None:
+        pages.append(await versioned.list_page("m/"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(list_model)
+        await wait_all_tasks_blocked()
+        move(in_memory(store), "m", "prod", "v2")
+        gate.set()
+    assert pages[0].symlinks == (Symlink(key="m/prod", target="v2"),)
+
+
+async def test_an_alias_wins_over_an_object_of_its_name(store: MemoryStore) -> None:
+    store.put("m/prod", b"v1")
+    page = await VersionedStore(as_store(store)).list_page("m/")
+    assert ([link.key for link in page.symlinks], [each.key for each in page.objects]) == (["m/prod"], [])

@@ -33,8 +33,8 @@ Files that are in neither LFS nor Xet have at most 10 MB."""
 MOST_ADDRESSES = 4096
 """Addresses of files on the CDN to remember."""
 _REDIRECTS = {301, 302, 303, 307, 308}
-_EXPIRED = {400, 401, 403, 404, 410}
-"""How a CDN answers when a signed address has expired."""
+_BYTES = {200, 206}
+"""How a CDN answers with bytes of a file; else its signed address may have expired, or the place be out of order."""
 _NEXT = re.compile(r'<[^>]*[?&]cursor=([^&>]+)[^>]*>;\s*rel="?next"?')
 
 Response = urllib3.BaseHTTPResponse
@@ -90,10 +90,15 @@ class Hub:
         with self._lock:
             known = self._addresses.get(name)
         if known is not None:
-            response = self._send(known, headers)
-            if response.status not in _EXPIRED:
+            try:
+                response = self._send(known, headers)
+            except BaseException:
+                self._forget(name)  # the hub may send the next attempt to another place
+                raise
+            if response.status in _BYTES:
                 return self._checked(response, repository, start, length, size)
             response.close()
+            self._forget(name)
         url = f"{self.endpoint}/{repository.path}/resolve/{commit}/{quote(path)}"
         response, url = self._follow(url, headers, expected=(commit, etag, str(size)))
         if not self._is_own(url):
@@ -104,6 +109,10 @@ class Hub:
     def close(self) -> None:
         """Close the connections."""
         self._pools.clear()
+
+    def _forget(self, name: tuple[str, str, str]) -> None:
+        with self._lock:
+            self._addresses.pop(name, None)
 
     def _checked(self, response: Response, repository: Repository, start: int, length: int, size: int) -> Response:
         """The answer, if its body is the range that was asked for, or the whole file up to it."""

@@ -23,6 +23,9 @@ from trimsfs.types import Generation
 
 T = TypeVar("T")
 
+HEADER_THREADS = 4
+"""Tar layers whose headers are read at once: each takes long, and other requests must not wait for them."""
+
 
 class OciStore:
     """The files of one artifact, by a tag, which is resolved to a digest at each question, or by a digest.
@@ -41,6 +44,7 @@ class OciStore:
             self._reference, max_requests=max_requests, stall_timeout_s=options.stall_timeout
         )
         self._registry = Registry(self._reference, options, connections=max_requests + METADATA_THREADS)
+        self._headers = trio.CapacityLimiter(HEADER_THREADS)
         self._known: Artifact | None = None
         self._loading = trio.Lock()
         self._loads = LateAnswers[Artifact]()
@@ -101,7 +105,7 @@ class OciStore:
         async def read_headers(layer: Layer) -> None:
             read = partial(translated, partial(self._members, layer, budget))
             try:
-                found = await trio.to_thread.run_sync(read, limiter=self._threads.others, abandon_on_cancel=True)
+                found = await trio.to_thread.run_sync(read, limiter=self._headers, abandon_on_cancel=True)
             except StoreError as error:
                 headers[layer.digest] = error
             else:

@@ -127,13 +127,20 @@ class Registry:
             url = self._locations.get(digest)
         if url is None:
             return None
-        response = self._exchange("GET", url, headers)
-        if response.status < 300:
-            return response
-        received(response, self._timeout_s)
+        try:
+            response = self._exchange("GET", url, headers)
+            if response.status < 300:
+                return response
+            received(response, self._timeout_s)
+        except BaseException:
+            self._forget(digest)  # the registry may send the next attempt to another place
+            raise
+        self._forget(digest)
+        return None
+
+    def _forget(self, digest: str) -> None:
         with self._locations_lock:
             self._locations.pop(digest, None)
-        return None
 
     def _send(self, method: str, path: str, headers: Mapping[str, str], *, blob: str = "") -> Any:
         """The answer to a request, authorised and redirected as the registry asks for, once it is a success."""

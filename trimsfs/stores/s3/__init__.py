@@ -8,11 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 import botocore.exceptions
+import trio
 
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, TransientStoreError
 from trimsfs.options import MountOptions
-from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
-from trimsfs.stores.bodies import METADATA_THREADS, RequestThreads, check_range, parsing
+from trimsfs.stores.base import PAGE_LIMIT, Head, Page, Sink, moment
+from trimsfs.stores.bodies import METADATA_THREADS, RequestThreads, check_range, parsing, received
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.receive_loop import HttpBody
 from trimsfs.stores.s3.answers import Transport
@@ -58,6 +59,8 @@ class S3Store:
     def __init__(self, bucket: str, prefix: str, options: MountOptions, *, max_requests: int) -> None:
         self._bucket = bucket
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
+        self._stall_timeout_s = options.stall_timeout
+        self._connected = False
         self._etags = options.sse_c_key_file is None and not bucket.endswith(_DIRECTORY_BUCKETS)
         self._threads = RequestThreads(
             f"bucket {bucket}", max_requests=max_requests, stall_timeout_s=options.stall_timeout
@@ -72,9 +75,26 @@ class S3Store:
         return f"{self._client.meta.endpoint_url}|s3://{self._bucket}/{self._prefix}"
 
     async def probe(self) -> None:
-        await self._ask(partial(self._list, "", None, 1))
+        failed = list[StoreError]()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._connect)
+            try:
+                await self._ask(partial(self._list, "", None, 1))
+            except StoreError as error:
+                failed.append(error)
+            nursery.cancel_scope.cancel()
+        if failed:
+            raise failed[0]
         with suppress(StoreError):  # then the first read learns it
             await self._ask(self._objects.learn)
+
+    async def _connect(self) -> None:
+        """Open another connection, once: the first program has a name listed and the first bytes fetched at once."""
+        if self._connected:
+            return
+        self._connected = True
+        with suppress(StoreError):
+            await self._ask(partial(self._client.head_bucket, Bucket=self._bucket))
 
     async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
         if not _possible(self._prefix + prefix):
@@ -90,6 +110,11 @@ class S3Store:
         get = partial(self._get, generation, offset, length)
         safely = partial(translated, bucket=self._bucket, key=generation.key, ca_file=self.ca_file)
         return await self._threads.read(get, length, sink, translated=safely)
+
+    async def peek(self, key: str, length: int) -> Head:
+        if not _possible(self._prefix + key):
+            raise ObjectNotFoundError(f"{key!r} is not a valid key")
+        return await self._ask(partial(self._peek, key, length), key)
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
         likely = None if certain or not self._etags else digest_by_etag(generation.etag)
@@ -188,6 +213,16 @@ class S3Store:
         except BaseException:
             body.close()
             raise
+
+    def _peek(self, key: str, length: int) -> Head:
+        answer = self._objects.get(self._prefix + key, Range=f"bytes=0-{length - 1}")
+        data, headers = received(answer.body, self._stall_timeout_s, limit=length), answer.headers
+        with parsing():
+            size = int(headers.get("content-range", "").rpartition("/")[2])
+        check_range(headers, 0, min(length, size), size)
+        if len(data) != min(length, size):
+            raise TransientStoreError(f"{key}: got {len(data)} of {min(length, size)} bytes")
+        return Head(headers.get("etag"), size, data)
 
 
 def _condition(generation: Generation) -> Condition:

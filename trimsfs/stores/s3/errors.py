@@ -24,6 +24,7 @@ from trimsfs.errors import (
     StoreStalledError,
     StoreThrottledError,
     StoreUnavailableError,
+    StoreUnclearError,
     TransientStoreError,
 )
 from trimsfs.stores.bodies import MalformedAnswerError, parsing
@@ -52,8 +53,9 @@ _REMEDIES = {
 """What to do about refusals, by their codes."""
 _THROTTLE_CODES = {"429", "503", "RequestLimitExceeded", "SlowDown", "Throttling", "TooManyRequests"}
 _CHANGED_CODES = {"412", "416", "InvalidRange", "NoSuchVersion", "PreconditionFailed"}
-_PASSING_CODES = {"307", "400", "408", "InternalError", "RequestTimeout", "TemporaryRedirect"}
-"""Codes of transient failures. An answer to HEAD has no code but its status: 400 may mean RequestTimeout, too."""
+_PASSING_CODES = {"307", "408", "InternalError", "RequestTimeout", "TemporaryRedirect"}
+"""Codes of transient failures. An answer to HEAD has no code but its status: 400 may mean RequestTimeout or
+ExpiredToken."""
 _NETWORK_ERRORS = (
     botocore.exceptions.ConnectionError,
     botocore.exceptions.HTTPClientError,
@@ -182,6 +184,8 @@ def _client_error(error: botocore.exceptions.ClientError, bucket: str, subject: 
         return StoreAccessError(f"{subject}: {error.operation_name}: {_refusal(code, said, answer)}")
     if code in _THROTTLE_CODES or status in {429, 503}:
         return StoreThrottledError(said)
+    if code == "400":
+        return StoreUnclearError(said)
     if status >= 500 or code in _PASSING_CODES:
         return TransientStoreError(said)
     return StoreUnavailableError(f"{subject}: {said}")

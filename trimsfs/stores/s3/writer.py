@@ -2,10 +2,13 @@
 
 import base64
 import hashlib
+import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from functools import partial
+from io import BytesIO
 from typing import Any, TypeVar
 
 import botocore.exceptions
@@ -16,11 +19,14 @@ from trimsfs.errors import (
     ConfigurationError,
     ObjectChangedError,
     ObjectNotFoundError,
+    StoreError,
     StoreUnavailableError,
     TransientStoreError,
 )
+from trimsfs.formats.versions import DIRECTORY
 from trimsfs.options import MountOptions
 from trimsfs.stores.bodies import parsing
+from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.stores.retrying import Retrying
 from trimsfs.stores.s3.client import ca_file, make_client
 from trimsfs.stores.s3.errors import translated
@@ -34,6 +40,12 @@ SMALL = 16 << 20
 """Bytes of the largest object that is read whole."""
 MOST_DELETED = 1000
 """Keys in one request, as in S3."""
+_PASSING = {"InternalError", "ServiceUnavailable", "SlowDown"}
+"""Why a store does not delete a key of several now."""
+AWAY_AFTER_S = 120.0
+"""How long all parts may fail before no other is tried: two attempts in a row may take as long."""
+MOST_LONG_ATTEMPTS = 3
+"""Attempts of a request that count as answers until they failed: a part takes long on a slow link."""
 _BUSY = {"ConditionalRequestConflict", "OperationAborted"}
 """Another conditional write of the key was under way at the same time."""
 
@@ -52,7 +64,8 @@ class S3Writer:
         self._conditions = conditions
         self.etags_are_md5s = options.sse_c_key_file is None
         self._limiter = trio.CapacityLimiter(max_requests)
-        self._retrying = Retrying(deadline_s=options.retry_deadline, on_failure=None)
+        away = CircuitBreaker(deadline_s=max(options.retry_deadline, AWAY_AFTER_S))
+        self._retrying = Retrying(deadline_s=options.retry_deadline, on_failure=None, breaker=away)
         self.client: Any = make_client(options, max_requests, writes=True)
 
     @property
@@ -69,12 +82,27 @@ class S3Writer:
         return await self.ask(partial(self._age, key), key)
 
     async def list(self, prefix: str) -> AsyncIterator[Stored]:
-        token: dict[str, Any] = {}
-        while True:
-            request = partial(self.client.list_objects_v2, Bucket=self._bucket, Prefix=self._prefix + prefix, **token)
-            page = await self.ask(request, prefix)
+        async for page in self._pages(prefix):
             for item in page.get("Contents", ()):
                 yield Stored(key=item["Key"][len(self._prefix) :], size=item["Size"], etag=_quoted(item["ETag"]))
+
+    async def directories(self, prefix: str) -> AsyncIterator[str]:
+        async for page in self._pages(prefix, Delimiter="/"):
+            for item in page.get("CommonPrefixes", ()):
+                yield item["Prefix"][len(self._prefix + prefix) : -1]
+
+    async def _pages(self, prefix: str, **parameters: str) -> AsyncIterator[Any]:
+        token: dict[str, str] = {}
+        while True:
+            request = partial(
+                self.client.list_objects_v2,
+                Bucket=self._bucket,
+                Prefix=self._prefix + prefix,
+                **parameters,
+                **token,
+            )
+            page = await self.ask(request, prefix)
+            yield page
             if not page["IsTruncated"]:
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
@@ -108,16 +136,28 @@ class S3Writer:
     async def ask(self, function: Callable[[], T], key: str = "") -> T:
         """Make a request in a thread, again if that may help. An earlier attempt may have succeeded unheard."""
 
+        attempts = 0
+        subject = _subject(key)
+
+        def heard() -> float:
+            nonlocal attempts
+            attempts += 1
+            return trio.current_time() if attempts <= MOST_LONG_ATTEMPTS else -math.inf
+
         async def attempt() -> T:
             return await trio.to_thread.run_sync(
                 partial(
-                    translated, partial(_conditional, function, key), self._bucket, key, ca_file=ca_file(self.client)
+                    translated,
+                    partial(_conditional, function, subject),
+                    self._bucket,
+                    subject,
+                    ca_file=ca_file(self.client),
                 ),
                 limiter=self._limiter,
                 abandon_on_cancel=True,
             )
 
-        return await self._retrying.call(f"{key}: no answer", attempt)
+        return await self._retrying.call(f"{subject or self.location}: no answer", attempt, heard=heard)
 
     @property
     def if_absent(self) -> dict[str, Any]:
@@ -171,7 +211,7 @@ class S3Writer:
             return self.client.put_object(
                 Bucket=self._bucket,
                 Key=self._prefix + key,
-                Body=data,
+                Body=BytesIO(data),
                 ChecksumSHA256=_base64(hashlib.sha256(data).digest()),
                 ContentMD5=_base64(_md5(data)),
                 **parameters,
@@ -214,7 +254,8 @@ class S3Writer:
             Delete={"Objects": list(objects), "Quiet": True},
         )
         for error in answer.get("Errors", ()):
-            raise StoreUnavailableError(f"{error['Key']}: not deleted: {error.get('Code')}: {error.get('Message')}")
+            kind = TransientStoreError if error.get("Code") in _PASSING else StoreUnavailableError
+            raise kind(f"{error['Key']}: not deleted: {error.get('Code')}: {error.get('Message')}")
 
     def _discard_uploads(self, prefix: str) -> None:
         pages = self.client.get_paginator("list_multipart_uploads").paginate(
@@ -249,7 +290,9 @@ class S3Upload:
             etag, left = self._there.get(number, ("", ""))
             if etag == f'"{md5.hex()}"' or (not self._writer.etags_are_md5s and left == checksums["ChecksumCRC32C"]):
                 return etag, crc, False
-            answer = self._writer.client.upload_part(**self._target, PartNumber=number + 1, Body=data, **checksums)
+            answer = self._writer.client.upload_part(
+                **self._target, PartNumber=number + 1, Body=BytesIO(data), **checksums
+            )
             return answer["ETag"], crc, True
 
         etag, crc, sent = await self._writer.ask(put, self._target["Key"])
@@ -269,7 +312,18 @@ class S3Upload:
             ChecksumType="FULL_OBJECT",
             **self._writer.if_absent,
         )
-        await self._writer.ask(request, self._target["Key"])
+        try:
+            await self._writer.ask(request, self._target["Key"])
+        except ObjectChangedError:  # another upload has made the object: nobody pays for the parts of this one
+            abort = partial(self._writer.client.abort_multipart_upload, **self._target)
+            with suppress(StoreError):
+                await self._writer.ask(abort, self._target["Key"])
+            raise
+
+
+def _subject(key: str) -> str:
+    """What an error names: of keys that describe versions, which users do not know, the model."""
+    return f"/{key}".partition(f"/{DIRECTORY}/")[0].removeprefix("/")
 
 
 def _conditional(function: Callable[[], T], key: str) -> T:
