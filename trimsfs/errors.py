@@ -183,6 +183,10 @@ class StoreNotTrustedError(TransientStoreError):
     """The store's certificate cannot be verified. The message has the remedy, which is not the network's."""
 
 
+class StoreUnclearError(TransientStoreError):
+    """The store's answer does not tell whether it refuses or fails for now: that to HEAD has no body."""
+
+
 class StoreThrottledError(TransientStoreError):
     """The store throttles requests."""
 

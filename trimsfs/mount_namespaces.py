@@ -3,12 +3,12 @@
 import ctypes
 import errno
 import os
-import select
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trimsfs.mountinfo import Mount, mounts
+from trimsfs.polling import readable
 
 TIMEOUT_S = 5.0
 """Timeout of an unmount in another namespace, where file systems may hang."""
@@ -83,7 +83,7 @@ def detach(pid: int, mount: Mount) -> None:
             os._exit(errno.EIO)
     process = os.pidfd_open(child)
     try:
-        if not select.select([process], [], [], TIMEOUT_S)[0]:
+        if not readable([process], TIMEOUT_S):
             signal.pidfd_send_signal(process, signal.SIGKILL)
             raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
     finally:

@@ -14,7 +14,8 @@ class Mount:
 
     ``root`` is the directory of the file system that is mounted: ``/``, or a subdirectory for a bind mount. The kernel
     appends ``//deleted`` when that directory has been removed. ``shared`` and ``master`` are the peer groups to which
-    mounts made below it propagate and from which they come; 0 for none.
+    mounts made below it propagate and from which they come; 0 for none. ``user`` made a mount of FUSE, as the kernel
+    has checked; 0 for others.
     """
 
     number: int
@@ -26,16 +27,19 @@ class Mount:
     root: str = "/"
     shared: int = 0
     master: int = 0
+    user: int = 0
 
 
 def mounts(kind: str | None = FILE_SYSTEM_TYPE, *, process: int | str = "self") -> list[Mount]:
     """The mounts of a type, or all, in a process's mount namespace; a covering mount comes after the one it covers."""
     found = []
-    for line in Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape").rstrip("\n").split("\n"):
+    # As bytes: the kernel escapes the newline alone, and text would also end lines at carriage returns in paths.
+    table = Path(f"/proc/{process}/mountinfo").read_bytes().decode(errors="surrogateescape")
+    for line in table.rstrip("\n").split("\n"):
         fields, _, rest = line.partition(" - ")
         number, parent, device, root, mountpoint, _, *optional = fields.split(" ")
         groups = dict(field.split(":") for field in optional if ":" in field)
-        file_system_type, source, *_ = rest.split(" ")
+        file_system_type, source, *options = rest.split(" ")
         if kind in {None, file_system_type}:
             found.append(
                 Mount(
@@ -48,6 +52,7 @@ def mounts(kind: str | None = FILE_SYSTEM_TYPE, *, process: int | str = "self") 
                     root=_unescape(root),
                     shared=int(groups.get("shared", 0)),
                     master=int(groups.get("master", 0)),
+                    user=_user(options[0]) if options and file_system_type.startswith("fuse") else 0,
                 )
             )
     return found
@@ -113,6 +118,11 @@ def escape(mountpoint: Path) -> str:
     """A mount point as one file name: ``/mnt/models`` is ``mnt-models``, a literal ``-`` is ``%2D``."""
     name = str(mountpoint).removeprefix("/").replace("%", "%25").replace("-", "%2D").replace("/", "-")
     return name or "-"
+
+
+def _user(options: str) -> int:
+    """The user who made a mount of FUSE, by the options of its file system."""
+    return next((int(option[8:]) for option in options.split(",") if option.startswith("user_id=")), 0)
 
 
 def _unescape(field: str) -> str:

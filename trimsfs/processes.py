@@ -47,7 +47,8 @@ def title_of(pid: int) -> str:
 def process_of(thread: int) -> int:
     """The process that a thread belongs to; the thread itself once it has ended, or if the kernel hides it."""
     try:
-        status = Path(f"/proc/{thread}/status").read_text(errors="replace")
+        # As bytes: text would also end lines at carriage returns, which a program's name may have.
+        status = Path(f"/proc/{thread}/status").read_bytes().decode(errors="replace")
         return int(status.partition("\nTgid:")[2].split(None, 1)[0])
     except (OSError, IndexError, ValueError):
         return thread
@@ -316,7 +317,7 @@ def _files(pid: int, *, whole: bool = False) -> Iterator[tuple[str, int]]:
 
 def _mapped(pid: int) -> Iterator[tuple[str, int, str]]:
     """The device, inode number and path of each mapping of a file in a process."""
-    with Path(f"/proc/{pid}/maps").open(errors="replace") as maps:
+    with Path(f"/proc/{pid}/maps").open(errors="replace", newline="\n") as maps:  # paths may have carriage returns
         for line in maps:
             _, _, _, device, inode, *path = line.rstrip("\n").split(None, 5)
             if inode != "0":  # a file's

@@ -13,7 +13,7 @@ import pytest
 from tests.fleet.members import NAME, Fleet, Member
 from tests.fleet.reading import read_together
 from tests.support.mounts import log_beside, trimsfs, wait_until
-from trimsfs.fetch.first_bytes import HEAD_BYTES
+from trimsfs.fetch.early_heads import HEAD_BYTES
 
 MIB = 1 << 20
 SIZE = 27 * MIB

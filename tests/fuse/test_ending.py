@@ -108,6 +108,26 @@ def test_who_unmounts_is_told_what_has_it_elsewhere_and_can_have_it_unmounted_th
         assert process.poll() is None
 
 
+def test_who_holds_a_mount_for_a_moment_does_not_keep_it(store_directory: Path, tmp_path: Path) -> None:
+    """As an exporter does, which reads the metrics of all mounts."""
+    (store_directory / "model").write_bytes(b"weights")
+    with (
+        mounted(store_directory, tmp_path) as mount,
+        running("sh", "-c", 'exec 3<"$1"; echo; read _', "sh", mount.path / "model") as holder,
+    ):
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "\n"
+        program, told = tmp_path / "umount", tmp_path / "told"
+        program.write_text(
+            f'#!/bin/sh\n{shutil.which("umount")} "$@" 2> {told} && exit\nstate=$?\ncat {told} >&2\n'
+            f"kill -KILL {holder.pid}\nexit $state\n"
+        )
+        program.chmod(0o755)
+        done = trimsfs("umount", mount.path, environment={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+        assert (done.returncode, done.stderr) == (0, "")
+        assert holder.wait(5) == -signal.SIGKILL, "it was there at first"
+
+
 def test_what_is_still_used_after_a_lazy_unmount_is_named_there_and_at_the_next_mount(
     store_directory: Path, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.mounts import MountedStore, mounted
+from tests.support.mounts import MountedStore, mounted, wait_until
 from trimsfs.client import pages
 from trimsfs.client.folding import LEAST
 
@@ -83,6 +83,7 @@ def mount(store_directory: Path, directory_mount: MountedStore) -> MountedStore:
         pytest.skip("needs Linux 6.7")
     header = json.dumps({"weights": {"dtype": "U8", "shape": [SIZE], "data_offsets": [0, SIZE]}}).encode()
     (store_directory / NAME).write_bytes(len(header).to_bytes(8, "little") + header + Random(0).randbytes(SIZE))
+    wait_until((directory_mount.path / NAME).exists)  # the mount may have listed its root before
     return directory_mount
 
 
@@ -101,6 +102,13 @@ def test_the_same_changes_are_had_once(mount: MountedStore, stack: ExitStack) ->
     assert one.ask("weights") == other.ask("weights") == expected
     assert derived(mount).stat().st_mode & 0o777 == 0o400
     assert Process(stack, path, "").ask("weights") != expected
+
+
+def test_a_model_that_is_opened_by_a_link_is_folded_too(mount: MountedStore, stack: ExitStack, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(mount.path / NAME)
+    folded = Process(stack, tmp_path / "link", REVERSED).ask("fold")
+    assert (folded["own"], folded["shared"] >= SIZE) == (0, True)
+    assert Process(stack, mount.path / NAME, REVERSED).ask("fold")["passed_on"] == 0
 
 
 def test_only_what_is_the_same_is_shared(mount: MountedStore, stack: ExitStack) -> None:

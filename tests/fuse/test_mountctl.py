@@ -154,6 +154,8 @@ def test_a_mount_whose_keeper_is_gone_is_told(
     os.kill(facts["keeper_pid"], signal.SIGKILL)
     done = mountctl("status", "one")
     assert (done.returncode, "not kept" in done.stdout) == (1, True)
+    done = mountctl("up", "one")
+    assert (done.returncode, done.stdout, "not kept" in done.stderr) == (1, "", True), done.stderr
     done = mountctl("restart", "one")
     assert (done.returncode, "run `mountctl recover" in done.stderr) == (10, True)
     os.kill(facts["server_pid"], signal.SIGKILL)

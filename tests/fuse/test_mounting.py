@@ -1,15 +1,27 @@
 """Mounting, unmounting, and what goes wrong with them."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.mounts import TRIMSFS, MountedStore, OwnDirectory, let_in, mounted, trimsfs, unmount, wait_until
+from tests.support.mounts import (
+    MOUNTCTL,
+    TRIMSFS,
+    MountedStore,
+    OwnDirectory,
+    let_in,
+    mounted,
+    trimsfs,
+    unmount,
+    wait_until,
+)
 from tests.support.processes import alive
 from tests.support.users import STRANGER
 from trimsfs.mountinfo import mount_at
@@ -21,6 +33,10 @@ AS_NOBODY = [
     *("--bounding-set=-all,+dac_read_search,+sys_admin,+setuid,+setgid,+dac_override", "--inh-caps=+dac_read_search"),
     "--ambient-caps=+dac_read_search",
 ]
+
+
+def mountctl(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([MOUNTCTL, *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_mount_is_read_only_and_honours_neither_set_uid_nor_devices(module_mount: OwnDirectory) -> None:
@@ -57,6 +73,7 @@ def test_umount_ends_server_and_keeper_and_frees_the_cache(store_directory: Path
         (None, ("--store", "/nonexistent/store"), 5, "/nonexistent/store does not exist"),
         (None, ("--store", "s3:/bucket/a"), 2, "write s3://bucket/a"),
         (None, ("--store", "no-such-bucket"), 5, "a bucket is written s3://no-such-bucket"),
+        (None, ("--store", "s3//bucket/models"), 5, "a bucket is written s3://bucket/models"),
         (None, ("--store", "gopher://x"), 2, "Protocol not known: gopher"),
         (None, ("--store", "S3://models/a"), 2, "a scheme is in lower case: write s3://models/a"),
         (None, ("--cache-size", "10"), 2, "is 10 bytes, which hold no model: write a unit, as in 10GiB"),
@@ -103,8 +120,9 @@ def test_a_store_can_be_named_before_the_mount_point_which_is_made(
     assert ended.returncode == 0, ended.stderr
     twice = trimsfs("mount", store_directory, mountpoint, "--store", "/other")
     assert (twice.returncode, "give one of them" in twice.stderr) == (2, True)
-    nowhere = trimsfs("mount")
-    assert nowhere.returncode == 2
+    for verb_of_two in ("mount", "serve"):
+        nowhere = trimsfs(verb_of_two)
+        assert (nowhere.returncode, "Missing argument 'MOUNTPOINT'" in nowhere.stderr) == (2, True), nowhere.stderr
     failed = trimsfs("mount", "/nonexistent", tmp_path / "new", "--cache-dir", tmp_path / "cache")
     assert (failed.returncode, (tmp_path / "new").exists()) == (5, False)
 
@@ -116,6 +134,13 @@ def test_swapped_arguments_are_told(store_directory: Path, tmp_path: Path) -> No
     directory = trimsfs("mount", tmp_path / "models", store_directory)
     swapped = f"`trimsfs mount {store_directory} {tmp_path / 'models'}`"
     assert (directory.returncode, swapped in directory.stderr) == (4, True)
+
+
+def test_a_store_without_a_mount_point_is_told(store_directory: Path) -> None:
+    (store_directory / "params").touch()
+    done = trimsfs("mount", store_directory)
+    remedy = f"if it is the store, write `trimsfs mount {store_directory} MOUNTPOINT`, else choose another\n"
+    assert (done.returncode, done.stderr.endswith(remedy), done.stderr.count("\n")) == (4, True, 1), done.stderr
 
 
 def test_mounting_twice_is_refused(tmp_path: Path, module_mount: OwnDirectory) -> None:
@@ -217,6 +242,21 @@ def test_foreground_logs_to_the_terminal_and_ends_with_an_interrupt(store_direct
     assert "Traceback" not in errors
 
 
+@pytest.fixture
+def run_directory() -> Iterator[None]:
+    """What a login has made for the user nobody: not on every host may that user write to /tmp."""
+    directory = Path("/run/user/65534")
+    made = [each for each in (directory.parent, directory) if not each.exists()]
+    for each in made:
+        each.mkdir(mode=0o755)
+    if directory in made:
+        os.chown(directory, 65534, 65534)
+    yield
+    for each in reversed(made):
+        shutil.rmtree(each)
+
+
+@pytest.mark.usefixtures("run_directory")
 @pytest.mark.alone  # lists all mounts of the host, and some are not for this user
 def test_unprivileged_user_mounts_through_fusermount3(store_directory: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
@@ -241,6 +281,15 @@ def test_unprivileged_user_mounts_through_fusermount3(store_directory: Path, tmp
         assert as_user("cat", mountpoint / "model").stdout == "weights"
         assert as_user(TRIMSFS, "ls").returncode == 0
         assert (home / ".cache/trimsfs").is_dir()
+        (facts,) = json.loads(mountctl("status", "--json", mountpoint).stdout)
+        assert (facts["state"], facts["keeper_pid"] > 1, facts["restarts"]) == ("serving", True, 0), "root asks as well"
+        done = mountctl("restart", mountpoint)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert as_user("cat", mountpoint / "model").stdout == "weights"
+        os.kill(facts["keeper_pid"], signal.SIGSTOP)
+        done = mountctl("status", mountpoint)
+        os.kill(facts["keeper_pid"], signal.SIGCONT)
+        assert f"the keeper is stopped (pid {facts['keeper_pid']})" in done.stdout
         again = as_user(TRIMSFS, "umount", mountpoint)
         assert again.returncode == 0, again.stderr
         assert mount_at(mountpoint) is None

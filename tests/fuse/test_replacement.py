@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import trimsfs
-from tests.support.model_files import BIAS, WEIGHT, Array, safetensors
+from tests.support.model_files import BIAS, WEIGHT, Array, onnx, safetensors
 from tests.support.mounts import mounted
 
 SHARDS = tuple(f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3))
@@ -64,3 +64,32 @@ def test_a_model_that_is_replaced_while_it_is_opened_is_not_mixed(tmp_path: Path
     with mounted(store, tmp_path, "--metadata-ttl", "600", "--prefetch", "off") as mount:
         assert opened_around(mount.path / "model", lambda: publish(store / "model", BIAS)) == errno.ESTALE
         assert opened_around(mount.path / "model", lambda: None) is None
+
+
+def external_data(path: Path, event: Callable[[], object]) -> bytes | int | None:
+    """The bytes of a model's only tensor, which are first used after an event, or the error number."""
+    model = trimsfs.open(path)
+    (tensor,) = model.table.tensors
+    event()
+    try:
+        return bytes(model.raw(tensor))
+    except OSError as error:
+        return error.errno
+
+
+def test_external_data_of_another_version_than_the_graph_is_refused(tmp_path: Path) -> None:
+    def publish(array: Array) -> None:
+        graph = onnx({"w": array}, external={"location": "weights"})
+        for name, content in (("weights", array.data), ("model.onnx", graph)):
+            (store / "new").write_bytes(content)
+            (store / "new").replace(store / "model" / name)
+
+    store = tmp_path / "store"
+    (store / "model").mkdir(parents=True)
+    publish(WEIGHT)
+    other = Array(WEIGHT.dtype, WEIGHT.shape, WEIGHT.data[::-1])
+    with mounted(store, tmp_path, "--metadata-ttl", "600", "--prefetch", "off") as mount:
+        path = mount.path / "model/model.onnx"
+        (path.parent / "weights").stat()
+        assert external_data(path, lambda: publish(other)) == errno.ESTALE
+        assert external_data(path, lambda: None) == other.data

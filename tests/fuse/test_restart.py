@@ -252,7 +252,7 @@ def test_server_that_ends_again_and_again_is_given_up(store_directory: Path, tmp
     """Whoever waits is told so: the mount goes away, and does not hang."""
     with mounted(store_directory, tmp_path) as mount:
         keeper_pid = int(str(keeper(mount)["keeper_pid"]))
-        (store_directory / "new").write_bytes(b"")
+        (store_directory / "new").write_bytes(bytes(256 << 20))  # more than a server gives before it is killed
         os.kill(serving(mount), signal.SIGSTOP)
         waiting = subprocess.Popen(["cat", mount.path / "new"], stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 40

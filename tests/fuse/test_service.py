@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from mountctl.keeper.control_socket import ask
+from mountctl.linux import mounting
 from tests.support.mounts import MOUNTCTL, TRIMSFS, trimsfs, wait_until
 from tests.support.processes import alive
 from tests.support.service_manager import Manager
@@ -45,6 +46,13 @@ def service(store_directory: Path, tmp_path: Path) -> tuple[Path, list[str]]:
     return mountpoint, [MOUNTCTL, "run", "models", "--mounts-dir", str(declared)]
 
 
+def start(manager: Manager, command: list[str]) -> None:
+    """Start the service, and wait until its manager has all that it stores."""
+    manager.start(*command)
+    manager.hear("READY=1")
+    manager.hear("FDNAME=order")
+
+
 def test_service_tells_that_it_is_ready_and_alive_and_stops(service: tuple[Path, list[str]], manager: Manager) -> None:
     mountpoint, command = service
     manager.start(*command)
@@ -62,9 +70,7 @@ def test_service_tells_that_it_is_ready_and_alive_and_stops(service: tuple[Path,
 
 def test_service_that_is_killed_goes_on_with_the_same_mount(service: tuple[Path, list[str]], manager: Manager) -> None:
     mountpoint, command = service
-    manager.start(*command)
-    manager.hear("READY=1")
-    manager.hear("FDNAME=order")
+    start(manager, command)
     mount = mount_at(mountpoint)
     assert mount is not None
     assert f'"device": "{mount.device}"' in os.pread(manager.stored["order"], 1 << 16, 0).decode()
@@ -89,13 +95,51 @@ def test_service_that_is_killed_goes_on_with_the_same_mount(service: tuple[Path,
     wait_until(lambda: not alive(facts["keeper_pid"]))
 
 
+def test_a_mount_that_has_neither_keeper_nor_server_nor_stored_descriptors_is_mounted_anew(
+    service: tuple[Path, list[str]], manager: Manager
+) -> None:
+    mountpoint, command = service
+    start(manager, command)
+    manager.kill()
+    for descriptor in manager.stored.values():
+        os.close(descriptor)
+    manager.stored.clear()
+    manager.said.clear()
+    wait_until(lambda: mounting.answers(mountpoint, timeout_s=5) is False)
+    manager.start(*command)
+    manager.hear("READY=1")
+    assert (mountpoint / "model").read_bytes() == CONTENT
+    assert "mountctl: models: detached the mount of a keeper and a server that have ended\n" in manager.log()
+
+
+def test_a_mount_whose_stored_connection_alone_is_gone_is_mounted_anew(
+    service: tuple[Path, list[str]], manager: Manager
+) -> None:
+    mountpoint, command = service
+    start(manager, command)
+    manager.kill()
+    os.close(manager.stored.pop("fuse"))
+    assert trimsfs("umount", "--lazy", mountpoint).returncode == 0
+    assert set(manager.stored) == {"ledger", "lock", "order"}  # of the mount that is gone
+    manager.said.clear()
+    manager.start(*command)
+    manager.hear("READY=1")
+    manager.said.clear()
+    manager.hear("FDNAME=order")
+    assert (mountpoint / "model").read_bytes() == CONTENT
+    assert set(manager.stored) == {"ledger", "fuse", "lock", "order"}
+    manager.kill()  # what is stored now is of this mount
+    manager.said.clear()
+    manager.start(*command)
+    manager.hear("READY=1")
+    assert (mountpoint / "model").read_bytes() == CONTENT
+
+
 def test_a_request_that_waits_when_all_is_killed_is_answered_later(
     service: tuple[Path, list[str]], manager: Manager
 ) -> None:
     mountpoint, command = service
-    manager.start(*command)
-    manager.hear("READY=1")
-    manager.hear("FDNAME=order")
+    start(manager, command)
     manager.kill()
     reader = subprocess.Popen(["cat", mountpoint / "model"], stdout=subprocess.PIPE)
     time.sleep(0.5)
@@ -140,8 +184,16 @@ def test_systemd_understands_the_unit_of_the_exporter(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["trimsfs@.service", "trimsfs-server@.service", "trimsfs-exporter.service"])
+@pytest.mark.parametrize(
+    "name", ["trimsfs@.service", "trimsfs-server@.service", "trimsfs-keeper@.service", "trimsfs-exporter.service"]
+)
 def test_systemd_never_stops_trying(name: str) -> None:
     """What is waited for, as a store or an address, may take longer than the few starts that systemd allows."""
     settings = re.findall(r"^(\w+)=(.*)$", UNIT.with_name(name).read_text(), re.MULTILINE)
     assert {("Restart", "on-failure"), ("StartLimitIntervalSec", "0")} <= set(settings)
+
+
+def test_containers_that_start_at_boot_wait_for_mounts() -> None:
+    """They would have the empty directory below the mount."""
+    before = re.findall(r"^Before=(.*)$", UNIT.read_text(), re.MULTILINE)
+    assert [name for line in before for name in line.split()] == ["docker.service", "podman-restart.service"]

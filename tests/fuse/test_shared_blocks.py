@@ -85,9 +85,9 @@ def told(mount: MountedStore, key: str) -> dict[str, Any]:
     return answer
 
 
-def opened(*paths: Path) -> list[dict[str, Any]]:
-    """What a process finds that opens models one after the other."""
-    command = [sys.executable, "-c", CHILD, *map(str, paths)]
+def opened(*paths: Path, before: str = "") -> list[dict[str, Any]]:
+    """What a process finds that opens models one after the other; *before* is code that it runs first."""
+    command = [sys.executable, "-c", before + CHILD, *map(str, paths)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -116,13 +116,22 @@ def test_only_the_generation_that_was_told_is_mapped(variants: Variants, tmp_pat
     answer = told(variants.mount, variants.second) | {"path": str(first)}
     lies: list[dict[str, str]] = [{}, {"generation": "0" * 32}, {"path": "nowhere"}]
     mapped = []
-    for number, lie in enumerate(lies):
-        directory = tmp_path / str(number)
-        (directory / ".trims" / NAME).mkdir(parents=True)
-        (directory / ".trims" / NAME / "shared").write_text(json.dumps(answer | lie))
-        (directory / NAME).symlink_to(second)
-        mapped += [str(first) in found["mapped"] for found in opened(directory / NAME)]
+    listing = tmp_path / "shared"
+    before = f"""
+from pathlib import Path
+from trimsfs.client import shared_blocks
+shared_blocks.control_file = lambda *_: Path({str(listing)!r})
+"""
+    for lie in lies:
+        listing.write_text(json.dumps(answer | lie))
+        mapped += [str(first) in found["mapped"] for found in opened(second, before=before)]
     assert mapped == [True, False, False]
+
+
+def test_a_link_from_elsewhere_leads_to_what_is_in_common(variants: Variants, tmp_path: Path) -> None:
+    (tmp_path / "link.safetensors").symlink_to(variants.mount.path / variants.second)
+    (found,) = opened(tmp_path / "link.safetensors")
+    assert found["mapped"][str(variants.mount.path / variants.first)] >= SIZE - 2 * HEAD
 
 
 def test_what_two_models_rewrite_alike_is_folded_once(variants: Variants) -> None:

@@ -11,20 +11,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from statistics import median
 
 import pytest
 
+from mountctl.keeper.control_socket import ask
 from mountctl.keeper.forked_server import OtherProcess
+from mountctl.keeper.launcher import CHECK_TIMEOUT_S
 from mountctl.keeper.launchers import check
 from mountctl.linux import mounting
 from mountctl.linux.sockets import launchers_path
 from tests.services.fast import start_fast
+from tests.support.control_groups import frozen
 from tests.support.mounts import MOUNTCTL, TRIMSFS, trimsfs, wait_until
 from tests.support.nodes import TIMEOUT_S, Node, a_node, end
-from tests.support.processes import family
+from tests.support.processes import alive, family
 from tests.support.service_manager import Manager
 from tests.support.users import STRANGER, as_user
 from trimsfs.cli.umount import STOP_TIMEOUT_S
@@ -33,13 +36,15 @@ from trimsfs.mountinfo import trimsfs_at
 from trimsfs.processes import title_of
 
 BOOTS = 7
-IMPATIENT = """
+WITH_LIMIT = """
 import sys
 from pathlib import Path
 from mountctl.keeper import standalone_keeper
-standalone_keeper.VACANCY_LIMIT_S = 1
+standalone_keeper.{} = {}
 sys.exit(standalone_keeper.hold(Path(sys.argv[1])))
 """
+"""A keeper with another limit."""
+IMPATIENT = WITH_LIMIT.format("VACANCY_LIMIT_S", 1)
 STOPPED_AT_THE_END = """
 import os, signal, sys
 from pathlib import Path
@@ -61,13 +66,15 @@ on_ready = StandaloneKeeper._on_ready
 StandaloneKeeper._on_ready = lambda keeper, server, *, resends: on_ready(keeper, server, resends=False)
 sys.exit(standalone_keeper.hold(Path(sys.argv[1])))
 """
-IN_HASTE = """
-import sys
-from pathlib import Path
-from mountctl.keeper import standalone_keeper
-standalone_keeper.KEPT_TIMEOUT_S = 0.2
-sys.exit(standalone_keeper.hold(Path(sys.argv[1])))
+SOON = WITH_LIMIT.format("LEAVE_TIMEOUT_S", 1)
+"""A keeper that soon takes the one before for one that hangs."""
+IMPATIENT_LAUNCHER = """
+import json, sys
+from mountctl.keeper import launcher
+launcher.KEEPER_TIMEOUT_S = 1
+sys.exit(launcher.ServerLauncher(json.loads(sys.argv[1])).run())
 """
+IN_HASTE = WITH_LIMIT.format("KEPT_TIMEOUT_S", 0.2)
 FILES = {"warm": random.Random(1).randbytes(9 << 20), "cold": random.Random(2).randbytes(5 << 20)}
 JOIN = {
     "type": "join",
@@ -199,12 +206,13 @@ def test_the_log_of_the_launcher_tells_how_servers_have_ended(served: Node) -> N
         assert f"server {before} has ended (only its parent knows how)" in served.log("keeper")
 
 
-@pytest.mark.parametrize("way", ["stopped", "killed", "beside", "beside one that is halted"])
+@pytest.mark.parametrize("way", ["stopped", "killed", "beside", "beside one that is halted", "beside one that hangs"])
 def test_the_keeper_is_replaced_and_nothing_is_lost(served: Node, way: str) -> None:
     old, before, there = served.processes[0], served.serving(), device(served)
     with (
         (served.mountpoint / "warm").open("rb", buffering=0) as file,
         closing(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)) as mapping,
+        ExitStack() as stack,
     ):
         if way == "stopped":
             old.send_signal(signal.SIGTERM)
@@ -212,13 +220,15 @@ def test_the_keeper_is_replaced_and_nothing_is_lost(served: Node, way: str) -> N
             end(old)
         elif way == "beside one that is halted":
             old.send_signal(signal.SIGSTOP)
+        elif way == "beside one that hangs":
+            stack.enter_context(frozen(old.pid))
         if way in {"stopped", "killed"}:
             assert old.wait(TIMEOUT_S) == (0 if way == "stopped" else -signal.SIGKILL)
             assert served.check() == 10
             assert (served.mountpoint / "cold").read_bytes() == FILES["cold"]  # the server serves on
             wait_until(lambda: trimsfs("status", served.mountpoint).returncode == 1)
             assert f"run `mountctl keeper {served.mountpoint}`" in trimsfs("status", served.mountpoint).stdout
-        new = served.keeper()
+        new = served.keeper(after=(sys.executable, "-c", SOON) if way == "beside one that hangs" else ())
         served.serving(not_by=before, keeper=new.pid)
         assert old.wait(TIMEOUT_S) == (0 if way in {"stopped", "beside"} else -signal.SIGKILL)
         assert device(served) == there
@@ -246,6 +256,36 @@ def test_a_launcher_that_is_halted_is_told_while_its_server_serves_on(served: No
         os.kill(launcher, signal.SIGCONT)
     wait_until(lambda: told not in mountctl("status", served.mountpoint).stdout)
     assert served.log("keeper").count(told) == 1
+
+
+def test_a_keeper_that_is_halted_is_no_keeper_to_launchers(served: Node) -> None:
+    keeper, before = served.processes[0], served.serving()
+    (launcher,) = (pid for pid in family(served.processes[1].pid) if title_of(pid).startswith("trimsfs launcher"))
+    keeper.send_signal(signal.SIGSTOP)
+    try:
+        os.kill(launcher, signal.SIGTERM)
+        time.sleep(CHECK_TIMEOUT_S + 1)
+        assert alive(launcher)  # it alone keeps the mount
+        assert (served.mountpoint / "cold").read_bytes() == FILES["cold"]
+    finally:
+        keeper.send_signal(signal.SIGCONT)
+    assert served.processes[1].wait(TIMEOUT_S) == 0
+    served.server()
+    served.serving(not_by=before)
+    assert (served.mountpoint / "cold").read_bytes() == FILES["cold"]
+
+
+def test_a_launcher_tells_of_a_keeper_that_is_halted(node: Node) -> None:
+    keeper = node.keeper()
+    wait_until(lambda: node.check() == 0)
+    keeper.send_signal(signal.SIGSTOP)
+    order = {**JOIN, "mountpoint": str(node.mountpoint), "options": {"cache_dir": "/c", "log_file": "/l"}}
+    command = [sys.executable, "-c", IMPATIENT_LAUNCHER, json.dumps(order)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 10
+    pid, path = keeper.pid, launchers_path(node.mountpoint)
+    told = f"the keeper, pid {pid}, does not answer at {path}: run `kill -CONT {pid}`, or run `mountctl keeper "
+    assert done.stderr == f"trimsfs: {told}{node.mountpoint}` again\n"
 
 
 def test_a_keeper_that_is_stopped_without_a_server_leaves_once_the_next_one_serves(served: Node) -> None:
@@ -302,7 +342,7 @@ def test_after_both_have_ended_the_next_ones_mount_anew(served: Node) -> None:
     served.server()
     served.serving(keeper=served.keeper().pid)
     assert (served.mountpoint / "cold").read_bytes() == FILES["cold"]
-    assert "detaching the mount of a keeper and a server that have both ended" in served.log("keeper")
+    assert "detached the mount of a keeper and a server that have both ended" in served.log("keeper")
 
 
 @pytest.mark.slow
@@ -527,8 +567,12 @@ def test_both_are_services_in_one_namespace(store_directory: Path, tmp_path: Pat
         reader = reading(mountpoint / "cold")
         assert told(reader) == FILES["cold"]
         assert server.process is not None
+        wait_until(lambda: bool(ask(mountpoint, {"do": "status"}, timeout_s=5)["standby"]))
+        started = family(server.process.pid)
+        assert sum(title_of(pid).startswith("trimsfs s") for pid in started) >= 2  # a server, and its standby
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(TIMEOUT_S) == 0
+        wait_until(lambda: not any(map(alive, started)))
         server.said.clear()
         reader = reading(mountpoint / "cold")
         server.start(MOUNTCTL, "serve", "models", "--mounts-dir", str(declared))

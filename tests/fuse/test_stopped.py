@@ -5,14 +5,12 @@ import random
 import signal
 import subprocess
 import time
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.support.booted import control_groups
+from tests.support.control_groups import frozen
 from tests.support.keepers import keeper, serving
 from tests.support.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
 from tests.support.processes import alive, family
@@ -129,24 +127,6 @@ def test_opens_go_on_without_a_keeper_that_is_stopped_until_it_runs_again(waitin
     read_in_time(waiting, store, "model-1/part-0")
     assert waiting.info("model-1/part-0")["passthrough"]
     assert keeper(waiting)["restarts"] == 0
-
-
-@contextmanager
-def frozen(pid: int) -> Iterator[None]:
-    """Freeze a process in a control group: it is in no state that tells that it does not run."""
-    try:
-        group = control_groups() / f"trimsfs-tests-{uuid.uuid4().hex}"
-        group.mkdir()
-        (group / "cgroup.procs").write_text(str(pid))
-        (group / "cgroup.freeze").write_text("1")
-    except (subprocess.CalledProcessError, OSError) as error:
-        pytest.skip(f"no control group can be frozen here: {error}")
-    try:
-        yield
-    finally:
-        (group / "cgroup.freeze").write_text("0")
-        wait_until(lambda: not (group / "cgroup.procs").read_text())
-        group.rmdir()
 
 
 def test_a_keeper_that_hangs_can_be_replaced(waiting: MountedStore, store: Path) -> None:

@@ -126,6 +126,34 @@ def test_up_directly_after_down_lazy_mounts_again(system: Booted, mountpoint: Pa
         assert system.run("cat", mountpoint / "model").stdout == "weights"
 
 
+def test_up_down_and_logs_are_about_the_server_where_that_is_a_unit_of_its_own(
+    system: Booted, mountpoint: Path
+) -> None:
+    units = ("trimsfs-keeper@models", "trimsfs-server@models")
+
+    def states() -> list[str]:
+        return [system.run("systemctl", "is-active", unit).stdout.strip() for unit in (*units, "trimsfs@models")]
+
+    system.run("systemctl", "enable", *units)
+    try:
+        done = system.mountctl("up", "models")
+        assert (done.returncode, done.stderr, states()) == (0, "", ["active", "active", "inactive"])
+        assert system.run("cat", mountpoint / "model").stdout == "weights"
+        assert "serving" in system.mountctl("logs", "models").stdout
+        assert system.mountctl("down", "models").returncode == 0
+        assert states() == ["active", "inactive", "inactive"]
+        with locked(mountpoint.with_name("cache")):
+            done = system.mountctl("up", "models")
+            assert (done.returncode, "is in use by another server" in done.stderr) == (8, True), done.stderr
+            assert states()[1] == "activating"
+            assert system.mountctl("down", "models").stdout == "models is down\n"
+            assert states()[1] == "inactive"
+    finally:
+        system.run("systemctl", "disable", "--now", *units)
+    assert system.mountctl("up", "models").returncode == 0
+    assert system.state("models") == "active"
+
+
 def test_status_of_a_unit_without_its_keeper_tells_that_systemd_starts_another(
     system: Booted, mountpoint: Path
 ) -> None:

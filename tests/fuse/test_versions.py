@@ -1,6 +1,7 @@
 """Versions on a real mount: each process sees one version of a model through an alias, whole."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -232,6 +233,9 @@ def test_a_file_of_a_version_is_compared_with_the_manifest(model: OwnDirectory) 
     assert seen(model.path / "v1/shard-0") == "1"
     assert "Input/output error" in seen(model.path / "v1/shard-2")
     assert f"{model.path.name}/v1/shard-2: digest mismatch, expected sha256:" in model.mount.log()
+    problem = os.getxattr(model.path / "v1/shard-2", "user.trims.problem").decode()
+    assert "digest mismatch: " in problem
+    assert problem.endswith("; then `trimsfs refresh`")
     done = trimsfs("verify", model.path / "v1/shard-0")
     assert (done.returncode, "verified 1 file" in done.stdout) == (0, True)
 

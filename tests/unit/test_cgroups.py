@@ -45,6 +45,14 @@ def test_a_container_sees_its_own_group_as_the_root(tmp_path: Path, own: Path) -
     assert lockable_bytes(root, own) == 300 * MIB - RESERVE
 
 
+@pytest.mark.parametrize("name", ["one\r", "one\x85two", "\udcff"])
+def test_a_group_may_have_any_name_without_a_newline(tmp_path: Path, own: Path, name: str) -> None:
+    root = tmp_path / "cgroup"
+    own.write_bytes(f"5:cpu:/{name}\n0::/{name}\n".encode(errors="surrogateescape"))
+    group(root / name, 300 * MIB)
+    assert lockable_bytes(root, own) == 300 * MIB - RESERVE
+
+
 @pytest.mark.parametrize("text", ["", "0::/one\n"])
 def test_without_a_limit_all_may_be_locked(tmp_path: Path, own: Path, text: str) -> None:
     own.write_text(text)

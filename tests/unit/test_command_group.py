@@ -116,6 +116,17 @@ def test_the_help_of_each_verb_ends_with_an_example_that_it_accepts(group: Comma
             command_of(group, name).make_context(name, words)
 
 
+@pytest.mark.parametrize(
+    ("group", "verb", "meant"),
+    [(main, "psuh", "push"), (main, "unmuont", "unmount"), (mountctl.main, "stauts", "status"), (main, "xyzzy", None)],
+    ids=lambda given: str(getattr(given, "name", given)),
+)
+def test_a_misspelt_verb_is_told_with_the_nearest(group: CommandGroup, verb: str, meant: str | None) -> None:
+    done = CliRunner().invoke(group, [verb])
+    remedy = "" if meant is None else f" Did you mean '{meant}'?"
+    assert (done.exit_code, done.output.splitlines()[-1]) == (2, f"Error: No such command '{verb}'.{remedy}")
+
+
 def command_of(group: CommandGroup, name: str) -> click.Command:
     command = group.get_command(click.Context(group), name)
     assert command is not None

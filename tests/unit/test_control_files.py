@@ -12,7 +12,7 @@ import pytest
 from tests.support.mounts import wait_until
 from tests.support.processes import alive
 from trimsfs.cli import control_files
-from trimsfs.cli.control_files import ask_each, read_json, read_lines, read_text
+from trimsfs.cli.control_files import ask_each, mount_over, read_json, read_lines, read_text
 from trimsfs.control_files import MOST_OPENS
 from trimsfs.errors import NotMountedError, NotPermittedError, ObjectChangedError
 from trimsfs.mountinfo import Mount
@@ -20,6 +20,14 @@ from trimsfs.mountinfo import Mount
 
 def mount(name: str) -> Mount:
     return Mount(number=1, parent=1, mountpoint=Path(name), device="0:1", kind="fuse.trimsfs", source="s3://b")
+
+
+def test_a_path_off_all_mounts_is_told_from_one_that_does_not_exist(tmp_path: Path) -> None:
+    remedy = ": `trimsfs status` shows the mounts of this host"
+    for path, problem in ((tmp_path, "is not on a trimsfs mount"), (tmp_path / "nope", "does not exist")):
+        with pytest.raises(NotMountedError) as caught:
+            mount_over(path)
+        assert str(caught.value) == f"{path} {problem}{remedy}"
 
 
 def ask(mount: Mount) -> int:

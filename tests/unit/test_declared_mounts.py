@@ -20,12 +20,12 @@ def declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mounts.d").mkdir()
     (tmp_path / "mounts.d/one.toml").write_text(f'mountpoint = "{tmp_path}/models"\n')
     line = f"40 21 0:51 / {tmp_path}/models ro - fuse.trimsfs s3://models ro\n"
-    read_text = Path.read_text
+    read_bytes = Path.read_bytes
 
-    def read(path: Path, encoding: str | None = None, errors: str | None = None) -> str:
-        return line if path == Path("/proc/self/mountinfo") else read_text(path, encoding=encoding, errors=errors)
+    def read(path: Path) -> bytes:
+        return line.encode() if path == Path("/proc/self/mountinfo") else read_bytes(path)
 
-    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.setattr(Path, "read_bytes", read)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "mounts.d"
 

@@ -391,6 +391,7 @@ async def test_a_variant_is_told_what_it_has_in_common(cache: Path, autojump_clo
             first, second = sorted(("a", "dir/b"), key=lambda key: generations[key].token(tier.store))
             assert told[first] == {}
             found: dict[str, Any] = told[second]
+            assert found["of"] == generations[second].token(tier.store)
             assert found["generation"] == generations[first].token(tier.store)
             assert found["path"] == {"a": "../a", "dir/b": "dir/b"}[first]
             for offset, at, length in found["parts"]:

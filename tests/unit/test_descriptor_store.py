@@ -199,6 +199,34 @@ def test_it_holds_what_was_last_said(messages: list[Message]) -> None:
 # The socket
 
 
+def test_the_directory_of_a_user_goes_with_the_last_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "trimsfs-1000"
+    monkeypatch.setattr(sockets, "_temporary_directory", lambda _: directory)
+    listeners = [
+        listen_at(directory / name, socket.SOCK_STREAM, mode=0o600, backlog=1) for name in ("a.sock", "b.sock")
+    ]
+    for listener, left in zip(listeners, (True, False), strict=True):
+        with listener:
+            sockets.BoundPath(listener).remove()
+        assert directory.exists() == left
+
+
+def test_a_directory_that_goes_while_a_socket_is_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, times = tmp_path / "trimsfs-1000/a.sock", iter((True, True, False))
+    unlink = Path.unlink
+
+    def removed_by_another(self: Path, missing_ok: bool = False) -> None:
+        unlink(self, missing_ok=missing_ok)
+        if next(times):
+            path.parent.rmdir()
+
+    monkeypatch.setattr(Path, "unlink", removed_by_another)
+    with listen_at(path, socket.SOCK_STREAM, mode=0o600, backlog=1):
+        assert path.is_socket()
+
+
 def test_the_socket_is_the_same_for_every_server_and_all_may_connect(keeping: DescriptorStore, path: Path) -> None:
     before = os.umask(0o077)
     try:

@@ -18,7 +18,7 @@ from tests.support.certificates import Authority, Identity
 from tests.support.parts import content_of, until
 from tests.support.served import Server, Serving, mount_options
 from tests.support.stores import MemoryStore
-from trimsfs.errors import ConfigurationError
+from trimsfs.errors import CommandNotRunnableError, ConfigurationError
 from trimsfs.fleet.chunk_server import ChunkServer
 from trimsfs.fleet.protocol import ChunkRequest, fleet_token, format_crcs
 from trimsfs.options import MountOptions
@@ -233,3 +233,16 @@ async def test_a_configuration_that_nginx_refuses_leaves_the_last_one(member: Fi
         member.nginx.write([Member(mountpoint=MODELS, options=broken)])
     assert member.nginx.configuration.read_text() == before
     assert (await member.get(member.request(0, 0))).status == 206
+
+
+def test_a_command_that_has_stopped_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mountctl.fleet.nginx.TURN_S", 0.2)
+    nginx = Nginx(tmp_path)
+    told = f"{tmp_path} is locked by `mountctl fleet`, pid {os.getpid()}: run `kill -CONT {os.getpid()}`, or end it"
+    with nginx.changing(), pytest.raises(CommandNotRunnableError) as raised, nginx.changing():
+        pass
+    assert str(raised.value) == told
+    with nginx.changing():
+        pass

@@ -251,6 +251,24 @@ async def test_a_late_host_needs_no_store(tmp_path: Path) -> None:
         assert await hosts[3].read("m") == content
 
 
+async def test_a_late_host_whose_owners_are_slow_at_first_needs_no_store_either(tmp_path: Path) -> None:
+    async with a_network(tmp_path, 3) as (network, (host, *others)):
+        content = network.put("a")
+        for other in others:
+            assert await other.read("a") == content
+        network.fails = dict.fromkeys(network.addresses, lambda: PeerAnswer(outcome="slow"))
+        network.store.fail(TransientStoreError("no route to the store"), times=math.inf, method="read")
+        async with trio.open_nursery() as nursery:
+
+            async def read() -> None:
+                assert await host.read("a") == content
+
+            nursery.start_soon(read)
+            before = network.store.count("read")
+            await until(lambda: network.store.count("read") > before)
+            network.fails = {}
+
+
 async def test_a_busy_owner_names_who_has_the_chunk(tmp_path: Path) -> None:
     async with a_network(tmp_path, 3) as (network, hosts):
         content = network.put("m")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from trimsfs.filesystem.handles import Handles
+from trimsfs.filesystem.handles import BACKING_SHIFT, Handles
 from trimsfs.handover.ledger import Ledger
 from trimsfs.namespace.inodes import InodeKind, Inodes
 from trimsfs.namespace.listing import Listing
@@ -65,3 +65,13 @@ def test_a_handle_never_comes_twice(ledger: Callable[[], Ledger]) -> None:
             assert handle not in seen
             seen.add(handle)
             server.remove(handle)
+
+
+def test_a_number_that_comes_again_is_not_that_of_an_open_file(ledger: Callable[[], Ledger]) -> None:
+    server, inodes = handles(ledger())
+    inode = inodes.reference(InodeKind.DIRECTORY, "dir/")
+    inodes.count_lookup(inode)
+    stays = server.add_directory(inode, Listing())
+    server._next = server._reserved = 1 << BACKING_SHIFT
+    again = [server.add_directory(inode, Listing()) for _ in range(3)]
+    assert again == [number for number in range(1, 5) if number != stays]

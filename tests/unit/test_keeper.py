@@ -4,6 +4,7 @@ import json
 import os
 import selectors
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mountctl.keeper import control_socket, protocol
 from mountctl.keeper.control_socket import ControlSocket, KeeperGoneError, ask
 from mountctl.linux.sd_notify import Notifier, stored_descriptors
 from mountctl.linux.sockets import socket_path
+from tests.support.keeper_in_process import keeper_in_process
 from tests.support.messages import json_values, near_misses
 
 
@@ -207,6 +209,24 @@ def test_sockets_have_names_of_their_own_that_fit(name: str) -> None:
     assert path.parent == socket_path(Path("/mnt/other")).parent
     if name != "other":
         assert path != socket_path(Path("/mnt/other"))
+
+
+@pytest.mark.parametrize("broken", ["import", "removal"])
+def test_a_keeper_whose_programs_have_been_replaced_tells_the_outcome_first(
+    broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    if broken == "import":
+        monkeypatch.setitem(sys.modules, "mountctl.linux.cdi_specs", None)
+    else:
+        monkeypatch.setattr("mountctl.linux.cdi_specs.trimsfs_at", lambda: None)  # takes no mount point
+    with keeper_in_process([]) as (keeper, _):
+        monkeypatch.setattr(keeper._reporter, "outcome", lambda message, text: told.append(message["type"]))
+        monkeypatch.setattr(keeper._reporter, "warning", told.append)
+        keeper._clean_up()
+    outcome, warning = told
+    assert outcome == "failed"
+    assert warning.startswith("the CDI devices of /nowhere are not removed: ")
 
 
 # systemd

@@ -69,3 +69,23 @@ def test_anything_is_done_or_ends_the_server(words: list[tuple[bytes, list[str]]
         assert descriptors() <= idle + len(made._descriptor_store._descriptors) + 4
         assert len(made._descriptor_store._descriptors) <= HELD_LIMIT
     assert descriptors() == before
+
+
+def test_a_failure_of_the_server_that_serves_is_none_of_the_one_that_replaces_it() -> None:
+    replies: list[dict[str, object]] = []
+    with keeper_in_process([]) as (made, server):
+        for data in TURN:
+            hear(made, server, data, ["device"] if data == TURN[1] else [])
+        assert made._replacement.begin(dict(made._replacement.order), replies.append)
+        hear(made, server, b'{"type": "failed", "kind": "CacheError", "error": "the disk has failed"}', [])
+        assert (made._replacement.under_way, replies) == (True, [])
+
+
+def test_a_server_that_has_closed_its_channel_says_nothing() -> None:
+    with keeper_in_process([]) as (_, server):
+        assert not server.has_message()
+        server.say(TURN[0])
+        assert server.has_message()
+        assert server.receive()[0] is not None
+        server.end.close()
+        assert not server.has_message()

@@ -122,3 +122,16 @@ def test_of_two_that_join_the_one_that_kept_the_mount_goes_first() -> None:
             assert found.living()[0].held.keys() == {"fuse"}
             found.living()[0].end("", "")
             assert found.living() == [other]
+
+
+@pytest.mark.parametrize(("pid", "killed"), [(0, []), (4711, [4711])])
+def test_a_keeper_that_does_not_leave_is_killed_if_it_is_in_sight(
+    pid: int, killed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills: list[int] = []
+    with listening():
+        monkeypatch.setattr(launchers, "peer", lambda _: (pid, 0))
+        monkeypatch.setattr(launchers, "stopped", lambda _: False)
+        monkeypatch.setattr(os, "kill", lambda pid, _: kills.append(pid))
+        launchers.succeed(Path("/models"), timeout_s=0.1)
+    assert kills == killed

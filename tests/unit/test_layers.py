@@ -26,6 +26,7 @@ KNOWN_TO_MOUNTCTL = {
     "trimsfs.listen_address",
     "trimsfs.mountinfo",
     "trimsfs.options",
+    "trimsfs.polling",
     "trimsfs.processes",
     "trimsfs.text",
 }

@@ -118,6 +118,16 @@ def test_a_damaged_ledger_is_refused(word: int, memory: int) -> None:
         opened(memory)
 
 
+def test_what_a_server_was_writing_when_it_died_is_no_record_of_the_next(memory: int) -> None:
+    ledger = opened(memory)
+    ledger.add(RecordKind.INODE, 1, b"")
+    slot = ledger.add(RecordKind.INODE, 2, b"{" * 300)
+    with mmap.mmap(memory, 0) as view:
+        view[slot : slot + 8] = bytes(8)  # the size comes last
+    opened(memory).add(RecordKind.INODE, 3, b"")
+    assert taken(memory).keys() == {1, 3}
+
+
 def changes(ledger: Ledger, slots: list[int]) -> None:
     """What a server does all the time, without an end."""
     draw, number = random.Random(), 1000

@@ -53,6 +53,23 @@ def test_a_process_that_is_left_makes_a_run_fail_and_is_ended(tmp_path: Path, co
     wait_until(lambda: not exists(pid))
 
 
+def test_what_a_run_shares_goes_with_it(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+        import os
+        from tests.support.shared_by_run import MARK, shared_by_run
+        def test_it():
+            directory = shared_by_run(os.environ[MARK])
+            directory.mkdir()
+            (directory / "library").touch()
+            open("directory", "w").write(str(directory))
+        """.replace("\n        ", "\n"),
+    )
+    assert done.returncode == 0, done.stdout
+    assert not Path((tmp_path / "directory").read_text()).exists()
+
+
 def test_a_temporary_file_that_is_left_makes_a_run_fail(tmp_path: Path) -> None:
     done = run(tmp_path, LEAVES_A_FILE)
     assert f"temporary file {tmp_path / 'trimsfs-tests-1'}" in done.stdout

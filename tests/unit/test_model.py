@@ -1,5 +1,6 @@
 """A model that is open: its content is looked at when it is asked for, and is that of the file that was opened."""
 
+import errno
 import gc
 import os
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 import trimsfs
 from tests.support import model_files
-from tests.support.model_files import ARRAYS, WEIGHT, content
+from tests.support.model_files import ARRAYS, WEIGHT, content, field
 from trimsfs.client import Model
 
 
@@ -87,3 +88,36 @@ def test_opening_a_model_imports_nothing_that_only_others_need(path: Path) -> No
     code = f"import sys, trimsfs; trimsfs.open({str(path)!r}); print({needed})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"
+
+
+def onnx_of(*files: str) -> bytes:
+    """A model of one byte in each of several files."""
+    tensors = [
+        field(1, 1)
+        + field(2, 2)
+        + field(8, file.encode())
+        + field(13, field(1, b"location") + field(2, file.encode()))
+        + field(14, 1)
+        for file in files
+    ]
+    return field(7, b"".join(field(5, tensor) for tensor in tensors))
+
+
+@pytest.mark.parametrize("replaced", [None, "model.onnx", "first.bin"])
+def test_external_data_is_of_the_version_of_the_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: str | None
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(onnx_of("first.bin", "second.bin"))
+    (tmp_path / "first.bin").write_bytes(b"1")
+    (tmp_path / "second.bin").write_bytes(b"2")
+    model = trimsfs.open(tmp_path / "model.onnx")
+    first, second = model.table.tensors
+    assert bytes(model.raw(first)) == b"1"
+    monkeypatch.setattr(Model, "replaced", property(lambda each: each.path.name == replaced))
+    assert bytes(model.raw(first)) == b"1"
+    if replaced is None:
+        assert bytes(model.raw(second)) == b"2"
+    else:
+        with pytest.raises(OSError, match="replaced in the store since it was opened: open the model again") as caught:
+            model.raw(second)
+        assert (caught.value.errno, caught.value.filename) == (errno.ESTALE, str(tmp_path / replaced))

@@ -152,12 +152,16 @@ async def test_a_small_file_brings_the_large_one_that_it_describes(
         assert fetched(store) == [opened, wanted]
 
 
-async def test_a_hint_counts_for_more_than_names(serving: Serving, chunk_size: int) -> None:
+async def test_a_hint_counts_for_more_than_names(
+    serving: Serving, chunk_size: int, caplog: pytest.LogCaptureFixture
+) -> None:
     hint = json.dumps({"prefetch": [SHARDS[4], "no such file"]}).encode()
     store = model(SHARDS, chunk_size, {".trims-prefetch.json": hint})
     async with serving(store=store) as server:
         await read(server, SHARDS[0])
         assert fetched(store) == [SHARDS[0], ".trims-prefetch.json", SHARDS[4]]
+    told = [record.getMessage() for record in caplog.records if record.name == "trimsfs.prefetch.load_plan"]
+    assert told == ["m/.trims-prefetch.json: names files that do not exist, such as no such file"]
 
 
 async def test_a_hint_switches_it_off(serving: Serving, chunk_size: int) -> None:

@@ -13,13 +13,13 @@ MODELS = "40 21 0:51 / /mnt/models ro,nosuid shared:9 master:2 - fuse.trimsfs s3
 def mountinfo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The file that is read in place of the kernel's."""
     file = tmp_path / "mountinfo"
-    read_text = Path.read_text
+    read_bytes = Path.read_bytes
 
-    def read(path: Path, encoding: str | None = None, errors: str | None = None) -> str:
+    def read(path: Path) -> bytes:
         assert path == Path("/proc/self/mountinfo")
-        return read_text(file, encoding=encoding, errors=errors)
+        return read_bytes(file)
 
-    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.setattr(Path, "read_bytes", read)
     return file
 
 
@@ -43,6 +43,20 @@ def test_mounts_of_trimsfs_are_found_with_optional_fields_or_without(mountinfo: 
         ),
         Mount(number=41, parent=21, mountpoint=Path("/m"), device="0:52", kind="fuse.trimsfs", source="/srv/models"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "user"),
+    [
+        ("fuse.trimsfs", "ro,user_id=1000,group_id=5,default_permissions", 1000),
+        ("fuse.trimsfs", "ro", 0),
+        ("fuse", "rw,user_id=7", 7),
+        ("overlay", "rw,lowerdir=/a,user_id=7", 0),
+    ],
+)
+def test_who_mounted_is_told_of_mounts_of_fuse(kind: str, options: str, user: int, mountinfo: Path) -> None:
+    write(mountinfo, f"40 21 0:51 / /mnt/models ro - {kind} user_id=1 {options}")
+    assert [mount.user for mount in mounts(None)] == [user]
 
 
 def test_all_mounts_are_found_in_order(mountinfo: Path) -> None:
@@ -87,7 +101,7 @@ def test_an_empty_source_is_understood(mountinfo: Path) -> None:
     assert [mount.source for mount in mounts(None)] == ["", "s3://models"]
 
 
-@pytest.mark.parametrize("separator", ["\x0c", "\x1c", "\x85", "\u2028"])
+@pytest.mark.parametrize("separator", ["\r", "\x0c", "\x1c", "\x85", "\u2028"])
 def test_only_a_newline_ends_a_line(mountinfo: Path, separator: str) -> None:
     write(mountinfo, f"39 21 0:50 / /mnt/a{separator}b rw - tmpfs tmpfs rw", MODELS)
     assert [mount.mountpoint for mount in mounts(None)] == [Path(f"/mnt/a{separator}b"), Path("/mnt/models")]

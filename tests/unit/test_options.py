@@ -97,8 +97,29 @@ def test_the_process_environment_is_read_by_default(monkeypatch: pytest.MonkeyPa
     assert load_options({}).store == "s3://from-environment"
 
 
+OTHERS = (
+    *("STORE", "TRIMSFS_CONFIG", "TRIMSFS_MOUNTS_DIR", "TRIMSFS_VERBOSE", "TRIMSFS_MODELS", "TRIMSFS_MODEL_BERT"),
+    *("TRIMSFS_PORT", "TRIMSFS_SERVICE_HOST", "TRIMSFS_FLEET_SERVICE_PORT", "TRIMSFS_FLEET_SERVICE_PORT_CHUNKS"),
+    *("TRIMSFS_FLEET_PORT", "TRIMSFS_FLEET_PORT_9419_TCP", "TRIMSFS_FLEET_PORT_9419_TCP_ADDR"),
+)
+
+
 def test_other_variables_are_left_alone() -> None:
-    assert load(environment={"TRIMSFS_CONFIG": "/x", "TRIMSFS_NO_SUCH": "1", "STORE": "s3://x"}) == MountOptions()
+    assert load(environment=dict.fromkeys(OTHERS, "x")) == MountOptions()
+
+
+@pytest.mark.parametrize(
+    ("variable", "remedy"),
+    [
+        ("TRIMSFS_CACHESIZE", "there is no such option: did you mean TRIMSFS_CACHE_SIZE?"),
+        ("TRIMSFS_cache_size", "there is no such option: did you mean TRIMSFS_CACHE_SIZE?"),
+        ("TRIMSFS_NO_SUCH", "there is no such option: unset it"),
+        ("TRIMSFS_TENANTS", "a table: write [[tenants]] in a file"),
+        ("TRIMSFS_STORES", "a table: write [[store]] in a file"),
+    ],
+)
+def test_a_misspelt_variable_is_refused(variable: str, remedy: str) -> None:
+    assert error_of(environment={variable: "5GiB"}) == f"variable {variable}: {remedy}"
 
 
 # Values
@@ -113,16 +134,49 @@ def test_other_variables_are_left_alone() -> None:
         ("4194304", 4 << 20),
         ("0", 0),
         ("2tib", 2048 * GIB),
+        ("5Gi", 5 * GIB),
+        ("1024Ki", 1 << 20),
+        (" 0.5 Mi ", 1 << 19),
+        ("2Ti", 2048 * GIB),
+        ("1Pi", 1 << 50),
     ],
 )
 def test_sizes_are_understood_with_their_units(text: str, size: int) -> None:
-    assert load(environment={"TRIMSFS_CACHE_SIZE": text}).cache_size == size
+    assert load(environment={"TRIMSFS_MIN_FREE": text}).min_free == size
 
 
 @pytest.mark.parametrize("name", ["cache_size", "host_size"])
 def test_a_size_without_its_unit_is_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match="=10: is 10 bytes, which hold no model: write a unit, as in 10GiB"):
         load(environment={f"TRIMSFS_{name.upper()}": "10"})
+
+
+@pytest.mark.parametrize("name", ["cache_size", "host_size"])
+def test_a_size_too_small_for_a_model_is_refused(name: str, toml: Path) -> None:
+    cause = "is 512 bytes, too small to hold a model: write 1MB or more, as in 10GiB"
+    assert error_of({name: "0.5KiB"}).endswith(f" 0.5KiB: {cause}")
+    toml.write_text(f'[[tenants]]\npath = "a"\n{name} = "0.5Ki"\n')
+    assert error_of(config=toml) == f"[[tenants]] a in {toml}: {name}: {cause}"
+
+
+@pytest.mark.parametrize("text", ["1,5GiB", "5Xi", "5Gigi", "10GiB/s", "10 GiB of disk", "1_000"])
+def test_a_size_is_read_to_its_end(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="is not a size such as 10GiB"):
+        load(environment={"TRIMSFS_MIN_FREE": text})
+
+
+@pytest.mark.parametrize(
+    ("tables", "cause"),
+    [
+        ('[[tenants]]\npath = "a"\ncache_size = 10\n', "cache_size: is 10 bytes, which hold no model: write a unit"),
+        ('[[tenants]]\npath = "a"\n[[tenants]]\npath = "a"\n', "tenants: a has two tables: leave out one"),
+        ('tenants = ["a"]', "[[tenants]] number 1 in"),
+        ('store = ["s3://a", "s3://b"]', "[[store]] number 1 in"),
+    ],
+)
+def test_tables_that_cannot_be_meant_are_told(tables: str, cause: str, toml: Path) -> None:
+    toml.write_text(tables)
+    assert cause in error_of(config=toml)
 
 
 def test_a_size_in_the_file_may_be_a_number_of_bytes(toml: Path) -> None:

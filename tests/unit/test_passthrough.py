@@ -14,6 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 from tests.support.parts import blob_files, content_of, nothing, until
 from tests.support.served import FakeBacking, Server, Serving, served
 from tests.support.stores import MemoryStore
+from tests.unit.integrity.common import digest_of
 from trimsfs.errors import (
     FuseUnavailableError,
     InUseError,
@@ -22,6 +23,7 @@ from trimsfs.errors import (
 )
 from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.filesystem.ioctls import IS_PASSTHROUGH, IS_PINNED, IS_VERIFIED
+from trimsfs.handover.ledger import Ledger
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.host import page_cache
 
@@ -180,6 +182,27 @@ async def test_an_announcement_outlives_who_asked_for_it(server: Server, backing
     server.disk.release(blob)
     assert await server.outcome("evict", "b") == ("done", None)
     assert backing.open_ids == set()
+
+
+async def test_the_end_of_a_server_waits_for_no_comparison(
+    serving: Serving, store: MemoryStore, contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for most in ("SMALL", "TINY"):  # or the server computes it itself
+        monkeypatch.setattr(f"trimsfs.integrity.compare.{most}", 1000)
+    store.digests["b"] = digest_of(contents["b"], "sha256")
+    compares = trio.Event()
+
+    async def digest(*_: object) -> bytes:
+        compares.set()
+        await trio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    async with serving(ledger=Ledger(), digests="wait") as server:
+        monkeypatch.setattr(server.integrity.comparer._copier, "digest", digest)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.outcome, "warm-host", "b")
+            await compares.wait()
+            nursery.cancel_scope.cancel()
 
 
 async def test_an_empty_file_is_never_announced(server: Server, backing: FakeBacking) -> None:

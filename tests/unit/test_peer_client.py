@@ -177,6 +177,12 @@ async def test_a_status_tells_why_there_are_no_chunks(scene: Scene, host: Host, 
     assert host.landed == []
 
 
+async def test_a_member_that_answers_without_a_range_is_damaged(scene: Scene, host: Host) -> None:
+    with scene.member(lambda stream: Asked(stream).answer(200, CONTENT)) as member:
+        assert (await host.fetch(member)).outcome == "damaged"
+    assert host.landed == []
+
+
 async def test_a_member_that_is_drained_says_so(scene: Scene, host: Host) -> None:
     with scene.member(lambda stream: Asked(stream).answer(503, told={"retry-after": "30"})) as member:
         assert (await host.fetch(member)).outcome == "away"
@@ -260,6 +266,34 @@ async def test_a_connection_that_the_member_has_closed_is_opened_again(scene: Sc
         await trio.sleep(0.05)
         assert (await host.fetch(member)).outcome == "ok"
     assert scene.connections == 2
+
+
+async def test_unused_connections_to_all_members_are_few(
+    scene: Scene, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer_client, "MOST_IDLE_IN_ALL", 1)
+    with scene.member(always) as first, scene.member(always) as second:
+        for member in (first, second, second):
+            assert (await host.fetch(member)).outcome == "ok"
+        assert scene.connections == 2
+        assert list(host.client._idle) == [second]
+        monkeypatch.setattr(peer_client, "IDLE_S", 0.0)
+        host.client._close_oldest()
+        assert not host.client._idle
+
+
+async def test_a_name_that_takes_long_to_be_looked_up_is_unreachable(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(peer_client, "OPEN_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: ended.wait(20))
+    try:
+        with trio.fail_after(5):
+            answer = await host.fetch("member.example:1")
+    finally:
+        ended.set()
+    assert (answer.outcome, answer.detail) == ("unreachable", "timed out")
 
 
 async def test_a_member_that_waits_for_the_store_is_waited_for(scene: Scene, host: Host) -> None:

@@ -1,13 +1,16 @@
 """What is told of processes: in messages, and of this one."""
 
+import mmap
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.mounts import wait_until
-from trimsfs.processes import SHOWN, Usage, open_descriptors, roles, shown, title_of, usage
+from trimsfs.gpu.holders import holder_of
+from trimsfs.processes import SHOWN, Usage, holders, open_descriptors, process_of, roles, shown, title_of, usage
 
 
 def test_who_uses_a_mount_is_named_or_that_it_is_not_known() -> None:
@@ -33,6 +36,30 @@ def test_the_container_of_a_process_is_named_as_engines_show_it(monkeypatch: pyt
     group = f"0::/machine.slice/libpod-{'0123456789ab' + 'c' * 52}.scope\n"
     monkeypatch.setattr(Path, "read_text", lambda path, **_: group if path.name == "cgroup" else "llm\0")
     assert shown(7) == "pid 7 (llm\\x00, container 0123456789ab)"
+
+
+def test_a_carriage_return_in_its_name_makes_no_process_pass_for_another() -> None:
+    ready, script = (
+        "import sys; print(flush=True); sys.stdin.read()",
+        "open('/proc/self/comm', 'w').write('x\\rTgid:\\t1')",
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{script}; {ready}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert process_of(process.pid) == process.pid == holder_of(0, process.pid).pid
+        process.kill()
+
+
+def test_who_has_a_file_with_a_carriage_return_in_its_name_mapped_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "a\rb"
+    path.write_bytes(b"x")
+    with path.open("rb") as file:
+        status, mapping = os.fstat(file.fileno()), mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+    assert os.getpid() in holders(device)[status.st_ino]
+    mapping.close()
 
 
 def test_a_file_system_that_is_not_there_is_used_by_nobody() -> None:

@@ -1,10 +1,13 @@
 """A sharded model: its files are found by an index or by their numbers, and each is opened when it is needed."""
 
+import errno
 import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -80,6 +83,20 @@ def test_only_the_shards_that_are_asked_for_are_opened(tmp_path: Path) -> None:
     (tmp_path / INDEX).unlink()  # it is read once
     assert content(model) == ARRAYS
     assert mapped(tmp_path) == {FIRST, SECOND}
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_the_bytes_of_a_tensor_are_had_by_its_name(tmp_path: Path, sharded: bool) -> None:
+    (tmp_path / "model.safetensors").write_bytes(model_files.safetensors({"half": HALF, "a[0]": BIAS}))
+    (tmp_path / "sharded").mkdir()
+    model = trimsfs.open(write(tmp_path / "sharded") if sharded else tmp_path)
+    assert bytes(model.raw("half")) == HALF.data
+    if not sharded:
+        assert bytes(model.raw("a[0]")) == BIAS.data
+    with pytest.raises(LookupError, match="no tensor name matches 'head'"):
+        model.raw("head")
+    with pytest.raises(TypeError, match=r"7 is no tensor: give a name, or an entry of model.table.tensors"):
+        model.raw(7)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sharded", [True, False])
@@ -242,8 +259,47 @@ def test_an_index_that_is_too_long_is_an_error(tmp_path: Path, monkeypatch: pyte
     assert error(write(tmp_path)).startswith(f"PATH/{INDEX}: the index exceeds")
 
 
+def test_an_index_of_too_many_values_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trimsfs.formats.table.MOST_SIGNS", 10)
+    assert "its description in JSON has too many values" in error(write(tmp_path))
+
+
 def test_shards_of_no_model_are_named(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / FIRST).write_bytes(b"no model")
     assert error(tmp_path, use=True).startswith(f"PATH/{FIRST}: unknown format")
     assert list(trimsfs.open(tmp_path).numpy("net.bias")) == ["net.bias"]
+
+
+@pytest.mark.parametrize(
+    ("leased", "replaced", "told"),
+    [
+        ({}, None, None),
+        ({FIRST: "new"}, None, FIRST),
+        ({SECOND: "new"}, None, SECOND),
+        ({}, FIRST, FIRST),
+        ({FIRST: "new", SECOND: "new"}, FIRST, FIRST),
+    ],
+)
+def test_copies_of_two_versions_are_not_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leased: dict[str, str], replaced: str | None, told: str | None
+) -> None:
+    """A lease is of what a path leads to, which need not be the file that is open."""
+    monkeypatch.setattr("trimsfs.client.sharded_model.PATIENCE_S", 0)
+    loaded: list[str] = []
+
+    def to(shard: Model, *_: object) -> Any:
+        loaded.append(shard.path.name)
+        return SimpleNamespace(generation=leased.get(shard.path.name, "old"), tensors=ARRAYS)
+
+    monkeypatch.setattr(Model, "to", to)
+    monkeypatch.setattr(Model, "generation", "old", raising=False)
+    monkeypatch.setattr(Model, "replaced", property(lambda each: each.path.name == replaced and len(loaded) == 2))
+    monkeypatch.setattr("trimsfs.client.gpu.DeviceModel.joined", lambda _, parts: parts)
+    model = trimsfs.open(write(tmp_path))
+    if told is None:
+        assert len(model.to("cuda")) == 2  # type: ignore[arg-type]
+    else:
+        with pytest.raises(OSError, match="replaced in the store since it was opened: open the model again") as caught:
+            model.to("cuda")
+        assert (caught.value.errno, caught.value.filename) == (errno.ESTALE, str(tmp_path / told))

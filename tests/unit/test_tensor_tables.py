@@ -1,6 +1,9 @@
 """What the control surface tells of the tensors in a file."""
 
+import gc
 import json
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +14,9 @@ from tests.support.parts import until
 from tests.support.served import Server
 from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import digest_of
+from trimsfs.formats import TensorTable
 from trimsfs.formats.source import BLOCK
+from trimsfs.models import tensor_tables
 
 
 @pytest.fixture
@@ -62,3 +67,36 @@ async def test_what_was_told_of_wrong_bytes_is_not_told_for_ever(server: Server,
     await until(lambda: server.integrity.statistics().compared == 1)
     assert await server.content("long.safetensors") == data
     assert (await tensors(server, "long.safetensors"))["format"] == "safetensors"
+
+
+@pytest.fixture
+def rendered(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
+    """The thread of each table that is made."""
+    threads: list[threading.Thread] = []
+    real: Callable[[TensorTable], bytes] = TensorTable.as_json
+
+    def as_json(table: TensorTable) -> bytes:
+        threads.append(threading.current_thread())
+        return real(table)
+
+    monkeypatch.setattr(TensorTable, "as_json", as_json)
+    return threads
+
+
+async def test_a_table_is_made_beside_the_event_loop(server: Server, rendered: list[threading.Thread]) -> None:
+    await tensors(server, "long.safetensors")
+    assert len(rendered) == 1
+    assert rendered[0] is not threading.current_thread()
+
+
+async def test_opens_at_the_same_time_share_a_large_table(
+    server: Server, rendered: list[threading.Thread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_tables, "LONGEST_REMEMBERED", 0)
+    handles = [await server.open(".trims/long.safetensors/tensors") for _ in range(3)]
+    assert len({await server.read(handle) for handle in handles}) == len(rendered) == 1
+    for handle in handles:
+        server.release(handle)
+    gc.collect()
+    await tensors(server, "long.safetensors")  # the control file, then the attribute: nobody has it any more
+    assert len(rendered) == 3

@@ -35,6 +35,10 @@ class AdaptiveLimit:
         """How many requests may be in flight now."""
         return int(self.value)
 
+    def best_s(self, size: int) -> float | None:
+        """The lowest latency seen of late for requests of *size* bytes; None if there was none."""
+        return self._best.get(size)
+
     def succeeded(self, latency_s: float, under_way: int, *, size: int) -> None:
         """Adjust to a request for *size* bytes that took *latency_s* seconds, one of *under_way* in flight."""
         self._samples += 1

@@ -82,18 +82,16 @@ class Channel:
             data, ancillary, _, _ = await self._socket.recvmsg(MESSAGE_LIMIT, size, socket.MSG_CMSG_CLOEXEC)
         except OSError as error:
             raise ChannelClosedError(str(error)) from error
-        if not data:
-            raise ChannelClosedError("closed by the other end")
         descriptors = array.array("i")
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
         try:
             return json.loads(data), list(descriptors)
-        except (ValueError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also of no data, which may bring descriptors, too
             for descriptor in descriptors:
                 os.close(descriptor)
-            raise ChannelClosedError("invalid message") from error
+            raise ChannelClosedError("invalid message" if data else "closed by the other end") from error
 
     def peer(self) -> tuple[int, int]:
         """The pid, 0 in another PID namespace, and uid of the peer when it connected. Raises OSError."""

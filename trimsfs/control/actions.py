@@ -16,6 +16,7 @@ from trimsfs.errors import (
     InUseError,
     StoreAccessError,
     StoreUnavailableError,
+    TransientStoreError,
     TrimsError,
 )
 from trimsfs.fetch.fetcher import Fetcher
@@ -43,7 +44,7 @@ RELEASE_CHECKS, RELEASE_INTERVAL_S = 50, 0.01
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 300.0
 """How long the server waits before it tries again to restore pinned files: at first, and at most."""
-PASSING = (CacheError, StoreAccessError, StoreUnavailableError)
+PASSING = (CacheError, StoreAccessError, StoreUnavailableError, TransientStoreError)
 """The errors after which a later attempt to restore a pinned file may succeed."""
 
 
@@ -100,7 +101,8 @@ class Actions:
                 log.error("cannot restore pinned files: %s", error)
             await trio.sleep(pause_s)
         left = dict[CircuitBreaker, list[Generation]]()
-        for generation in [here.generation for here in found if here.pinned]:
+        whole_first = sorted(found, key=lambda here: here.disk_bytes < here.generation.size)  # these wait for no store
+        for generation in [here.generation for here in whole_first if here.pinned]:
             if not await self._pin_again(generation):
                 # The others may not need the store.
                 left.setdefault(self._breakers.of(generation.key), []).append(generation)

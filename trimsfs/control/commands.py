@@ -3,7 +3,6 @@
 A job goes on after the file that started it is closed.
 """
 
-import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -245,7 +244,9 @@ class Commands:
             elif here.pinned:
                 elsewhere.add(here.token)
         if elsewhere and self._namespace.has_links:
-            with contextlib.suppress(StoreError):
+            try:
                 below, failures = await self._below(order)
                 found += [each for each in below if each.token(self._disk.store) in elsewhere]
+            except StoreError as error:
+                failures.append(error)  # links there may lead to pinned files
         return found, failures

@@ -133,7 +133,8 @@ class Control:
             return Text(self._reports.jobs(inode, caller))
         if name == "tensors":
             assert inode.generation is not None
-            return Text(await self._tables.table(inode.generation))
+            table = await self._tables.table(inode.generation)
+            return Text(table.content, keep=table)
         if name == "shared":
             return Text(await self._reports.shared(inode, caller))
         if name == TRACES:

@@ -16,10 +16,11 @@ class ControlHandle(Protocol):
 
 
 class Text:
-    """An open control file whose content was made by the open."""
+    """An open control file whose content was made by the open; *keep* lives as long as it is open."""
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, keep: object = None) -> None:
         self._content = content
+        self._keep = keep
 
     async def read(self, offset: int, size: int) -> bytes:
         return self._content[offset : offset + size]

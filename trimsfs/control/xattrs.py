@@ -22,7 +22,7 @@ LIMIT = 65536
 class Xattrs:
     """Answers for the extended attributes of files. Reading one changes nothing.
 
-    *problem* returns why no fetch of a generation starts now, or None.
+    *problem* returns why no fetch of a generation starts now or its copy must not be read, or None.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Xattrs:
         if short == name or generation is None or inode.kind is not InodeKind.OBJECT:
             return None
         if short == "tensors":
-            table = await self._tables.table(generation)
+            table = (await self._tables.table(generation)).content
             return table if len(table) <= LIMIT else None
         if short == "problem":
             problem = self._problem(generation)

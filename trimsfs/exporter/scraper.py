@@ -7,7 +7,6 @@ network has sent. It answers on a pipe, with JSON.
 import errno
 import json
 import os
-import select
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 from trimsfs.control_files import read_bytes
 from trimsfs.mountinfo import Mount, file_systems
+from trimsfs.polling import readable
 from trimsfs.processes import container_of, open_paths, start_child, title_of
 
 ANSWER_TIMEOUT_S = 5.0
@@ -79,7 +79,7 @@ class Scraper:
             asked[receiver] = _Asked(mount, pid)
         deadline = time.monotonic() + self._timeout_s
         while asked and (left := deadline - time.monotonic()) > 0:
-            for receiver in select.select(list(asked), [], [], left)[0]:
+            for receiver in readable(asked, left):
                 piece = os.read(receiver, 1 << 16)
                 asked[receiver].said += piece
                 if not piece:

@@ -117,11 +117,15 @@ class Handles:
         return handle
 
     def _new(self, inode: Inode, backing_id: int = 0) -> int:
-        if self._next == self._reserved:
-            self._reserved += _RESERVE
-            self._ledger.set_count(self._numbers, self._reserved)
-        handle = backing_id << BACKING_SHIFT | self._next % (1 << BACKING_SHIFT)
-        self._next += 1
+        while True:
+            if self._next == self._reserved:
+                self._reserved += _RESERVE
+                self._ledger.set_count(self._numbers, self._reserved)
+            number = self._next % (1 << BACKING_SHIFT)
+            handle = backing_id << BACKING_SHIFT | number
+            self._next += 1
+            if number and handle not in self._slots:  # numbers begin anew one day, and some files stay open
+                break
         # The 0 is room for the number of the open request, which is not known until the answer.
         self._slots[handle] = self._ledger.add(RecordKind.HANDLE, handle, _HANDLE.pack(inode.number, 0), count=_MADE)
         return handle
@@ -185,5 +189,6 @@ class Handles:
                 self.directories[handle] = OpenDirectory(inode, None)
             if record.count == _OFFERED and request:
                 self._unconfirmed[request] = handle
+            inode.opened = True
             found[handle] = inode
         return found

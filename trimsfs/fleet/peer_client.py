@@ -25,6 +25,9 @@ MOST_IDLE = 16
 """Most unused connections to a member."""
 HEARD_S = 30.0
 """For how long after an answer a member is tried twice: a link that is full loses packets."""
+OPEN_TIMEOUT_S = 5.0
+MOST_IDLE_IN_ALL = 64
+"""Most unused connections to all members: a process has few descriptors."""
 IDLE_S = 30.0
 """How long an unused connection is kept; members close theirs later."""
 _OUTCOMES: dict[int, Outcome] = {
@@ -78,6 +81,8 @@ class PeerClient:
             return PeerAnswer(outcome=error.outcome, detail=f"no answer in {time.monotonic() - began:.0f} s")
         waited_s, kept = time.monotonic() - began, False
         try:
+            if head.status == 200:
+                return PeerAnswer(outcome="damaged", detail="it answers with more than was asked for")
             if head.status != 206:
                 kept = int(head.headers.get("content-length", "1")) == len(head.rest)
                 return replace(_told(head), waited_s=waited_s)
@@ -159,9 +164,11 @@ class PeerClient:
         return await self._opened(member)
 
     async def _opened(self, member: str) -> PeerConnection:
-        return await trio.to_thread.run_sync(
-            PeerConnection.open, member, self._context, limiter=self._connecting, abandon_on_cancel=True
-        )
+        with trio.move_on_after(OPEN_TIMEOUT_S):  # its name may take long to be looked up
+            return await trio.to_thread.run_sync(
+                PeerConnection.open, member, self._context, limiter=self._connecting, abandon_on_cancel=True
+            )
+        raise PeerUnreachableError("timed out")
 
     async def _head(self, request: PeerRequest, connection: PeerConnection) -> Head:
         """The head of an answer, for as long as the member shows that it is alive. Raises as `_asked`."""
@@ -213,8 +220,26 @@ class PeerClient:
         idle = self._idle[member]
         if kept and len(idle) < MOST_IDLE and connection.reuse(head):
             idle.append(_Idle(connection, time.monotonic()))
+            self._close_oldest()
         else:
             connection.close()
+
+    def _close_oldest(self) -> None:
+        """Close the unused connections that have been for too long, or are too many."""
+        now = time.monotonic()
+        first = {member: idle[0].since for member, idle in self._idle.items() if idle}
+        count = sum(map(len, self._idle.values()))
+        while first:
+            member = min(first, key=first.__getitem__)
+            if count <= MOST_IDLE_IN_ALL and first[member] > now - IDLE_S:
+                return
+            idle = self._idle[member]
+            idle.pop(0).connection.close()
+            count -= 1
+            if idle:
+                first[member] = idle[0].since
+            else:
+                del first[member], self._idle[member]
 
 
 class _GivenUpError(Exception):

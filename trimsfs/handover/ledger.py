@@ -100,6 +100,9 @@ class Ledger:
             slot = self._end
             size, kind, number, count, length = self._words[slot // _WORD : slot // _WORD + 5]
             if size == 0:
+                # A server that died in `add` has left a part of the content: no later one must read it as a head.
+                torn = min(slot + _HEAD + length, limit)
+                self._memory[slot:torn] = bytes(torn - slot)
                 return
             if size % _GRAIN or slot + size > limit or length > size - _HEAD:
                 raise TakeoverError(f"the ledger is damaged at byte {slot}: unmount and mount again")

@@ -30,6 +30,8 @@ SMALL = 128 << 10
 """Bytes up to which a thread computes a digest: it is quicker than a fetch process."""
 THREADS = 2
 """Threads that compute such digests."""
+REMEDY = "put the right bytes back, or push the version anew under another name; then `trimsfs refresh`"
+"""What to do if the store's bytes do not match its digest."""
 MOST_FRUITLESS = 3
 """Multipart mismatches in a row after which the comparer refetches no more of them: it cannot guess the part size."""
 
@@ -228,4 +230,4 @@ def _mismatch(key: str, expected: Digest) -> TrimsError:
     """The error of a file whose bytes do not match its digest, although they come from the store."""
     if expected.signed:
         return SignatureError.other_content(key)
-    return BlobDamagedError(f"{key}: digest mismatch: the store's bytes do not match its digest {expected}")
+    return BlobDamagedError(f"{key}: digest mismatch: the store's bytes do not match its digest {expected}: {REMEDY}")

@@ -18,8 +18,8 @@ LATEST_S = 600.0
 """How long a comparison is deferred if the server is never idle."""
 LOOKS = 5
 """How often in IDLE_S the server checks whether it is idle."""
-RETRY_INTERVAL_S = 1.0
-"""Seconds after which a failed comparison is retried."""
+RETRY_INTERVAL_S, LONGEST_INTERVAL_S = 1.0, 5.0
+"""Seconds after which a failed comparison is retried: at first, and at most."""
 
 Compare = Callable[[Blob, float | None], Awaitable[object]]
 """Compares a blob: in idle time until an instant of trio's clock, then at low priority; for None, at low priority."""
@@ -34,6 +34,27 @@ class Pace:
     at_once: int = len(os.sched_getaffinity(0))
 
 
+class Retries:
+    """When to compare a blob again that could not be compared: a store may be away for days."""
+
+    def __init__(self) -> None:
+        self._pause_s = RETRY_INTERVAL_S
+        self._told = ""
+
+    def failed(self, blob: Blob, error: TrimsError) -> float:
+        """After how many seconds to try again. Logs the reason, once."""
+        if str(error) != self._told:
+            self._told = str(error)
+            not_yet(blob, error)
+        pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, LONGEST_INTERVAL_S)
+        return pause_s
+
+
+def not_yet(blob: Blob, error: TrimsError) -> None:
+    """Log why a blob could not be compared now."""
+    log.warning("%s: not compared with the store yet: %s", blob.generation.key, error)
+
+
 class _Entry:
     """A blob that waits for idle time, until the instant *due* at most."""
 
@@ -41,6 +62,7 @@ class _Entry:
         self.blob = blob
         self.due = due
         self.not_before = float("-inf")
+        self.retries = Retries()
         self.running = False
 
 
@@ -122,8 +144,7 @@ class DeferredComparisons:
         except (ObjectChangedError, ObjectNotFoundError, SignatureError):
             self.discard(entry.blob)  # the object was replaced or deleted, or the file is not signed
         except TrimsError as error:
-            not_yet(entry.blob, error)
-            entry.not_before = trio.current_time() + RETRY_INTERVAL_S
+            entry.not_before = trio.current_time() + entry.retries.failed(entry.blob, error)
         except Exception:  # a defect: it ends this comparison, not the server
             log.exception("%s: not compared with the store: internal error", entry.blob.generation.key)
             self.discard(entry.blob)
@@ -132,8 +153,3 @@ class DeferredComparisons:
         finally:
             entry.running = False
             self._tell()
-
-
-def not_yet(blob: Blob, error: TrimsError) -> None:
-    """Log why a blob could not be compared now."""
-    log.warning("%s: not compared with the store yet: %s", blob.generation.key, error)

@@ -6,6 +6,7 @@ bytes and overwrites them. A copy that cannot be repaired goes into *quarantine*
 """
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -25,7 +26,7 @@ from trimsfs.errors import (
 from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.integrity.compare import MOST_ATTEMPTS, Comparer
-from trimsfs.integrity.deferred import RETRY_INTERVAL_S, DeferredComparisons, Pace, not_yet
+from trimsfs.integrity.deferred import RETRY_INTERVAL_S, DeferredComparisons, Pace, Retries, not_yet
 from trimsfs.integrity.quarantine import Quarantine
 from trimsfs.integrity.repair import Repair, held
 from trimsfs.integrity.scrub import Scrubber
@@ -46,6 +47,8 @@ AskDigest = Callable[..., Awaitable[Digest | None]]
 
 SMALL = CHUNK_SIZE
 """Bytes up to which every digest is compared before the first open."""
+PATIENCE_S = 0.5
+"""How long the open of a whole file may wait until the store tells its digest; then it is compared later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +118,7 @@ class Integrity:
         self._deferred = DeferredComparisons(
             schedule.pace, quiet_s=fetcher.quiet_s, uncompared=self._uncompared, compare=self._compare_now
         )
-        self._soon: dict[str, Blob] = {}
+        self._soon: dict[str, tuple[Blob, Retries]] = {}
         self._comes_soon = trio.Event()
 
     def statistics(self) -> IntegrityStatistics:
@@ -152,8 +155,12 @@ class Integrity:
         if blob.health.compared:
             return True
         try:
-            with spanning(blob, "ask digest"):
+            patience_s = math.inf if self._mode == "wait" else PATIENCE_S
+            with spanning(blob, "ask digest"), trio.move_on_after(patience_s) as asking:
                 expected = await self._expected(blob.generation)
+            if asking.cancelled_caught:  # what is here does not wait for the store
+                self._deferred.add(blob)
+                return True
             if expected is None:
                 await self._disk.damage.set_digest(blob, "")
                 return True
@@ -190,30 +197,36 @@ class Integrity:
 
     def _compare_again(self, blob: Blob) -> None:
         """Compare a blob as soon as possible: its bytes are in doubt, or a program waits for it."""
-        self._soon[blob.token] = blob
+        before = self._soon.get(blob.token)
+        if before is None or before[0] is not blob:
+            self._soon[blob.token] = blob, Retries()
         self._comes_soon.set()
 
     async def _compare_soon(self) -> None:
         while True:
             await self._comes_soon.wait()
             self._comes_soon = trio.Event()
-            for blob in list(self._soon.values()):
+            for blob, retries in list(self._soon.values()):
                 try:
                     if self._uncompared(blob):
                         await self._compare_now(blob)
                 except (ObjectChangedError, ObjectNotFoundError, SignatureError):
                     self._done_with(blob)  # the object was replaced or deleted, or the file is not signed
                 except TrimsError as error:
-                    not_yet(blob, error)
+                    retries.failed(blob, error)
                     await trio.sleep(RETRY_INTERVAL_S)
                     self._comes_soon.set()
+                except Exception:  # a defect: it ends this comparison, not the server
+                    log.exception("%s: not compared with the store: internal error", blob.generation.key)
+                    self._done_with(blob)
                 else:
                     self._done_with(blob)
 
     def _done_with(self, blob: Blob) -> None:
         """Forget a blob that needs no comparison, but not a newer one with the same token."""
         self._deferred.discard(blob)
-        if self._soon.get(blob.token) is blob:
+        soon = self._soon.get(blob.token)
+        if soon is not None and soon[0] is blob:
             del self._soon[blob.token]
 
     async def _compare_now(self, blob: Blob, idle_until: float | None = None) -> None:
@@ -257,6 +270,8 @@ class Integrity:
                 await self._check(blob, in_memory=False)
             except TrimsError as error:
                 log.warning("%s: still in quarantine: %s", blob.generation.key, error)
+            except Exception:  # likewise
+                log.exception("%s: still in quarantine: internal error", blob.generation.key)
 
     async def _check(self, blob: Blob, *, in_memory: bool) -> None:
         """Check and compare a blob that the caller holds; release it from quarantine if it is right.

@@ -5,6 +5,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import trio
@@ -126,19 +127,19 @@ class Repair:
         """
         damaged = 0
         try:
-            with self._direct(blob) as descriptor:
-                for chunk in range(len(blob.states)):
-                    if blob.states[chunk] == ChunkState.MISSING:
-                        continue
-                    began = trio.current_time()
+            for chunk in range(len(blob.states)):
+                if blob.states[chunk] == ChunkState.MISSING:
+                    continue
+                began = trio.current_time()
+                with self._direct(blob) as descriptor:  # each anew: meanwhile nobody else is taken for one that maps it
                     damaged += await self._check_chunk(blob, descriptor, chunk, in_memory=in_memory)
-                    length = blob.length_of(chunk)
-                    self.checked_bytes += length
-                    if rate is not None:
-                        with _let_go(blob):
-                            await trio.sleep(max(0.0, length / rate - (trio.current_time() - began)))
-                        if not blob.attached:
-                            return False
+                length = blob.length_of(chunk)
+                self.checked_bytes += length
+                if rate is not None:
+                    with _let_go(blob):
+                        await trio.sleep(max(0.0, length / rate - (trio.current_time() - began)))
+                    if not blob.attached:
+                        return False
         finally:
             await self._record(blob, damaged)
         return True
@@ -147,7 +148,7 @@ class Repair:
         """Check a chunk and repair it; whether it was wrong."""
         crc = await self._checksum(blob, descriptor, chunk)
         if crc is not None and in_memory:
-            seen = await self._checksum(blob, blob.fileno(), chunk)
+            seen = await self._checksum(blob, None, chunk)
             crc = crc if seen == crc else None
         if blob.states[chunk] == ChunkState.MISSING:
             return False  # a reader found the damage first
@@ -158,12 +159,13 @@ class Repair:
         await self._repair_chunk(blob, chunk)
         return True
 
-    async def _checksum(self, blob: Blob, descriptor: int, chunk: int) -> int | None:
-        """The checksum of a chunk; None if it cannot be read."""
+    async def _checksum(self, blob: Blob, descriptor: int | None, chunk: int) -> int | None:
+        """The checksum of a chunk, by this *descriptor* or that of the blob; None if it cannot be read."""
         try:
+            descriptor = blob.fileno() if descriptor is None else descriptor
             return await self._retrying.call_locally(
                 blob.generation.key,
-                lambda: self._copier.checksum(descriptor, *blob.span_of(chunk)),
+                partial(self._copier.checksum, descriptor, *blob.span_of(chunk)),
             )
         except OSError as error:
             log.error("%s: cannot read chunk %d: %s", blob.generation.key, chunk, error)

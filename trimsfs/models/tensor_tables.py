@@ -1,9 +1,10 @@
 """Parses the tensor tables of model files on demand, and fetches only the bytes that the parser reads."""
 
 import json
-import logging
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import trio
 from cachetools import LRUCache
@@ -15,20 +16,20 @@ from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Generation
 
-log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 AT_ONCE = 2
 REMEMBERED, LONGEST_REMEMBERED = 64, 1 << 20
-"""The number of cached tables, and the bytes of the longest."""
+"""The number of remembered tables, and the bytes of the longest."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """A cached table, valid while the blob's health has this revision: a later one means wrong bytes."""
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
+class RenderedTable:
+    """A table as JSON, valid while the blob's health has this revision: a later one means wrong bytes."""
 
     blob: "weakref.ref[Blob]"
     revision: int
-    table: bytes
+    content: bytes
 
 
 class TensorTables:
@@ -38,36 +39,42 @@ class TensorTables:
         self._disk = disk
         self._fetcher = fetcher
         self._limiter = trio.CapacityLimiter(AT_ONCE)
-        self._known = LRUCache[str, _Known](maxsize=REMEMBERED)
+        # By the blob's token: those that anybody has, and those that are kept for the next.
+        self._rendered: weakref.WeakValueDictionary[str, RenderedTable] = weakref.WeakValueDictionary()
+        self._remembered = LRUCache[str, RenderedTable](maxsize=REMEMBERED)
 
-    async def table(self, generation: Generation) -> bytes:
-        """The table of a file as JSON; for a file without a table, the reason. Raises the errors of a read."""
+    async def table(self, generation: Generation) -> RenderedTable:
+        """The table of a file; for a file without a table, the reason. Raises the errors of a read.
+
+        Who keeps the result shares its bytes with who asks next.
+        """
         async with self._disk.using(generation) as blob:
-            known = self._known.get(blob.token)
-            if known is not None and known.blob() is blob and known.revision == blob.health.revision:
-                return known.table
-            revision = blob.health.revision
-            try:
-                table = (await self._parse(blob)).as_dict()
-            except FormatError as error:
-                table = {"format": None, "error": str(error)}
-            found = json.dumps(table).encode()
-            self._known.pop(blob.token, None)
-            if len(found) <= LONGEST_REMEMBERED:
-                self._known[blob.token] = _Known(weakref.ref(blob), revision, found)
-        return found
+            rendered = self._known(blob)
+            if rendered is None:
+                revision = blob.health.revision
+                content = await self._in_thread(_rendered, blob)
+                # Somebody else may have rendered it meanwhile.
+                rendered = self._known(blob) or RenderedTable(weakref.ref(blob), revision, content)
+                self._rendered[blob.token] = rendered
+            if len(rendered.content) <= LONGEST_REMEMBERED:
+                self._remembered[blob.token] = rendered
+        return rendered
+
+    def _known(self, blob: Blob) -> RenderedTable | None:
+        known = self._rendered.get(blob.token)
+        valid = known is not None and known.blob() is blob and known.revision == blob.health.revision
+        return known if valid else None
 
     async def tensors(self, generation: Generation) -> TensorTable | None:
         """The table of a file; None for an unknown format. Raises the errors of a read."""
         try:
             async with self._disk.using(generation) as blob:
-                return await self._parse(blob)
+                return await self._in_thread(_parsed, blob)
         except FormatError:
             return None
 
-    async def _parse(self, blob: Blob) -> TensorTable:
-        source = _BlobSource(blob, self._fetcher)
-        return await trio.to_thread.run_sync(parse, source, source.name, limiter=self._limiter)
+    async def _in_thread(self, make: "Callable[[_BlobSource], T]", blob: Blob) -> T:
+        return await trio.to_thread.run_sync(make, _BlobSource(blob, self._fetcher), limiter=self._limiter)
 
 
 class _BlobSource:
@@ -83,3 +90,14 @@ class _BlobSource:
         if count == 0:
             return b""
         return trio.from_thread.run(self._fetcher.read, self._blob, offset, offset + count)
+
+
+def _parsed(source: _BlobSource) -> TensorTable:
+    return parse(source, source.name)
+
+
+def _rendered(source: _BlobSource) -> bytes:
+    try:
+        return _parsed(source).as_json()
+    except FormatError as error:
+        return json.dumps({"format": None, "error": str(error)}).encode()

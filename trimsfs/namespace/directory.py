@@ -34,6 +34,7 @@ class Directory:
     request failed: until ``retry_at``, expired answers serve instead.
 
     Answers requested before ``distrusted`` are outdated; ``outdated`` has single names that may be, and since when.
+    ``ahead`` says that the listing came before anybody asked: it tells what there is, but not what there is not.
     While ``replaced`` is set, the server already knows that objects may have changed: a listing is then no news.
 
     A ``large`` directory takes several pages: after ``worth_listing`` single names, a listing costs no more than they
@@ -47,7 +48,7 @@ class Directory:
         self.outdated: dict[bytes, float] = {}
         self.listed = LONG_AGO
         self.distrusted = LONG_AGO
-        self.complete = self.recalled = self.replaced = False
+        self.complete = self.recalled = self.replaced = self.ahead = False
         self.large = False
         self.worth_listing = LEAST_ASKED
         self._asked, self._asked_since = 0, LONG_AGO
@@ -140,12 +141,16 @@ class Directory:
             return
         self.restored[name] = entry
 
+    def outdated_since(self, name: bytes) -> float:
+        """The time before which answers for a name count no more."""
+        return max(self.distrusted, self.outdated.get(name, LONG_AGO))
+
     def answered(self, name: bytes, entry: Entry, asked: float) -> bool:
         """Keep the store's answer for a name, requested at *asked*, unless it is outdated.
 
         Returns whether the object has another content than before: the whole directory is then distrusted.
         """
-        if asked <= max(self.distrusted, self.outdated.get(name, LONG_AGO)):
+        if asked <= self.outdated_since(name):
             return False
         replaced = is_replaced(self.stale(name, LONG_AGO), entry)
         if replaced:
@@ -160,7 +165,7 @@ class Directory:
         news = not self.replaced and await _any_replaced(told, entries)
         news = news or (not self.replaced and await entries.shows_another(self.entries))
         self.replaced = False
-        self.entries, self.listed, self.complete = entries, asked, True
+        self.entries, self.listed, self.complete, self.ahead = entries, asked, True, False
         self.outdated = {name: since for name, since in self.outdated.items() if since >= asked}
         self.clear_names()
         return news

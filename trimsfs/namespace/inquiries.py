@@ -76,7 +76,8 @@ class Inquiries:
             if trio.current_time() - began > LONG_S:
                 takes_long()
             await listing.add(page)
-            page = await store.list_page(prefix, token=token, limit=REST_LIMIT)
+            # With retries: the store has just answered, and one failed request of many must not fail them all.
+            page = await self._store.list_page(prefix, token=token, limit=REST_LIMIT)
             problem = paging.problem(page)
         if problem is not None or page.next_token is not None:
             return Listed(pages=paging.pages, names=paging.names, listing=None, problem=problem)

@@ -84,6 +84,8 @@ class Namespace:
         self._invalidate = invalidate
         self.on_replaced: Callable[[str], None] = lambda _: None
         """Called with a directory's prefix when the server finds that an object in it was replaced."""
+        self.on_unlisted: Callable[[str], None] = lambda _: None
+        """Called with the path of a name that a directory is to be listed for, of which nothing is known yet."""
         self._directories = Directories(breakers)
         self.inodes = Inodes(ledger or Ledger(), origins)
         for inode in self.inodes:
@@ -157,6 +159,8 @@ class Namespace:
     async def _refreshed(self, directory: Directory, prefix: str, name: bytes, most: int) -> tuple[Entry, float] | None:
         """List a directory of at most *most* pages. Returns what is then known of a name. Raises StoreError."""
         await self._recall(directory, prefix)
+        if not directory.complete and not directory.large and directory.recent_failure is None:
+            self.on_unlisted(prefix + os.fsdecode(name))
         patient = not directory.complete and not self._exists(directory.stale(name, self._oldest()))
         try:
             await self._refresh(directory, prefix, most=most, patient=patient)
@@ -173,9 +177,9 @@ class Namespace:
         Raises StoreError when the request fails and no earlier listing serves.
         """
         directory, spare_s = self._directory(prefix), min(LISTED_TTL_S, self._ttl_s / 2)
-        if not self._usable(directory, spare_s):
+        if directory.ahead or not self._usable(directory, spare_s):
             async with directory.lock:
-                if not self._usable(directory, spare_s):
+                if directory.ahead or not self._usable(directory, spare_s):
                     await self._recall(directory, prefix)
                     held = directory.complete and directory.listed >= self._oldest()
                     try:
@@ -184,6 +188,14 @@ class Namespace:
                         if not held:
                             raise
         return directory.entries
+
+    async def look_ahead(self, prefix: str) -> None:
+        """List a directory of one page before a program looks up a name there. Raises StoreError."""
+        directory = self._directory(prefix)
+        async with directory.turn() as its_turn:
+            if its_turn and not directory.large and not self._usable(directory):
+                await self._refresh(directory, prefix, most=1, patient=not directory.complete)
+                directory.ahead = True
 
     async def recall_root(self, path: str = "") -> bool:
         """Whether an earlier server listed the root of a store recently enough: then a mount works without the store.
@@ -293,14 +305,17 @@ class Namespace:
         now = trio.current_time()
         if directory.may_be_outdated(name):
             return None
+        asked = LONG_AGO
         if name in directory.names:
             entry, asked = directory.names[name]
             left = asked + self._ttl(entry) - now
             if left > 0 and asked >= directory.distrusted:
                 return entry, left
-        if not directory.expired:
+        if not directory.expired and directory.listed > asked:
             entry = directory.entries.get(name, NonObject.ABSENT)
             left = directory.listed + self._ttl(entry) - now
+            if directory.ahead and entry is NonObject.ABSENT:
+                left = 0.0  # it may have come since
             if left > 0 and entry is not NonObject.UNREADABLE:  # of an unreadable name, the store tells why
                 return entry, left
         if directory.breaker.failing or now < directory.retry_at:
@@ -345,10 +360,12 @@ class Namespace:
             if (answer := self._stale(directory, name)) is None:
                 raise
             return answer
+        # What was learnt meanwhile may outdate the answer: nobody keeps it then.
+        left = self._ttl(entry) if asked >= directory.outdated_since(name) else 0.0
         if directory.answered(name, entry, asked):
             self._forget_siblings(prefix)
         self._directories.weigh(prefix)
-        return entry, self._ttl(entry)
+        return entry, left
 
     async def _listed(self, directory: Directory, prefix: str, name: bytes) -> tuple[Entry, float] | None:
         """List a large directory once that is worth it. Returns what is then known of a name, else None.

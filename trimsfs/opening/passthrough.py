@@ -156,10 +156,9 @@ class Passthrough:
         return self._backing is None and self._host.holds(blob) and blob.health.compared
 
     async def _register_to_the_end(self, blob: Blob, event: trio.Event) -> None:
-        """Register a blob even if no open waits for it any more: a cancelled call would lose the kernel's id."""
+        """Register a blob even if no open waits for it any more."""
         try:
-            with trio.CancelScope(shield=True):
-                await self._register(blob)
+            await self._register(blob)
         finally:
             self._disk.release(blob)
             del self._registering[blob.token]
@@ -173,7 +172,8 @@ class Passthrough:
                     return
                 if blob.passed:
                     return  # handles of a file that was lost: the kernel refuses a second file for their inode
-                with spanning(blob, "announce"):
+                # A cancelled call would lose the kernel's id.
+                with spanning(blob, "announce"), trio.CancelScope(shield=True):
                     backing_id = await self._backing.open(blob.fileno())
                 if blob.complete and blob.health.revision == revision:
                     self._registered(blob, backing_id)

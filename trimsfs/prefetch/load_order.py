@@ -36,6 +36,8 @@ def numbered(name: bytes, names: Sequence[bytes]) -> list[bytes]:
     if len(found) < 2 or found[0][0] > 1 or any(number != found[0][0] + step for step, (number, _) in enumerate(found)):
         return []
     ordered = [other for _, other in found]
+    if name not in ordered:
+        return []  # there are more than are looked at
     place = ordered.index(name)
     return (ordered[place + 1 :] + ordered[:place])[:MOST_FILES]
 

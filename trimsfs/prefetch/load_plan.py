@@ -5,6 +5,7 @@ import os
 
 from trimsfs.errors import StoreError
 from trimsfs.fetch.fetcher import Fetcher
+from trimsfs.namespace.listing import NonObject
 from trimsfs.namespace.tree import Namespace
 from trimsfs.prefetch.load_history import Want, unpacked
 from trimsfs.prefetch.load_order import (
@@ -43,10 +44,14 @@ class LoadPlanner:
         """The files of a load that begins with *key*, including it, in load order. Raises TrimsError."""
         prefix = key[: key.rfind("/") + 1]
         name = key[len(prefix) :]
-        wants = await self._hinted(prefix)
-        if wants is None:
-            wants = await self._of_last_load(prefix, name) or await self._by_names(prefix, name)
-        return await self._found(prefix, wants)
+        hint = self._namespace.known_entries(prefix).get(HINT)
+        if isinstance(hint, Generation) and (wants := await self._hinted(hint)) is not None:
+            found, absent = await self._found(prefix, wants)
+            if absent:
+                log.warning("%s: names files that do not exist, such as %s", hint.key, absent[0])
+            return found
+        wants = await self._of_last_load(prefix, name) or await self._by_names(prefix, name)
+        return (await self._found(prefix, wants))[0]
 
     async def directory(self, prefix: str) -> Expected:
         """All files of a directory. Raises TrimsError."""
@@ -55,10 +60,8 @@ class LoadPlanner:
             return []
         return [(Want(os.fsdecode(name)), entry) for name, entry in entries.items() if isinstance(entry, Generation)]
 
-    async def _hinted(self, prefix: str) -> list[Want] | None:
-        hint = self._namespace.known_entries(prefix).get(HINT)
-        if not isinstance(hint, Generation):
-            return None
+    async def _hinted(self, hint: Generation) -> list[Want] | None:
+        """What a publisher's hint names; None if it is malformed."""
         names = hinted(await self._content(hint, LARGEST_HINT))
         if names is None:
             log.warning('%s: not understood: write {"prefetch": [FILE, ...]} or {"prefetch": false}', hint.key)
@@ -95,9 +98,10 @@ class LoadPlanner:
         async with self._disk.using(generation) as blob:
             return bytes(await self._fetcher.read(blob, 0, generation.size))
 
-    async def _found(self, prefix: str, wants: list[Want]) -> Expected:
-        """The wanted files that exist."""
+    async def _found(self, prefix: str, wants: list[Want]) -> tuple[Expected, list[str]]:
+        """The wanted files that exist, and the names that do not."""
         found: Expected = []
+        absent: list[str] = []
         for want in wants[:MOST_FILES]:
             directory, slash, name = (prefix + want.name).rpartition("/")
             try:
@@ -107,4 +111,6 @@ class LoadPlanner:
                 continue
             if isinstance(entry, Generation):
                 found.append((want, entry))
-        return found
+            elif entry is NonObject.ABSENT:
+                absent.append(want.name)
+        return found, absent

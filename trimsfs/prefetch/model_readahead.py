@@ -173,6 +173,9 @@ class ModelReadahead:
         except TrimsError as error:
             log.debug("/%s: not prefetched: %s", load.prefix, error)
             return
+        except Exception:  # a defect: it ends this plan, not the server
+            log.exception("/%s: not prefetched: internal error", load.prefix)
+            return
         finally:
             load.planning = False
         load.generations.clear()

@@ -41,7 +41,7 @@ from trimsfs.server.environment import Environment
 from trimsfs.server.fetching import assemble_fetching, store_speeds
 from trimsfs.server.late_binding import LateBound
 from trimsfs.server.statistics import facts, sources
-from trimsfs.stores import StoreRouter, probe
+from trimsfs.stores import Retrying, StoreRouter, probe
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.router import stores_of
 from trimsfs.telemetry.tracer import Tracer
@@ -129,6 +129,7 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
             fetching.kept_listings.run,
             *_probes(options, environment, fetching),
             fetching.digest_prefetch.run,
+            *(() if fetching.early_heads is None else (fetching.early_heads.run,)),
             prefetcher.run,
             derived.run,
             gpu.copies.run,
@@ -204,8 +205,14 @@ def _tiers(options: MountOptions, environment: Environment, calls: Calls, speed:
         lock=environment.lock,
         chunk_size=environment.chunk_size,
     )
+    retrying = Retrying(deadline_s=options.retry_deadline, on_failure=None)
+
+    async def populate(descriptor: int, start: int, stop: int) -> None:
+        load = partial(environment.copier.populate, descriptor, start, stop)
+        await retrying.call_locally("loading into memory", load)  # again, if the fetch process dies
+
     host = HostTier(
-        environment.copier.populate,
+        populate,
         budget=options.host_size,
         policy=POLICIES[options.host_policy],
         quotas=Quotas({f"{tenant.path}/": tenant.host_size for tenant in options.tenants}),
@@ -394,7 +401,10 @@ def _control(
 
 
 def _problem(tiers: Tiers, fetching: Fetching, generation: Generation) -> str | None:
-    """Why no fetch of a generation starts now, or would be refused; None if one may."""
+    """Why no fetch of a generation starts now or would be refused, or its copy must not be read; else None."""
+    blob = tiers.disk.known(generation.token(tiers.disk.store))
+    if blob is not None and blob.health.quarantine is not None:
+        return str(blob.health.quarantine)
     retrying = fetching.retrying.of(generation.key)
     return retrying.problem(generation.token(tiers.disk.store)) or retrying.breaker.refusal
 

@@ -8,6 +8,7 @@ import trio
 
 from trimsfs.control.commands import Commands
 from trimsfs.control.control_files import Control
+from trimsfs.fetch.early_heads import EarlyHeads
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.filesystem.rights import Rights
@@ -52,6 +53,7 @@ class Fetching:
     kept_listings: KeptListings
     namespace: Namespace
     fetcher: Fetcher
+    early_heads: EarlyHeads | None
     tables: TensorTables
     digest_prefetch: DigestPrefetch
     rights: Rights | None

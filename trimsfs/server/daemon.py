@@ -288,6 +288,20 @@ def _writable(options: MountOptions) -> list[Path]:
     return [options.cache_dir, *(DEVICES.glob("nvidia*") if options.gpu != "off" else ())]
 
 
+def _reap(standby: int) -> None:
+    """Let the kernel forget a standby once it has ended: only the keeper wants to know.
+
+    The signal is not ignored for that: of a helper for credentials, this process must learn whether it has failed.
+    """
+
+    def reap(*_: object) -> None:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(standby, os.WNOHANG)
+
+    signal.signal(signal.SIGCHLD, reap)
+    reap()
+
+
 def _await_turn(
     keeper_end: socket.socket, options: MountOptions, *, forks: bool
 ) -> tuple[socket.socket, Promotion | None]:
@@ -298,13 +312,14 @@ def _await_turn(
     promotion = stand_by(keeper_end, forks=forks)
     if promotion is None or promotion.standby is None:
         return keeper_end, promotion
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # only the keeper waits for the standby
     with socket.socket(fileno=promotion.standby) as end:
         try:
-            forked = os.fork() == 0
+            pid = os.fork()
         except OSError:
-            forked = False  # the keeper sees the channel close, and starts a standby
-        if not forked:
+            pid = None  # the keeper sees the channel close, and starts a standby
+        if pid != 0:
+            if pid is not None:
+                _reap(pid)
             if options.fence:
                 set_apart(_writable(options))
             return keeper_end, promotion

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
+from trimsfs.fetch.early_heads import EarlyHeads
 from trimsfs.fetch.equal_chunks import EqualChunkCopier
 from trimsfs.fetch.fetcher import Fetcher, Fetchers
 from trimsfs.fetch.peers import Peers
@@ -17,6 +18,7 @@ from trimsfs.origins import ByPath
 from trimsfs.server.components import Fetching, Tiers
 from trimsfs.server.environment import Environment
 from trimsfs.stores import Retrying, RetryingStore, StoreRouter, max_requests_each
+from trimsfs.stores.base import Peekable
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.stores.retrying import request_histogram
 from trimsfs.stores.router import stores_of
@@ -53,24 +55,34 @@ def assemble_fetching(
     store = RetryingStore(impatient, retrying)
     origins = environment.store.origins if isinstance(environment.store, StoreRouter) else None
     kept = KeptListings(tiers.disk.listings, origins)
-    fetcher = _fetcher(options, environment, tiers, retrying, speed, tracer, names, peers, impatient)
     breakers = retrying.map(lambda each: each.breaker)
+    early = None
+    alone = options.digests != "wait" and options.signatures == "off" and options.cold_open != "wait"
+    # A host that shares chunks fetches what it lacks and no more; a fleet together would keep the store busy.
+    alone = alone and not options.share_chunks and peers is None
+    if isinstance(environment.store, Peekable) and alone:
+        early = EarlyHeads(environment.store, breakers.of(""))
+    fetcher = _fetcher(options, environment, tiers, retrying, speed, tracer, names, peers, impatient, early)
+    namespace = Namespace(
+        store,
+        ttl_s=options.metadata_ttl,
+        stale_for_s=options.stale_for,
+        impatient=impatient,
+        breaker=breakers,
+        kept=kept,
+        ledger=environment.ledger,
+        origins=origins,
+        invalidate=environment.invalidate,
+    )
+    if early is not None:
+        namespace.on_unlisted = early.expect
     return Fetching(
         retrying=retrying,
         breakers=breakers,
         kept_listings=kept,
-        namespace=Namespace(
-            store,
-            ttl_s=options.metadata_ttl,
-            stale_for_s=options.stale_for,
-            impatient=impatient,
-            breaker=breakers,
-            kept=kept,
-            ledger=environment.ledger,
-            origins=origins,
-            invalidate=environment.invalidate,
-        ),
+        namespace=namespace,
         fetcher=fetcher,
+        early_heads=early,
         tables=TensorTables(tiers.disk, fetcher),
         digest_prefetch=DigestPrefetch(impatient, store),
         rights=_rights(options, environment, retrying),
@@ -119,6 +131,7 @@ def _fetcher(
     names: Callable[[Blob], Iterable[Generation]],
     peers: Peers | None,
     versions: VersionedStore,
+    early: EarlyHeads | None,
 ) -> Fetcher:
     stores = dict(stores_of(environment.store))
 
@@ -136,6 +149,7 @@ def _fetcher(
             equal=EqualChunkCopier(tiers.disk, environment.copier, versions) if options.share_chunks else None,
             peers=peers,
             store=environment.store if streaming else None,
+            early=early,
         )
 
     fetchers = {path: fetcher(path, streaming=store.streaming) for path, store in stores.items()}

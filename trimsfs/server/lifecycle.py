@@ -29,6 +29,7 @@ from trimsfs.handover.connection_settings import ConnectionSettings
 from trimsfs.handover.keeper_client import KeeperClient, Promotion
 from trimsfs.handover.ledger import Ledger, RecordKind
 from trimsfs.integrity.manifests import ReadManifest
+from trimsfs.namespace.tree import Namespace
 from trimsfs.options import MountOptions, Place, places
 from trimsfs.server.assembly import assemble, lies_on
 from trimsfs.server.components import Components
@@ -148,7 +149,7 @@ async def _serve(
             if environment.no_gpu is None:
                 await nursery.start(_serve_descriptors, keeper, components.gpu_interface)
             if promotion.fuse is None:
-                nursery.start_soon(_begin, session, keeper, components, settings, environment.ledger)
+                nursery.start_soon(_begin, options, session, keeper, components, settings, environment.ledger)
             else:
                 await _take_over(options, session, keeper, components, settings, promotion.unclaimed)
                 nursery.start_soon(_settle, components.filesystem.takeover)
@@ -177,7 +178,12 @@ async def _serve_descriptors(
 
 
 async def _begin(
-    session: Session, keeper: KeeperClient, components: Components, settings: ConnectionSettings, ledger: Ledger
+    options: MountOptions,
+    session: Session,
+    keeper: KeeperClient,
+    components: Components,
+    settings: ConnectionSettings,
+    ledger: Ledger,
 ) -> None:
     """Begin a mount: wait for the kernel's settings, decide on passthrough, and tell the keeper that it serves."""
     connection = await session.agreed()
@@ -199,6 +205,19 @@ async def _begin(
         with suppress(StoreError):
             await components.namespace.entries(path)  # again, as it is recorded for the next server only now
     await keeper.ready(resends=connection.resends)
+    async with trio.open_nursery() as nursery:
+        for place in (place for place in places(options) if place.tenant is None):  # others may lack a token as yet
+            nursery.start_soon(_look_ahead, components.namespace, place.path)
+
+
+async def _look_ahead(namespace: Namespace, path: str) -> None:
+    """List the root of a store for the first program."""
+    try:
+        await namespace.look_ahead(path)
+    except StoreError as error:
+        log.debug("/%s: not listed ahead: %s", path, error)
+    except Exception:  # a defect: it ends this request, not the server
+        log.exception("/%s: not listed ahead: internal error", path)
 
 
 async def _take_over(

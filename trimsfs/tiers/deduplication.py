@@ -145,9 +145,9 @@ class Deduplication:
     async def shared_with(self, model: Generation, ready: Callable[[Blob], bool]) -> dict[str, object]:
         """Another model that is *ready* to be mapped, and the parts where both share blocks; empty if there is none.
 
-        ``path`` is relative to the model's directory; ``generation`` names the content. Each of the ``parts`` is an
-        offset in the model, an offset in the other model, and a length. All models of a family get the same other
-        model while that is ready; that model gets none.
+        ``path`` is relative to the model's directory; ``of`` and ``generation`` name the contents of both. Each of the
+        ``parts`` is an offset in the model, an offset in the other model, and a length. All models of a family get the
+        same other model while that is ready; that model gets none.
         """
         token = model.token(self._disk.store)
         try:
@@ -158,7 +158,7 @@ class Deduplication:
                     parts = await self._threads.run(_parts, self._disk.files.path(token), self._disk.files.path(other))
                     if parts:
                         path = _relative(blob.generation.key, model.key)
-                        return {"path": path, "generation": other, "parts": parts}
+                        return {"of": token, "path": path, "generation": other, "parts": parts}
         except (OSError, sqlite3.Error) as error:
             log.error("%s: cannot find the blocks that it shares with other models: %s", model.key, error)
         return {}

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import trio
 
-from tests.support.parts import content_of
+from tests.support.parts import InLoop, content_of
 from tests.support.served import served
 from tests.support.stores import MemoryStore
 from trimsfs.control.authorisation import Caller
 from trimsfs.control.control_files import Control
+from trimsfs.errors import WorkerLostError
 from trimsfs.fetch import copier as copiers
 from trimsfs.namespace.inodes import Inode, InodeKind
 from trimsfs.tiers.blob import Blob
@@ -91,6 +92,22 @@ async def test_warming_the_page_cache_from_a_disk_that_cannot_be_read(
     monkeypatch.setattr(page_cache, "resident_bytes", lambda _descriptor: 0)
     told = await fail_then_succeed(running, "warm-host", monkeypatch, copiers, "populate", OSError(5, "I/O error"))
     assert "I/O error" in told
+
+
+async def test_loading_into_memory_outlives_fetch_processes(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    died = 0
+
+    async def populate(*_: object) -> None:
+        nonlocal died
+        died += 1
+        if died < 3:
+            raise WorkerLostError("the fetch process died")
+
+    monkeypatch.setattr(page_cache, "resident_bytes", lambda _descriptor: 0)
+    monkeypatch.setattr(InLoop, "populate", populate)
+    async with running as (control, store):
+        assert (await give(control, store, "pin"))["state"] == "done"
+    assert died >= 3
 
 
 @pytest.mark.parametrize("command", ["warm-disk", "warm-host", "pin"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from tests.support.parts import blob_files, content_of, fill, flip_byte, generation_of, opened, states, until
 from tests.unit.disk.common import MISSING, UNVERIFIED, VERIFIED
@@ -232,3 +233,26 @@ async def test_a_directory_that_somebody_has_removed_is_not_made_anew(cache: Pat
         async with tier.using(generation_of("b", b"content")) as blob:
             assert not blob.attached
         assert not (cache / "blobs").exists()
+
+
+async def test_a_blob_that_is_forgotten_while_it_is_recalled_is_given_all_the_same(
+    cache: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with closed(cache, content) as (tier, generation, known):
+        gate, recalled, load_all = threading.Event(), list[Blob](), tier._state.files.load_all
+
+        def late(*arguments: object) -> object:
+            gate.wait(10)
+            return load_all(*arguments)  # type: ignore[arg-type]
+
+        async def recall() -> None:
+            recalled.extend(await tier.recall([generation]))
+
+        monkeypatch.setattr(tier._state.files, "load_all", late)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(recall)
+            await wait_all_tasks_blocked()
+            tier._open_blobs._forget(most=0, looks=1)
+            assert tier.known(known.token) is None
+            gate.set()
+        assert recalled == [known]

@@ -1,6 +1,7 @@
 """Each format gives names, types, shapes and places; what breaks its rules gives one clear error."""
 
 import io
+import json
 import os
 import struct
 import zipfile
@@ -13,6 +14,7 @@ from tests.support import model_files
 from tests.support.model_files import ARRAYS, BIAS, FILES, WEIGHT, Array, field
 from trimsfs.formats import BufferSource, FormatError, TensorTable, parse
 from trimsfs.formats.source import HEADER_LIMIT
+from trimsfs.formats.table import MOST_TENSORS
 
 
 def read(data: bytes, name: str = "model") -> TensorTable:
@@ -52,7 +54,7 @@ def test_an_npy_file_is_one_tensor_without_a_name() -> None:
 def test_the_table_can_be_told_as_json() -> None:
     data = model_files.npy(BIAS)
     entry = {"name": "", "dtype": "int64", "shape": [3], "offset": len(data) - 24, "nbytes": 24}
-    assert read(data).as_dict() == {"format": "npy", "tensors": [entry]}
+    assert json.loads(read(data).as_json()) == {"format": "npy", "tensors": [entry]}
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -200,6 +202,11 @@ def test_compressed_members_are_not_mapped() -> None:
     assert "is compressed: save it with numpy.savez" in error_of(model_files.npz(compression=zipfile.ZIP_DEFLATED))
 
 
+def test_too_many_members_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trimsfs.formats.archive.MOST_MEMBERS", 2)
+    assert "more than 2 members" in error_of(model_files.npz())
+
+
 # PyTorch
 
 
@@ -315,3 +322,8 @@ def test_a_tensor_named_a_million_times_is_refused() -> None:
 def test_an_onnx_field_repeated_for_ever_is_refused_in_time() -> None:
     tensor = field(2, 1) + field(8, b"") * 4_000_000
     assert "exceeds 32 MiB" in error_of(field(7, field(5, tensor)), "model.onnx")
+
+
+def test_a_header_of_as_many_tensors_as_there_may_be_is_read() -> None:
+    arrays = {f"model.layers.{number}.weight": Array("float32", (0, 3, 3, 1), b"") for number in range(MOST_TENSORS)}
+    assert len(read(model_files.safetensors(arrays)).tensors) == MOST_TENSORS

@@ -82,6 +82,25 @@ async def test_what_the_store_gives_wrong_twice_is_not_fetched_again_for_a_while
     assert await server.read(await opened(server)) == content
 
 
+async def test_the_problem_of_a_file_that_fails_its_digest_is_told_while_opens_fail(
+    server: Server, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.digests["a"] = digest_of(b"something else", "crc32c")
+    with pytest.raises(BlobDamagedError) as caught:
+        await server.open("a")
+    told = await server.attribute("a", "problem")
+    assert told == str(caught.value)
+    assert told.startswith("a: digest mismatch: the store's bytes do not match its digest crc32c:")
+    assert told.endswith(
+        ": put the right bytes back, or push the version anew under another name; then `trimsfs refresh`"
+    )
+    monkeypatch.setattr("trimsfs.integrity.quarantine.LOOK_INTERVAL_S", 0.01)
+    monkeypatch.setattr("trimsfs.integrity.quarantine.REFUTED_S", 0.0)
+    store.digests["a"] = digest_of(content, "crc32c")
+    await until(lambda: server.integrity.statistics().doubtful == 0)
+    assert await server.attribute("a", "problem") is None
+
+
 async def test_a_file_may_be_verified_while_it_is_compared(
     server: Server, store: MemoryStore, content: bytes, gate: Gate
 ) -> None:

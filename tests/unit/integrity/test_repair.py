@@ -14,8 +14,10 @@ from tests.support.parts import blob_files, blob_of, fail_to_sync, flip_byte, re
 from tests.support.served import FakeBacking, Serving
 from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import digest_of, down, opened
-from trimsfs.errors import BlobDamagedError, StoreUnavailableError, TransientStoreError
+from trimsfs.errors import BlobDamagedError, InUseError, StoreUnavailableError, TransientStoreError
 from trimsfs.handover.ledger import Ledger
+from trimsfs.integrity.repair import held
+from trimsfs.tiers.mapping import mapped
 
 
 async def test_a_chunk_that_is_verified_while_its_read_is_queued_is_not_counted_twice(
@@ -239,3 +241,27 @@ async def test_an_index_that_fails_once_while_nothing_is_to_be_recorded_does_not
         await trio.sleep(2)  # or it ends with CacheUnusableError
         assert failed
         server.release(handle)
+
+
+async def test_a_file_that_a_program_has_mapped_is_not_evicted_while_it_is_scrubbed(
+    serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path
+) -> None:
+    store.delete("small")
+    async with serving(backing=None) as server:
+        assert await server.content("a") == content
+        blob = blob_of(server.disk, store, "a")
+
+        async def scrub() -> None:
+            with held(blob):
+                await server.integrity.repair.check(blob, rate=1)
+
+        with blob_files(tmp_path / "cache")[0].open("rb") as file:
+            view = mapped(file.fileno(), len(content))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scrub)
+            await until(lambda: server.integrity.repair.checked_bytes > 0)
+            with pytest.raises(InUseError):
+                await server.disk.evict(blob.generation)
+            del view
+            assert await server.disk.evict(blob.generation) == len(content)
+            nursery.cancel_scope.cancel()

@@ -13,6 +13,7 @@ from tests.support.served import Serving
 from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import comes_right, digest_of, down, opened
 from trimsfs.errors import TransientStoreError, TrimsError
+from trimsfs.integrity.deferred import LONGEST_INTERVAL_S, Retries
 from trimsfs.stores.digests import compute
 
 
@@ -191,3 +192,28 @@ async def test_what_is_mended_with_the_same_bytes_while_it_is_compared_is_compar
             assert (blob.health.quarantine, server.integrity.comparer.trust.certain_only) == (None, False)
             assert blob.health.digest
         assert await server.read(handle) == content
+
+
+async def test_an_open_of_what_is_here_does_not_wait_until_the_store_tells_a_digest(
+    serving: Serving, store: MemoryStore, content: bytes
+) -> None:
+    store.digests["a"] = digest_of(content, "crc32c")
+    gate = store.block(method="digest")
+    with trio.fail_after(20):
+        async with serving(cold_open="auto") as server:
+            assert await server.content("a") == content
+            assert server.integrity.statistics().to_compare == 1
+            gate.set()
+            await until(lambda: server.integrity.statistics().compared == 1)
+
+
+async def test_a_file_is_compared_again_ever_later_and_the_reason_told_once(
+    serving: Serving, store: MemoryStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    retries = Retries()
+    async with serving() as server, server.disk.using(store.generation("a")) as blob:
+        pauses = [retries.failed(blob, TransientStoreError("503")) for _ in range(10)]
+        retries.failed(blob, TransientStoreError("500"))
+    assert pauses[1:3] == [2 * pauses[0], 4 * pauses[0]]
+    assert pauses[-1] == LONGEST_INTERVAL_S
+    assert [line.rpartition(": ")[2] for line in caplog.messages if "not compared" in line] == ["503", "500"]

@@ -7,17 +7,19 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.support.stores import MemoryStore, Request
+from tests.support.stores import MemoryStore, Request, as_store
 from tests.unit.namespace.common import TTL_S, a_generation, down, look, namespace_of
 from trimsfs.errors import (
     StoreAccessError,
     StoreError,
     StoreUnavailableError,
+    TransientStoreError,
 )
 from trimsfs.namespace.directory import LEAST_ASKED, STALE_RETRY_S
 from trimsfs.namespace.inquiries import LONG_S
 from trimsfs.namespace.listing import NonObject
-from trimsfs.namespace.tree import NEGATIVE_TTL_S
+from trimsfs.namespace.tree import NEGATIVE_TTL_S, Namespace
+from trimsfs.stores import Retrying, RetryingStore
 from trimsfs.stores.base import MOST_NAMELESS, PAGE_LIMIT, Page
 from trimsfs.types import ETAG_MAX, SIZE_MAX, Generation
 
@@ -397,3 +399,20 @@ async def test_what_can_be_no_object_is_hidden(etag: str, size: int) -> None:
     for name in ("lie", "large/lie"):
         assert await look(namespace, name) is NonObject.ABSENT
     assert await look(namespace, "large/good") == store.generation("large/good")
+
+
+async def test_one_failed_request_does_not_end_the_listing_of_a_large_directory(
+    large_store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    retrying = RetryingStore(as_store(large_store), Retrying(deadline_s=15, on_failure=None))
+    namespace = Namespace(retrying, impatient=as_store(large_store), ttl_s=TTL_S)
+    before = await namespace.entries("large/")
+    large_store.put("large/new", b"new")
+    await trio.sleep(TTL_S)
+    first = large_store.block(method="list_page", key="large/", times=1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(namespace.entries, "large/")
+        await trio.sleep(0.1)
+        large_store.fail(TransientStoreError("503"), method="list_page", key="large/")
+        first.set()
+    assert (await namespace.entries("large/")).keys() == before.keys() | {b"new"}

@@ -272,3 +272,38 @@ async def test_a_directory_whose_name_the_store_refuses_to_look_up(
     assert await look(namespace, "dir") is NonObject.DIRECTORY
     with pytest.raises(StoreAccessError, match="403"):
         await look(namespace, "other")
+
+
+async def test_a_name_that_a_refresh_found_deleted_does_not_come_back(autojump_clock: MockClock) -> None:
+    """The listing, which is older, counts for longer than an absence."""
+    store = MemoryStore({"dir/a": b"a", "dir/b": b"b"})
+    namespace = namespace_of(store)
+    await namespace.entries("dir/")
+    store.delete("dir/a")
+    await trio.sleep(1)
+    namespace.mark_outdated("dir/a")
+    await trio.sleep(1)
+    assert await look(namespace, "dir/a") is NonObject.ABSENT
+    await trio.sleep(NEGATIVE_TTL_S + 1)
+    assert await look(namespace, "dir/a") is NonObject.ABSENT
+
+
+async def test_an_answer_from_before_a_replacement_is_not_believed(
+    large_store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    namespace = namespace_of(large_store)
+    known = large_store.generation("large/000001")
+    await look(namespace, "large/000001")
+    gate = large_store.block(method="stat", key="large/000002")
+    left = list[float]()
+
+    async def ask() -> None:
+        left.append((await namespace.lookup("large/", b"000002"))[1])
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await trio.sleep(1)
+        large_store.put("large/000001", b"other")
+        namespace.replaced(known)
+        gate.set()
+    assert left == [0.0]

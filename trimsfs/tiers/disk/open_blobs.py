@@ -118,18 +118,19 @@ class OpenBlobs:
         state = self._state
         tokens = [generation.token(state.store) for generation in generations]
         async with state.lock:
+            # Not to be looked up afterwards: a release may have it forgotten meanwhile.
+            found = {token: state.blobs[token] for token in tokens if token in state.blobs}
             wanted = {
-                token: generation
-                for token, generation in zip(tokens, generations, strict=True)
-                if token not in state.blobs
+                token: generation for token, generation in zip(tokens, generations, strict=True) if token not in found
             }
             gone = {token: state.journal.gone(token) for token in wanted}
             loaded = await state.threads.run(state.files.load_all, wanted)
             for blob, lost, _ in loaded:
                 self._loaded(blob, lost, gone[blob.token])
+                found[blob.token] = blob
                 if checked:
                     blob.trust()
-        return [state.blobs[token] for token in tokens]
+        return [found[token] for token in tokens]
 
     def released(self, blob: Blob) -> None:
         """Close files and forget blobs if too many are open or known, now that a blob has lost a user."""

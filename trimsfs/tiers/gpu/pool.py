@@ -244,7 +244,8 @@ class Pool:
         if sum(victim.size for victim in victims) < missing:
             raise await self._full(copy)
         await self._evict(victims)
-        if not await self._wait_until_free(needed):
+        # Of the victims, some may have been leased meanwhile.
+        if self._used + copy.size > self.budget or not await self._wait_until_free(needed):
             raise await self._full(copy)
 
     async def _abandon_unwanted(self, copy: Copy) -> bool:

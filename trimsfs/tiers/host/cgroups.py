@@ -17,9 +17,10 @@ def lockable_bytes(root: Path = ROOT, own: Path = OWN) -> int | None:
 
 def _limits(root: Path, own: Path) -> Iterator[tuple[int, int]]:
     """The limit of each group that has one, and the bytes in it that the kernel cannot reclaim."""
-    with suppress(OSError):
-        for line in own.read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
+    # Groups may have all names without a newline, also with other ends of lines and bytes that are no text.
+    with suppress(OSError), own.open(newline="\n", errors="surrogateescape") as groups:
+        for line in groups:
+            _, controllers, path = line.removesuffix("\n").split(":", 2)
             if controllers == "":
                 yield from _of(root, path, "memory.max", ("anon", "unevictable"))
             elif "memory" in controllers.split(","):
