@@ -63,6 +63,19 @@ class CommandGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(self._homes[name]), attribute)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches  # noqa: PLC0415 - only who misspells waits for it
+
+            close = get_close_matches(args[0], [*self._homes, *self._synonyms], n=1)
+            if not close:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean {close[0]!r}?", ctx) from None
+
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         width = max(map(len, self._homes))
         for title, verbs in self.sections.items():

@@ -22,6 +22,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from tests.support.shared_by_run import MARK, shared_by_run
+
 from .kernel import Device, KernelDriver
 from .memory import STALE, Allocation
 from .registers import GRANULARITY, Result
@@ -36,8 +38,7 @@ def library(*flags: str) -> Path:
     """The library, compiled when its sources have changed, at a place that all users may read."""
     sources = sorted(_DIRECTORY.glob("*.[ch]"))
     content = "\0".join([*flags, *(source.read_text() for source in sources)])
-    name = f"trimsfs-emulated-cuda-{os.getuid()}"
-    directory = Path(tempfile.gettempdir()) / name / hashlib.sha256(content.encode()).hexdigest()[:16]
+    directory = _directory() / hashlib.sha256(content.encode()).hexdigest()[:16]
     directory.mkdir(parents=True, exist_ok=True)
     for path in (directory.parent, directory):
         path.chmod(0o755)
@@ -52,6 +53,12 @@ def library(*flags: str) -> Path:
             made.chmod(0o755)
             made.rename(target)
     return target
+
+
+def _directory() -> Path:
+    """Where the library is: of a run of the tests, in what goes with it."""
+    run = os.environ.get(MARK)
+    return shared_by_run(run) if run else Path(tempfile.gettempdir()) / f"trimsfs-emulated-cuda-{os.getuid()}"
 
 
 def environment(kernel: KernelDriver | None, *, eager: bool = False, transparent: bool = False) -> dict[str, str]:

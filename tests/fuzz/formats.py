@@ -99,7 +99,10 @@ def main() -> None:
             signal.setitimer(signal.ITIMER_REAL, SECONDS_FOR_ONE)
             try:
                 parse(BufferSource(data), name)
-            except FormatError:
+            except FormatError as error:
+                if isinstance(error.__context__, MemoryError):
+                    print(f"seed {seed!r}", file=sys.stderr)
+                    raise
                 refused += 1
             except BaseException:
                 print(f"seed {seed!r}", file=sys.stderr)

@@ -366,3 +366,25 @@ tell(trimsfs.open(path).to("cuda", memory="ipc").tensors["half"].numpy().tolist(
             assert told(process) == [1, 2, 3, 4]
         finally:
             process.kill()
+
+
+def test_shards_of_two_versions_are_not_joined(gpu_mount: GpuMount) -> None:
+    """A lease is of what a path leads to, also if the program has had the file open since before."""
+    code = """
+import errno, pathlib
+model = trimsfs.open(path)
+model.numpy()
+store = pathlib.Path(os.environ["STORE"])
+for shard in sorted(store.iterdir()):
+    (store.parent / "new").write_bytes(shard.read_bytes())
+    (store.parent / "new").replace(shard)
+pathlib.Path(path, ".trims/.trims/refresh").read_bytes()
+try:
+    model.to("cuda")
+except OSError as error:
+    tell(error.errno == errno.ESTALE)
+tell(leases())
+tell(sorted(trimsfs.open(path).to("cuda").tensors))
+"""
+    store = gpu_mount.mount.path.parent / "store/sharded"
+    assert gpu_mount.run(code, "sharded", STORE=str(store)) == [True, 0, sorted(ARRAYS)]

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import pickle
-import select
 import signal
 import subprocess
 import time
@@ -26,6 +25,7 @@ from trimsfs.errors import (
     TrimsError,
 )
 from trimsfs.mountinfo import Mount, file_systems, mount_of
+from trimsfs.polling import readable
 from trimsfs.processes import start_child
 
 T = TypeVar("T")
@@ -43,7 +43,8 @@ def mount_over(path: Path) -> Mount:
         mount = mount_of(Path(candidate(path)))
         if mount is not None:
             return mount
-    raise NotMountedError(f"{path} is not on a trimsfs mount")
+    problem = "is not on a trimsfs mount" if os.path.lexists(path) else "does not exist"
+    raise NotMountedError(f"{path} {problem}: `trimsfs status` shows the mounts of this host")
 
 
 def mount_of_path(path: Path) -> Mount:
@@ -124,8 +125,7 @@ class Questions(Generic[T]):
     def answers(self, timeout_s: float, *beside: int) -> Iterator[tuple[Mount, T | TrimsError]]:
         """The answers that come within *timeout_s*, or until a descriptor *beside* can be read; a NotMountedError of a
         mount that hangs."""
-        readable = select.select([*self._asking, *beside], [], [], timeout_s)[0]
-        for receiver in self._asking.keys() & set(readable):
+        for receiver in self._asking.keys() & set(readable([*self._asking, *beside], timeout_s)):
             piece = os.read(receiver, 1 << 20)
             self._asking[receiver].said += piece
             if not piece:

@@ -28,7 +28,7 @@ _MOST_SHOWN = 20
 @click.command(
     epilog=examples(
         "trimsfs diff s3://my-models/llama:v1 s3://my-models/llama:v2",
-        "trimsfs diff --tensors s3://my-models/llama:v1 s3://my-models/llama:v2",
+        "trimsfs diff --tensors s3://my-models/llama:prod s3://my-models/llama:v2",
     )
 )
 @click.argument("first", metavar="STORE/NAME:A")
@@ -38,7 +38,7 @@ _MOST_SHOWN = 20
 @store_options
 @reported
 def diff(first: str, second: str, tensors: bool, as_json: bool, reach: dict[str, Any]) -> None:
-    """Show how two versions differ, by file and by tensor.
+    """Show how two versions differ, by file and by tensor. A and B may be aliases.
 
     Also how many bytes a host that has A fetches and stores for B.
 
@@ -46,20 +46,24 @@ def diff(first: str, second: str, tensors: bool, as_json: bool, reach: dict[str,
     interrupted, it reads the headers of safetensors files, and compares names, types and shapes of tensors.
     """
     one, other = parse_version(first), parse_version(second)
-    before, after = (
+    (a, before), (b, after) = (
         run_on_catalog(partial(_version, location=location, reach=reach), location, reach) for location in (one, other)
     )
     difference = compare(before, after)
     if as_json:
-        click.echo(json.dumps(asdict(difference), indent=2))
+        click.echo(json.dumps({"first": a, "second": b, **asdict(difference)}, indent=2))
         return
+    for location, version in ((one, a), (other, b)):
+        if location.version != version:
+            say(f"{location.version} leads to {version}")
     _show_files(difference)
     _show_tensors(difference, None if tensors else _MOST_SHOWN)
     _show_bytes(difference)
 
 
-async def _version(catalog: Catalog, location: Location, reach: dict[str, Any]) -> Version:
-    manifest = await catalog.published(location.version or "")
+async def _version(catalog: Catalog, location: Location, reach: dict[str, Any]) -> tuple[str, Version]:
+    """The name of a version, also where the location has that of an alias, and what it consists of."""
+    manifest = await catalog.published(await catalog.led_to(location.version or ""))
     found = dict(await catalog.fingerprints(manifest.version))
     missing = [path for path in manifest.files if path.endswith(SAFETENSORS) and path not in found]
     if missing:
@@ -70,7 +74,7 @@ async def _version(catalog: Catalog, location: Location, reach: dict[str, Any]) 
             await _read_headers(store, retrying, f"{location.name}/{manifest.version}/", missing, found)
         finally:
             await store.aclose()
-    return Version(files=manifest.files, fingerprints=found)
+    return manifest.version, Version(files=manifest.files, fingerprints=found)
 
 
 async def _read_headers(

@@ -33,10 +33,13 @@ from trimsfs.errors import (
 )
 from trimsfs.mountinfo import canonical, file_systems, holding
 from trimsfs.options import ENVIRONMENT_PREFIX, GPU_OFF, MountOptions, declared_mountpoint, places
+from trimsfs.text import printable
 from trimsfs.tiers.disk.lock import lock_directory
 from trimsfs.tiers.extents import can_share
 
 OLDEST_KERNEL = (5, 14)
+TEST_MOUNT_TIMEOUT_S = 90.0
+"""Longer than `trimsfs mount` waits, which says more."""
 DEVICES = Path("/dev")
 _MAY_ENTER = '[ -x "$one" ]'
 
@@ -194,17 +197,33 @@ def _passthrough(options: MountOptions) -> str:
         mount = [*trimsfs, "mount", str(mountpoint), "--store", str(store), "--cache-dir", cache]
         mount += ["--log-file", str(Path(scratch, "log")), "--min-free", "0", "--gpu", "off"]
         environment = {**os.environ, f"{ENVIRONMENT_PREFIX}CONFIG": os.devnull}
-        done = subprocess.run(mount, env=environment, capture_output=True, text=True, timeout=60, check=False)
-        if done.returncode != 0:
-            said = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
-            raise ProblemError(f"a test mount failed: {said[-1].removeprefix('trimsfs: ')}")
         try:
+            done = subprocess.run(
+                mount, env=environment, capture_output=True, text=True, timeout=TEST_MOUNT_TIMEOUT_S, check=False
+            )
+            if done.returncode != 0:
+                said = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
+                raise ProblemError(f"a test mount failed: {said[-1].removeprefix('trimsfs: ')}")
             answer = read_json(mountpoint / ".trims/control")["passthrough"]
+        except subprocess.TimeoutExpired:
+            log_file = Path(scratch, "log")
+            last = log_file.read_text(errors="replace").splitlines()[-1:] if log_file.exists() else []
+            told = f"; the last line of its log: {printable(last[0])}" if last else ""
+            raise ProblemError(f"a test mount was not ready in {TEST_MOUNT_TIMEOUT_S:.0f} s{told}") from None
         finally:
-            subprocess.run([*trimsfs, "umount", str(mountpoint)], capture_output=True, timeout=60, check=True)
+            _unmount([*trimsfs, "umount", str(mountpoint)])
     if not answer["used"]:
         raise Advice(f"files are served in cached mode: {answer['reason']}")
     return "the kernel reads local copies by itself"
+
+
+def _unmount(command: Sequence[str]) -> None:
+    """Unmount a test mount, busy or not; there may be none."""
+    for options in ((), ("--lazy",)):
+        with suppress(subprocess.TimeoutExpired):
+            done = subprocess.run([*command, *options], capture_output=True, timeout=60, check=False)
+            if done.returncode == 0:
+                return
 
 
 def _memory(options: MountOptions) -> str:

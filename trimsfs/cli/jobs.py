@@ -100,11 +100,15 @@ def cancel(ids: tuple[str, ...]) -> None:
 
 def _cancelled(number: str) -> dict[str, Any]:
     """Cancel a job of any mount of this host; its final state. Raises TrimsError."""
+    silent: TrimsError | None = None
     for mount in file_systems() if number.isalnum() else []:
         try:
             check_answers(mount.mountpoint)
-        except TrimsError:
+        except TrimsError as error:
+            silent = silent or error
             continue
         with suppress(NoSuchEntryError):
             return read_json(mount.mountpoint / f".trims/.trims/cancel-{number}")
+    if silent is not None:
+        raise type(silent)(f"job {number}: no other mount has it: {silent}")
     raise NoSuchEntryError(f"no job {number}: see `trimsfs jobs`")

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import select
 import shutil
 import stat
 import subprocess
@@ -31,6 +30,7 @@ from trimsfs.errors import (
 )
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, canonical, mount_at, mounts
 from trimsfs.options import MountOptions, default_store, flag, keeper_order
+from trimsfs.polling import readable
 from trimsfs.processes import device_served_by, usage
 from trimsfs.text import printable
 from trimsfs.tiers.disk.lock import holder_of
@@ -48,6 +48,8 @@ class SourceFirst(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         rest = super().parse_args(ctx, args)
         if ctx.params["mountpoint"] is None and not ctx.resilient_parsing:
+            if ctx.params["source"] is None:
+                raise click.MissingParameter(ctx=ctx, param_hint="'MOUNTPOINT'", param_type="argument")
             ctx.params["source"], ctx.params["mountpoint"] = None, Path(ctx.params["source"])
         return rest
 
@@ -60,7 +62,7 @@ class SourceFirst(click.Command):
         "trimsfs mount ~/.cache/huggingface/hub /hub",
     ),
 )
-@click.argument("source", metavar="[STORE]")
+@click.argument("source", metavar="[STORE]", required=False)
 @click.argument("mountpoint", type=Path, shell_complete=complete_path, metavar="MOUNTPOINT", required=False)
 @click.option("--foreground", is_flag=True, help="Stay in the terminal and log to it.")
 @reported
@@ -81,7 +83,7 @@ def mount_store(mountpoint: Path, options: MountOptions, *, foreground: bool) ->
         check_meaning(mountpoint, own.store)
     made = not mountpoint.exists()
     try:
-        _mount(_check(mountpoint, options.store), options, foreground=foreground)
+        _mount(_check(mountpoint, options), options, foreground=foreground)
     except BaseException:
         if made:
             with suppress(OSError):
@@ -122,10 +124,12 @@ def check_meaning(mountpoint: Path, store: str | None) -> None:
             raise ConfigurationError(f"store {store} is neither a URL nor a directory: write {url[1]}://{url[2]}")
         if not store.startswith(("/", ".")):
             missing = f"store directory {Path(store).absolute()} does not exist"
-            raise BucketNotFoundError(f"{missing}: create it; a bucket is written s3://{store}")
+            scheme, slash, rest = store.partition("//")
+            url_meant = f"{scheme.rstrip(':')}://{rest}" if slash else f"s3://{store}"
+            raise BucketNotFoundError(f"{missing}: create it; a bucket is written {url_meant}")
 
 
-def _check(mountpoint: Path, store: str | None) -> Path:
+def _check(mountpoint: Path, options: MountOptions) -> Path:
     """Check or create a mount point; its absolute path.
 
     Raises MountpointError, NotMountedError, FuseUnavailableError.
@@ -149,14 +153,27 @@ def _check(mountpoint: Path, store: str | None) -> Path:
     except OSError as error:
         raise MountpointError(f"{mountpoint}: {error.strerror}") from error
     if not empty:
-        swapped = store is not None and "://" not in store and not (os.path.isdir(store) and os.listdir(store))
-        remedy = f"; the store comes first: `trimsfs mount {mountpoint} {store}`" if swapped else "; choose another"
-        raise MountpointError(f"{mountpoint} is not empty: mounting would hide its files{remedy}")
+        raise MountpointError(
+            f"{mountpoint} is not empty: mounting would hide its files; {_elsewhere(mountpoint, options)}"
+        )
     if not os.path.exists("/dev/fuse"):
         raise FuseUnavailableError("/dev/fuse does not exist: load the module with `modprobe fuse`")
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
         raise FuseUnavailableError("fusermount3 is not installed: install the package fuse3, or mount as root")
     return mountpoint
+
+
+def _elsewhere(mountpoint: Path, options: MountOptions) -> str:
+    """What to do about a mount point that is not empty: perhaps it is the store."""
+    store = options.store
+    if store is None and not options.stores:
+        return (
+            "it was taken for the mount point, as no store is given: "
+            f"if it is the store, write `trimsfs mount {mountpoint} MOUNTPOINT`, else choose another"
+        )
+    if store is not None and "://" not in store and not (os.path.isdir(store) and os.listdir(store)):
+        return f"the store comes first: `trimsfs mount {mountpoint} {store}`"
+    return "choose another"
 
 
 def check_apart(mountpoint: Path, options: MountOptions) -> None:
@@ -267,15 +284,15 @@ def _start(keeper: list[str], order: dict[str, object], options: MountOptions) -
     assert process.stdin is not None
     with suppress(BrokenPipeError), process.stdin:
         process.stdin.write(json.dumps(order).encode())
-    ready, _, _ = select.select([receiver], [], [], START_TIMEOUT_S)
-    if not ready:
+    if not readable([receiver], START_TIMEOUT_S):
         process.terminate()
         fail("", f"the mount was not ready in {START_TIMEOUT_S:.0f} s: see {options.log_file}")
     with os.fdopen(receiver) as status:
         answer = json.loads(status.readline() or "{}")
     if answer.get("type") == "ready":
         return
-    process.wait(STOP_TIMEOUT_S)
+    with suppress(subprocess.TimeoutExpired):  # it may wait for a server that hangs
+        process.wait(STOP_TIMEOUT_S)
     message = answer.get("error") or "the keeper ended"
     if answer.get("kind") == CacheInUseError.__name__:
         message += _who_keeps_it(options)

@@ -19,13 +19,13 @@ from trimsfs.command_group import complete_path, examples
 from trimsfs.errors import ConfigurationError
 from trimsfs.formats.table import FormatError
 from trimsfs.options import load_options
-from trimsfs.stores import Retrying, open_store
+from trimsfs.stores import Retrying, directory_of, open_store
 from trimsfs.text import printable
 from trimsfs.versions.alignment import aligned
 from trimsfs.versions.catalog import Catalog
-from trimsfs.versions.content import Bytes, Content, LocalFile, files_of_directory, files_of_store, total
+from trimsfs.versions.content import Bytes, Content, LocalFile, check_hint, files_of_directory, files_of_store, total
 from trimsfs.versions.description import SAFETENSORS, describe
-from trimsfs.versions.location import Location, parse
+from trimsfs.versions.location import Location, parse_new
 from trimsfs.versions.push import Publication, content_id, publish
 from trimsfs.versions.removal import expire
 
@@ -75,10 +75,11 @@ def push(
     STORE is s3://BUCKET[/PREFIX] or a directory. Without VERSION, the version is named after its content.
 
     Readers see all files of the version at once, when the push ends. A version never changes. If a push is interrupted,
-    the same command uploads what is missing. Hidden files are left out.
+    the same command uploads what is missing. Hidden files are left out, but for .trims-prefetch.json.
     """
-    location = parse(target)
+    location = parse_new(target)
     files, hidden = files_of_directory(directory)
+    _check_apart(directory, location)
     if key is None and align and SIGNATURE in files:
         raise ConfigurationError(f"{directory / SIGNATURE}: --align changes what it signs: sign anew with --sign KEY")
     contents: dict[str, Content] = {path: _laid_out(file, align) for path, file in files.items()}
@@ -123,9 +124,10 @@ def import_(
 
     SOURCE is a store that trimsfs can mount. The bytes pass through this host's memory; it keeps no copy.
 
-    If the import is interrupted, the same command uploads what is missing. Hidden files are left out.
+    If the import is interrupted, the same command uploads what is missing. Hidden files are left out, but for
+    .trims-prefetch.json.
     """
-    location = parse(target)
+    location = parse_new(target)
     own = {"endpoint_url": source_endpoint_url, "profile": source_profile}
     options = load_options({"store": source} | {name: value for name, value in own.items() if value is not None})
     left_out = list[str]()
@@ -142,6 +144,13 @@ def import_(
 
     published = run_on_catalog(act, location, reach, conditions=not single_writer)
     _tell(*published, left_out, quiet=quiet, as_json=as_json)
+
+
+def _check_apart(directory: Path, location: Location) -> None:
+    """Raises ConfigurationError for a version that would lie in what is pushed: the next push would have it, too."""
+    root = directory_of(location.store)
+    if root is not None and (root / location.name).resolve().is_relative_to(directory.resolve()):
+        raise ConfigurationError(f"{location}: it would lie in what is pushed, {directory}: name a store outside of it")
 
 
 def _laid_out(file: LocalFile, align: bool) -> Content:
@@ -163,6 +172,7 @@ async def _publish(
     bar: bool,
 ) -> tuple[Location, Publication]:
     """Publish contents, signed with a *key*; where, and what was done."""
+    await check_hint(contents)
     with _progress("reading", total(contents), bar) as progress:
         files = await describe(contents, progress)
     if key is not None:

@@ -29,7 +29,7 @@ from trimsfs.options import MountOptions, keeper_order
         "trimsfs serve /var/lib/trimsfs/mounts/models --config /etc/trimsfs/config.toml",
     ),
 )
-@click.argument("source", metavar="[STORE]")
+@click.argument("source", metavar="[STORE]", required=False)
 @click.argument("mountpoint", type=Path, shell_complete=complete_path, metavar="MOUNTPOINT", required=False)
 @reported
 @mount_options

@@ -16,7 +16,7 @@ from trimsfs.cli.output import reported, say
 from trimsfs.command_group import complete_mounted, examples
 from trimsfs.control.metrics import parse
 from trimsfs.control_files import PROBLEMS
-from trimsfs.errors import TrimsError
+from trimsfs.errors import NotPermittedError, TrimsError
 from trimsfs.mountinfo import Mount, file_systems
 from trimsfs.options import FLEET_DIRECTORY
 
@@ -47,7 +47,9 @@ def status(mountpoint: Path | None, with_copies: bool, as_json: bool) -> None:
             click.echo("no trimsfs mounts")
         for facts in found:
             _show(facts)
-    sys.exit(max(map(_exit_code, found), default=0))
+    # Another user's mount that denies access is no failure, unless it was named.
+    answered = [facts for facts in found if mountpoint is not None or facts.get("kind") != NotPermittedError.__name__]
+    sys.exit(max(map(_exit_code, answered), default=0))
 
 
 def _facts(mount: Mount, *, copies: bool) -> dict[str, Any]:
@@ -72,7 +74,12 @@ def _drained() -> list[str]:
 
 def _shown(mount: Mount, told: dict[str, Any] | TrimsError) -> dict[str, Any]:
     if isinstance(told, TrimsError):
-        return {"mountpoint": str(mount.mountpoint), "store": mount.source, "error": str(told)}
+        return {
+            "mountpoint": str(mount.mountpoint),
+            "store": mount.source,
+            "error": str(told),
+            "kind": type(told).__name__,
+        }
     return told
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import select
 import subprocess
 import time
 from contextlib import suppress
@@ -16,14 +15,15 @@ from trimsfs.cli.output import fail, reported, say
 from trimsfs.command_group import complete_mounted, examples
 from trimsfs.errors import InUseError, MountpointError, NotMountedError, NotPermittedError, TrimsError
 from trimsfs.mount_namespaces import detach, namespaces, outliving
-from trimsfs.mountinfo import Mount, canonical, mount_of, mounts, trimsfs_at
+from trimsfs.mountinfo import Mount, canonical, mount_at, mount_of, mounts, trimsfs_at
+from trimsfs.polling import readable
 from trimsfs.processes import Usage, usage
 
 STOP_TIMEOUT_S = 20.0
 """How long the processes of a mount may take to end."""
 ENDING_INTERVAL_S = 0.02
 PATIENCE_S = 0.5
-"""How long a copy of a mount in another mount namespace may take to disappear by itself."""
+"""How long a copy of a mount in another mount namespace, or who holds a mount for a moment, may take to go."""
 CONNECTION_TIMEOUT_S = 3.0
 """How long the kernel may keep a connection after the unmount: it frees mount namespaces in the background."""
 CONNECTIONS = Path("/sys/fs/fuse/connections")
@@ -112,12 +112,35 @@ def _check_others(mount: Mount, *, everywhere: bool, lazy: bool) -> None:
 
 
 def _unmount(mount: Mount, *, lazy: bool, connection: int | None = None) -> None:
-    """Unmount; returns once the *connection* has ended, though the kernel may free cached names for seconds more."""
+    """Unmount; a busy mount is tried again for PATIENCE_S, as who looks at all mounts holds each for a moment.
+
+    Raises InUseError, NotPermittedError, MountpointError.
+    """
     mountpoint = mount.mountpoint
+    deadline = time.monotonic() + PATIENCE_S
+    while said := _umount(mount, lazy=lazy, connection=connection):
+        if "not found in" in said or "must be superuser" in said:
+            raise NotPermittedError(f"{mountpoint} was mounted by another user: only that user and root can unmount it")
+        if "busy" not in said:
+            raise MountpointError(f"{mountpoint}: {said}")
+        if time.monotonic() > deadline:
+            raise InUseError(f"{mountpoint} is in use {_users(mount)}: end that, or use --lazy")
+        time.sleep(ENDING_INTERVAL_S)
+        there = mount_at(mountpoint)
+        if there is None or there.number != mount.number:
+            return  # another has unmounted it
+
+
+def _umount(mount: Mount, *, lazy: bool, connection: int | None) -> str:
+    """What the system's own command says on failure, or nothing.
+
+    It returns once the *connection* has ended, though the kernel may free cached names for seconds more.
+    """
     if os.geteuid() == 0:
-        command = ["umount", "--internal-only", "--no-canonicalize", *(["--lazy"] if lazy else []), str(mountpoint)]
+        options = ["--internal-only", "--no-canonicalize", *(["--lazy"] if lazy else [])]
+        command = ["umount", *options, str(mount.mountpoint)]
     else:
-        command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", str(mountpoint)]
+        command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", str(mount.mountpoint)]
     environment = {**os.environ, "LC_ALL": "C"}
     process = subprocess.Popen(
         command,
@@ -130,13 +153,9 @@ def _unmount(mount: Mount, *, lazy: bool, connection: int | None = None) -> None
     while process.poll() is None and (connection is None or connection == _connection(mount)):
         with suppress(subprocess.TimeoutExpired):
             process.wait(ENDING_INTERVAL_S)
-    if process.poll():
-        said = process.communicate()[1]
-        if "not found in" in said or "must be superuser" in said:
-            raise NotPermittedError(f"{mountpoint} was mounted by another user: only that user and root can unmount it")
-        if "busy" in said:
-            raise InUseError(f"{mountpoint} is in use {_users(mount)}: end that, or use --lazy")
-        raise MountpointError(f"{mountpoint}: {said.strip()}")
+    if not process.poll():
+        return ""
+    return process.communicate()[1].strip() or f"{command[0]} failed with exit code {process.returncode}"
 
 
 def _users(mount: Mount) -> str:
@@ -176,7 +195,7 @@ def _wait(mount: Mount, processes: list[int]) -> None:
     """Wait until the processes of the unmounted file system have ended; fail after STOP_TIMEOUT_S."""
     deadline = time.monotonic() + STOP_TIMEOUT_S
     while processes:
-        ended, _, _ = select.select(processes, [], [], max(0, deadline - time.monotonic()))
+        ended = readable(processes, deadline - time.monotonic())
         if not ended:
             still = f"{mount.mountpoint} is unmounted, but its server has not ended in {STOP_TIMEOUT_S:.0f} s"
             fail("", f"{still}: it is used {usage(mount.device)}")

@@ -4,6 +4,7 @@ If a page of a mapped file cannot be fetched, the program gets SIGBUS and dies w
 the whole file before it maps it: a failed read raises an exception.
 """
 
+import errno
 import fcntl
 import io
 import os
@@ -13,7 +14,7 @@ _IOC_STATE = 2 << 30 | 4 << 16 | ord("t") << 8 | 0x71
 _VERIFIED, _COMMON = 1, 8
 """As in ``trimsfs/fuse/trimsfs.h``."""
 _PIECE = 8 << 20
-_PROBLEM, _REPLACED = "user.trims.problem", "user.trims.replaced"
+_PROBLEM, _REPLACED, _GENERATION = "user.trims.problem", "user.trims.replaced", "user.trims.generation"
 
 
 def ensure_local(file: io.FileIO) -> bool | None:
@@ -41,8 +42,10 @@ def explained(error: OSError, file: int | str, path: str) -> OSError:
         cause = os.getxattr(file, _PROBLEM).decode(errors="replace")
     except OSError:  # the server knows no cause, or the file is off a mount
         return OSError(error.errno, error.strerror, path)
-    remedy = "try again once the store answers, see `trimsfs status`"
-    return OSError(error.errno, f"{error.strerror}: cannot be completed: {cause}: {remedy}", path)
+    # A refusal, or a cause that names a command, has its own remedy: the store does answer.
+    own = error.errno == errno.EACCES or "`" in cause
+    remedy = "" if own else ": try again once the store answers, see `trimsfs status`"
+    return OSError(error.errno, f"{error.strerror}: cannot be completed: {cause}{remedy}", path)
 
 
 def is_replaced(file: io.FileIO) -> bool:
@@ -51,6 +54,20 @@ def is_replaced(file: io.FileIO) -> bool:
         return os.getxattr(file.fileno(), _REPLACED) == b"true"
     except OSError:  # off a mount, or on a mount of an earlier version
         return False
+
+
+def generation_of(file: io.FileIO) -> str | None:
+    """The generation of an open file; None if there is none to be had, as off a mount."""
+    try:
+        return os.getxattr(file.fileno(), _GENERATION).decode()
+    except OSError:
+        return None
+
+
+def is_local(file: io.FileIO) -> bool:
+    """Whether all of an open file is on this host, as is a file off a mount."""
+    state = _state(file)
+    return state is None or bool(state & _VERIFIED)
 
 
 def on_mount(file: io.FileIO) -> bool:

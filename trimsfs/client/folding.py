@@ -16,7 +16,7 @@ from trimsfs.client import native, pages
 from trimsfs.client.file_state import ensure_local
 from trimsfs.client.native import Step
 from trimsfs.client.pages import Region
-from trimsfs.client.shared_blocks import similar_model
+from trimsfs.client.shared_blocks import control_file, similar_model
 
 STEP = 8 << 20
 """Bytes compared and mapped at a time: a few milliseconds."""
@@ -124,7 +124,7 @@ class Foldable:
                 answer = bytearray(4)
                 native.ioctl(file.fileno(), _IOC_CALLER, answer)
             self._user = int.from_bytes(answer, sys.byteorder)
-        return path.parent / ".trims" / path.name / f"derived-{self._user}-{number}"
+        return control_file(path, f"derived-{self._user}-{number}")
 
     def _map(self, descriptor: int, execute: Callable[[Step], None]) -> None:
         with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as blob:

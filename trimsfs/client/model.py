@@ -1,14 +1,16 @@
 """A model file, mapped copy-on-write: a process gets private pages where it writes, and shares all others."""
 
+import errno
 import mmap
 import os
+from collections.abc import Collection
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trimsfs.client.file_state import ensure_local, explained, is_replaced
+from trimsfs.client.file_state import ensure_local, explained, generation_of, is_replaced
 from trimsfs.client.folding import Foldable, Folded
-from trimsfs.client.mapping import map_file, mapped
+from trimsfs.client.mapping import mapped
 from trimsfs.client.patterns import Patterns, matching
 from trimsfs.client.tensors import Tensors
 from trimsfs.formats import BufferSource, FormatError, Tensor, TensorTable, parse
@@ -35,7 +37,7 @@ class Model(Tensors):
         self.inode = os.fstat(self._file.fileno()).st_ino
         # Computed on first use; the first result wins. No lock: a forked child could inherit it held.
         self._made: dict[str, Any] = {}
-        self._others: dict[str, mmap.mmap | bytes] = {}
+        self._others: dict[str, Model] = {}
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
@@ -48,6 +50,11 @@ class Model(Tensors):
     def replaced(self) -> bool:
         """Whether the store has replaced the file since it was opened, as far as the mount knows."""
         return is_replaced(self._file)
+
+    @property
+    def generation(self) -> str | None:
+        """The generation of the file that is open; None off a mount."""
+        return generation_of(self._file)
 
     @property
     def mapping(self) -> mmap.mmap | bytes:
@@ -90,8 +97,7 @@ class Model(Tensors):
         names = matching([tensor.name for tensor in found], tensors, self.path)
         return [tensor for tensor in found if tensor.name in names]
 
-    def raw(self, tensor: Tensor) -> memoryview:
-        """The bytes of a tensor of the table; writes stay in this process."""
+    def _raw(self, tensor: Tensor) -> memoryview:
         view = memoryview(self._buffer(tensor))[tensor.offset : tensor.offset + tensor.nbytes]
         if len(view) != tensor.nbytes:
             raise EOFError(f"{self.path}: tensor {tensor.name!r}: {tensor.file} is too short")
@@ -121,9 +127,22 @@ class Model(Tensors):
     def _buffer(self, tensor: Tensor) -> mmap.mmap | bytes:
         if tensor.file is None:
             return self.mapping
-        mapping = self._others.get(tensor.file)
-        if mapping is None:
-            with open(self.path.parent / tensor.file, "rb", buffering=0) as file:
-                ensure_local(file)
-                mapping = self._others[tensor.file] = map_file(file)
-        return mapping
+        other = self._others.get(tensor.file)
+        if other is None:
+            other = Model(self.path.parent / tensor.file)
+            check_current([self, *self._others.values()])
+            other = self._others.setdefault(tensor.file, other)
+        return other.mapping
+
+
+def check_current(models: Collection[Model]) -> None:
+    """Check that a file which is opened now is of the version of those that are open. Raises OSError, ESTALE."""
+    for model in models:
+        if model.replaced:
+            raise replaced_error(model.path)
+
+
+def replaced_error(path: Path) -> OSError:
+    """The error of a model of several files of which the store has replaced one that is open."""
+    why = "has been replaced in the store since it was opened: open the model again"
+    return OSError(errno.ESTALE, why, str(path))

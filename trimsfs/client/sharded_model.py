@@ -1,14 +1,15 @@
 """A model in several files; a program's first use of a shard's tensors opens the shard."""
 
-import errno
 import fnmatch
-from collections.abc import Collection, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from trimsfs.client.folding import Folded
-from trimsfs.client.model import Model
+from trimsfs.client.model import Model, check_current, replaced_error
 from trimsfs.client.patterns import Patterns, listed, matching
 from trimsfs.client.shards import Shards, by_index, in_directory, is_index
 from trimsfs.client.tensors import Tensors
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from mxnet.ndarray import NDArray
 
     from trimsfs.client.gpu import DeviceModel
+
+PATIENCE_S, PAUSE_S = 2.0, 0.1
+"""How long a lease may be of another version than the open file: the kernel believes control files for a second."""
 
 
 def open_model(path: str | PathLike[str]) -> "Model | ShardedModel":
@@ -63,11 +67,10 @@ class ShardedModel(Tensors):
             self._check(file, names, [tensor.name for tensor in found])
             yield from (tensor._replace(file=file) for tensor in found)
 
-    def raw(self, tensor: Tensor) -> memoryview:
-        """The bytes of a tensor of the table; writes stay in this process."""
+    def _raw(self, tensor: Tensor) -> memoryview:
         if tensor.file is None:
             raise ValueError(f"tensor {tensor.name!r} is not of the table of {self.path}")
-        return self._shard(tensor.file).raw(tensor._replace(file=None))
+        return self._shard(tensor.file)._raw(tensor._replace(file=None))
 
     def mxnet(self) -> "dict[str, NDArray]":
         """All tensors as MXNet arrays, by name: see `Model.mxnet`."""
@@ -86,6 +89,7 @@ class ShardedModel(Tensors):
     def to(self, device: str | int, tensors: Patterns = None, memory: Literal["vmm", "ipc"] = "vmm") -> "DeviceModel":
         """Lease copies of the shards, or of the tensors that match, in a device's memory: see `Model.to`.
 
+        Raises OSError, ESTALE, if the store has replaced an open shard: the copies could be of two versions.
         Without an index, this process also maps the files, to read their tensors' names.
         """
         from trimsfs.client.gpu import DeviceModel  # noqa: PLC0415 - most programs use no GPU
@@ -94,9 +98,11 @@ class ShardedModel(Tensors):
         parts: list[tuple[DeviceModel, Collection[str]]] = []
         for file, names in self._chosen(patterns).items():
             here = None if patterns is None else [each for each in patterns if fnmatch.filter(names, each)]
-            part = self._shard(file).to(device, here, memory)
+            shard = self._shard(file)
+            part = _copy_of_open_file(shard, partial(shard.to, device, here, memory))
             self._check(file, names, part.tensors)
             parts.append((part, names))
+        check_current(list(self._opened.values()))
         return DeviceModel.joined(self.path, parts)
 
     def _shard(self, file: str) -> Model:
@@ -104,10 +110,7 @@ class ShardedModel(Tensors):
         model = self._opened.get(file)
         if model is None:
             model = Model(self._shards.directory / file)
-            for other in list(self._opened.values()):
-                if other.replaced:
-                    why = "has been replaced in the store since it was opened: open the model again"
-                    raise OSError(errno.ESTALE, why, str(other.path))
+            check_current(list(self._opened.values()))
             model = self._opened.setdefault(file, model)
         return model
 
@@ -140,3 +143,15 @@ class ShardedModel(Tensors):
             shard = self._shards.directory / file
             why = f"{self.path.name} lists it there: index and shards belong to different models"
             raise FormatError(f"{shard}: no tensor {missing[0]!r}, but {why}")
+
+
+def _copy_of_open_file(shard: Model, load: "Callable[[], DeviceModel]") -> "DeviceModel":
+    """The copy of a shard: a lease is of what the path leads to now. Raises OSError, ESTALE, for another version."""
+    give_up = time.monotonic() + PATIENCE_S
+    while True:
+        copy = load()
+        if shard.generation in {None, copy.generation}:
+            return copy
+        if shard.replaced or time.monotonic() > give_up:
+            raise replaced_error(shard.path)
+        time.sleep(PAUSE_S)

@@ -11,6 +11,7 @@ from typing import Any
 
 from trimsfs.formats import FormatError
 from trimsfs.formats.source import HEADER_LIMIT
+from trimsfs.formats.table import check_json
 
 _PREFERRED = "safetensors"
 _SHARDED = "safetensors|bin|pt|pth|gguf"
@@ -115,10 +116,12 @@ def _missing(shard: Path, why: str) -> FileNotFoundError:
 def _weight_map(index: Path) -> dict[str, str]:
     """The file of each tensor. Raises FormatError, and OSError."""
     with index.open("rb") as file:
-        text = file.read(HEADER_LIMIT + 1)
-    if len(text) > HEADER_LIMIT:
+        data = file.read(HEADER_LIMIT + 1)
+    if len(data) > HEADER_LIMIT:
         raise FormatError(f"{index}: the index exceeds {HEADER_LIMIT >> 20} MiB")
     try:
+        text = str(data, "utf-8-sig")
+        check_json(text)
         found = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{index}: not a valid index of shards: {error}: replace it") from None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trimsfs.client import pages
+from trimsfs.client.file_state import is_local
 from trimsfs.client.xattrs import read_attribute
 
 log = logging.getLogger(__name__)
@@ -21,16 +22,18 @@ LEAST = 1 << 20
 """Bytes of the smallest model for which the client asks the mount."""
 
 
-def map_shared(path: Path, inode: int, mapping: mmap.mmap) -> int:
+def map_shared(path: Path, descriptor: int, mapping: mmap.mmap) -> int:
     """Map the shared ranges over a private mapping of a model's file on a mount; returns their total bytes.
 
-    The program must not have written to the mapping. *inode* identifies the mapped generation.
+    The program must not have written to the mapping. *descriptor* is the file's, and *path* led to it. Of a file that
+    is not all on this host nothing is mapped: a page that cannot be fetched would raise SIGBUS.
     """
     listing = _listing(path) if len(mapping) >= LEAST else {}
     with suppress(OSError):
-        if listing and os.stat(path).st_ino == inode:
-            with (path.parent / listing["path"]).open("rb", buffering=0) as other:
-                if _generation(other.fileno()) == listing["generation"]:
+        # The path may lead to another content by now, or the listing be of an earlier one.
+        if listing and _generation(descriptor) == listing.get("of"):
+            with _beside(path, listing["path"]).open("rb", buffering=0) as other:
+                if _generation(other.fileno()) == listing["generation"] and is_local(other):
                     return _map(mapping, other.fileno(), listing["parts"])
     return 0
 
@@ -38,13 +41,24 @@ def map_shared(path: Path, inode: int, mapping: mmap.mmap) -> int:
 def similar_model(path: Path) -> Path | None:
     """A model that shares blocks with the one at a path of a mount; None when the mount knows of none."""
     listing = _listing(path)
-    return path.parent / listing["path"] if listing else None
+    return _beside(path, listing["path"]) if listing else None
+
+
+def control_file(path: Path, name: str) -> Path:
+    """A control file of a model: these lie beside the file itself, not beside links to it."""
+    there = Path(os.path.realpath(path))
+    return there.parent / ".trims" / there.name / name
+
+
+def _beside(path: Path, name: str) -> Path:
+    """A path that is relative to the directory of the file itself."""
+    return Path(os.path.realpath(path)).parent / name
 
 
 def _listing(path: Path) -> dict[str, Any]:
     """The content of a model's control file ``shared``; empty off a mount, and on a mount that shares no chunks."""
     try:
-        listing: dict[str, Any] = json.loads((path.parent / ".trims" / path.name / "shared").read_bytes())
+        listing: dict[str, Any] = json.loads(control_file(path, "shared").read_bytes())
     except OSError:
         return {}
     return listing

@@ -1,5 +1,6 @@
 """A model's tensors in the types of frameworks, over its mapped bytes."""
 
+import glob
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,9 +38,21 @@ class Tensors(ABC):
     def select(self, tensors: Patterns = None) -> Iterable[Tensor]:
         """The tensors of the table that match, in its order."""
 
+    def raw(self, tensor: Tensor | str) -> memoryview:
+        """The bytes of a tensor, by its name or its entry in the table; writes stay in this process.
+
+        Raises LookupError for a name that no tensor has.
+        """
+        if isinstance(tensor, str):
+            (tensor,) = self.select(glob.escape(tensor))
+        elif not isinstance(tensor, Tensor):
+            problem = f"{self.path}: {tensor!r} is no tensor"
+            raise TypeError(f"{problem}: give a name, or an entry of model.table.tensors")
+        return self._raw(tensor)
+
     @abstractmethod
-    def raw(self, tensor: Tensor) -> memoryview:
-        """The bytes of a tensor of the table; writes stay in this process."""
+    def _raw(self, tensor: Tensor) -> memoryview:
+        """The bytes of a tensor of the table."""
 
     def numpy(self, tensors: Patterns = None) -> "dict[str, np.ndarray[Any, Any]]":
         """The tensors as NumPy arrays, by name; ml_dtypes adds types that NumPy lacks, such as bfloat16.
@@ -53,7 +66,7 @@ class Tensors(ABC):
 
         dtype = numpy_dtype(tensor.name, tensor.dtype)
         check_whole_bytes(tensor.name, tensor.dtype)
-        return np.frombuffer(self.raw(tensor), dtype).reshape(tensor.shape)
+        return np.frombuffer(self._raw(tensor), dtype).reshape(tensor.shape)
 
     def torch(self, tensors: Patterns = None) -> "dict[str, TorchTensor]":
         """The tensors as PyTorch tensors, by name. Raises TypeError for types that PyTorch lacks."""
@@ -66,7 +79,7 @@ class Tensors(ABC):
         check_whole_bytes(tensor.name, tensor.dtype)
         if not tensor.nbytes:
             return torch.empty(tensor.shape, dtype=dtype)
-        return torch.frombuffer(self.raw(tensor), dtype=dtype).reshape(tensor.shape)
+        return torch.frombuffer(self._raw(tensor), dtype=dtype).reshape(tensor.shape)
 
     def state_dict(self, tensors: Patterns = None) -> "dict[str, TorchTensor]":
         """Same as `torch`: ``module.load_state_dict(model.state_dict(), assign=True)`` copies nothing."""

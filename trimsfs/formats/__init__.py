@@ -27,6 +27,13 @@ def parse(source: Source, name: str) -> TensorTable:
 
     Raises FormatError for another format and for a malformed file, and OSError from the source.
     """
+    try:
+        return _parse(source, name)
+    except MemoryError:
+        raise FormatError("there is not enough memory for its description") from None
+
+
+def _parse(source: Source, name: str) -> TensorTable:
     begin = bytes(source.read(0, min(_PROBED, source.size)))
     if begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") <= source.size:
         return _reader("safetensors")(source)

@@ -5,11 +5,14 @@ import struct
 import zipfile
 
 from trimsfs.formats.source import HEADER_LIMIT, Source
-from trimsfs.formats.table import FormatError
+from trimsfs.formats.table import MOST_TENSORS, FormatError
 
 MEMBER_LIMIT = 16 << 20
 """The most bytes of a member that a parser reads as a description of tensors."""
+MOST_MEMBERS = MOST_TENSORS + (1 << 10)
 MAGIC = b"PK\x03\x04"
+_LISTED = b"PK\x01\x02"
+"""Each member's entry in the list begins with this. zipfile ignores the count of members that the archive tells."""
 _LOCAL_HEADER = 30
 _ENCRYPTED = 1
 
@@ -53,7 +56,7 @@ class Archive:
 
 
 class _File(io.RawIOBase):
-    """A source as a file object for zipfile, which may read at most HEADER_LIMIT bytes."""
+    """A source as a file object for zipfile, which may read at most HEADER_LIMIT bytes and MOST_MEMBERS members."""
 
     def __init__(self, source: Source) -> None:
         super().__init__()
@@ -84,5 +87,7 @@ class _File(io.RawIOBase):
         if self._taken > HEADER_LIMIT:
             raise ValueError(f"the member list exceeds {HEADER_LIMIT >> 20} MiB")
         data = bytes(self._source.read(self._offset, count)) if count else b""
+        if data.count(_LISTED) > MOST_MEMBERS:  # before zipfile makes an object of each
+            raise ValueError(f"more than {MOST_MEMBERS} members")
         self._offset += count
         return data

@@ -4,13 +4,17 @@ By the opcodes of ``pickletools``. It imports nothing that the pickle names, and
 """
 
 import pickletools
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from trimsfs.formats.table import FormatError
+from trimsfs.formats.table import MOST_TENSORS, FormatError
 
 MEMO_LIMIT = 1 << 32
+MOST_OPCODES = 28 * MOST_TENSORS
+"""PyTorch writes some 3.5 million into 16 MiB, the longest pickle that is read. Each takes some 90 bytes at most."""
+LONGEST_NAME = 256
+"""Characters of a global's name: the parser knows none of a quarter of this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +44,23 @@ class Items:
     """A list, set or dictionary: its elements, or its pairs of keys and values."""
 
     pairs: bool
-    elements: list[Any] = field(default_factory=list)
+    elements: Sequence[Any] = ()
 
 
 def describe(data: bytes) -> Any:
     """Decode a pickle into plain values, tuples, `Items`, `Name`, `Call` and `Reference`.
 
-    Raises FormatError for an invalid pickle.
+    Raises FormatError for an invalid pickle, and for one of more than MOST_OPCODES.
     """
     machine = _Machine()
     try:
-        for opcode, argument, _ in pickletools.genops(data):
+        for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+            if number == MOST_OPCODES:
+                raise ValueError(f"more than {MOST_OPCODES} opcodes")
             machine.step(opcode.name, argument)
         (value,) = machine.stack
     # genops and the steps below raise one of these for invalid opcodes and arguments.
-    except (ValueError, IndexError, TypeError, AttributeError, OverflowError) as error:
+    except (ValueError, IndexError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         raise FormatError(f"invalid pickle: {error}") from None
     return value
 
@@ -121,7 +127,13 @@ class _Machine:
 
     def _stack_global(self, _: Any) -> None:
         module, name = self._pop(2)
-        self.stack.append(Name(f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else ""))
+        text = ""
+        if isinstance(module, str) and isinstance(name, str):
+            # Both may come from the memo: a few bytes of the pickle would make a long string each time.
+            if len(module) + len(name) > LONGEST_NAME:
+                raise ValueError("the name of a global is too long")
+            text = f"{module}.{name}"
+        self.stack.append(Name(text))
 
     def _call(self, _: Any) -> None:
         function, arguments = self._pop(2)
@@ -175,7 +187,10 @@ class _Machine:
     def _extend(self, elements: list[Any], *, pairs: bool) -> None:
         container = self._top()
         if isinstance(container, Items) and container.pairs == pairs:
-            container.elements.extend(elements)
+            if isinstance(container.elements, list):
+                container.elements.extend(elements)
+            else:
+                container.elements = elements  # a list only now: one in each empty container would take most memory
         elif not isinstance(container, Call):  # the result of a call may be a container
             raise ValueError("elements for a value that is not a container")
 

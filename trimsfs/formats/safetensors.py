@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trimsfs.formats.source import Cursor, Source
-from trimsfs.formats.table import FormatError, Tensor, TensorTable, dense, table
+from trimsfs.formats.table import FormatError, Tensor, TensorTable, check_json, dense, table
 
 NAME = "safetensors"
 _DTYPES = {
@@ -42,6 +42,7 @@ def parse(source: Source) -> TensorTable:
     cursor = Cursor(source)
     length = cursor.number("Q")
     text = cursor.text(length)
+    check_json(text)
     try:
         header = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,5 +1,6 @@
 """The tensor table: the tensors of a model file and the offsets of their bytes."""
 
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -42,6 +43,11 @@ DTYPE_BITS: dict[str, int] = {
 
 MOST_DIMENSIONS = 64
 MOST_TENSORS = 1 << 17
+MOST_SIGNS = 20 * MOST_TENSORS
+"""The most ``{``, ``[``, ``,`` and ``:`` in a description in JSON, also in its strings.
+
+A tensor of four dimensions in a safetensors header has 14.
+"""
 
 
 class Tensor(NamedTuple):
@@ -72,22 +78,15 @@ class TensorTable:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
-    def as_dict(self) -> dict[str, object]:
-        """The table as a value for JSON."""
-        return {
-            "format": self.format,
-            "tensors": [
-                {
-                    "name": tensor.name,
-                    "dtype": tensor.dtype,
-                    "shape": list(tensor.shape),
-                    "offset": tensor.offset,
-                    "nbytes": tensor.nbytes,
-                }
-                | ({} if tensor.file is None else {"file": tensor.file})
-                for tensor in self.tensors
-            ],
-        }
+    def as_json(self) -> bytes:
+        """The table as JSON, made tensor by tensor: one call for all would keep other threads waiting."""
+        tensors = ", ".join(json.dumps(_entry(tensor)) for tensor in self.tensors)
+        return f'{{"format": {json.dumps(self.format)}, "tensors": [{tensors}]}}'.encode()
+
+
+def _entry(tensor: Tensor) -> dict[str, object]:
+    """A tensor as a value for JSON; ``file`` is left out for the model file itself."""
+    return {name: value for name, value in tensor._asdict().items() if name != "file" or value is not None}
 
 
 def dense(name: str, dtype: str, shape: Iterable[int], offset: int, *, file: str | None = None) -> Tensor:
@@ -110,6 +109,12 @@ def checked_shape(name: str, shape: Iterable[int]) -> tuple[int, ...]:
     if math.prod(size or 1 for size in sizes) >= 1 << 63:
         raise FormatError(f"tensor {name!r}: too many elements")
     return sizes
+
+
+def check_json(text: str) -> None:
+    """Check that a description in JSON takes no memory out of proportion once it is decoded. Raises FormatError."""
+    if sum(map(text.count, "{[,:")) > MOST_SIGNS:
+        raise FormatError("its description in JSON has too many values")
 
 
 def table(name: str, tensors: Iterable[Tensor], size: int, *, named: bool = True) -> TensorTable:

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any
 
-from trimsfs.formats.archive import Archive
+from trimsfs.formats.archive import MEMBER_LIMIT, Archive
 from trimsfs.formats.pickles import Call, Items, Name, Reference, describe
 from trimsfs.formats.source import Source
 from trimsfs.formats.table import DTYPE_BITS, FormatError, Tensor, TensorTable, checked_shape, dense, table
@@ -17,6 +17,8 @@ NAME = "torch"
 PICKLE = "/data.pkl"
 _NESTED_LIMIT = 32
 _NAME_LIMIT = 4096
+_NAMES_LIMIT = MEMBER_LIMIT
+"""Characters of a tensor's name, and of all names. Many names may be joined from few keys."""
 _KEY_LIMIT = 1 << 64
 _STORAGES = {
     "torch.BoolStorage": "bool",
@@ -61,6 +63,7 @@ def parse(source: Source, archive: Archive) -> TensorTable:
 def _tensors(value: Any) -> Iterator[tuple[str, Call]]:
     """The calls that make tensors, by name; visits a container in two places only once."""
     seen: set[int] = set()
+    named = 0
     left: list[tuple[tuple[str, ...], Iterator[tuple[Any, Any]]]] = [((), iter([(None, value)]))]
     while left:
         path, children = left[-1]
@@ -73,10 +76,11 @@ def _tensors(value: Any) -> Iterator[tuple[str, Call]]:
         if isinstance(value, Call) and _calls(value, _PARAMETERS):
             value = value.arguments[0]
         if isinstance(value, Call) and _calls(value, _TENSORS | {_TENSOR_OF_DTYPE}):
-            name = ".".join(place)
-            if len(name) > _NAME_LIMIT:
-                raise FormatError("a tensor's name is too long")
-            yield name, value
+            length = sum(map(len, place)) + len(place)
+            named += length
+            if length > _NAME_LIMIT or named > _NAMES_LIMIT:
+                raise FormatError("a tensor's name is too long, or all names together are")
+            yield ".".join(place), value
         elif isinstance(value, Items | tuple) and id(value) not in seen and len(place) < _NESTED_LIMIT:
             seen.add(id(value))
             left.append((place, _children(value)))

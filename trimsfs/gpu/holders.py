@@ -18,7 +18,8 @@ def holder_of(uid: int, thread: int) -> Holder:
 
 def _process_of(thread: int) -> int:
     try:
-        found = _PROCESS.search(Path(f"/proc/{thread}/status").read_text(errors="replace"))
+        # As bytes: text would also end lines at carriage returns, which a program's name may have.
+        found = _PROCESS.search(Path(f"/proc/{thread}/status").read_bytes().decode(errors="replace"))
     except OSError:
         return thread  # it has ended
     return int(found[1]) if found else thread

@@ -5,9 +5,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from trimsfs.listen_address import parse_address
+from trimsfs.options.size import Size
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _NEEDED = ("fleet_members", "fleet_listen", "fleet_ca", "fleet_cert", "fleet_key")
@@ -70,7 +71,7 @@ class FleetOptions(BaseModel):
     fleet_key: Annotated[Path, AfterValidator(Path.absolute)] | None = Field(
         None, description="File with the certificate's private key, in PEM."
     )
-    fleet_upload_limit: Annotated[ByteSize, Field(ge=LEAST_UPLOAD)] | None = Field(
+    fleet_upload_limit: Annotated[Size, Field(ge=LEAST_UPLOAD)] | None = Field(
         None, description="Most bytes a second that this host sends to others of the fleet. Default: no limit."
     )
 

@@ -22,6 +22,7 @@ from pydantic import (
 from trimsfs.listen_address import parse_address
 from trimsfs.mountinfo import escape
 from trimsfs.options.fleet import FleetOptions
+from trimsfs.options.size import Size
 from trimsfs.options.store import SEVERAL, AbsolutePath, InnerPath, StoreOptions, check_role
 
 FALLBACK_UID = 60874
@@ -74,8 +75,8 @@ class Tenant(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: InnerPath
-    cache_size: ByteSize | None = None
-    host_size: ByteSize | None = None
+    cache_size: Size | None = None
+    host_size: Size | None = None
     profile: str | None = None
     role_arn: str | None = None
     web_identity_token_file: AbsolutePath | None = None
@@ -98,15 +99,15 @@ class MountOptions(StoreOptions, FleetOptions):
     """The options of a mount. Sizes are in bytes (``10GiB`` is accepted), times in seconds."""
 
     cache_dir: Path | None = Field(None, description="Directory of the disk tier; one server at a time may use it.")
-    cache_size: ByteSize | None = Field(
-        None, description="Most bytes of models on disk. Default: as many as --min-free leaves."
+    cache_size: Size | None = Field(
+        None, description="Most bytes of models on disk. 0: keep none. Default: as many as --min-free leaves."
     )
     cache_policy: PolicyName = Field("lru", description="Which models to evict from the disk when it is full.")
-    min_free: ByteSize = Field(ByteSize(1 << 30), description="Bytes to leave free on the cache's file system.")
-    memory_limit: Annotated[ByteSize, Field(ge=32 << 20)] = Field(
+    min_free: Size = Field(ByteSize(1 << 30), description="Bytes to leave free on the cache's file system.")
+    memory_limit: Annotated[Size, Field(ge=32 << 20)] = Field(
         ByteSize(128 << 20), description="Most bytes of models in the server's own memory."
     )
-    host_size: ByteSize | None = Field(
+    host_size: Size | None = Field(
         None, description="Most bytes of models in the host's page cache. Default: as many as the kernel keeps."
     )
     host_policy: PolicyName = Field("lru", description="Which models to drop from memory when --host-size is reached.")
@@ -114,7 +115,7 @@ class MountOptions(StoreOptions, FleetOptions):
     gpu_memory: Annotated[float, Field(gt=0, le=1)] = Field(
         0.8, description="Share of each GPU's memory that copies may take."
     )
-    gpu_headroom: ByteSize = Field(
+    gpu_headroom: Size = Field(
         ByteSize(512 << 20), description="Bytes of each GPU's memory to leave free for other programs."
     )
     gpu_policy: PolicyName = Field("lru", description="Which copies to evict from a GPU when it is full.")
@@ -144,7 +145,7 @@ class MountOptions(StoreOptions, FleetOptions):
     scrub_interval: Seconds = Field(
         7 * 86400.0, description="Seconds between scrubs, which check what is on disk for damage. 0: never."
     )
-    scrub_rate: Annotated[ByteSize, Field(ge=1 << 16)] = Field(
+    scrub_rate: Annotated[Size, Field(ge=1 << 16)] = Field(
         ByteSize(32 << 20), description="Bytes a second that a scrub reads."
     )
     cold_open: Literal["auto", "wait", "stream"] = Field(
@@ -210,6 +211,14 @@ class MountOptions(StoreOptions, FleetOptions):
             raise ValueError("option --signing-key: nothing is checked: set --signatures check or require")
         if self.signatures != "off" and self.digests == "off":
             raise ValueError(f"option --signatures {self.signatures}: needs digests: leave out --digests off")
+        return self
+
+    @model_validator(mode="after")
+    def _tenants_differ(self) -> "MountOptions":
+        paths = [tenant.path for tenant in self.tenants]
+        twice = next((path for path in paths if paths.count(path) > 1), None)
+        if twice is not None:
+            raise ValueError(f"tenants: {twice} has two tables: leave out one")
         return self
 
     @model_validator(mode="after")

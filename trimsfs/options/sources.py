@@ -5,6 +5,7 @@ reads the environment for trimsfs (the SDKs of the stores read their own).
 """
 
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -17,14 +18,20 @@ from pydantic_core import ErrorDetails
 
 from trimsfs.errors import ConfigurationError
 from trimsfs.options.schema import SCALARS, TABLES, MountOptions, flag
+from trimsfs.options.size import too_small
 from trimsfs.options.store import PASSWORD
 
 MOUNTPOINT = "mountpoint"
 """The key of the mount point in a configuration file that declares a mount. It is not an option of the mount."""
 DEFAULT_CONFIG = Path("/etc/trimsfs/config.toml")
 ENVIRONMENT_PREFIX = "TRIMSFS_"
-LEAST_SIZE = 1_000_000
-"""Bytes of the smallest budget but 0: who writes less has forgotten the unit."""
+_OTHER_VARIABLES = re.compile(
+    # of the commands and the client library; of containers with devices by CDI
+    r"CONFIG|MOUNTS_DIR|VERBOSE|MODELS|MODEL_.*"
+    # what Kubernetes sets in every pod for a service whose name begins with trimsfs
+    r"|(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+"""The variables without their prefix that are not options, and still not misspelt."""
 
 
 def keeper_order(mountpoint: Path, options: MountOptions, *, foreground: bool) -> dict[str, Any]:
@@ -63,12 +70,7 @@ def load_options(
     for path in configs or (DEFAULT_CONFIG,):
         values = _read_toml(path, needed=bool(configs))
         layers.append((str(path), {name: value for name, value in values.items() if name != MOUNTPOINT}))
-    variables = {
-        name: environment[variable]
-        for name in SCALARS
-        if (variable := ENVIRONMENT_PREFIX + name.upper()) in environment
-    }
-    layers.append(("environment", variables))
+    layers.append(("environment", _variables(environment)))
     layers.append(("command line", arguments))
     layers = [(source, _with_stores(layer)) for source, layer in layers]
     merged = {name: value for _, layer in layers for name, value in layer.items()}
@@ -79,17 +81,46 @@ def load_options(
         if not first["loc"]:
             raise ConfigurationError(first["msg"].removeprefix("Value error, ")) from None
         name = str(first["loc"][0])
-        source = next(source for source, layer in reversed(layers) if name in layer)
+        source = _source_of(name, layers)
         if len(first["loc"]) > 1 and name in TABLES:
             raise ConfigurationError(_in_table(name, merged[name], source, first)) from None
         raise ConfigurationError(f"{_spelling(name, merged[name], source)}: {_cause(name, first)}") from None
     for name in ("cache_size", "host_size"):
-        size = getattr(options, name)
-        if size is not None and 0 < size < LEAST_SIZE:
-            source = next(source for source, layer in reversed(layers) if name in layer)
-            spelling = _spelling(name, merged[name], source)
-            raise ConfigurationError(f"{spelling}: is {size} bytes, which hold no model: write a unit, as in {size}GiB")
+        cause = too_small(getattr(options, name), merged.get(name))
+        if cause is not None:
+            raise ConfigurationError(f"{_spelling(name, merged[name], _source_of(name, layers))}: {cause}")
+    for tenant, table in zip(options.tenants, merged.get("tenants", ()), strict=True):
+        for name in ("cache_size", "host_size"):
+            cause = too_small(getattr(tenant, name), table.get(name) if isinstance(table, dict) else None)
+            if cause is not None:
+                source = _source_of("tenants", layers)
+                raise ConfigurationError(f"[[tenants]] {tenant.path} in {source}: {name}: {cause}")
     return options
+
+
+def _source_of(name: str, layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """The source that an option is taken from."""
+    found: str = next(source for source, layer in reversed(layers) if name in layer)
+    return found
+
+
+def _variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """The options that are set in an environment. Raises ConfigurationError for a variable that is none."""
+    found = {}
+    for variable, value in environment.items():
+        rest = variable.removeprefix(ENVIRONMENT_PREFIX)
+        name = rest.lower()
+        if rest == variable or _OTHER_VARIABLES.fullmatch(rest):
+            continue
+        if name in SCALARS and rest.isupper():
+            found[name] = value
+            continue
+        if name in (*TABLES, *TABLES.values()):
+            raise ConfigurationError(f"variable {variable}: a table: write [[{TABLES.get(name, name)}]] in a file")
+        close = get_close_matches(name, SCALARS, n=1, cutoff=0.8)
+        remedy = f"did you mean {ENVIRONMENT_PREFIX}{close[0].upper()}?" if close else "unset it"
+        raise ConfigurationError(f"variable {variable}: there is no such option: {remedy}")
+    return found
 
 
 def _with_stores(layer: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -106,7 +137,8 @@ def _with_stores(layer: Mapping[str, Any]) -> Mapping[str, Any]:
 def _in_table(name: str, tables: Sequence[Any], source: str, error: ErrorDetails) -> str:
     """What is wrong with one of several tables, which is named by its path, or by its place in its source."""
     number, *below = (part for part in error["loc"][1:])
-    path = tables[int(number)].get("path")
+    table = tables[int(number)]
+    path = table.get("path") if isinstance(table, dict) else None
     subject = f"[[{TABLES[name]}]] {path if isinstance(path, str) else f'number {int(number) + 1}'} in {source}"
     if not below:
         return f"{subject}: {_cause(name, error)}"
