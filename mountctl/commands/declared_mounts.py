@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,14 @@ class NamedMount:
         configs = [f"--config={file}" for file in self.configs]
         return [sys.executable, "-m", "trimsfs", verb, "--allow-empty", *configs, *options, str(self.mountpoint)]
 
-    def order(self, *, foreground: bool) -> dict[str, Any]:
-        """The keeper's order for a declared mount. Raises ConfigurationError."""
+    def order(self, *, foreground: bool, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """The keeper's order for a declared mount, with options of this *environment*, or of this process's.
+
+        Raises ConfigurationError.
+        """
         from trimsfs.options import keeper_order, load_options  # noqa: PLC0415
 
-        options = load_options({}, configs=self.configs).resolved(self.mountpoint)
+        options = load_options({}, configs=self.configs, environment=environment).resolved(self.mountpoint)
         return keeper_order(self.mountpoint, options, foreground=foreground)
 
 

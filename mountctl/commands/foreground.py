@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -9,7 +10,8 @@ import click
 from mountctl.commands.declared_mounts import NamedMount, find_mount
 from mountctl.commands.verbs import ANSWER_TIMEOUT_S, mounts_directory, name_argument, reported
 from mountctl.keeper.launchers import check as check_keeper
-from mountctl.linux.sd_notify import stored_descriptors
+from mountctl.linux import mounting
+from mountctl.linux.sd_notify import Notifier, stored_descriptors
 from trimsfs.command_group import examples
 from trimsfs.errors import NotMountedError
 
@@ -53,7 +55,10 @@ def run(name: str, directory: Path) -> None:
     """Mount NAME in the foreground, for a service manager; take over the mount if an earlier run left it."""
     mount = _declared(name, directory)
     stored = stored_descriptors(os.environ)
-    if "fuse" not in stored:
+    if not stored.keys() >= {"fuse", "order"}:
+        _forget(stored)
+        if mounting.detach_dead(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S):
+            click.echo(f"mountctl: {mount.name}: detached the mount of a keeper and a server that have ended", err=True)
         mount.mountpoint.mkdir(parents=True, exist_ok=True)
         os.execv(sys.executable, mount.command("mount", "--foreground"))
     os.lseek(stored["order"], 0, os.SEEK_SET)
@@ -61,6 +66,15 @@ def run(name: str, directory: Path) -> None:
     for descriptor in stored.values():
         os.set_inheritable(descriptor, True)
     os.execv(sys.executable, [sys.executable, "-m", "mountctl.keeper"])
+
+
+def _forget(stored: Mapping[str, int]) -> None:
+    """Have what is left of an earlier mount closed, here and by the manager: the keeper of a new one would take it."""
+    Notifier(os.environ).unstore(tuple(stored))
+    for descriptor in stored.values():
+        os.close(descriptor)
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)
 
 
 def _declared(name: str, directory: Path) -> NamedMount:

@@ -4,15 +4,19 @@ import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import click
 
 from mountctl.commands.declared_mounts import DIRECTORY, NamedMount
+from mountctl.commands.public_status import NOT_KEPT
 from mountctl.commands.verbs import (
     ANSWER_TIMEOUT_S,
     DEAD,
+    DEGRADED,
     PROBE_S,
     chosen_mounts,
+    environment_of,
     mounts_directory,
     names_argument,
     reported,
@@ -22,14 +26,17 @@ from mountctl.commands.verbs import (
 from mountctl.keeper.control_socket import ask
 from mountctl.linux import mounting, systemd
 from trimsfs.command_group import examples
-from trimsfs.errors import CacheInUseError, MountpointError, NotMountedError, StoreUnavailableError
+from trimsfs.errors import CacheInUseError, MountpointError, NotMountedError, StoreUnavailableError, TrimsError
 from trimsfs.exit_codes import exit_code
 from trimsfs.mountinfo import Mount, trimsfs_at
 from trimsfs.processes import device_served_by, shown, usage
+from trimsfs.text import printable
 
 DETACHED_S, DETACHED_INTERVAL_S = 2.0, 0.1
 """How long `up` waits for the unit of a detached mount to end, and how often it looks."""
 STORE_AWAY = exit_code(StoreUnavailableError.__name__)
+_LACKING = {NOT_KEPT: DEGRADED} | dict.fromkeys(("hanging", "starting"), exit_code(NotMountedError.__name__))
+"""The exit codes for states in which a mount is there and not well."""
 STORE_WAIT_S, STORE_INTERVAL_S = 300.0, 1.0
 """How long `up --wait-for-store` waits, and how long it pauses between attempts."""
 
@@ -61,7 +68,7 @@ def up(names: tuple[str, ...], wait_s: float | None, directory: Path) -> int:
         click.echo(f"no mount is declared: {directory} has no file NAME.toml", err=True)
     deadline, told = time.monotonic() + (wait_s or 0), False
     while True:
-        outcomes = {mount: _up(mount) for mount in chosen}
+        outcomes = {mount: _outcome(mount) for mount in chosen}
         code = max([code, *(each for each, _ in outcomes.values() if each != STORE_AWAY)])
         chosen = [mount for mount, (each, _) in outcomes.items() if each == STORE_AWAY]
         if not chosen or time.monotonic() >= deadline:
@@ -78,22 +85,38 @@ def up(names: tuple[str, ...], wait_s: float | None, directory: Path) -> int:
     return max(code, STORE_AWAY) if chosen else code
 
 
+def _outcome(mount: NamedMount) -> tuple[int, str]:
+    """As `_up`; an error is told with the name of its mount, and the other mounts go up."""
+    try:
+        return _up(mount)
+    except TrimsError as error:
+        told = str(error)
+        click.echo(f"mountctl: {told if mount.name in told else f'{mount.name}: {told}'}", err=True)
+        return exit_code(type(error).__name__), ""
+
+
 def _up(mount: NamedMount) -> tuple[int, str]:
     """Bring a mount up; the exit code and, if that is STORE_AWAY, the message to print at the end."""
     if mount.file is None:
         raise NotMountedError(f"{mount.name} is not declared: use `trimsfs mount`, or a file in {DIRECTORY}")
     mounted = trimsfs_at(mount.mountpoint)
     if mounted is not None:
-        if status_of(mount)["state"] != DEAD:
-            return _is_up(mount, mounted), ""
+        facts = status_of(mount)
+        if facts["state"] != DEAD:
+            return _is_up(mount, mounted, facts), ""
         mounting.unmount(mount.mountpoint, lazy=True)
     made = [each for each in (mount.mountpoint, *mount.mountpoint.parents) if not each.exists()]
-    mount.mountpoint.mkdir(parents=True, exist_ok=True)
+    try:
+        mount.mountpoint.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MountpointError(f"{mount.name}: {mount.mountpoint}: {error.strerror}: name a directory") from error
     if systemd.manages(mount.name):
         code, said = _start(mount)
     else:
         done = subprocess.run(mount.command(), stderr=subprocess.PIPE, text=True, check=False)
         code, said = done.returncode, done.stderr.rstrip()
+        if said.startswith("trimsfs: ") and mount.name not in said:
+            said = f"mountctl: {mount.name}: {said.removeprefix('trimsfs: ')}"
     if said and code != STORE_AWAY:
         click.echo(said, err=True)
     if code == 0:
@@ -121,21 +144,29 @@ def _start(mount: NamedMount) -> tuple[int, str]:
 
 def _in_use(mount: NamedMount) -> str:
     """Who uses a detached mount, for an error message. Raises KeeperGoneError."""
-    server = ask(mount.mountpoint, {"do": "status"}, timeout_s=ANSWER_TIMEOUT_S)["server_pid"]
-    cache = mount.order(foreground=True)["options"]["cache_dir"]
+    facts = ask(mount.mountpoint, {"do": "status"}, timeout_s=ANSWER_TIMEOUT_S)
+    server, environment = facts["server_pid"], environment_of(facts)
+    cache = mount.order(foreground=True, environment=environment)["options"]["cache_dir"]
     device = device_served_by(server)
     users = f" {usage(device)}" if device is not None else ""
     detached = f"its mount was detached and is in use{users}: end that"
     return f"cache directory {cache} is in use by another server, {shown(server)}; {detached}"
 
 
-def _is_up(mount: NamedMount, mounted: Mount) -> int:
-    """Report that a mount is up. Raises MountpointError if another store is mounted there."""
-    store = mount.order(foreground=False)["source"]
+def _is_up(mount: NamedMount, mounted: Mount, facts: dict[str, Any]) -> int:
+    """Report that a mount is up, or what it lacks; the exit code. *facts* are its status.
+
+    Raises MountpointError if another store is mounted there.
+    """
+    store = mount.order(foreground=False, environment=environment_of(facts))["source"]
     if mounted.source != store:
         raise MountpointError(
             f"{mount.name}: {mounted.source} is mounted at {mount.mountpoint}, not {store}: "
             "take it down, or choose another mountpoint"
         )
+    if (code := _LACKING.get(facts["state"])) is not None:
+        why = facts.get("error", f"see `mountctl logs {mount.name}`")
+        click.echo(printable(f"mountctl: {mount.name}: {facts['state']} at {mount.mountpoint}: {why}"), err=True)
+        return code
     click.echo(f"{mount.name} is up at {mount.mountpoint}")
     return without_store(mount)

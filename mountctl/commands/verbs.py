@@ -37,6 +37,18 @@ P = ParamSpec("P")
 ANSWER_TIMEOUT_S = 5.0
 DEAD = "dead"
 """The state of a mount whose keeper and servers have ended."""
+_KINDS = {
+    "state": str,
+    "keeper_pid": int,
+    "server_pid": int | None,
+    "restarts": int,
+    "last_end": str | None,
+    "last_end_at": float | None,
+    "log_file": str,
+    "foreground": bool,
+    "environment": dict,
+}
+"""What a keeper's status has. Root asks keepers of other users, who may have replaced theirs."""
 DEGRADED = 1
 """The exit code for a mount that a server serves without a keeper, or without its store."""
 REPLACE_TIMEOUT_S = 90.0
@@ -140,9 +152,15 @@ def upgrade(name: str, directory: Path) -> int:
     mount = find_mount(name, directory)
     request: dict[str, Any] = {"do": "replace"}
     if mount.file is not None:
-        foreground = status_of(mount).get("foreground", False)
-        request["order"] = mount.order(foreground=foreground)
+        facts = status_of(mount)
+        request["order"] = mount.order(foreground=facts.get("foreground", False), environment=environment_of(facts))
     return _replace(mount, request)
+
+
+def environment_of(facts: dict[str, Any]) -> dict[str, str] | None:
+    """The variables that hold for a mount with this status: those of its service. None for those of this process."""
+    found: dict[str, str] | None = facts.get("environment") if facts.get("foreground") else None
+    return found
 
 
 def _replace(mount: NamedMount, request: dict[str, Any]) -> int:
@@ -178,7 +196,8 @@ def status(names: tuple[str, ...], as_json: bool, directory: Path) -> int:
         for mount in chosen
     ]
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        shown = [{name: fact for name, fact in facts.items() if name != "environment"} for facts in found]
+        click.echo(json.dumps(shown, indent=2))
     elif not found:
         click.echo("no mounts")
     else:
@@ -199,7 +218,7 @@ def _line(facts: dict[str, Any]) -> str:
         line += f", server pid {facts['server_pid']}"
     if facts.get("restarts"):
         line += f", restarted {facts['restarts']} time{'s' if facts['restarts'] != 1 else ''}"
-    if facts.get("last_end"):
+    if facts.get("last_end") and facts.get("last_end_at"):
         ago_s = time.time() - facts["last_end_at"]
         line += f", the last one ended {ago_s:.0f} s ago: {facts['last_end']}"
     if "hidden" in facts:
@@ -219,7 +238,12 @@ def status_of(mount: NamedMount) -> dict[str, Any]:
     if trimsfs_at(mount.mountpoint) is None:
         return {"state": "down"}
     try:
-        return ask(mount.mountpoint, {"do": "status"}, timeout_s=ANSWER_TIMEOUT_S)
+        facts = ask(mount.mountpoint, {"do": "status"}, timeout_s=ANSWER_TIMEOUT_S)
+        if "state" not in facts or not all(
+            isinstance(facts[name], _KINDS[name]) for name in facts.keys() & _KINDS.keys()
+        ):
+            raise KeeperRefusesError(f"what the keeper of {mount.mountpoint} answers is no status")
+        return facts
     except KeeperRefusesError as error:
         return public_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S) | {"hidden": str(error)}
     except KeeperGoneError as error:

@@ -8,7 +8,6 @@ mounts on the very directory that it has opened and checked, even if the contain
 import contextlib
 import errno
 import os
-import select
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from mountctl.linux import bind_mounts
 from mountctl.linux.bind_mounts import Resolve
 from mountctl.linux.sockets import GPU_SUFFIX, gpu_path
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mounts
+from trimsfs.polling import readable
 
 CONTROL, DELETED = ".trims", "//deleted"
 FORBIDDEN = {"proc", "sysfs", "cgroup", "cgroup2", "securityfs", "debugfs", "tracefs", "devtmpfs", "devpts", "mqueue"}
@@ -75,6 +75,7 @@ def attach(source: BindSource, target: Target, timeout_s: float = TIMEOUT_S) -> 
 def detach(target: Target, timeout_s: float = TIMEOUT_S) -> None:
     """Unmount the attachment at *target*, even if it is in use. Raises ContainerError."""
     _check_target(target.path)
+    target = target._replace(path=os.path.normpath(target.path))  # what is above `/opt/model/` is not `/opt/model`
 
     def work() -> bytes:
         with _entered(target) as (root, proc):
@@ -129,7 +130,7 @@ def _entered(target: Target) -> Iterator[tuple[int, int]]:
         process = os.pidfd_open(target.pid)
         mounts = os.open(f"/proc/{target.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         root = os.open(f"/proc/{target.pid}/root", _DIRECTORY | os.O_CLOEXEC)
-        if select.select([process], [], [], 0)[0]:  # it has ended: another process may have its pid now
+        if readable([process], 0):  # it has ended: another process may have its pid now
             raise ProcessLookupError(errno.ESRCH, "ended")
     if _same(mounts, "/proc/self/ns/mnt"):
         raise RefusalError("own")
@@ -224,7 +225,8 @@ def _mount_id(proc: int, file: int) -> int:
 
 def _mounts(proc: int) -> dict[int, tuple[str, str]]:
     """The mounts of this namespace by mount id: the type of the file system, and the root of the mount."""
-    lines = _read(proc, "self/mountinfo").decode(errors="surrogateescape").splitlines()
+    table = _read(proc, "self/mountinfo").decode(errors="surrogateescape")
+    lines = table.rstrip("\n").split("\n")  # paths may have other ends of lines
     return {int(line.split(" ", 1)[0]): (line.partition(" - ")[2].split(" ")[0], line.split(" ")[3]) for line in lines}
 
 

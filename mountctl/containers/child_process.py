@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import select
 import signal
 import sys
 import time
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from mountctl.containers.errors import NoAnswerError
+from trimsfs.polling import readable
 
 TIMEOUT_S = 10.0
 LIMIT = 16 << 20
@@ -72,8 +72,7 @@ def _work(work: Callable[[], bytes], sender: int, timeout_s: float) -> NoReturn:
 def _read(receiver: int, deadline: float) -> bytes:
     answer = bytearray()
     while len(answer) <= LIMIT:
-        ready, _, _ = select.select([receiver], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
+        if not readable([receiver], deadline - time.monotonic()):
             raise NoAnswerError("no answer in time")
         part = os.read(receiver, 1 << 16)
         if not part:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import select
 import time
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple, TypeGuard
 from mountctl.containers.attachment import CONTROL, BindSource, Target
 from mountctl.containers.errors import ArgumentError, ContainerError, NoAnswerError
 from mountctl.linux.sockets import gpu_path
+from trimsfs.polling import readable
 
 MODELS = "dev.trimsfs.models"
 MOUNT = "dev.trimsfs.mount"
@@ -33,7 +33,7 @@ def read_state(descriptor: int) -> State:
     text = bytearray()
     deadline = time.monotonic() + STATE_TIMEOUT_S
     while True:
-        if not select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        if not readable([descriptor], deadline - time.monotonic()):
             raise NoAnswerError(f"the runtime sent no container state in {STATE_TIMEOUT_S:.0f} s")
         part = os.read(descriptor, 1 << 16)
         if not part:

@@ -7,7 +7,7 @@ import grpc
 
 from mountctl.csi.errors import StatusError, invalid, unavailable
 from mountctl.csi.requests import mount_name
-from trimsfs.mountinfo import Mount, trimsfs_at
+from trimsfs.mountinfo import Mount, mount_at, trimsfs_at
 
 
 class MountsDirectory:
@@ -24,14 +24,19 @@ class MountsDirectory:
             raise unavailable(f"{self.path}: {error.strerror}: mount it into the driver's container") from None
         return [name for name in entries if _is_name(name)]
 
-    def resolve(self, name: str | None) -> str:
-        """The name of the requested mount, or of the only one. Raises StatusError."""
+    def resolve(self, name: str | None, target: Path) -> str:
+        """The name of the requested mount, of the one that is at a *target*, or of the only one. Raises StatusError."""
         if name is not None:
             return name
         names = self.names()
         if not names:
             raise unavailable(f"{self.path}: there is no mount: make one with `trimsfs mount {self.path}/NAME`")
         if len(names) > 1:
+            there = mount_at(target)  # published while there was one mount, and published again for its token
+            device = None if there is None else there.device
+            same = [each for each in names if (mount := trimsfs_at(self.path / each)) and mount.device == device]
+            if len(same) == 1:
+                return same[0]
             raise invalid(f"volumeAttributes: mount is missing: choose one of {', '.join(names)}")
         return names[0]
 

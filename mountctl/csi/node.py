@@ -71,7 +71,7 @@ class NodeService:
     def node_publish_volume(self, request: csi_pb2.NodePublishVolumeRequest) -> csi_pb2.NodePublishVolumeResponse:
         """Bind-mount a directory of a mount at the target; replaces a bind mount whose mount is gone."""
         wanted = publication(request, self._mounts.path)
-        name = self._mounts.resolve(wanted.mount)
+        name = self._mounts.resolve(wanted.mount, wanted.target)
         check_tenant(self._tenants, wanted.namespace, name, wanted.path)
         # Pods that share a PersistentVolume have one volume, each with a target of its own.
         with self._locks.hold(f"target {wanted.target}", timeout_s=LOCK_TIMEOUT_S):

@@ -24,6 +24,8 @@ from trimsfs.options import FLEET_REPORTS, FLEET_SOCKET, FLEET_USER, FLEET_USERS
 WORKERS = 4
 RELOAD_S, RELOAD_INTERVAL_S = 30.0, 0.02
 """How long nginx may take to check and to load its configuration, and how often `Nginx.reload` looks."""
+TURN_S, TURN_INTERVAL_S = 2 * RELOAD_S + 5, 0.1
+"""How long a command waits for another one, which may check and load a configuration, and how often it looks."""
 _LONGEST_SOCKET = 107
 """Bytes that the path of a Unix socket may have."""
 _QUOTABLE = re.compile(r"[^\"$\\\n]*")
@@ -63,11 +65,21 @@ class Nginx:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Have other commands wait before they change its files, or have it load them."""
+        """Have other commands wait before they change its files, or have it load them.
+
+        Raises CommandNotRunnableError if another command takes longer than it should.
+        """
         self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        deadline = time.monotonic() + TURN_S
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            while not _locked(descriptor):
+                if time.monotonic() > deadline:
+                    pid = _holder(descriptor)
+                    raise CommandNotRunnableError(
+                        f"{self.directory} is locked by `mountctl fleet`, pid {pid}: run `kill -CONT {pid}`, or end it"
+                    )
+                time.sleep(TURN_INTERVAL_S)
             yield
         finally:
             os.close(descriptor)
@@ -302,3 +314,22 @@ def _workers(pid: int) -> set[int]:
 def _plain(line: str) -> str:
     """A line of nginx without its time and level."""
     return re.sub(r"^.*?\[\w+\] (\d+#\d+: )?", "", line)
+
+
+def _locked(directory: int) -> bool:
+    """Lock a directory by its descriptor; whether that was possible."""
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _holder(directory: int) -> str:
+    """The process that has locked a directory, by the kernel's list of locks; ``?`` if it shows none."""
+    inode = str(os.fstat(directory).st_ino)
+    for line in Path("/proc/locks").read_text().splitlines():
+        match line.split():
+            case [_, "FLOCK", _, _, pid, place, *_] if place.rpartition(":")[2] == inode:
+                return pid
+    return "?"

@@ -3,15 +3,17 @@
 import contextlib
 import json
 import os
-import select
 import selectors
 import socket
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from mountctl.linux.sockets import BoundPath, ListenError, listen_at, socket_path
+from mountctl.linux.sockets import BoundPath, ListenError, NotTheirsError, listen_at, socket_of, socket_path
+from trimsfs.mountinfo import trimsfs_at
+from trimsfs.polling import readable
 from trimsfs.processes import stopped, title_of
 from trimsfs.text import title
 
@@ -36,35 +38,57 @@ class KeeperRefusesError(KeeperGoneError):
 
 
 def ask(mountpoint: Path, request: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
-    """Send a request to the keeper of a mount; its reply. Raises KeeperGoneError."""
-    path = socket_path(mountpoint)
+    """Send a request to the keeper of a mount, which for root is that of who mounted; its reply.
+
+    Raises KeeperGoneError.
+    """
+    mount = trimsfs_at(mountpoint) if os.geteuid() == 0 else None
+    user = os.geteuid() if mount is None else mount.user
+    path = socket_path(mountpoint, user)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as end:
             end.settimeout(timeout_s)
-            end.connect(str(path))
+            with nullcontext(str(path)) if user == os.geteuid() else socket_of(user, path) as checked:
+                end.connect(checked)
             end.sendall(json.dumps(request).encode() + b"\n")
-            if not select.select([end], [], [], min(PATIENCE_S, timeout_s))[0]:
-                _check_not_stopped(mountpoint)
-            with end.makefile("rb") as answer:
-                found: dict[str, Any] = json.loads(answer.readline(REQUEST_LIMIT))
-                return found
-    except (OSError, ValueError) as error:
+            if not readable([end], min(PATIENCE_S, timeout_s)):
+                _check_not_stopped(mountpoint, user)
+            return _answer(end, timeout_s)
+    except NotTheirsError as error:
+        raise KeeperRefusesError(f"the keeper of {mountpoint} is not asked: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
         # If this user has no socket of the mount, another user mounted it.
         if isinstance(error, PermissionError) or (isinstance(error, FileNotFoundError) and os.geteuid() != 0):
             raise KeeperRefusesError(f"only root and the user who mounted {mountpoint} may ask its keeper") from None
-        _check_not_stopped(mountpoint)
+        _check_not_stopped(mountpoint, user)
         if isinstance(error, TimeoutError):
             message = f"the keeper of {mountpoint} does not answer: run `mountctl recover {mountpoint}`"
             raise KeeperSilentError(message) from None
         raise KeeperGoneError(f"the keeper of {mountpoint} is gone: run `mountctl recover {mountpoint}`") from error
 
 
-def _check_not_stopped(mountpoint: Path) -> None:
-    """Raises KeeperGoneError if the mount's keeper, of this user or root, is stopped."""
+def _answer(end: socket.socket, timeout_s: float) -> dict[str, Any]:
+    """The answer of a keeper, which another user may have replaced. Raises OSError, ValueError, RecursionError."""
+    deadline, text = time.monotonic() + timeout_s, b""
+    while b"\n" not in text and len(text) < REQUEST_LIMIT:
+        if (left_s := deadline - time.monotonic()) <= 0:
+            raise TimeoutError
+        end.settimeout(left_s)
+        if not (piece := end.recv(REQUEST_LIMIT)):
+            break
+        text += piece
+    found = json.loads(text.partition(b"\n")[0])
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object")
+    return found
+
+
+def _check_not_stopped(mountpoint: Path, user: int) -> None:
+    """Raises KeeperGoneError if the mount's keeper, of a user or root, is stopped."""
     for pid in filter(stopped, map(int, filter(str.isdecimal, os.listdir("/proc")))):
         with contextlib.suppress(OSError):  # it has ended
-            ours = os.stat(f"/proc/{pid}").st_uid in {0, os.geteuid()}
-            if ours and title_of(pid) == title("keeper", mountpoint):
+            theirs = os.stat(f"/proc/{pid}").st_uid in {0, user}
+            if theirs and title_of(pid) == title("keeper", mountpoint):
                 remedy = f"run `kill -CONT {pid}`, or `mountctl recover {mountpoint}`"
                 raise KeeperGoneError(f"the keeper is stopped (pid {pid}): {remedy}")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mountctl.keeper.server_process import Process, ServerProcess
+from trimsfs.polling import readable
 
 _SO_PASSPIDFD = 76
 """Since Linux 6.5: a message comes with a pidfd of its sender."""
@@ -43,7 +44,7 @@ class OtherProcess:
         return self._pid
 
     def poll(self) -> int | None:
-        if self.returncode is None and select.select([self._pidfd], [], [], 0)[0]:
+        if self.returncode is None and readable([self._pidfd], 0):
             self.returncode = self._collected()
             os.close(self._pidfd)
         found: int | None = self.returncode
@@ -82,7 +83,7 @@ class OtherProcess:
             signal.pidfd_send_signal(self._pidfd, number)
 
     def wait(self, timeout: float | None = None) -> int:
-        if self.returncode is None and not select.select([self._pidfd], [], [], timeout)[0]:
+        if self.returncode is None and not readable([self._pidfd], timeout):
             raise subprocess.TimeoutExpired(str(self._pid), timeout or 0.0)
         return self.poll() or 0
 

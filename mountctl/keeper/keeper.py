@@ -41,6 +41,8 @@ from mountctl.linux import mounting
 from mountctl.linux.sd_notify import Notifier
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+OPTION_PREFIX = "TRIMSFS_"
+"""What the names of variables with options begin with: `trimsfs.options` has it as well, and takes memory."""
 CANNOT_TAKE_OVER = "this version cannot take over the mount: run `mountctl down` and `mountctl up`"
 
 
@@ -296,7 +298,7 @@ class Keeper:
                 self._end(1)
 
     def _on_failure(self, server: ServerProcess, message: protocol.Failed) -> None:
-        if self._replacement.under_way:
+        if self._replacement.awaits(server):
             self._replacement.fail(message.error, message.kind)
         elif self._phase is Phase.STARTING:
             self._reporter.outcome({"type": "failed", "kind": message.kind, "error": message.error}, message.error)
@@ -379,6 +381,7 @@ class Keeper:
             **self._restart_policy.facts(),
             "log_file": self._replacement.order["options"]["log_file"],
             "foreground": self._replacement.order["foreground"],
+            "environment": {name: value for name, value in os.environ.items() if name.startswith(OPTION_PREFIX)},
         }
 
     # The end
@@ -409,13 +412,15 @@ class Keeper:
                 server.kill()
                 server.wait(limits.STOP_TIMEOUT_S)
         self._connection.close()
-        _remove_devices(self._mountpoint)
         error = f"the server ended ({self._restart_policy.last_end or 'killed'}) before the mount answered"
         self._reporter.outcome({"type": "failed", "kind": "Exception", "error": error}, error)
+        self._remove_devices()
 
+    def _remove_devices(self) -> None:
+        """Remove the CDI spec of the mount, which has ended."""
+        try:
+            from mountctl.linux.cdi_specs import remove  # noqa: PLC0415 - only now: it takes memory
 
-def _remove_devices(mountpoint: Path) -> None:
-    """Remove the CDI spec of a mount that has ended."""
-    from mountctl.linux.cdi_specs import remove  # noqa: PLC0415 - only now: it takes memory
-
-    remove(mountpoint)
+            remove(self._mountpoint)
+        except Exception as error:  # the programs may have been replaced or removed since this one began
+            self._reporter.warning(f"the CDI devices of {self._mountpoint} are not removed: {error}")

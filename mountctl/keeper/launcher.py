@@ -8,7 +8,6 @@ import array
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import sys
@@ -17,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from mountctl.keeper.connection import memory_of
-from mountctl.keeper.launchers import KEPT, MESSAGE_LIMIT, PROTOCOL
+from mountctl.keeper.control_socket import KeeperGoneError
+from mountctl.keeper.forked_server import adopt_orphans
+from mountctl.keeper.launchers import KEPT, MESSAGE_LIMIT, PROTOCOL, check, peer
 from mountctl.keeper.reporter import Reporter
 from mountctl.keeper.server_process import FORKS, LAUNCHED, told
 from mountctl.linux.sd_notify import Notifier
@@ -25,11 +26,16 @@ from mountctl.linux.sockets import launchers_path
 from trimsfs import __version__
 from trimsfs.errors import NotMountedError
 from trimsfs.exit_codes import exit_code
+from trimsfs.polling import readable
 from trimsfs.processes import title_of
 from trimsfs.text import TITLE_PREFIX, printable
 
 KEEPER_TIMEOUT_S = 60.0
-"""How long a new launcher waits for a keeper."""
+"""How long a new launcher waits for a keeper, and for the first message of one."""
+CHECK_INTERVAL_S, CHECK_TIMEOUT_S = 1.0, 2.0
+"""How often a launcher sees whether to go on waiting, and how long a keeper may take to answer it then."""
+END_TIMEOUT_S = 2.0
+"""How long servers that are killed may take to end."""
 LEAVE_TIMEOUT_S = 25.0
 """How long one that is stopped while there is no keeper waits for the next: it alone keeps the mount."""
 RETRY_S = 0.05
@@ -45,6 +51,9 @@ class ServerLauncher:
         self._reporter = Reporter(None, None)
         self._notifier = Notifier(os.environ)
         self._keeper: socket.socket | None = None
+        self._heard = False
+        """Whether the keeper has sent anything."""
+        self._join_by = 0.0
         self._kept: dict[str, int] = {}
         self._stop_by: float | None = None
         self._started: set[int] = set()
@@ -57,15 +66,16 @@ class ServerLauncher:
         signal.set_wakeup_fd(waker.fileno())
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
-        join_by = time.monotonic() + KEEPER_TIMEOUT_S
+        self._join_by = time.monotonic() + KEEPER_TIMEOUT_S
         while True:
-            if self._keeper is None and not self._joined() and not self._kept and time.monotonic() > join_by:
-                error = f"no keeper listens at {self._path}: run `mountctl keeper {self._order['mountpoint']}`"
-                return self._end(NotMountedError.__name__, error)
-            if self._stops:
+            if self._keeper is None:
+                self._join()
+            if (problem := self._waits_in_vain()) is not None:
+                return self._end(NotMountedError.__name__, problem)
+            if self._stops():
                 return self._end("", "")
             watched = [wakeup, *([self._keeper] if self._keeper is not None else [])]
-            ready, _, _ = select.select(watched, [], [], None if self._keeper is not None else RETRY_S)
+            ready = readable(watched, self._pause_s)
             if wakeup in ready and {signal.SIGTERM, signal.SIGINT} & set(wakeup.recv(64)):
                 self._stop_by = time.monotonic() + LEAVE_TIMEOUT_S
             self._reap()
@@ -73,13 +83,45 @@ class ServerLauncher:
                 return code
 
     @property
+    def _pause_s(self) -> float | None:
+        """How long it may wait for news."""
+        if self._keeper is None:
+            return RETRY_S
+        return None if self._heard and self._stop_by is None else CHECK_INTERVAL_S
+
+    def _waits_in_vain(self) -> str | None:
+        """Why there is nothing to wait for; None if there is, or if it keeps a mount. A keeper that answers has more
+        time."""
+        if self._kept or self._heard or time.monotonic() <= self._join_by:
+            return None
+        run = f"run `mountctl keeper {self._order['mountpoint']}`"
+        if self._keeper is None:
+            return f"no keeper listens at {self._path}: {run}"
+        if self._keeper_answers():
+            self._join_by = time.monotonic() + KEEPER_TIMEOUT_S
+            return None
+        pid = peer(self._keeper)[0]
+        if pid == 0:  # it is in another PID namespace
+            return f"the keeper does not answer at {self._path}: {run} again"
+        return f"the keeper, pid {pid}, does not answer at {self._path}: run `kill -CONT {pid}`, or {run} again"
+
     def _stops(self) -> bool:
-        """Whether it has been told to stop, and a keeper has what it keeps."""
+        """Whether it has been told to stop, and a keeper that answers has what it keeps."""
         if self._stop_by is None:
             return False
-        return self._keeper is not None or not self._kept or time.monotonic() > self._stop_by
+        if not self._kept or time.monotonic() > self._stop_by:
+            return True
+        return self._keeper is not None and self._keeper_answers()
 
-    def _joined(self) -> bool:
+    def _keeper_answers(self) -> bool:
+        """Whether a keeper answers: one that is stopped, or hangs, is as good as none."""
+        try:
+            check(Path(self._order["mountpoint"]), timeout_s=CHECK_TIMEOUT_S)
+        except KeeperGoneError:
+            return False
+        return True
+
+    def _join(self) -> None:
         """Join the keeper, if there is one."""
         end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         options = self._order["options"]
@@ -100,14 +142,15 @@ class ServerLauncher:
             end.sendmsg([json.dumps(message).encode()], rights)
         except OSError:
             end.close()
-            return False
-        self._keeper = end
-        return True
+            return
+        self._keeper, self._heard = end, False
+        self._join_by = time.monotonic() + KEEPER_TIMEOUT_S
 
     def _obeyed(self) -> int | None:
         """Do what the keeper wants; the exit code if that is to end."""
         assert self._keeper is not None
         message, descriptors = _received(self._keeper)
+        self._heard = True
         match message:
             case {"do": "start"} if len(descriptors) == 1:
                 self._start(descriptors[0])
@@ -166,9 +209,16 @@ class ServerLauncher:
         """End the servers; the exit code of an error."""
         if self._keeper is not None:
             self._keeper.close()  # first: the keeper then knows that they did not crash
+        end_by = time.monotonic() + END_TIMEOUT_S
         try:
-            for pid in _children():
-                os.kill(pid, signal.SIGKILL)  # the next server takes over whatever they leave
+            # Again and again: a server leaves its standby. The next server takes over whatever they leave.
+            while (children := _children()) and time.monotonic() < end_by:
+                for pid in children:
+                    os.kill(pid, signal.SIGKILL)
+                time.sleep(RETRY_S)
+                with contextlib.suppress(ChildProcessError):
+                    while os.waitpid(-1, os.WNOHANG)[0]:
+                        pass
         except PermissionError:
             self._reporter.warning("cannot end its servers, which are another user's: let the container have KILL")
         if not error:
@@ -180,6 +230,7 @@ class ServerLauncher:
 def launch(order: dict[str, Any]) -> int:
     """Run as the launcher of an order; the exit code."""
     os.chdir("/")
+    adopt_orphans()
     return ServerLauncher(order).run()
 
 

@@ -52,7 +52,7 @@ class Launcher:
         self._end = end
         self.order = order
         self.held = held
-        self.pid = _peer(end)[0]
+        self.pid = peer(end)[0]
         self._stop_watch = StopWatch()
 
     @property
@@ -275,7 +275,7 @@ class Launchers:
 
 def _check_peer(end: socket.socket) -> None:
     """Check that a peer is root as this process is, and that this process can end it. Raises _RefusedError."""
-    pid, uid = _peer(end)
+    pid, uid = peer(end)
     if uid != os.geteuid():
         raise _RefusedError(
             NotPermittedError.__name__,
@@ -289,7 +289,7 @@ def _check_peer(end: socket.socket) -> None:
         )
 
 
-def _peer(end: socket.socket) -> tuple[int, int]:
+def peer(end: socket.socket) -> tuple[int, int]:
     """The pid, 0 in another PID namespace, and uid of a peer when it connected or began to listen."""
     pid, uid, _ = _CREDENTIALS.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     return pid, uid
@@ -332,12 +332,17 @@ def check(mountpoint: Path, *, timeout_s: float) -> dict[str, Any]:
 def succeed(mountpoint: Path, *, timeout_s: float) -> None:
     """Have the keeper that listens, if there is one, leave its mount to the next, and wait for its end.
 
-    Kills one that is stopped.
+    Kills one that is stopped, or has not ended after *timeout_s*.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end, contextlib.suppress(OSError):
         end.settimeout(timeout_s)
         end.connect(str(launchers_path(mountpoint)))
         end.send(json.dumps({"type": "succeed"}).encode())
-        if stopped(pid := _peer(end)[0]):
+        pid = peer(end)[0]
+        if not stopped(pid):
+            with contextlib.suppress(TimeoutError):
+                end.recv(1)
+                return
+        if pid:  # else it is in another PID namespace
             os.kill(pid, signal.SIGKILL)
-        end.recv(1)
+            end.recv(1)

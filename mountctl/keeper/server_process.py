@@ -4,7 +4,6 @@ import array
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -138,8 +137,10 @@ class ServerProcess:
             for_forked.close()
 
     def has_message(self) -> bool:
-        """Whether it has sent a message that `receive` has not returned yet."""
-        return bool(select.select([self.channel], [], [], 0)[0])
+        """Whether it has sent a message that `receive` has not returned yet; the end of the channel is none."""
+        with contextlib.suppress(OSError):
+            return bool(self.channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        return False
 
     def receive(self) -> tuple[protocol.Message | None, list[int]]:
         """The next message, None at the end of the channel, and the descriptors with it. Raises ProtocolError."""

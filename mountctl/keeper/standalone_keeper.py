@@ -125,7 +125,8 @@ class StandaloneKeeper(Keeper):
         if not self._leaves:
             if self._exit_code != 0:
                 self._connection.abort()  # launchers have copies of its descriptor
-            for launcher in self._launchers.living():
+            # Before a server was ready they have none, and would take this for the news that theirs is.
+            for launcher in self._launchers.living() if self._ledger_version is not None else ():
                 launcher.keep({})
         super()._clean_up()
 
@@ -302,12 +303,11 @@ def _prepare(mountpoint: Path) -> None:
 
     Raises OSError, and AlreadyKeptError if one is alive.
     """
-    while trimsfs_at(mountpoint) is not None:
-        if mounting.answers(mountpoint, timeout_s=ANSWER_TIMEOUT_S) is not False:
-            raise AlreadyKeptError
+    if mounting.detach_dead(mountpoint, timeout_s=ANSWER_TIMEOUT_S):
         reporter = Reporter(None, None)
-        reporter.warning(f"{mountpoint}: detaching the mount of a keeper and a server that have both ended")
-        mounting.unmount(mountpoint, lazy=True)
+        reporter.warning(f"{mountpoint}: detached the mount of a keeper and a server that have both ended")
+    if trimsfs_at(mountpoint) is not None:
+        raise AlreadyKeptError
     mountpoint.mkdir(parents=True, exist_ok=True)
 
 

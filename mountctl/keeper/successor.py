@@ -2,7 +2,6 @@
 
 import json
 import os
-import select
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from mountctl.keeper.predecessor import find_predecessor
 from mountctl.keeper.reporter import Reporter
 from mountctl.linux import logfile
 from trimsfs.errors import TakeoverError, TrimsError
+from trimsfs.polling import readable
 
 END_TIMEOUT_S = 5.0
 """How long a killed keeper may take to end."""
@@ -28,7 +28,7 @@ def recover(mountpoint: Path, *, timeout_s: float) -> dict[str, Any]:
     subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[sender], start_new_session=True, cwd="/")
     os.close(sender)
     with os.fdopen(receiver) as status:
-        told = select.select([status], [], [], timeout_s)[0]
+        told = readable([status], timeout_s)
         line = status.readline() if told else ""
     problem = "the keeper has ended" if told else f"no server took over within {timeout_s:.0f} s"
     report: dict[str, Any] = json.loads(line) if line else {"type": "failed", "kind": "", "error": problem}

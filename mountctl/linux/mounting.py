@@ -132,6 +132,18 @@ def answers(mountpoint: Path, *, timeout_s: float) -> bool | None:
     return b"not connected" not in message
 
 
+def detach_dead(mountpoint: Path, *, timeout_s: float) -> bool:
+    """Detach the mounts at a mount point whose keeper and server have both ended; whether there was one.
+
+    Raises OSError.
+    """
+    found = False
+    while trimsfs_at(mountpoint) is not None and answers(mountpoint, timeout_s=timeout_s) is False:
+        unmount(mountpoint, lazy=True)
+        found = True
+    return found
+
+
 def tune(device: str) -> list[str]:
     """Raise a file system's read-ahead; what could not be set, and why.
 

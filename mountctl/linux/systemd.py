@@ -1,4 +1,4 @@
-"""Starts and stops declared mounts through systemd, as instances of trimsfs@.service."""
+"""Starts and stops declared mounts through systemd, as instances of trimsfs@.service or trimsfs-server@.service."""
 
 import re
 import shutil
@@ -11,10 +11,21 @@ WATCHDOG_S = 60
 """How long a keeper may be silent before systemd replaces it: ``WatchdogSec=`` of the unit."""
 _ERROR = re.compile(r"(?:\S+ \S+ ERROR [\w.]+|trimsfs|mountctl): (?!warning: )(.+)")
 """A line of a service's log that tells why its mount failed."""
+_CHOSEN = {f"UnitFileState={state}" for state in ("enabled", "enabled-runtime")} | {
+    f"ActiveState={state}" for state in ("active", "activating", "deactivating", "reloading")
+}
+"""What systemd says of a service that somebody has chosen for a mount."""
 
 
 def unit_of(name: str) -> str:
-    """The service of a declared mount."""
+    """The service of a declared mount: its server's if that is a service of its own, beside the keeper's."""
+    server = f"trimsfs-server@{name}.service"
+    told = _output("systemctl", "show", "--property=UnitFileState,ActiveState", server)
+    return _whole(name) if _CHOSEN.isdisjoint(told.splitlines()) else server
+
+
+def _whole(name: str) -> str:
+    """The service that is both the keeper and the server of a declared mount."""
     return f"trimsfs@{name}.service"
 
 
@@ -27,32 +38,33 @@ def manages(name: str) -> bool:
 
 def start(name: str) -> tuple[int, str]:
     """Start the service; the exit code (that of the mount if the mount fails), and why it failed."""
-    began = time.time()
-    done = subprocess.run(["systemctl", "start", unit_of(name)], capture_output=True, text=True, check=False)
+    unit, began = unit_of(name), time.time()
+    done = subprocess.run(["systemctl", "start", unit], capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return 0, ""
-    code = int(_property(name, "ExecMainStatus") or 0) or done.returncode
-    return code, _last_error(name, began) or done.stderr.rstrip()
+    code = int(_property(unit, "ExecMainStatus") or 0) or done.returncode
+    error = _last_error(unit, began)
+    return code, done.stderr.rstrip() if error is None else f"mountctl: {name}: {error}"
 
 
-def _last_error(name: str, since: float) -> str | None:
-    """The last error in the service's log since a time, if this user may read it."""
+def _last_error(unit: str, since: float) -> str | None:
+    """The last error in a service's log since a time, if this user may read it."""
     _output("journalctl", "--sync")
-    log = _output("journalctl", f"--unit={unit_of(name)}", f"--since=@{since:.6f}", "--output=cat")
+    log = _output("journalctl", f"--unit={unit}", f"--since=@{since:.6f}", "--output=cat")
     errors = [found[1] for line in log.splitlines() if (found := _ERROR.fullmatch(line))]
-    return f"mountctl: {name}: {errors[-1]}" if errors else None
+    return errors[-1] if errors else None
 
 
 def retries(name: str) -> bool:
     """Whether systemd starts the service now, or will soon, as it has failed."""
-    return _property(name, "ActiveState") == "activating"
+    return _property(unit_of(name), "ActiveState") == "activating"
 
 
 def restarts(name: str) -> bool:
-    """Whether the service runs, or systemd is about to start it again."""
+    """Whether a service has the keeper as well and runs, or systemd is about to start it again."""
     if not manages(name):
         return False
-    return _property(name, "ActiveState") not in {"", "inactive", "failed"}
+    return _property(_whole(name), "ActiveState") not in {"", "inactive", "failed"}
 
 
 def stop(name: str) -> int:
@@ -60,9 +72,9 @@ def stop(name: str) -> int:
     return _systemctl("stop", unit_of(name))
 
 
-def _property(name: str, which: str) -> str:
-    """A property of the service; empty if it is not known."""
-    return _output("systemctl", "show", f"--property={which}", "--value", unit_of(name)).strip()
+def _property(unit: str, which: str) -> str:
+    """A property of a service; empty if it is not known."""
+    return _output("systemctl", "show", f"--property={which}", "--value", unit).strip()
 
 
 def _output(*command: str) -> str:

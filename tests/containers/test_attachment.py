@@ -208,7 +208,7 @@ def test_what_is_there_is_not_covered_and_what_is_not_is_not_taken_away(
     for target in ("/opt", "/proc", "/once/params"):
         done = mountctl("detach", str(busy.pid), target)
         assert (done.returncode, "no trimsfs mount in the container" in done.stderr) == (10, True), target
-    assert mountctl("detach", str(busy.pid), "/once").returncode == 0
+    assert mountctl("detach", str(busy.pid), "/once/").returncode == 0, "as completed by a shell"
 
 
 def test_other_users_may_not(busy: PodmanContainer, models: MountedStore) -> None:
@@ -297,3 +297,16 @@ def test_a_process_that_ends_leaves_nothing_mounted(models: MountedStore) -> Non
         assert mountctl("attach", str(process.pid), models.path / "bert", "--at", "/mnt").returncode == 0
         assert "/mnt " in "".join(mounts_of(process.pid))
     assert "/mnt " not in Path("/proc/self/mountinfo").read_text()
+
+
+@pytest.mark.parametrize("end", ["\r", "\x0c", "\x1e", "\x85", "\u2028"])
+def test_mounts_of_a_process_may_have_any_ends_of_lines_in_their_paths(
+    end: str, models: MountedStore, tmp_path: Path
+) -> None:
+    (tmp_path / f"a{end}b").mkdir()
+    command = f"mount -t tmpfs tmpfs '{tmp_path}/a{end}b' && exec sleep 300"
+    with running("unshare", "--mount", "sh", "-c", command) as process:
+        wait_until(lambda: os.readlink(f"/proc/{process.pid}/exe").endswith("sleep"))
+        done = mountctl("attach", str(process.pid), models.path / "bert", "--at", "/mnt")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert mountctl("detach", str(process.pid), "/mnt/").returncode == 0

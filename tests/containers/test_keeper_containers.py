@@ -28,7 +28,7 @@ from tests.support.nodes import TIMEOUT_S, Node, a_node
 from tests.support.readers import PodReaders
 from tests.support.survival import Survival, Survived
 
-KILLS, NEWER, READERS = 50, 5, 4
+KILLS, NEWER, READERS = 50, 50, 4
 FILES = {f"resident/{number}": random.Random(number).randbytes(6_000_000) for number in range(2)} | {
     f"cold/{number}": random.Random(10 + number).randbytes(6_000_000) for number in range(8)
 }

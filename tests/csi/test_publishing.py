@@ -296,6 +296,18 @@ def test_a_volume_outlives_its_driver_and_the_next_one_knows_it(directory: Path,
     assert volumes(driver.pods) == []
 
 
+def test_a_volume_that_names_no_mount_stays_when_there_is_a_second_mount(directory: Path, driver: Driver) -> None:
+    """The kubelet publishes it again and again, to renew its token."""
+    driver.publish("a", path="resnet50")
+    (directory / "mounts/other").mkdir()
+    try:
+        assert (driver.publish("a", path="resnet50") / "params").read_bytes() == b"weights"
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, "mount is missing: choose one of models, other"):
+            driver.publish("b", path="resnet50")
+    finally:
+        (directory / "mounts/other").rmdir()
+
+
 def test_a_mount_is_chosen_by_its_name(directory: Path, driver: Driver) -> None:
     (directory / "mounts/other").mkdir()
     try:

@@ -14,6 +14,7 @@ from trimsfs.cli.node_labels import PREFIX
 SIDECAR = "system:serviceaccount:trimsfs:trimsfs-node-labels"
 NODE_NAME = "authentication.kubernetes.io/node-name"
 WARM = f"{PREFIX}/llama"
+OWNER = {"apiVersion": "v1", "kind": "ConfigMap", "name": "a", "uid": "1"}
 
 
 def policy() -> Manifest:
@@ -24,10 +25,9 @@ def policy() -> Manifest:
     return spec
 
 
-def node(name: str = "n1", **fields: Any) -> Manifest:
-    """A node with labels, annotations and a specification."""
-    metadata = {key: fields[key] for key in ("labels", "annotations") if key in fields}
-    return {"metadata": {"name": name, **metadata}, "spec": fields.get("spec", {})}
+def node(name: str = "n1", spec: Manifest | None = None, **metadata: Any) -> Manifest:
+    """A node with this metadata and a specification."""
+    return {"metadata": {"name": name, **metadata}, "spec": spec or {}}
 
 
 def admitted(before: Manifest, after: Manifest, user: str = SIDECAR, extra: Any = None) -> bool:
@@ -55,9 +55,13 @@ def admitted(before: Manifest, after: Manifest, user: str = SIDECAR, extra: Any 
         (node(labels={"zone": "a"}), node(labels={"zone": "a", WARM: "10"})),
         (node(labels={"zone": "a", WARM: "10"}), node(labels={"zone": "a"})),
         (node(labels={WARM: "10"}, annotations={"a": "b"}), node(labels={WARM: "20"}, annotations={"a": "b"})),
+        (
+            node(finalizers=["a/b"], ownerReferences=[OWNER]),
+            node(labels={WARM: "1"}, finalizers=["a/b"], ownerReferences=[OWNER]),
+        ),
         (node(), node(labels={WARM: "10"})),
     ],
-    ids=["adds", "removes", "changes", "first"],
+    ids=["adds", "removes", "changes", "beside other metadata", "first"],
 )
 def test_it_may_change_its_own_labels_of_its_own_node(before: Manifest, after: Manifest) -> None:
     assert admitted(before, after)
@@ -72,9 +76,25 @@ def test_it_may_change_its_own_labels_of_its_own_node(before: Manifest, after: M
         (node(labels={}), node(labels={f"{PREFIX}.other/a": "1"})),
         (node(), node(spec={"taints": []})),
         (node(), node(annotations={"a": "b"})),
+        (node(), node(finalizers=["a/b"])),
+        (node(finalizers=["a/b"]), node()),
+        (node(), node(ownerReferences=[OWNER])),
+        (node(ownerReferences=[OWNER]), node(ownerReferences=[OWNER | {"uid": "2"}])),
         (node("n2"), node("n2", labels={WARM: "10"})),
     ],
-    ids=["changes", "removes", "adds", "similar prefix", "spec", "annotation", "other node"],
+    ids=[
+        "changes",
+        "removes",
+        "adds",
+        "similar prefix",
+        "spec",
+        "annotation",
+        "adds finalizer",
+        "removes finalizer",
+        "adds owner",
+        "changes owner",
+        "other node",
+    ],
 )
 def test_it_may_change_nothing_else(before: Manifest, after: Manifest) -> None:
     assert not admitted(before, after)

@@ -1,4 +1,4 @@
-"""Clean roots of Debian 13, made by mmdebstrap, and what systemd-nspawn runs in them."""
+"""What ``make dist`` has built; clean roots of Debian 13, made by mmdebstrap, and what systemd-nspawn runs in them."""
 
 import os
 import shutil
@@ -10,6 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import trimsfs
+
+REPOSITORY = Path(trimsfs.__file__).parents[1]
+DIST = REPOSITORY / "dist"
+WHEELHOUSE = REPOSITORY / "build/wheelhouse"
 BUILD_TIMEOUT_S = 900
 TIMEOUT_S = 300
 STOP_TIMEOUT_S = 60
@@ -74,8 +79,14 @@ class BootedRoot:
 
     def run(self, script: str) -> str:
         """Run a shell script beside its systemd, which ends with its first error; what it prints."""
-        spaces = ["--mount", "--pid", "--uts", "--ipc", "--cgroup", "--root", "--wd=/"]
+        spaces = ["--mount", "--pid", "--uts", "--ipc", "--cgroup", "--root", "--wdns=/"]
         return _finished(["nsenter", f"--target={self.systemd}", *spaces, "sh", "-euxc", script])
+
+
+def built(pattern: str) -> Path:
+    """What ``make dist`` has built of this version."""
+    (found,) = DIST.glob(pattern.format(version=trimsfs.__version__))
+    return found
 
 
 def make_root(directory: Path, *packages: str) -> Root:

@@ -14,19 +14,9 @@ import pytest
 
 import trimsfs
 from tests.containers.engines import Podman
-from tests.packages.roots import Root, make_root
-
-REPOSITORY = Path(trimsfs.__file__).parents[1]
-DIST = REPOSITORY / "dist"
-WHEELHOUSE = REPOSITORY / "build/wheelhouse"
+from tests.packages.roots import DIST, WHEELHOUSE, Root, built, make_root
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1800)]
-
-
-def built(pattern: str) -> Path:
-    """What ``make dist`` has built of this version."""
-    (found,) = DIST.glob(pattern.format(version=trimsfs.__version__))
-    return found
 
 
 @contextmanager

@@ -35,6 +35,15 @@ def test_scripts_reach_mount_points_with_spaces(
     assert f"{command} {mount.path}" in (tmp_path / "called").read_text().splitlines()
 
 
+def test_nothing_but_the_scripts_of_the_package_restarts_services() -> None:
+    """debhelper would restart nginx, which an upgrade only reloads."""
+    (command,) = [
+        line for line in (DEBIAN / "rules").read_text().splitlines() if line.startswith("\tdh_installsystemd")
+    ]
+    assert {"--no-enable", "--no-start", "--no-restart-after-upgrade"} <= set(command.split())
+    assert "systemctl try-reload-or-restart trimsfs-nginx.service" in (DEBIAN / "trimsfs.postinst").read_text()
+
+
 def test_purge_empties_a_cache_that_is_a_mount_point() -> None:
     """In a mount namespace with another /etc and /var."""
     script = """
