@@ -36,6 +36,7 @@ from tests.support.memory_group import killed, limited, used
 from tests.support.mounts import let_in, trimsfs
 from tests.support.readers import Processes, Report
 from tests.support.survival import Survival
+from trimsfs.fetch.worker_pool import LINGER_S
 from trimsfs.mountinfo import mount_at
 
 if TYPE_CHECKING:
@@ -271,7 +272,7 @@ class Soak:
         mount = self._stage.mount
         trimsfs("unpin", mount.path)
         trimsfs("evict", mount.path)
-        ends = time.monotonic() + LONGEST_S
+        ends = time.monotonic() + LONGEST_S + max(LINGER_S["fetch"], LINGER_S["background"])
         while True:
             found = self._used()
             quiet = all(number <= before.get(name, 0) + SPARE.get(name, 0) for name, number in found.items())

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.control_groups import control_groups
 from tests.support.mounts import COMMAND_TIMEOUT_S, MOUNTCTL, TRIMSFS, wait_until
 
 SYSTEMD = Path("/usr/lib/systemd/systemd")
@@ -105,12 +106,6 @@ def _booted(unshare: "subprocess.Popen[bytes]") -> int:
                 return child
         time.sleep(0.1)
     raise TimeoutError("systemd does not start")
-
-
-def control_groups() -> Path:
-    """Where version 2 of the control groups is mounted."""
-    command = ["findmnt", "--noheadings", "--first-only", "--output=TARGET", "--types=cgroup2"]
-    return Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
 
 
 def _removed(group: Path) -> bool:

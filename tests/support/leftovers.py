@@ -4,6 +4,8 @@ A pytest plugin. All processes that tests start inherit a mark in their environm
 """
 
 import os
+import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -15,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.shared_by_run import MARK, shared_by_run
 from trimsfs import mountinfo
 
-MARK = "STARTED_BY_TESTS"
 DEVICES = ("full", "fuse", "null", "random", "tty", "urandom", "zero")
-TEMPORARY = ("oras-tmp", "seaweedfs-", "trimsfs-tests-")
+TEMPORARY = ("oras-tmp", "seaweedfs-", "trimsfs-emulated-cuda-", "trimsfs-tests-")
 """How names in the temporary directory begin that tests and their services make; others are perhaps not of this run."""
 _BEFORE = pytest.StashKey[set[str]]()
 END_TIMEOUT_S = 15.0
@@ -39,6 +41,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     factory: pytest.TempPathFactory = session.config._tmp_path_factory  # type: ignore[attr-defined]
     left = _left(factory.getbasetemp())
+    shutil.rmtree(shared_by_run(os.environ[MARK]), ignore_errors=True)
     before = session.config.stash[_BEFORE]
     made = sorted(_temporary() - before)
     left += [f"temporary file {Path(tempfile.gettempdir(), name)}" for name in made]
@@ -71,7 +74,8 @@ def _left(directory: Path) -> list[str]:
 
 
 def _temporary() -> set[str]:
-    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith(TEMPORARY)}
+    names = os.listdir(tempfile.gettempdir())
+    return {name for name in names if name.startswith(TEMPORARY) or re.fullmatch(r"trimsfs-\d+", name)}
 
 
 def _processes() -> list[int]:

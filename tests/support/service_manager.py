@@ -12,7 +12,10 @@ from pathlib import Path
 STARTER = """
 import fcntl, os, sys
 kept, command = [int(number) for number in sys.argv[1].split(",") if number], sys.argv[2:]
-for number, descriptor in enumerate([fcntl.fcntl(descriptor, fcntl.F_DUPFD, 100) for descriptor in kept], 3):
+copies = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 100) for descriptor in kept]
+for descriptor in kept:
+    os.close(descriptor)
+for number, descriptor in enumerate(copies, 3):
     os.dup2(descriptor, number)
 os.environ["LISTEN_PID"] = str(os.getpid())
 os.execv(command[0], command)

@@ -6,6 +6,7 @@ The program forks it while it has no threads, as a server does, passes the serve
 import errno
 import os
 import socket
+import subprocess
 import sys
 import time
 from functools import partial
@@ -26,7 +27,7 @@ class OddStore(DirectoryStore):
     """A directory; some keys do not name a file in it but what should happen.
 
     ``error/KIND/TEXT`` raises, ``hang/BYTES`` gives so many bytes and then nothing for long, ``self`` tells the process
-    and its parent in place of a version.
+    and its parent in place of a version, ``helper/STATUS`` how a program ended that this process ran.
     """
 
     def __init__(self, root: Path, *, streaming: bool) -> None:
@@ -37,6 +38,8 @@ class OddStore(DirectoryStore):
         what, _, rest = generation.key.partition("/")
         if what == "self":
             return f"{os.getpid()} {os.getppid()}"
+        if what == "helper":
+            return await self._call(partial(_helper, rest))
         if what == "error":
             kind, _, text = rest.partition("/")
             if kind == "defect":
@@ -46,6 +49,10 @@ class OddStore(DirectoryStore):
             return await self._call(partial(_hang, int(rest), sink))
         await super().read(generation, offset, length, sink)
         return None
+
+
+def _helper(status: str) -> str:
+    return str(subprocess.run(["sh", "-c", f"exit {status}"], check=False).returncode)
 
 
 def _hang(count: int, sink: Sink) -> None:
