@@ -10,6 +10,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from mountctl.linux import systemd
 from trimsfs.command_group import complete_mounted
 from trimsfs.errors import ConfigurationError
 from trimsfs.mountinfo import canonical, named_mountpoint, trimsfs_at
@@ -40,6 +41,14 @@ class NamedMount:
         from trimsfs.options import load_options  # noqa: PLC0415
 
         return load_options({}, configs=self.configs if self.file else ()).resolved(self.mountpoint).log_file
+
+    @property
+    def managed(self) -> bool:
+        """Whether systemd has a service for this declared mount: one that reads the same directory."""
+        if self.file is None or not systemd.manages(self.name):
+            return False
+        directory = systemd.variables(self.name).get("TRIMSFS_MOUNTS_DIR") or DIRECTORY
+        return Path(directory).resolve() == self.file.parent.resolve()
 
     def command(self, verb: str = "mount", *options: str) -> list[str]:
         """The command line of ``trimsfs mount``, or another *verb*, for a declared mount."""

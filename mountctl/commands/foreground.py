@@ -1,5 +1,6 @@
 """The subcommands that services and containers run in the foreground: keeper, serve and run."""
 
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ import click
 
 from mountctl.commands.declared_mounts import NamedMount, find_mount
 from mountctl.commands.verbs import ANSWER_TIMEOUT_S, mounts_directory, name_argument, reported
+from mountctl.keeper.connection import memory_of
 from mountctl.keeper.launchers import check as check_keeper
 from mountctl.linux import mounting
 from mountctl.linux.sd_notify import Notifier, stored_descriptors
@@ -55,14 +57,17 @@ def run(name: str, directory: Path) -> None:
     """Mount NAME in the foreground, for a service manager; take over the mount if an earlier run left it."""
     mount = _declared(name, directory)
     stored = stored_descriptors(os.environ)
-    if not stored.keys() >= {"fuse", "order"}:
+    if "fuse" not in stored:
         _forget(stored)
         if mounting.detach_dead(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S):
             click.echo(f"mountctl: {mount.name}: detached the mount of a keeper and a server that have ended", err=True)
         mount.mountpoint.mkdir(parents=True, exist_ok=True)
         os.execv(sys.executable, mount.command("mount", "--foreground"))
-    os.lseek(stored["order"], 0, os.SEEK_SET)
-    os.dup2(stored["order"], 0)
+    if "order" in stored:
+        os.lseek(stored["order"], 0, os.SEEK_SET)
+        os.dup2(stored["order"], 0)
+    else:  # a keeper was killed while it stored another
+        os.dup2(memory_of(json.dumps(mount.order(foreground=True)).encode()), 0)
     for descriptor in stored.values():
         os.set_inheritable(descriptor, True)
     os.execv(sys.executable, [sys.executable, "-m", "mountctl.keeper"])

@@ -9,6 +9,7 @@ from typing import Any
 HIDDEN, NOT_KEPT = "hidden", "not kept"
 """The states of a mount that denies this user access, and of one that a server serves without a keeper."""
 POLL_S = 0.1
+STATUS_LIMIT = 1 << 20
 EMPTY = "there is nothing under it: check the spelling if you expect objects"
 
 
@@ -27,13 +28,15 @@ def public_status(mountpoint: Path, *, timeout_s: float) -> dict[str, Any]:
 
 def store_status(mountpoint: Path, *, timeout_s: float, patience_s: float = 0.0) -> dict[str, str | None]:
     """The status of a mount's store: ``store_problem``, why it does not answer or what it refuses, and ``store_note``,
-    that there is nothing; None where there is nothing to tell. Empty for a mount that hangs.
+    that there is nothing; None where there is nothing to tell. Empty for a mount that denies this user access.
 
     A server that has just taken over asks its store first: that is waited for, for *patience_s*.
     """
     deadline = time.monotonic() + patience_s
     while True:
-        facts, _ = _control(mountpoint, timeout_s)
+        facts, message = _control(mountpoint, timeout_s)
+        if message is None:
+            return {"store_problem": f"{mountpoint} does not answer: see `mountctl logs {mountpoint}`"}
         if facts is None:
             return {}
         if facts.get("store_known", True) or time.monotonic() >= deadline:  # older servers do not send it
@@ -48,15 +51,20 @@ def store_status(mountpoint: Path, *, timeout_s: float, patience_s: float = 0.0)
 
 
 def _control(mountpoint: Path, timeout_s: float) -> tuple[dict[str, Any] | None, bytes | None]:
-    """The content of the file ``control`` and the error of reading it; neither of a mount that hangs.
+    """The content of the file ``control`` and the error of reading it; neither of a mount that hangs, and no content of
+    a mount that is none of ours.
 
     A child process asks: one that waits for a mount cannot be killed.
     """
-    command = ["cat", "--", str(mountpoint / ".trims/control")]
+    command = ["head", f"--bytes={STATUS_LIMIT}", "--", str(mountpoint / ".trims/control")]
     process = subprocess.Popen(command, env={"LC_ALL": "C"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         text, message = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         process.kill()
         return None, None
-    return (json.loads(text) if process.returncode == 0 else None), message
+    try:
+        facts = json.loads(text) if process.returncode == 0 else None
+    except ValueError:
+        facts = None
+    return (facts if isinstance(facts, dict) else None), message

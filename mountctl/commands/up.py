@@ -21,12 +21,20 @@ from mountctl.commands.verbs import (
     names_argument,
     reported,
     status_of,
+    unit_serves,
     without_store,
 )
-from mountctl.keeper.control_socket import ask
+from mountctl.keeper.control_socket import KeeperGoneError, KeeperRefusesError, ask
 from mountctl.linux import mounting, systemd
 from trimsfs.command_group import examples
-from trimsfs.errors import CacheInUseError, MountpointError, NotMountedError, StoreUnavailableError, TrimsError
+from trimsfs.errors import (
+    CacheInUseError,
+    MountpointError,
+    NotMountedError,
+    NotPermittedError,
+    StoreUnavailableError,
+    TrimsError,
+)
 from trimsfs.exit_codes import exit_code
 from trimsfs.mountinfo import Mount, trimsfs_at
 from trimsfs.processes import device_served_by, shown, usage
@@ -89,10 +97,12 @@ def _outcome(mount: NamedMount) -> tuple[int, str]:
     """As `_up`; an error is told with the name of its mount, and the other mounts go up."""
     try:
         return _up(mount)
-    except TrimsError as error:
+    except (TrimsError, KeeperGoneError) as error:
         told = str(error)
         click.echo(f"mountctl: {told if mount.name in told else f'{mount.name}: {told}'}", err=True)
-        return exit_code(type(error).__name__), ""
+        refused = isinstance(error, KeeperRefusesError)
+        kind = type(error) if isinstance(error, TrimsError) else NotPermittedError if refused else NotMountedError
+        return exit_code(kind.__name__), ""
 
 
 def _up(mount: NamedMount) -> tuple[int, str]:
@@ -110,7 +120,8 @@ def _up(mount: NamedMount) -> tuple[int, str]:
         mount.mountpoint.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MountpointError(f"{mount.name}: {mount.mountpoint}: {error.strerror}: name a directory") from error
-    if systemd.manages(mount.name):
+    managed = mount.managed
+    if managed:
         code, said = _start(mount)
     else:
         done = subprocess.run(mount.command(), stderr=subprocess.PIPE, text=True, check=False)
@@ -121,7 +132,7 @@ def _up(mount: NamedMount) -> tuple[int, str]:
         click.echo(said, err=True)
     if code == 0:
         return without_store(mount, patience_s=PROBE_S), ""
-    for each in made:
+    for each in made if not managed else ():  # the unit may be about to mount there
         with suppress(OSError):
             each.rmdir()
     return code, said
@@ -131,6 +142,7 @@ def _start(mount: NamedMount) -> tuple[int, str]:
     """Start the unit of a mount; the exit code, and why it failed.
 
     The unit of a detached mount runs while that is in use, and systemd has nothing to start: it is given DETACHED_S.
+    Raises MountpointError if the unit still serves the mount point of an earlier declaration.
     """
     deadline = time.monotonic() + DETACHED_S
     while True:
@@ -138,8 +150,14 @@ def _start(mount: NamedMount) -> tuple[int, str]:
         if code != 0 or trimsfs_at(mount.mountpoint) is not None:
             return code, said
         if time.monotonic() >= deadline:
-            return exit_code(CacheInUseError.__name__), f"mountctl: {mount.name}: {_in_use(mount)}"
+            break
         time.sleep(DETACHED_INTERVAL_S)
+    served = unit_serves(mount)
+    if served is not None:
+        raise MountpointError(
+            f"{mount.name}: its unit serves {served}, not {mount.mountpoint}: `mountctl down {mount.name}` first"
+        )
+    return exit_code(CacheInUseError.__name__), f"mountctl: {mount.name}: {_in_use(mount)}"
 
 
 def _in_use(mount: NamedMount) -> str:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -29,7 +30,7 @@ from trimsfs.errors import (
     TrimsError,
 )
 from trimsfs.exit_codes import exit_code
-from trimsfs.mountinfo import mount_of, mounts, trimsfs_at
+from trimsfs.mountinfo import file_systems, mount_of, trimsfs_at
 from trimsfs.text import printable
 
 P = ParamSpec("P")
@@ -94,7 +95,7 @@ def reported(function: Callable[P, int | None]) -> Callable[P, None]:
 
 
 def without_store(mount: NamedMount, *, patience_s: float = 0.0) -> int:
-    """Tell that a mount is served without its store, or with an empty one; the exit code."""
+    """Tell that a mount hangs, or is served without its store, or with an empty one; the exit code."""
     told = store_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S, patience_s=patience_s)
     for each in filter(None, told.values()):
         click.echo(f"mountctl: {mount.name}: {each}", err=True)
@@ -115,15 +116,28 @@ def down(names: tuple[str, ...], lazy: bool, everywhere: bool, directory: Path) 
 
 
 def _down(mount: NamedMount, options: list[str]) -> int:
-    managed = mount.file is not None and systemd.manages(mount.name)
-    if mount.file is not None and mount_of(mount.mountpoint) is None:
-        code = systemd.stop(mount.name) if managed and systemd.retries(mount.name) else 0
-        click.echo(f"{mount.name} is down")
-        return code
-    command = [sys.executable, "-m", "trimsfs", "umount", *options, str(mount.mountpoint)]
+    managed, mountpoint = mount.managed, mount.mountpoint
+    if mount.file is not None and mount_of(mountpoint) is None:
+        served = unit_serves(mount) if managed else None
+        if served is None:
+            code = systemd.stop(mount.name) if managed and systemd.retries(mount.name) else 0
+            click.echo(f"{mount.name} is down")
+            return code
+        mountpoint = served
+    command = [sys.executable, "-m", "trimsfs", "umount", *options, str(mountpoint)]
     code = subprocess.run(command, check=False).returncode
     # The unit of a detached mount ends with the last user of the mount.
     return systemd.stop(mount.name) if code == 0 and managed and "--lazy" not in options else code
+
+
+def unit_serves(mount: NamedMount) -> Path | None:
+    """The mount point that a declared mount's service serves, which may be that of an earlier declaration."""
+    process = systemd.main_process(mount.name)
+    for one in file_systems() if process else []:
+        with suppress(KeeperGoneError):
+            if ask(one.mountpoint, {"do": "status"}, timeout_s=ANSWER_TIMEOUT_S).get("keeper_pid") == process:
+                return one.mountpoint
+    return None
 
 
 @click.command(epilog=examples("mountctl restart models", "mountctl restart /models"))
@@ -189,8 +203,8 @@ def status(names: tuple[str, ...], as_json: bool, directory: Path) -> int:
     """
     chosen, code = chosen_mounts(names, directory)
     if not names:
-        known = {mount.mountpoint for mount in chosen}
-        chosen += [NamedMount(str(one.mountpoint), one.mountpoint) for one in mounts() if one.mountpoint not in known]
+        known = {mounted.device for mount in chosen if (mounted := trimsfs_at(mount.mountpoint)) is not None}
+        chosen += [NamedMount(str(one.mountpoint), one.mountpoint) for one in file_systems() if one.device not in known]
     found = [
         {"name": mount.name, "mountpoint": str(mount.mountpoint)} | _with_store(mount, status_of(mount))
         for mount in chosen
@@ -251,8 +265,12 @@ def status_of(mount: NamedMount) -> dict[str, Any]:
         told = str(error)
         if state == DEAD:
             told = f"keeper and server have ended: `trimsfs umount {mount.mountpoint}`, and mount it again"
-        elif mount.file is not None and systemd.restarts(mount.name):
+        elif mount.managed and systemd.restarts(mount.name):
             told = f"{told.partition(': run ')[0]}: systemd starts another within {systemd.WATCHDOG_S} s"
+        elif mount.managed and (keeper := systemd.keeper_of(mount.name)) is not None:
+            told = f"{told.partition(': run ')[0]}: run `systemctl start {keeper}`"
+        elif state == NOT_KEPT:  # the server knows whether its keeper is a service of its own
+            told = public_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S).get("error", told)
         return {"state": state, "error": told}
 
 
@@ -272,7 +290,7 @@ def logs(name: str, lines: int, follow: bool, directory: Path) -> int:
     """Show the log of NAME."""
     mount = find_mount(name, directory)
     facts = status_of(mount)
-    if mount.file is not None and (systemd.manages(mount.name) or facts.get("foreground")):
+    if mount.managed and facts.get("foreground") is not False:
         command = ["journalctl", f"--unit={systemd.unit_of(mount.name)}", f"--lines={lines}"]
         code = subprocess.run([*command, *(["--follow"] if follow else [])], check=False).returncode
         return exit_code(NotPermittedError.__name__) if code == 1 and os.geteuid() != 0 else code
@@ -311,7 +329,7 @@ def recover(name: str, directory: Path) -> None:
     keeper = status_of(mount).get("keeper_pid")
     if keeper is not None:
         raise TakeoverError(f"{mount.name}: its keeper, pid {keeper}, is alive: there is nothing to recover")
-    if mount.file is not None and systemd.restarts(mount.name):
+    if mount.managed and systemd.restarts(mount.name):
         raise TakeoverError(f"{mount.name}: systemd restarts its keeper: see systemctl status trimsfs@{mount.name}")
     from mountctl.keeper.successor import recover as start_recovery  # noqa: PLC0415 - takes long
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mountctl.containers.errors import ArgumentError, NotMountedError
 from mountctl.linux.sockets import gpu_path
-from trimsfs.mountinfo import mount_at, mounts, named_mountpoint, trimsfs_at
+from trimsfs.mountinfo import file_systems, mount_at, mounts, named_mountpoint, trimsfs_at
 
 
 def mountpoint_of(given: Path | None) -> Path:
@@ -16,7 +16,7 @@ def mountpoint_of(given: Path | None) -> Path:
         if trimsfs_at(mountpoint) is None:
             raise NotMountedError(f"{mountpoint}: no trimsfs mount: `trimsfs status` lists them")
         return mountpoint
-    found = sorted({mount.mountpoint for mount in mounts()})
+    found = sorted(mount.mountpoint for mount in file_systems())
     if not found:
         raise NotMountedError("there is no trimsfs mount: make one with `trimsfs mount`")
     if len(found) > 1:

@@ -20,6 +20,8 @@ import grpc
 from mountctl.csi.errors import StatusError, invalid, precondition, shown
 from mountctl.csi.requests import Publication
 
+_UNFINISHED = ".new-"
+"""How names of files begin that get a token: no service account's does."""
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 """A namespace's name, or a service account's."""
 
@@ -30,6 +32,8 @@ class ServiceAccountTokens:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         _make_directory(directory)
+        for unfinished in directory.glob(f"*/{_UNFINISHED}*"):  # of a driver that was killed
+            unfinished.unlink(missing_ok=True)
 
     def renew(self, wanted: Publication) -> bool:
         """Replace the token of a pod's service account, if one is kept; returns whether. Raises StatusError."""
@@ -78,7 +82,7 @@ class ServiceAccountTokens:
         namespace, account, token = _identity(wanted)
         directory = self._directory / namespace
         _make_directory(directory)
-        number, new = tempfile.mkstemp(dir=directory)
+        number, new = tempfile.mkstemp(prefix=_UNFINISHED, dir=directory)
         try:
             with os.fdopen(number, "w") as file:
                 file.write(token)

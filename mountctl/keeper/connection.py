@@ -34,10 +34,14 @@ class AlreadyKeptError(Exception):
 def memory_of(content: bytes) -> int:
     """A sealed memfd with this content, positioned at its start."""
     descriptor = os.memfd_create("trimsfs-order", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with os.fdopen(os.dup(descriptor), "wb") as file:
-        file.write(content)
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
-    os.lseek(descriptor, 0, os.SEEK_SET)
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(content)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
 
 
@@ -72,6 +76,8 @@ class Connection:
         self._source = source
         self._allow_other = allow_other
         self._held = {name: descriptor for name, descriptor in (stored or {}).items() if name in STORED}
+        self.inherited = "fuse" in self._held
+        """Whether an earlier keeper mounted it."""
         if "ledger" not in self._held:
             self._held["ledger"] = os.memfd_create("trimsfs-ledger", os.MFD_CLOEXEC)
         self._locks = [_locked(self._held["ledger"])]
@@ -118,9 +124,10 @@ class Connection:
         """Mount, and keep the lock of the cache directory; {} or the error, as the answer to the server."""
         try:
             self._held["fuse"] = mounting.mount(self._mountpoint, source=self._source, allow_other=self._allow_other)
-        except (mounting.FuseUnavailableError, mounting.MountpointError) as error:
+        except (mounting.FuseUnavailableError, mounting.MountpointError, OSError) as error:
             os.close(lock)
-            return {"kind": type(error).__name__, "error": str(error)}
+            kind = mounting.FuseUnavailableError if isinstance(error, OSError) else type(error)
+            return {"kind": kind.__name__, "error": str(error)}
         self._held["lock"] = lock
         self.identity = mounting.identify(self._mountpoint)
         return {}

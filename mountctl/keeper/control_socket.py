@@ -61,7 +61,7 @@ def ask(mountpoint: Path, request: dict[str, Any], *, timeout_s: float) -> dict[
         if isinstance(error, PermissionError) or (isinstance(error, FileNotFoundError) and os.geteuid() != 0):
             raise KeeperRefusesError(f"only root and the user who mounted {mountpoint} may ask its keeper") from None
         _check_not_stopped(mountpoint, user)
-        if isinstance(error, TimeoutError):
+        if isinstance(error, TimeoutError | BlockingIOError):  # or so many wait that none can join them
             message = f"the keeper of {mountpoint} does not answer: run `mountctl recover {mountpoint}`"
             raise KeeperSilentError(message) from None
         raise KeeperGoneError(f"the keeper of {mountpoint} is gone: run `mountctl recover {mountpoint}`") from error
@@ -81,6 +81,12 @@ def _answer(end: socket.socket, timeout_s: float) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("not a JSON object")
     return found
+
+
+def titled(role: str, mountpoint: Path) -> list[int]:
+    """The processes that claim to have a role in a mount."""
+    pids = map(int, filter(str.isdecimal, os.listdir("/proc")))
+    return [pid for pid in pids if title_of(pid) == title(role, mountpoint)]
 
 
 def _check_not_stopped(mountpoint: Path, user: int) -> None:
@@ -136,8 +142,12 @@ class ControlSocket:
         with contextlib.suppress(OSError):
             end, _ = self._listener.accept()
             end.setblocking(False)
+            try:
+                self._selector.register(end, selectors.EVENT_READ, lambda: self._read(end))
+            except OSError:
+                end.close()
+                raise
             self._connections[end] = b"", time.monotonic()
-            self._selector.register(end, selectors.EVENT_READ, lambda: self._read(end))
 
     def _read(self, end: socket.socket) -> None:
         known, since = self._connections[end]

@@ -15,6 +15,7 @@ the outcome as one JSON line on ``--status-fd``: ``{"type": "ready"}`` or ``{"ty
 "error": ...}``. The successor of a killed keeper replaces the server that is left or, if that fails, lets it serve on.
 """
 
+import math
 import os
 import selectors
 import signal
@@ -73,6 +74,8 @@ class Keeper:
         """The version of the last ready server's ledger; None until a server was ready."""
         self._leaves = False
         """Whether this keeper ends without an unmount, and lets the predecessor's server serve on."""
+        self._listens_at = math.inf
+        """When to try again to listen for operators."""
         self._ticked_at, self._passed_s = time.monotonic(), 0.0
         """When the last tick was, and for how long this process ran before it."""
         self._unmounted_s = 0.0
@@ -143,6 +146,8 @@ class Keeper:
                 self._check(server, limit_s)
         if self._active is not None and not self._ending:
             self._service_manager.alive()
+        if self._listens_at <= now and not self._ending:
+            self._listen()
         self._reporter.rotate_log()
         if self._ending or self._restart_policy.delay_s:
             return
@@ -206,7 +211,8 @@ class Keeper:
             self._replacement.fail(f"cannot start a server: {error}")
             if self._phase is Phase.STARTING:
                 self._end(1)
-            self._restart_policy.standby_failed("not started", alone=self._active is None)
+            lasts = self._restart_policy.vacant_s > limits.SHORTAGE_S
+            self._restart_policy.standby_failed("not started", alone=self._active is None and lasts)
             self._give_up_if_exhausted()
             return
         self._dispatcher.add(server)
@@ -309,6 +315,7 @@ class Keeper:
         """Handle the end of a server: another server follows, or the keeper ends too."""
         self._dispatcher.drain(server)
         self._dispatcher.remove(server)
+        server.kill()  # threads that are left of it must not serve beside the next
         if server is self._standby:
             self._on_standby_end(server)
             return
@@ -353,8 +360,11 @@ class Keeper:
     # Operators
 
     def _listen(self) -> None:
+        first, self._listens_at = math.isinf(self._listens_at), math.inf
         if (error := self._control_socket.listen(self._mountpoint)) is not None:
-            self._reporter.error(f"mountctl cannot reach this keeper: {error}")
+            self._listens_at = time.monotonic() + limits.LISTEN_INTERVAL_S
+            if first:
+                self._reporter.error(f"mountctl cannot reach this keeper: {error}")
 
     def _on_request(self, request: dict[str, Any], reply: Reply) -> None:
         match request:

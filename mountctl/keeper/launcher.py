@@ -138,8 +138,10 @@ class ServerLauncher:
         }
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self._kept.values()))] if self._kept else []
         try:
+            end.settimeout(CHECK_TIMEOUT_S)
             end.connect(str(self._path))
             end.sendmsg([json.dumps(message).encode()], rights)
+            end.settimeout(None)
         except OSError:
             end.close()
             return
@@ -170,23 +172,24 @@ class ServerLauncher:
 
     def _start(self, channel: int) -> None:
         """Start a server with its end of the channel to the keeper, which learns from it how that went."""
-        order_file = memory_of(json.dumps(self._order | {FORKS: True, LAUNCHED: True}).encode())
         os.set_inheritable(channel, True)
         command = [*self._order["server"], "--keeper-fd", str(channel)]
         try:
-            pid = os.posix_spawn(
-                command[0],
-                command,
-                os.environ,
-                file_actions=[(os.POSIX_SPAWN_DUP2, order_file, 0)],
-                setsid=True,  # signals of a terminal are for this process alone
-                setsigdef=[signal.SIGPIPE, signal.SIGTERM, signal.SIGINT],
-            )
+            order_file = memory_of(json.dumps(self._order | {FORKS: True, LAUNCHED: True}).encode())
+            try:
+                pid = os.posix_spawn(
+                    command[0],
+                    command,
+                    os.environ,
+                    file_actions=[(os.POSIX_SPAWN_DUP2, order_file, 0)],
+                    setsid=True,  # signals of a terminal are for this process alone
+                    setsigdef=[signal.SIGPIPE, signal.SIGTERM, signal.SIGINT],
+                )
+            finally:
+                os.close(order_file)
             self._started.add(pid)
         except OSError as error:
             self._reporter.error(f"cannot start a server: {error}")
-        finally:
-            os.close(order_file)
 
     def _reap(self) -> None:
         """Collect the exit codes of children that have ended, and log those of servers: no keeper gets them."""

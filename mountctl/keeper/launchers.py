@@ -18,12 +18,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mountctl.keeper.control_socket import KeeperGoneError
+from mountctl.keeper.control_socket import KeeperGoneError, titled
 from mountctl.keeper.descriptor_store import LISTENER
 from mountctl.keeper.forked_server import ForkedServer
 from mountctl.linux.sockets import BoundPath, launchers_path, listen_at
 from trimsfs import __version__
 from trimsfs.errors import NotPermittedError, TakeoverError
+from trimsfs.polling import readable
 from trimsfs.processes import StopWatch, stopped
 
 PROTOCOL = 1
@@ -205,8 +206,12 @@ class Launchers:
         with contextlib.suppress(OSError):
             end, _ = self._listener.accept()
             end.setblocking(False)
+            try:
+                self._selector.register(end, selectors.EVENT_READ, lambda: self._hear(end))
+            except OSError:
+                end.close()
+                raise
             self._silent[end] = time.monotonic()
-            self._selector.register(end, selectors.EVENT_READ, lambda: self._hear(end))
 
     def _forget(self, end: socket.socket) -> None:
         self._selector.unregister(end)
@@ -336,7 +341,11 @@ def succeed(mountpoint: Path, *, timeout_s: float) -> None:
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end, contextlib.suppress(OSError):
         end.settimeout(timeout_s)
-        end.connect(str(launchers_path(mountpoint)))
+        try:
+            end.connect(str(launchers_path(mountpoint)))
+        except BlockingIOError:  # so many wait that none can join them: it hangs
+            _kill_keeper(mountpoint, timeout_s)
+            return
         end.send(json.dumps({"type": "succeed"}).encode())
         pid = peer(end)[0]
         if not stopped(pid):
@@ -346,3 +355,14 @@ def succeed(mountpoint: Path, *, timeout_s: float) -> None:
         if pid:  # else it is in another PID namespace
             os.kill(pid, signal.SIGKILL)
             end.recv(1)
+
+
+def _kill_keeper(mountpoint: Path, timeout_s: float) -> None:
+    """Kill another keeper of a mount in this mount namespace, and wait for its end. Raises OSError."""
+    own = os.readlink("/proc/self/ns/mnt")
+    for pid in titled("keeper", mountpoint):
+        if pid != os.getpid() and os.readlink(f"/proc/{pid}/ns/mnt") == own:
+            process = os.pidfd_open(pid)
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            readable([process], timeout_s)
+            os.close(process)

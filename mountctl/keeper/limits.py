@@ -13,3 +13,8 @@ HURRY_AFTER_S = 15.0
 """How long a standby may load in idle time alone."""
 START_TIMEOUT_S = 60.0
 """The keeper kills a standby that is not ready after so long."""
+SHORTAGE_S = 60.0
+"""For how long nobody serves before it counts as a crash that no server can be started: memory, or processes, run out
+for a while."""
+LISTEN_INTERVAL_S = 5.0
+"""How often a keeper that cannot listen for operators tries again."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mountctl.keeper.connection import SEALS
-from mountctl.keeper.control_socket import KeeperGoneError, KeeperSilentError, ask
+from mountctl.keeper.control_socket import KeeperGoneError, KeeperSilentError, ask, titled
 from mountctl.keeper.descriptor_store import FUSE_DEVICE, LISTENER
 from mountctl.keeper.forked_server import OtherProcess
 from mountctl.keeper.server_process import ALONE, ENVIRONMENT, FORKS, LAUNCHED, ServerProcess
@@ -78,7 +78,7 @@ def find_predecessor(mountpoint: Path) -> Predecessor:
         raise NotMountedError(f"{mountpoint}: no trimsfs mount")
     found: list[Predecessor] = []
     unfit: list[str] = []
-    for pid in _titled("server", mountpoint):
+    for pid in titled("server", mountpoint):
         try:
             found.append(_look_at(pid, mountpoint, identity.device))
         except PermissionError:
@@ -91,7 +91,7 @@ def find_predecessor(mountpoint: Path) -> Predecessor:
         raise TakeoverError(f"{mountpoint}: several servers claim to serve it: run `mountctl down` and `mountctl up`")
     if unfit:
         raise TakeoverError(f"{mountpoint}: cannot be taken over from {unfit[0]}")
-    others = [pid for pid in _titled("keeper", mountpoint) if pid != os.getpid()]
+    others = [pid for pid in titled("keeper", mountpoint) if pid != os.getpid()]
     if others and stopped(others[0]):
         raise TakeoverError(
             f"{mountpoint}: its server has ended, and its keeper, {shown(others[0])}, is stopped: "
@@ -107,12 +107,6 @@ def find_predecessor(mountpoint: Path) -> Predecessor:
 
 def _linux() -> tuple[int, ...]:
     return tuple(int(number) for number in os.uname().release.split("-")[0].split(".")[:2])
-
-
-def _titled(role: str, mountpoint: Path) -> list[int]:
-    """The processes that claim to have a role in a mount."""
-    pids = map(int, filter(str.isdecimal, os.listdir("/proc")))
-    return [pid for pid in pids if title_of(pid) == title(role, mountpoint)]
 
 
 def _look_at(pid: int, mountpoint: Path, device: str) -> Predecessor:

@@ -12,6 +12,9 @@ from typing import Any
 from mountctl.linux import logfile
 from trimsfs.text import printable
 
+ROTATION_INTERVAL_S = 60.0
+"""How long a keeper that could not rotate its log waits before it tries again."""
+
 
 class Reporter:
     """Reports for a keeper. *status* is the descriptor on which a command waits for the outcome, None without one.
@@ -23,6 +26,8 @@ class Reporter:
         self._status = status
         self._log_file = log_file
         self._reported = False
+        self._rotates_at = 0.0
+        """When to rotate the log again after a failure, by the monotonic clock."""
 
     def outcome(self, message: dict[str, Any], text: str) -> None:
         """Report the outcome of the mount, once; log *text* if no command waits."""
@@ -58,10 +63,13 @@ class Reporter:
         lines = "\n  ".join(printable(line) for line in text.rstrip().split("\n"))
         with contextlib.suppress(OSError, ValueError):
             if select.select([], [sys.stderr], [], 0)[1]:
-                entry = f"{stamp} {level} mountctl.keeper: {lines}\n"
-                os.write(sys.stderr.fileno(), entry.encode(errors="backslashreplace"))
+                entry = f"{stamp} {level} mountctl.keeper: {lines}".encode(errors="backslashreplace")
+                os.write(sys.stderr.fileno(), entry[: select.PIPE_BUF - 1] + b"\n")  # what surely fits into a pipe
 
     def rotate_log(self) -> None:
         """Rotate the log if it is long."""
-        if self._log_file is not None:
-            logfile.rotate(sys.stderr.fileno(), self._log_file)
+        if self._log_file is not None and time.monotonic() >= self._rotates_at:
+            try:
+                logfile.rotate(sys.stderr.fileno(), self._log_file)
+            except OSError:
+                self._rotates_at = time.monotonic() + ROTATION_INTERVAL_S

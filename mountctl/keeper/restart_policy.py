@@ -1,5 +1,6 @@
 """Decides when the next server may start, and when the keeper gives up, from how earlier servers have ended."""
 
+import math
 import time
 from typing import Any
 
@@ -34,6 +35,11 @@ class RestartPolicy:
     def delay_s(self) -> float:
         """How long to wait before the next start."""
         return max(0.0, self._not_before - time.monotonic())
+
+    @property
+    def vacant_s(self) -> float:
+        """How long ago the last server that has served ended; infinite if none did."""
+        return math.inf if self.vacant_since is None else time.monotonic() - self.vacant_since
 
     @property
     def exhausted(self) -> bool:

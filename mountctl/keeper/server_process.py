@@ -185,8 +185,10 @@ class ServerProcess:
             return True
         try:
             state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
+        except (FileNotFoundError, ProcessLookupError):
             return True
+        except OSError:  # this process has no room to look
+            return False
         return state in {"Z", "X"}
 
     def reaped(self) -> bool:

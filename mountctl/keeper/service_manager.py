@@ -39,12 +39,16 @@ class ServiceManager:
         return self._stored
 
     def store(self, connection: Connection, order: dict[str, Any]) -> None:
-        """Let the manager store the descriptors and the order that the next keeper needs; later, only the new order."""
+        """Let the manager store the descriptors and the order that the next keeper needs; later, only the new order.
+
+        If this keeper is killed before the new order is stored, `mountctl run` makes one from the declaration.
+        """
         identity = connection.identity
         known = {"identity": asdict(identity)} if identity is not None else {}
         descriptors = connection.stored(json.dumps(order | known).encode())
+        if self._stored or connection.inherited:
+            self._notifier.unstore(("order",))  # of the other descriptors, the manager keeps one each
         if self._stored:
-            self._notifier.unstore(("order",))
             descriptors = {"order": descriptors["order"]}
         self._notifier.store(descriptors)
         self._stored = True

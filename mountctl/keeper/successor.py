@@ -50,7 +50,9 @@ def _successor(mountpoint: Path, status: int | None) -> Keeper:
     """The successor of a killed keeper. Raises TrimsError."""
     left = find_predecessor(mountpoint)
     try:
-        logfile.append_output_to(Path(left.order["options"]["log_file"]))
+        log_file = Path(left.order["options"]["log_file"])
+        log_file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)  # a mount in the foreground has none
+        logfile.append_output_to(log_file)
         os.environ.clear()
         os.environ.update(
             {name: value for name, value in left.environment.items() if not name.startswith(_OF_A_SERVICE)}

@@ -9,7 +9,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from trimsfs.mountinfo import trimsfs_at
+from trimsfs.mountinfo import escape, trimsfs_at
 
 WHOLE, GPU = "all", "gpu"
 DEFAULT_DIRECTORY = Path("/var/run/cdi")
@@ -38,7 +38,7 @@ def short_hash(text: str, digits: int) -> str:
 
 def default_output(mountpoint: Path) -> Path:
     """The default path of a mount's spec, where engines look for it."""
-    name = str(mountpoint).strip("/").replace("/", "-")
+    name = escape(mountpoint)
     if not _plain(name) or len(name) > NAME_LIMIT:
         name = device_name(name).replace("::", "-")
     return DEFAULT_DIRECTORY / f"trimsfs-{name}.json"

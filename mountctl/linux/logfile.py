@@ -31,15 +31,21 @@ def rotate(descriptor: int, path: Path) -> None:
     """Move the content of a log above SIZE_LIMIT to ``PATH.1``.
 
     This truncates the file instead of replacing it, as its writers keep their descriptors and append. Lines written
-    meanwhile may be lost.
+    meanwhile may be lost. Raises OSError, and leaves both files, if there is no room.
     """
-    with contextlib.suppress(OSError):
-        if os.fstat(descriptor).st_size <= SIZE_LIMIT:
-            return
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(path.with_name(f"{path.name}.1"), flags, 0o600), "wb") as before:
+    if os.fstat(descriptor).st_size <= SIZE_LIMIT:
+        return
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    new = path.with_name(f"{path.name}.new")
+    try:
+        with os.fdopen(os.open(new, flags, 0o600), "wb") as copy:
             offset = 0
             while offset <= 2 * SIZE_LIMIT and (piece := os.pread(descriptor, _PIECE, offset)):
-                before.write(piece)
+                copy.write(piece)
                 offset += len(piece)
-        os.ftruncate(descriptor, 0)
+        os.replace(new, path.with_name(f"{path.name}.1"))
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+        raise
+    os.ftruncate(descriptor, 0)

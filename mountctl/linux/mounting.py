@@ -108,7 +108,10 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), str(mountpoint))
         return
-    program = _fusermount()
+    try:
+        program = _fusermount()
+    except FuseUnavailableError as error:
+        raise OSError(errno.ENOENT, str(error), str(mountpoint)) from None
     command = [program, "-u", *(["-z"] if lazy else []), "--", str(mountpoint)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     if done.returncode != 0:

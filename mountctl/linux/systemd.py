@@ -1,6 +1,8 @@
 """Starts and stops declared mounts through systemd, as instances of trimsfs@.service or trimsfs-server@.service."""
 
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -24,6 +26,11 @@ def unit_of(name: str) -> str:
     return _whole(name) if _CHOSEN.isdisjoint(told.splitlines()) else server
 
 
+def keeper_of(name: str) -> str | None:
+    """The service of a declared mount's keeper, if its server is a service of its own."""
+    return None if unit_of(name) == _whole(name) else f"trimsfs-keeper@{name}.service"
+
+
 def _whole(name: str) -> str:
     """The service that is both the keeper and the server of a declared mount."""
     return f"trimsfs@{name}.service"
@@ -36,15 +43,21 @@ def manages(name: str) -> bool:
     return _systemctl("cat", unit_of(name), quiet=True) == 0
 
 
+def variables(name: str) -> dict[str, str]:
+    """The environment variables that the service's files set."""
+    return dict(each.partition("=")[::2] for each in shlex.split(_property(unit_of(name), "Environment")))
+
+
 def start(name: str) -> tuple[int, str]:
     """Start the service; the exit code (that of the mount if the mount fails), and why it failed."""
     unit, began = unit_of(name), time.time()
     done = subprocess.run(["systemctl", "start", unit], capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return 0, ""
-    code = int(_property(unit, "ExecMainStatus") or 0) or done.returncode
+    exited = _property(unit, "ExecMainCode") == str(os.CLD_EXITED)  # else the status is the number of a signal
+    code = int(_property(unit, "ExecMainStatus") or 0) if exited else 0
     error = _last_error(unit, began)
-    return code, done.stderr.rstrip() if error is None else f"mountctl: {name}: {error}"
+    return code or done.returncode, done.stderr.rstrip() if error is None else f"mountctl: {name}: {error}"
 
 
 def _last_error(unit: str, since: float) -> str | None:
@@ -60,10 +73,13 @@ def retries(name: str) -> bool:
     return _property(unit_of(name), "ActiveState") == "activating"
 
 
+def main_process(name: str) -> int:
+    """The process of the service; 0 if none runs."""
+    return int(_property(unit_of(name), "MainPID") or 0)
+
+
 def restarts(name: str) -> bool:
     """Whether a service has the keeper as well and runs, or systemd is about to start it again."""
-    if not manages(name):
-        return False
     return _property(_whole(name), "ActiveState") not in {"", "inactive", "failed"}
 
 

@@ -71,6 +71,35 @@ def test_up_and_down_start_and_stop_the_unit(system: Booted, mountpoint: Path) -
     assert system.mountctl("down", "models").stdout == "models is down\n"
 
 
+def test_a_mount_that_another_directory_declares_is_none_of_the_unit(
+    system: Booted, mountpoint: Path, tmp_path: Path
+) -> None:
+    assert system.mountctl("up", "models").returncode == 0
+    let_in(tmp_path)
+    lines = [f'mountpoint = "{tmp_path / "models"}"', f'store = "{mountpoint.parent / "store"}"']
+    (tmp_path / "models.toml").write_text("\n".join([*lines, f'cache_dir = "{tmp_path / "cache"}"']))
+    of_another = ("--mounts-dir", tmp_path, "models")
+    done = system.mountctl("up", *of_another)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert system.run("cat", tmp_path / "models/model").stdout == "weights"
+    assert system.mountctl("down", *of_another).returncode == 0
+    assert (system.state("models"), system.run("cat", mountpoint / "model").stdout) == ("active", "weights")
+
+
+def test_a_unit_whose_mount_is_declared_elsewhere_by_now(system: Booted, mountpoint: Path) -> None:
+    assert system.mountctl("up", "models").returncode == 0
+    declared, elsewhere = mountpoint.parent / "models.toml", mountpoint.with_name("elsewhere")
+    declared.write_text(declared.read_text().replace(f'"{mountpoint}"', f'"{elsewhere}"'))
+    done = system.mountctl("up", "models")
+    told = f"mountctl: models: its unit serves {mountpoint}, not {elsewhere}: `mountctl down models` first\n"
+    assert (done.returncode, done.stderr) == (4, told)
+    assert system.mountctl("down", "models").returncode == 0
+    assert system.state("models") == "inactive"
+    done = system.mountctl("up", "models")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert system.run("cat", elsewhere / "model").stdout == "weights"
+
+
 def test_a_log_of_an_earlier_mount_is_not_taken_for_that_of_the_unit(system: Booted, mountpoint: Path) -> None:
     log = mountpoint.with_name("earlier.log")
     log.write_text("of yesterday\n")

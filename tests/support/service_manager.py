@@ -67,8 +67,8 @@ class Manager:
             if "FDSTORE=1" in lines:
                 name = next(line.removeprefix("FDNAME=") for line in lines if line.startswith("FDNAME="))
                 self.stored[name] = descriptors[0]
-            if "FDSTOREREMOVE=1" in lines:
-                os.close(self.stored.pop(lines[1].removeprefix("FDNAME=")))
+            if "FDSTOREREMOVE=1" in lines and (name := lines[1].removeprefix("FDNAME=")) in self.stored:
+                os.close(self.stored.pop(name))
 
     def log(self) -> str:
         return self._log.read_text()

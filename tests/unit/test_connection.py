@@ -14,6 +14,7 @@ from mountctl.keeper.protocol import Mount
 from mountctl.keeper.server_process import ServerProcess
 from mountctl.linux import logfile, mounting
 from mountctl.linux.mounting import MountIdentity
+from tests.support.tmpfs import tmpfs
 
 
 @pytest.fixture
@@ -163,6 +164,20 @@ def test_memory_is_read_from_its_start() -> None:
     assert os.read(file, 10) == b"order"
     os.close(file)
     assert connection.memory_of(b"") > 0
+
+
+def test_a_long_log_on_a_full_disk_stays_with_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logfile, "SIZE_LIMIT", 100)
+    with tmpfs(tmp_path / "log", 16 << 10) as directory:
+        path = directory / "trimsfs.log"
+        path.with_name("trimsfs.log.1").write_bytes(b"earlier")
+        path.write_bytes(b"x" * (8 << 10))
+        with path.open("r+b") as file, pytest.raises(OSError, match="No space left"):
+            logfile.rotate(file.fileno(), path)
+        assert {each.name: each.stat().st_size for each in directory.iterdir()} == {
+            "trimsfs.log": 8 << 10,
+            "trimsfs.log.1": len(b"earlier"),
+        }
 
 
 def test_a_long_log_is_moved_and_its_writers_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,20 +1,24 @@
 """What a keeper believes of its servers, its operator and its service manager."""
 
+import contextlib
+import errno
 import json
 import os
 import selectors
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mountctl.keeper import control_socket, protocol
-from mountctl.keeper.control_socket import ControlSocket, KeeperGoneError, ask
+from mountctl.keeper.control_socket import ControlSocket, KeeperGoneError, KeeperSilentError, ask
+from mountctl.keeper.server_process import ServerProcess
 from mountctl.linux.sd_notify import Notifier, stored_descriptors
 from mountctl.linux.sockets import socket_path
 from tests.support.keeper_in_process import keeper_in_process
@@ -119,7 +123,7 @@ def test_what_is_nearly_a_message_holds_only_what_it_may(fields: dict[str, Any])
 def listening(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[ControlSocket, selectors.BaseSelector]]:
-    monkeypatch.setattr(control_socket, "socket_path", lambda mountpoint: tmp_path / "run/keeper.sock")
+    monkeypatch.setattr(control_socket, "socket_path", lambda *_: tmp_path / "run/keeper.sock")
     selector = selectors.DefaultSelector()
 
     def handle(request: dict[str, Any], reply: control_socket.Reply) -> None:
@@ -182,6 +186,56 @@ def test_who_connects_and_says_nothing_is_let_go(
         listening[0].drop_idle()
         end.settimeout(2)
         assert end.recv(1) == b""
+
+
+def test_a_keeper_that_hangs_is_known_however_many_have_asked_it(
+    listening: tuple[ControlSocket, selectors.BaseSelector], tmp_path: Path
+) -> None:
+    waiting = [socket.socket(socket.AF_UNIX) for _ in range(20)]
+    try:
+        for end in waiting:
+            end.settimeout(0.01)
+            with contextlib.suppress(OSError):
+                end.connect(str(tmp_path / "run/keeper.sock"))
+        with pytest.raises(KeeperSilentError, match="does not answer: run `mountctl recover /models`"):
+            ask(Path("/models"), {"do": "status"}, timeout_s=0.5)
+    finally:
+        for end in waiting:
+            end.close()
+
+
+def test_a_keeper_that_cannot_watch_a_connection_closes_it(
+    listening: tuple[ControlSocket, selectors.BaseSelector], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> NoReturn:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with socket.socket(socket.AF_UNIX) as end:
+        end.settimeout(2)
+        end.connect(str(tmp_path / "run/keeper.sock"))
+        monkeypatch.setattr(listening[1], "register", no_room)
+        serve(listening[1], 1)
+        assert end.recv(1) == b""
+    monkeypatch.setattr(control_socket, "REQUEST_TIMEOUT_S", -1)
+    listening[0].drop_idle()
+
+
+def test_a_server_is_not_taken_for_ended_by_a_keeper_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            server = ServerProcess.__new__(ServerProcess)
+            server._process = process
+            assert not server.ended()
+
+            def no_room(*_: object, **__: object) -> NoReturn:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, "read_text", no_room)
+                assert not server.ended()
+        finally:
+            process.kill()
+    assert server.ended()
 
 
 def test_a_keeper_that_ends_late_leaves_the_next_ones_socket_alone(

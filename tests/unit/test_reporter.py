@@ -1,7 +1,10 @@
 """The keeper's log lines look as the server's do."""
 
+import errno
 import os
 import re
+import select
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +36,29 @@ def test_a_text_of_many_lines_forges_none(capfd: pytest.CaptureFixture[str]) -> 
     first, second = capfd.readouterr().err.splitlines()
     assert first.endswith("server 7 failed: a")
     assert second == "  2026-01-01 00:00:00,000 ERROR forged\\x1b[2J"
+
+
+def test_a_long_line_is_cut_to_what_a_pipe_takes_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    Reporter(None, None).error("x" * 10_000)
+    written = capfd.readouterr().err
+    assert (len(written), written[-2:]) == (select.PIPE_BUF, "x\n")
+
+
+def test_a_log_that_cannot_be_rotated_is_left_alone_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = 0
+
+    def full(*_: object) -> None:
+        nonlocal tried
+        tried += 1
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("mountctl.linux.logfile.rotate", full)
+    reporter = Reporter(None, tmp_path / "log")
+    for _ in range(3):
+        reporter.rotate_log()
+    assert tried == 1
 
 
 def test_a_command_that_waits_gets_the_outcome_and_the_log_nothing(capfd: pytest.CaptureFixture[str]) -> None:
