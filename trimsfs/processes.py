@@ -23,6 +23,7 @@ MOST_LOOKS = 3
 """So many looks must find a process stopped: it may be stopped for a moment, or together with whoever looks."""
 SHOWN = 5
 """How many users of a mount a message names."""
+FORK_PATIENCE_S, FORK_PAUSE_S = 30.0, 0.1
 _CONTAINER = re.compile(r"([0-9a-f]{12})[0-9a-f]{52}")
 """The container's identifier, which engines put into the name of its control group."""
 _PR_SET_PDEATHSIG = 1
@@ -166,6 +167,18 @@ def _family(pid: int) -> list[int]:
 def end_with_parent() -> None:
     """Make the kernel kill this process when its parent ends."""
     _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+
+
+def fork_patiently() -> int:
+    """`os.fork`, tried for FORK_PATIENCE_S while the system has no room for another process. Raises OSError."""
+    give_up_at = time.monotonic() + FORK_PATIENCE_S
+    while True:
+        try:
+            return os.fork()
+        except OSError:
+            if time.monotonic() >= give_up_at:
+                raise
+        time.sleep(FORK_PAUSE_S)
 
 
 def start_child(work: Callable[[int], object]) -> tuple[int, int]:

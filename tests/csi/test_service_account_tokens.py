@@ -53,7 +53,7 @@ def table(path: str, file: str) -> dict[str, Any]:
         ({"tenants": [table("a", OWN), table("b", OTHER)]}, "", None),
         ({"tenants": [table("a", OWN), table("a/b", OTHER)]}, "a", None),
         ({"tenants": [table("a", OWN), table("a/b", OTHER)]}, "a/b", None),
-        ({"tenants": [table("a", OWN), {"path": "b", "role_arn": "r"}]}, "", True),
+        ({"tenants": [table("a", OWN), {"path": "b", "role_arn": "arn:aws:iam::1:role/r"}]}, "", True),
         ({"tenants": [table("a", TOO_DEEP)]}, "a", None),
         ({"tenants": [table("a", "TOKENS/ns")]}, "a", None),
         ({"tenants": [table("a", ELSEWHERE)]}, "a", False),

@@ -143,6 +143,21 @@ def as_server(function: Callable[[], Any]) -> Any:
     return as_user(SERVER_USER, function)
 
 
+def test_a_broker_that_does_not_answer_holds_no_thread(
+    brokered: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(brokered.broker, Broker)
+    os.kill(brokered.broker.pid, signal.SIGSTOP)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("trimsfs.stores.broker.ANSWER_TIMEOUT_S", 0.2)
+            with pytest.raises(TransientStoreError, match="the broker did not answer"):
+                brokered.broker.stat("model")
+    finally:
+        os.kill(brokered.broker.pid, signal.SIGCONT)
+    assert brokered.broker.stat("model").size == len(HARMLESS)
+
+
 def test_a_server_reads_what_root_may_of_the_store(brokered: DirectoryStore) -> None:
     async def look() -> tuple[Page, Page, list[bytes]]:
         pages = [await brokered.list_page(prefix) for prefix in ("", "dir/")]

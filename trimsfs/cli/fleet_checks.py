@@ -88,7 +88,7 @@ def _rights(server: Identity, options: MountOptions) -> str:
         if status.st_gid != server.gid or status.st_mode & SOCKET_RIGHTS != SOCKET_RIGHTS:
             raise ProblemError(
                 f"{socket}: group {server.gid}, of nginx's workers, may not write to it: the server runs as "
-                f"uid {status.st_uid}: `mountctl upgrade`"
+                f"uid {status.st_uid}: `mountctl upgrade NAME`"
             )
     if not _exists(FLEET_USER):
         raise Advice(

@@ -81,7 +81,7 @@ def mount_store(mountpoint: Path, options: MountOptions, *, foreground: bool) ->
     """Mount, and return when the mount answers; in the foreground, never return. Raises TrimsError, or exits."""
     for _, own in options.each_store():
         check_meaning(mountpoint, own.store)
-    made = not mountpoint.exists()
+    made = mount_at(canonical(mountpoint)) is None and not mountpoint.exists()  # one that is mounted may hang
     try:
         _mount(_check(mountpoint, options), options, foreground=foreground)
     except BaseException:

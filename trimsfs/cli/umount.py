@@ -56,8 +56,13 @@ def umount(mountpoint: Path, lazy: bool, everywhere: bool) -> None:
         _check_others(mount, everywhere=everywhere, lazy=lazy)
     connection = _connection(mount)
     _unmount(mount, lazy=lazy, connection=connection)
-    if not _ends(mount, connection, 0 if lazy else CONNECTION_TIMEOUT_S):
-        goes_on = f"its server runs on, and keeps its cache, while it is in use {usage(mount.device)}"
+    ends, held = _ends(mount, connection, 0 if lazy else CONNECTION_TIMEOUT_S), Usage()
+    if not ends:
+        held = usage(mount.device)
+        if not lazy and not (held.processes or held.mounted):  # the last user, or its mount namespace, has just ended
+            ends = _ends(mount, connection, CONNECTION_TIMEOUT_S)
+    if not ends:
+        goes_on = f"its server runs on, and keeps its cache, while it is in use {held}"
         if not lazy:
             raise InUseError(f"{mountpoint} is unmounted, but {goes_on}")
         say(f"trimsfs: {mountpoint} is detached; {goes_on}", error=True)
@@ -85,12 +90,16 @@ def _is_at(mountpoint: Path, facts: dict[str, Any]) -> bool:
 def _check_others(mount: Mount, *, everywhere: bool, lazy: bool) -> None:
     """Find the mounts that an unmount would leave, in all mount namespaces; unmount them if *everywhere*.
 
-    Waits up to PATIENCE_S for containers that start or end. Raises InUseError, NotPermittedError.
+    Waits up to PATIENCE_S for containers that start or end, and for who looks at all mounts. Raises InUseError,
+    NotPermittedError.
     """
     if everywhere and os.geteuid() != 0:
         raise NotPermittedError("--everywhere: only root can unmount in other mount namespaces")
-    if everywhere and not lazy and (held := usage(mount.device)).processes:
-        raise InUseError(f"{mount.mountpoint} is in use {held}: end that, or use --lazy")
+    deadline = time.monotonic() + PATIENCE_S
+    while everywhere and not lazy and (held := usage(mount.device)).processes:
+        if time.monotonic() > deadline:
+            raise InUseError(f"{mount.mountpoint} is in use {held}: end that, or use --lazy")
+        time.sleep(ENDING_INTERVAL_S)
     failed: dict[int, OSError] = {}
     deadline = time.monotonic() + PATIENCE_S
     while left := outliving(mount, namespaces()[0]):

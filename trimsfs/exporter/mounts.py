@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import socket
+import struct
 import threading
 import time
 from multiprocessing.connection import Connection
@@ -35,6 +38,8 @@ class Mounts:
 
     def __init__(self, connection: Connection, *, whole: bool, timeout_s: float) -> None:
         self._connection = connection
+        with socket.socket(fileno=os.dup(connection.fileno())) as end:  # for a scraper that is stopped while it answers
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", math.ceil(timeout_s + _GRACE_S), 0))
         self._looks = math.ceil((timeout_s + _GRACE_S) / LOOK_INTERVAL_S)
         self._whole = whole
         self._answered = threading.Condition()

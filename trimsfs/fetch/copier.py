@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 import trio
 
 from trimsfs.checksums import crc32c, crc32c_of_file
+from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.errors import StoreError
 from trimsfs.fetch.page_writer import HUGE, PageWriter
 from trimsfs.fetch.peers import PeerAnswer, PeerRequest
@@ -239,7 +240,7 @@ class ThreadCopier:
 
     async def copy(self, source: LocalBytes, extent: Extent) -> bool:
         # Not abandoned, as the file that it writes to may be closed then.
-        return await trio.to_thread.run_sync(partial(self._copy, source, extent), limiter=self._limiter)
+        return await in_thread(partial(self._copy, source, extent), limiter=self._limiter)
 
     def _copy(self, source: LocalBytes, extent: Extent) -> bool:
         data = memoryview(mmap.mmap(-1, extent.size))  # the bytes that are compared are those that are written
@@ -264,7 +265,7 @@ class ThreadCopier:
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         # Abandon the thread, so that a process that is no longer needed ends at once.
-        return await trio.to_thread.run_sync(function, limiter=self._limiter, abandon_on_cancel=True)
+        return await in_thread(function, limiter=self._limiter, abandon_on_cancel=True)
 
 
 async def _close(writers: "Sequence[_ChunkWriter]") -> None:
@@ -272,7 +273,7 @@ async def _close(writers: "Sequence[_ChunkWriter]") -> None:
     for writer in writers:
         if not writer.close(wait=False):
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(writer.close, limiter=_closing)
+                await in_thread(writer.close, limiter=_closing)
 
 
 _closing = trio.CapacityLimiter(1000)

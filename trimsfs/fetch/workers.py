@@ -24,7 +24,7 @@ from trimsfs.concurrency.watch import watched
 from trimsfs.errors import StoreError, TransientStoreError
 from trimsfs.fetch.copier import Arrived, Extent, Landed, LocalBytes, ThreadCopier
 from trimsfs.fetch.peers import PeerRequest
-from trimsfs.processes import may_rise, prioritise
+from trimsfs.processes import fork_patiently, may_rise, prioritise
 from trimsfs.telemetry.trace import Spent
 from trimsfs.text import set_process_title
 from trimsfs.types import ChunkRecord, Generation
@@ -55,7 +55,7 @@ class Spawner:
         self, make_copier: Callable[[], ThreadCopier], *, mountpoint: Path, not_for_it: Iterable[int] = ()
     ) -> None:
         ours, theirs = pair()
-        self.pid = os.fork()
+        self.pid = fork_patiently()
         if self.pid == 0:
             ours.close()
             for descriptor in not_for_it:

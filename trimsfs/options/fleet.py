@@ -18,7 +18,7 @@ FLEET_USER = "trimsfs-nginx"
 """The user of nginx's workers, in the group of servers; if it does not exist, they run as the user of servers."""
 FLEET_USERS_REMEDY = (
     f"run `useradd --system trimsfs` and `useradd --system {FLEET_USER}`, "
-    "then `mountctl upgrade` and `mountctl fleet apply`"
+    "then `mountctl upgrade NAME` and `mountctl fleet apply`"
 )
 FLEET_DIRECTORY = Path("/var/lib/trimsfs/fleet")
 """Where `mountctl fleet` has nginx's configuration, and in the file ``drained`` the mount points that send nothing."""

@@ -27,7 +27,7 @@ DEFAULT_CONFIG = Path("/etc/trimsfs/config.toml")
 ENVIRONMENT_PREFIX = "TRIMSFS_"
 _OTHER_VARIABLES = re.compile(
     # of the commands and the client library; of containers with devices by CDI
-    r"CONFIG|MOUNTS_DIR|VERBOSE|MODELS|MODEL_.*"
+    r"CONFIG|MOUNTS_DIR|FLEET_DIR|VERBOSE|MODELS|MODEL_.*"
     # what Kubernetes sets in every pod for a service whose name begins with trimsfs
     r"|(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
@@ -62,13 +62,16 @@ def load_options(
 ) -> MountOptions:
     """Merge the sources; *arguments* contains only the options that are set on the command line.
 
-    Of several configuration files, later ones win. Without any, DEFAULT_CONFIG is read if it exists.
+    Of several configuration files, later ones win. DEFAULT_CONFIG is read, if it exists, without any, and before one
+    that declares a mount.
     Raises ConfigurationError, which names the option, its source and what is wrong with it.
     """
     environment = os.environ if environment is None else environment
     layers: list[tuple[str, Mapping[str, Any]]] = []
-    for path in configs or (DEFAULT_CONFIG,):
-        values = _read_toml(path, needed=bool(configs))
+    files = [(path, _read_toml(path, needed=bool(configs))) for path in configs or (DEFAULT_CONFIG,)]
+    if DEFAULT_CONFIG not in (path for path, _ in files) and any(MOUNTPOINT in values for _, values in files):
+        files.insert(0, (DEFAULT_CONFIG, _read_toml(DEFAULT_CONFIG, needed=False)))
+    for path, values in files:
         layers.append((str(path), {name: value for name, value in values.items() if name != MOUNTPOINT}))
     layers.append(("environment", _variables(environment)))
     layers.append(("command line", arguments))

@@ -26,7 +26,9 @@ InnerPath = Annotated[str, AfterValidator(_inner_path)]
 
 
 def check_role(role_arn: str | None, web_identity_token_file: Path | None) -> None:
-    """Raise ValueError for a token without the role that it is for."""
+    """Raise ValueError for a role that is no ARN, and for a token without the role that it is for."""
+    if role_arn is not None and not role_arn.startswith("arn:"):
+        raise ValueError("role_arn: must be an ARN, as arn:aws:iam::ACCOUNT:role/NAME")
     if web_identity_token_file is not None and role_arn is None:
         raise ValueError("web_identity_token_file: needs the role: set role_arn")
 

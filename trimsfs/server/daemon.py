@@ -114,7 +114,9 @@ def main() -> None:
         if promotion is not None and promotion.fuse is None and cache_fails is not None:
             raise cache_fails
         if promotion is not None and fleet_fails is not None:  # a mount outlives the files of its fleet
-            log.error("fleet: this host fetches alone: %s: correct that, then `mountctl restart`", fleet_fails)
+            log.error(
+                "fleet: this host fetches alone: %s: correct that, then `mountctl restart %s`", fleet_fails, mountpoint
+            )
             options = options.model_copy(update={"fleet": None})
         if promotion is not None:
             held = [keeper_end.fileno(), promotion.ledger, *filter(None, (promotion.lock, promotion.fuse))]

@@ -22,6 +22,7 @@ from trimsfs import errors
 from trimsfs.concurrency.channel import MESSAGE_LIMIT, pair
 from trimsfs.concurrency.watch import watched
 from trimsfs.errors import StoreError, TransientStoreError
+from trimsfs.processes import fork_patiently
 from trimsfs.stores.base import Page
 from trimsfs.stores.directory import MOST_NAMES, DirectoryReader
 from trimsfs.text import set_process_title
@@ -29,6 +30,8 @@ from trimsfs.types import Generation
 
 THREADS = 16
 """Requests that are answered at once."""
+ANSWER_TIMEOUT_S = 30.0
+"""How long a request waits for each part of its answer: the directory may be on a disk that does not answer."""
 _PIECE = 1 << 16
 _NAMES = tuple(each.name for each in fields(Generation))
 _VALUES = attrgetter(*_NAMES)
@@ -45,7 +48,7 @@ class Broker:
         self, reader: DirectoryReader, *, confine: Callable[[], None], mountpoint: Path, not_for_it: Iterable[int]
     ) -> None:
         ours, theirs = pair()
-        self.pid = os.fork()
+        self.pid = fork_patiently()
         if self.pid == 0:
             status = 1
             try:
@@ -60,6 +63,7 @@ class Broker:
             finally:
                 os._exit(status)
         theirs.close()
+        ours.settimeout(ANSWER_TIMEOUT_S)
         self._socket = ours
 
     def fileno(self) -> int:
@@ -102,15 +106,19 @@ class Broker:
                     socket.send_fds(self._socket, [json.dumps(request).encode()], [theirs.fileno()])
                 except OSError as error:
                     raise _lost() from error
-            data, descriptors, _, _ = socket.recv_fds(ours, _PIECE, 1, socket.MSG_CMSG_CLOEXEC)
-            pieces = [data]
-            while pieces[-1]:
-                pieces.append(ours.recv(_PIECE))
-        descriptor = descriptors[0] if descriptors else None
-        try:
-            return _result(json.loads(b"".join(pieces))), descriptor
-        except ValueError:
-            raise _lost() from None
+            ours.settimeout(ANSWER_TIMEOUT_S)
+            descriptors: list[int] = []
+            try:
+                data, descriptors, _, _ = socket.recv_fds(ours, _PIECE, 1, socket.MSG_CMSG_CLOEXEC)
+                pieces = [data]
+                while pieces[-1]:
+                    pieces.append(ours.recv(_PIECE))
+                answer = json.loads(b"".join(pieces))
+            except (TimeoutError, ValueError) as error:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                raise _lost() from error
+        return _result(answer), descriptors[0] if descriptors else None
 
 
 def _result(answer: dict[str, Any]) -> Any:
