@@ -163,7 +163,8 @@ async def test_a_keeper_that_does_not_answer_is_waited_for_once_until_it_does(
             async with trio.open_nursery() as nursery:
                 for name in ("first", "second", "third"):
                     nursery.start_soon(opened, client, tmp_path / name, found)
-        with trio.fail_after(0.1):
+        with monkeypatch.context() as longer, trio.fail_after(5):
+            longer.setattr("trimsfs.handover.keeper_client.LOOK_INTERVAL_S", 10.0)
             await opened(client, tmp_path / "fourth", found)
         assert all("the keeper does not answer: run `kill -CONT" in str(why) for why in found.values())
         assert (len(found), client.connected()) == (4, True)

@@ -1,4 +1,5 @@
 import errno
+import gc
 import os
 from pathlib import Path
 
@@ -203,6 +204,7 @@ def test_the_descriptor_is_closed(blob: Blob) -> None:
 
 
 def test_a_failing_attach_leaks_no_descriptor(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gc.collect()
     before = os.listdir("/proc/self/fd")
 
     def fail(*_: object) -> None:

@@ -193,7 +193,10 @@ class Hanging:
 async def test_a_body_of_which_the_client_returns_nothing_is_abandoned() -> None:
     threads, body = RequestThreads("the store", max_requests=1, stall_timeout_s=0.25), Hanging()
     try:
-        with trio.fail_after(10), pytest.raises(StoreStalledError, match=r"the store: no complete answer in 0\.\d+ s"):
+        with (
+            trio.fail_after(10),
+            pytest.raises(StoreStalledError, match=r"the store: no complete answer in \d+(\.\d+)? s"),
+        ):
             await threads.read(lambda: (body, None), 2 * PIECE, lambda _: None, translated=lambda function: function())
     finally:
         body.released.set()
@@ -221,6 +224,7 @@ async def test_a_body_on_a_link_that_many_share_may_take_long(monkeypatch: pytes
     length = 60 * PIECE
     monkeypatch.setattr(bodies, "SLOWEST_RATE", 5 * length)
     monkeypatch.setattr(bodies, "MOST_PATIENCE", 40)
+    monkeypatch.setattr(bodies, "LONGEST_SILENCE", 100)
     monkeypatch.setattr(bodies._Link, "least_rate", lambda _link, _rate: 1.0)
     threads, came = RequestThreads("the store", max_requests=1, stall_timeout_s=0.1), bytearray()
     bound_s = MOST_SLOW_INTERVALS * 0.1 + 0.2

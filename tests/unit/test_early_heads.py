@@ -178,10 +178,21 @@ async def test_what_came_since_a_listing_ahead_is_there(store: PeekableStore) ->
     assert b"newer" in await namespace.entries("m/")
 
 
+async def test_a_listing_ahead_serves_while_the_store_is_away(store: PeekableStore) -> None:
+    namespace = namespace_of(store)
+    await namespace.look_ahead("m/")
+    store.fail(TransientStoreError("away"), method="list_page", times=10)
+    asked = store.count("list_page")
+    for _ in range(3):
+        assert b"large" in await namespace.entries("m/")
+    assert store.count("list_page") == asked + 1
+    assert await look(namespace, "m/large") == store.generation("m/large")
+
+
 async def test_the_first_bytes_of_a_file_come_beside_the_listing_of_its_directory(
     serving: Serving, store: PeekableStore
 ) -> None:
-    async with serving() as server:
+    async with serving(cold_open="auto") as server:
         gate = store.block(method="read")
         handle = await server.open("m/large")
         with trio.fail_after(5):
@@ -191,12 +202,16 @@ async def test_the_first_bytes_of_a_file_come_beside_the_listing_of_its_director
         assert not [request for request in store.requests if request.length == HEAD_BYTES and request.method == "read"]
 
 
-@pytest.mark.parametrize("options", [{"digests": "wait"}, {"signatures": "require"}, {"cold_open": "wait"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"digests": "wait"}, {"signatures": "require"}, {"cold_open": "wait"}, {"cold_open": "stream"}],
+    ids=str,
+)
 async def test_none_is_asked_for_where_no_byte_may_come_alone(
     serving: Serving, store: PeekableStore, options: dict[str, str]
 ) -> None:
     read = partial(read_manifest, key=KEY.public_key()) if "signatures" in options else None
-    async with serving(read_manifest=read, **options) as server:
+    async with serving(read_manifest=read, **{"cold_open": "auto"} | options) as server:
         with suppress(TrimsError):
             await server.open("m/small")
         assert store.peeked() == []

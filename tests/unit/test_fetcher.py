@@ -350,17 +350,19 @@ async def test_what_is_wanted_again_in_a_moment_goes_on(workshop: Workshop, chun
 
 
 async def test_a_fetch_whose_caller_gives_up_and_comes_again_all_the_time_goes_on(
-    workshop: Workshop, chunk_size: int
+    workshop: Workshop, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As an open does that signals interrupt: one must not find it unwanted in the moments between."""
+    linger_s = 2.0
+    monkeypatch.setattr("trimsfs.fetch.under_way.LINGER_S", linger_s)
     workshop.put("a", 3)
     bench = await workshop.bench()
     blob = await bench.acquire("a")
     gate = bench.store.block()
     for _ in range(100):
-        with trio.move_on_after(LINGER_S / 50):
+        with trio.move_on_after(linger_s / 100):
             await bench.fetcher.fetch_all(blob)
-        await trio.sleep(LINGER_S / 50)
+        await trio.sleep(linger_s / 100)
     gate.set()
     await bench.fetcher.fetch_all(blob)
     assert sorted(bench.store.reads("a")) == [0, chunk_size, 2 * chunk_size]

@@ -225,7 +225,7 @@ async def test_the_budget_is_kept_to_again_once_files_are_closed(shelf: Shelf) -
             await tier.load(b)
             assert tier.statistics().used_bytes == 2 * SIZE
         await bring(tier, a)
-        await trio.sleep(0.5)
+        await until(lambda: tier.statistics().used_bytes == SIZE)
         nursery.cancel_scope.cancel()
     assert tier.statistics().used_bytes == SIZE
 

@@ -1,6 +1,7 @@
 """A keeper that anybody of its user asks to let them serve: it admits launchers, or refuses, and keeps nothing."""
 
 import array
+import gc
 import json
 import os
 import socket
@@ -93,6 +94,7 @@ def test_whoever_connects_joins_or_is_refused(data: bytes, kinds: list[str]) -> 
 
 
 def test_a_launcher_that_is_lost_before_its_turn_is_forgotten() -> None:
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     with listening() as (found, path):
         send(path, json.dumps(JOIN | {"names": ["fuse"]}).encode(), ["device"]).close()

@@ -50,6 +50,12 @@ async def quiet(server: Server) -> None:
         await until(lambda: server.fetcher.statistics().in_flight == 0)
 
 
+async def brought(server: Server, store: MemoryStore, count: int) -> None:
+    """Wait until so many files have been asked for, and nothing is fetched any more."""
+    await until(lambda: len(fetched(store)) >= count)
+    await quiet(server)
+
+
 async def read(server: Server, *names: str) -> None:
     for name in names:
         await server.content(f"m/{name}")
@@ -58,7 +64,7 @@ async def read(server: Server, *names: str) -> None:
 
 async def test_the_next_shards_come_while_one_is_open(server: Server, store: MemoryStore) -> None:
     handle = await server.open(f"m/{SHARDS[0]}")
-    await quiet(server)
+    await brought(server, store, 3)
     assert fetched(store) == SHARDS[:3]
     server.release(handle)
 
@@ -73,6 +79,7 @@ async def test_a_load_comes_ahead_though_its_first_file_was_looked_at_before(
         before = fetched(store)
         handle = await server.open(f"m/{SHARDS[0]}")
         await server.read(handle)
+        await until(lambda: set(SHARDS[:2]) <= set(fetched(store)))
         await quiet(server)
         assert fetched(store) == [*before, *(name for name in SHARDS[:2] if name not in before)]
         server.release(handle)
@@ -81,7 +88,11 @@ async def test_a_load_comes_ahead_though_its_first_file_was_looked_at_before(
 
 
 async def test_more_come_as_they_are_met_and_each_once(server: Server, store: MemoryStore) -> None:
-    await read(server, *SHARDS[:2])
+    await read(server, SHARDS[0])
+    await until(lambda: server.components.prefetcher.statistics().ahead_files >= 2)
+    await read(server, SHARDS[1])
+    await until(lambda: server.components.prefetcher.statistics().ahead_files >= 4)
+    await quiet(server)
     assert fetched(store) == SHARDS
     await read(server, *SHARDS[2:])
     assert all(len(offsets) == 2 for offsets in store.reads_by_key().values())
@@ -115,8 +126,10 @@ async def test_an_index_of_shards_tells_their_order(serving: Serving, chunk_size
     store = model([*shards, "unused.bin"], chunk_size, {"model.safetensors.index.json": index})
     async with serving(store=store) as server:
         await read(server, "x.bin")
+        await brought(server, store, 4)
         assert fetched(store) == ["x.bin", "model.safetensors.index.json", "a.bin", "k.bin"]
         await read(server, "a.bin")
+        await brought(server, store, 5)
         assert fetched(store)[4:] == ["below/b.bin"]
 
 
@@ -125,6 +138,7 @@ async def test_an_index_that_is_opened_brings_the_first_shard(serving: Serving, 
     store = model(["x.bin", "a.bin"], chunk_size, {"model.safetensors.index.json": index})
     async with serving(store=store) as server:
         await read(server, "model.safetensors.index.json")
+        await brought(server, store, 2)
         assert fetched(store) == ["model.safetensors.index.json", "x.bin"]
 
 
@@ -136,7 +150,7 @@ async def test_a_damaged_index_leaves_what_the_names_tell(serving: Serving, chun
     store = model(SHARDS, chunk_size, {"model.safetensors.index.json": index})
     async with serving(store=store) as server:
         await read(server, SHARDS[0])
-        assert set(SHARDS[:3]) <= set(fetched(store))
+        await until(lambda: set(SHARDS[:3]) <= set(fetched(store)))
 
 
 @pytest.mark.parametrize(
@@ -149,6 +163,7 @@ async def test_a_small_file_brings_the_large_one_that_it_describes(
     store = model([wanted, "net-0009.params", "network.bin"], chunk_size, {opened: b"small"})
     async with serving(store=store) as server:
         await read(server, opened)
+        await brought(server, store, 2)
         assert fetched(store) == [opened, wanted]
 
 
@@ -159,6 +174,7 @@ async def test_a_hint_counts_for_more_than_names(
     store = model(SHARDS, chunk_size, {".trims-prefetch.json": hint})
     async with serving(store=store) as server:
         await read(server, SHARDS[0])
+        await brought(server, store, 3)
         assert fetched(store) == [SHARDS[0], ".trims-prefetch.json", SHARDS[4]]
     told = [record.getMessage() for record in caplog.records if record.name == "trimsfs.prefetch.load_plan"]
     assert told == ["m/.trims-prefetch.json: names files that do not exist, such as no such file"]
@@ -167,7 +183,9 @@ async def test_a_hint_counts_for_more_than_names(
 async def test_a_hint_switches_it_off(serving: Serving, chunk_size: int) -> None:
     store = model(SHARDS, chunk_size, {".trims-prefetch.json": b'{"prefetch": false}'})
     async with serving(store=store) as server:
-        await read(server, *SHARDS[:2])
+        await read(server, SHARDS[0])
+        await brought(server, store, 2)
+        await read(server, SHARDS[1])
         assert fetched(store) == [SHARDS[0], ".trims-prefetch.json", SHARDS[1]]
 
 
@@ -230,7 +248,7 @@ async def test_a_full_cache_gives_a_quarter_of_itself(
 async def test_what_the_caller_may_not_read_does_not_come(serving: Serving, store: MemoryStore) -> None:
     async with serving(access=(AccessRule(path=f"m/{SHARDS[1]}", uid=5, mode=0o400),)) as server:
         await server.content(f"m/{SHARDS[0]}", STRANGER)
-        await quiet(server)
+        await brought(server, store, 3)
     assert fetched(store) == [SHARDS[0], SHARDS[2], SHARDS[3]]
 
 
@@ -269,10 +287,10 @@ async def test_the_last_load_is_replayed_after_a_restart_and_an_eviction(serving
     async with serving(store=store) as server:
         await evict(server, store, NAMES)
         handle = await server.open("m/d")
-        await quiet(server)
+        await brought(server, store, 3)
         assert fetched(store) == ["d", "e", "a"]
         second = await server.open("m/e")
-        await quiet(server)
+        await brought(server, store, 4)
         assert fetched(store) == USED
         server.release(handle)
         server.release(second)
@@ -301,7 +319,7 @@ async def test_a_model_that_is_loaded_again_comes_ahead_again(server: Server, st
     await read(server, *SHARDS)
     await evict(server, store, SHARDS)
     handle = await server.open(f"m/{SHARDS[0]}")
-    await quiet(server)
+    await brought(server, store, 3)
     assert fetched(store) == SHARDS[:3]
     server.release(handle)
 
@@ -338,6 +356,7 @@ async def test_only_the_used_part_of_a_file_is_replayed(serving: Serving, chunk_
         await evict(server, store, ["a", "b"])
         await server.disk.loads.record("m/", json.dumps([["a", None], ["b", [[2, 3]]]]))
         await server.content("m/a")
+        await until(lambda: bool(store.reads("m/b")))
         await quiet(server)
         assert store.reads("m/b") == [2 * chunk_size]
 
@@ -348,6 +367,7 @@ async def test_a_damaged_record_does_not_matter(serving: Serving, store: MemoryS
             await server.disk.loads.record("m/", record)
             await evict(server, store, SHARDS)
             await read(server, SHARDS[0])
+            await brought(server, store, 3)
             assert fetched(store) == SHARDS[:3]
 
 

@@ -109,7 +109,6 @@ def scene(tmp_path: Path) -> Scene:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer_client, "CHECKED_AFTER_S", 0.1)
     monkeypatch.setattr(peer_client, "ALIVE_TIMEOUT_S", 0.2)
     monkeypatch.setattr(connection, "JUDGED_AFTER_S", 0.1)
     monkeypatch.setattr(connection, "BODY_TIMEOUT_S", 0.5)
@@ -296,7 +295,12 @@ async def test_a_name_that_takes_long_to_be_looked_up_is_unreachable(
     assert (answer.outcome, answer.detail) == ("unreachable", "timed out")
 
 
-async def test_a_member_that_waits_for_the_store_is_waited_for(scene: Scene, host: Host) -> None:
+async def test_a_member_that_waits_for_the_store_is_waited_for(
+    scene: Scene, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer_client, "CHECKED_AFTER_S", 0.1)
+    monkeypatch.setattr(peer_client, "ALIVE_TIMEOUT_S", 2)
+
     def waiting(stream: ssl.SSLSocket) -> None:
         asked = Asked(stream)
         time.sleep(0.6)
@@ -315,12 +319,17 @@ async def test_a_member_that_waits_for_the_store_is_waited_for(scene: Scene, hos
     assert answer.body_s < 0.5
 
 
-async def test_a_connection_that_was_closed_meanwhile_makes_no_member_silent(scene: Scene, host: Host) -> None:
+async def test_a_connection_that_was_closed_meanwhile_makes_no_member_silent(
+    scene: Scene, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer_client, "CHECKED_AFTER_S", 0.5)
+    monkeypatch.setattr(peer_client, "ALIVE_TIMEOUT_S", 2)
+
     def once(stream: ssl.SSLSocket) -> None:
         Asked(stream).answer()
 
     def twice(stream: ssl.SSLSocket) -> None:
-        for pause_s in (0.05, 0.6):
+        for pause_s in (0.05, 1.2):
             asked = Asked(stream)
             time.sleep(pause_s)
             asked.answer()
@@ -337,7 +346,11 @@ async def test_a_connection_that_was_closed_meanwhile_makes_no_member_silent(sce
     assert scene.connections == 3
 
 
-async def test_a_member_that_answers_nothing_is_silent(scene: Scene, host: Host) -> None:
+async def test_a_member_that_answers_nothing_is_silent(
+    scene: Scene, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer_client, "CHECKED_AFTER_S", 0.1)
+
     def hanging(stream: ssl.SSLSocket) -> None:
         Asked(stream)
         time.sleep(5)
@@ -345,7 +358,7 @@ async def test_a_member_that_answers_nothing_is_silent(scene: Scene, host: Host)
     with scene.member(hanging) as member:
         began = time.monotonic()
         assert (await host.fetch(member)).outcome == "silent"
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 4
 
 
 async def test_a_body_that_stops_is_silent(scene: Scene, host: Host) -> None:
@@ -375,18 +388,18 @@ async def test_a_slow_body_is_given_up_before_its_end(
         )
         for start in range(0, len(CONTENT), 1 << 12):
             stream.sendall(CONTENT[start : start + (1 << 12)])
-            time.sleep(0.1)
+            time.sleep(0.2)
 
     with scene.member(dripping) as member:
-        answer = await host.fetch(member, patience_s=1.0)
+        answer = await host.fetch(member, patience_s=3.0)
     assert answer.outcome == "slow"
     assert 0 < answer.received < len(CONTENT)
-    assert answer.body_s < 1.0
+    assert answer.body_s < 3.0
 
 
-@pytest.mark.parametrize(("size", "least_s", "most_s"), [(2 * CHUNK, 1.0, 3.0), (32 * CHUNK, 0.1, 1.0)])
+@pytest.mark.parametrize(("size", "patience_s", "least_s"), [(2 * CHUNK, 1.0, 1.0), (32 * CHUNK, 4.5, 0.1)])
 async def test_a_body_that_drips_ends_with_the_patience_or_before(
-    scene: Scene, host: Host, size: int, least_s: float, most_s: float
+    scene: Scene, host: Host, size: int, patience_s: float, least_s: float
 ) -> None:
     """One of a single piece may take the whole patience."""
 
@@ -399,10 +412,10 @@ async def test_a_body_that_drips_ends_with_the_patience_or_before(
             time.sleep(0.05)
 
     with scene.member(dripping) as member:
-        answer = await host.fetch(member, patience_s=1.0, size=size)
+        answer = await host.fetch(member, patience_s=patience_s, size=size)
     assert (answer.outcome, host.landed) == ("slow", [])
     assert 0 < answer.received < PIECE
-    assert least_s < answer.body_s < most_s
+    assert least_s < answer.body_s < 4.0
 
 
 async def test_a_member_can_be_asked_to_fetch(scene: Scene, host: Host) -> None:

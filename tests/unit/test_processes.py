@@ -1,5 +1,6 @@
 """What is told of processes: in messages, and of this one."""
 
+import gc
 import mmap
 import os
 import subprocess
@@ -71,6 +72,7 @@ def test_only_processes_of_a_mount_are_counted_by_role() -> None:
 
 
 def test_open_descriptors_are_counted() -> None:
+    gc.collect()
     before = open_descriptors()
     descriptor = os.open("/dev/null", os.O_RDONLY)
     assert open_descriptors() == before + 1

@@ -105,6 +105,7 @@ async def test_listings_that_no_open_follows_bring_nothing_any_more(serving: Ser
     async with serving(store=store) as server:
         for directory in range(6):
             await listed(server, str(directory))
+        await until(lambda: len(fetched(store)) >= 4 * 3)
         await quiet(server)
         assert len(fetched(store)) == 4 * 3
         await server.content("5/0")
@@ -117,6 +118,7 @@ async def test_what_the_caller_may_not_read_does_not_come(serving: Serving, stor
     rules = (AccessRule(path="dir/1*", uid=5, mode=0o400), AccessRule(path="dir/2*", uid=5, mode=0o400))
     async with serving(access=rules) as server:
         await server.content("dir/00", STRANGER)
+        await until(lambda: len(fetched(store)) >= 13)
         await quiet(server)
     assert fetched(store) == {f"dir/{number:02}" for number in (*range(10), *range(30, 33))}
 

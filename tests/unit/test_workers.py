@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import hashlib
 import inspect
 import mmap
@@ -355,11 +356,13 @@ async def test_fetch_processes_start_when_they_are_needed_and_end_when_they_are_
         for _ in range(3):
             assert (await process_of(pool, file))[0] == process
         assert workers(spawner) == {process}  # one suffices for jobs that follow each other
-        with trio.move_on_after(0.6):  # that of a job that takes long stays
-            async with trio.open_nursery() as nursery:
-                for _ in range(3):
-                    nursery.start_soon(fetch, pool, odd("hang/0"), file)
-        assert len(workers(spawner)) == 2
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(fetch, pool, odd("hang/0"), file)
+            await until(lambda: len(workers(spawner)) == 2)
+            await trio.sleep(0.6)  # that of a job that takes long stays
+            assert len(workers(spawner)) == 2
+            nursery.cancel_scope.cancel()
         await until(lambda: not workers(spawner))
         assert (await process_of(pool, file))[0] != process
         assert pool.died == 0
@@ -545,10 +548,13 @@ async def test_a_worker_that_is_stopped_is_killed_though_nobody_waits_for_its_jo
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_worker_with_a_job_that_takes_long_is_left_alone(streaming_spawner: Spawner, file: int) -> None:
+async def test_a_worker_with_a_job_that_takes_long_is_left_alone(
+    streaming_spawner: Spawner, file: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SILENT_S, "fetch", 3)
     async with working(streaming_spawner, count=1) as pool:
         process, _ = await process_of(pool, file)
-        with trio.move_on_after(2):
+        with trio.move_on_after(5):
             await fetch(pool, odd("hang/0"), file)
         assert (await process_of(pool, file))[0] == process
         assert pool.died == 0
@@ -723,6 +729,7 @@ async def test_the_spawner_ends_with_the_server_and_its_workers_do_what_is_left(
 def test_a_spawn_that_fails_says_so_and_leaves_no_descriptor_open(root: Path) -> None:
     with spawning(root) as spawner:
         spawner._socket.shutdown(socket.SHUT_RDWR)
+        gc.collect()
         before = len(os.listdir("/proc/self/fd"))
         with pytest.raises(OSError, match="Broken pipe"):
             spawner.spawn()

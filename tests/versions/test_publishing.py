@@ -230,7 +230,8 @@ async def test_a_push_that_ends_while_its_remains_are_removed_leaves_no_version_
         await delete(keys)
         deleted += 1
         if deleted == (1 if until == "fingerprints" else 2):
-            manifest = formats.Manifest(version="v1", created=now(), files={})
+            files = {"z": formats.VersionFile(size=1, sha256="0" * 64, etag="z")}
+            manifest = formats.Manifest(version="v1", created=now(), files=files)
             await local.writer.put_if_absent(formats.manifest_key("m", "v1"), manifest.encode())
 
     monkeypatch.setattr(local.writer, "delete", ends)
@@ -241,6 +242,25 @@ async def test_a_push_that_ends_while_its_remains_are_removed_leaves_no_version_
     else:
         await removal.remove_unfinished(local, "v1")
         assert (await local.manifest("v1"), await files_in(local, "v1")) == (None, {})
+
+
+async def test_a_push_that_begins_while_remains_are_removed_is_kept(
+    local: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with group(NoSuchEntryError, "removed"):
+        await push(local, "v1", SMALL | {"z": Failing(b"z")})
+    discard = local.writer.discard_uploads
+
+    async def begins(prefix: str) -> None:
+        await discard(prefix)
+        monkeypatch.setattr(local.writer, "discard_uploads", discard)
+        await push(local, "v1", SMALL)
+
+    monkeypatch.setattr(local.writer, "discard_uploads", begins)
+    with pytest.raises(VersionConflictError, match="its push has ended"):
+        await removal.remove_unfinished(local, "v1")
+    assert await files_in(local, "v1") == SMALL
+    assert await local.manifest("v1") is not None
 
 
 async def test_a_first_version_hides_no_directories(catalog: Catalog) -> None:

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-import trio
-
+from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.namespace.tree import Namespace
 
 
@@ -15,4 +14,4 @@ async def refresh(namespace: Namespace, expire: Callable[[Iterable[tuple[int, by
     namespace.mark_outdated(path.removesuffix("/"))
     namespace.expire(path)
     names = namespace.inodes.known_names_below(path)
-    await trio.to_thread.run_sync(expire, names, abandon_on_cancel=True)
+    await in_thread(expire, names, abandon_on_cancel=True)

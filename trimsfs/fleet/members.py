@@ -12,6 +12,7 @@ from pathlib import Path
 
 import trio
 
+from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.listen_address import MOST_PORT, ListenAddress
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -74,10 +75,10 @@ class Members:
         """Read the members; those of before stay if that fails."""
         before, problem = self.problem, None
         try:
-            addresses, mine = await trio.to_thread.run_sync(self._look, abandon_on_cancel=True)
+            addresses, mine = await in_thread(self._look, abandon_on_cancel=True)
         except ValueError as error:
             problem = str(error)
-        self._settled = not self._read_once or await trio.to_thread.run_sync(self._is_settled)
+        self._settled = not self._read_once or await in_thread(self._is_settled)
         if not self._settled:
             return
         self.problem = problem

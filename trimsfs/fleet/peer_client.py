@@ -10,6 +10,7 @@ from functools import partial
 
 import trio
 
+from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.fetch.peers import Outcome, PeerAnswer, PeerRequest
 from trimsfs.fleet.connection import Head, PeerConnection, PeerUnreachableError, SlowPeerError
 from trimsfs.fleet.pace import Pace
@@ -165,7 +166,7 @@ class PeerClient:
 
     async def _opened(self, member: str) -> PeerConnection:
         with trio.move_on_after(OPEN_TIMEOUT_S):  # its name may take long to be looked up
-            return await trio.to_thread.run_sync(
+            return await in_thread(
                 PeerConnection.open, member, self._context, limiter=self._connecting, abandon_on_cancel=True
             )
         raise PeerUnreachableError("timed out")
@@ -211,7 +212,7 @@ class PeerClient:
 
                 return connection.body(head.rest, length, sink, request.patience_s, lags)
 
-        took_s = await trio.to_thread.run_sync(read, limiter=self._limiter, abandon_on_cancel=True)
+        took_s = await in_thread(read, limiter=self._limiter, abandon_on_cancel=True)
         self._heard[request.member] = time.monotonic()
         return took_s
 

@@ -134,20 +134,22 @@ class Operations(pyfuse3.Operations):
     @_translated
     async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         with self.waiters.waiting(_libfuse.thread()):  # after a takeover, it may have to list the directory anew
-            for name, attributes, position in await self._filesystem.names.list_directory(fh, start_id):
-                entry = self._entry(attributes)
-                counted = self._filesystem.names.may_be_counted(attributes)
-                if not counted:
-                    entry.st_ino = pyfuse3.InodeT(entry.st_ino | NAME_ONLY_BIT)
-                fits = pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), entry, position)
-                if fits and counted:
-                    self._filesystem.names.count_lookup(attributes)
-                else:
-                    self._filesystem.names.discard(attributes)
-                if not fits:
-                    break
-                if position % LISTED_AT_ONCE == 0:
-                    await trio.lowlevel.checkpoint()
+            entries = await self._filesystem.names.list_directory(fh, start_id)
+        # Not to be interrupted: the kernel would forget none of the inodes that were counted.
+        for name, attributes, position in entries:
+            entry = self._entry(attributes)
+            counted = self._filesystem.names.may_be_counted(attributes)
+            if not counted:
+                entry.st_ino = pyfuse3.InodeT(entry.st_ino | NAME_ONLY_BIT)
+            fits = pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), entry, position)
+            if fits and counted:
+                self._filesystem.names.count_lookup(attributes)
+            else:
+                self._filesystem.names.discard(attributes)
+            if not fits:
+                break
+            if position % LISTED_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
 
     async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
         self._filesystem.files.release(fh)

@@ -15,6 +15,7 @@ from typing import TypeVarTuple
 import pyfuse3
 import trio
 
+from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.errors import InvalidRequestError, TrimsError
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.fuse import _libfuse
@@ -155,7 +156,7 @@ class Session:
             self._nursery.start_soon(self._drop_pages, number)
 
     async def _drop_pages(self, number: int) -> None:
-        drop = partial(trio.to_thread.run_sync, forget_pages, number, abandon_on_cancel=True, limiter=self._dropping)
+        drop = partial(in_thread, forget_pages, number, abandon_on_cancel=True, limiter=self._dropping)
         await drop()
         await trio.sleep(READS_ON_S)
         await drop()

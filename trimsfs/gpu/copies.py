@@ -10,6 +10,7 @@ import trio
 
 from trimsfs import cuda
 from trimsfs.concurrency.background import Background
+from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.cuda import CudaError
 from trimsfs.errors import (
     CacheUnusableError,
@@ -96,7 +97,7 @@ class GpuCopies:
 
     async def _search(self) -> None:
         try:
-            found = await trio.to_thread.run_sync(cuda.devices, abandon_on_cancel=True)  # a driver may hang
+            found = await in_thread(cuda.devices, abandon_on_cancel=True)  # a driver may hang
         except CudaError as error:
             self.unavailable = str(error)
         else:

@@ -47,6 +47,7 @@ class RecordKind(enum.IntEnum):
     JOB = 11
     ALIAS_TARGET = 12
     FLEET_OFF = 13
+    QUARANTINE = 14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -80,11 +80,10 @@ class Repair:
         """
         changed = 0
         with held(blob):
-            try:
-                for chunk in range(len(blob.states)):
-                    changed += await self._refetch_chunk(blob, chunk, damaged=False)
-            finally:
-                await self._record(blob, changed)
+            for chunk in range(len(blob.states)):
+                if await self._refetch_chunk(blob, chunk, damaged=False):
+                    changed += 1
+                    await self._record_wrong(blob)
         return changed
 
     async def _refetch_chunk(self, blob: Blob, chunk: int, *, damaged: bool) -> bool:
@@ -107,17 +106,19 @@ class Repair:
         self._disk.damage.repaired(blob, record)
         return True
 
-    async def _record(self, blob: Blob, wrong: int) -> None:
-        """Count *wrong* chunks and call *repaired*, even if the check was cancelled: GPU copies may have them, too."""
-        self.findings(blob).wrong_chunks += wrong
-        if wrong:
-            with trio.move_on_after(TELL_S, shield=True):
-                try:
-                    await self._repaired(blob.generation)
-                except TrimsError as error:
-                    log.error("%s", error)
-                except Exception:  # a defect in *repaired* must not end the server
-                    log.exception("%s: pages and GPU copies of its wrong bytes not invalidated", blob.generation.key)
+    async def _record_wrong(self, blob: Blob) -> None:
+        """Count a wrong chunk and call *repaired*, also for a check that is cancelled: GPU copies may have it, too.
+
+        At once, as the server may be killed before it has checked the others, and the next one finds all right.
+        """
+        self.findings(blob).wrong_chunks += 1
+        with trio.move_on_after(TELL_S, shield=True):
+            try:
+                await self._repaired(blob.generation)
+            except TrimsError as error:
+                log.error("%s", error)
+            except Exception:  # a defect in *repaired* must not end the server
+                log.exception("%s: pages and GPU copies of its wrong bytes not invalidated", blob.generation.key)
 
     async def check(self, blob: Blob, *, in_memory: bool = False, rate: int | None = None) -> bool:
         """Read a blob, which the caller holds, from disk, and repair chunks that fail their checksum.
@@ -125,23 +126,21 @@ class Repair:
         *in_memory* checks the page cache, too. With a *rate*, in bytes a second, the blob may be evicted between
         chunks; the result is then False. Raises CacheUnusableError.
         """
-        damaged = 0
-        try:
-            for chunk in range(len(blob.states)):
-                if blob.states[chunk] == ChunkState.MISSING:
-                    continue
-                began = trio.current_time()
-                with self._direct(blob) as descriptor:  # each anew: meanwhile nobody else is taken for one that maps it
-                    damaged += await self._check_chunk(blob, descriptor, chunk, in_memory=in_memory)
-                length = blob.length_of(chunk)
-                self.checked_bytes += length
-                if rate is not None:
-                    with _let_go(blob):
-                        await trio.sleep(max(0.0, length / rate - (trio.current_time() - began)))
-                    if not blob.attached:
-                        return False
-        finally:
-            await self._record(blob, damaged)
+        for chunk in range(len(blob.states)):
+            if blob.states[chunk] == ChunkState.MISSING:
+                continue
+            began = trio.current_time()
+            with self._direct(blob) as descriptor:  # each anew: meanwhile nobody else is taken for one that maps it
+                wrong = await self._check_chunk(blob, descriptor, chunk, in_memory=in_memory)
+            if wrong:
+                await self._record_wrong(blob)
+            length = blob.length_of(chunk)
+            self.checked_bytes += length
+            if rate is not None:
+                with _let_go(blob):
+                    await trio.sleep(max(0.0, length / rate - (trio.current_time() - began)))
+                if not blob.attached:
+                    return False
         return True
 
     async def _check_chunk(self, blob: Blob, descriptor: int, chunk: int, *, in_memory: bool) -> bool:

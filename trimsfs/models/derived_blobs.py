@@ -16,6 +16,7 @@ import trio
 
 from trimsfs.checksums import crc32c
 from trimsfs.concurrency.background import Background
+from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.errors import CacheError, CacheFullError, InUseError, InvalidRequestError, NotPermittedError
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.tiers.blob import Blob
@@ -169,7 +170,7 @@ class DerivedBlobs:
         if not await self._disk.space.reserve(blob, len(data)):
             raise CacheFullError(f"{upload.key}: the cache is full")
         try:
-            crc = await trio.to_thread.run_sync(_write, blob, data, upload.offset)
+            crc = await in_thread(_write, blob, data, upload.offset)
         except OSError as error:
             await self._disk.space.write_failed(blob, len(data), error, last=True)
             raise CacheFullError(f"{upload.key}: {error.strerror}") from error

@@ -9,6 +9,7 @@ from typing import TypeVar
 import trio
 from cachetools import LRUCache
 
+from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.formats import FormatError, TensorTable, parse
 from trimsfs.formats.source import Bytes
@@ -74,7 +75,7 @@ class TensorTables:
             return None
 
     async def _in_thread(self, make: "Callable[[_BlobSource], T]", blob: Blob) -> T:
-        return await trio.to_thread.run_sync(make, _BlobSource(blob, self._fetcher), limiter=self._limiter)
+        return await in_thread(make, _BlobSource(blob, self._fetcher), limiter=self._limiter)
 
 
 class _BlobSource:

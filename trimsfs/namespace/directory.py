@@ -161,13 +161,15 @@ class Directory:
 
     async def relisted(self, entries: Listing, asked: float) -> bool:
         """Keep a whole listing, requested at *asked*. Returns whether it is news that an object has another content."""
-        told = [*((name, entry) for name, (entry, _) in self.names.items()), *self.restored.items()]
+        told = [*((name, entry) for name, (entry, at) in self.names.items() if at <= asked), *self.restored.items()]
         news = not self.replaced and await _any_replaced(told, entries)
         news = news or (not self.replaced and await entries.shows_another(self.entries))
         self.replaced = False
         self.entries, self.listed, self.complete, self.ahead = entries, asked, True, False
         self.outdated = {name: since for name, since in self.outdated.items() if since >= asked}
+        later = {name: (entry, at) for name, (entry, at) in self.names.items() if at > asked}
         self.clear_names()
+        self.names.update(later)
         return news
 
     def distrust(self, now: float) -> None:

@@ -1,6 +1,7 @@
 """Requests to the store for names: with retries where nothing is known, else one attempt with a short timeout."""
 
 import contextlib
+import math
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.namespace.listing import Entry, Listing, NonObject
-from trimsfs.stores.base import Paging, Store
+from trimsfs.stores.base import Page, Paging, Store
 from trimsfs.stores.circuit_breaker import CircuitBreaker, as_outage
 from trimsfs.types import Generation
 
@@ -61,29 +62,53 @@ class Inquiries:
     ) -> Listed:
         """List a directory; gives up after *most* pages, or above ENTRIES_LIMIT names. Raises StoreError.
 
-        Calls *takes_long* if there are more pages after LONG_S.
+        Calls *takes_long* if there are more pages, and they are not here after LONG_S.
         """
         store = self._store if patient else self._impatient
-        listing, paging, began = Listing(prefix), Paging(), trio.current_time()
+        paging, began = Paging(), trio.current_time()
         page = await self.answer(f"/{prefix}", partial(store.list_page, prefix), patient=patient)
-        problem = paging.problem(page)
+        failed: StoreError | None = None
+        async with trio.open_nursery() as nursery:
+
+            async def look() -> None:
+                await trio.sleep_until(began + LONG_S)
+                takes_long()
+
+            if page.next_token is not None:
+                nursery.start_soon(look)
+            try:
+                listed = await self._listed(prefix, page, paging, most=most, patient=patient)
+            except StoreError as error:
+                failed = error
+            nursery.cancel_scope.cancel()
+        if failed is not None:
+            raise failed
+        return listed
+
+    async def _listed(self, prefix: str, page: Page, paging: Paging, *, most: int, patient: bool) -> Listed:
+        """The listing that begins with a *page*. Raises StoreError."""
+        listing, problem = Listing(prefix), paging.problem(page)
         while (
             problem is None
             and (token := page.next_token) is not None
             and paging.pages < most
             and paging.names <= ENTRIES_LIMIT
         ):
-            if trio.current_time() - began > LONG_S:
-                takes_long()
             await listing.add(page)
-            # With retries: the store has just answered, and one failed request of many must not fail them all.
-            page = await self._store.list_page(prefix, token=token, limit=REST_LIMIT)
+            page = await self._next_page(prefix, token, patient=patient)
             problem = paging.problem(page)
         if problem is not None or page.next_token is not None:
             return Listed(pages=paging.pages, names=paging.names, listing=None, problem=problem)
         await listing.add(page)
         await listing.put_in_order()
         return Listed(pages=paging.pages, names=paging.names, listing=listing)
+
+    async def _next_page(self, prefix: str, token: str, *, patient: bool) -> Page:
+        """A page after the first, with retries: the store has just answered, and one failed request of many must not
+        fail them all. Raises StoreError, unless *patient* also after LONGEST_PATIENCE_S."""
+        with trio.move_on_after(math.inf if patient else LONGEST_PATIENCE_S):
+            return await self._store.list_page(prefix, token=token, limit=REST_LIMIT)
+        raise TransientStoreError(f"/{prefix}: no answer within {LONGEST_PATIENCE_S:.0f} s")
 
     async def answer(self, subject: str, request: Callable[[], Awaitable[T]], *, patient: bool) -> T:
         """The store's answer, within the timeout unless *patient*. Raises StoreError, which names the *subject*."""

@@ -13,6 +13,7 @@ import trio
 from cachetools import LRUCache
 
 from trimsfs.concurrency.background import Background
+from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.namespace.listing import SLICE, Entry, Listing, NonObject, possible
 from trimsfs.origins import Origins
 from trimsfs.tiers.index.listing_records import ListingRecords
@@ -68,7 +69,7 @@ class KeptListings:
 
     async def _keep(self, prefix: str, entries: Listing) -> None:
         try:
-            now, digest = trio.current_time(), await trio.to_thread.run_sync(entries.digest)
+            now, digest = trio.current_time(), await in_thread(entries.digest)
             before, since = self._kept.get(prefix, (b"", -math.inf))
             if now - since >= RENEWED_AFTER_S or before != digest:
                 self._kept[prefix] = digest, now

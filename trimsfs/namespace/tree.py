@@ -177,9 +177,9 @@ class Namespace:
         Raises StoreError when the request fails and no earlier listing serves.
         """
         directory, spare_s = self._directory(prefix), min(LISTED_TTL_S, self._ttl_s / 2)
-        if directory.ahead or not self._usable(directory, spare_s):
+        if not self._usable(directory, spare_s, listed_ahead=False):
             async with directory.lock:
-                if directory.ahead or not self._usable(directory, spare_s):
+                if not self._usable(directory, spare_s, listed_ahead=False):
                     await self._recall(directory, prefix)
                     held = directory.complete and directory.listed >= self._oldest()
                     try:
@@ -288,10 +288,14 @@ class Namespace:
             directory.retry_at = LONG_AGO  # the failure belonged to an outage that is over
         return directory
 
-    def _usable(self, directory: Directory, spare_s: float = 0.0) -> bool:
-        """Whether the listing may be used: it is valid for *spare_s* more, or the store fails to give another."""
+    def _usable(self, directory: Directory, spare_s: float = 0.0, *, listed_ahead: bool = True) -> bool:
+        """Whether the listing may be used: it is valid for *spare_s* more, or the store fails to give another.
+
+        Unless *listed_ahead*, one that no program has asked for is used only if the store fails.
+        """
         now = trio.current_time()
-        if not directory.expired and now + spare_s < directory.listed + self._ttl_s:
+        asked_for = listed_ahead or not directory.ahead
+        if asked_for and not directory.expired and now + spare_s < directory.listed + self._ttl_s:
             return True
         failing = directory.breaker.failing or now < directory.retry_at
         return failing and directory.complete and directory.listed >= self._oldest()

@@ -69,6 +69,7 @@ class Passthrough:
         self._approve = approve
         self._on_registered = registered
         self._slots: dict[int, int] = {}
+        self._quarantined: dict[str, int] = {}
         self._names = set[tuple[str, str]]()  # keys and ETags: listings ask for each name, and tokens are hashes
         self._backing: Backing | None = None
         self._reason = "not known yet"
@@ -113,10 +114,24 @@ class Passthrough:
                 self._names.add((blob.generation.file, blob.generation.etag))
                 self._host.adopt(blob)
                 if record.count == _QUARANTINED:
-                    error = BlobDamagedError(f"{blob.generation.key}: was in quarantine when the last server ended")
-                    self._disk.suspect(blob, error)
+                    self._suspect_again(blob)
             else:  # somebody changed files in the cache directory
                 self._close(record.number)
+
+    async def restore_quarantine(self) -> None:
+        """Put blobs into quarantine again that are no backing files and were in quarantine under the last server."""
+        records = self._ledger.inherited(RecordKind.QUARANTINE)
+        wanted = [Generation(**json.loads(record.content)) for record in records]
+        for record, blob in zip(records, await self._disk.recall(wanted, checked=True), strict=True):
+            if blob.complete and not blob.backing_id:
+                self._quarantined[blob.token] = record.slot
+                self._suspect_again(blob)
+            else:
+                self._ledger.set_count(record.slot, 0)
+
+    def _suspect_again(self, blob: Blob) -> None:
+        error = BlobDamagedError(f"{blob.generation.key}: was in quarantine when the last server ended")
+        self._disk.suspect(blob, error)
 
     @property
     def enabled(self) -> bool:
@@ -207,10 +222,9 @@ class Passthrough:
     def _registered(self, blob: Blob, backing_id: int) -> None:
         """Record the backing id of a blob for the next server."""
         blob.backing_id = backing_id
-        content = json.dumps(asdict(blob.generation)).encode()
         count = _QUARANTINED if blob.health.quarantined else _REGISTERED
         self._names.add((blob.generation.file, blob.generation.etag))
-        self._slots[backing_id] = self._ledger.add(RecordKind.BACKING, backing_id, content, count=count)
+        self._slots[backing_id] = self._ledger.add(RecordKind.BACKING, backing_id, _packed(blob), count=count)
         self._on_registered(blob)
 
     async def _lock_again(self, blob: Blob) -> None:
@@ -222,9 +236,18 @@ class Passthrough:
 
     def health_changed(self, blob: Blob) -> None:
         """Record for the next server whether a blob is in quarantine."""
-        slot = self._slots.get(blob.backing_id)
+        quarantined, slot = blob.health.quarantined, self._slots.get(blob.backing_id)
         if slot is not None:
-            self._ledger.set_count(slot, _QUARANTINED if blob.health.quarantined else _REGISTERED)
+            self._ledger.set_count(slot, _QUARANTINED if quarantined else _REGISTERED)
+        elif quarantined and blob.token not in self._quarantined:
+            self._quarantined[blob.token] = self._ledger.add(RecordKind.QUARANTINE, 0, _packed(blob))
+        if not quarantined:
+            self._forget_quarantine(blob)
+
+    def _forget_quarantine(self, blob: Blob) -> None:
+        slot = self._quarantined.pop(blob.token, None)
+        if slot is not None:
+            self._ledger.set_count(slot, 0)
 
     def ready(self, blob: Blob) -> bool:
         """Whether an open of a blob can be passed through at once."""
@@ -244,6 +267,10 @@ class Passthrough:
         if backing_id and self._backing is not None:
             self._names.discard((blob.generation.file, blob.generation.etag))
             self._close(backing_id)
+        if blob.users:
+            self.health_changed(blob)
+        else:
+            self._forget_quarantine(blob)
 
     def _close(self, backing_id: int) -> None:
         assert self._backing is not None
@@ -252,3 +279,8 @@ class Passthrough:
 
     def _closed(self, backing_id: int) -> None:
         self._ledger.set_count(self._slots.pop(backing_id), 0)
+
+
+def _packed(blob: Blob) -> bytes:
+    """The generation of a blob, for a record."""
+    return json.dumps(asdict(blob.generation)).encode()

@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import trio
-
+from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.control import metrics
 from trimsfs.control.actions import Actions
 from trimsfs.control.authorisation import Authorisation
@@ -312,7 +311,7 @@ def _forget_pages(environment: Environment, fetching: Fetching) -> Callable[[Gen
     async def forget_pages(generation: Generation) -> None:
         """Drop the pages that the kernel keeps of a file from reads in cached mode."""
         for number in fetching.namespace.inodes.numbers(generation):
-            await trio.to_thread.run_sync(environment.forget_pages, number, abandon_on_cancel=True)
+            await in_thread(environment.forget_pages, number, abandon_on_cancel=True)
 
     return forget_pages
 

@@ -126,6 +126,7 @@ class Components:
         """
         if self.passthrough.enabled:
             await self.passthrough.restore(unclaimed)
+        await self.passthrough.restore_quarantine()
         await self.filesystem.takeover.restore()
 
     async def start_maintenance(self, nursery: trio.Nursery) -> None:

@@ -57,7 +57,7 @@ def assemble_fetching(
     kept = KeptListings(tiers.disk.listings, origins)
     breakers = retrying.map(lambda each: each.breaker)
     early = None
-    alone = options.digests != "wait" and options.signatures == "off" and options.cold_open != "wait"
+    alone = options.digests != "wait" and options.signatures == "off" and options.cold_open == "auto"
     # A host that shares chunks fetches what it lacks and no more; a fleet together would keep the store busy.
     alone = alone and not options.share_chunks and peers is None
     if isinstance(environment.store, Peekable) and alone:

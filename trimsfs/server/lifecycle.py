@@ -6,13 +6,15 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import trio
 
+from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.errors import (
     BucketNotFoundError,
     FuseUnavailableError,
@@ -27,7 +29,7 @@ from trimsfs.fuse.session import Session, forget_attributes, forget_pages, inval
 from trimsfs.gpu.interface import GpuInterface
 from trimsfs.handover.connection_settings import ConnectionSettings
 from trimsfs.handover.keeper_client import KeeperClient, Promotion
-from trimsfs.handover.ledger import Ledger, RecordKind
+from trimsfs.handover.ledger import Ledger, Record, RecordKind
 from trimsfs.integrity.manifests import ReadManifest
 from trimsfs.namespace.tree import Namespace
 from trimsfs.options import MountOptions, Place, places
@@ -153,9 +155,9 @@ async def _serve(
             else:
                 await _take_over(options, session, keeper, components, settings, promotion.unclaimed)
                 nursery.start_soon(_settle, components.filesystem.takeover)
-            if _ownership_has_changed(options, environment.ledger):
-                numbers = [inode.number for inode in components.namespace.inodes]
-                nursery.start_soon(trio.to_thread.run_sync, forget_attributes, numbers)
+            before = environment.ledger.inherited(RecordKind.OWNERSHIP)
+            forget = partial(forget_attributes, [inode.number for inode in components.namespace.inodes])
+            nursery.start_soon(_renew_ownership, options, environment.ledger, before, forget)
             environment.ledger.forget_inherited()
             await components.start_maintenance(nursery)
             if promotion.fuse is not None:
@@ -248,17 +250,22 @@ async def _settle(takeover: Takeover) -> None:
     takeover.all_resent()
 
 
-def _ownership_has_changed(options: MountOptions, ledger: Ledger) -> bool:
-    """Whether an earlier server had other options for owners and modes; records those of now."""
+async def _renew_ownership(
+    options: MountOptions, ledger: Ledger, before: Sequence[Record], forget: Callable[[], None]
+) -> None:
+    """Have the kernel *forget* attributes if an earlier server had other options for owners and modes.
+
+    Only then are those of now recorded: if this server ends earlier, the next one does it.
+    """
     names = {"uid", "gid", "mode", "dir_mode", "access"}
     content = options.model_dump_json(include=names).encode()
-    before = ledger.inherited(RecordKind.OWNERSHIP)
     if [entry.content for entry in before] == [content]:
-        return False
+        return
+    if before:
+        await in_thread(forget)
+    ledger.add(RecordKind.OWNERSHIP, 0, content)
     for entry in before:
         ledger.set_count(entry.slot, 0)
-    ledger.add(RecordKind.OWNERSHIP, 0, content)
-    return bool(before)
 
 
 async def _reach_stores(store: Store, options: MountOptions, components: Components) -> None:

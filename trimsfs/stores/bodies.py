@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.errors import StoreSlowError, StoreStalledError, TransientStoreError
 from trimsfs.stores.base import Sink
 from trimsfs.stores.endpoints import UNANSWERED
@@ -192,7 +193,7 @@ class RequestThreads:
     async def _run(self, function: Callable[[], T], limiter: trio.CapacityLimiter, timeout_s: float) -> T:
         try:
             with trio.fail_after(timeout_s):
-                return await trio.to_thread.run_sync(function, limiter=limiter, abandon_on_cancel=True)
+                return await in_thread(function, limiter=limiter, abandon_on_cancel=True)
         except trio.TooSlowError:
             raise self._unanswered(timeout_s) from None
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import trio
 
+from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.errors import (
     BucketNotFoundError,
     ObjectChangedError,
@@ -116,7 +117,7 @@ class DirectoryWriter:
     async def ask(self, function: Callable[[], T]) -> T:
         """Call *function* in a thread. Raises StoreError for the operating system's errors."""
         try:
-            return await trio.to_thread.run_sync(function, limiter=self._limiter)
+            return await in_thread(function, limiter=self._limiter)
         except PermissionError as error:
             raise StoreAccessError(f"{error.filename or self._root}: {error.strerror}: change its mode") from error
         except OSError as error:

@@ -16,6 +16,7 @@ from functools import partial
 import trio
 from cachetools import LRUCache
 
+from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.concurrency.late_answers import LateAnswers
 from trimsfs.errors import ObjectNotFoundError, StoreStalledError, StoreUnavailableError, TransientStoreError
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, Store, StoreWrapper
@@ -104,7 +105,7 @@ class HfCacheStore(StoreWrapper):
         if inner is not None:
             return await self.store.read(inner, offset, length, sink)
         # A ref: its ETag is its content.
-        await trio.to_thread.run_sync(partial(sink, generation.etag.encode()[offset : offset + length]))
+        await in_thread(partial(sink, generation.etag.encode()[offset : offset + length]))
         return None
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:

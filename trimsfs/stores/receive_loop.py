@@ -10,6 +10,7 @@ import select
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from trimsfs.concurrency.read_moderation import WAITED_S, ReadModeration
@@ -63,10 +64,14 @@ class RoomySink(Protocol):
 
 
 class HttpBody:
-    """The body of *raw*, urllib3's response. Reads from the connection, past urllib3's copies."""
+    """The body of *raw*, urllib3's response. Reads from the connection, past urllib3's copies.
 
-    def __init__(self, raw: Any) -> None:
+    Calls *cut_off* if it is closed before its end.
+    """
+
+    def __init__(self, raw: Any, *, cut_off: Callable[[], None] = lambda: None) -> None:
         self._raw = raw
+        self._cut_off = cut_off
         answer = getattr(raw, "_fp", None)
         plain = not getattr(answer, "chunked", True) and "content-encoding" not in raw.headers
         self._answer: http.client.HTTPResponse | None = answer if plain else None
@@ -103,6 +108,7 @@ class HttpBody:
             self._raw.release_conn()
         else:
             self._raw.close()
+            self._cut_off()
 
 
 class _Pieces:

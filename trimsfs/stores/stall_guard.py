@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import trio
 
+from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.errors import StoreStalledError
 from trimsfs.stores.base import Sink
 from trimsfs.types import Buffer
@@ -31,7 +32,7 @@ class StallGuard:
         """Return what *function* does. Raises StoreStalledError, which names the *subject*."""
         self._go_on()
         with self._scope:
-            return await trio.to_thread.run_sync(function, limiter=limiter, abandon_on_cancel=True)
+            return await in_thread(function, limiter=limiter, abandon_on_cancel=True)
         raise StoreStalledError(f"{subject}: no answer in {self._stall_s:.3g} s")
 
     def watching(self, sink: Sink) -> Sink:

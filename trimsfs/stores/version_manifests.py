@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 import trio
 from cachetools import LRUCache
 
+from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreAccessError
 from trimsfs.formats import fingerprints
 from trimsfs.formats.fingerprints import Fingerprint
@@ -116,7 +117,7 @@ class VersionManifests:
         content = await content_of(self._store, generation)
         if len(content) < IN_THREAD:
             return parse(content)
-        return await trio.to_thread.run_sync(parse, content)
+        return await in_thread(parse, content)
 
 
 def _fingerprints_key(file: FileOfVersion) -> str:

@@ -110,7 +110,8 @@ class VersionedStore(StoreWrapper):
         )
 
     async def stat(self, key: str) -> Generation:
-        if _describes(key) or key in self._targets:
+        _, target = self._targets.get(key, ("", None))
+        if _describes(key) or target is not None:  # what is no valid alias hides no object
             raise ObjectNotFoundError(f"{key}: no such object")
         return await self.store.stat(key)
 

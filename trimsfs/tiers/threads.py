@@ -5,6 +5,8 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
+from trimsfs.concurrency.in_thread import in_thread
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -17,10 +19,10 @@ class Threads:
 
     async def ask(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
         """Run a *function* without side effects; a cancelled caller abandons it."""
-        return await trio.to_thread.run_sync(function, *arguments, limiter=self._limiter, abandon_on_cancel=True)
+        return await in_thread(function, *arguments, limiter=self._limiter, abandon_on_cancel=True)
 
     async def run(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
         """Run *function* to its end, even if the caller is cancelled: callers count what it did."""
         with trio.CancelScope(shield=True):
-            return await trio.to_thread.run_sync(function, *arguments, limiter=self._limiter)
+            return await in_thread(function, *arguments, limiter=self._limiter)
         raise AssertionError("unreachable: a shield swallows nothing")

@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import trio
-
+from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.errors import (
     BucketNotFoundError,
     ConfigurationError,
@@ -78,7 +77,7 @@ class LocalFile:
         return None
 
     async def read(self, offset: int, length: int) -> bytes:
-        return await trio.to_thread.run_sync(partial(self.read_now, offset, length))
+        return await in_thread(partial(self.read_now, offset, length))
 
     def read_now(self, offset: int, length: int) -> bytes:
         """As `read`, in this thread."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import trio
 
 from trimsfs.checksums import crc32c, crc64nvme
+from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.formats import safetensors
 from trimsfs.formats.fingerprints import Fingerprint, TensorPrint
 from trimsfs.formats.source import HEADER_LIMIT
@@ -54,7 +55,7 @@ async def _read(path: str, content: Content, progress: Callable[[int], None]) ->
     digester = await digester_of(path, content)
     for offset in range(0, content.size, CHUNK_SIZE):
         data = await content.read(offset, min(CHUNK_SIZE, content.size - offset))
-        await trio.to_thread.run_sync(digester.update, data)
+        await in_thread(digester.update, data)
         progress(len(data))
     return digester.hexdigest(), digester.fingerprint()
 

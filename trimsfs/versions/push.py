@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import trio
 
+from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.errors import ConfigurationError, ObjectChangedError, TrimsError, VersionConflictError
 from trimsfs.formats import fingerprints
 from trimsfs.formats import versions as formats
@@ -292,7 +293,7 @@ class _Push:
                 offset = number * upload.part_size
                 data = await content.read(offset, min(upload.part_size, content.size - offset))
                 await turns[number].wait()  # to digest them in order
-                await trio.to_thread.run_sync(digester.update, data)
+                await in_thread(digester.update, data)
                 turns[number + 1].set()
                 try:
                     sent = await upload.put_part(number, data)

@@ -75,8 +75,14 @@ async def remove_unfinished(catalog: Catalog, version: str) -> None:
         raise VersionConflictError(f"{catalog.of(version)}: its push has ended: remove it without --unfinished")
     await catalog.writer.delete([formats.fingerprints_key(catalog.name, version)])
     deleted = await _delete_files(catalog, version)
-    # One that has looked before, and made the manifest since, has published a version without files.
-    await catalog.writer.delete([formats.manifest_key(catalog.name, version)])
+    published = await catalog.manifest(version)
+    if published is not None:
+        prefix = f"{catalog.name}/{version}/"
+        there = {stored.key.removeprefix(prefix) async for stored in catalog.writer.list(prefix)}
+        if published.files.keys() <= there:  # a push that began meanwhile
+            raise VersionConflictError(f"{catalog.of(version)}: its push has ended: remove it without --unfinished")
+        # A push that had looked before, and made the manifest since, has published a version without files.
+        await catalog.writer.delete([formats.manifest_key(catalog.name, version)])
     if not reserved and not deleted:
         raise NoSuchEntryError(f"{catalog.of(version)}: there is nothing of it: see `trimsfs versions`")
 

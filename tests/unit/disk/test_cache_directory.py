@@ -23,6 +23,7 @@ from tests.support.parts import (
     piece,
     recorded_bytes,
     store_chunk,
+    until,
     written,
 )
 from tests.support.tmpfs import tmpfs
@@ -171,8 +172,11 @@ async def test_an_index_on_a_full_disk_is_not_given_up(
         with monkeypatch.context() as patch:
             patch.setattr(tier.index, "add_chunks", failing(sqlite3.SQLITE_FULL))
             await fill(tier, "a", content_of("a", chunk_size))
-            with trio.move_on_after(0.5):
-                await tier.run()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(tier.run)
+                await until(lambda: "cannot write the cache index" in caplog.text)
+                await trio.sleep(0.5)
+                nursery.cancel_scope.cancel()
         assert len([one for one in caplog.records if "cannot write the cache index" in one.message]) == 1
         await tier.flush()
         assert await recorded_bytes(tier) == chunk_size

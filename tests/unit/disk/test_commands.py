@@ -60,8 +60,11 @@ async def test_what_is_open_or_pinned_is_not_evicted_by_command(cache: Path, chu
         assert await tier.evict(generation) == chunk_size
 
 
-async def test_eviction_by_command_waits_for_a_file_that_is_open_for_a_moment(cache: Path, chunk_size: int) -> None:
+async def test_eviction_by_command_waits_for_a_file_that_is_open_for_a_moment(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As the server itself has, while it looks at what the page cache holds, and each process that it starts."""
+    monkeypatch.setattr("trimsfs.tiers.disk.tier.COMMAND_PATIENCE_S", 5)
     async with opened(cache) as tier:
         generation = await fill(tier, "a", small("a", chunk_size))
 

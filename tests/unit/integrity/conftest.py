@@ -13,7 +13,8 @@ from tests.unit.integrity.common import CHUNKS
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is looked at or tried from time to time is soon looked at or tried again."""
+    """What is looked at or tried from time to time is soon looked at or tried again; the store is waited for."""
+    monkeypatch.setattr("trimsfs.integrity.integrity.PATIENCE_S", 20)
     for name in ("quarantine.LOOK", "integrity.RETRY", "deferred.RETRY"):
         monkeypatch.setattr(f"trimsfs.integrity.{name}_INTERVAL_S", 0.2)
 

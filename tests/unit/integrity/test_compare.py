@@ -357,9 +357,15 @@ async def test_scrubbing_rests_when_it_cannot_record_what_it_has_done(
 
 
 async def test_scrubbing_keeps_to_its_rate(
-    serving: Serving, content: bytes, chunk_size: int, mock_clock: trio.testing.MockClock
+    serving: Serving,
+    content: bytes,
+    chunk_size: int,
+    mock_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    mock_clock.autojump_threshold = 0.05
+    monkeypatch.setattr("trimsfs.tiers.disk.maintenance.FLUSH_INTERVAL_S", 10.0)
+    monkeypatch.setattr("trimsfs.tiers.host.tier.CHECK_INTERVAL_S", 10.0)
+    mock_clock.autojump_threshold = 1.0
     async with serving() as server:
         server.release(await opened(server))
         began = trio.current_time()

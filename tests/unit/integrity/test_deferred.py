@@ -59,10 +59,10 @@ async def test_no_digest_is_computed_while_more_is_loaded(serving: Serving, shar
     async with serving(pace=pace) as server:
         digests = Digests(server)
         gate = shards.block(method="read", key=NAMES[-1])
-        handles = [await opened(server, name) for name in NAMES[:-1]]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.content, NAMES[-1])
             await until(lambda: gate.statistics().tasks_waiting > 0)
+            handles = [await opened(server, name) for name in NAMES[:-1]]
             await trio.sleep(3 * pace.idle_s)
             assert (digests.idle, server.integrity.statistics().to_compare) == ([], len(NAMES) - 1)
             assert await server.attribute(NAMES[0], "verified") == "false"
@@ -103,12 +103,17 @@ async def test_a_host_that_is_never_idle_compares_within_the_bound(
     """Somebody reads all the time what the server answers: by then it is compared at the fetch processes' priority."""
     pace = Pace(idle_s=0.5, latest_s=1)
     async with serving(pace=pace, backing=None) as server:
+        quiet_s, quiet = server.integrity._deferred._quiet_s, [0.0]
+
+        def seen() -> float:
+            quiet.append(quiet_s())
+            return quiet[-1]
+
+        server.integrity._deferred._quiet_s = seen
         digests, handles = Digests(server), [await server.open(name) for name in NAMES]
-        quiet = [0.0]
         began = trio.current_time()
         while server.integrity.statistics().compared < len(NAMES):
             assert trio.current_time() - began < 60
-            quiet.append(server.fetcher.quiet_s())
             assert await server.read(handles[0]) == content_of(NAMES[0], len(content))
             await trio.sleep(0.01)
         if max(quiet) < pace.idle_s:  # else this machine has stood still
@@ -120,7 +125,7 @@ async def test_one_that_gets_no_idle_time_goes_on_without(
     serving: Serving, shards: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The host became busy once its digest was begun."""
-    pace = Pace(idle_s=0.01, latest_s=0.4)
+    pace = Pace(idle_s=0.01, latest_s=2.0)
     async with serving(pace=pace) as server:
         copier, began = server.integrity.comparer._copier, list[bool]()
         real = copier.digest
@@ -151,9 +156,10 @@ async def test_what_is_evicted_meanwhile_is_not_counted_any_more(serving: Servin
     pace = Pace(idle_s=0.1 * LOOKS, latest_s=1000)
     async with serving(pace=pace) as server:
         gate = shards.block(method="read", key=NAMES[-1])
-        server.release(await opened(server, NAMES[0]))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.content, NAMES[-1])
+            await until(lambda: gate.statistics().tasks_waiting > 0)
+            server.release(await opened(server, NAMES[0]))
             await until(lambda: blob_of(server.disk, shards, NAMES[0]).users == 0)
             assert server.integrity.statistics().to_compare == 1
             await server.disk.evict(shards.generation(NAMES[0]))

@@ -11,7 +11,7 @@ import trio
 from tests.support.parts import blob_files, blob_of, flip_byte, until
 from tests.support.served import FakeBacking, Serving
 from tests.support.stores import MemoryStore
-from tests.unit.integrity.common import digest_of, down, opened
+from tests.unit.integrity.common import comes_right, digest_of, down, opened
 from trimsfs.errors import StoreUnavailableError, TrimsError
 from trimsfs.integrity import repair
 from trimsfs.stores.digests import compute
@@ -44,8 +44,7 @@ async def test_a_comparison_while_other_bytes_are_written_does_not_count(
             store.heal()
             await until(lambda: server.integrity.statistics().to_compare == 0)
             gate.set()
-        await trio.sleep(2)
-        assert await server.read(handle) == content
+        assert await comes_right(server, handle, content)
 
 
 @pytest.mark.parametrize("mode", ["wait", "auto"])
@@ -217,6 +216,5 @@ async def test_what_a_verify_that_is_closed_has_mended_is_compared(
         blob = blob_of(server.disk, store, "a")
         await trio.sleep(2)
         server.release(await server.open("a"))  # nor is it compared when it is opened
-        await trio.sleep(0.5)
-        assert blob.health.compared, "is never compared"
+        await until(lambda: blob.health.compared)
         assert (await server.read(handle))[:chunk_size] == content[:chunk_size], "wrong bytes"

@@ -161,6 +161,23 @@ async def test_the_next_server_knows_what_is_in_doubt(
     backing.dispose()
 
 
+async def test_the_next_server_knows_what_is_in_doubt_and_not_passed_through(
+    serving: Serving, store: MemoryStore, ledger: Callable[[], Ledger]
+) -> None:
+    store.digests["a"] = digest_of(b"something else", "sha256")
+    serving = partial(serving, backing=None, cold_open="stream")
+    async with serving(ledger=ledger()) as server:
+        handle = await server.open("a")
+        await server.read(handle, 0, 10)
+        await until(lambda: server.integrity.statistics().doubtful == 1)
+    async with serving(ledger=ledger()) as server:
+        with pytest.raises(BlobDamagedError):
+            await server.read(handle)
+        with pytest.raises(BlobDamagedError):
+            await server.open("a")
+        assert server.integrity.statistics().doubtful == 1
+
+
 async def test_a_file_that_has_been_cut_off_is_opened_by_several(
     server: Server, content: bytes, tmp_path: Path
 ) -> None:

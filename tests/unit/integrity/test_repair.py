@@ -213,7 +213,7 @@ async def test_what_is_in_doubt_is_seen_to_though_it_is_being_given_back(
             assert await trio.to_thread.run_sync(began.wait, 10)
             await trio.sleep(1.3)
             go.set()
-        await trio.sleep(1.3)
+        await until(lambda: server.integrity.statistics().doubtful == 0)
         assert await server.content("a") == content
 
 

@@ -244,6 +244,7 @@ async def test_what_is_cut_off_before_the_rest_comes_is_not_read_as_zeros(
             gate.set()
         found = await server.read(handle, chunk_size)
         assert found == content[chunk_size:]
+        assert await comes_right(server, handle, content)
         await trio.sleep(0.5)
         assert await server.content("a") == content
         assert await server.read(handle) == content

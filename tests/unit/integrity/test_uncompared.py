@@ -94,7 +94,7 @@ async def test_a_bit_that_was_flipped_as_a_scrub_fetched_again_is_found(
         assert await server.read(handle) == content
         store.corrupt("a", 77)
         flip_byte(blob_files(tmp_path / "cache")[0], 5)
-        await until(lambda: server.integrity.statistics().repaired_chunks == 1)
+        await until(lambda: server.integrity.statistics().repaired_chunks >= 1)
         assert await comes_right(server, handle, content)
 
 
@@ -195,8 +195,9 @@ async def test_what_is_mended_with_the_same_bytes_while_it_is_compared_is_compar
 
 
 async def test_an_open_of_what_is_here_does_not_wait_until_the_store_tells_a_digest(
-    serving: Serving, store: MemoryStore, content: bytes
+    serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("trimsfs.integrity.integrity.PATIENCE_S", 0.5)
     store.digests["a"] = digest_of(content, "crc32c")
     gate = store.block(method="digest")
     with trio.fail_after(20):

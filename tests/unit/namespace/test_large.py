@@ -383,6 +383,48 @@ async def test_a_name_does_not_wait_for_a_long_listing(autojump_clock: MockClock
     assert len(namespace.known_entries("")) == 100
 
 
+def slow_second_page(store: MemoryStore, seconds: float) -> None:
+    """Have a store list one name in a page, and take its time for the second page."""
+    list_page = store.list_page
+
+    async def slowly(prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
+        page = await list_page(prefix, token=token, limit=1)
+        if token is not None:
+            await trio.sleep(seconds)
+        return page
+
+    store.list_page = slowly  # type: ignore[method-assign]
+
+
+async def test_a_name_does_not_wait_for_one_slow_page(autojump_clock: MockClock) -> None:
+    store = MemoryStore({"a": b"x", "b": b"x"})
+    slow_second_page(store, 20)
+    namespace = namespace_of(store)
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(namespace.entries, "")
+        await trio.sleep(0.05)
+        assert await look(namespace, "b") == store.generation("b")
+        assert trio.current_time() - began < LONG_S + 0.5
+    assert list(namespace.known_entries("")) == [b"a", b"b"]
+
+
+async def test_an_answer_for_a_name_outlives_an_older_listing(autojump_clock: MockClock) -> None:
+    store = MemoryStore({"a": b"old", "b": b"x"})
+    slow_second_page(store, 3)
+    namespace = namespace_of(store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(namespace.entries, "")
+        await trio.sleep(0.05)
+        store.put("a", b"new")
+        store.put("c", b"new")
+        for name in "ac":
+            assert await look(namespace, name) == store.generation(name)
+    assert namespace.known_entries("").get(b"a") != store.generation("a")
+    for name in "ac":
+        assert await look(namespace, name) == store.generation(name)
+
+
 @pytest.mark.parametrize(
     ("etag", "size"),
     [("e", -1), ("e", SIZE_MAX + 1), ("", 1), ("e" * (ETAG_MAX + 1), 1), ("e\r\nX: y", 1), ("é", 1)],

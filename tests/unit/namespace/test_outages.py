@@ -11,6 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.support.parts import until
 from tests.support.stores import MemoryStore, as_store
 from tests.unit.namespace.common import TTL_S, a_generation, look
 from trimsfs.errors import StoreUnavailableError, TransientStoreError
@@ -215,12 +216,18 @@ def kept_in(index: BlobIndex, store: str = "memory://test") -> KeptListings:
     return KeptListings(ListingRecords(index, Threads(2), store))
 
 
+def recorded(index: BlobIndex) -> int:
+    """Of how many directories the listing is recorded."""
+    with index.transaction() as connection:
+        ((count,),) = connection.execute("SELECT count(*) FROM listings")
+    return int(count)
+
+
 async def test_the_next_server_knows_what_the_last_one_has_listed(store: MemoryStore, index: BlobIndex) -> None:
     async with serving(store, kept=kept_in(index)) as namespace:
         before = dict(await namespace.entries(""))
         assert await look(namespace, "dir/c") == store.generation("dir/c")
-        await trio.testing.wait_all_tasks_blocked()
-        await trio.sleep(0.2)
+        await until(lambda: recorded(index) == 2)
     store.fail(StoreUnavailableError("the store is down"), times=float("inf"))
     async with serving(store, kept=kept_in(index)) as namespace:
         assert await look(namespace, "a") == before[b"a"]
@@ -234,7 +241,7 @@ async def test_the_next_server_knows_what_the_last_one_has_listed(store: MemoryS
 async def test_the_next_server_asks_first(store: MemoryStore, index: BlobIndex) -> None:
     async with serving(store, kept=kept_in(index)) as namespace:
         await namespace.entries("")
-        await trio.sleep(0.2)
+        await until(lambda: recorded(index) == 1)
     store.put("a", b"another content")
     store.delete("b")
     async with serving(store, kept=kept_in(index)) as namespace:

@@ -245,7 +245,7 @@ class HubStore:
         self, repository: Repository, commit: str, path: str, generation: Generation, offset: int, length: int
     ) -> tuple[HttpBody, str]:
         response = self._hub.open(repository, commit, path, generation.etag, offset, length, generation.size)
-        return HttpBody(response), commit
+        return HttpBody(response, cut_off=partial(self._hub.forget, (repository.path, commit, path))), commit
 
 
 def _generation(key: str, entry: Mapping[str, Any], head: _Head) -> Generation:

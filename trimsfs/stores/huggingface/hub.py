@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit
 
 import huggingface_hub
 import urllib3
-from cachetools import LRUCache
+from cachetools import TTLCache
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, but not exported
 
 from trimsfs.errors import ObjectChangedError, StoreError, StoreUnavailableError, TransientStoreError
@@ -32,6 +32,8 @@ MOST_WHOLE = 16 << 20
 Files that are in neither LFS nor Xet have at most 10 MB."""
 MOST_ADDRESSES = 4096
 """Addresses of files on the CDN to remember."""
+ADDRESS_TTL_S = 60.0
+"""How long such an address is asked without asking the hub: another place may serve the file better by then."""
 _REDIRECTS = {301, 302, 303, 307, 308}
 _BYTES = {200, 206}
 """How a CDN answers with bytes of a file; else its signed address may have expired, or the place be out of order."""
@@ -59,7 +61,7 @@ class Hub:
         self._stall_timeout_s, self._timeout_s = options.stall_timeout, 2 * options.stall_timeout
         timeout = urllib3.Timeout(connect=options.stall_timeout, read=options.stall_timeout)
         self._pools = Pools(maxsize=connections, timeout=timeout, retries=False)
-        self._addresses = LRUCache[tuple[str, str, str], str](maxsize=MOST_ADDRESSES)
+        self._addresses: TTLCache[tuple[str, str, str], str] = TTLCache(MOST_ADDRESSES, ADDRESS_TTL_S)
         self._lock = Lock()
 
     def ask(
@@ -92,13 +94,13 @@ class Hub:
         if known is not None:
             try:
                 response = self._send(known, headers)
+                if response.status in _BYTES:
+                    return self._checked(response, repository, start, length, size)
             except BaseException:
-                self._forget(name)  # the hub may send the next attempt to another place
+                self.forget(name)  # the hub may send the next attempt to another place
                 raise
-            if response.status in _BYTES:
-                return self._checked(response, repository, start, length, size)
             response.close()
-            self._forget(name)
+            self.forget(name)
         url = f"{self.endpoint}/{repository.path}/resolve/{commit}/{quote(path)}"
         response, url = self._follow(url, headers, expected=(commit, etag, str(size)))
         if not self._is_own(url):
@@ -110,7 +112,8 @@ class Hub:
         """Close the connections."""
         self._pools.clear()
 
-    def _forget(self, name: tuple[str, str, str]) -> None:
+    def forget(self, name: tuple[str, str, str]) -> None:
+        """Ask the hub where to read a file, by its repository, commit and path, when it is read next."""
         with self._lock:
             self._addresses.pop(name, None)
 

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import trio
 
+from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.concurrency.late_answers import LateAnswers
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, StoreUnavailableError
 from trimsfs.options import MountOptions
@@ -105,7 +106,7 @@ class OciStore:
         async def read_headers(layer: Layer) -> None:
             read = partial(translated, partial(self._members, layer, budget))
             try:
-                found = await trio.to_thread.run_sync(read, limiter=self._headers, abandon_on_cancel=True)
+                found = await in_thread(read, limiter=self._headers, abandon_on_cancel=True)
             except StoreError as error:
                 headers[layer.digest] = error
             else:
@@ -114,7 +115,7 @@ class OciStore:
         async with trio.open_nursery() as nursery:
             for layer in {each.digest: each for each in layers if each.tar}.values():
                 nursery.start_soon(read_headers, layer)
-        self._known = await trio.to_thread.run_sync(translated, partial(self._built, digest, layers, headers))
+        self._known = await in_thread(translated, partial(self._built, digest, layers, headers))
         return self._known
 
     def _built(self, digest: str, layers: list[Layer], headers: dict[str, list[Member] | StoreError]) -> Artifact:
@@ -153,6 +154,7 @@ class OciStore:
 
     def _get(self, key: str, layer: str, offset: int, length: int) -> tuple[HttpBody, None]:
         try:
-            return HttpBody(self._registry.blob(layer, offset, length)), None
+            body = self._registry.blob(layer, offset, length)
+            return HttpBody(body, cut_off=partial(self._registry.forget, layer)), None
         except ObjectNotFoundError as error:
             raise ObjectChangedError(f"{key}: the registry no longer has its layer {layer}") from error

@@ -100,6 +100,7 @@ class Registry:
                 )
         except BaseException:
             response.close()
+            self.forget(digest)
             raise
         return response
 
@@ -133,12 +134,13 @@ class Registry:
                 return response
             received(response, self._timeout_s)
         except BaseException:
-            self._forget(digest)  # the registry may send the next attempt to another place
+            self.forget(digest)  # the registry may send the next attempt to another place
             raise
-        self._forget(digest)
+        self.forget(digest)
         return None
 
-    def _forget(self, digest: str) -> None:
+    def forget(self, digest: str) -> None:
+        """Ask the registry where to read a blob when it is read next."""
         with self._locations_lock:
             self._locations.pop(digest, None)
 

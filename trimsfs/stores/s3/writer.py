@@ -15,6 +15,7 @@ import botocore.exceptions
 import trio
 
 from trimsfs.checksums import combine_crc32c, crc32c
+from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.errors import (
     ConfigurationError,
     ObjectChangedError,
@@ -145,7 +146,7 @@ class S3Writer:
             return trio.current_time() if attempts <= MOST_LONG_ATTEMPTS else -math.inf
 
         async def attempt() -> T:
-            return await trio.to_thread.run_sync(
+            return await in_thread(
                 partial(
                     translated,
                     partial(_conditional, function, subject),

@@ -124,7 +124,7 @@ class BlobFiles:
                     blob.recall(chunks)
                     if self._compares and record.bytes == generation.size:
                         blob.health.digest = record.digest
-                    if len(chunks) < len(blob.states):
+                    if len(chunks) < len(blob.states) and keep_open:  # else a program may have the file mapped
                         free_unrecorded(blob.fileno(), generation.size, self._chunk_size, chunks)
                 else:
                     lost = chunks

@@ -130,6 +130,8 @@ class OpenBlobs:
                 found[blob.token] = blob
                 if checked:
                     blob.trust()
+                if not blob.complete:
+                    state.unfinished.add(blob.token)  # the earlier server may have written parts of chunks
         return [found[token] for token in tokens]
 
     def released(self, blob: Blob) -> None:

@@ -10,6 +10,7 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
+from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.cuda import (
     Context,
     CudaError,
@@ -113,7 +114,7 @@ class Device:
         with trio.CancelScope(shield=True) as call:
             self._calls.add(call)
             try:
-                return await trio.to_thread.run_sync(
+                return await in_thread(
                     self._in_context, function, *arguments, abandon_on_cancel=True, limiter=self._limiter
                 )
             except CudaError as error:

@@ -10,6 +10,7 @@ from typing import Protocol
 import trio
 
 from trimsfs import cuda
+from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.cuda import CudaError, Stream
 from trimsfs.errors import DeviceError
 from trimsfs.tiers.gpu.device import STAGING_BUFFERS, Device
@@ -99,7 +100,7 @@ async def _stage(view: memoryview, batch: Batch, source: CopySource) -> None:
         data = await source.bytes_of(run.start, run.stop)
         views = [_view_of(view, batch, part) for part in run.parts]
         if data is None:
-            await trio.to_thread.run_sync(_read_fully, source.fileno(), views, run.start)
+            await in_thread(_read_fully, source.fileno(), views, run.start)
         else:
             for destination, part in zip(views, run.parts, strict=True):
                 destination[:] = data[part.source - run.start : part.source - run.start + part.length]

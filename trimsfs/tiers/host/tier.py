@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import trio
 
+from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.errors import CacheFullError
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.eviction_policies import Evictable, Policy, eager
@@ -139,7 +140,7 @@ class HostTier:
         if size <= blob.chunk_size:  # quicker than a switch to a thread
             resident = page_cache.resident_bytes(blob.fileno())
         else:
-            resident = await trio.to_thread.run_sync(page_cache.resident_bytes, blob.fileno())
+            resident = await in_thread(page_cache.resident_bytes, blob.fileno())
         if resident is None or resident < size:
             await self._populate(blob.fileno(), 0, size)
         if not self.holds(blob):
@@ -169,7 +170,7 @@ class HostTier:
         if lockable is not None and lockable < size:
             return f"the control group of the server may hold {lockable} bytes more: raise its memory.max"
         try:
-            hosted.address = await trio.to_thread.run_sync(page_cache.lock, blob.fileno(), size)
+            hosted.address = await in_thread(page_cache.lock, blob.fileno(), size)
         except OSError as error:
             return f"{error.strerror}: raise the server's limit of locked memory (ulimit -l, LimitMEMLOCK=)"
         return None
@@ -219,7 +220,7 @@ class HostTier:
         del self._hosted[token]
         blob.users += 1  # keeps its file open
         try:
-            await trio.to_thread.run_sync(page_cache.drop, blob.fileno())
+            await in_thread(page_cache.drop, blob.fileno())
         except OSError as error:
             log.warning("%s: not dropped from memory: %s", blob.generation.key, error.strerror)
         finally:
