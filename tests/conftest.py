@@ -10,6 +10,7 @@ from pathlib import Path
 
 import botocore.loaders
 import botocore.session
+import hypothesis
 import pytest
 from rich.console import Console
 from rich.table import Table
@@ -32,6 +33,9 @@ pytest_plugins = ["tests.support.leftovers", "tests.support.parallel"]
 NEED_ROOT = {"containers", "fleet", "fuse", "gpu", "reliability", "security"}
 """The directories of tests that mount."""
 MODES = ["--passthrough", "--no-passthrough"]
+
+hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

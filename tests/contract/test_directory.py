@@ -266,10 +266,10 @@ async def test_a_file_system_may_be_slow(root: Path, store: DirectoryStore, monk
     generation, preadv = await store.stat("model"), os.preadv
 
     def slow(*arguments: Any) -> int:
-        time.sleep(0.1)
+        time.sleep(0.2)
         return preadv(*arguments)
 
-    monkeypatch.setattr(stall_guard, "STALL_S", 0.5)
+    monkeypatch.setattr(stall_guard, "STALL_S", 2.0)
     monkeypatch.setattr(stall_guard, "_TOLD_S", 0.0)
     monkeypatch.setattr(os, "preadv", slow)
     assert await read(store, generation) == content

@@ -900,9 +900,10 @@ def told(status: str, code: str) -> Answer:
 async def test_answers_that_are_no_artifact_are_told_in_one_line(
     answer: Answer, expected: type[StoreError], match: str | None
 ) -> None:
+    stall_s = 0.3 if expected is StoreStalledError else 10.0
     async with raw_server(answer) as server:
         store = open_store(
-            MountOptions(store=f"oci://{urlsplit(server.endpoint_url).netloc}/model:v1", stall_timeout=0.3),
+            MountOptions(store=f"oci://{urlsplit(server.endpoint_url).netloc}/model:v1", stall_timeout=stall_s),
             max_requests=1,
         )
         with trio.fail_after(20), pytest.raises(expected, match=match) as caught:

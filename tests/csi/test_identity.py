@@ -252,9 +252,9 @@ def test_a_token_is_for_the_server_alone_and_appears_nowhere(one: Cluster, tmp_p
 
 
 def test_a_republish_renews_the_token_before_it_expires(one: Cluster) -> None:
-    """As with requiresRepublish. The credentials end at once, so that each request to the store takes new ones."""
-    one.sts.lifetime_s = 1
-    lifetime_s = 8
+    """As with requiresRepublish. The credentials end soon, so that each request to the store takes new ones."""
+    one.sts.lifetime_s = 60
+    lifetime_s = 15
     ends = time.monotonic() + lifetime_s
     first = one.sts.token("team-a", "reader", lifetime_s=lifetime_s)
     target = one.publish("pod-a", "team-a", "a", token=first)
@@ -268,8 +268,8 @@ def test_a_republish_renews_the_token_before_it_expires(one: Cluster) -> None:
 
 
 def test_without_a_republish_the_right_ends_and_a_later_one_gives_it_back(one: Cluster) -> None:
-    one.sts.lifetime_s = 1
-    target = one.publish("pod-a", "team-a", "a", token=one.sts.token("team-a", "reader", lifetime_s=6))
+    one.sts.lifetime_s = 60
+    target = one.publish("pod-a", "team-a", "a", token=one.sts.token("team-a", "reader", lifetime_s=15))
     assert (target / "both").read_bytes() == BOTH
 
     def ended() -> bool:
@@ -279,7 +279,7 @@ def test_without_a_republish_the_right_ends_and_a_later_one_gives_it_back(one: C
             return True
         return False
 
-    wait_until(ended, timeout_s=20)
+    wait_until(ended, timeout_s=40)
     one.publish("pod-a", "team-a", "a")
     wait_until(lambda: not ended(), timeout_s=20)
     assert (target / "for-a").read_bytes() == MINE

@@ -170,13 +170,14 @@ def test_a_persistent_volume_whose_mount_is_lost_is_abnormal_until_it_is_publish
             request = persistent(driver.target("a"), "v", {"path": "resnet50"})
             target = publish(driver, "a", request)
             kill_together(mount.control()["keeper_pid"])
-            wait_until(lambda: is_dead(mount.path))
+            wait_until(lambda: is_dead(mount.path), timeout_s=60)
             answer = driver.stats("a")
             assert answer.volume_condition.abnormal
             assert [usage.total for usage in answer.usage] == [0, 0], "the kubelet takes no answer without usage"
             subprocess.run(["umount", "--lazy", mount.path], check=True, timeout=10)
             with models_mount(directory):
                 publish(driver, "a", request)
+                wait_until(lambda: not driver.stats("a").volume_condition.abnormal, 30)
                 assert not driver.stats("a").volume_condition.abnormal
                 assert (target / "params").read_bytes() == b"weights"
         assert volumes(driver.pods) == []

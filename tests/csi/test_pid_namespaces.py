@@ -6,14 +6,14 @@ A server with another one cannot tell which process asks.
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.csi.driver import Driver, needs_root, running, take_away
+from tests.csi.driver import Driver, needs_root, newest, running, take_away
+from tests.support.mounts import wait_until
 from tests.support.nodes import a_node
 from tests.support.versions import in_directory, move, publish
 
@@ -27,8 +27,6 @@ for line in sys.stdin:
     else:
         print(open("prod/params").read(), flush=True)
 """
-MOVES_S = 1.0
-"""After this, a process that has not followed an alias sees that it has moved."""
 
 
 @contextmanager
@@ -92,7 +90,7 @@ def test_a_pod_keeps_the_version_of_an_alias_in_its_volume_if_the_server_sees_it
             with running(tmp_path) as driver, pod(driver, "a") as first:
                 assert reads(first) == "v1"
                 move(put, "llama", "prod", "v2")
-                time.sleep(MOVES_S)
+                wait_until(lambda: newest(node.mountpoint / "llama/prod") == "v2")
                 with pod(driver, "b") as second:
                     assert reads(second) == "v2"
                     assert [reads(first), reads(first, "child")] == (["v1"] * 2 if host_pid else ["v2"] * 2)

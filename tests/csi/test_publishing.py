@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from tests.csi.driver import (
     Driver,
     models_mount,
     needs_root,
+    newest,
     node,
     publication,
     refused,
@@ -162,7 +162,7 @@ def test_a_volume_of_an_alias_keeps_the_version_that_it_had_at_its_start(directo
         assert (target / "params").read_bytes() == b"v1"
         with refused(grpc.StatusCode.ALREADY_EXISTS, "unpublish it first"):
             driver.publish("a", path="llama/v2")
-        time.sleep(1)
+        wait_until(lambda: newest(directory / "mounts/models/llama/prod") == "v2")
         assert (driver.publish("b", path="llama/prod") / "params").read_bytes() == b"v2"
     finally:
         shutil.rmtree(directory / "store/llama")

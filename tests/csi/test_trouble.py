@@ -50,7 +50,7 @@ def lose(mount: MountedStore) -> None:
     """Have no mount there any more, nor anything that answers for its volumes."""
     if not is_dead(mount.path):
         kill_together(mount.control()["keeper_pid"])
-        wait_until(lambda: is_dead(mount.path))
+        wait_until(lambda: is_dead(mount.path), timeout_s=60)
     subprocess.run(["umount", "--lazy", mount.path], check=True, timeout=10)
 
 
@@ -108,6 +108,7 @@ def test_volumes_of_a_mount_that_is_made_anew_are_published_anew(directory: Path
                 (live,) = volumes(driver.pods)
                 assert live.device != dead.device
                 assert (target / "params").read_bytes() == b"weights"
+                wait_until(lambda: not driver.stats("a").volume_condition.abnormal, 30)
                 assert not driver.stats("a").volume_condition.abnormal
                 driver.unpublish("a")
         assert volumes(driver.pods) == []
@@ -119,7 +120,7 @@ def test_a_volume_of_a_dead_mount_can_be_unpublished(directory: Path) -> None:
         with models_mount(directory) as mount:
             target = driver.publish("a", path="resnet50")
             kill_together(mount.control()["keeper_pid"])
-            wait_until(lambda: is_dead(mount.path))
+            wait_until(lambda: is_dead(mount.path), timeout_s=60)
             assert not driver.ready()
             condition = driver.stats("a").volume_condition
             assert (condition.abnormal, "its server has ended" in condition.message) == (True, True)

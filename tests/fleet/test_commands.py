@@ -2,8 +2,8 @@
 
 import json
 import os
-import random
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,12 @@ from click.testing import CliRunner
 
 from mountctl.fleet.nginx import Nginx
 from tests.fleet.members import Fleet, Member
-from tests.fleet.reading import read_together
+from tests.fleet.reading import new_object, read_together, undisturbed
 from tests.support.mounts import mounted, trimsfs, wait_until
 from trimsfs.cli import status
 
 MIB = 1 << 20
 SIZE = 35 * MIB
-
-
-@pytest.fixture
-def expected(fleet: Fleet, request: pytest.FixtureRequest) -> Path:
-    """An object of the test's own, named by this file and in the store."""
-    path = fleet.directory / f"{request.node.name}.bin"
-    path.write_bytes(random.Random(request.node.name).randbytes(SIZE))
-    fleet.store.put({path.name: path.read_bytes()})
-    return path
 
 
 def command(*arguments: str | Path) -> str:
@@ -40,19 +31,23 @@ def told(member: Member) -> dict[str, Any]:
     return facts
 
 
-def test_status_tells_of_the_fleet(fleet: Fleet, expected: Path) -> None:
-    before = [told(member)["metrics"] for member in fleet.members]
-    read_together(fleet.members, expected.name, expected)
+def test_status_tells_of_the_fleet(fleet: Fleet) -> None:
+    received, sent = (f"trimsfs_fleet_{name}_bytes_total" for name in ("received", "served_sent"))
+
+    def moved(number: int) -> list[float]:
+        expected = new_object(fleet, f"status-{number}", SIZE)
+        before = [told(member)["metrics"] for member in fleet.members]
+        read_together(fleet.members, expected.name, expected)
+        served = sum(each[sent] for each in before) + 2 * SIZE
+        with suppress(AssertionError):  # nginx reports later; what never comes is told below
+            wait_until(lambda: sum(member.mount.metrics()[sent] for member in fleet.members) >= served)
+        after = [told(member)["metrics"] for member in fleet.members]
+        return [sum(each[name] for each in after) - sum(each[name] for each in before) for name in (received, sent)]
+
+    assert undisturbed(fleet.members, moved) == [2 * SIZE, 2 * SIZE]
     facts = told(fleet.members[0])
     assert facts["fleet"]["me"] == fleet.members[0].entry
     assert [each["address"] for each in facts["fleet"]["members"]] == sorted(each.entry for each in fleet.members)
-    after = [told(member)["metrics"] for member in fleet.members]
-
-    def moved(name: str) -> float:
-        key = f"trimsfs_fleet_{name}_total"
-        return float(sum(each[key] for each in after) - sum(each[key] for each in before))
-
-    assert moved("received_bytes") == moved("served_sent_bytes") == 2 * SIZE
     assert f"{len(fleet.members)} members" in command("status", fleet.members[0].mount.path)
 
 
@@ -64,30 +59,40 @@ def test_status_tells_that_this_host_is_drained(fleet: Fleet, tmp_path: Path, mo
         assert ("drained: `mountctl" in CliRunner().invoke(status.status, [str(path)]).output) == drained
 
 
-def test_a_model_is_spread_before_the_rush(fleet: Fleet, expected: Path) -> None:
-    before = fleet.store.sent_bytes()
-    assert "spread 1 file" in command("warm", "--fleet", fleet.members[0].mount.path / expected.name)
-    assert fleet.store.sent_bytes() - before == SIZE
-    read_together(fleet.members, expected.name, expected)
-    assert fleet.store.sent_bytes() - before == SIZE
+def test_a_model_is_spread_before_the_rush(fleet: Fleet) -> None:
+    def sent(number: int) -> tuple[float, float]:
+        expected = new_object(fleet, f"spread-{number}", SIZE)
+        before = fleet.store.sent_bytes()
+        assert "spread 1 file" in command("warm", "--fleet", fleet.members[0].mount.path / expected.name)
+        spread = fleet.store.sent_bytes() - before
+        read_together(fleet.members, expected.name, expected)
+        return spread, fleet.store.sent_bytes() - before
+
+    assert undisturbed(fleet.members, sent) == (SIZE, SIZE)
 
 
 # From here on, others leave a member alone for a while.
 
 
-def test_a_member_that_is_off_fetches_alone(fleet: Fleet, expected: Path) -> None:
+def test_a_member_that_is_off_fetches_alone(fleet: Fleet) -> None:
     alone, *others = fleet.members
-    command("fleet", "off", alone.mount.path)
-    try:
-        assert not told(alone)["fleet"]["on"]
+
+    def fetched(number: int) -> tuple[Path, float, float, float]:
+        expected = new_object(fleet, f"off-{number}", SIZE)
         assert "the fleet is off here" in trimsfs("warm", "--fleet", alone.mount.path / expected.name).stderr
-        assert "off" in command("status", alone.mount.path)
         before = fleet.store.sent_bytes()
         # Not by a reader: its first bytes may come besides, if the file takes long.
         assert trimsfs("warm", alone.mount.path / expected.name).returncode == 0
-        assert fleet.store.sent_bytes() - before == SIZE
+        warmed = fleet.store.sent_bytes() - before
         read_together([alone], expected.name, expected)
-        assert fleet.store.sent_bytes() - before == SIZE
+        return expected, before, warmed, fleet.store.sent_bytes() - before
+
+    command("fleet", "off", alone.mount.path)
+    try:
+        assert not told(alone)["fleet"]["on"]
+        assert "off" in command("status", alone.mount.path)
+        expected, before, warmed, read = undisturbed([alone], fetched)
+        assert warmed == read == SIZE
         read_together(others, expected.name, expected)
         assert fleet.store.sent_bytes() - before >= 2 * SIZE
     finally:

@@ -16,8 +16,8 @@ SETTLES_S, WATCHED_S = 4.0, 6.0
 MOST_MIB = 72
 """Of all processes: 150 while a standby was loaded by itself and fetch processes waited."""
 MOST_OF_A_FORK_MIB = 5
-MOST_WAKEUPS = 3 * WATCHED_S
-"""27 a second while the journal was looked at 20 times a second."""
+MOST_WAKEUPS = 3
+"""A second: 27 while the journal was looked at 20 times a second."""
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,9 @@ def test_a_mount_at_rest_takes_little_memory(mount: MountedStore) -> None:
     assert max(own.values()) < MOST_OF_A_FORK_MIB, own
 
 
+@pytest.mark.alone  # measures time
 def test_a_mount_at_rest_hardly_wakes_up(mount: MountedStore) -> None:
     found = processes(mount)
-    before = wakeups(found)
+    began, before = time.monotonic(), wakeups(found)
     time.sleep(WATCHED_S)
-    assert wakeups(found) - before < MOST_WAKEUPS
+    assert wakeups(found) - before < MOST_WAKEUPS * (time.monotonic() - began)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import xattr
 
-from tests.support.mounts import MountedStore, OwnDirectory, mounted, trimsfs, wait_until
+from tests.support.mounts import MountedStore, OwnDirectory, mounted, trimsfs, umount, wait_until
 
 MIB = 1 << 20
 STRANGER = ["--reuid=12345", "--regid=12345", "--clear-groups"]
@@ -151,7 +151,7 @@ def test_a_bind_mount_of_a_part_is_no_mount_of_its_own(own_model: OwnDirectory, 
         assert str(given) not in trimsfs("ls").stdout
         assert str(given) not in trimsfs("doctor").stdout
     finally:
-        subprocess.run(["umount", given], check=True, timeout=30)
+        umount(given)
 
 
 def test_commands_on_other_paths_fail_clearly(tmp_path: Path, module_mount: OwnDirectory) -> None:

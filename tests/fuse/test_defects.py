@@ -28,7 +28,7 @@ def test_a_defect_is_an_error_for_its_caller_alone_and_is_in_the_log(tmp_path: P
         for act in ((mount.path / "models/weights").read_bytes, lambda: os.listdir(mount.path / "unlisted")):
             with pytest.raises(OSError, match=os.strerror(errno.EIO)):
                 act()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 12  # no retries, which go on for 15 s
         assert os.listdir(mount.path / "models") == ["weights"]
         assert mount.control()["server_pid"] == pid
         log = mount.log()

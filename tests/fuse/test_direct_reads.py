@@ -13,6 +13,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +28,10 @@ from trimsfs.tiers.host.page_cache import resident_bytes
 MIB, PAGE = 1 << 20, mmap.PAGESIZE
 CONTENT = random.Random(38).randbytes(40 * MIB + 12345)
 SIZE = len(CONTENT)
-RATE = 16 * MIB
-"""Bytes a second of each connection: the first chunk takes two seconds."""
+QUICK, SLOW = 16 * MIB, 2 * MIB
+"""Bytes a second of each connection. The chunks come at once: all of a file is here after half a second, or four."""
+HERE_S = 30.0
+"""How long it may take until a file is resident."""
 READS = "trimsfs_files_reads_total"
 
 
@@ -63,19 +66,33 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def mount(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedStore]:
+@contextmanager
+def mounted_at(rate: int, root: Path, directory: Path) -> Iterator[MountedStore]:
     options = ("--cold-open", "stream", "--prefetch", "off", "--metadata-ttl", "0.2")
     with (
-        start_fast(root, rate=RATE) as server,
-        mounted("s3://bucket", tmp_path_factory.mktemp("mount"), *options, environment=server.environment()) as mount,
+        start_fast(root, rate=rate) as server,
+        mounted("s3://bucket", directory, *options, environment=server.environment()) as mount,
     ):
         yield mount
 
 
+@pytest.fixture(scope="module")
+def slow(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedStore]:
+    with mounted_at(SLOW, root, tmp_path_factory.mktemp("slow")) as mount:
+        yield mount
+
+
+@pytest.fixture(scope="module")
+def quick(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedStore]:
+    """For tests that only begin while the file is not here."""
+    with mounted_at(QUICK, root, tmp_path_factory.mktemp("quick")) as mount:
+        yield mount
+
+
 @pytest.fixture
-def cold(request: pytest.FixtureRequest, mount: MountedStore, root: Path) -> Iterator[Cold]:
+def cold(request: pytest.FixtureRequest, root: Path) -> Iterator[Cold]:
     """A file of the test's own: weights, by its name, unless a parameter says otherwise."""
+    mount: MountedStore = request.getfixturevalue("quick" if "quick" in request.fixturenames else "slow")
     name = f"{uuid.uuid4().hex[:12]}{getattr(request, 'param', '.bin')}"
     (root / "bucket" / name).write_bytes(CONTENT)
     cold = Cold(mount, name)
@@ -107,6 +124,7 @@ def digest(data: bytes | mmap.mmap) -> str:
 # The right bytes
 
 
+@pytest.mark.usefixtures("quick")
 def test_reads_of_odd_sizes_are_byte_exact(cold: Cold, direct: int) -> None:
     position, draw = 0, random.Random(1)
     sizes = (1, 7, PAGE - 1, PAGE, PAGE + 1, 131_071, MIB + 1, 3 * MIB)
@@ -129,6 +147,7 @@ def test_reads_at_odd_offsets_are_byte_exact(cold: Cold, direct: int) -> None:
     assert pages(direct) == 0
 
 
+@pytest.mark.usefixtures("quick")
 def test_many_threads_read_one_descriptor_at_once(cold: Cold, direct: int) -> None:
     def read(seed: int) -> bool:
         draw = random.Random(seed)
@@ -143,6 +162,7 @@ def test_many_threads_read_one_descriptor_at_once(cold: Cold, direct: int) -> No
     assert pages(direct) == 0
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("shift", [0, 1, PAGE - 1])
 def test_large_buffers_are_filled_in_one_call(cold: Cold, direct: int, shift: int) -> None:
     buffer = memoryview(bytearray(16 * MIB + shift))[shift:]  # most likely in the middle of a page
@@ -188,7 +208,7 @@ def test_mappings_of_a_file_that_still_comes_are_byte_exact(
             assert os.pread(direct, 10, 998) == CONTENT[998:1008]
             assert mapping[998:1006] == CONTENT[998:1000] + b"mine" + CONTENT[1004:1006]
             mapping[1000:1004] = CONTENT[1000:1004]
-        wait_until(cold.resident)
+        wait_until(cold.resident, HERE_S)
         assert mapping[:] == CONTENT
 
 
@@ -217,6 +237,7 @@ def by_splice(source: int, target: int) -> None:
     os.close(into)
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("copy", [by_sendfile, by_copy_file_range, by_splice])
 def test_copies_that_the_kernel_makes_are_byte_exact(
     cold: Cold, direct: int, tmp_path: Path, copy: Callable[[int, int], None]
@@ -227,6 +248,7 @@ def test_copies_that_the_kernel_makes_are_byte_exact(
     assert (tmp_path / "copy").read_bytes() == CONTENT
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_file_is_sent_over_a_socket(cold: Cold, direct: int) -> None:
     ours, theirs = socket.socketpair()
     came = bytearray()
@@ -245,6 +267,7 @@ def test_a_file_is_sent_over_a_socket(cold: Cold, direct: int) -> None:
     assert cold.mount.info(cold.name)["open"] == 1
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("program", ["cp", "python"])
 def test_programs_copy_a_cold_file(cold: Cold, tmp_path: Path, program: str) -> None:
     target = tmp_path / "copy"
@@ -259,11 +282,12 @@ def test_programs_copy_a_cold_file(cold: Cold, tmp_path: Path, program: str) -> 
 # One copy in memory
 
 
+@pytest.mark.usefixtures("quick")
 def test_direct_reads_leave_no_page_of_their_own(cold: Cold, direct: int) -> None:
     with open(direct, "rb", closefd=False) as file:
         assert file.read() == CONTENT
         assert pages(direct) == 0
-        wait_until(cold.resident)
+        wait_until(cold.resident, HERE_S)
         assert pages(direct) == 0
         file.seek(0)
         assert file.read() == CONTENT
@@ -295,7 +319,7 @@ def test_pages_of_who_came_later_are_dropped_once_the_file_is_resident(cold: Col
         assert second.stdout.readline() == f"{MIB}\n"
         assert pages(direct) >= MIB
         assert cold.comes()
-        wait_until(cold.resident)
+        wait_until(cold.resident, HERE_S)
         wait_until(lambda: pages(direct) == 0)
         assert cold.mount.info(cold.name)["open"] == 2
         second.communicate(timeout=10)
@@ -307,7 +331,7 @@ def test_pages_of_several_who_read_on_are_right_after_they_were_dropped(cold: Co
         assert os.pread(later, MIB, 0) == CONTENT[:MIB]
         assert pages(later) >= MIB
         assert cold.comes()
-        wait_until(cold.resident)
+        wait_until(cold.resident, HERE_S)
         wait_until(lambda: pages(later) == 0)
         for descriptor in (later, direct):
             assert os.pread(descriptor, SIZE, 0) == CONTENT
@@ -334,7 +358,7 @@ def test_who_maps_a_file_later_shares_the_pages_of_who_mapped_it_before_it_was_h
             assert mapping[:MIB] == CONTENT[:MIB]
             assert pages(descriptor) >= MIB
             assert cold.comes()
-            wait_until(cold.resident)
+            wait_until(cold.resident, HERE_S)
             wait_until(lambda: pages(descriptor) == 0)  # they are dropped, ...
             assert mapping[MIB : MIB + 10] == CONTENT[MIB : MIB + 10]
             assert pages(descriptor) > 0  # ... and come back
@@ -372,7 +396,7 @@ def test_a_file_that_is_not_weights_has_pages_until_it_is_resident(cold: Cold, d
     assert os.pread(direct, MIB, 0) == CONTENT[:MIB]
     assert pages(direct) >= MIB
     assert cold.comes()
-    wait_until(cold.resident)
+    wait_until(cold.resident, HERE_S)
     wait_until(lambda: pages(direct) == 0)
     assert os.pread(direct, SIZE, 0) == CONTENT
 
@@ -384,6 +408,7 @@ def test_weights_are_known_by_their_names(cold: Cold, direct: int) -> None:
     assert pages(direct) == 0
 
 
+@pytest.mark.usefixtures("quick")
 def test_an_open_of_a_file_that_is_here_is_not_direct(cold: Cold) -> None:
     assert trimsfs("warm", cold.path).returncode == 0
     reads = cold.mount.metrics()[READS]
@@ -403,7 +428,7 @@ def test_direct_reads_go_on_after_the_server_was_killed(cold: Cold, direct: int)
         assert os.read(direct, MIB) == CONTENT[MIB + 1 : 2 * MIB + 1]
         assert os.pread(direct, SIZE, 0) == CONTENT
         assert mapping[:] == CONTENT
-        wait_until(cold.resident)
+        wait_until(cold.resident, HERE_S)
         kill(cold.mount)
         assert os.pread(direct, SIZE, 0) == CONTENT
         assert mapping[:] == CONTENT
@@ -417,7 +442,7 @@ def test_pages_are_dropped_by_the_server_that_follows_a_killed_one(cold: Cold, d
         assert cold.comes()
         kill(cold.mount)
         assert os.pread(direct, SIZE, 0) == CONTENT
-        wait_until(cold.resident)
+        wait_until(cold.resident, HERE_S)
         wait_until(lambda: pages(later) == 0)
         assert os.pread(later, SIZE, 0) == CONTENT
     finally:

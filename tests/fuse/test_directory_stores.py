@@ -59,7 +59,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """A cache of root's, mounted as any directory is."""
     directory = tmp_path_factory.mktemp("hub")
     store = make_hub(directory / "root")
-    with mounted(f"file://{store}", directory / "mount", "--metadata-ttl", "0.2") as mount:
+    options = ("--metadata-ttl", "0.2", "--cold-open", "wait")
+    with mounted(f"file://{store}", directory / "mount", *options) as mount:
         yield Hub(store, mount)
 
 

@@ -104,6 +104,7 @@ def server_pid(mountpoint: Path) -> int:
     return int(facts.partition('"server_pid": ')[2].split(",")[0])
 
 
+@pytest.mark.alone  # its namespace holds copies of others' mounts
 def test_without_privilege_in_the_first_user_namespace_a_mount_works_in_cached_mode(
     store_directory: Path, tmp_path: Path
 ) -> None:

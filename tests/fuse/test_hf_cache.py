@@ -40,7 +40,7 @@ def model(hub: Hub, tmp_path: Path) -> Iterator[Model]:
     name = f"org-{uuid.uuid4().hex[:12]}/m"
     hub.put(f"model/{name}", "config.json", b"{}")
     hub.put(f"model/{name}", "model.safetensors", WEIGHTS)
-    options = ("--layout", "hf-cache", "--endpoint-url", hub.endpoint)
+    options = ("--layout", "hf-cache", "--endpoint-url", hub.endpoint, "--cold-open", "wait")
     with mounted(f"hf://{name}", tmp_path, *options, environment=environment()) as mount:
         yield Model(hub, name, mount.path / f"models--{name.replace('/', '--')}", mount)
 

@@ -115,7 +115,7 @@ def test_only_what_has_been_signed_can_be_opened(store_directory: Path, tmp_path
         if model != "unsigned":
             (store_directory / model / "model.sig").write_bytes(sign(key, files))
     (store_directory / "changed/params").write_bytes(CONTENT[:-1] + b"?")
-    options = ("--signatures", "require", "--signing-key", str(tmp_path / "key.pem"))
+    options = ("--signatures", "require", "--signing-key", str(tmp_path / "key.pem"), "--cold-open", "wait")
     with mounted(store_directory, tmp_path, *options) as mount:
         for name, content in files.items():
             assert (mount.path / "signed" / name).read_bytes() == content

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mountctl.keeper.control_socket import ask
-from tests.support.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
+from tests.support.mounts import MOUNTCTL, MountedStore, again_while_copied, mounted, trimsfs, wait_until
 from tests.support.processes import family
 from trimsfs.server.sandbox import CAP_DAC_READ_SEARCH
 
@@ -168,7 +168,9 @@ def test_changed_rules_are_in_force_after_an_upgrade(tmp_path: Path, store_direc
 
     def mountctl(*arguments: str) -> None:
         command = [MOUNTCTL, *arguments, "--mounts-dir", str(declared)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = again_while_copied(
+            lambda: subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        )
         assert done.returncode == 0, done.stderr
 
     mountctl("up")
@@ -190,7 +192,7 @@ def status_of(pid: int) -> dict[str, str]:
 
 def test_servers_have_nothing_of_roots(store_directory: Path, tmp_path: Path) -> None:
     (store_directory / "model").write_bytes(os.urandom(9 * MIB))
-    with mounted(store_directory, tmp_path) as mount:
+    with mounted(store_directory, tmp_path, "--cold-open", "wait") as mount:
         assert len((mount.path / "model").read_bytes()) == 9 * MIB
         facts = mount.control()
         assert facts["passthrough"] == {"used": True}
@@ -307,7 +309,7 @@ def test_a_server_can_be_root_and_no_user_that_does_not_exist(store_directory: P
     assert trimsfs(*command, "--server-user", "nobody-of-this-name").returncode == 2
     done = trimsfs(*command, "--server-user", "root")
     assert done.returncode == 0, done.stderr
-    assert trimsfs("umount", mountpoint).returncode == 0
+    assert again_while_copied(lambda: trimsfs("umount", mountpoint)).returncode == 0
 
 
 def test_a_directory_that_is_no_cache_stays_whose_it_is(store_directory: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.support.mounts import TRIMSFS, MountedStore, mounted, trimsfs, wait_u
 MIB = 1 << 20
 RATE = 8 * MIB
 """Bytes a second of each connection: a chunk takes a second."""
-DEADLINE_S = 4
+DEADLINE_S, LONG_DEADLINE_S = 4, 20
 LARGE, SMALL = "large", "model/small"
 SIZES = {LARGE: 4 << 30, SMALL: 48 * MIB}
 
@@ -56,18 +56,23 @@ class Slow:
         return not self.in_flight() and self.mount.metrics()["trimsfs_fetch_fetched_bytes_total"] == before
 
 
-@pytest.fixture(scope="module")
-def module_slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slow]:
-    directory = tmp_path_factory.mktemp("slow")
+@contextmanager
+def slow_store(directory: Path, deadline_s: int) -> Iterator[Slow]:
     for name, size in SIZES.items():
         path = directory / "buckets/bucket" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         os.truncate(path, size)
     with start_fast(directory / "buckets", rate=RATE) as server, switched(server) as (behind, switch):
-        options = ("--retry-deadline", str(DEADLINE_S), "--digests", "off")
+        options = ("--retry-deadline", str(deadline_s), "--digests", "off")
         with mounted("s3://bucket", directory / "mount", *options, environment=behind.environment()) as mount:
             yield Slow(mount, switch)
+
+
+@pytest.fixture(scope="module")
+def module_slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slow]:
+    with slow_store(tmp_path_factory.mktemp("slow"), DEADLINE_S) as slow:
+        yield slow
 
 
 @pytest.fixture
@@ -108,9 +113,9 @@ def test_a_signal_ends_a_command_and_its_fetch(slow: Slow, command: str, number:
         process.send_signal(number)
         began = time.monotonic()
         _, told = process.communicate(timeout=10)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 6
         assert (process.returncode, told) == (code, "trimsfs: interrupted\n" if code == 130 else "")
-        wait_until(slow.fetches_nothing, timeout_s=3)
+        wait_until(slow.fetches_nothing)
     assert slow.mount.info(LARGE)["residency"]["disk"] < SIZES[LARGE] // 2
     assert trimsfs("evict", slow.path(LARGE)).returncode == 0
 
@@ -125,7 +130,7 @@ def test_a_terminal_that_is_closed_ends_a_command_and_its_fetch(slow: Slow) -> N
         assert b"warming" in os.read(ours, 1 << 16)
         os.close(ours)
         process.wait(timeout=10)
-        wait_until(slow.fetches_nothing, timeout_s=3)
+        wait_until(slow.fetches_nothing)
 
 
 def test_a_job_goes_on_until_it_is_cancelled(slow: Slow) -> None:
@@ -145,7 +150,7 @@ def test_a_job_goes_on_until_it_is_cancelled(slow: Slow) -> None:
     assert slow.state(large) == "running"
     cancelled = trimsfs("jobs", "cancel", large)
     assert (cancelled.returncode, cancelled.stdout) == (0, f"{large}: cancelled\n")
-    wait_until(slow.fetches_nothing, timeout_s=3)
+    wait_until(slow.fetches_nothing)
     again = trimsfs("jobs", "cancel", model, "00000000")
     assert (again.returncode, again.stdout) == (13, f"{model}: had ended: done\n")
     assert again.stderr == "trimsfs: no job 00000000: see `trimsfs jobs`\n"
@@ -164,13 +169,13 @@ def test_the_next_server_goes_on_with_jobs_and_commands(slow: Slow) -> None:
     assert slow.mount.info(SMALL)["residency"]["disk"] == SIZES[SMALL]
 
 
-def test_a_command_waits_for_a_store_that_comes_back(slow: Slow) -> None:
-    with started("warm", slow.path(SMALL)) as process:
+def test_a_command_waits_for_a_store_that_comes_back(tmp_path: Path) -> None:
+    with slow_store(tmp_path, LONG_DEADLINE_S) as slow, started("warm", slow.path(SMALL)) as process:
         wait_until(slow.in_flight)
         slow.switch.off()
         assert process.stderr is not None
         told = process.stderr.readline()
-        reason = rf"the store does not answer, waiting \([23] s of {DEADLINE_S} s\): "
+        reason = rf"the store does not answer, waiting \(\d+ s of {LONG_DEADLINE_S} s\): "
         assert re.match(f"trimsfs: {re.escape(str(slow.path(SMALL)))}: {reason}", told), told
         slow.switch.on()
         assert process.communicate(timeout=20)[1] == f"trimsfs: {slow.path(SMALL)}: the store answers again\n"

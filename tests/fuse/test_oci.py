@@ -34,7 +34,8 @@ def test_an_artifact_is_mounted_with_roots_credentials_and_its_tag_is_followed(
     with start_registry(password_of(tmp_path), data=registry.directory) as guarded:
         log_in(home, guarded.address)
         store = f"oci://{guarded.address}/mounted/model:prod"
-        with mounted(store, tmp_path / "mount", environment={"DOCKER_CONFIG": str(home)}) as mount:
+        environment = {"DOCKER_CONFIG": str(home)}
+        with mounted(store, tmp_path / "mount", "--cold-open", "wait", environment=environment) as mount:
             for name, content in (("same", same), ("model", old), ("tar/member", member)):
                 assert (mount.path / name).read_bytes() == content
             assert trimsfs("verify", mount.path / "model").returncode == 0  # at once, and not when it is at rest

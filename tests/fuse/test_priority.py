@@ -15,7 +15,7 @@ from trimsfs.fetch.workers import NICENESS, Role
 
 MIB = 1 << 20
 CONTENT = random.Random(39).randbytes(96 * MIB)
-RATE = 8 * MIB
+RATE = 2 * MIB
 """Bytes a second of each connection: a chunk takes four seconds."""
 
 ROOT = ("--server-user", "root")

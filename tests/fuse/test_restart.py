@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.keepers import keeper, kill, serving
-from tests.support.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
+from tests.support.mounts import MOUNTCTL, MountedStore, again_while_copied, mounted, trimsfs, wait_until
 from tests.support.processes import alive, family
 from tests.support.readers import Readers, Report
 from tests.support.tmpfs import tmpfs
@@ -295,4 +295,4 @@ def test_upgrade_to_options_that_do_not_work_leaves_the_server_as_it_is(store_di
         assert facts["options"]["metadata_ttl"] == 7
         assert (mountpoint / "model").read_bytes() == b"weights"
     finally:
-        assert mountctl("down").returncode == 0
+        assert again_while_copied(lambda: mountctl("down")).returncode == 0

@@ -63,6 +63,7 @@ def union(intervals: list[tuple[float, float]]) -> float:
     return total
 
 
+@pytest.mark.alone  # measures time
 def test_spans_explain_the_cold_opens_of_a_sharded_model(mount: MountedStore) -> None:
     found = [trace for trace in traces(mount) if MODEL in trace["path"]]
     assert [trace["path"] for trace in found] == list(map(str, shards(mount)))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.keepers import kill
-from tests.support.mounts import MountedStore, OwnDirectory, mounted, trimsfs
+from tests.support.mounts import MountedStore, OwnDirectory, mounted, trimsfs, umount
 from tests.support.versions import Put, in_directory, move, publish, remove, write_files
 
 SHARDS = 10
@@ -260,7 +260,7 @@ def test_a_bind_mount_of_an_alias_keeps_its_version(model: OwnDirectory, put: Pu
         time.sleep(SEEN_S)
         assert [seen(there / "shard-0"), seen(model.path / "prod/shard-0")] == ["1", "2"]
     finally:
-        subprocess.run(["umount", there], check=True, timeout=60)
+        umount(there)
 
 
 def test_commands_follow_an_alias(model: OwnDirectory) -> None:

@@ -23,6 +23,8 @@ from trimsfs.fuse import _libfuse
 GPU = struct.Struct("=48sIIQQ64s40s112s")
 RECEIVE_TIMEOUT_S = 30
 TRIES, TRY_INTERVAL_S = 40, 0.05
+CROWD_S = 20
+"""How long the threads of a crowd may take to be refused."""
 
 
 class Borrower:
@@ -62,21 +64,25 @@ class Borrower:
         signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
         return {}
 
-    def crowd(self, path: str, count: int) -> dict[str, Any]:
-        """Open a control file in so many threads at once; how many were refused, with which error."""
-        refused: Counter[int] = Counter()
+    def crowd(self, path: str, count: int, room: int) -> dict[str, Any]:
+        """Open a control file in so many threads at once, for some of which there is *room*; how many were refused,
+        with which error."""
+        refused: list[int] = []
 
         def open_it() -> None:
             try:
                 os.open(path, os.O_RDONLY)
             except OSError as error:
-                refused[error.errno or 0] += 1
+                refused.append(error.errno or 0)
 
         threads = [threading.Thread(target=open_it, daemon=True) for _ in range(count)]
         for thread in threads:
             thread.start()
-        time.sleep(1)
-        return {"refused": refused}
+        deadline = time.monotonic() + CROWD_S
+        while len(refused) < count - room and time.monotonic() < deadline:
+            time.sleep(TRY_INTERVAL_S)
+        time.sleep(1)  # in which no more are refused
+        return {"refused": Counter(refused)}
 
     def again_and_again(self, path: str, device: str, count: int) -> dict[str, Any]:
         """Ask one open file for a copy many times; the tokens that came of it."""

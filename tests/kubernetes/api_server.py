@@ -48,8 +48,8 @@ class ApiServer:
             if request.headers["Content-Type"] != "application/merge-patch+json":
                 return 415, {}
             change = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
-            self.patches.append(change)
             self.node = merged(self.node, change)
+            self.patches.append(change)  # last: who waits for it looks at the node then
         return 200, self.node
 
 

@@ -148,7 +148,7 @@ def test_the_sidecar_labels_its_node_again_and_again(cluster: ApiServer, mount: 
     expected = printed(mount.path)
     with in_a_pod(cluster, TRIMSFS, *words[1:]) as process:
         try:
-            wait_until(lambda: cluster.labels == expected | {"zone": "a"})
+            wait_until(lambda: cluster.labels == expected | {"zone": "a"} and len(cluster.patches) > 0)
             assert len(cluster.patches) == 1
             cluster.refuses = 503
             assert process.stderr is not None

@@ -149,9 +149,11 @@ def test_keys_that_are_rotated_are_followed(own_ceph: Ceph, tmp_path: Path, surv
 # Below, the gateway is killed, after which Ceph takes half a minute to make a bucket
 
 
-def test_a_store_that_stands_still_or_is_killed_is_waited_for(own_ceph: Ceph, stage: Scene, survived: Survived) -> None:
-    names, spare = stage.put("halted", listed=True)
-    with unharmed(stage):
+def test_a_store_that_stands_still_or_is_killed_is_waited_for(
+    own_ceph: Ceph, tmp_path: Path, survived: Survived
+) -> None:
+    with scene(own_ceph, tmp_path, "--retry-deadline", "60") as stage, unharmed(stage):
+        names, spare = stage.put("halted", listed=True)
         readers = stage.reading(names)
         time.sleep(0.1)
         own_ceph.gateway.halt()

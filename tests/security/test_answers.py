@@ -145,7 +145,7 @@ def forever(head: bytes, piece: bytes, *, pause_s: float = 0.0) -> Iterator[byte
     """An answer that goes on for as long as anybody listens, within the patience of tests."""
     if head:
         yield head
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while time.monotonic() < until:
         yield piece
         time.sleep(pause_s)
@@ -214,7 +214,7 @@ def test_answers_without_an_end_cost_neither_memory_nor_time(tmp_path: Path, sur
         assert mount.metrics()["trimsfs_server_restarts_total"] == 0
         assert "Traceback" not in mount.log()
         check_log(mount.log())
-    assert took < 25  # before the answers end by themselves
+    assert took < 60  # before the answers end by themselves
     survived(
         Survival(
             fault="answers without an end",

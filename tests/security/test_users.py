@@ -8,6 +8,7 @@ import socket
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ import pytest
 from mountctl.keeper.control_socket import ask
 from mountctl.linux.mounting import CONNECTIONS
 from mountctl.linux.sockets import socket_path
+from tests.security.processes import processes
 from tests.security.taken_over import attempted, called
-from tests.support.mounts import MountedStore, log_beside, mounted, wait_until
-from tests.support.processes import family
+from tests.support.mounts import MountedStore, log_beside, mounted, trimsfs, wait_until
+from tests.support.processes import alive, family
 from tests.support.survival import Survival, Survived
 from tests.support.users import STRANGER, as_user
 from trimsfs.mountinfo import mount_at
@@ -26,6 +28,8 @@ MIB = 1 << 20
 CONTENT = random.Random(3).randbytes(3 * MIB)
 GROUP = 2001
 DENIED = {"EACCES", "EPERM"}
+ENDED = {"ENOENT", "ESRCH"}
+"""What comes of attempts at a process that has ended."""
 _PTRACE_SEIZE, _PIDFD_OPEN, _PIDFD_GETFD, _KCMP = 0x4206, 434, 438, 312
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -60,10 +64,11 @@ def of_a_process(pid: int) -> dict[str, str]:
     ):
         path = f"/proc/{pid}/{name}"
         found[path] = attempted(lambda path=path: os.open(path, os.O_RDONLY))  # type: ignore[misc]
-    taken = os.pidfd_open(pid)
-    for descriptor in range(8):
-        found[f"take descriptor {descriptor} {pid}"] = called("syscall", _PIDFD_GETFD, taken, descriptor, 0)
-    os.close(taken)
+    with suppress(ProcessLookupError):  # it has ended
+        taken = os.pidfd_open(pid)
+        for descriptor in range(8):
+            found[f"take descriptor {descriptor} {pid}"] = called("syscall", _PIDFD_GETFD, taken, descriptor, 0)
+        os.close(taken)
     return found
 
 
@@ -105,17 +110,23 @@ def test_a_user_gets_nothing_of_a_mounts_processes_and_files(mount: MountedStore
     """Neither of the keeper nor of servers, the one that stands by and fetch processes included."""
     # All are there, and no other begins meanwhile.
     wait_until(lambda: bool(ask(mount.path, {"do": "status"}, timeout_s=5)["standby"]), 30)
+    wait_until(lambda: trimsfs("evict", mount.path / "private/model").returncode == 0)
+    assert (mount.path / "private/model").read_bytes() == CONTENT  # by a fetch process, which waits for more to do
     wait_until(lambda: len(family(mount.control()["keeper_pid"])) > 5)
-    processes = family(mount.control()["keeper_pid"])
+    lasting, passing = processes(mount)
     there = mount_at(mount.path)
     assert there is not None
     found: dict[str, str] = as_user(STRANGER, lambda: of_the_mount(mount, log_beside(mount.path.parent), there.device))
-    for pid in processes:
-        found |= as_user(STRANGER, lambda pid=pid: of_a_process(pid))  # type: ignore[misc]
+    for pid in lasting | passing:
+        attempts: dict[str, str] = as_user(STRANGER, lambda pid=pid: of_a_process(pid))  # type: ignore[misc]
+        ended = pid in passing and not alive(pid)
+        found |= {what: came for what, came in attempts.items() if not (ended and came in ENDED)}
     blobs = [path for path in (mount.cache / "blobs").rglob("*") if path.is_file()]
     assert blobs
     found |= as_user(STRANGER, lambda: {str(path): attempted(path.read_bytes) for path in blobs})
-    assert family(mount.control()["keeper_pid"]) == processes
+    still, left = processes(mount)
+    assert still == lasting
+    assert left <= passing
     assert (mount.path / "private/model").read_bytes() == CONTENT
     assert {what: came for what, came in found.items() if came not in DENIED} == {}
     survived(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from . import HOST, S3Server
+from . import HOST, S3Server, reserved_ports
 
 PIECE = 1 << 16
 
@@ -22,7 +22,8 @@ class Switch:
     """
 
     target: tuple[str, int]
-    port: int = 0
+    port: int
+    """One that nobody else takes while it is off."""
     _listener: socket.socket | None = None
     _connections: set[socket.socket] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -39,7 +40,6 @@ class Switch:
         """Listen, on the same port as before."""
         self._flowing.set()
         self._listener = socket.create_server((HOST, self.port))
-        self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def off(self) -> None:
@@ -91,5 +91,5 @@ class Switch:
 def switched(server: S3Server) -> Iterator[tuple[S3Server, Switch]]:
     """A server as seen through a switch, and the switch."""
     host, _, port = server.endpoint_url.removeprefix("http://").partition(":")
-    with Switch((host, int(port))) as switch:
+    with reserved_ports() as ports, Switch((host, int(port)), ports[0]) as switch:
         yield replace(server, endpoint_url=f"http://{HOST}:{switch.port}"), switch

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 CONTENT = random.Random(1).randbytes(100_000)
+PATIENCE_S, HASTE_S = 20, 2
+"""How long clients wait for bytes: one that is to be answered, and one that is to find out that nothing comes."""
 
 
 @pytest.fixture(scope="module", name="right")
@@ -39,6 +41,19 @@ def _through(ceph: Ceph) -> Iterator[FaultyS3]:
 
 @pytest.fixture(scope="module", name="client")
 def _client(through: FaultyS3) -> Iterator[S3Client]:
+    with asking(through, PATIENCE_S) as client:
+        yield client
+
+
+@pytest.fixture(scope="module", name="hasty")
+def _hasty(through: FaultyS3) -> Iterator[S3Client]:
+    with asking(through, HASTE_S) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def asking(through: FaultyS3, timeout_s: float) -> Iterator[S3Client]:
+    """A client that makes each request once."""
     client = boto3.session.Session().client(
         "s3",
         endpoint_url=through.endpoint_url,
@@ -48,7 +63,7 @@ def _client(through: FaultyS3) -> Iterator[S3Client]:
         config=Config(
             s3={"addressing_style": "path"},
             retries={"total_max_attempts": 1},
-            read_timeout=0.3,
+            read_timeout=timeout_s,
             response_checksum_validation="when_required",
             proxies={},
         ),
@@ -85,15 +100,17 @@ def _listed(client: S3Client) -> object:
 
 FOLLOWED = {"slow body", "slow head", "request timeout", "temporary redirect", "permanent redirect", "expired token"}
 """What takes a client time or more requests, and may go well in the end."""
+HANGING = {"stall", "stall in the body", "slow body"}
+"""What keeps a client waiting."""
 
 
 @pytest.mark.parametrize("fault", sorted(FAULTS.keys() - {"slow head"}))
 def test_each_fault_can_be_told_and_only_while_it_is_asked_for(
-    fault: str, through: FaultyS3, client: S3Client, right: list[object]
+    fault: str, through: FaultyS3, client: S3Client, hasty: S3Client, right: list[object]
 ) -> None:
     before = through.injected()[fault]
     through.inject(Plan(faults=[fault], first=1))
-    wrong = seen(client)
+    wrong = seen(hasty if fault in HANGING else client)
     counted = through.injected()[fault] - before
     again = seen(client)
     through.heal()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.mounts import umount
+
 MAKERS = {"xfs": ("mkfs.xfs", 320 << 20), "btrfs": ("mkfs.btrfs", 256 << 20), "ext4": ("mkfs.ext4", 320 << 20)}
 """What makes a file system of a kind, and bytes that are enough for it."""
 TIMEOUT_S = 60
@@ -46,7 +48,7 @@ class Image:
 
     def unmount(self) -> None:
         """Unmount it, which nobody uses."""
-        subprocess.run(["umount", str(self.mountpoint)], check=True, timeout=TIMEOUT_S)
+        umount(self.mountpoint)
 
     def remove(self) -> None:
         """Unmount it, whoever uses it, and remove it."""

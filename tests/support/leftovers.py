@@ -75,7 +75,16 @@ def _left(directory: Path) -> list[str]:
 
 def _temporary() -> set[str]:
     names = os.listdir(tempfile.gettempdir())
-    return {name for name in names if name.startswith(TEMPORARY) or re.fullmatch(r"trimsfs-\d+", name)}
+    made = (name for name in names if name.startswith(TEMPORARY) or re.fullmatch(r"trimsfs-\d+", name))
+    return {name for name in made if not _of_another_run(name)}
+
+
+def _of_another_run(name: str) -> bool:
+    """Whether a process of another run uses a name: its number is in it, or it listens there."""
+    told = re.match(r"trimsfs-tests-(\d+)-", name)
+    if told is not None:
+        return int(told[1]) != os.getpid() and Path("/proc", told[1]).exists()
+    return f" {Path(tempfile.gettempdir(), name)}\n" in Path("/proc/net/unix").read_text()
 
 
 def _processes() -> list[int]:

@@ -22,6 +22,9 @@ COMMAND_TIMEOUT_S = 90
 LAZY = "--lazy"
 ENDINGS = 20
 """How often an unmount waits for containers of other tests to end, each time for a moment."""
+BUSY_S = 10.0
+"""How long umount(8) is tried: who looks at all mounts holds each for a moment."""
+_COPIED = "in the mount namespace of"
 
 
 def trimsfs(
@@ -139,16 +142,39 @@ def unmount(mountpoint: Path) -> None:
 
     Everywhere: containers of tests that run beside this one have copies of all mounts. Some end only with them.
     """
-    for _ in range(ENDINGS):
-        done = trimsfs("umount", "--everywhere", mountpoint)
-        if "in the mount namespace of" not in done.stderr:
-            break
-    else:
+    done = again_while_copied(lambda: trimsfs("umount", "--everywhere", mountpoint))
+    if _COPIED in done.stderr:
         trimsfs("umount", LAZY, mountpoint)
         return
     if done.returncode == 12:
         trimsfs("umount", LAZY, mountpoint)
         raise AssertionError(f"{mountpoint} was still in use: {done.stderr}")
+
+
+def again_while_copied(
+    unmounts: Callable[[], "subprocess.CompletedProcess[str]"],
+) -> "subprocess.CompletedProcess[str]":
+    """What a command that unmounts says, tried again while containers of other tests have copies of the mount."""
+    for _ in range(ENDINGS):
+        done = unmounts()
+        if _COPIED not in done.stderr:
+            break
+    return done
+
+
+def umount(path: Path) -> None:
+    """Unmount with umount(8), tried again while it is busy."""
+    deadline = time.monotonic() + BUSY_S
+    while (done := _umount(path)).returncode != 0 and "busy" in done.stderr and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert done.returncode == 0, done.stderr
+
+
+def _umount(path: Path) -> "subprocess.CompletedProcess[str]":
+    environment = os.environ | {"LC_ALL": "C"}
+    return subprocess.run(
+        ["umount", path], env=environment, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
+    )
 
 
 def unmount_dead() -> None:

@@ -4,6 +4,7 @@ A pytest plugin; with one process it only puts the tests marked ``alone`` last.
 """
 
 import fcntl
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,7 +72,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         config.stash[MACHINE] = Machine(Path(config.workerinput["machine"]))
     elif config.getoption("dist", "no") != "no":
-        file = tempfile.NamedTemporaryFile(prefix="trimsfs-tests-")  # noqa: SIM115 - removed when pytest ends
+        file = tempfile.NamedTemporaryFile(prefix=f"trimsfs-tests-{os.getpid()}-")  # noqa: SIM115 - removed when pytest ends
         config.add_cleanup(file.close)
         config.stash[LOCK] = Path(file.name)
 

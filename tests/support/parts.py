@@ -7,6 +7,7 @@ import os
 import random
 import sqlite3
 import time
+import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -158,13 +159,20 @@ def recorded_loads(cache: Path) -> list[list[str]]:
         return [[name for name, _ in json.loads(files)] for (files,) in index.execute("SELECT files FROM loads")]
 
 
+def recorded_names(cache: Path) -> set[str]:
+    """The names in all listings that are recorded."""
+    with closing(sqlite3.connect(cache / "index.sqlite")) as index:
+        records = [zlib.decompress(names) for (names,) in index.execute("SELECT names FROM listings")]
+    return {name for record in records for line in record.splitlines() for name, *_ in json.loads(line)}
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Wait, in real time whatever trio's clock does, until something has happened."""
-    for _ in range(2000):
+    for _ in range(10_000):
         if condition():
             return
         await trio.to_thread.run_sync(time.sleep, 0.002)
-    raise AssertionError("did not happen in 4 s")
+    raise AssertionError("did not happen in 20 s")
 
 
 def states(blob: Blob) -> list[ChunkState]:
