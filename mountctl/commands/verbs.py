@@ -268,9 +268,7 @@ def status_of(mount: NamedMount) -> dict[str, Any]:
         elif mount.managed and systemd.restarts(mount.name):
             told = f"{told.partition(': run ')[0]}: systemd starts another within {systemd.WATCHDOG_S} s"
         elif mount.managed and (keeper := systemd.keeper_of(mount.name)) is not None:
-            told = f"{told.partition(': run ')[0]}: run `systemctl start {keeper}`"
-        elif state == NOT_KEPT:  # the server knows whether its keeper is a service of its own
-            told = public_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S).get("error", told)
+            told = f"{told.partition(': run ')[0]}: run `systemctl restart {keeper}`"
         return {"state": state, "error": told}
 
 
