@@ -355,10 +355,11 @@ async def test_only_the_used_part_of_a_file_is_replayed(serving: Serving, chunk_
         assert [2, 3] in part[1]
         await evict(server, store, ["a", "b"])
         await server.disk.loads.record("m/", json.dumps([["a", None], ["b", [[2, 3]]]]))
-        await server.content("m/a")
+        handle = await server.open("m/a")
         await until(lambda: bool(store.reads("m/b")))
         await quiet(server)
         assert store.reads("m/b") == [2 * chunk_size]
+        server.release(handle)
 
 
 async def test_a_damaged_record_does_not_matter(serving: Serving, store: MemoryStore) -> None:

@@ -57,8 +57,13 @@ def can_share(directory: Path) -> bool:
 
 
 def has_hole(descriptor: int, start: int, stop: int) -> bool:
-    """Whether a range, which lies inside the file, has a hole: a part without blocks on the disk."""
-    return os.lseek(descriptor, start, os.SEEK_HOLE) < stop
+    """Whether a range has a hole: a part without blocks on the disk, as is all behind the end of the file."""
+    try:
+        return os.lseek(descriptor, start, os.SEEK_HOLE) < stop
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return True
 
 
 def share(source: int, at: int, target: int, offset: int, length: int) -> int:
