@@ -231,10 +231,11 @@ def test_nginx_needs_users_and_the_rights_of_the_socket(tmp_path: Path, monkeypa
     socket.touch()
     for mode, fails in ((0o660, False), (0o600, True)):
         socket.chmod(mode)
-        with pytest.raises(ProblemError, match=r"may not write to it.*`mountctl upgrade`") if fails else nullcontext():
+        told = pytest.raises(ProblemError, match=r"may not write to it.*`mountctl upgrade NAME`")
+        with told if fails else nullcontext():
             assert checked_rights(tmp_path, me, monkeypatch, "nobody") == "is installed, its workers run as nobody"
     socket.chmod(0o660)
-    with pytest.raises(ProblemError, match=f"the server runs as uid {os.getuid()}: `mountctl upgrade`"):
+    with pytest.raises(ProblemError, match=f"the server runs as uid {os.getuid()}: `mountctl upgrade NAME`"):
         checked_rights(tmp_path, "nobody", monkeypatch, "nobody")
 
 
