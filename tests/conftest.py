@@ -36,6 +36,7 @@ MODES = ["--passthrough", "--no-passthrough"]
 
 hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("tests")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime would leave a file in the temporary directory
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
