@@ -6,10 +6,9 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import trio
@@ -31,6 +30,7 @@ from trimsfs.handover.connection_settings import ConnectionSettings
 from trimsfs.handover.keeper_client import KeeperClient, Promotion
 from trimsfs.handover.ledger import Ledger, Record, RecordKind
 from trimsfs.integrity.manifests import ReadManifest
+from trimsfs.namespace.inodes import Inode
 from trimsfs.namespace.tree import Namespace
 from trimsfs.options import MountOptions, Place, places
 from trimsfs.server.assembly import assemble, lies_on
@@ -156,8 +156,7 @@ async def _serve(
                 await _take_over(options, session, keeper, components, settings, promotion.unclaimed)
                 nursery.start_soon(_settle, components.filesystem.takeover)
             before = environment.ledger.inherited(RecordKind.OWNERSHIP)
-            forget = partial(forget_attributes, [inode.number for inode in components.namespace.inodes])
-            nursery.start_soon(_renew_ownership, options, environment.ledger, before, forget)
+            nursery.start_soon(_renew_ownership, options, environment.ledger, before, components.namespace.inodes)
             environment.ledger.forget_inherited()
             await components.start_maintenance(nursery)
             if promotion.fuse is not None:
@@ -251,9 +250,9 @@ async def _settle(takeover: Takeover) -> None:
 
 
 async def _renew_ownership(
-    options: MountOptions, ledger: Ledger, before: Sequence[Record], forget: Callable[[], None]
+    options: MountOptions, ledger: Ledger, before: Sequence[Record], inodes: Iterable[Inode]
 ) -> None:
-    """Have the kernel *forget* attributes if an earlier server had other options for owners and modes.
+    """Have the kernel forget attributes if an earlier server had other options for owners and modes.
 
     Only then are those of now recorded: if this server ends earlier, the next one does it.
     """
@@ -262,7 +261,7 @@ async def _renew_ownership(
     if [entry.content for entry in before] == [content]:
         return
     if before:
-        await in_thread(forget)
+        await in_thread(forget_attributes, [inode.number for inode in inodes])
     ledger.add(RecordKind.OWNERSHIP, 0, content)
     for entry in before:
         ledger.set_count(entry.slot, 0)
