@@ -16,6 +16,7 @@ from mountctl.commands.verbs import (
     DEGRADED,
     PROBE_S,
     chosen_mounts,
+    code_of,
     environment_of,
     mounts_directory,
     names_argument,
@@ -24,14 +25,13 @@ from mountctl.commands.verbs import (
     unit_serves,
     without_store,
 )
-from mountctl.keeper.control_socket import KeeperGoneError, KeeperRefusesError, ask
+from mountctl.keeper.control_socket import KeeperGoneError, ask
 from mountctl.linux import mounting, systemd
 from trimsfs.command_group import examples
 from trimsfs.errors import (
     CacheInUseError,
     MountpointError,
     NotMountedError,
-    NotPermittedError,
     StoreUnavailableError,
     TrimsError,
 )
@@ -100,9 +100,7 @@ def _outcome(mount: NamedMount) -> tuple[int, str]:
     except (TrimsError, KeeperGoneError) as error:
         told = str(error)
         click.echo(f"mountctl: {told if mount.name in told else f'{mount.name}: {told}'}", err=True)
-        refused = isinstance(error, KeeperRefusesError)
-        kind = type(error) if isinstance(error, TrimsError) else NotPermittedError if refused else NotMountedError
-        return exit_code(kind.__name__), ""
+        return code_of(error), ""
 
 
 def _up(mount: NamedMount) -> tuple[int, str]:

@@ -76,13 +76,9 @@ def reported(function: Callable[P, int | None]) -> Callable[P, None]:
     def call(*arguments: P.args, **named: P.kwargs) -> None:
         try:
             code = function(*arguments, **named)
-        except TrimsError as error:
+        except (TrimsError, KeeperGoneError) as error:
             click.echo(f"mountctl: {printable(str(error))}", err=True)
-            code = exit_code(type(error).__name__)
-        except KeeperGoneError as error:
-            click.echo(f"mountctl: {printable(str(error))}", err=True)
-            kind = NotPermittedError if isinstance(error, KeeperRefusesError) else NotMountedError
-            code = exit_code(kind.__name__)
+            code = code_of(error)
         except PermissionError as error:
             click.echo(f"mountctl: {error.filename}: {error.strerror}: run it as root", err=True)
             code = exit_code(NotPermittedError.__name__)
@@ -92,6 +88,14 @@ def reported(function: Callable[P, int | None]) -> Callable[P, None]:
         sys.exit(code or 0)
 
     return call
+
+
+def code_of(error: TrimsError | KeeperGoneError) -> int:
+    """The exit code for an error."""
+    if isinstance(error, TrimsError):
+        return exit_code(type(error).__name__)
+    kind = NotPermittedError if isinstance(error, KeeperRefusesError) else NotMountedError
+    return exit_code(kind.__name__)
 
 
 def without_store(mount: NamedMount, *, patience_s: float = 0.0) -> int:
