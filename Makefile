@@ -142,8 +142,8 @@ man: $(MAIN)/ready
 
 # After a change of csi.proto.
 protocol: $(MAIN)/ready-dev
-	$(MAIN)/bin/python -m grpc_tools.protoc -Imountctl/csi --descriptor_set_out=mountctl/csi/csi.binpb \
-		--pyi_out=mountctl/csi csi.proto
+	$(MAIN)/bin/python -m grpc_tools.protoc -Imountctl/extras/csi --descriptor_set_out=mountctl/extras/csi/csi.binpb \
+		--pyi_out=mountctl/extras/csi csi.proto
 
 apt-main:
 	$(if $(call missing,$(APT_MAIN)),$(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(call missing,$(APT_MAIN)))

@@ -4,6 +4,7 @@ import click
 
 from trimsfs import __version__
 from trimsfs.command_group import CommandGroup, examples
+from trimsfs.plugins import plugins
 
 _SECTIONS = {
     "Mounts": {
@@ -21,25 +22,24 @@ _SECTIONS = {
         "serve": "mountctl.commands.foreground",
         "abort": "mountctl.commands.verbs",
     },
-    "Fleets": {
-        "fleet": "mountctl.commands.fleet",
-    },
+    "Fleets": {},
     "Containers and Kubernetes": {
         "attach": "mountctl.containers.commands",
         "detach": "mountctl.containers.commands",
         "share": "mountctl.containers.commands",
         "cdi": "mountctl.containers.commands",
         "oci-hook": "mountctl.containers.commands",
-        "csi": "mountctl.csi.command",
     },
 }
-"""The module of each subcommand, imported when the subcommand runs."""
+"""The module of each subcommand, imported when the subcommand runs; extras add to them."""
 
 
 @click.group(
     "mountctl",
     cls=CommandGroup,
-    sections=_SECTIONS,
+    sections={
+        title: verbs | plugins(f"commands/{title}", extras="mountctl.extras") for title, verbs in _SECTIONS.items()
+    },
     epilog=examples("mountctl up", "mountctl status", "mountctl upgrade models"),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )

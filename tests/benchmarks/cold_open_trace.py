@@ -17,7 +17,7 @@ from tests.benchmarks.bench import PROFILE_LATENCY_MS, PROFILE_RATE, PROFILE_TEX
 from tests.services import SCRATCH
 from tests.services.fast import start_fast
 from tests.support.mounts import mounted, trimsfs
-from trimsfs.cli.trace import covered_s
+from trimsfs.extras.tracing.trace import covered_s
 
 SHARDS, SIZE = 4, 64 << 20
 BUCKET, MODEL = "models", "llama"

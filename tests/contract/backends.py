@@ -23,12 +23,12 @@ from tests.services.fake_gcs import GoogleServer
 from tests.services.fast_clouds import FastCloud
 from tests.services.hub import Hub
 from tests.services.registry import MODEL, Layer, Registry, packed, titled
+from trimsfs.extras.stores.cloud.azure import API_VERSION
+from trimsfs.extras.stores.cloud.azure_credentials import Account, signer
+from trimsfs.extras.stores.cloud.connections import Request
 from trimsfs.options import MountOptions
 from trimsfs.stores import DirectoryStore, Retrying, RetryingStore, Store, StoreRouter, open_store
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
-from trimsfs.stores.cloud.azure import API_VERSION
-from trimsfs.stores.cloud.azure_credentials import Account, signer
-from trimsfs.stores.cloud.connections import Request
 from trimsfs.stores.digests import Digest
 from trimsfs.types import Buffer, Generation
 

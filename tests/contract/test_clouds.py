@@ -49,9 +49,9 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
+from trimsfs.extras.stores.cloud import store as cloud_store
+from trimsfs.extras.stores.cloud.azure import API_VERSION
 from trimsfs.stores import Retrying, Store
-from trimsfs.stores.cloud import store as cloud_store
-from trimsfs.stores.cloud.azure import API_VERSION
 from trimsfs.stores.digests import Digest, compute
 from trimsfs.types import Generation
 

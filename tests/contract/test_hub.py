@@ -34,11 +34,11 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
+from trimsfs.extras.stores.huggingface.hub import Hub as RealHub
+from trimsfs.extras.stores.huggingface.repositories import parse
 from trimsfs.options import MountOptions
 from trimsfs.stores import Retrying, RetryingStore, Store, open_store, reach
 from trimsfs.stores.bodies import METADATA_THREADS
-from trimsfs.stores.huggingface.hub import Hub as RealHub
-from trimsfs.stores.huggingface.repositories import parse
 
 WEIGHTS = random.Random(4).randbytes(300_000)
 
@@ -242,7 +242,7 @@ async def test_a_large_file_that_comes_whole_is_not_read_up_to_each_range(
     hub: Hub, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As from a CDN that ignores ranges."""
-    monkeypatch.setattr("trimsfs.stores.huggingface.hub.MOST_WHOLE", len(WEIGHTS) - 1)
+    monkeypatch.setattr("trimsfs.extras.stores.huggingface.hub.MOST_WHOLE", len(WEIGHTS) - 1)
     async with opened(hub, f"hf://{model}") as store:
         weights = await store.stat("model.safetensors")
         head = {"X-Repo-Commit": str(weights.version_id), "X-Linked-Size": str(weights.size)}
@@ -349,7 +349,7 @@ async def test_a_revision_that_does_not_exist_is_told(hub: Hub, model: str) -> N
 
 
 async def test_an_answer_without_an_end_is_not_taken_in(hub: Hub, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimsfs.stores.huggingface.hub.MOST_JSON", 50)
+    monkeypatch.setattr("trimsfs.extras.stores.huggingface.hub.MOST_JSON", 50)
     async with opened(hub, f"hf://{model}") as store:
         with pytest.raises(TransientStoreError, match="answer larger than"):
             await store.list_page("")

@@ -56,11 +56,11 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
+from trimsfs.extras.stores.oci import reference, tar_layer
+from trimsfs.extras.stores.oci.registry import Registry as RegistryClient
 from trimsfs.options import MountOptions
 from trimsfs.stores import Store, open_store
 from trimsfs.stores.digests import Digest
-from trimsfs.stores.oci import reference, tar_layer
-from trimsfs.stores.oci.registry import Registry as RegistryClient
 
 MIB = 1 << 20
 IDENTITY_TOKEN = "identity+token=="
@@ -388,7 +388,7 @@ async def test_layer_of_too_many_names_is_refused(
     registry: Registry, name: str, monkeypatch: pytest.MonkeyPatch, limit: str, told: str
 ) -> None:
     """A registry cannot have the server run out of memory."""
-    monkeypatch.setattr(f"trimsfs.stores.oci.{limit}", 20)
+    monkeypatch.setattr(f"trimsfs.extras.stores.oci.{limit}", 20)
     archive = packed({f"dir/{number:03}": b"" for number in range(30)})
     registry.push(f"{name}:v1", [Layer(archive, f"{MODEL}.weight.v1.tar", {FILEPATH: "weights"})])
     async with opened(f"oci://{registry.address}/{name}:v1") as store:

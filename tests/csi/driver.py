@@ -15,7 +15,7 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 
-from mountctl.csi import csi_pb2
+from mountctl.extras.csi import csi_pb2
 from tests.support.mounts import MOUNTCTL, MountedStore, mounted, wait_until
 from trimsfs.mountinfo import Mount, mounts
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mountctl.csi import csi_pb2
+from mountctl.extras.csi import csi_pb2
 from tests.csi.driver import MODELS, Driver, is_dead, needs_root, persistent, publication, running, take_away, volumes
 from tests.support.mounts import wait_until
 from tests.support.nodes import Node, a_node, end

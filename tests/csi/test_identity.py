@@ -19,8 +19,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from mountctl.csi import csi_pb2
-from mountctl.csi.requests import NAMESPACE, SERVICE_ACCOUNT, TOKENS
+from mountctl.extras.csi import csi_pb2
+from mountctl.extras.csi.requests import NAMESPACE, SERVICE_ACCOUNT, TOKENS
 from tests.csi.driver import Driver, needs_root, node, publication, refused, running, take_away, volumes
 from tests.services.roles import Authorising, of_moto
 from tests.services.web_identity import AUDIENCE, WebIdentities, start_sts

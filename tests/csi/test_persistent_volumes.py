@@ -11,10 +11,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from mountctl.csi import csi_pb2
-from mountctl.csi.child_process import ChildProcesses
-from mountctl.csi.mounts_directory import MountsDirectory
-from mountctl.csi.node import NodeService
+from mountctl.extras.csi import csi_pb2
+from mountctl.extras.csi.child_process import ChildProcesses
+from mountctl.extras.csi.mounts_directory import MountsDirectory
+from mountctl.extras.csi.node import NodeService
 from tests.csi.driver import (
     Driver,
     is_dead,

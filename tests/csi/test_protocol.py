@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from google.protobuf import descriptor_pb2
 
-from mountctl.csi import csi_pb2
+from mountctl.extras.csi import csi_pb2
 
 HERE = Path(csi_pb2.__file__).parent
 

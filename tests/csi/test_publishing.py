@@ -11,8 +11,8 @@ import grpc
 import pytest
 
 import trimsfs
-from mountctl.csi import DRIVER_NAME, csi_pb2
-from mountctl.csi.bind_volume import BindError, bind
+from mountctl.extras.csi import DRIVER_NAME, csi_pb2
+from mountctl.extras.csi.bind_volume import BindError, bind
 from tests.csi.driver import (
     NAMESPACE,
     Driver,

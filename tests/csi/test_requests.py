@@ -11,8 +11,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from mountctl.csi import csi_pb2
-from mountctl.csi.server import MESSAGE_LIMIT
+from mountctl.extras.csi import csi_pb2
+from mountctl.extras.csi.server import MESSAGE_LIMIT
 from tests.csi.driver import (
     EPHEMERAL,
     Driver,

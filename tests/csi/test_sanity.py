@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from mountctl.csi import csi_pb2
+from mountctl.extras.csi import csi_pb2
 from tests.csi.driver import Driver, models_mount, needs_root, node, persistent, refused, running, volumes
 
 pytestmark = needs_root

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mountctl.csi.errors import StatusError
-from mountctl.csi.tenants import TenantsError, check_tenant, read_tenants
+from mountctl.extras.csi.errors import StatusError
+from mountctl.extras.csi.tenants import TenantsError, check_tenant, read_tenants
 
 RULES = """
 [[tenant]]

@@ -15,11 +15,11 @@ from pathlib import Path
 import grpc
 import pytest
 
-from mountctl.csi.child_process import ChildProcesses, Space
-from mountctl.csi.errors import StatusError
-from mountctl.csi.mounts_directory import MountsDirectory
-from mountctl.csi.named_locks import NamedLocks
-from mountctl.csi.node import NodeService
+from mountctl.extras.csi.child_process import ChildProcesses, Space
+from mountctl.extras.csi.errors import StatusError
+from mountctl.extras.csi.mounts_directory import MountsDirectory
+from mountctl.extras.csi.named_locks import NamedLocks
+from mountctl.extras.csi.node import NodeService
 from tests.csi.driver import (
     is_dead,
     kill_together,

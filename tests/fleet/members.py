@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mountctl.fleet.nginx import Member as ServedMount
-from mountctl.fleet.nginx import Nginx
+from mountctl.extras.fleet.nginx import Member as ServedMount
+from mountctl.extras.fleet.nginx import Nginx
 from tests.fleet.stores import FleetStore
 from tests.services import run_daemon
 from tests.support.certificates import Authority, Identity

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from mountctl.fleet.nginx import Nginx
+from mountctl.extras.fleet.nginx import Nginx
 from tests.fleet.members import Fleet, Member
 from tests.fleet.reading import new_object, read_together, undisturbed
 from tests.support.mounts import mounted, trimsfs, wait_until
-from trimsfs.cli import status
+from trimsfs.cli.watch import status
 
 MIB = 1 << 20
 SIZE = 35 * MIB

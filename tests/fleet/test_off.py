@@ -15,4 +15,4 @@ def test_a_mount_of_no_fleet_imports_nothing_of_it(store_directory: Path, tmp_pa
         assert (mount.path / "file").read_bytes() == b"content"
         imported = re.findall(r"import time:.*\| +(\S+)$", mount.log(), re.MULTILINE)
     assert "trimsfs.server.assembly" in imported
-    assert [name for name in imported if name.startswith(("trimsfs.fleet", "trimsfs.server.fleet", "h11"))] == []
+    assert [name for name in imported if name.startswith(("trimsfs.extras.fleet", "h11"))] == []

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.fleet.simulation import Simulation
-from trimsfs.fleet.uploads import MOST_OF_CHUNK
+from trimsfs.extras.fleet.serving.uploads import MOST_OF_CHUNK
 
 CHUNKS = 64
 UNBOUNDED = 10**6

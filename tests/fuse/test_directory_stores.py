@@ -16,7 +16,7 @@ from tests.support.keepers import keeper, serving
 from tests.support.mounts import MountedStore, let_in, mounted, trimsfs, wait_until
 from tests.support.processes import family
 from tests.support.users import SERVER_USER, STRANGER, as_user
-from trimsfs.cli import checks, doctor
+from trimsfs.cli.diagnosis import checks, doctor
 from trimsfs.options import MountOptions
 
 MODEL, CONFIG = os.urandom(9 << 20), b'{"model_type": "llama"}'

@@ -16,7 +16,7 @@ from tests.support.keepers import hanging, serving
 from tests.support.mounts import MountedStore, mounted, trimsfs, unmount, wait_until
 from tests.support.nodes import a_node
 from tests.support.processes import alive
-from trimsfs.exporter.scraper import Scraper
+from trimsfs.extras.exporter.scraper import Scraper
 from trimsfs.mountinfo import file_systems
 from trimsfs.options import default_user
 from trimsfs.server.sandbox import identity

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.mounts import MountedStore, mounted, wait_until
 from trimsfs.client import pages
-from trimsfs.client.folding import LEAST
+from trimsfs.extras.folding.folding import LEAST
 
 NAME = "weights.safetensors"
 SIZE = 24 << 20

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from trimsfs import cuda
+from trimsfs.extras.gpu import cuda
 from trimsfs.fuse import _libfuse
 
 GPU = struct.Struct("=48sIIQQ64s40s112s")

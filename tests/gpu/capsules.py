@@ -3,7 +3,7 @@
 import ctypes
 from typing import Any
 
-from trimsfs.client.gpu.dlpack import capsule
+from trimsfs.extras.gpu.client.dlpack import capsule
 
 api = ctypes.pythonapi
 api.PyCapsule_GetName.restype = ctypes.c_char_p

@@ -18,7 +18,7 @@ from tests.cuda import KernelDriver, environment
 from tests.support import model_files
 from tests.support.model_files import ARRAYS, BIAS, HALF, WEIGHT, Array
 from tests.support.mounts import MountedStore, wait_until
-from trimsfs.client.gpu import GpuError
+from trimsfs.extras.gpu.client import GpuError
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,9 +13,9 @@ import pytest
 import trio
 
 from tests.gpu.mount import TIMEOUT_S, error_of
-from trimsfs.client.gpu import GpuError, descriptor_client, mapped_copy
-from trimsfs.client.gpu.leases import CopyDescription, Lease
 from trimsfs.concurrency.channel import Channel, pair
+from trimsfs.extras.gpu.client import GpuError, descriptor_client, mapped_copy
+from trimsfs.extras.gpu.client.leases import CopyDescription, Lease
 
 DESCRIPTION: dict[str, Any] = {
     "device": "GPU-0",
@@ -183,7 +183,7 @@ def test_a_user_who_may_not_ask(tmp_path: Path) -> None:
     code = f"""
 import os, socket, sys
 from trimsfs.concurrency.channel import Channel, pair
-from trimsfs.client.gpu import GpuError, descriptor_client
+from trimsfs.extras.gpu.client import GpuError, descriptor_client
 listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 listener.bind({str(tmp_path / "socket")!r})
 listener.listen()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.gpu.capsules import Lent, Owner, content, made, take
-from trimsfs.client.gpu.dlpack import capsule
+from trimsfs.extras.gpu.client.dlpack import capsule
 from trimsfs.formats import DTYPE_BITS
 
 BOTH = pytest.mark.parametrize("versioned", [False, True], ids=["plain", "versioned"])

@@ -13,7 +13,7 @@ from tests.gpu.mount import ROOT, TIMEOUT_S, GpuMount
 PREAMBLE = """
 import json, os, sys, threading, time, warnings
 from pathlib import Path
-from trimsfs.client.gpu import fork_safety
+from trimsfs.extras.gpu.client import fork_safety
 warnings.simplefilter("ignore")  # of forks of a process that has threads
 path = Path(sys.argv[1])
 
@@ -146,7 +146,7 @@ def kept():
 
 first = trimsfs.open(path).to("cuda")
 memory = set()
-from trimsfs.client.gpu import descriptor_client
+from trimsfs.extras.gpu.client import descriptor_client
 receive = descriptor_client.receive
 def observed(*arguments):
     descriptor, size = receive(*arguments)

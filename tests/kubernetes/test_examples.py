@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from mountctl.csi import DRIVER_NAME
-from mountctl.csi.errors import StatusError
-from mountctl.csi.requests import publication
-from mountctl.csi.tenants import check_tenant
+from mountctl.extras.csi import DRIVER_NAME
+from mountctl.extras.csi.errors import StatusError
+from mountctl.extras.csi.requests import publication
+from mountctl.extras.csi.tenants import check_tenant
 from tests.csi.driver import needs_root, persistent
 from tests.csi.driver import publication as inline
 from tests.kubernetes.manifests import Manifest, examples, of_kind

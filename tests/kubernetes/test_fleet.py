@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mountctl.commands.declared_mounts import declared_mounts
-from mountctl.fleet.nginx import Member, render
+from mountctl.extras.fleet.nginx import Member, render
 from tests.kubernetes.manifests import KUBERNETES, NEWEST, OLDEST, ROOT, Manifest, container, of_kind, resolved
 from trimsfs.options import load_options
 from trimsfs.options.schema import FALLBACK_UID

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 import pytest
 
-from mountctl.csi import DRIVER_NAME
-from mountctl.csi.command import csi
-from mountctl.csi.tenants import check_tenant
+from mountctl.extras.csi import DRIVER_NAME
+from mountctl.extras.csi.command import csi
+from mountctl.extras.csi.tenants import check_tenant
 from tests.kubernetes.manifests import (
     EXAMPLES,
     KUBERNETES,

@@ -10,9 +10,9 @@ import yaml
 
 import mountctl.commands.main
 import trimsfs.cli.main
-from mountctl.csi import DRIVER_NAME
-from mountctl.csi.requests import publication
-from mountctl.csi.tenants import check_tenant
+from mountctl.extras.csi import DRIVER_NAME
+from mountctl.extras.csi.requests import publication
+from mountctl.extras.csi.tenants import check_tenant
 from tests.csi.driver import persistent
 from tests.csi.driver import publication as inline
 from tests.kubernetes.manifests import (

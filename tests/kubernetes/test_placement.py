@@ -12,12 +12,12 @@ from tests.csi.driver import needs_root
 from tests.kubernetes.api_server import ApiServer, api_server, merged
 from tests.kubernetes.manifests import EXAMPLES, Manifest, container, examples
 from tests.support.mounts import TRIMSFS, MountedStore, mounted, trimsfs, wait_until
-from trimsfs.cli import node_labels
 from trimsfs.cli.control_files import mount_over
-from trimsfs.cli.kubernetes_node import label_key
 from trimsfs.cli.ls import Row, rows_below
-from trimsfs.cli.node_labels import PREFIX
 from trimsfs.errors import NoSuchEntryError, NotPermittedError, StoreAccessError, TrimsError
+from trimsfs.extras.kubernetes import node_labels
+from trimsfs.extras.kubernetes.node import label_key
+from trimsfs.extras.kubernetes.node_labels import PREFIX
 
 pytestmark = needs_root
 

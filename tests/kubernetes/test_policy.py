@@ -9,7 +9,7 @@ import cel
 import pytest
 
 from tests.kubernetes.manifests import Manifest, examples
-from trimsfs.cli.node_labels import PREFIX
+from trimsfs.extras.kubernetes.node_labels import PREFIX
 
 SIDECAR = "system:serviceaccount:trimsfs:trimsfs-node-labels"
 NODE_NAME = "authentication.kubernetes.io/node-name"

@@ -16,7 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from mountctl.csi import csi_pb2
+from mountctl.extras.csi import csi_pb2
 from tests.csi.driver import needs_root, publication
 from tests.kubernetes.manifests import ROOT, Manifest, pod_of
 from tests.kubernetes.pods import TIMEOUT_S, Container, Node, Pod, a_node, own_capabilities

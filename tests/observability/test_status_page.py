@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.exporters import Exporter, exporting
 from tests.support.mounts import MountedStore, mounted, trimsfs
-from trimsfs.exporter import history
+from trimsfs.extras.exporter import history
 
 pytestmark = pytest.mark.slow
 

@@ -2,16 +2,15 @@
 
 RANKS = {
     "trimsfs": [
+        {"extras"},
         {"cli"},
-        {"exporter", "versions"},
         {"server"},
         {"fuse"},
         {"filesystem"},
         {"control"},
-        {"gpu", "integrity"},
-        {"prefetch", "models"},
+        {"integrity"},
+        {"prefetch"},
         {"opening"},
-        {"fleet"},
         {"fetch", "namespace"},
         {"tiers", "stores"},
         {"client", "handover"},
@@ -19,7 +18,7 @@ RANKS = {
         {"telemetry"},
         {"options"},
     ],
-    "mountctl": [{"commands"}, {"containers", "csi", "fleet"}, {"keeper"}, {"linux"}],
+    "mountctl": [{"extras"}, {"commands"}, {"containers"}, {"keeper"}, {"linux"}],
 }
 """The packages of each program from the top down; those of one rank do not import each other. The modules at a
 program's root are below all of them."""

@@ -17,17 +17,17 @@ from tests.support.stores import MemoryStore, as_store
 from trimsfs.control.authorisation import Caller
 from trimsfs.control.control_files import Control
 from trimsfs.errors import FuseUnavailableError
+from trimsfs.extras.folding.derived_blobs import DerivedBlobs
+from trimsfs.extras.gpu.copies import GpuCopies
 from trimsfs.fetch.store_fetcher import StoreFetcher
 from trimsfs.filesystem.attributes import Attributes
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.filesystem.handles import BACKING_SHIFT, passed_through
-from trimsfs.gpu.copies import GpuCopies
 from trimsfs.handover.connection_settings import ConnectionSettings
 from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.deferred import Pace
 from trimsfs.integrity.integrity import Integrity
 from trimsfs.integrity.manifests import ReadManifest
-from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.namespace.inodes import ROOT_INODE
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.cold_open import Interruptible

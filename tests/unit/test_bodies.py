@@ -9,6 +9,9 @@ import pytest
 import trio
 
 from trimsfs.errors import StoreSlowError, StoreStalledError, StoreUnavailableError
+from trimsfs.extras.stores.cloud import gcs
+from trimsfs.extras.stores.huggingface import errors as hub_errors
+from trimsfs.extras.stores.oci import registry
 from trimsfs.options import MountOptions
 from trimsfs.stores import bodies, receive_loop
 from trimsfs.stores.bodies import (
@@ -20,9 +23,6 @@ from trimsfs.stores.bodies import (
     parsing,
     pass_on,
 )
-from trimsfs.stores.cloud import gcs
-from trimsfs.stores.huggingface import errors as hub_errors
-from trimsfs.stores.oci import registry
 from trimsfs.stores.receive_loop import PIECE
 from trimsfs.stores.s3 import errors as s3_errors
 

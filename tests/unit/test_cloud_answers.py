@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trimsfs.extras.stores.cloud.azure import AzureBlobs
+from trimsfs.extras.stores.cloud.azure_credentials import Account
+from trimsfs.extras.stores.cloud.connections import Answer, Request
+from trimsfs.extras.stores.cloud.gcs import GoogleStorage
+from trimsfs.extras.stores.cloud.service import Service, content_name, digest_of, error_of, etag_of
 from trimsfs.stores.bodies import MALFORMED
-from trimsfs.stores.cloud.azure import AzureBlobs
-from trimsfs.stores.cloud.azure_credentials import Account
-from trimsfs.stores.cloud.connections import Answer, Request
-from trimsfs.stores.cloud.gcs import GoogleStorage
-from trimsfs.stores.cloud.service import Service, content_name, digest_of, error_of, etag_of
 
 SERVICES: list[Service] = [
     GoogleStorage("https://storage.googleapis.com", "bucket"),

@@ -9,9 +9,9 @@ from tests.support.parts import until
 from tests.support.served import OWNER, FakeBacking, Server, Serving, served
 from tests.support.stores import MemoryStore
 from trimsfs.errors import CacheFullError, InUseError, InvalidRequestError, NoSuchEntryError, ObjectChangedError
+from trimsfs.extras.folding import derived_blobs
+from trimsfs.extras.folding.derived_blobs import MOST_NUMBERS, PATIENCE_S, SLACK, Piece
 from trimsfs.filesystem.handles import BACKING_SHIFT
-from trimsfs.models import derived_blobs
-from trimsfs.models.derived_blobs import MOST_NUMBERS, PATIENCE_S, SLACK, Piece
 
 MODEL = "models/net/params"
 UID = OWNER.uid

@@ -13,12 +13,12 @@ from tests.support.served import Server, Serving, served
 from tests.support.stores import MemoryStore
 from tests.support.versions import in_memory, publish
 from trimsfs.errors import StoreUnavailableError
+from trimsfs.extras.versions.content import Bytes
+from trimsfs.extras.versions.description import LEAST_BYTES, describe
+from trimsfs.extras.versions.difference import Version, compare
 from trimsfs.formats import fingerprints
 from trimsfs.formats.versions import Manifest, fingerprints_key, manifest_key
 from trimsfs.stores import Retrying
-from trimsfs.versions.content import Bytes
-from trimsfs.versions.description import LEAST_BYTES, describe
-from trimsfs.versions.difference import Version, compare
 
 CHUNK = 64 << 10
 CHUNKS = LEAST_BYTES // CHUNK + 4
@@ -28,7 +28,7 @@ CHUNKS = LEAST_BYTES // CHUNK + 4
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("description", "difference"):
-        monkeypatch.setattr(f"trimsfs.versions.{module}.CHUNK_SIZE", CHUNK)
+        monkeypatch.setattr(f"trimsfs.extras.versions.{module}.CHUNK_SIZE", CHUNK)
 
 
 @pytest.fixture

@@ -21,13 +21,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.mounts import wait_until
 from trimsfs.errors import ConfigurationError
-from trimsfs.exporter.exporter import listen, read_token
-from trimsfs.exporter.exposition import merged, parsed, total
-from trimsfs.exporter.history import INTERVAL_S, MOST_MOUNTS, SAMPLES, History
-from trimsfs.exporter.mounts import Mounts
-from trimsfs.exporter.scraper import LONGEST, Scraper, scrape_forever
-from trimsfs.exporter.status import MOST_MODELS, status
-from trimsfs.exporter.web import MOST_REQUESTS, WebServer
+from trimsfs.extras.exporter.exporter import listen, read_token
+from trimsfs.extras.exporter.exposition import merged, parsed, total
+from trimsfs.extras.exporter.history import INTERVAL_S, MOST_MOUNTS, SAMPLES, History
+from trimsfs.extras.exporter.mounts import Mounts
+from trimsfs.extras.exporter.scraper import LONGEST, Scraper, scrape_forever
+from trimsfs.extras.exporter.status import MOST_MODELS, status
+from trimsfs.extras.exporter.web import MOST_REQUESTS, WebServer
 from trimsfs.listen_address import ListenAddress
 from trimsfs.mountinfo import Mount
 from trimsfs.processes import open_descriptors
@@ -345,7 +345,7 @@ def test_an_upgrade_does_not_change_the_page_of_an_exporter_that_runs(
     server = served([stand_in(tmp_path, "a")])
     before = ask(server, "/status.js")[1]
     (tmp_path / "status.js").write_text("of another version")
-    monkeypatch.setattr("trimsfs.exporter.web._PAGE", tmp_path)
+    monkeypatch.setattr("trimsfs.extras.exporter.web._PAGE", tmp_path)
     assert ask(server, "/status.js")[1] == before
 
 
@@ -436,7 +436,7 @@ def test_clients_that_say_nothing_do_not_take_more_than_their_places(
 def test_clients_that_send_their_request_byte_by_byte_give_their_places_back(
     tmp_path: Path, served: Callable[..., WebServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.exporter.web.REQUEST_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("trimsfs.extras.exporter.web.REQUEST_TIMEOUT_S", 0.5)
     server = served([stand_in(tmp_path, "a")])
     slow = [socket.create_connection(server.socket.getsockname()) for _ in range(MOST_REQUESTS)]
     try:

@@ -16,11 +16,11 @@ from tests.support.stores import MemoryStore, as_store
 from tests.unit.signature_policy.common import KEY
 from tests.unit.workshop import Bench, Workshop
 from trimsfs.errors import StoreUnavailableError
+from trimsfs.extras.signatures.signed_manifest import read_manifest
 from trimsfs.fetch import first_bytes
 from trimsfs.fetch.access_pattern import AccessPattern
 from trimsfs.fetch.early_heads import HEAD_BYTES
 from trimsfs.fetch.first_bytes import LEAST_SIZE, MOST_SHARE, PATIENCE_S
-from trimsfs.integrity.signatures import read_manifest
 from trimsfs.tiers.blob import Blob
 
 SIZE = 2 * LEAST_SIZE

@@ -18,12 +18,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tests.services import HOST
 from tests.support.certificates import Authority, Identity
-from trimsfs.cli import fleet_checks
-from trimsfs.cli.checks import Advice, ProblemError
+from trimsfs.cli.diagnosis.checks import Advice, ProblemError
 from trimsfs.errors import ConfigurationError
+from trimsfs.extras.fleet import checks as fleet_checks
+from trimsfs.extras.fleet.part import FleetPart
 from trimsfs.handover.ledger import Ledger
 from trimsfs.options import FLEET_SOCKET, MountOptions
-from trimsfs.server.fleet import FleetPart
 
 
 def options(authority: Authority, identity: Identity, members: str = "10.0.0.1:7443", port: int = 7443) -> MountOptions:

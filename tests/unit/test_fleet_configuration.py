@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from mountctl.fleet.nginx import Member, Nginx, render
+from mountctl.extras.fleet.nginx import Member, Nginx, render
 from tests.services import accepts, reserved_ports, run_daemon
 from tests.support.certificates import Authority
 from tests.support.mounts import MOUNTCTL
-from trimsfs.cli.fleet_checks import certificate
 from trimsfs.errors import ConfigurationError
+from trimsfs.extras.fleet.checks import certificate
 from trimsfs.options import FLEET_USERS_REMEDY, MountOptions, load_options
 
 DIRECTORY = Path("/var/lib/trimsfs/fleet")

@@ -13,8 +13,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.support.parts import until
-from trimsfs.fetch.peers import Outcome, PeerAnswer
-from trimsfs.fleet.health import (
+from trimsfs.extras.fleet.health import (
     FAILING_S,
     FIRST_RATE,
     LEAST_PATIENCE_S,
@@ -25,9 +24,10 @@ from trimsfs.fleet.health import (
     Health,
     RetryBudget,
 )
-from trimsfs.fleet.members import Members
-from trimsfs.fleet.placement import Placement, content_seed
-from trimsfs.fleet.protocol import AWAY_S
+from trimsfs.extras.fleet.members import Members
+from trimsfs.extras.fleet.placement import Placement, content_seed
+from trimsfs.extras.fleet.protocol import AWAY_S
+from trimsfs.fetch.peers import Outcome, PeerAnswer
 from trimsfs.listen_address import parse_address
 
 HOSTS = [f"10.0.0.{number}:7443" for number in range(20)]
@@ -55,7 +55,7 @@ def test_a_member_that_leaves_moves_only_its_own_chunks() -> None:
 def test_a_chunk_is_ranked_once_however_often_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     placement, content = Placement(HOSTS), content_seed("model")
     owners = placement.ranked(content, 5, 3)
-    monkeypatch.setattr("trimsfs.fleet.placement._mixed", None)
+    monkeypatch.setattr("trimsfs.extras.fleet.placement._mixed", None)
     assert placement.ranked(content, 5, 3) == owners
     assert placement.ranked(content, 5, 2, without={owners[0], "another"}) == owners[1:]
 
@@ -134,7 +134,7 @@ def test_a_host_knows_all_of_its_own_entries() -> None:
 async def test_the_file_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("trimsfs.fleet.members.INTERVAL_S", 0.01)
+    monkeypatch.setattr("trimsfs.extras.fleet.members.INTERVAL_S", 0.01)
     file = tmp_path / "members"
     file.write_text("# ours\n10.0.0.1:7\n\n10.0.0.2:7 # second\n")
     members = Members(str(file), parse_address("10.0.0.1:7"))
@@ -225,8 +225,8 @@ async def test_a_list_that_is_missing_is_told_until_it_is_there(
 
 async def test_a_file_that_is_being_written_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of a list would move the chunks of the other half."""
-    monkeypatch.setattr("trimsfs.fleet.members.INTERVAL_S", 0.01)
-    monkeypatch.setattr("trimsfs.fleet.members.SETTLED_S", 1.5)
+    monkeypatch.setattr("trimsfs.extras.fleet.members.INTERVAL_S", 0.01)
+    monkeypatch.setattr("trimsfs.extras.fleet.members.SETTLED_S", 1.5)
     file = tmp_path / "members"
     file.write_text("10.0.0.1:7\n10.0.0.2:7\n")
     members, seen = Members(str(file), parse_address("10.0.0.1:7")), set[int]()

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import trio
 
-from mountctl.fleet.nginx import Member, Nginx
+from mountctl.extras.fleet.nginx import Member, Nginx
 from tests.services import HOST, reserved_ports, run_daemon
 from tests.support.certificates import Authority, Identity
 from tests.support.parts import content_of, until
 from tests.support.served import Server, Serving, mount_options
 from tests.support.stores import MemoryStore
 from trimsfs.errors import CommandNotRunnableError, ConfigurationError
-from trimsfs.fleet.chunk_server import ChunkServer
-from trimsfs.fleet.protocol import ChunkRequest, fleet_token, format_crcs
+from trimsfs.extras.fleet.protocol import ChunkRequest, fleet_token, format_crcs
+from trimsfs.extras.fleet.serving.chunk_server import ChunkServer
 from trimsfs.options import MountOptions
 
 TROUBLESHOOTING = Path(__file__).parents[2] / "docs/troubleshooting.md"
@@ -238,7 +238,7 @@ async def test_a_configuration_that_nginx_refuses_leaves_the_last_one(member: Fi
 def test_a_command_that_has_stopped_is_not_waited_for_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mountctl.fleet.nginx.TURN_S", 0.2)
+    monkeypatch.setattr("mountctl.extras.fleet.nginx.TURN_S", 0.2)
     nginx = Nginx(tmp_path)
     told = f"{tmp_path} is locked by `mountctl fleet`, pid {os.getpid()}: run `kill -CONT {os.getpid()}`, or end it"
     with nginx.changing(), pytest.raises(CommandNotRunnableError) as raised, nginx.changing():

@@ -20,8 +20,8 @@ from tests.support.parts import blob_files, content_of, flip_byte, until
 from tests.support.served import Server, Serving, mount_options
 from tests.support.stores import MemoryStore
 from trimsfs.errors import CacheFullError, StoreAccessError, StoreThrottledError, StoreUnavailableError
-from trimsfs.fleet.chunk_server import ChunkServer
-from trimsfs.fleet.protocol import ChunkRequest, fleet_token
+from trimsfs.extras.fleet.protocol import ChunkRequest, fleet_token
+from trimsfs.extras.fleet.serving.chunk_server import ChunkServer
 from trimsfs.options import FLEET_REPORTS, FLEET_SOCKET
 
 FLEET = "testing"

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from trimsfs.fleet.pace import JUDGED_AFTER_S, LASTS_S, Body, Pace
+from trimsfs.extras.fleet.pace import JUDGED_AFTER_S, LASTS_S, Body, Pace
 
 MIB = 1 << 20
 LENGTH = 8 * MIB

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimsfs.fleet.protocol import (
+from trimsfs.extras.fleet.protocol import (
     ChunkRequest,
     ProtocolError,
     fleet_token,

@@ -17,18 +17,18 @@ from tests.support.parts import InLoop, fetcher_of, opened, until
 from tests.support.stores import MemoryStore, as_store
 from trimsfs.checksums import crc32c
 from trimsfs.errors import InvalidRequestError, StoreUnavailableError, TransientStoreError, TrimsError
+from trimsfs.extras.fleet import source, spread
+from trimsfs.extras.fleet.health import Health, RetryBudget
+from trimsfs.extras.fleet.members import Members
+from trimsfs.extras.fleet.protocol import fleet_token, parse_request
+from trimsfs.extras.fleet.source import FleetSource
+from trimsfs.extras.fleet.spread import Spreader
 from trimsfs.fetch import first_bytes
 from trimsfs.fetch.copier import Extent, Landed
 from trimsfs.fetch.flights import Flight, Lane
 from trimsfs.fetch.peers import Outcome, PeerAnswer, PeerRequest
 from trimsfs.fetch.priority import Priority
 from trimsfs.fetch.store_fetcher import StoreFetcher
-from trimsfs.fleet import source, spread
-from trimsfs.fleet.health import Health, RetryBudget
-from trimsfs.fleet.members import Members
-from trimsfs.fleet.protocol import fleet_token, parse_request
-from trimsfs.fleet.source import FleetSource
-from trimsfs.fleet.spread import Spreader
 from trimsfs.listen_address import parse_address
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.tier import DiskTier

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from trimsfs.extras.fleet.fleet import MOST_MEMBERS, Fleet
 from trimsfs.fetch.peers import PeerAnswer
-from trimsfs.fleet.fleet import MOST_MEMBERS, Fleet
 from trimsfs.handover.ledger import Ledger
 from trimsfs.options import MountOptions
 

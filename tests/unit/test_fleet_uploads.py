@@ -6,7 +6,15 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from trimsfs.fleet.uploads import LONGEST_S, MANY, MOST_OF_CHUNK, PATIENCE_S, REFERRALS, BusyError, Uploads
+from trimsfs.extras.fleet.serving.uploads import (
+    LONGEST_S,
+    MANY,
+    MOST_OF_CHUNK,
+    PATIENCE_S,
+    REFERRALS,
+    BusyError,
+    Uploads,
+)
 
 CHUNK = ("token", 0)
 SIZE = 1000
@@ -176,7 +184,7 @@ async def test_a_report_of_an_earlier_servers_upload_ends_none_of_this_one(autoj
 async def test_chunks_that_a_slow_upload_kept_are_forgotten_after_it(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.fleet.uploads.KNOWN_CHUNKS", 2)
+    monkeypatch.setattr("trimsfs.extras.fleet.serving.uploads.KNOWN_CHUNKS", 2)
     uploads = Uploads(None)
     (slow,) = await start(uploads)
     for chunk in range(1, 10):

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimsfs.formats import Tensor, TensorTable
-from trimsfs.gpu.copy_requests import (
+from trimsfs.extras.gpu.copy_requests import (
     CopyRequest,
     MemoryKind,
     WarmRequest,
@@ -16,7 +15,8 @@ from trimsfs.gpu.copy_requests import (
     parse_request,
     parse_warm_command,
 )
-from trimsfs.tiers.gpu.layout import ALIGNMENT, Layout, lay_out
+from trimsfs.extras.gpu.tier.layout import ALIGNMENT, Layout, lay_out
+from trimsfs.formats import Tensor, TensorTable
 
 DEVICE = "GPU-01234567-89ab-cdef-0123-456789abcdef"
 BATCH = 4 * ALIGNMENT

@@ -84,7 +84,7 @@ def test_a_program_that_ends_with_a_model_open_ends_silently(path: Path) -> None
 
 
 def test_opening_a_model_imports_nothing_that_only_others_need(path: Path) -> None:
-    needed = "[*sys.modules.keys() & {'cuda', 'numpy', 'trimsfs.client.gpu', 'trimsfs.cuda'}]"
+    needed = "[*sys.modules.keys() & {'cuda', 'numpy', 'trimsfs.extras.gpu.client', 'trimsfs.extras.gpu.cuda'}]"
     code = f"import sys, trimsfs; trimsfs.open({str(path)!r}); print({needed})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"

@@ -7,8 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.kubernetes.api_server import merged
-from trimsfs.cli.kubernetes_node import check_prefix, label_key, labels, patch
 from trimsfs.errors import ConfigurationError
+from trimsfs.extras.kubernetes.node import check_prefix, label_key, labels, patch
 
 PREFIX = "warm.trimsfs.dev"
 # As k8s.io/apimachinery/pkg/util/validation has them.

@@ -15,12 +15,12 @@ import trio
 from tests.support.certificates import Authority
 from tests.support.stores import MemoryStore
 from trimsfs.checksums import crc32c
+from trimsfs.extras.fleet import connection, peer_client
+from trimsfs.extras.fleet.certificates import client_context
+from trimsfs.extras.fleet.peer_client import PeerClient
+from trimsfs.extras.fleet.protocol import CRCS, ChunkRequest, format_crcs, parse_request
 from trimsfs.fetch.copier import Extent, ThreadCopier
 from trimsfs.fetch.peers import PeerAnswer, PeerRequest
-from trimsfs.fleet import connection, peer_client
-from trimsfs.fleet.certificates import client_context
-from trimsfs.fleet.peer_client import PeerClient
-from trimsfs.fleet.protocol import CRCS, ChunkRequest, format_crcs, parse_request
 from trimsfs.stores.receive_loop import PIECE
 from trimsfs.types import ChunkRecord
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.mounts import wait_until
-from trimsfs.gpu.holders import holder_of
+from trimsfs.extras.gpu.holders import holder_of
 from trimsfs.processes import SHOWN, Usage, holders, open_descriptors, process_of, roles, shown, title_of, usage
 
 

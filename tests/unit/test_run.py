@@ -40,7 +40,7 @@ def test_a_program_that_cannot_be_run_gives_one_line(tmp_path: Path) -> None:
 
 def test_adapters_wait_for_their_framework(tmp_path: Path) -> None:
     (tmp_path / "mxnet.py").write_text("")
-    script = "import sys; before = 'trimsfs.client.mxnet' in sys.modules; import mxnet; print(before)"
+    script = "import sys; before = 'trimsfs.extras.mxnet' in sys.modules; import mxnet; print(before)"
     done = run(sys.executable, "-c", script, python_path=tmp_path)
     assert (done.returncode, done.stdout) == (0, "False\n")
     assert "the mxnet adapter cannot be installed" in done.stderr  # it is no MXNet that the adapter knows

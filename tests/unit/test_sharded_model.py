@@ -295,7 +295,7 @@ def test_copies_of_two_versions_are_not_joined(
     monkeypatch.setattr(Model, "to", to)
     monkeypatch.setattr(Model, "generation", "old", raising=False)
     monkeypatch.setattr(Model, "replaced", property(lambda each: each.path.name == replaced and len(loaded) == 2))
-    monkeypatch.setattr("trimsfs.client.gpu.DeviceModel.joined", lambda _, parts: parts)
+    monkeypatch.setattr("trimsfs.extras.gpu.client.DeviceModel.joined", lambda _, parts: parts)
     model = trimsfs.open(write(tmp_path))
     if told is None:
         assert len(model.to("cuda")) == 2  # type: ignore[arg-type]

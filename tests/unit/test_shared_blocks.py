@@ -11,8 +11,9 @@ from types import ModuleType
 
 import pytest
 
-from trimsfs.client import folding, native, shared_blocks
+from trimsfs.client import native, shared_blocks
 from trimsfs.client.xattrs import read_attribute
+from trimsfs.extras.folding import folding
 
 SIZE = 2 << 20
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.support.signing import new_key, pem, sign, statement
 from trimsfs.errors import ConfigurationError, SignatureError
-from trimsfs.integrity.signatures import load_key, read_manifest
+from trimsfs.extras.signatures.signed_manifest import load_key, read_manifest
 
 KEY = new_key()
 FILES = {"params": b"weights", "config.json": b"{}", "deep/er/shard-1": b""}

@@ -1,6 +1,6 @@
 """``trimsfs status`` without a mount: what it tells of a fleet."""
 
-from trimsfs.cli.status import told_of_fleet
+from trimsfs.cli.watch.status import told_of_fleet
 
 
 def test_a_fleet_is_told_with_what_keeps_this_host_out_of_it() -> None:

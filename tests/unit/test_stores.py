@@ -27,7 +27,7 @@ from trimsfs.stores.s3.errors import translated
 def test_a_store_whose_package_is_not_installed_names_the_extra(
     url: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for loaded in [name for name in sys.modules if name.startswith("trimsfs.stores.huggingface")]:
+    for loaded in [name for name in sys.modules if name.startswith("trimsfs.extras.stores.huggingface")]:
         monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "account")

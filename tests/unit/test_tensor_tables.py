@@ -14,9 +14,9 @@ from tests.support.parts import until
 from tests.support.served import Server
 from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import digest_of
+from trimsfs.control import tensor_tables
 from trimsfs.formats import TensorTable
 from trimsfs.formats.source import BLOCK
-from trimsfs.models import tensor_tables
 
 
 @pytest.fixture

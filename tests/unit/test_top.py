@@ -7,9 +7,9 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from trimsfs.cli import screen, top
 from trimsfs.cli.main import main
-from trimsfs.cli.sample import PAUSES, RATES, History, Model, Sample, Wait
+from trimsfs.cli.watch import screen, top
+from trimsfs.cli.watch.sample import PAUSES, RATES, History, Model, Sample, Wait
 from trimsfs.errors import NotMountedError
 from trimsfs.exit_codes import exit_code
 from trimsfs.mountinfo import Mount

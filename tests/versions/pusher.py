@@ -10,7 +10,7 @@ from pathlib import Path
 
 import botocore.loaders  # noqa: F401 - what takes long to load is loaded before the fork
 
-import trimsfs.cli.push
+import trimsfs.extras.versions.commands.push
 import trimsfs.stores.directory_writer
 import trimsfs.stores.s3.writer  # noqa: F401
 from trimsfs.cli.main import main

@@ -20,9 +20,9 @@ from tests.support.signing import new_key, pem
 from tests.versions.safetensors_files import check_reference_rules, file_of
 from trimsfs.cli.main import main
 from trimsfs.errors import ConfigurationError
-from trimsfs.integrity.signatures import load_key, load_private_key, read_manifest
+from trimsfs.extras.signatures.signed_manifest import load_key, load_private_key, read_manifest
+from trimsfs.extras.versions.location import parse
 from trimsfs.stores import writer
-from trimsfs.versions.location import parse
 
 PART = 5 << 20
 
@@ -350,5 +350,5 @@ def test_an_error_of_concurrent_tasks_is_told_alone(model: Path, store: Path, mo
         raise ConfigurationError("broken")
 
     monkeypatch.setattr("trimsfs.stores.directory_writer.DirectoryWriter.find", fails)
-    monkeypatch.setattr("trimsfs.versions.content.LocalFile.read", fails)
+    monkeypatch.setattr("trimsfs.extras.versions.content.LocalFile.read", fails)
     assert trimsfs("push", model, f"{store}/llama:v1", code=2).stderr == "trimsfs: broken\n"

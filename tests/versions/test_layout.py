@@ -11,16 +11,16 @@ import pytest
 import safetensors as reference
 
 from tests.versions.safetensors_files import check_reference_rules, file_of
+from trimsfs.extras.versions.alignment import PAGE, Aligned, aligned
+from trimsfs.extras.versions.content import Bytes, Content, LocalFile
+from trimsfs.extras.versions.description import describe
+from trimsfs.extras.versions.difference import Difference, Version, compare
 from trimsfs.formats import fingerprints, safetensors
 from trimsfs.formats.fingerprints import Fingerprint
 from trimsfs.formats.source import BufferSource
 from trimsfs.formats.table import FormatError
 from trimsfs.formats.versions import VersionFile
 from trimsfs.types import CHUNK_SIZE
-from trimsfs.versions.alignment import PAGE, Aligned, aligned
-from trimsfs.versions.content import Bytes, Content, LocalFile
-from trimsfs.versions.description import describe
-from trimsfs.versions.difference import Difference, Version, compare
 
 PAGES = {f"layer.{number}": os.urandom(2 * PAGE) for number in range(5)}
 ODD = {"bias": os.urandom(6), "norm": os.urandom(64), "empty": b"", "scale": os.urandom(2 * PAGE + 128)}

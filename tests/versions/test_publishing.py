@@ -23,18 +23,18 @@ from trimsfs.errors import (
     TrimsError,
     VersionConflictError,
 )
+from trimsfs.extras.versions import alias as aliases
+from trimsfs.extras.versions import removal
+from trimsfs.extras.versions.catalog import Catalog, now
+from trimsfs.extras.versions.content import Bytes, Content, LocalFile, files_of_directory, files_of_store
+from trimsfs.extras.versions.description import describe
+from trimsfs.extras.versions.push import Publication, publish
 from trimsfs.formats import versions as formats
 from trimsfs.formats.versions import Alias, Reservation, Tombstone
 from trimsfs.options import MountOptions
 from trimsfs.stores import Retrying, open_writer
 from trimsfs.stores import writer as protocol
 from trimsfs.stores.digests import Digest
-from trimsfs.versions import alias as aliases
-from trimsfs.versions import removal
-from trimsfs.versions.catalog import Catalog, now
-from trimsfs.versions.content import Bytes, Content, LocalFile, files_of_directory, files_of_store
-from trimsfs.versions.description import describe
-from trimsfs.versions.push import Publication, publish
 
 PART = 5 << 20
 SMALL = {"config.json": b"{}", "sub/tokenizer.json": b"[]", "empty": b""}

@@ -4,15 +4,15 @@ import click
 
 from trimsfs import __version__
 from trimsfs.command_group import CommandGroup, examples
+from trimsfs.plugins import plugins
 
 _SECTIONS = {
     "Mounts": {
         "mount": "trimsfs.cli.mount",
         "serve": "trimsfs.cli.serve",
         "umount": "trimsfs.cli.umount",
-        "status": "trimsfs.cli.status",
-        "doctor": "trimsfs.cli.doctor",
-        "fleet": "trimsfs.cli.fleet",
+        "status": "trimsfs.cli.watch.status",
+        "doctor": "trimsfs.cli.diagnosis.doctor",
     },
     "Models": {
         "ls": "trimsfs.cli.ls",
@@ -23,27 +23,16 @@ _SECTIONS = {
         "verify": "trimsfs.cli.cache_commands",
         "refresh": "trimsfs.cli.refresh",
     },
-    "Versions": {
-        "push": "trimsfs.cli.push",
-        "import": "trimsfs.cli.push",
-        "versions": "trimsfs.cli.versions",
-        "alias": "trimsfs.cli.versions",
-        "rollback": "trimsfs.cli.versions",
-        "rm": "trimsfs.cli.versions",
-        "diff": "trimsfs.cli.diff",
-    },
+    "Versions": {},
     "Watch": {
-        "top": "trimsfs.cli.top",
-        "jobs": "trimsfs.cli.jobs",
-        "trace": "trimsfs.cli.trace",
-        "exporter": "trimsfs.cli.exporter",
-        "node-labels": "trimsfs.cli.node_labels",
+        "top": "trimsfs.cli.watch.top",
+        "jobs": "trimsfs.cli.watch.jobs",
     },
     "Run": {
         "run": "trimsfs.cli.run",
     },
 }
-"""The module of each subcommand, by title of the help.
+"""The module of each subcommand of the core, by title of the help; extras add to them.
 
 Each is imported on use: an import would delay every program that `trimsfs run` starts.
 """
@@ -52,7 +41,7 @@ Each is imported on use: an import would delay every program that `trimsfs run` 
 @click.group(
     "trimsfs",
     cls=CommandGroup,
-    sections=_SECTIONS,
+    sections={title: verbs | plugins(f"commands/{title}") for title, verbs in _SECTIONS.items()},
     synonyms={"unmount": "umount"},
     epilog=examples("trimsfs mount s3://my-models /models", "trimsfs ls", "trimsfs warm --help"),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},

@@ -29,10 +29,10 @@ __all__ = [
 
 TYPE_CHECKING = False  # type checkers treat it as true; importing it from typing would slow every start
 if TYPE_CHECKING:
-    from trimsfs.client.folding import Folded
-    from trimsfs.client.gpu import DeviceModel, DeviceTensor, GpuError, GpuFullError, GpuLostError
     from trimsfs.client.model import Model
     from trimsfs.client.sharded_model import ShardedModel
+    from trimsfs.extras.folding.folding import Folded
+    from trimsfs.extras.gpu.client import DeviceModel, DeviceTensor, GpuError, GpuFullError, GpuLostError
     from trimsfs.formats import FormatError
 else:
     _HOMES = {

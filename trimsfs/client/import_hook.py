@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-ADAPTERS = {"mxnet": "trimsfs.client.mxnet"}
+ADAPTERS = {"mxnet": "trimsfs.extras.mxnet"}
 """For each framework, the module with the function ``install``."""
 VERBOSE = "TRIMSFS_VERBOSE"
 """If this environment variable is set, the client logs to standard error what it does with each model."""

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trimsfs.client.file_state import ensure_local, explained, generation_of, is_replaced
-from trimsfs.client.folding import Foldable, Folded
 from trimsfs.client.mapping import mapped
 from trimsfs.client.patterns import Patterns, matching
 from trimsfs.client.tensors import Tensors
+from trimsfs.extras.folding.folding import Foldable, Folded
 from trimsfs.formats import BufferSource, FormatError, Tensor, TensorTable, parse
 
 if TYPE_CHECKING:
     from mxnet.ndarray import NDArray
 
-    from trimsfs.client.gpu import DeviceModel
+    from trimsfs.extras.gpu.client import DeviceModel
 
 
 class Model(Tensors):
@@ -87,7 +87,7 @@ class Model(Tensors):
 
         Waits until the copy is loaded. The file may have any format; this process does not map it. Raises GpuError.
         """
-        from trimsfs.client.gpu import load  # noqa: PLC0415 - most programs use no GPU
+        from trimsfs.extras.gpu.client import load  # noqa: PLC0415 - most programs use no GPU
 
         return load(self.path, self._file, device, tensors, memory)
 
@@ -108,7 +108,7 @@ class Model(Tensors):
 
         The arrays share the mapping: this model's tensors in other frameworks see what MXNet writes.
         """
-        from trimsfs.client.mxnet.load import arrays  # noqa: PLC0415
+        from trimsfs.extras.mxnet.load import arrays  # noqa: PLC0415
 
         try:
             return arrays(self.table, self.mapping)

@@ -8,17 +8,17 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from trimsfs.client.folding import Folded
 from trimsfs.client.model import Model, check_current, replaced_error
 from trimsfs.client.patterns import Patterns, listed, matching
 from trimsfs.client.shards import Shards, by_index, in_directory, is_index
 from trimsfs.client.tensors import Tensors
+from trimsfs.extras.folding.folding import Folded
 from trimsfs.formats import FormatError, Tensor, TensorTable
 
 if TYPE_CHECKING:
     from mxnet.ndarray import NDArray
 
-    from trimsfs.client.gpu import DeviceModel
+    from trimsfs.extras.gpu.client import DeviceModel
 
 PATIENCE_S, PAUSE_S = 2.0, 0.1
 """How long a lease may be of another version than the open file: the kernel believes control files for a second."""
@@ -92,7 +92,7 @@ class ShardedModel(Tensors):
         Raises OSError, ESTALE, if the store has replaced an open shard: the copies could be of two versions.
         Without an index, this process also maps the files, to read their tensors' names.
         """
-        from trimsfs.client.gpu import DeviceModel  # noqa: PLC0415 - most programs use no GPU
+        from trimsfs.extras.gpu.client import DeviceModel  # noqa: PLC0415 - most programs use no GPU
 
         patterns = None if tensors is None else listed(tensors)
         parts: list[tuple[DeviceModel, Collection[str]]] = []

@@ -19,19 +19,19 @@ from trimsfs.errors import (
     TransientStoreError,
     TrimsError,
 )
+from trimsfs.extras.folding.derived_blobs import DerivedBlobs
+from trimsfs.extras.gpu.copies import GpuCopies
+from trimsfs.extras.gpu.copy_requests import WarmRequest
+from trimsfs.extras.gpu.tier.pool import Holder
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.fetch.prefetch import Urgency
-from trimsfs.gpu.copies import GpuCopies
-from trimsfs.gpu.copy_requests import WarmRequest
 from trimsfs.integrity.integrity import Integrity
 from trimsfs.integrity.signature_policy import SignaturePolicy
-from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.origins import ByPath, by_path
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.gpu.pool import Holder
 from trimsfs.tiers.host.tier import HostTier
 from trimsfs.types import Generation
 

@@ -16,7 +16,7 @@ from trimsfs.control.handle import ControlHandle, Text, as_json
 from trimsfs.control.jobs import Job, Jobs, Order
 from trimsfs.control.progress import Progress, RunningCommand
 from trimsfs.errors import CacheUnusableError, InvalidRequestError, StoreError, TrimsError
-from trimsfs.gpu.copy_requests import parse_warm_command
+from trimsfs.extras.gpu.copy_requests import parse_warm_command
 from trimsfs.handover.ledger import Ledger
 from trimsfs.namespace.inodes import Inode
 from trimsfs.namespace.listing import SLICE, Listing, NonObject

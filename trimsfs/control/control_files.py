@@ -14,11 +14,11 @@ from trimsfs.control.commands import Commands
 from trimsfs.control.handle import ControlHandle, Text, as_json
 from trimsfs.control.jobs import Job
 from trimsfs.control.reports import Reports
+from trimsfs.control.tensor_tables import TensorTables
 from trimsfs.control.xattrs import Xattrs
 from trimsfs.errors import NoSuchEntryError, NotPermittedError
-from trimsfs.gpu.interface import DIRECTORY as GPU_DIRECTORY
-from trimsfs.gpu.interface import GpuInterface, LeaseFile
-from trimsfs.models.tensor_tables import TensorTables
+from trimsfs.extras.gpu.interface import DIRECTORY as GPU_DIRECTORY
+from trimsfs.extras.gpu.interface import GpuInterface, LeaseFile
 from trimsfs.namespace.inodes import Inode, InodeKind
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from trimsfs.control.handle import ControlHandle, Lines, as_json
 from trimsfs.control.inventory import Inventory
 from trimsfs.control.jobs import Jobs
 from trimsfs.errors import NotPermittedError, StoreAccessError
-from trimsfs.gpu.interface import GpuInterface
+from trimsfs.extras.gpu.interface import GpuInterface
 from trimsfs.namespace.inodes import Inode
 from trimsfs.namespace.listing import Entry
 from trimsfs.opening.passthrough import Passthrough

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from trimsfs.control.authorisation import Caller
 from trimsfs.control.reports import Reports
-from trimsfs.gpu.interface import GpuInterface
-from trimsfs.models.tensor_tables import TensorTables
+from trimsfs.control.tensor_tables import TensorTables
+from trimsfs.extras.gpu.interface import GpuInterface
 from trimsfs.namespace.inodes import Inode, InodeKind
 from trimsfs.namespace.tree import Namespace
 from trimsfs.tiers.disk.residency import Residency

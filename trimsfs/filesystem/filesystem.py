@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from trimsfs.control import xattrs
 from trimsfs.control.authorisation import Caller, readable_by
 from trimsfs.control.control_files import Control
+from trimsfs.extras.folding.derived_blobs import DerivedBlobs
 from trimsfs.filesystem.attributes import Describer
 from trimsfs.filesystem.files import Files
 from trimsfs.filesystem.handles import Handles, passed_through
@@ -20,7 +21,6 @@ from trimsfs.filesystem.savings import saved_bytes
 from trimsfs.filesystem.takeover import Takeover
 from trimsfs.filesystem.trust import Trust
 from trimsfs.handover.ledger import Ledger
-from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.namespace.alias_targets import AliasTargets
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.opener import Opener

@@ -2,11 +2,11 @@
 
 from trimsfs.control.control_files import Control
 from trimsfs.errors import InvalidRequestError, NoSuchEntryError
+from trimsfs.extras.folding.derived_blobs import DerivedBlobs, Piece
+from trimsfs.extras.gpu.copy_requests import MemoryKind
+from trimsfs.extras.gpu.interface import IoctlAnswer
 from trimsfs.filesystem.handles import Handles
 from trimsfs.filesystem.trust import Trust
-from trimsfs.gpu.copy_requests import MemoryKind
-from trimsfs.gpu.interface import IoctlAnswer
-from trimsfs.models.derived_blobs import DerivedBlobs, Piece
 from trimsfs.namespace.inodes import InodeKind, Inodes
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.tiers.disk.tier import DiskTier

@@ -8,9 +8,9 @@ from functools import partial
 
 from trimsfs.control.control_files import SUBJECT, Control
 from trimsfs.errors import InvalidRequestError, NameTooLongError, NoSuchEntryError, StaleHandleError
+from trimsfs.extras.folding.derived_blobs import DerivedBlobs
 from trimsfs.filesystem.attributes import CONTROL_TTL_S, FOREVER_S, Attributes, Describer
 from trimsfs.filesystem.handles import Handles, OpenDirectory
-from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.namespace.alias_targets import AliasTargets
 from trimsfs.namespace.inodes import Inode, InodeKind, directory_of
 from trimsfs.namespace.listing import CONTROL_NAME, NAME_MAX, Entry, Listing, NonObject

@@ -17,13 +17,13 @@ import trio
 
 from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.errors import InvalidRequestError, TrimsError
+from trimsfs.extras.folding.derived_blobs import Piece
+from trimsfs.extras.gpu.copy_requests import MemoryKind
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.fuse import _libfuse
 from trimsfs.fuse.errnos import errno_of
 from trimsfs.fuse.operations import Operations
-from trimsfs.gpu.copy_requests import MemoryKind
 from trimsfs.handover.connection_settings import ConnectionSettings
-from trimsfs.models.derived_blobs import Piece
 
 log = logging.getLogger(__name__)
 

@@ -18,15 +18,15 @@ from trimsfs.control.refresh import refresh
 from trimsfs.control.reports import Reports
 from trimsfs.control.xattrs import Xattrs
 from trimsfs.errors import TrimsError
+from trimsfs.extras.folding.derived_blobs import DerivedBlobs
+from trimsfs.extras.gpu.copies import GpuCopies
+from trimsfs.extras.gpu.copy_ledger import CopyLedger
+from trimsfs.extras.gpu.interface import GpuInterface
 from trimsfs.fetch.speed import StoreSpeed
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.filesystem.trust import Trust
-from trimsfs.gpu.copies import GpuCopies
-from trimsfs.gpu.copy_ledger import CopyLedger
-from trimsfs.gpu.interface import GpuInterface
 from trimsfs.integrity.integrity import Integrity, Schedule
 from trimsfs.integrity.signature_policy import SignaturePolicy, signed_first
-from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.mountinfo import holding
 from trimsfs.opening.cold_open import ColdOpener
 from trimsfs.opening.opener import Opener
@@ -55,7 +55,7 @@ from trimsfs.tiers.quotas import Quotas
 from trimsfs.types import Generation
 
 if TYPE_CHECKING:
-    from trimsfs.server.fleet import FleetPart
+    from trimsfs.extras.fleet.part import FleetPart
 
 
 class Calls:
@@ -151,7 +151,7 @@ def _fleet(
 ) -> "FleetPart | None":
     if options.fleet is None:
         return None
-    from trimsfs.server.fleet import FleetPart  # noqa: PLC0415 - other mounts do not need it
+    from trimsfs.extras.fleet.part import FleetPart  # noqa: PLC0415 - other mounts do not need it
 
     return FleetPart(options, environment, tiers, speed)
 

@@ -8,18 +8,18 @@ import trio
 
 from trimsfs.control.commands import Commands
 from trimsfs.control.control_files import Control
+from trimsfs.control.tensor_tables import TensorTables
+from trimsfs.extras.folding.derived_blobs import DerivedBlobs
+from trimsfs.extras.gpu.copies import GpuCopies
+from trimsfs.extras.gpu.interface import GpuInterface
 from trimsfs.fetch.early_heads import EarlyHeads
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.filesystem.rights import Rights
-from trimsfs.gpu.copies import GpuCopies
-from trimsfs.gpu.interface import GpuInterface
 from trimsfs.handover.connection_settings import ConnectionSettings
 from trimsfs.integrity.digest_prefetch import DigestPrefetch
 from trimsfs.integrity.integrity import Integrity
 from trimsfs.integrity.signature_policy import SignaturePolicy
-from trimsfs.models.derived_blobs import DerivedBlobs
-from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.namespace.kept_listings import KeptListings
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.cold_open import ColdOpener

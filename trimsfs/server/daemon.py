@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trimsfs import cuda
-from trimsfs.cuda import CudaUnavailableError
 from trimsfs.errors import CacheUnusableError, ConfigurationError, TrimsError
 from trimsfs.exit_codes import exit_code
+from trimsfs.extras.gpu import cuda
+from trimsfs.extras.gpu.cuda import CudaUnavailableError
 from trimsfs.fetch.copier import ThreadCopier
 from trimsfs.fetch.speed import max_requests
 from trimsfs.fetch.workers import Spawner
@@ -185,7 +185,9 @@ def _manifests(options: MountOptions) -> ReadManifest | None:
     if options.signatures == "off":
         return None
     try:
-        signatures = importlib.import_module("trimsfs.integrity.signatures")  # only if needed: it takes memory
+        signatures = importlib.import_module(
+            "trimsfs.extras.signatures.signed_manifest"
+        )  # only if needed: it takes memory
     except ImportError as error:
         raise ConfigurationError(
             f"option --signatures {options.signatures}: {error}: pip install 'trimsfs[signatures]'"
@@ -213,11 +215,11 @@ def _certificates(options: MountOptions, *, alone: bool) -> "tuple[ssl.SSLContex
 def _loaded_certificates(options: MountOptions) -> "ssl.SSLContext":
     """What a mount of a fleet connects with. Raises ConfigurationError."""
     try:
-        for module in ("trimsfs.server.fleet", "trimsfs.fleet.peer_client"):
+        for module in ("trimsfs.extras.fleet.part", "trimsfs.extras.fleet.peer_client"):
             importlib.import_module(module)  # later, its files may be unreadable
     except ImportError as error:
         raise ConfigurationError(f"option --fleet {options.fleet}: {error}: pip install 'trimsfs[fleet]'") from None
-    certificates = importlib.import_module("trimsfs.fleet.certificates")
+    certificates = importlib.import_module("trimsfs.extras.fleet.certificates")
     files = (options.fleet_ca, options.fleet_cert, options.fleet_key)
     context: ssl.SSLContext = certificates.client_context(*files)
     try:
@@ -344,7 +346,7 @@ def _make_copier(options: MountOptions, store: Store, certificates: "ssl.SSLCont
     """The copier of a fetch process: it shares the server's store, if that works after a fork."""
     requests, peers = max_requests(options.memory_limit), None
     if certificates is not None:
-        peers = importlib.import_module("trimsfs.fleet.peer_client").PeerClient(certificates, threads=requests)
+        peers = importlib.import_module("trimsfs.extras.fleet.peer_client").PeerClient(certificates, threads=requests)
     return ThreadCopier(after_fork(store, options, max_requests=requests), threads=requests, peers=peers)
 
 

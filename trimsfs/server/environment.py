@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trimsfs.extras.gpu.copy_ledger import DescriptorStore
 from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.speed import REQUEST_MEMORY
 from trimsfs.filesystem.filesystem import Mount
-from trimsfs.gpu.copy_ledger import DescriptorStore
 from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.deferred import Pace
 from trimsfs.integrity.manifests import ReadManifest

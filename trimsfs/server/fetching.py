@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
+from trimsfs.control.tensor_tables import TensorTables
 from trimsfs.fetch.early_heads import EarlyHeads
 from trimsfs.fetch.equal_chunks import EqualChunkCopier
 from trimsfs.fetch.fetcher import Fetcher, Fetchers
@@ -10,7 +11,6 @@ from trimsfs.fetch.speed import StoreSpeed, max_requests
 from trimsfs.fetch.store_fetcher import StoreFetcher
 from trimsfs.filesystem.rights import Rights
 from trimsfs.integrity.digest_prefetch import DigestPrefetch
-from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.namespace.kept_listings import KeptListings
 from trimsfs.namespace.tree import Namespace
 from trimsfs.options import MountOptions, places

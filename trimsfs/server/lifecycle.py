@@ -21,11 +21,11 @@ from trimsfs.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from trimsfs.extras.gpu.interface import GpuInterface
 from trimsfs.fetch.worker_pool import WorkerPool
 from trimsfs.fetch.workers import Spawner
 from trimsfs.filesystem.takeover import Takeover
 from trimsfs.fuse.session import Session, forget_attributes, forget_pages, invalidate, why_no_passthrough
-from trimsfs.gpu.interface import GpuInterface
 from trimsfs.handover.connection_settings import ConnectionSettings
 from trimsfs.handover.keeper_client import KeeperClient, Promotion
 from trimsfs.handover.ledger import Ledger, Record, RecordKind

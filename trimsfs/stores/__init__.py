@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from trimsfs.errors import BucketNotFoundError, ConfigurationError, StoreNotTrustedError, StoreUnavailableError
+from trimsfs.extras.stores.fsspec import FsspecStore
 from trimsfs.options import MountOptions, Place, places
 from trimsfs.stores.base import Page, Store
 from trimsfs.stores.directory import DirectoryStore
-from trimsfs.stores.fsspec import FsspecStore
 from trimsfs.stores.hf_cache import HfCacheStore
 from trimsfs.stores.retrying import Retrying, RetryingStore
 from trimsfs.stores.router import StoreRouter
@@ -93,7 +93,7 @@ def beneath(store: Store) -> Store:
 def _open_hub(options: MountOptions, max_requests: int, share_links: bool) -> Store:
     url = options.store or ""
     try:
-        from trimsfs.stores.huggingface import HubStore  # noqa: PLC0415 - an extra, wanted only here
+        from trimsfs.extras.stores.huggingface import HubStore  # noqa: PLC0415 - an extra, wanted only here
     except ImportError as error:
         raise ConfigurationError(f"store {url}: {error}: pip install 'trimsfs[hf]'") from error
     plain = options.layout == "plain"
@@ -109,13 +109,13 @@ def _open(options: MountOptions, max_requests: int, share_links: bool) -> Store:
 
         return S3Store(bucket, prefix, options, max_requests=max_requests)
     if url.startswith("oci://"):
-        from trimsfs.stores.oci import OciStore  # noqa: PLC0415 - other stores do not need it
+        from trimsfs.extras.stores.oci import OciStore  # noqa: PLC0415 - other stores do not need it
 
         return OciStore(url, options, max_requests=max_requests)
     if url.startswith("file://"):
         return DirectoryStore(Path(unquote(urlsplit(url).path)), share_links=share_links)
     if url.startswith(CLOUDS):
-        from trimsfs.stores.cloud import open_cloud  # noqa: PLC0415 - likewise urllib3
+        from trimsfs.extras.stores.cloud import open_cloud  # noqa: PLC0415 - likewise urllib3
 
         return open_cloud(url, options, max_requests=max_requests)
     if "://" in url:

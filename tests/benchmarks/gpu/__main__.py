@@ -33,7 +33,7 @@ from tests.benchmarks.report import show_tables
 from tests.services import SCRATCH
 from tests.services.fast import start_fast
 from tests.support.mounts import let_in
-from trimsfs.cuda import CudaError
+from trimsfs.extras.gpu.cuda import CudaError
 
 NO_CARD = 2
 GROUPS: dict[str, Callable[[GpuBench], None]] = {"fill": fill, "fetch": fetch, "load": load, "memory": memory}

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.benchmarks.children import Child
 from tests.benchmarks.scale import GIB
 from tests.cuda import KernelDriver, environment
-from trimsfs import cuda
+from trimsfs.extras.gpu import cuda
 
 FACTS_S = 60
 _GENERATIONS = {"2.5": 1, "5.0": 2, "8.0": 3, "16.0": 4, "32.0": 5, "64.0": 6}

@@ -15,7 +15,7 @@ from typing import Any
 
 from cuda.bindings import driver
 
-from trimsfs import cuda
+from trimsfs.extras.gpu import cuda
 
 BLOCK = 8 << 20
 BUFFERS = 8

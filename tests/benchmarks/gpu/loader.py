@@ -86,7 +86,7 @@ class Way:
 
 
 WAYS = {
-    "trimsfs": Way(trimsfs, ("trimsfs.client.gpu.frameworks",), ("torch",)),
+    "trimsfs": Way(trimsfs, ("trimsfs.extras.gpu.client.frameworks",), ("torch",)),
     "torch_load": Way(torch_load, ("torch",)),
     "torch_load_mmap": Way(torch_load_mmap, ("torch",)),
     "safetensors": Way(safetensors, ("torch", "safetensors.torch")),
@@ -115,7 +115,7 @@ def _make_context(way: Way) -> None:
         _torch().zeros(1, device=DEVICE)
         _torch().cuda.synchronize()
     else:
-        cuda = importlib.import_module("trimsfs.cuda")
+        cuda = importlib.import_module("trimsfs.extras.gpu.cuda")
         cuda.Context(cuda.devices()[0].ordinal).enter()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from common import report, run
 
-from trimsfs.client.gpu import DeviceTensor, frameworks
+from trimsfs.extras.gpu.client import DeviceTensor, frameworks
 from trimsfs.formats import DTYPE_BITS, Tensor
 
 SIZE = 64

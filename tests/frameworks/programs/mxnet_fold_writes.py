@@ -16,8 +16,9 @@ import mxnet as mx
 import numpy as np
 from common import report, run
 
-from trimsfs.client import folding, native
-from trimsfs.client.mxnet import folding as mxnet_folding
+from trimsfs.client import native
+from trimsfs.extras.folding import folding
+from trimsfs.extras.mxnet import folding as mxnet_folding
 
 VALUES = 24
 SHAPE = (1 << 20,)

@@ -10,7 +10,7 @@ from tests.support.parts import blob_files, flip_byte, until
 from tests.support.served import Server, Serving
 from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import opened
-from trimsfs.cuda import CudaError
+from trimsfs.extras.gpu.cuda import CudaError
 from trimsfs.types import Generation
 
 

@@ -10,7 +10,7 @@ from tests.support.served import FakeBacking, Serving, served
 from tests.support.signing import sign
 from tests.support.stores import MemoryStore
 from tests.unit.signature_policy.common import KEY
-from trimsfs.integrity.signatures import read_manifest
+from trimsfs.extras.signatures.signed_manifest import read_manifest
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import digest_of
 from tests.unit.signature_policy.common import KEY, cached, opened_and_lost
 from trimsfs.errors import BlobDamagedError, SignatureError, TrimsError
-from trimsfs.gpu.copy_requests import MemoryKind
+from trimsfs.extras.gpu.copy_requests import MemoryKind
 from trimsfs.stores.digests import compute
 from trimsfs.types import Generation
 

@@ -1,0 +1,102 @@
+"""Runs commands that touch a mount, and so may hang, in child processes with a deadline.
+
+While a server does not answer a request that it has read, the waiting process cannot be killed. The driver leaves such
+a child behind, and does not touch its mount again until it has ended, so that hanging children stay few.
+"""
+
+import json
+import os
+import subprocess
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mountctl.extras.csi.errors import StatusError, unavailable
+from trimsfs.mountinfo import Mount
+
+ANSWER_TIMEOUT_S = 5.0
+"""How long a mount may take to answer a request that does not involve the store."""
+KILL_TIMEOUT_S = 0.3
+FACTS_LIMIT = 1 << 20
+"""Most bytes of what a server tells of itself: it may be in an attacker's hands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What a mount says of its space: bytes for local copies, and the files that it knows."""
+
+    total: int
+    free: int
+    files: int
+
+
+class ChildProcesses:
+    """Runs child processes, and tracks those that hang, by the device of their mount."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._hanging: dict[str, list[subprocess.Popen[str]]] = {}
+
+    def run(
+        self, mount: Mount, command: list[str | Path], timeout_s: float
+    ) -> "subprocess.CompletedProcess[str] | None":
+        """Run a command that touches a mount; None if it did not end in time. Raises StatusError."""
+        with self._lock:
+            hanging = [process for process in self._hanging.get(mount.device, []) if process.poll() is None]
+            self._hanging[mount.device] = hanging
+        if hanging:
+            raise no_answer(mount)
+        # No argument that would make Popen fork, which is not safe beside gRPC's threads.
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            output, errors = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            try:
+                process.communicate(timeout=KILL_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                for stream in (process.stdout, process.stderr):
+                    assert stream is not None
+                    stream.close()
+                with self._lock:
+                    self._hanging[mount.device].append(process)
+            return None
+        return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+    def check_answers(self, mount: Mount) -> Space:
+        """Check that a mount answers; returns its space. Raises StatusError (UNAVAILABLE)."""
+        answer = self._ask(mount, ["stat", "-f", "-c", "%S %b %f %c", "--", mount.mountpoint])
+        size, total, free, files = map(int, answer.split())
+        return Space(total=size * total, free=size * free, files=files)
+
+    def options(self, mount: Mount) -> dict[str, Any]:
+        """The options that a mount's server has. Raises StatusError (UNAVAILABLE)."""
+        command: list[str | Path] = ["head", "-c", str(FACTS_LIMIT), "--", mount.mountpoint / ".trims/control"]
+        try:
+            options: dict[str, Any] = json.loads(self._ask(mount, command))["options"]
+        except (ValueError, LookupError, TypeError):
+            raise unavailable(f"{mount.mountpoint}: its server tells no options: see its log") from None
+        return options
+
+    def _ask(self, mount: Mount, command: list[str | Path]) -> str:
+        """What a command prints about a mount. Raises StatusError (UNAVAILABLE)."""
+        done = self.run(mount, command, ANSWER_TIMEOUT_S)
+        if done is None:
+            raise no_answer(mount)
+        if done.returncode != 0:
+            reason = done.stderr.strip().rpartition(": ")[2]
+            raise unavailable(f"{mount.mountpoint}: {reason}: its server has ended: see its log")
+        return done.stdout
+
+
+def no_answer(mount: Mount) -> StatusError:
+    """The error for a mount that hangs."""
+    return unavailable(f"{mount.mountpoint} does not answer: see its log, or `mountctl restart {mount.mountpoint}`")

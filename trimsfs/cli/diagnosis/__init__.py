@@ -1,0 +1,1 @@
+"""`trimsfs doctor`: what a mount with these options would meet on this host and at its store."""

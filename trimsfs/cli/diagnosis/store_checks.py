@@ -1,0 +1,79 @@
+"""The check of a store, for ``trimsfs doctor``: whether it can be listed and read, and its certificate verified."""
+
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from trimsfs.cli.diagnosis.checks import Advice, ProblemError, as_server, server_of
+from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreAccessError, StoreUnavailableError
+from trimsfs.options import MountOptions, Place, default_store
+from trimsfs.stores import Retrying, Store, beneath, open_store, reach_place, unreachable
+from trimsfs.types import Buffer
+
+PROBE_DEADLINE_S = 5.0
+DEEPEST = 8
+"""How many directories are entered to find an object to read."""
+
+
+def check_store(place: Place, mount: MountOptions) -> str:
+    """Check the store of a place, with its own credentials."""
+    options = place.options
+    if options.store == str(default_store()) and not default_store().exists():
+        return f"{options.store}: the first mount creates it"
+
+    async def probe() -> str:
+        store = open_store(options, max_requests=1)
+        try:
+            _check_ca_file(store, mount)
+            await reach_place(store, place, deadline_s=PROBE_DEADLINE_S)
+            return await _read_byte(store, place)
+        finally:
+            await store.aclose()
+
+    try:
+        return trio.run(probe)
+    except StoreUnavailableError as error:
+        raise ProblemError(unreachable(error, options.endpoint_url)) from None
+
+
+def _check_ca_file(store: Store, mount: MountOptions) -> None:
+    """Check that the server may read the file of CAs: this user's rights may differ. Raises ProblemError."""
+    bucket = beneath(store)
+    file = getattr(bucket, "ca_file", None) if bucket.identity.startswith("https:") else None
+    if file is not None and Path(file).exists() and as_server(mount, '[ -r "$one" ]', [Path(file)]):
+        raise ProblemError(
+            f"CA file {file}: {server_of(mount)} may not read it: let that user read the file and enter the "
+            "directories above it, or name a copy elsewhere in AWS_CA_BUNDLE"
+        )
+
+
+async def _read_byte(store: Store, place: Place) -> str:
+    """Read a byte of an object, as a key that lists may not read. Raises ProblemError, Advice and StoreError."""
+    url, retrying = place.options.store, Retrying(deadline_s=PROBE_DEADLINE_S, on_failure=None)
+    prefix = place.path[len(place.base) :]
+    for depth in range(DEEPEST):
+        page = await retrying.call("no answer", partial(store.list_page, prefix))
+        if not depth and not len(page):
+            raise Advice(
+                f"{url} can be listed, but there is nothing under it: check the spelling if you expect objects"
+            )
+        found = next((each for each in page.objects if each.size and each.plausible), None)
+        if found is not None:
+            try:
+                await retrying.call(found.key, partial(store.read, found, 0, 1, _ignore))
+            except StoreAccessError as error:
+                raise ProblemError(
+                    f"{url} can be listed, but not read: {error}: allow s3:GetObject, or what the store calls it"
+                ) from None
+            except (ObjectChangedError, ObjectNotFoundError):
+                break
+            return f"{url} can be listed and read"
+        if not page.prefixes:
+            break
+        prefix = page.prefixes[0]
+    return f"{url} can be listed; no object was found to read a byte of"
+
+
+def _ignore(_piece: Buffer) -> None:
+    """Only the right to read it matters."""

@@ -1,0 +1,26 @@
+"""What plugs into the core for those who need it; a mount that asks for none of it never imports it."""
+
+PLUGINS = {
+    "commands/Mounts": {
+        "fleet": "trimsfs.extras.fleet.command",
+    },
+    "commands/Versions": {
+        "push": "trimsfs.extras.versions.commands.push",
+        "import": "trimsfs.extras.versions.commands.push",
+        "versions": "trimsfs.extras.versions.commands.versions",
+        "alias": "trimsfs.extras.versions.commands.versions",
+        "rollback": "trimsfs.extras.versions.commands.versions",
+        "rm": "trimsfs.extras.versions.commands.versions",
+        "diff": "trimsfs.extras.versions.commands.diff",
+    },
+    "commands/Watch": {
+        "trace": "trimsfs.extras.tracing.trace",
+        "exporter": "trimsfs.extras.exporter.command",
+        "node-labels": "trimsfs.extras.kubernetes.node_labels",
+    },
+    "doctor": {
+        "gpu": "trimsfs.extras.gpu.checks:checks",
+        "fleet": "trimsfs.extras.fleet.plugin:checks",
+    },
+}
+"""The places of all extras, by the point of the core at which they are plugged in; see `trimsfs.plugins`."""

@@ -1,0 +1,1 @@
+"""Folding: processes that rewrite a model's weights in the same way share the rewritten bytes, too."""

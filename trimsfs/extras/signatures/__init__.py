@@ -1,0 +1,1 @@
+"""Signed models, in the format of OpenSSF Model Signing; the only home of the cryptography package."""

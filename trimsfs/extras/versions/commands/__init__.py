@@ -1,0 +1,1 @@
+"""The commands that publish, list, compare and remove versions."""
