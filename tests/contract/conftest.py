@@ -31,7 +31,7 @@ from tests.services.azurite import Azurite
 from tests.services.ceph import Ceph
 from tests.services.fake_gcs import GoogleServer
 from tests.services.fast_clouds import start_fast_cloud
-from trimsfs.stores import Store
+from trimsfs.stores.base import Store
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

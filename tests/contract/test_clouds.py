@@ -51,8 +51,9 @@ from trimsfs.errors import (
 )
 from trimsfs.extras.stores.cloud import store as cloud_store
 from trimsfs.extras.stores.cloud.azure import API_VERSION
-from trimsfs.stores import Retrying, Store
+from trimsfs.stores.base import Store
 from trimsfs.stores.digests import Digest, compute
+from trimsfs.stores.retrying import Retrying
 from trimsfs.types import Generation
 
 ROOT = Path(__file__).parents[2]

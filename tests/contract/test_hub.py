@@ -37,8 +37,11 @@ from trimsfs.errors import (
 from trimsfs.extras.stores.huggingface.hub import Hub as RealHub
 from trimsfs.extras.stores.huggingface.repositories import parse
 from trimsfs.options import MountOptions
-from trimsfs.stores import Retrying, RetryingStore, Store, open_store, reach
+from trimsfs.stores.base import Store
 from trimsfs.stores.bodies import METADATA_THREADS
+from trimsfs.stores.open import open_store
+from trimsfs.stores.reach import reach
+from trimsfs.stores.retrying import Retrying, RetryingStore
 
 WEIGHTS = random.Random(4).randbytes(300_000)
 

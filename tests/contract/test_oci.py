@@ -59,8 +59,9 @@ from trimsfs.errors import (
 from trimsfs.extras.stores.oci import reference, tar_layer
 from trimsfs.extras.stores.oci.registry import Registry as RegistryClient
 from trimsfs.options import MountOptions
-from trimsfs.stores import Store, open_store
+from trimsfs.stores.base import Store
 from trimsfs.stores.digests import Digest
+from trimsfs.stores.open import open_store
 
 MIB = 1 << 20
 IDENTITY_TOKEN = "identity+token=="

@@ -32,8 +32,9 @@ from trimsfs.namespace.listing import NonObject
 from trimsfs.namespace.tree import Namespace
 from trimsfs.options import MountOptions
 from trimsfs.server.daemon import _configure_logging
-from trimsfs.stores import Retrying, RetryingStore, Store, open_store
-from trimsfs.stores.base import Peekable
+from trimsfs.stores.base import Peekable, Store
+from trimsfs.stores.open import open_store
+from trimsfs.stores.retrying import Retrying, RetryingStore
 from trimsfs.types import Generation
 
 SIZE = 300_000

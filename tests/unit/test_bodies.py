@@ -284,7 +284,7 @@ def _subjects() -> Iterator[Callable[[Callable[[], object]], object]]:
     yield partial(s3_errors.translated, bucket="models")
     yield partial(hub_errors.translated, subject="hf://org/m")
     yield registry.translated
-    yield partial(gcs.open_bucket("gs://models", options, 1)._translated, key="")
+    yield partial(gcs.open_bucket("gs://models", options, max_requests=1)._translated, key="")
 
 
 @pytest.mark.parametrize("translated", list(_subjects()), ids=["s3", "hf", "oci", "cloud"])

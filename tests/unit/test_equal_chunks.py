@@ -18,7 +18,7 @@ from trimsfs.extras.versions.description import LEAST_BYTES, describe
 from trimsfs.extras.versions.difference import Version, compare
 from trimsfs.formats import fingerprints
 from trimsfs.formats.versions import Manifest, fingerprints_key, manifest_key
-from trimsfs.stores import Retrying
+from trimsfs.stores.retrying import Retrying
 
 CHUNK = 64 << 10
 CHUNKS = LEAST_BYTES // CHUNK + 4

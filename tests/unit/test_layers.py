@@ -57,7 +57,6 @@ STILL_IMPORT_EXTRAS = {
     "trimsfs.server.daemon",
     "trimsfs.server.environment",
     "trimsfs.server.lifecycle",
-    "trimsfs.stores",
 }
 """Modules of the core from which extras have yet to be taken out."""
 PLUGGED = {"trimsfs.extras", "mountctl.extras"}

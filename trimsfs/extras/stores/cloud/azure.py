@@ -22,7 +22,7 @@ API_VERSION = {"x-ms-version": "2021-12-02"}
 _CONTAINER = re.compile(r"\$root|\$web|[a-z0-9](?:-?[a-z0-9]){2,62}")
 
 
-def open_container(url: str, options: MountOptions, max_requests: int) -> CloudStore:
+def open_container(url: str, options: MountOptions, *, max_requests: int) -> CloudStore:
     """The store ``az://CONTAINER[/PREFIX]``, or ``abfss://CONTAINER@ACCOUNT.dfs.core.windows.net[/PREFIX]``.
 
     Raises ConfigurationError.

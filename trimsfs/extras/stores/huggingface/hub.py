@@ -11,12 +11,16 @@ from threading import Lock
 from typing import Any
 from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit
 
-import huggingface_hub
 import urllib3
 from cachetools import TTLCache
-from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, but not exported
 
-from trimsfs.errors import ObjectChangedError, StoreError, StoreUnavailableError, TransientStoreError
+from trimsfs.errors import (
+    ConfigurationError,
+    ObjectChangedError,
+    StoreError,
+    StoreUnavailableError,
+    TransientStoreError,
+)
 from trimsfs.extras.stores.huggingface.errors import refused
 from trimsfs.extras.stores.huggingface.repositories import Repository
 from trimsfs.options import MountOptions
@@ -47,11 +51,16 @@ class Hub:
     """A hub by its address, with the token of huggingface_hub's own chain. Its methods may be called from any thread.
 
     They raise StoreErrors, MalformedAnswerError, and the errors of urllib3. Raises ConfigurationError for an endpoint
-    that cannot be.
+    that cannot be, and where huggingface_hub is not installed.
     """
 
     def __init__(self, options: MountOptions, *, connections: int) -> None:
-        self.endpoint = checked_endpoint(options.endpoint_url or huggingface_hub.constants.ENDPOINT)
+        try:
+            from huggingface_hub import constants  # noqa: PLC0415 - an extra
+            from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # noqa: PLC0415
+        except ImportError as error:
+            raise ConfigurationError(f"store {options.store}: {error}: pip install 'trimsfs[hf]'") from error
+        self.endpoint = checked_endpoint(options.endpoint_url or constants.ENDPOINT)
         self._origin = urlsplit(self.endpoint)[:2]
         # The token is read now: later, the server is another user, who may not read root's token file.
         headers = build_hf_headers(token=False if options.anonymous else None, library_name="trimsfs")
