@@ -15,7 +15,7 @@ from tests.support.versions import in_directory, move, publish, write_files
 from trimsfs.errors import ObjectNotFoundError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import Store
-from trimsfs.stores.hf_cache import HfCacheStore
+from trimsfs.stores.layouts.hf_cache import HfCacheStore
 from trimsfs.stores.open import open_store
 from trimsfs.types import Generation
 

@@ -38,7 +38,7 @@ from trimsfs.extras.stores.huggingface.hub import Hub as RealHub
 from trimsfs.extras.stores.huggingface.repositories import parse
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import Store
-from trimsfs.stores.bodies import METADATA_THREADS
+from trimsfs.stores.http.bodies import METADATA_THREADS
 from trimsfs.stores.open import open_store
 from trimsfs.stores.reach import reach
 from trimsfs.stores.retrying import Retrying, RetryingStore

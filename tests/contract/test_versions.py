@@ -7,7 +7,7 @@ from tests.support.versions import move, publish, remove, write_files
 from trimsfs.formats.versions import DIRECTORY
 from trimsfs.stores.base import Store
 from trimsfs.stores.digests import Digest
-from trimsfs.stores.versioned import VersionedStore
+from trimsfs.stores.layouts.versioned import VersionedStore
 from trimsfs.types import Symlink
 
 FILES = {"config.json": b"{}", "deep/weights": b"w" * 1000}

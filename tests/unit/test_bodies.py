@@ -13,8 +13,8 @@ from trimsfs.extras.stores.cloud import gcs
 from trimsfs.extras.stores.huggingface import errors as hub_errors
 from trimsfs.extras.stores.oci import registry
 from trimsfs.options import MountOptions
-from trimsfs.stores import bodies, receive_loop
-from trimsfs.stores.bodies import (
+from trimsfs.stores.http import bodies, receive_loop
+from trimsfs.stores.http.bodies import (
     MOST_PATIENCE,
     MOST_SLOW_INTERVALS,
     PATIENCE_S,
@@ -23,7 +23,7 @@ from trimsfs.stores.bodies import (
     parsing,
     pass_on,
 )
-from trimsfs.stores.receive_loop import PIECE
+from trimsfs.stores.http.receive_loop import PIECE
 from trimsfs.stores.s3 import errors as s3_errors
 
 STALL_S, SECONDS = 5, 12

@@ -15,10 +15,10 @@ import urllib3
 from tests.support.certificates import Authority
 from tests.support.endpoint import Answer, Endpoint, head, reset, truncated, whole
 from trimsfs.errors import StoreStalledError, TransientStoreError
-from trimsfs.stores import receive_loop
 from trimsfs.stores.base import Sink
-from trimsfs.stores.endpoints import UNANSWERED, unanswered
-from trimsfs.stores.receive_loop import PIECE, RECORD, HttpBody, RoomySink, receive
+from trimsfs.stores.http import receive_loop
+from trimsfs.stores.http.endpoints import UNANSWERED, unanswered
+from trimsfs.stores.http.receive_loop import PIECE, RECORD, HttpBody, RoomySink, receive
 from trimsfs.stores.s3.errors import translated
 from trimsfs.types import Buffer
 

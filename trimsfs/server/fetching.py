@@ -19,10 +19,10 @@ from trimsfs.server.components import Fetching, Tiers
 from trimsfs.server.environment import Environment
 from trimsfs.stores.base import Peekable
 from trimsfs.stores.circuit_breaker import CircuitBreaker
+from trimsfs.stores.layouts.versioned import VersionedStore
 from trimsfs.stores.open import max_requests_each
 from trimsfs.stores.retrying import Retrying, RetryingStore, request_histogram
 from trimsfs.stores.router import StoreRouter, stores_of
-from trimsfs.stores.versioned import VersionedStore
 from trimsfs.telemetry.tracer import Tracer
 from trimsfs.tiers.blob import Blob
 from trimsfs.types import Generation

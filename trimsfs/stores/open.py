@@ -11,9 +11,9 @@ from trimsfs.options import MountOptions, Place, places
 from trimsfs.plugins import load, plugins
 from trimsfs.stores.base import Store
 from trimsfs.stores.directory import DirectoryStore
-from trimsfs.stores.hf_cache import HasRefs, HfCacheStore
+from trimsfs.stores.layouts.hf_cache import HasRefs, HfCacheStore
+from trimsfs.stores.layouts.versioned import VersionedStore
 from trimsfs.stores.router import StoreRouter
-from trimsfs.stores.versioned import VersionedStore
 
 if TYPE_CHECKING:
     from trimsfs.stores.writer import Writer

@@ -21,8 +21,8 @@ from trimsfs.errors import (
 )
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, absent, moment
-from trimsfs.stores.bodies import SLOWEST_RATE
 from trimsfs.stores.digests import Digest
+from trimsfs.stores.http.bodies import SLOWEST_RATE
 from trimsfs.stores.stall_guard import STALL_S, StallGuard
 from trimsfs.types import Generation
 

@@ -13,9 +13,9 @@ import trio
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, TransientStoreError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Head, Page, Sink, moment
-from trimsfs.stores.bodies import METADATA_THREADS, RequestThreads, check_range, parsing, received
 from trimsfs.stores.digests import Digest
-from trimsfs.stores.receive_loop import HttpBody
+from trimsfs.stores.http.bodies import METADATA_THREADS, RequestThreads, check_range, parsing, received
+from trimsfs.stores.http.receive_loop import HttpBody
 from trimsfs.stores.s3.answers import Transport
 from trimsfs.stores.s3.client import ca_file, make_client
 from trimsfs.stores.s3.digests import digest_by_etag, digest_of

@@ -27,7 +27,7 @@ from trimsfs.errors import (
     StoreUnclearError,
     TransientStoreError,
 )
-from trimsfs.stores.bodies import MalformedAnswerError, parsing
+from trimsfs.stores.http.bodies import MalformedAnswerError, parsing
 from trimsfs.stores.s3.credentials import TOKEN_FILE
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from trimsfs.extras.stores.cloud.service import Listed, content_name, etag_of
 from trimsfs.extras.stores.cloud.store import CloudStore
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import moment
-from trimsfs.stores.bodies import METADATA_THREADS
+from trimsfs.stores.http.bodies import METADATA_THREADS
 from trimsfs.types import Generation
 
 API_VERSION = {"x-ms-version": "2021-12-02"}

@@ -13,8 +13,8 @@ import urllib3
 from urllib3.connection import HTTPConnection
 
 from trimsfs import __version__
-from trimsfs.stores.bodies import CONNECT_TIMEOUT_S, parsing, received
-from trimsfs.stores.endpoints import Pools
+from trimsfs.stores.http.bodies import CONNECT_TIMEOUT_S, parsing, received
+from trimsfs.stores.http.endpoints import Pools
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,8 @@ from trimsfs.extras.stores.cloud.service import Listed, content_name, etag_of
 from trimsfs.extras.stores.cloud.store import CloudStore
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import moment
-from trimsfs.stores.bodies import METADATA_THREADS
-from trimsfs.stores.endpoints import checked_endpoint
+from trimsfs.stores.http.bodies import METADATA_THREADS
+from trimsfs.stores.http.endpoints import checked_endpoint
 from trimsfs.types import Generation
 
 ENDPOINT = "https://storage.googleapis.com"

@@ -14,7 +14,7 @@ import urllib3.exceptions
 from trimsfs.errors import ConfigurationError, StoreAccessError, TransientStoreError
 from trimsfs.extras.stores.cloud.connections import Request, Sign, pool_manager
 from trimsfs.extras.stores.cloud.service import one_line
-from trimsfs.stores.bodies import CONNECT_TIMEOUT_S, parsing, received
+from trimsfs.stores.http.bodies import CONNECT_TIMEOUT_S, parsing, received
 
 REMEDY = (
     "check the credentials: `gcloud auth application-default login`, or GOOGLE_APPLICATION_CREDENTIALS; "

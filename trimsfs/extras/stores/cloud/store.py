@@ -16,10 +16,10 @@ from trimsfs.errors import (
 from trimsfs.extras.stores.cloud.connections import Answer, Connections, Request
 from trimsfs.extras.stores.cloud.service import Service, content_name, digest_of, error_of, one_line
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
-from trimsfs.stores.bodies import MalformedAnswerError, RequestThreads, check_range, parsing
 from trimsfs.stores.digests import Digest
-from trimsfs.stores.endpoints import UNANSWERED, unanswered
-from trimsfs.stores.receive_loop import HttpBody
+from trimsfs.stores.http.bodies import MalformedAnswerError, RequestThreads, check_range, parsing
+from trimsfs.stores.http.endpoints import UNANSWERED, unanswered
+from trimsfs.stores.http.receive_loop import HttpBody
 from trimsfs.types import Generation
 
 T = TypeVar("T")

@@ -16,8 +16,8 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.extras.stores.huggingface.repositories import Repository
-from trimsfs.stores.bodies import MalformedAnswerError
-from trimsfs.stores.endpoints import UNANSWERED, unanswered
+from trimsfs.stores.http.bodies import MalformedAnswerError
+from trimsfs.stores.http.endpoints import UNANSWERED, unanswered
 
 T = TypeVar("T")
 

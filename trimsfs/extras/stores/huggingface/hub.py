@@ -24,9 +24,9 @@ from trimsfs.errors import (
 from trimsfs.extras.stores.huggingface.errors import refused
 from trimsfs.extras.stores.huggingface.repositories import Repository
 from trimsfs.options import MountOptions
-from trimsfs.stores.bodies import check_range, parsing, pass_on, received
-from trimsfs.stores.endpoints import Pools, checked_endpoint
-from trimsfs.stores.receive_loop import HttpBody
+from trimsfs.stores.http.bodies import check_range, parsing, pass_on, received
+from trimsfs.stores.http.endpoints import Pools, checked_endpoint
+from trimsfs.stores.http.receive_loop import HttpBody
 
 MOST_REDIRECTS = 5
 MOST_JSON = 64 << 20

@@ -22,9 +22,9 @@ from trimsfs.extras.stores.huggingface.hub import Hub
 from trimsfs.extras.stores.huggingface.repositories import MAIN, Place, Repository, is_commit, parse, place
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
-from trimsfs.stores.bodies import METADATA_THREADS, RequestThreads, parsing
 from trimsfs.stores.digests import Algorithm, Digest
-from trimsfs.stores.receive_loop import HttpBody
+from trimsfs.stores.http.bodies import METADATA_THREADS, RequestThreads, parsing
+from trimsfs.stores.http.receive_loop import HttpBody
 from trimsfs.types import Generation
 
 T = TypeVar("T")

@@ -24,8 +24,8 @@ from trimsfs.errors import (
 from trimsfs.extras.stores.oci.authorisation import Authorisation
 from trimsfs.extras.stores.oci.reference import Reference
 from trimsfs.options import MountOptions
-from trimsfs.stores.bodies import CONNECT_TIMEOUT_S, MALFORMED, MalformedAnswerError, parsing, received
-from trimsfs.stores.endpoints import UNANSWERED, Pools, unanswered
+from trimsfs.stores.http.bodies import CONNECT_TIMEOUT_S, MALFORMED, MalformedAnswerError, parsing, received
+from trimsfs.stores.http.endpoints import UNANSWERED, Pools, unanswered
 
 T = TypeVar("T")
 

@@ -16,9 +16,9 @@ from trimsfs.extras.stores.oci.registry import Registry, translated
 from trimsfs.extras.stores.oci.tar_layer import Member
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
-from trimsfs.stores.bodies import METADATA_THREADS, RequestThreads, parsing
 from trimsfs.stores.digests import Digest
-from trimsfs.stores.receive_loop import HttpBody
+from trimsfs.stores.http.bodies import METADATA_THREADS, RequestThreads, parsing
+from trimsfs.stores.http.receive_loop import HttpBody
 from trimsfs.text import printable
 from trimsfs.types import Generation
 

@@ -13,8 +13,8 @@ import trio
 from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.errors import StoreSlowError, StoreStalledError, TransientStoreError
 from trimsfs.stores.base import Sink
-from trimsfs.stores.endpoints import UNANSWERED
-from trimsfs.stores.receive_loop import PIECE, Body, receive
+from trimsfs.stores.http.endpoints import UNANSWERED
+from trimsfs.stores.http.receive_loop import PIECE, Body, receive
 
 T = TypeVar("T")
 
