@@ -223,7 +223,7 @@ async def test_an_address_that_does_not_answer_is_asked_for_anew(hub: Hub, model
         weights = await store.stat("model.safetensors")
         assert await read(store, weights, 7, 9) == WEIGHTS[7:9]
         hub_of: Any = store
-        addresses = hub_of._hub._addresses
+        addresses = hub_of._hub._client._places
         addresses.update(dict.fromkeys(addresses, "http://127.0.0.1:1/gone"))
         with pytest.raises(TransientStoreError):
             await read(store, weights, 7, 9)

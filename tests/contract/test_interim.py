@@ -6,7 +6,7 @@ import trio
 from tests.contract.clouds import azure_error, google_error, opened
 from tests.contract.raw_server import Answer, raw, raw_server, respond, then
 from trimsfs.errors import BucketNotFoundError, TransientStoreError
-from trimsfs.stores.http.endpoints import MOST_INTERIM
+from trimsfs.stores.http.bodies import MOST_INTERIM
 
 HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\n"
 MISSING: dict[str, Answer] = {

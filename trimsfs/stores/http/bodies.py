@@ -1,19 +1,20 @@
 """Bodies of a store's answers: passed on as they arrive, within the stall timeout; short ones read whole."""
 
+import http.client
 import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import trio
+from urllib3.connection import HTTPConnection
 
 from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.errors import StoreSlowError, StoreStalledError, TransientStoreError
 from trimsfs.stores.base import Sink
-from trimsfs.stores.http.endpoints import UNANSWERED
 from trimsfs.stores.http.receive_loop import PIECE, Body, receive
 
 T = TypeVar("T")
@@ -33,30 +34,10 @@ LONGEST_SILENCE = 3
 """Stall timeouts after which the thread of a body is given up that has judged it no more."""
 MOST_SLOW_INTERVALS = 4
 """Stall timeouts in a row in which a response may be slow: the link may not be slow any more for another request."""
+MOST_INTERIM = 16
+"""Interim answers (1xx) that may come before an answer."""
 ANSWER_LIMIT = 4 << 20
 """Bytes of the longest answer: enough for 1000 names of 1024 bytes, each byte escaped as three."""
-
-MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, SyntaxError, TypeError, ValueError)
-"""What parsers raise on an answer that is not the service's; ElementTree raises SyntaxErrors."""
-
-
-class MalformedAnswerError(Exception):
-    """An answer is not the service's. Its text is that of its cause, the error of the parser."""
-
-
-@contextmanager
-def parsing(*others: type[Exception]) -> Iterator[None]:
-    """A block that only parses an answer, or has a library do that. Raises MalformedAnswerError.
-
-    It stands for MALFORMED and *others*. Anywhere else, these are defects of trimsfs, and go up as they are.
-    """
-    malformed: tuple[type[Exception], ...] = (*MALFORMED, *others)
-    try:
-        yield
-    except UNANSWERED:  # of these, some are ValueErrors, too
-        raise
-    except malformed as error:
-        raise MalformedAnswerError(str(error)) from error
 
 
 def check_range(headers: Mapping[str, str], start: int, length: int, size: int) -> None:
@@ -124,35 +105,51 @@ def _may_be_borne(share: float) -> bool:
 _link = _Link()
 
 
+class _FinalResponse(http.client.HTTPResponse):
+    """The answer to a request. Python's own class passes over ``100 Continue`` alone, and takes any other interim
+    answer, as ``103 Early Hints``, for the answer."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        for _ in range(MOST_INTERIM + 1):
+            version, status, reason = super()._read_status()  # type: ignore[misc]  # as botocore overrides it
+            if not 100 <= status < 200:
+                return version, status, reason
+            http.client.parse_headers(self.fp)
+        raise http.client.HTTPException(f"more than {MOST_INTERIM} interim answers")
+
+
+HTTPConnection.response_class = _FinalResponse  # of the SDK's connections, too, which are made from these
+
+
+class Translate(Protocol):
+    """Calls a function that makes requests about a *key*, which may be empty. Raises StoreErrors for what the store
+    does."""
+
+    def __call__(self, function: Callable[[], T], key: str, /) -> T: ...
+
+
 class RequestThreads:
     """The threads in which a store makes requests: at most *max_requests* reads at once, and METADATA_THREADS others.
 
     A short answer is abandoned after twice the stall timeout, a long body once its thread is silent. Messages name the
-    *subject*.
+    *subject*; *translate* gives the errors of requests.
     """
 
-    def __init__(self, subject: object, *, max_requests: int, stall_timeout_s: float) -> None:
+    def __init__(self, subject: object, translate: Translate, *, max_requests: int, stall_timeout_s: float) -> None:
         self._subject = subject
+        self._translate = translate
         self._stall_timeout_s = stall_timeout_s
         self._reads = trio.CapacityLimiter(max_requests)
         self.others = trio.CapacityLimiter(METADATA_THREADS)
 
-    async def ask(self, function: Callable[[], T]) -> T:
-        """Make a request that is no read. Raises StoreStalledError."""
-        return await self._run(function, self.others, 2 * self._stall_timeout_s)
+    async def ask(self, function: Callable[[], T], key: str = "") -> T:
+        """Make a request that is no read. Raises StoreErrors."""
+        return await self._run(partial(self._translate, function, key), self.others, 2 * self._stall_timeout_s)
 
-    async def read(
-        self,
-        get: Callable[[], tuple[Body, T]],
-        length: int,
-        sink: Sink,
-        *,
-        translated: Callable[[Callable[[], Any]], Any],
-    ) -> T:
+    async def read(self, get: Callable[[], tuple[Body, T]], length: int, sink: Sink, key: str) -> T:
         """Pass the *length* bytes of an answer on, which *get* asks for; what it tells beside the body.
 
-        *translated* calls a function, and raises StoreErrors for what the store does. After an error, a thread may
-        still call *sink* for a moment.
+        Raises StoreErrors. After one, a thread may still call *sink* for a moment.
         """
         watch = _Watch(length, self._stall_timeout_s)
 
@@ -161,7 +158,7 @@ class RequestThreads:
                 with closing(body):
                     _pass_on(body, length, sink, watch)
 
-            translated(pass_on_to_sink)
+            self._translate(pass_on_to_sink, key)
 
         def get_small() -> tuple[bytes, T]:
             body, told = get()
@@ -172,11 +169,13 @@ class RequestThreads:
         async def read() -> T:
             timeout_s = 2 * self._stall_timeout_s
             if length <= PIECE:  # in one call: another switch of threads takes longer than a few bytes
-                small: tuple[bytes, T] = await self._run(partial(translated, get_small), self._reads, timeout_s)
+                small: tuple[bytes, T] = await self._run(
+                    partial(self._translate, get_small, key), self._reads, timeout_s
+                )
                 sink(small[0])
                 return small[1]
             # In two calls, so that an abandoned thread whose answer begins late passes nothing on.
-            answer: tuple[Body, T] = await self._run(partial(translated, get), self._reads, timeout_s)
+            answer: tuple[Body, T] = await self._run(partial(self._translate, get, key), self._reads, timeout_s)
             with watch.bound() as scope:
                 await self._run(partial(receive, answer[0], sink), self._reads, math.inf)
             if scope.cancelled_caught:

@@ -17,13 +17,14 @@ from trimsfs.errors import (
     ObjectChangedError,
     ObjectNotFoundError,
 )
-from trimsfs.extras.stores.huggingface.errors import translated
+from trimsfs.extras.stores.huggingface.errors import hub_errors
 from trimsfs.extras.stores.huggingface.hub import Hub
 from trimsfs.extras.stores.huggingface.repositories import MAIN, Place, Repository, is_commit, parse, place
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
 from trimsfs.stores.digests import Algorithm, Digest
-from trimsfs.stores.http.bodies import METADATA_THREADS, RequestThreads, parsing
+from trimsfs.stores.http.bodies import METADATA_THREADS, RequestThreads
+from trimsfs.stores.http.failures import parsing
 from trimsfs.stores.http.receive_loop import HttpBody
 from trimsfs.types import Generation
 
@@ -64,27 +65,28 @@ class HubStore:
         self._lock = Lock()
         named = ",".join((*self._source.owners, *map("@".join, self._source.revisions.items())))
         self._subject = f"hf://{self._source.base.rstrip('/') or named}"
-        self._threads = RequestThreads(self._subject, max_requests=max_requests, stall_timeout_s=options.stall_timeout)
+        self._threads = RequestThreads(
+            self._subject, self._translated, max_requests=max_requests, stall_timeout_s=options.stall_timeout
+        )
 
     @property
     def identity(self) -> str:
         return f"{self._hub.endpoint}|{self._subject}"
 
     async def probe(self) -> None:
-        await self._ask(self._probe)
+        await self._threads.ask(self._probe)
 
     async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
         if not _possible(prefix.removesuffix("/")):
             return _NOTHING
-        return await self._ask(partial(self._list, prefix, token, min(limit, PAGE_LIMIT)))
+        return await self._threads.ask(partial(self._list, prefix, token, min(limit, PAGE_LIMIT)))
 
     async def stat(self, key: str) -> Generation:
-        return await self._ask(partial(self._stat, key), key)
+        return await self._threads.ask(partial(self._stat, key), key)
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
         get = partial(self._get, generation, offset, length)
-        safely = partial(translated, subject=self._subject, key=generation.key)
-        return await self._threads.read(get, length, sink, translated=safely)
+        return await self._threads.read(get, length, sink, generation.key)
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
         algorithm = _ALGORITHMS.get(len(generation.etag))
@@ -97,14 +99,13 @@ class HubStore:
 
         *repository* is the beginning of keys, without a closing slash.
         """
-        return await self._ask(partial(self._refs, repository))
+        return await self._threads.ask(partial(self._refs, repository))
 
     async def aclose(self) -> None:
         self._hub.close()
 
-    async def _ask(self, function: Callable[[], T], key: str = "") -> T:
-        """Make a request in a thread. Raises StoreStalledError."""
-        return await self._threads.ask(partial(translated, function, self._subject, key))
+    def _translated(self, function: Callable[[], T], key: str) -> T:
+        return hub_errors(function, self._subject, key)
 
     # Names
 

@@ -1,6 +1,5 @@
 """The store of one artifact of a registry, in the layers that its tag or digest names."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
@@ -12,12 +11,13 @@ from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, 
 from trimsfs.extras.stores.oci import artifact, tar_layer
 from trimsfs.extras.stores.oci.artifact import Artifact, Entries, Layer
 from trimsfs.extras.stores.oci.reference import parse
-from trimsfs.extras.stores.oci.registry import Registry, translated
+from trimsfs.extras.stores.oci.registry import Registry, registry_errors
 from trimsfs.extras.stores.oci.tar_layer import Member
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
 from trimsfs.stores.digests import Digest
-from trimsfs.stores.http.bodies import METADATA_THREADS, RequestThreads, parsing
+from trimsfs.stores.http.bodies import METADATA_THREADS, RequestThreads
+from trimsfs.stores.http.failures import parsing
 from trimsfs.stores.http.receive_loop import HttpBody
 from trimsfs.text import printable
 from trimsfs.types import Generation
@@ -42,7 +42,7 @@ class OciStore:
     def __init__(self, url: str, options: MountOptions, *, max_requests: int) -> None:
         self._reference = parse(url)
         self._threads = RequestThreads(
-            self._reference, max_requests=max_requests, stall_timeout_s=options.stall_timeout
+            self._reference, registry_errors, max_requests=max_requests, stall_timeout_s=options.stall_timeout
         )
         self._registry = Registry(self._reference, options, connections=max_requests + METADATA_THREADS)
         self._headers = trio.CapacityLimiter(HEADER_THREADS)
@@ -55,7 +55,7 @@ class OciStore:
         return str(self._reference)
 
     async def probe(self) -> None:
-        await self._ask(self._registry.resolve)
+        await self._threads.ask(self._registry.resolve)
 
     async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
         return (await self._artifact()).page(prefix, token, limit)
@@ -72,7 +72,7 @@ class OciStore:
             raise ObjectNotFoundError(f"{generation.key}: not a file of {self._reference}")
         layer, start = found
         get = partial(self._get, generation.key, layer, start + offset, length)
-        await self._threads.read(get, length, sink, translated=translated)
+        await self._threads.read(get, length, sink, generation.key)
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
         algorithm, _, value = generation.etag.partition(":")
@@ -83,15 +83,13 @@ class OciStore:
         self._loads.close()
         self._registry.close()
 
-    async def _ask(self, function: Callable[[], T]) -> T:
-        """Make a request in a thread. Raises StoreStalledError."""
-        return await self._threads.ask(partial(translated, function))
-
     async def _artifact(self) -> Artifact:
         """The artifact that the reference names now. Its manifest and tar headers are read once."""
         if self._reference.pinned and self._known is not None:
             return self._known
-        digest = self._reference.reference if self._reference.pinned else await self._ask(self._registry.resolve)
+        digest = (
+            self._reference.reference if self._reference.pinned else await self._threads.ask(self._registry.resolve)
+        )
         async with self._loading:
             if self._known is None or self._known.digest != digest:
                 return await self._loads.of(digest, partial(self._load, digest))
@@ -100,11 +98,11 @@ class OciStore:
     async def _load(self, digest: str) -> Artifact:
         """Read an artifact, and remember it as the one that is known: perhaps nobody waits for it any more."""
         budget = tar_layer.Budget()
-        layers = await self._ask(partial(self._layers, digest, budget))
+        layers = await self._threads.ask(partial(self._layers, digest, budget))
         headers: dict[str, list[Member] | StoreError] = {}
 
         async def read_headers(layer: Layer) -> None:
-            read = partial(translated, partial(self._members, layer, budget))
+            read = partial(registry_errors, partial(self._members, layer, budget))
             try:
                 found = await in_thread(read, limiter=self._headers, abandon_on_cancel=True)
             except StoreError as error:
@@ -115,7 +113,7 @@ class OciStore:
         async with trio.open_nursery() as nursery:
             for layer in {each.digest: each for each in layers if each.tar}.values():
                 nursery.start_soon(read_headers, layer)
-        self._known = await in_thread(translated, partial(self._built, digest, layers, headers))
+        self._known = await in_thread(registry_errors, partial(self._built, digest, layers, headers))
         return self._known
 
     def _built(self, digest: str, layers: list[Layer], headers: dict[str, list[Member] | StoreError]) -> Artifact:
