@@ -769,7 +769,7 @@ async def test_redirected_reads_go_on_by_range_without_the_registrys_credentials
                 assert len(asked) == first + 1, "the registry was asked again"
                 refuse.append(403)
                 assert await read(store, generation, 0, 2) == b"01"
-                locations = store._registry._locations
+                locations = store._registry._client._places
                 locations.update(dict.fromkeys(locations, "http://127.0.0.1:1/gone"))
                 with pytest.raises(TransientStoreError):
                     await read(store, generation, 0, 2)
@@ -816,13 +816,13 @@ async def test_token_service_of_another_host_may_lack_tls_with_the_option_only(
 def count_requests(store: Any) -> list[str]:
     """The URLs that a store asks from now on."""
     asked: list[str] = []
-    exchange = store._registry._exchange
+    exchange = store._registry._client.send
 
     def counted(method: str, url: str, *arguments: Any) -> Any:
         asked.append(url)
         return exchange(method, url, *arguments)
 
-    store._registry._exchange = counted
+    store._registry._client.send = counted
     return asked
 
 

@@ -196,10 +196,7 @@ def request_threads(stall_timeout_s: float) -> RequestThreads:
 
 
 async def test_a_body_of_which_the_client_returns_nothing_is_abandoned() -> None:
-    threads, body = (
-        request_threads(0.25),
-        Hanging(),
-    )
+    threads, body = request_threads(0.25), Hanging()
     try:
         with (
             trio.fail_after(10),
@@ -234,10 +231,7 @@ async def test_a_body_on_a_link_that_many_share_may_take_long(monkeypatch: pytes
     monkeypatch.setattr(bodies, "MOST_PATIENCE", 40)
     monkeypatch.setattr(bodies, "LONGEST_SILENCE", 100)
     monkeypatch.setattr(bodies._Link, "least_rate", lambda _link, _rate: 1.0)
-    threads, came = (
-        request_threads(0.1),
-        bytearray(),
-    )
+    threads, came = request_threads(0.1), bytearray()
     bound_s = MOST_SLOW_INTERVALS * 0.1 + 0.2
     began = time.monotonic()
     with trio.fail_after(10):
