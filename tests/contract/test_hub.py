@@ -412,12 +412,6 @@ async def test_what_is_no_hub_is_told(hub: Hub, model: str) -> None:
             await store.probe()
 
 
-async def test_a_hub_that_cannot_be_reached_is_a_failure_that_may_pass(hub: Hub) -> None:
-    async with opened(hub, "hf://org/m", endpoint_url="http://127.0.0.1:9") as store:
-        with pytest.raises(TransientStoreError, match=r"\A(?!timeout).*Connection refused"):
-            await store.probe()
-
-
 def test_a_hub_behind_tls_does_not_lead_to_addresses_without(monkeypatch: pytest.MonkeyPatch) -> None:
     def redirect(*_arguments: object, **_named: object) -> urllib3.HTTPResponse:
         return urllib3.HTTPResponse(status=302, headers={"location": "http://example.org/x"}, preload_content=False)

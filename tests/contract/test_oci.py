@@ -914,13 +914,6 @@ async def test_answers_that_are_no_artifact_are_told_in_one_line(
     assert "secret" not in str(caught.value)
 
 
-async def test_a_refused_connection_is_no_timeout() -> None:
-    async with opened("oci://127.0.0.1:1/model:v1") as store:
-        with pytest.raises(TransientStoreError, match=r"\A(?!.*timeout).*Connection refused") as caught:
-            await store.list_page("")
-    assert type(caught.value) is TransientStoreError
-
-
 async def test_manifest_with_other_bytes_than_its_digest_is_refused() -> None:
     async with raw_server(respond("200 OK", MANIFEST)) as server:
         address = urlsplit(server.endpoint_url).netloc
