@@ -18,6 +18,7 @@ PLUGINS = {
         "exporter": "trimsfs.extras.exporter.command",
         "node-labels": "trimsfs.extras.kubernetes.node_labels",
     },
+    "eviction": {},
     "doctor": {
         "gpu": "trimsfs.extras.gpu.checks:checks",
         "fleet": "trimsfs.extras.fleet.plugin:checks",

@@ -32,7 +32,7 @@ from trimsfs.fetch.workers import Spawner
 from trimsfs.formats import load_readers
 from trimsfs.handover.keeper_client import Promotion, stand_by, tell_failure
 from trimsfs.integrity.manifests import ReadManifest
-from trimsfs.options import GPU_OFF, MountOptions
+from trimsfs.options import GPU_OFF, MountOptions, ordered_options
 from trimsfs.server.lifecycle import Loaded, serve
 from trimsfs.server.sandbox import (
     CAP_DAC_READ_SEARCH,
@@ -93,7 +93,7 @@ def main() -> None:
         order = json.load(sys.stdin)
         mountpoint = Path(order["mountpoint"])
         set_process_title("standby", mountpoint)
-        options = MountOptions.model_validate(order["options"])
+        options = ordered_options(order["options"])
         if order["foreground"]:
             options = options.model_copy(update={"log_file": None})  # it logs to standard error
         _may_open_files(options)
@@ -190,7 +190,7 @@ def _manifests(options: MountOptions) -> ReadManifest | None:
         )  # only if needed: it takes memory
     except ImportError as error:
         raise ConfigurationError(
-            f"option --signatures {options.signatures}: {error}: pip install 'trimsfs[signatures]'"
+            f"option signatures {options.signatures}: {error}: pip install 'trimsfs[signatures]'"
         ) from None
     assert options.signing_key is not None
     return partial(signatures.read_manifest, key=signatures.load_key(options.signing_key))
@@ -218,7 +218,7 @@ def _loaded_certificates(options: MountOptions) -> "ssl.SSLContext":
         for module in ("trimsfs.extras.fleet.part", "trimsfs.extras.fleet.peer_client"):
             importlib.import_module(module)  # later, its files may be unreadable
     except ImportError as error:
-        raise ConfigurationError(f"option --fleet {options.fleet}: {error}: pip install 'trimsfs[fleet]'") from None
+        raise ConfigurationError(f"option fleet {options.fleet}: {error}: pip install 'trimsfs[fleet]'") from None
     certificates = importlib.import_module("trimsfs.extras.fleet.certificates")
     files = (options.fleet_ca, options.fleet_cert, options.fleet_key)
     context: ssl.SSLContext = certificates.client_context(*files)

@@ -43,7 +43,7 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CONNECTION = re.compile(r"<[^<>]* object at 0x[0-9a-f]+>: |^HTTPS?Connection\([^)]*\): ")
 _REMEDIES = {
-    "WRONG_VERSION_NUMBER": "set --plain-http if the registry has no TLS",
+    "WRONG_VERSION_NUMBER": "set plain_http if the registry has no TLS",
     "CERTIFICATE_VERIFY_FAILED": "set SSL_CERT_FILE to its authorities, if you trust them",
 }
 _TEXT_LIMIT = 300
