@@ -164,7 +164,7 @@ def test_a_device_that_hangs_does_not_hold_up_unmounting(store: Path, tmp_path: 
             assert time.monotonic() - begun < 20
 
 
-@pytest.mark.parametrize("option", [("gpu_sharing=none",), ("--eviction", "gpu=eager")])
+@pytest.mark.parametrize("option", [("gpu_sharing=none",), ("eviction=gpu=eager",)])
 def test_what_ends_while_no_server_runs_is_given_up_by_the_next(
     store: Path, tmp_path: Path, option: tuple[str, str]
 ) -> None:

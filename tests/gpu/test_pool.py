@@ -35,7 +35,7 @@ def store(tmp_path: Path) -> Path:
     ],
 )
 def test_no_policy_takes_a_copy_that_is_in_use(store: Path, tmp_path: Path, policy: str) -> None:
-    with scene(store, tmp_path, "--eviction", f"gpu={policy}", memory=TINY) as host:
+    with scene(store, tmp_path, f"eviction=gpu={policy}", memory=TINY) as host:
         program = host.borrowing(NAMES[0])
         for name in NAMES[1:] * 2:
             descriptor = os.open(host.control_file(name), os.O_RDONLY)
@@ -49,7 +49,7 @@ def test_no_policy_takes_a_copy_that_is_in_use(store: Path, tmp_path: Path, poli
 
 
 def test_the_policy_never_lets_in_what_fits_and_no_more(store: Path, tmp_path: Path) -> None:
-    with scene(store, tmp_path, "--eviction", "gpu=never", memory=TINY) as host:
+    with scene(store, tmp_path, "eviction=gpu=never", memory=TINY) as host:
         for name in NAMES[:2]:
             os.close(os.open(host.control_file(name), os.O_RDONLY))
         with pytest.raises(OSError, match="Cannot allocate memory"):

@@ -56,9 +56,10 @@ def trimsfs(
 
 def settings(arguments: Sequence[str | Path]) -> tuple[tuple[str | Path, ...], dict[str, str]]:
     """The arguments of a command, and the variables of those that set options as a file does, such as ``fence=no``."""
-    pairs = {each: str(each).partition("=")[::2] for each in arguments}
-    variables = {f"TRIMSFS_{name.upper()}": value for name, value in pairs.values() if name in SCALARS}
-    return tuple(each for each in arguments if pairs[each][0] not in SCALARS), variables
+    pairs = [str(each).partition("=") for each in arguments]
+    variables = {f"TRIMSFS_{name.upper()}": value for name, sign, value in pairs if sign and name in SCALARS}
+    rest = (each for each, (name, sign, _) in zip(arguments, pairs, strict=True) if not sign or name not in SCALARS)
+    return tuple(rest), variables
 
 
 @dataclass(frozen=True, slots=True)
