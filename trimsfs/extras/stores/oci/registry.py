@@ -30,7 +30,7 @@ MANIFEST_TYPES = (
 )
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _REMEDIES = {
-    "WRONG_VERSION_NUMBER": "set --plain-http if the registry has no TLS",
+    "WRONG_VERSION_NUMBER": "set plain_http if the registry has no TLS",
     "CERTIFICATE_VERIFY_FAILED": "set SSL_CERT_FILE to its authorities, if you trust them",
 }
 
