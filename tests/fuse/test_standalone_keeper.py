@@ -328,11 +328,12 @@ def test_who_keeps_the_cache_of_a_server_that_has_ended_is_named(served: Node) -
     keeper, launcher = served.processes
     keeper.send_signal(signal.SIGTERM)
     assert keeper.wait(TIMEOUT_S) == 0
+    (holder,) = [pid for pid in family(launcher.pid) if title_of(pid).startswith("trimsfs launcher ")]
+    os.kill(holder, signal.SIGSTOP)
     done = trimsfs("umount", served.mountpoint)
     assert done.returncode == 0, done.stderr
     cache = served.directory / "cache"
     done = trimsfs("mount", served.store, served.mountpoint, "--cache-dir", cache)
-    (holder,) = [pid for pid in family(launcher.pid) if title_of(pid).startswith("trimsfs launcher ")]
     told = (
         f"trimsfs: cache directory {cache} is in use by another server, pid unknown: unmount that, or set --cache-dir"
     )
