@@ -31,9 +31,9 @@ from trimsfs.errors import (
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, canonical, mount_at, mounts
 from trimsfs.options import MountOptions, default_store, flag, keeper_order
 from trimsfs.polling import readable
-from trimsfs.processes import device_served_by, usage
+from trimsfs.processes import device_served_by, shown, usage
 from trimsfs.text import printable
-from trimsfs.tiers.disk.lock import holder_of
+from trimsfs.tiers.disk.lock import holder_of, lock_holders
 
 START_TIMEOUT_S = 60.0
 _FOR_EXPORTER = ("HOME", "LANG", "LC_ALL", "PATH", "PYTHONPATH")
@@ -303,10 +303,13 @@ def _start(keeper: list[str], order: dict[str, object], options: MountOptions) -
 def _who_keeps_it(options: MountOptions) -> str:
     """Who still uses the detached mount whose server holds the cache directory, for an error message.
 
-    Empty if the mount is not detached, or if the kernel does not show it (before Linux 6.18).
+    Or who holds it in place of a server that has ended. Empty if the mount is not detached, or if the kernel does not
+    show it (before Linux 6.18).
     """
     assert options.cache_dir is not None
-    server = holder_of(options.cache_dir)
+    server, seen = holder_of(options.cache_dir), lock_holders(options.cache_dir)
+    if seen and server not in seen:
+        return f"; {shown(seen[0])} holds its lock: end that"
     device = device_served_by(server) if server is not None else None
     if device is None or any(mount.device == device for mount in mounts()):
         return ""
