@@ -18,7 +18,7 @@ from trimsfs.tiers.quotas import REST, Quotas
 
 @pytest.fixture(autouse=True)
 def no_headroom(chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimsfs.tiers.disk.space.HEADROOM_CHUNKS", 0)
+    monkeypatch.setattr("trimsfs.tiers.disk.budget.HEADROOM_CHUNKS", 0)
 
 
 @pytest.fixture
