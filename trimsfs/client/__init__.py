@@ -36,18 +36,18 @@ if TYPE_CHECKING:
     from trimsfs.formats import FormatError
 else:
     _HOMES = {
-        "Folded": "folding",
-        "FormatError": "model",
-        "Model": "model",
-        "ShardedModel": "sharded_model",
-    } | dict.fromkeys(("DeviceModel", "DeviceTensor", "GpuError", "GpuFullError", "GpuLostError"), "gpu")
+        "Folded": "trimsfs.extras.folding.folding",
+        "FormatError": "trimsfs.client.model",
+        "Model": "trimsfs.client.model",
+        "ShardedModel": "trimsfs.client.sharded_model",
+    } | dict.fromkeys(("DeviceModel", "DeviceTensor", "GpuError", "GpuFullError", "GpuLostError"), "trimsfs.extras.gpu.client")
 
     def __getattr__(name: str) -> object:  # lazy: every program of `trimsfs run` imports this package first
         import importlib  # noqa: PLC0415
 
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"trimsfs.client.{_HOMES[name]}"), name)
+        return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def open(path: str | PathLike[str]) -> "Model | ShardedModel":  # noqa: A001 - trimsfs.open(), as zarr.open()
