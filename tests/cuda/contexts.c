@@ -1,4 +1,4 @@
-/* Contexts: primary ones, created ones, and the current one of each thread. */
+/* The primary contexts, which are the only ones, and the current one of each thread. */
 #include <stdlib.h>
 
 #include "emulated.h"
@@ -11,14 +11,13 @@ static _Thread_local struct context *stack[STACK_LIMIT];
 static _Thread_local int depth;
 
 /* Call with the tables held, as for primary and end. */
-static struct context *make(int device, unsigned flags)
+static struct context *make(int device)
 {
 	struct context *context = calloc(1, sizeof(*context));
 
 	if (context == NULL)
 		return NULL;
 	context->device = device;
-	context->flags = flags;
 	context->id = ++made;
 	context->default_stream = (struct stream){.context = context, .legacy = true, .id = 1};
 	context->thread_stream = (struct stream){.context = context, .id = 2};
@@ -31,7 +30,7 @@ static struct context *primary(int device)
 {
 	struct context *context = contexts;
 
-	while (context != NULL && (!context->primary || context->device != device))
+	while (context != NULL && context->device != device)
 		context = context->next;
 	return context;
 }
@@ -86,9 +85,8 @@ API CUresult cuDevicePrimaryCtxRetain(CUcontext *handle, CUdevice device)
 	TRY(lost(number));
 	HOLD(tables);
 	struct context *context = primary(number);
-	if (context == NULL && (context = make(number, 0)) == NULL)
+	if (context == NULL && (context = make(number)) == NULL)
 		return CUDA_ERROR_OUT_OF_MEMORY;
-	context->primary = true;
 	context->references++;
 	*handle = context;
 	return CUDA_SUCCESS;
@@ -146,51 +144,6 @@ API CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned *flags, int *a
 	struct context *context = primary(number);
 	*flags = context == NULL ? 0 : context->flags;
 	*active = context != NULL;
-	return CUDA_SUCCESS;
-}
-
-API CUresult cuCtxCreate_v2(CUcontext *handle, unsigned flags, CUdevice device)
-{
-	int number;
-
-	TRY(find_device(device, &number));
-	if (handle == NULL || depth == STACK_LIMIT)
-		return CUDA_ERROR_INVALID_VALUE;
-	TRY(lost(number));
-	HOLD(tables);
-	*handle = make(number, flags);
-	if (*handle == NULL)
-		return CUDA_ERROR_OUT_OF_MEMORY;
-	stack[depth++] = *handle;
-	return CUDA_SUCCESS;
-}
-
-API CUresult cuCtxCreate_v3(CUcontext *handle, const void *affinity, int count, unsigned flags, CUdevice device)
-{
-	(void)affinity;
-	return count == 0 ? cuCtxCreate_v2(handle, flags, device) : CUDA_ERROR_NOT_SUPPORTED;
-}
-
-API CUresult cuCtxCreate_v4(CUcontext *handle, const void *parameters, unsigned flags, CUdevice device)
-{
-	(void)parameters;
-	return cuCtxCreate_v2(handle, flags, device);
-}
-
-API CUresult cuCtxDestroy_v2(CUcontext context)
-{
-	TRY(ready());
-	pthread_mutex_lock(&tables);
-	CUresult found = find_context(context);
-	pthread_mutex_unlock(&tables);
-	if (found != CUDA_SUCCESS || context->primary)
-		return CUDA_ERROR_INVALID_CONTEXT;
-	finish_context(context);
-	HOLD(tables);
-	if (!context->destroyed)
-		end(context);
-	if (depth > 0 && stack[depth - 1] == context)
-		depth--;
 	return CUDA_SUCCESS;
 }
 

@@ -70,10 +70,6 @@ static const struct {
 	{"cuDevicePrimaryCtxRelease", 11000, "_v2"},
 	{"cuDevicePrimaryCtxReset", 11000, "_v2"},
 	{"cuDevicePrimaryCtxSetFlags", 11000, "_v2"},
-	{"cuCtxCreate", 12050, "_v4"},
-	{"cuCtxCreate", 11040, "_v3"},
-	{"cuCtxCreate", 3020, "_v2"},
-	{"cuCtxDestroy", 4000, "_v2"},
 	{"cuCtxPushCurrent", 4000, "_v2"},
 	{"cuCtxPopCurrent", 4000, "_v2"},
 	{"cuCtxGetDevice", 13000, "_v2"},
@@ -93,11 +89,7 @@ static const struct {
 	{"cuMemcpyDtoHAsync", 3020, "_v2"},
 	{"cuMemcpyDtoDAsync", 3020, "_v2"},
 	{"cuMemsetD8", 3020, "_v2"},
-	{"cuMemsetD16", 3020, "_v2"},
-	{"cuMemsetD32", 3020, "_v2"},
 	{"cuStreamDestroy", 4000, "_v2"},
-	{"cuEventDestroy", 4000, "_v2"},
-	{"cuEventElapsedTime", 12080, "_v2"},
 	{"cuGetProcAddress", 12000, "_v2"},
 };
 
