@@ -69,12 +69,6 @@ def test_whoever_is_left_out_the_others_keep_their_order(left: int) -> None:
         assert placement.ranked(content, chunk, 9) == order[:9]
 
 
-def test_members_left_out_are_as_if_they_had_left() -> None:
-    placement, content = Placement(HOSTS), content_seed("model")
-    found = [placement.ranked(content, chunk, 3, without={HOSTS[0]}) for chunk in CHUNKS]
-    assert found == ranked(HOSTS[1:], 3)
-
-
 @pytest.mark.parametrize(
     ("listed", "addresses"),
     [
