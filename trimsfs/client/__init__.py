@@ -35,12 +35,13 @@ if TYPE_CHECKING:
     from trimsfs.extras.gpu.client import DeviceModel, DeviceTensor, GpuError, GpuFullError, GpuLostError
     from trimsfs.formats import FormatError
 else:
+    _GPU = ("DeviceModel", "DeviceTensor", "GpuError", "GpuFullError", "GpuLostError")
     _HOMES = {
         "Folded": "trimsfs.extras.folding.folding",
         "FormatError": "trimsfs.client.model",
         "Model": "trimsfs.client.model",
         "ShardedModel": "trimsfs.client.sharded_model",
-    } | dict.fromkeys(("DeviceModel", "DeviceTensor", "GpuError", "GpuFullError", "GpuLostError"), "trimsfs.extras.gpu.client")
+    } | dict.fromkeys(_GPU, "trimsfs.extras.gpu.client")
 
     def __getattr__(name: str) -> object:  # lazy: every program of `trimsfs run` imports this package first
         import importlib  # noqa: PLC0415
