@@ -23,7 +23,7 @@ from botocore.exceptions import ClientError, SSLError
 
 from tests.contract.backends import use_cloud
 from trimsfs.options import MountOptions
-from trimsfs.stores import open_store
+from trimsfs.stores.open import open_store
 
 from . import seaweed
 from .ceph import Ceph, _entries, missing_programs, start_ceph
