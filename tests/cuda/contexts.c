@@ -6,7 +6,6 @@
 #define STACK_LIMIT 64
 
 static struct context *contexts;
-static unsigned long long made;
 static _Thread_local struct context *stack[STACK_LIMIT];
 static _Thread_local int depth;
 
@@ -18,9 +17,8 @@ static struct context *make(int device)
 	if (context == NULL)
 		return NULL;
 	context->device = device;
-	context->id = ++made;
-	context->default_stream = (struct stream){.context = context, .legacy = true, .id = 1};
-	context->thread_stream = (struct stream){.context = context, .id = 2};
+	context->default_stream = (struct stream){.context = context, .legacy = true};
+	context->thread_stream = (struct stream){.context = context};
 	context->next = contexts;
 	contexts = context;
 	return context;
@@ -122,31 +120,6 @@ API CUresult cuDevicePrimaryCtxReset_v2(CUdevice device)
 	return leave(device, true);
 }
 
-API CUresult cuDevicePrimaryCtxSetFlags_v2(CUdevice device, unsigned flags)
-{
-	int number;
-
-	TRY(find_device(device, &number));
-	HOLD(tables);
-	if (primary(number) != NULL)
-		primary(number)->flags = flags;
-	return CUDA_SUCCESS;
-}
-
-API CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned *flags, int *active)
-{
-	int number;
-
-	TRY(find_device(device, &number));
-	if (flags == NULL || active == NULL)
-		return CUDA_ERROR_INVALID_VALUE;
-	HOLD(tables);
-	struct context *context = primary(number);
-	*flags = context == NULL ? 0 : context->flags;
-	*active = context != NULL;
-	return CUDA_SUCCESS;
-}
-
 API CUresult cuCtxPushCurrent_v2(CUcontext context)
 {
 	TRY(ready());
@@ -212,29 +185,6 @@ API CUresult cuCtxGetDevice_v2(CUdevice *device, CUcontext context)
 API CUresult cuCtxGetDevice(CUdevice *device)
 {
 	return cuCtxGetDevice_v2(device, NULL);
-}
-
-API CUresult cuCtxGetId(CUcontext context, unsigned long long *id)
-{
-	TRY(given(&context));
-	*id = context->id;
-	return CUDA_SUCCESS;
-}
-
-API CUresult cuCtxGetFlags(unsigned *flags)
-{
-	struct context *context = NULL;
-
-	TRY(given(&context));
-	*flags = context->flags;
-	return CUDA_SUCCESS;
-}
-
-API CUresult cuCtxGetApiVersion(CUcontext context, unsigned *version)
-{
-	TRY(given(&context));
-	*version = 3020;
-	return CUDA_SUCCESS;
 }
 
 API CUresult cuCtxGetStreamPriorityRange(int *least, int *greatest)

@@ -125,16 +125,13 @@ static inline void give(pthread_mutex_t **mutex)
 struct stream {
 	struct context *context;
 	bool legacy, nonblocking;
-	int priority;
-	unsigned long long id;
 	struct stream *next;
 };
 
 struct context {
 	int device;
 	bool destroyed;
-	unsigned references, flags;
-	unsigned long long id;
+	unsigned references;
 	_Atomic(CUresult) error; /* sticky, as with a true driver: the process must be restarted */
 	struct stream default_stream, thread_stream;
 	struct context *next;
@@ -167,7 +164,7 @@ struct range {
 	struct memory *memory; /* NULL: host memory */
 	enum access access;
 	struct context *context;
-	unsigned flags, opened;
+	unsigned opened;
 	unsigned long long id;
 	struct range *next;
 };

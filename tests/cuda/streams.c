@@ -7,7 +7,6 @@
 #define THREAD ((CUstream)2)
 
 static struct stream *streams;
-static unsigned long long made = 2;
 
 /* The stream of a handle; NULL is the current context's default stream. Call with the tables held. */
 CUresult find_stream(struct stream *handle, struct stream **stream)
@@ -41,6 +40,7 @@ API CUresult cuStreamCreateWithPriority(CUstream *stream, unsigned flags, int pr
 {
 	struct context *context;
 
+	(void)priority;
 	HOLD(tables);
 	TRY(current(&context));
 	if (stream == NULL || flags > STREAM_NON_BLOCKING)
@@ -51,8 +51,6 @@ API CUresult cuStreamCreateWithPriority(CUstream *stream, unsigned flags, int pr
 	**stream = (struct stream){
 		.context = context,
 		.nonblocking = flags == STREAM_NON_BLOCKING,
-		.priority = priority > 0 ? 0 : priority < -5 ? -5 : priority,
-		.id = ++made,
 		.next = streams,
 	};
 	streams = *stream;
@@ -96,60 +94,6 @@ API CUresult cuStreamQuery(CUstream handle)
 
 	TRY(resolve(handle, &stream));
 	return inquire(stream);
-}
-
-API CUresult cuStreamGetPriority(CUstream handle, int *priority)
-{
-	struct stream *stream;
-
-	TRY(resolve(handle, &stream));
-	*priority = stream->priority;
-	return CUDA_SUCCESS;
-}
-
-API CUresult cuStreamGetFlags(CUstream handle, unsigned *flags)
-{
-	struct stream *stream;
-
-	TRY(resolve(handle, &stream));
-	*flags = stream->nonblocking ? STREAM_NON_BLOCKING : 0;
-	return CUDA_SUCCESS;
-}
-
-API CUresult cuStreamGetId(CUstream handle, unsigned long long *id)
-{
-	struct stream *stream;
-
-	TRY(resolve(handle, &stream));
-	*id = stream->id;
-	return CUDA_SUCCESS;
-}
-
-API CUresult cuStreamGetCtx(CUstream handle, CUcontext *context)
-{
-	struct stream *stream;
-
-	TRY(resolve(handle, &stream));
-	*context = stream->context;
-	return CUDA_SUCCESS;
-}
-
-API CUresult cuStreamGetDevice(CUstream handle, CUdevice *device)
-{
-	struct stream *stream;
-
-	TRY(resolve(handle, &stream));
-	*device = ordinal(stream->context->device);
-	return CUDA_SUCCESS;
-}
-
-API CUresult cuStreamIsCapturing(CUstream handle, int *status)
-{
-	struct stream *stream;
-
-	TRY(resolve(handle, &stream));
-	*status = 0;
-	return CUDA_SUCCESS;
 }
 
 /* For programs with a default stream per thread. Here, all threads of a context share that one. */
