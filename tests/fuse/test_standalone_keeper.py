@@ -164,7 +164,7 @@ def test_readers_wait_for_the_next_container_of_a_server_that_is_lost(node: Node
 def test_a_newer_server_takes_over_while_the_one_before_is_there(served: Node) -> None:
     old, before = served.processes[-1], served.serving()
     with (served.mountpoint / "warm").open("rb", buffering=0) as file:
-        new = served.server("--fetch-processes", "1")
+        new = served.server("fetch_processes=1")
         after = served.serving(not_by=before)
         assert old.poll() is None
         assert file.read() == FILES["warm"]

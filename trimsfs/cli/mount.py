@@ -15,7 +15,7 @@ import click
 import platformdirs
 
 from trimsfs.cli.control_files import check_answers
-from trimsfs.cli.mount_options import mount_options
+from trimsfs.cli.mount_options import MountCommand, mount_options
 from trimsfs.cli.output import fail, reported
 from trimsfs.cli.umount import STOP_TIMEOUT_S
 from trimsfs.command_group import complete_path, examples
@@ -42,7 +42,7 @@ _URL = re.compile(r"([a-z][a-z0-9+.]+):/*(.+)")
 """A URL, also with too few or too many slashes."""
 
 
-class SourceFirst(click.Command):
+class SourceFirst(MountCommand):
     """A command with an optional argument, the source, before a required one, the mount point."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -72,7 +72,8 @@ def mount(mountpoint: Path, foreground: bool, options: MountOptions) -> None:
 
     Creates the mount point if its parent directory exists. Returns when the mount answers. All options but
     --foreground can also be set in the configuration file (with _ for -) or the environment (TRIMSFS_STORE for
-    --store). trimsfs finds S3 credentials as any AWS tool does.
+    --store). More options can only be set there: see docs/configuration.md, or `man trimsfs.toml`. trimsfs finds S3
+    credentials as any AWS tool does.
     """
     mount_store(mountpoint, options, foreground=foreground)
 
