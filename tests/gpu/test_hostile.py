@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.scene import MIB, Scene, scene
+from tests.gpu.scene import MIB, Scene, digest_of, scene
 from tests.support.mounts import again_while_copied, trimsfs, wait_until
 
 SIZE = 5 * MIB + 3
@@ -47,12 +47,17 @@ def books_agree(host: Scene) -> bool:
 
 def test_garbage_at_the_socket_costs_nothing(store: Path, tmp_path: Path) -> None:
     with scene(store, tmp_path) as host:
+        program = host.borrowing("net.bin")
         before, descriptors = server(host), len(os.listdir(f"/proc/{server(host)}/fd"))
-        for sent in [b"[" * 60_000, b"garbage", b"\xff" * 100, b"{", b'{"token": 1}', b'"token"'] * 8:
+        tokens = [b'{"token": "guess"}', b'{"token": 1}', b'{"token": ["a"]}', b'"token"']
+        for sent in [b"[" * 60_000, b"garbage", b"\xff" * 5000, b"{", b"{}", b"[]", *tokens] * 5:
             with connected(host) as end:
                 socket.send_fds(end, [sent], [0, 1, 2, 0])
-                end.recv(4096)
+                data, lent, _, _ = socket.recv_fds(end, 4096, 4)
+            assert not lent, sent
+            assert not data or json.loads(data)["kind"] == "NoSuchEntryError", sent
 
+        assert program.digest() == digest_of(store, "net.bin")
         assert server(host) == before
         wait_until(lambda: len(os.listdir(f"/proc/{before}/fd")) <= descriptors + 2)
         assert "Traceback" not in host.mount.log()

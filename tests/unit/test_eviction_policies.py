@@ -108,13 +108,6 @@ def test_nothing_is_evicted_for_nothing(policy: Policy, entries: list[Evictable]
     assert policy(entries, needed) == []
 
 
-@pytest.mark.parametrize("name", sorted(set(ALL) - {"never"}))
-@given(entries=ENTRIES, needed=NEEDED)
-def test_victims_free_what_is_needed_or_are_all(name: str, entries: list[Evictable], needed: int) -> None:
-    victims = ALL[name](entries, needed)
-    assert sum(victim.size for victim in victims) >= needed or len(victims) == len(entries)
-
-
 # One entry after the other
 
 
@@ -141,25 +134,6 @@ def test_victims_come_in_the_order_of_the_policy_and_before_all_that_is_kept(
     kept = [entry for entry in entries if entry not in victims]
     assert victims == sorted(victims, key=key)
     assert all(key(victim) <= key(other) for victim in victims for other in kept)
-
-
-@ordered
-@given(entries=ENTRIES, needed=NEEDED, data=st.data())
-def test_the_order_of_the_entries_does_not_matter(
-    policy: Policy, key: Key, entries: list[Evictable], needed: int, data: st.DataObject
-) -> None:
-    del key
-    assert policy(data.draw(st.permutations(entries)), needed) == policy(entries, needed)
-
-
-def test_the_least_recently_used_go_first() -> None:
-    entries = [entry("a", last_used=3, loaded=1), entry("b", last_used=1, loaded=2), entry("c", last_used=2, loaded=3)]
-    assert names(lru(entries, 15)) == "bc"
-
-
-def test_the_first_to_come_go_first_however_they_are_used() -> None:
-    entries = [entry("a", last_used=9, loaded=1, uses=9), entry("b", last_used=1, loaded=2), entry("c", loaded=3)]
-    assert names(fifo(entries, 15)) == "ab"
 
 
 def test_the_least_commonly_used_go_first_and_the_older_of_equals() -> None:

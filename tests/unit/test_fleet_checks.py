@@ -1,23 +1,25 @@
 """`trimsfs doctor` for a mount of a fleet: certificates, members and clocks."""
 
 import datetime
+import email.utils
 import os
 import pwd
 import re
 import ssl
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tests.services import HOST
 from tests.support.certificates import Authority, Identity
+from tests.support.http_server import Server
 from trimsfs.cli.diagnosis.checks import Advice, ProblemError
 from trimsfs.errors import ConfigurationError
 from trimsfs.extras.fleet import member_checks as fleet_checks
@@ -41,32 +43,16 @@ def options(authority: Authority, identity: Identity, members: str = "10.0.0.1:7
 def answering(authority: Authority, identity: Identity, status: int, ahead_s: float = 0.0) -> Iterator[int]:
     """A member whose nginx answers a status; its port."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def date_time_string(self, timestamp: float | None = None) -> str:
-            now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=ahead_s)
-            return super().date_time_string(now.timestamp())
-
-        def log_message(self, *_arguments: object) -> None:
-            pass
+    def answer(_request: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+        now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=ahead_s)
+        return status, {"Date": email.utils.format_datetime(now, usegmt=True)}, b""
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(identity.certificate, identity.key)
     context.load_verify_locations(authority.certificate)
     context.verify_mode = ssl.CERT_REQUIRED
-    with ThreadingHTTPServer((HOST, 0), Handler) as server:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server.server_address[1]
-        finally:
-            server.shutdown()
-            thread.join()
+    with Server(answer, context).running() as server:
+        yield urlsplit(server.url).port or 0
 
 
 def test_a_certificate_that_members_accept_is_well(tmp_path: Path) -> None:
