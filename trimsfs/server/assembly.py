@@ -38,7 +38,7 @@ from trimsfs.prefetch.prefetcher import Prefetcher
 from trimsfs.server.components import Checks, Components, Fetching, Gpu, Service, Tiers
 from trimsfs.server.environment import Environment
 from trimsfs.server.fetching import assemble_fetching, store_speeds
-from trimsfs.server.late_binding import LateBound
+from trimsfs.server.late_binding import LateBound, LateCalls
 from trimsfs.server.statistics import facts, sources
 from trimsfs.stores import Retrying, StoreRouter, probe
 from trimsfs.stores.digests import Digest
@@ -58,17 +58,19 @@ if TYPE_CHECKING:
     from trimsfs.extras.fleet.part import FleetPart
 
 
-class Calls:
-    """Late-bound calls, from components to those that are built after them."""
+class Calls(LateCalls):
+    """Calls from components to those that are built after them."""
 
     def __init__(self) -> None:
-        self.blob_removed = LateBound[[Blob], None]("blob_removed")
-        self.blob_suspected = LateBound[[Blob, TrimsError], None]("blob_suspected")
-        self.approve = LateBound[[Blob], Awaitable[bool]]("approve")
-        self.registered = LateBound[[Blob], None]("registered")
-        self.expected_digest = LateBound[[Generation], Awaitable[Digest | None]]("expected_digest")
-        self.open_names = LateBound[[Blob], Iterable[Generation]]("open_names")
-        self.render_metrics = LateBound[[], Iterator[bytes]]("render_metrics")
+        super().__init__()
+        self.blob_removed = LateBound[[Blob], None](self, "blob_removed")
+        self.blob_suspected = LateBound[[Blob, TrimsError], None](self, "blob_suspected")
+        self.approve = LateBound[[Blob], Awaitable[bool]](self, "approve")
+        self.registered = LateBound[[Blob], None](self, "registered")
+        self.ask_digest = LateBound[..., Awaitable[Digest | None]](self, "ask_digest")
+        self.open_names = LateBound[[Blob], Iterable[Generation]](self, "open_names")
+        self.replaced = LateBound[[str], None](self, "replaced")
+        self.render_metrics = LateBound[[], Iterator[bytes]](self, "render_metrics")
 
 
 def assemble(options: MountOptions, environment: Environment) -> Components:
@@ -79,7 +81,9 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
     tracer = Tracer(share=options.trace_opens)
     fleet = _fleet(options, environment, tiers, speed)
     peers = None if fleet is None else fleet.source
-    fetching = assemble_fetching(options, environment, tiers, speed, tracer, names=calls.open_names, peers=peers)
+    fetching = assemble_fetching(
+        options, environment, tiers, speed, tracer, names=calls.open_names, replaced=calls.replaced, peers=peers
+    )
     services, in_fleet = ([], {}) if fleet is None else fleet.complete(fetching)
     gpu = _gpu(options, environment, tiers, fetching)
     checks = _checks(options, environment, calls, tiers, fetching, gpu)
@@ -102,11 +106,13 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
     )
     calls.open_names.bind(filesystem.handles.names)
     calls.registered.bind(filesystem.files.registered)
+    calls.replaced.bind(filesystem.names.tell_replaced)
     above = _sources_above(filesystem, prefetcher, deduplication)
     calls.render_metrics.bind(metrics.renderer(sources(environment, tiers, fetching, gpu, checks) | above | in_fleet))
     maintenance: list[Service] = [tiers.disk.run, tiers.host.run, checks.integrity.run]
     if options.share_chunks:
         maintenance.append(deduplication.run)
+    calls.check()
     return Components(
         disk=tiers.disk,
         host=tiers.host,
@@ -275,7 +281,7 @@ def _checks(
             scrub_rate=options.scrub_rate,
             pace=environment.pace,
         ),
-        ask_digest=signed_first(calls.expected_digest, prefetch.digest) if signed else prefetch.digest,
+        ask_digest=calls.ask_digest,
         repaired=_repaired(environment, fetching, gpu),
     )
     calls.approve.bind(integrity.approve)
@@ -299,7 +305,7 @@ def _checks(
             compare=integrity.comparer.compare,
             compare_later=integrity.compare_later,
         )
-        calls.expected_digest.bind(policy.expected)
+    calls.ask_digest.bind(prefetch.digest if policy is None else signed_first(policy.expected, prefetch.digest))
     return Checks(integrity=integrity, cold_opener=cold_opener, signature_policy=policy)
 
 

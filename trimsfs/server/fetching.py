@@ -44,11 +44,13 @@ def assemble_fetching(
     tracer: Tracer,
     *,
     names: Callable[[Blob], Iterable[Generation]],
+    replaced: Callable[[str], None],
     peers: Peers | None,
 ) -> Fetching:
     """Build the components that ask the stores. Each store has its own retries, breaker and fetcher.
 
-    *names* is as of `BatchFetcher`, *peers* of `StoreFetcher`.
+    *names* tells the generations by which programs have a blob open, each with the key that they used. *replaced* hears
+    of each directory in which the store has replaced an object. *peers* are the other hosts of a fleet.
     """
     retrying = _retrying(options, environment, speed)
     impatient = VersionedStore(environment.store)
@@ -73,9 +75,9 @@ def assemble_fetching(
         ledger=environment.ledger,
         origins=origins,
         invalidate=environment.invalidate,
+        replaced=replaced,
+        **({} if early is None else {"unlisted": early.expect}),
     )
-    if early is not None:
-        namespace.on_unlisted = early.expect
     return Fetching(
         retrying=retrying,
         breakers=breakers,

@@ -36,7 +36,7 @@ from trimsfs.options import MountOptions, Place, places
 from trimsfs.server.assembly import assemble, lies_on
 from trimsfs.server.components import Components
 from trimsfs.server.environment import Environment, recovery_of
-from trimsfs.server.late_binding import LateBound
+from trimsfs.server.late_binding import LateBound, LateCalls
 from trimsfs.stores import DirectoryStore, Store, beneath, reach_place, unreachable
 from trimsfs.stores.broker import Broker
 from trimsfs.stores.router import stores_of
@@ -61,6 +61,17 @@ class Loaded:
     launched: bool
 
 
+class SessionCalls(LateCalls):
+    """Calls from components to the FUSE session, which is built after them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expire = LateBound[[Iterable[tuple[int, bytes]]], None](self, "expire")
+        self.prune = LateBound[[Sequence[int]], None](self, "prune")
+        self.drop_pages = LateBound[[int], None](self, "drop_pages")
+        self.waits = LateBound[[], list[dict[str, object]]](self, "waits")
+
+
 async def serve(
     options: MountOptions, mountpoint: Path, keeper_end: socket.socket, promotion: Promotion, loaded: Loaded
 ) -> None:
@@ -78,10 +89,7 @@ async def serve(
             backing_limit=promotion.backing_limit,
         )
         pool = WorkerPool(loaded.spawner, count=options.fetch_processes or 2)
-        expire = LateBound[[Iterable[tuple[int, bytes]]], None]("expire")
-        prune = LateBound[[Sequence[int]], None]("prune")
-        drop_pages = LateBound[[int], None]("drop_pages")
-        waits = LateBound[[], list[dict[str, object]]]("waits")
+        calls = SessionCalls()
         environment = Environment(
             mountpoint=mountpoint,
             mounted_ns=settings.mounted_ns,
@@ -102,18 +110,19 @@ async def serve(
             read_manifest=loaded.read_manifest,
             invalidate=invalidate,
             forget_pages=forget_pages,
-            expire=expire,
-            prune=prune,
-            drop_pages=drop_pages,
-            waits=waits,
+            expire=calls.expire,
+            prune=calls.prune,
+            drop_pages=calls.drop_pages,
+            waits=calls.waits,
         )
         components = assemble(options, environment)
         # The kernel numbers threads as in the keeper's PID namespace.
         session = Session(components.filesystem, settings, hide_threads=not keeper.in_sight)
-        expire.bind(session.expire)
-        prune.bind(session.prune)
-        drop_pages.bind(session.drop_pages)
-        waits.bind(session.waits)
+        calls.expire.bind(session.expire)
+        calls.prune.bind(session.prune)
+        calls.drop_pages.bind(session.drop_pages)
+        calls.waits.bind(session.waits)
+        calls.check()
         try:
             if promotion.fuse is None:
                 await _reach_stores(loaded.store, options, components)
