@@ -16,8 +16,7 @@ from tests.unit.namespace.common import look, namespace_of
 from tests.unit.signature_policy.common import KEY
 from trimsfs.errors import ObjectNotFoundError, StoreAccessError, StoreUnavailableError, TransientStoreError, TrimsError
 from trimsfs.extras.signatures.signed_manifest import read_manifest
-from trimsfs.fetch.early_heads import HEAD_BYTES, MOST_AT_ONCE, EarlyHeads
-from trimsfs.fetch.first_bytes import LEAST_SIZE
+from trimsfs.fetch.bypass import HEAD_BYTES, LEAST_SIZE, MOST_AT_ONCE, EarlyHeads
 from trimsfs.stores.base import Head
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 

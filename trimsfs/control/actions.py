@@ -24,7 +24,7 @@ from trimsfs.extras.gpu.copies import GpuCopies
 from trimsfs.extras.gpu.copy_requests import WarmRequest
 from trimsfs.extras.gpu.tier.pool import Holder
 from trimsfs.fetch.fetcher import Fetcher
-from trimsfs.fetch.prefetch import Urgency
+from trimsfs.fetch.flights import Urgency
 from trimsfs.integrity.integrity import Integrity
 from trimsfs.integrity.signature_policy import SignaturePolicy
 from trimsfs.opening.passthrough import Passthrough

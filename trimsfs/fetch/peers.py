@@ -55,10 +55,8 @@ class Peers(Protocol):
     def lane(self, blob: Blob, chunk: int) -> Lane:
         """Where a chunk most likely comes from."""
 
-    async def fetch(
-        self, flight: Flight, landed: Callable[[Flight], None], *, deadline: float, away: Callable[[], bool]
-    ) -> bool:
-        """Fetch a chunk into its blob; returns whether it has landed. If not, the store is to be asked.
+    async def fetch(self, flight: Flight, *, deadline: float, away: Callable[[], bool]) -> bool:
+        """Fetch a chunk into its blob; returns whether it is there. If not, the store is to be asked.
 
         Each owner is asked once. Those that are busy are asked again a few times: after the *deadline* only for what
         they have, and not while this host's store is *away*.

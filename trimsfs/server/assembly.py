@@ -22,7 +22,7 @@ from trimsfs.extras.folding.derived_blobs import DerivedBlobs
 from trimsfs.extras.gpu.copies import GpuCopies
 from trimsfs.extras.gpu.copy_ledger import CopyLedger
 from trimsfs.extras.gpu.interface import GpuInterface
-from trimsfs.fetch.speed import StoreSpeed
+from trimsfs.fetch.store_requests import StoreSpeed
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.filesystem.trust import Trust
 from trimsfs.integrity.integrity import Integrity, Schedule

@@ -12,7 +12,7 @@ from trimsfs.control.tensor_tables import TensorTables
 from trimsfs.extras.folding.derived_blobs import DerivedBlobs
 from trimsfs.extras.gpu.copies import GpuCopies
 from trimsfs.extras.gpu.interface import GpuInterface
-from trimsfs.fetch.early_heads import EarlyHeads
+from trimsfs.fetch.bypass import EarlyHeads
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.filesystem.rights import Rights

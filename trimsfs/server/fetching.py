@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable
 
 from trimsfs.control.tensor_tables import TensorTables
-from trimsfs.fetch.early_heads import EarlyHeads
+from trimsfs.fetch.bypass import EarlyHeads
 from trimsfs.fetch.equal_chunks import EqualChunkCopier
 from trimsfs.fetch.fetcher import Fetcher, Fetchers
 from trimsfs.fetch.peers import Peers
-from trimsfs.fetch.speed import StoreSpeed, max_requests
 from trimsfs.fetch.store_fetcher import StoreFetcher
+from trimsfs.fetch.store_requests import StoreSpeed, max_requests
 from trimsfs.filesystem.rights import Rights
 from trimsfs.integrity.digest_prefetch import DigestPrefetch
 from trimsfs.namespace.kept_listings import KeptListings

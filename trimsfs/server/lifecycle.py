@@ -22,8 +22,8 @@ from trimsfs.errors import (
     StoreUnavailableError,
 )
 from trimsfs.extras.gpu.interface import GpuInterface
-from trimsfs.fetch.worker_pool import WorkerPool
-from trimsfs.fetch.workers import Spawner
+from trimsfs.fetch.processes.worker_pool import WorkerPool
+from trimsfs.fetch.processes.workers import Spawner
 from trimsfs.filesystem.takeover import Takeover
 from trimsfs.fuse.session import Session, forget_attributes, forget_pages, invalidate, why_no_passthrough
 from trimsfs.handover.connection_settings import ConnectionSettings

@@ -9,7 +9,7 @@ from trimsfs.extras.fleet.fleet import Fleet
 from trimsfs.extras.fleet.serving.chunk_server import ChunkServer
 from trimsfs.extras.fleet.source import FleetSource
 from trimsfs.extras.fleet.spread import Spreader
-from trimsfs.fetch.speed import StoreSpeed
+from trimsfs.fetch.store_requests import StoreSpeed
 from trimsfs.options import MountOptions, directories
 from trimsfs.origins import ByPath
 from trimsfs.server.components import Fetching, Service, Tiers
