@@ -3,9 +3,9 @@
 *Lookup.* The namespace finds what a name is: one generation, a content of an object (`trimsfs.namespace.tree`).
 
 *Open.* The server finds the blob of that generation: this host's copy, whole or in part (`trimsfs.filesystem.files`).
-If it is resident, which is whole, verified, recorded and in memory, the reply names its file. By passthrough, the
-kernel reads that file without the server, and the story ends (`trimsfs.opening.passthrough`). Else the open waits for
-the whole file, by `fetch_all`, or it streams: each read comes here (`trimsfs.opening.cold_open`).
+If it is resident (whole, verified, recorded and in memory), the reply names its file: by passthrough, the kernel reads
+that file without the server, and the story ends (`trimsfs.opening.passthrough`). Else the open waits for the whole
+file, by `fetch_all`, or it streams: each read comes here (`trimsfs.opening.cold_open`).
 
 *Read.* `read_once` gives the bytes in the first way that has them:
 
@@ -21,8 +21,8 @@ other hosts wait for, then the rest of what is open (`trimsfs.fetch.scheduler`).
 verified. What other files or hosts have is copied, and compared. All else comes from the store by one request, bound to
 the generation: a fetch process writes it into the blob's file, and tells the checksum of each chunk.
 
-*Publish.* Each chunk lands by itself: only now, whole and written, may it be read from the blob, and its readers wake.
-The index learns of it once it is on the disk. When the last chunk has landed, the blob is registered for passthrough.
+*Publish.* Each chunk lands by itself, whole and written: its readers wake, and later ones need no flight. The index
+records it after that. When the last chunk has landed, the blob is registered for passthrough.
 
 *Give back.* A flight that has landed, or failed, uses its blob no more. The batch gives its slot back, and the next one
 starts. A batch that nobody wants any more is cancelled.

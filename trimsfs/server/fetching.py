@@ -76,7 +76,7 @@ def assemble_fetching(
         origins=origins,
         invalidate=environment.invalidate,
         replaced=replaced,
-        **({} if early is None else {"unlisted": early.expect}),
+        unlisted=early.expect if early is not None else lambda _: None,
     )
     return Fetching(
         retrying=retrying,
