@@ -22,7 +22,7 @@ from trimsfs.extras.fleet.protocol import CRCS, ChunkRequest, format_crcs, parse
 from trimsfs.fetch.copier import Extent
 from trimsfs.fetch.peers import PeerAnswer, PeerRequest
 from trimsfs.fetch.processes.thread_copier import ThreadCopier
-from trimsfs.stores.receive_loop import PIECE
+from trimsfs.stores.http.receive_loop import PIECE
 from trimsfs.types import ChunkRecord
 
 CHUNK = 1 << 16

@@ -169,7 +169,8 @@ async def test_a_handle_that_the_kernel_did_not_take_leaves_nothing_in_use(serve
     assert handle is not None
     server.filesystem.files.release(handle)
     assert server.users() == users
-    assert server.filesystem.handles._slots == server.filesystem.files._resident == {}
+    assert server.filesystem.handles._slots == {}
+    assert server.filesystem.files._resident == {}
     server.release(opened(server, number))
 
 
