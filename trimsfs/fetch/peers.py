@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from trimsfs.fetch.flights import Flight, Lane
+from trimsfs.stores.base import Sink
 from trimsfs.tiers.blob import Blob
 
 Outcome = Literal[
@@ -61,3 +62,16 @@ class Peers(Protocol):
         Each owner is asked once. Those that are busy are asked again a few times: after the *deadline* only for what
         they have, and not while this host's store is *away*.
         """
+
+
+class PeerReader(Protocol):
+    """Reads from peers, in a fetch process."""
+
+    async def read(self, request: PeerRequest, length: int, begin: Callable[[Sequence[int]], Sink]) -> PeerAnswer:
+        """Make a request for *length* bytes, which the sink gets that *begin* makes of the checksums of the chunks.
+
+        Raises what *begin* and the sink do.
+        """
+
+    async def ask(self, request: PeerRequest) -> PeerAnswer:
+        """Make a request for no bytes."""

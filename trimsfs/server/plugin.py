@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimsfs.control.extra import Extra
-from trimsfs.fetch.peers import Peers
-from trimsfs.fetch.processes.thread_copier import PeerReader
+from trimsfs.fetch.peers import PeerReader, Peers
 from trimsfs.fetch.store_requests import StoreSpeed
 from trimsfs.options import MountOptions
 from trimsfs.origins import ByPath

@@ -10,7 +10,7 @@ from trimsfs.control.extra import Admitted, Command, Extra
 from trimsfs.control.jobs import Order
 from trimsfs.control.progress import Progress
 from trimsfs.errors import ConfigurationError
-from trimsfs.fetch.processes.thread_copier import PeerReader
+from trimsfs.fetch.peers import PeerReader
 from trimsfs.fetch.store_requests import StoreSpeed
 from trimsfs.options import MountOptions, directories
 from trimsfs.origins import ByPath

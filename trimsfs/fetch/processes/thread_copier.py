@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import trio
 
@@ -17,7 +17,7 @@ from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.errors import StoreError
 from trimsfs.fetch.copier import Arrived, Extent, Landed, LocalBytes
 from trimsfs.fetch.flights import Priority
-from trimsfs.fetch.peers import PeerAnswer, PeerRequest
+from trimsfs.fetch.peers import PeerAnswer, PeerReader, PeerRequest
 from trimsfs.stores.base import Sink, Store
 from trimsfs.stores.digests import RWF_DONTCACHE, Algorithm, compute
 from trimsfs.stores.router import store_of
@@ -45,19 +45,6 @@ FIRST_WRITE_SHARE = 8
 """The first write is this many times smaller if a reader waits for its bytes."""
 REPORT_S = 0.05
 """On a slow link, bytes are written and reported after this time at the latest: somebody may begin to wait for them."""
-
-
-class PeerReader(Protocol):
-    """Reads from peers."""
-
-    async def read(self, request: PeerRequest, length: int, begin: Callable[[Sequence[int]], Sink]) -> PeerAnswer:
-        """Make a request for *length* bytes, which the sink gets that *begin* makes of the checksums of the chunks.
-
-        Raises what the sink does, and ChecksumError.
-        """
-
-    async def ask(self, request: PeerRequest) -> PeerAnswer:
-        """Make a request for no bytes."""
 
 
 class ThreadCopier:
