@@ -20,7 +20,7 @@ from trimsfs.errors import (
     TrimsError,
 )
 from trimsfs.fetch.fetcher import Fetcher
-from trimsfs.fetch.prefetch import Urgency
+from trimsfs.fetch.flights import Urgency
 from trimsfs.integrity.integrity import Integrity
 from trimsfs.integrity.signature_policy import SignaturePolicy
 from trimsfs.opening.passthrough import Passthrough

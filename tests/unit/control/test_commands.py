@@ -70,7 +70,9 @@ async def test_warming_the_host_reads_every_byte_into_its_memory(
     server: Server, monkeypatch: pytest.MonkeyPatch, sizes: dict[str, int]
 ) -> None:
     ranges: list[tuple[int, int]] = []
-    monkeypatch.setattr("trimsfs.fetch.copier.populate", lambda _descriptor, start, stop: ranges.append((start, stop)))
+    monkeypatch.setattr(
+        "trimsfs.fetch.processes.thread_copier.populate", lambda _descriptor, start, stop: ranges.append((start, stop))
+    )
     monkeypatch.setattr(page_cache, "resident_bytes", lambda _descriptor: 0)
     await server.command("warm-disk", "net/params")
     await in_memory(server, "net/params")

@@ -21,9 +21,9 @@ from trimsfs import errors
 from trimsfs.concurrency.channel import Channel, ChannelClosedError, Message
 from trimsfs.errors import StoreUnavailableError, WorkerLostError
 from trimsfs.fetch.copier import Arrived, Extent, Landed, LocalBytes
+from trimsfs.fetch.flights import Priority
 from trimsfs.fetch.peers import PeerAnswer, PeerRequest
-from trimsfs.fetch.priority import Priority
-from trimsfs.fetch.workers import MOST_TRIES, TRY_AGAIN_S, Role, Spawner, give_priority
+from trimsfs.fetch.processes.workers import MOST_TRIES, TRY_AGAIN_S, Role, Spawner, give_priority
 from trimsfs.processes import LOOK_INTERVAL_S, StopWatch
 from trimsfs.stores.digests import Algorithm
 from trimsfs.telemetry.trace import Spent

@@ -1,7 +1,7 @@
 """Fetch processes move bytes for the server, so that its event loop has a core and the GIL to itself.
 
 Each runs a ``ThreadCopier`` and writes what it fetches straight into the blob, whose descriptor comes with the job.
-`trimsfs.fetch.worker_pool.WorkerPool` is the server's side.
+`trimsfs.fetch.processes.worker_pool.WorkerPool` is the server's side.
 """
 
 import contextlib
@@ -22,8 +22,9 @@ import trio
 from trimsfs.concurrency.channel import Channel, ChannelClosedError, Message, pair
 from trimsfs.concurrency.watch import watched
 from trimsfs.errors import StoreError, TransientStoreError
-from trimsfs.fetch.copier import Arrived, Extent, Landed, LocalBytes, ThreadCopier
+from trimsfs.fetch.copier import Arrived, Extent, Landed, LocalBytes
 from trimsfs.fetch.peers import PeerRequest
+from trimsfs.fetch.processes.thread_copier import ThreadCopier
 from trimsfs.processes import fork_patiently, may_rise, prioritise
 from trimsfs.telemetry.trace import Spent
 from trimsfs.text import set_process_title
