@@ -329,3 +329,14 @@ def test_a_cache_of_another_user_is_taken_over(store_directory: Path, tmp_path: 
             fetched = mount.metrics()["trimsfs_fetch_fetched_bytes_total"]
             assert fetched == (7 if user == "root" else 0)
             assert (mount.cache / "index.sqlite").stat().st_uid == (0 if user == "root" else int(user))
+
+
+@pytest.mark.alone  # looks at all mounts of the host
+def test_a_mount_that_its_modes_hide_is_no_mount_that_does_not_answer(store_directory: Path, tmp_path: Path) -> None:
+    with mounted(store_directory, tmp_path, "--mode", "0400") as mount:
+        done = trimsfs("status", mount.path, user=USERS["stranger"][0])
+        assert (done.returncode, "  hidden from this user: " in done.stdout) == (11, True), done.stdout
+        every = trimsfs("status", "--json", user=USERS["stranger"][0])
+        (found,) = [facts for facts in json.loads(every.stdout) if facts["mountpoint"] == str(mount.path)]
+        assert (found["kind"], every.returncode) == ("NotPermittedError", 0)
+        assert trimsfs("status", mount.path).returncode == 0

@@ -74,6 +74,9 @@ def mount(mountpoint: Path, foreground: bool, options: MountOptions) -> None:
     --foreground can also be set in the configuration file (with _ for -) or the environment (TRIMSFS_STORE for
     --store). trimsfs finds S3 credentials as any AWS tool does.
     """
+    if foreground and options.log_file is not None:
+        told = f"option --log-file {options.log_file}: not written with --foreground, which logs to the terminal"
+        click.echo(f"trimsfs: warning: {printable(told)}", err=True)
     mount_store(mountpoint, options, foreground=foreground)
 
 
