@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from mountctl.keeper.control_socket import ask
 from tests.support.mounts import MOUNTCTL, MountedStore, again_while_copied, mounted, trimsfs, wait_until
 from tests.support.processes import family
+from tests.support.users import STRANGER, as_user
+from trimsfs.cli.watch.status import status
 from trimsfs.server.sandbox import CAP_DAC_READ_SEARCH
 
 A, B, OPERATORS = 2001, 2002, 2003
@@ -333,10 +336,15 @@ def test_a_cache_of_another_user_is_taken_over(store_directory: Path, tmp_path: 
 
 @pytest.mark.alone  # looks at all mounts of the host
 def test_a_mount_that_its_modes_hide_is_no_mount_that_does_not_answer(store_directory: Path, tmp_path: Path) -> None:
+    def told(*arguments: str) -> tuple[int, str]:
+        done = CliRunner().invoke(status, arguments)
+        return done.exit_code, done.stdout
+
     with mounted(store_directory, tmp_path, "--mode", "0400") as mount:
-        done = trimsfs("status", mount.path, user=USERS["stranger"][0])
-        assert (done.returncode, "  hidden from this user: " in done.stdout) == (11, True), done.stdout
-        every = trimsfs("status", "--json", user=USERS["stranger"][0])
-        (found,) = [facts for facts in json.loads(every.stdout) if facts["mountpoint"] == str(mount.path)]
-        assert (found["kind"], every.returncode) == ("NotPermittedError", 0)
-        assert trimsfs("status", mount.path).returncode == 0
+        code, text = as_user(STRANGER, lambda: told(str(mount.path)))
+        assert (code, f"  hidden from this user: {mount.path}: Permission denied" in text) == (11, True), text
+        code, text = as_user(STRANGER, lambda: told("--json"))
+        kinds = {facts["mountpoint"]: facts.get("kind") for facts in json.loads(text)}
+        assert kinds[str(mount.path)] == "NotPermittedError"
+        assert (code == 2) == bool({*kinds.values()} & {"NotMountedError"})
+        assert told(str(mount.path))[0] == 0

@@ -1,9 +1,10 @@
-"""``trimsfs status`` without a mount: what it tells of a fleet, a cache and files in quarantine."""
+"""``trimsfs status`` without a mount: what it tells of a fleet, a cache and files in quarantine, as does ``ls``."""
 
 from typing import Any
 
 import pytest
 
+from trimsfs.cli.ls import Row, _print
 from trimsfs.cli.watch.status import DEGRADED, _exit_code, _show, told_of_fleet
 
 FACTS: dict[str, Any] = {
@@ -24,6 +25,17 @@ def test_files_in_quarantine_degrade_a_mount_and_are_named(capsys: pytest.Captur
     _show(facts)
     named = ", ".join(f"/models/m/{number}" for number in range(5))
     assert f"  quarantine  7 files: {named} and 2 more\n" in capsys.readouterr().out
+
+
+def test_ls_marks_models_with_files_in_quarantine(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {"/m/a": Row(files=2, size=10, disk=10, pinned=1), "/m/b": Row(files=1, size=5)}
+    _print(rows, False)
+    assert "quarantine" not in (plain := capsys.readouterr().out)
+    assert plain.splitlines()[1].endswith("  1 file")
+    rows["/m/b"].quarantined = 1
+    _print(rows, False)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.endswith("  1 in quarantine") for line in lines] == [False, False, True, True]
 
 
 def test_a_cache_larger_than_its_disk_is_told(capsys: pytest.CaptureFixture[str]) -> None:
