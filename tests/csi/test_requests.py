@@ -224,10 +224,19 @@ def test_only_volumes_are_unpublished(path: str, code: grpc.StatusCode, words: s
         driver.call("Node/NodeUnpublishVolume", request, csi_pb2.NodeUnpublishVolumeResponse)
 
 
-@pytest.mark.parametrize("path", ["", "/mount", "{}/mounts/models", "{}/pods/../pods/pod"])
-def test_stats_of_what_can_be_no_volume_are_refused(path: str, driver: Driver) -> None:
-    request = csi_pb2.NodeGetVolumeStatsRequest(volume_id="v", volume_path=path.format(driver.pods.parent))
-    with refused(INVALID, "volume_path"):
+@pytest.mark.parametrize(
+    ("volume", "path", "code", "words"),
+    [
+        *(("v", path, INVALID, "volume_path") for path in ("", "/mount", "{}/mounts/models", "{}/pods/../pods/pod")),
+        ("", "/mount", INVALID, "volume_id: is missing"),
+        ("v", "some/path", grpc.StatusCode.NOT_FOUND, "is not published"),
+    ],
+)
+def test_stats_of_what_can_be_no_volume_are_refused(
+    volume: str, path: str, code: grpc.StatusCode, words: str, driver: Driver
+) -> None:
+    request = csi_pb2.NodeGetVolumeStatsRequest(volume_id=volume, volume_path=path.format(driver.pods.parent))
+    with refused(code, words):
         driver.call("Node/NodeGetVolumeStats", request, csi_pb2.NodeGetVolumeStatsResponse)
 
 
@@ -270,10 +279,14 @@ def test_calls_that_are_no_messages_end_alone(driver: Driver) -> None:
     assert errors > 200
     with refused(INVALID, "is not a NodePublishVolumeRequest"):
         raw("Node/NodePublishVolume", b"\xff" * 20)
-    with refused(grpc.StatusCode.UNIMPLEMENTED):
-        raw("Node/NodeStageVolume", b"")
-    with refused(grpc.StatusCode.UNIMPLEMENTED):
-        raw("Controller/CreateVolume", b"")
+    for absent in (
+        "Node/NodeStageVolume",
+        "Node/NodeUnstageVolume",
+        "Node/NodeExpandVolume",
+        "Controller/CreateVolume",
+    ):
+        with refused(grpc.StatusCode.UNIMPLEMENTED):
+            raw(absent, b"")
     with refused(grpc.StatusCode.RESOURCE_EXHAUSTED):
         raw("Node/NodePublishVolume", b"\0" * (MESSAGE_LIMIT + 1))
     assert volumes(driver.pods) == []

@@ -4,7 +4,7 @@
         subprocess.run([...], env=os.environ | environment(kernel))
 
 Processes with this environment find devices named "Emulated device N, no GPU", through cuda-bindings or whatever else
-loads ``libcuda.so.1``. Memory, copies, events and sharing between processes work; nothing is ever computed. All
+loads ``libcuda.so.1``. Memory, copies and sharing between processes work; nothing is ever computed. All
 bytes of new memory are `STALE`.
 
 | variable | |

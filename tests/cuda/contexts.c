@@ -1,4 +1,4 @@
-/* Contexts: primary ones, created ones, and the current one of each thread. */
+/* The primary contexts, which are the only ones, and the current one of each thread. */
 #include <stdlib.h>
 
 #include "emulated.h"
@@ -6,22 +6,19 @@
 #define STACK_LIMIT 64
 
 static struct context *contexts;
-static unsigned long long made;
 static _Thread_local struct context *stack[STACK_LIMIT];
 static _Thread_local int depth;
 
 /* Call with the tables held, as for primary and end. */
-static struct context *make(int device, unsigned flags)
+static struct context *make(int device)
 {
 	struct context *context = calloc(1, sizeof(*context));
 
 	if (context == NULL)
 		return NULL;
 	context->device = device;
-	context->flags = flags;
-	context->id = ++made;
-	context->default_stream = (struct stream){.context = context, .legacy = true, .id = 1};
-	context->thread_stream = (struct stream){.context = context, .id = 2};
+	context->default_stream = (struct stream){.context = context, .legacy = true};
+	context->thread_stream = (struct stream){.context = context};
 	context->next = contexts;
 	contexts = context;
 	return context;
@@ -31,7 +28,7 @@ static struct context *primary(int device)
 {
 	struct context *context = contexts;
 
-	while (context != NULL && (!context->primary || context->device != device))
+	while (context != NULL && context->device != device)
 		context = context->next;
 	return context;
 }
@@ -86,9 +83,8 @@ API CUresult cuDevicePrimaryCtxRetain(CUcontext *handle, CUdevice device)
 	TRY(lost(number));
 	HOLD(tables);
 	struct context *context = primary(number);
-	if (context == NULL && (context = make(number, 0)) == NULL)
+	if (context == NULL && (context = make(number)) == NULL)
 		return CUDA_ERROR_OUT_OF_MEMORY;
-	context->primary = true;
 	context->references++;
 	*handle = context;
 	return CUDA_SUCCESS;
@@ -122,76 +118,6 @@ API CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device)
 API CUresult cuDevicePrimaryCtxReset_v2(CUdevice device)
 {
 	return leave(device, true);
-}
-
-API CUresult cuDevicePrimaryCtxSetFlags_v2(CUdevice device, unsigned flags)
-{
-	int number;
-
-	TRY(find_device(device, &number));
-	HOLD(tables);
-	if (primary(number) != NULL)
-		primary(number)->flags = flags;
-	return CUDA_SUCCESS;
-}
-
-API CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned *flags, int *active)
-{
-	int number;
-
-	TRY(find_device(device, &number));
-	if (flags == NULL || active == NULL)
-		return CUDA_ERROR_INVALID_VALUE;
-	HOLD(tables);
-	struct context *context = primary(number);
-	*flags = context == NULL ? 0 : context->flags;
-	*active = context != NULL;
-	return CUDA_SUCCESS;
-}
-
-API CUresult cuCtxCreate_v2(CUcontext *handle, unsigned flags, CUdevice device)
-{
-	int number;
-
-	TRY(find_device(device, &number));
-	if (handle == NULL || depth == STACK_LIMIT)
-		return CUDA_ERROR_INVALID_VALUE;
-	TRY(lost(number));
-	HOLD(tables);
-	*handle = make(number, flags);
-	if (*handle == NULL)
-		return CUDA_ERROR_OUT_OF_MEMORY;
-	stack[depth++] = *handle;
-	return CUDA_SUCCESS;
-}
-
-API CUresult cuCtxCreate_v3(CUcontext *handle, const void *affinity, int count, unsigned flags, CUdevice device)
-{
-	(void)affinity;
-	return count == 0 ? cuCtxCreate_v2(handle, flags, device) : CUDA_ERROR_NOT_SUPPORTED;
-}
-
-API CUresult cuCtxCreate_v4(CUcontext *handle, const void *parameters, unsigned flags, CUdevice device)
-{
-	(void)parameters;
-	return cuCtxCreate_v2(handle, flags, device);
-}
-
-API CUresult cuCtxDestroy_v2(CUcontext context)
-{
-	TRY(ready());
-	pthread_mutex_lock(&tables);
-	CUresult found = find_context(context);
-	pthread_mutex_unlock(&tables);
-	if (found != CUDA_SUCCESS || context->primary)
-		return CUDA_ERROR_INVALID_CONTEXT;
-	finish_context(context);
-	HOLD(tables);
-	if (!context->destroyed)
-		end(context);
-	if (depth > 0 && stack[depth - 1] == context)
-		depth--;
-	return CUDA_SUCCESS;
 }
 
 API CUresult cuCtxPushCurrent_v2(CUcontext context)
@@ -259,29 +185,6 @@ API CUresult cuCtxGetDevice_v2(CUdevice *device, CUcontext context)
 API CUresult cuCtxGetDevice(CUdevice *device)
 {
 	return cuCtxGetDevice_v2(device, NULL);
-}
-
-API CUresult cuCtxGetId(CUcontext context, unsigned long long *id)
-{
-	TRY(given(&context));
-	*id = context->id;
-	return CUDA_SUCCESS;
-}
-
-API CUresult cuCtxGetFlags(unsigned *flags)
-{
-	struct context *context = NULL;
-
-	TRY(given(&context));
-	*flags = context->flags;
-	return CUDA_SUCCESS;
-}
-
-API CUresult cuCtxGetApiVersion(CUcontext context, unsigned *version)
-{
-	TRY(given(&context));
-	*version = 3020;
-	return CUDA_SUCCESS;
 }
 
 API CUresult cuCtxGetStreamPriorityRange(int *least, int *greatest)

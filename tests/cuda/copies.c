@@ -19,7 +19,7 @@ static CUresult look(uintptr_t address, size_t size, enum side side, bool *devic
 static CUresult copy(uintptr_t to, enum side there, uintptr_t from, enum side here, size_t size, CUstream handle,
 		     bool wait)
 {
-	struct operation operation = {.task = COPY, .to = to, .from = from, .size = size};
+	struct operation operation = {.to = to, .from = from, .size = size};
 
 	pthread_mutex_lock(&tables);
 	CUresult result = find_stream(handle, &operation.stream);
@@ -47,24 +47,17 @@ static CUresult copy(uintptr_t to, enum side there, uintptr_t from, enum side he
 }
 
 /* As documented, the caller never waits, even without Async in the name. */
-static CUresult fill(CUdeviceptr to, uint32_t pattern, unsigned width, size_t count, CUstream handle)
+static CUresult fill(CUdeviceptr to, unsigned char value, size_t size, CUstream handle)
 {
-	struct operation operation = {
-		.task = FILL,
-		.to = to,
-		.size = count * width,
-		.pattern = pattern,
-		.width = width,
-	};
+	struct operation operation = {.fill = true, .to = to, .size = size, .value = value};
 	bool unused;
 
 	pthread_mutex_lock(&tables);
 	CUresult result = find_stream(handle, &operation.stream);
-	if (result == CUDA_SUCCESS &&
-	    (to % width != 0 || count > SIZE_MAX / width || look(to, operation.size, DEVICE, &unused) != CUDA_SUCCESS))
-		result = CUDA_ERROR_INVALID_VALUE;
+	if (result == CUDA_SUCCESS)
+		result = look(to, size, DEVICE, &unused);
 	pthread_mutex_unlock(&tables);
-	return result != CUDA_SUCCESS || count == 0 ? result : submit(&operation, false);
+	return result != CUDA_SUCCESS || size == 0 ? result : submit(&operation, false);
 }
 
 /* Each function has a variant for programs with a default stream per thread. */
@@ -87,15 +80,7 @@ static CUresult fill(CUdeviceptr to, uint32_t pattern, unsigned width, size_t co
 	} \
 	API CUresult cuMemsetD8_v2##suffix(CUdeviceptr to, unsigned char value, size_t count) \
 	{ \
-		return fill(to, value, 1, count, stream); \
-	} \
-	API CUresult cuMemsetD16_v2##suffix(CUdeviceptr to, unsigned short value, size_t count) \
-	{ \
-		return fill(to, value, 2, count, stream); \
-	} \
-	API CUresult cuMemsetD32_v2##suffix(CUdeviceptr to, unsigned value, size_t count) \
-	{ \
-		return fill(to, value, 4, count, stream); \
+		return fill(to, value, count, stream); \
 	}
 
 #define THREAD_STREAM ((CUstream)2)
@@ -121,15 +106,7 @@ static CUresult fill(CUdeviceptr to, uint32_t pattern, unsigned width, size_t co
 	} \
 	API CUresult cuMemsetD8Async##suffix(CUdeviceptr to, unsigned char value, size_t count, CUstream stream) \
 	{ \
-		return fill(to, value, 1, count, meant(stream)); \
-	} \
-	API CUresult cuMemsetD16Async##suffix(CUdeviceptr to, unsigned short value, size_t count, CUstream stream) \
-	{ \
-		return fill(to, value, 2, count, meant(stream)); \
-	} \
-	API CUresult cuMemsetD32Async##suffix(CUdeviceptr to, unsigned value, size_t count, CUstream stream) \
-	{ \
-		return fill(to, value, 4, count, meant(stream)); \
+		return fill(to, value, count, meant(stream)); \
 	}
 
 VARIANTS(, NULL)

@@ -192,29 +192,6 @@ API CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice device)
 	return CUDA_SUCCESS;
 }
 
-API CUresult cuDeviceCanAccessPeer(int *can, CUdevice device, CUdevice peer)
-{
-	int unused;
-
-	TRY(find_device(device, &unused));
-	TRY(find_device(peer, &unused));
-	if (can == NULL)
-		return CUDA_ERROR_INVALID_VALUE;
-	*can = 0;
-	return CUDA_SUCCESS;
-}
-
-API CUresult cuDeviceGetPCIBusId(char *name, int length, CUdevice device)
-{
-	int number;
-
-	TRY(find_device(device, &number));
-	if (name == NULL || length <= 0)
-		return CUDA_ERROR_INVALID_VALUE;
-	snprintf(name, (size_t)length, "0000:%02x:00.0", (unsigned)number);
-	return CUDA_SUCCESS;
-}
-
 /* By number, as in CUdevice_attribute; the others are 0: not supported. */
 static const struct {
 	int attribute, value;
@@ -262,10 +239,4 @@ API CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice device)
 		if (ATTRIBUTES[row].attribute == attribute)
 			*value = ATTRIBUTES[row].value;
 	return CUDA_SUCCESS;
-}
-
-API CUresult cuDeviceComputeCapability(int *major, int *minor, CUdevice device)
-{
-	TRY(cuDeviceGetAttribute(major, 75, device));
-	return cuDeviceGetAttribute(minor, 76, device);
 }

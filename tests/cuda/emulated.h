@@ -51,7 +51,6 @@ typedef int CUdevice;
 typedef uintptr_t CUdeviceptr;
 typedef struct context *CUcontext;
 typedef struct stream *CUstream;
-typedef struct event *CUevent;
 
 typedef struct {
 	unsigned char bytes[16];
@@ -126,33 +125,19 @@ static inline void give(pthread_mutex_t **mutex)
 struct stream {
 	struct context *context;
 	bool legacy, nonblocking;
-	int priority;
-	unsigned long long id;
 	struct stream *next;
 };
 
 struct context {
 	int device;
-	bool primary, destroyed;
-	unsigned references, flags;
-	unsigned long long id;
+	bool destroyed;
+	unsigned references;
 	_Atomic(CUresult) error; /* sticky, as with a true driver: the process must be restarted */
 	struct stream default_stream, thread_stream;
 	struct context *next;
 };
 
-struct event {
-	struct context *context;
-	unsigned flags;
-	bool recorded;
-	struct stream *stream;
-	uint64_t sequence;
-	double time_ms;
-	struct event *next;
-};
-
 #define STREAM_NON_BLOCKING 1u
-#define EVENT_DISABLE_TIMING 2u
 
 /* Contexts (contexts.c). */
 CUresult current(struct context **context);
@@ -179,7 +164,7 @@ struct range {
 	struct memory *memory; /* NULL: host memory */
 	enum access access;
 	struct context *context;
-	unsigned flags, opened;
+	unsigned opened;
 	unsigned long long id;
 	struct range *next;
 };
@@ -199,10 +184,8 @@ void forget_memory(void);
 void free_range(struct range *range);
 
 /* The work of a stream (engine.c). */
-enum task { COPY, FILL, RECORD, AWAIT, CALL };
-
 struct operation {
-	enum task task;
+	bool fill; /* else a copy */
 	struct stream *stream;
 	uint64_t sequence;
 	bool asked;
@@ -210,23 +193,17 @@ struct operation {
 	bool to_device, from_device;
 	size_t size;
 	void *staged;
-	uint32_t pattern;
-	unsigned width;
-	struct event *event;
-	struct stream *awaited;
-	uint64_t awaited_sequence;
-	void (*function)(void *);
-	void *argument;
+	unsigned char value;
 	CUresult *told;
 	struct operation *next;
 };
 
 extern bool eager;
 CUresult submit(const struct operation *operation, bool wait);
-CUresult finish(struct stream *stream, uint64_t upto);
+CUresult finish(struct stream *stream);
 CUresult finish_context(struct context *context);
 void finish_device_of(uintptr_t address);
-CUresult inquire(struct stream *stream, uint64_t upto);
+CUresult inquire(struct stream *stream);
 CUresult perform(const struct operation *operation);
 bool stands_still(int device);
 

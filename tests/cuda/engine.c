@@ -3,8 +3,8 @@
  *
  * Copies are deferred until somebody waits for them. So a program that forgets to wait reads old bytes, or copies bytes
  * that it wrote to the buffer later. Each device has one engine. Whoever waits for the device runs the engine, in an
- * order that streams and events allow. Nobody who holds one engine waits for another, so a paused device delays only
- * those who wait for it.
+ * order that streams allow. Nobody who holds one engine waits for another, so a paused device delays only those who
+ * wait for it.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -72,37 +72,29 @@ static void end(struct engine *engine, struct operation *operation)
 	free(operation);
 }
 
-static bool run(const struct choice *choice, struct choice *elsewhere);
+static void run(const struct choice *choice);
 
-/* Run the operations that must precede this one. Returns false as `run` does. */
-static bool run_before(const struct operation *operation, struct choice *elsewhere)
+/* Run the operations that must precede this one. */
+static void run_before(const struct operation *operation)
 {
 	struct stream *stream = operation->stream;
 	struct choice before = stream->legacy ?
 		of_context(stream->context, false, operation->sequence - 1) :
 		of_stream(&stream->context->default_stream, operation->sequence - 1);
 
-	if (!stream->nonblocking && !run(&before, elsewhere))
-		return false;
-	if (operation->task != AWAIT)
-		return true;
-	struct choice awaited = of_stream(operation->awaited, operation->awaited_sequence);
-	if (awaited.device == stream->context->device)
-		return run(&awaited, elsewhere);
-	*elsewhere = awaited;
-	return oldest(&awaited) == NULL;
+	if (!stream->nonblocking)
+		run(&before);
 }
 
-/* Call with the engine held. Returns false, and sets *elsewhere, if another device must do something first. */
-static bool run(const struct choice *choice, struct choice *elsewhere)
+/* Call with the engine held. */
+static void run(const struct choice *choice)
 {
 	struct operation *operation;
 
 	while ((operation = oldest(choice)) != NULL) {
 		struct context *context = operation->stream->context;
 
-		if (!run_before(operation, elsewhere))
-			return false;
+		run_before(operation);
 		CUresult result = context->error == CUDA_SUCCESS ? perform(operation) : context->error;
 		if (operation->told != NULL)
 			*operation->told = result;
@@ -111,21 +103,12 @@ static bool run(const struct choice *choice, struct choice *elsewhere)
 			context->error = result;
 		end(&engines[choice->device], operation);
 	}
-	return true;
-}
-
-static bool run_here(const struct choice *choice, struct choice *elsewhere)
-{
-	HOLD(engines[choice->device].mutex);
-	return run(choice, elsewhere);
 }
 
 static void run_now(const struct choice *choice)
 {
-	struct choice elsewhere;
-
-	while (!run_here(choice, &elsewhere))
-		run_now(&elsewhere);
+	HOLD(engines[choice->device].mutex);
+	run(choice);
 }
 
 /* Append a copy of an operation to its stream. Returns its result if the caller waits, else success. */
@@ -144,12 +127,6 @@ CUresult submit(const struct operation *operation, bool wait)
 	added->told = wait ? &result : NULL;
 	pthread_mutex_lock(&tables);
 	added->sequence = choice.upto = ++submitted;
-	if (added->task == RECORD) {
-		added->event->recorded = true;
-		added->event->time_ms = 0;
-		added->event->stream = added->stream;
-		added->event->sequence = added->sequence;
-	}
 	struct operation **link = &engines[choice.device].first;
 	while (*link != NULL)
 		link = &(*link)->next;
@@ -160,16 +137,15 @@ CUresult submit(const struct operation *operation, bool wait)
 	return result;
 }
 
-/* The operations of a stream up to a number; for all of the default stream, also those of the blocking streams. */
-static struct choice everything(struct stream *stream, uint64_t upto)
+/* The operations of a stream; of the default stream, also those of the blocking streams. */
+static struct choice everything(struct stream *stream)
 {
-	return stream->legacy && upto == UINT64_MAX ? of_context(stream->context, false, upto) :
-						      of_stream(stream, upto);
+	return stream->legacy ? of_context(stream->context, false, UINT64_MAX) : of_stream(stream, UINT64_MAX);
 }
 
-CUresult finish(struct stream *stream, uint64_t upto)
+CUresult finish(struct stream *stream)
 {
-	struct choice choice = everything(stream, upto);
+	struct choice choice = everything(stream);
 
 	run_now(&choice);
 	return stream->context->error;
@@ -204,9 +180,9 @@ void finish_device_of(uintptr_t address)
  * Whether a stream has come so far. The first query of an operation says "not ready", the second runs it. So programs
  * see both answers, and polling ends. A query never waits for a paused device.
  */
-CUresult inquire(struct stream *stream, uint64_t upto)
+CUresult inquire(struct stream *stream)
 {
-	struct choice choice = everything(stream, upto), elsewhere = {.stream = NULL};
+	struct choice choice = everything(stream);
 	struct engine *engine = &engines[choice.device];
 	bool pending = false, known = !stands_still(choice.device);
 
@@ -220,9 +196,8 @@ CUresult inquire(struct stream *stream, uint64_t upto)
 			operation->asked = true;
 		}
 	pthread_mutex_unlock(&tables);
-	bool done = !pending || (known && run(&choice, &elsewhere));
+	if (pending && known)
+		run(&choice);
 	pthread_mutex_unlock(&engine->mutex);
-	if (!done && known)
-		inquire(elsewhere.stream, elsewhere.upto);
-	return done ? stream->context->error : CUDA_ERROR_NOT_READY;
+	return !pending || known ? stream->context->error : CUDA_ERROR_NOT_READY;
 }

@@ -64,6 +64,7 @@ API CUresult cuMemHostAlloc(void **place, size_t size, unsigned flags)
 	struct context *context;
 	struct range *range = NULL;
 
+	(void)flags;
 	HOLD(tables);
 	TRY(current(&context));
 	if (place == NULL || size == 0)
@@ -75,14 +76,8 @@ API CUresult cuMemHostAlloc(void **place, size_t size, unsigned flags)
 	if (range == NULL)
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	range->context = context;
-	range->flags = flags;
 	*place = pages;
 	return CUDA_SUCCESS;
-}
-
-API CUresult cuMemAllocHost_v2(void **place, size_t size)
-{
-	return cuMemHostAlloc(place, size, 0);
 }
 
 /* Waits for its device, as a true driver does. */
@@ -120,7 +115,6 @@ API CUresult cuMemHostRegister_v2(void *place, size_t size, unsigned flags)
 	if (range == NULL)
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	range->context = context;
-	range->flags = flags;
 	return CUDA_SUCCESS;
 }
 
@@ -136,25 +130,5 @@ API CUresult cuMemHostUnregister(void *place)
 	if (range == NULL || range->base != (uintptr_t)place || range->kind != REGISTERED)
 		return CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
 	free_range(range);
-	return CUDA_SUCCESS;
-}
-
-API CUresult cuMemHostGetDevicePointer_v2(CUdeviceptr *at, void *place, unsigned flags)
-{
-	TRY(ready());
-	HOLD(tables);
-	if (at == NULL || flags != 0 || !is_page_locked((uintptr_t)place, 1))
-		return CUDA_ERROR_INVALID_VALUE;
-	*at = (uintptr_t)place;
-	return CUDA_SUCCESS;
-}
-
-API CUresult cuMemHostGetFlags(unsigned *flags, void *place)
-{
-	TRY(ready());
-	HOLD(tables);
-	if (flags == NULL || !is_page_locked((uintptr_t)place, 1))
-		return CUDA_ERROR_INVALID_VALUE;
-	*flags = find_range((uintptr_t)place)->flags;
 	return CUDA_SUCCESS;
 }

@@ -105,11 +105,6 @@ class Device:
         """Give the device back, empty."""
         self._registers.lost = 0
 
-    @property
-    def is_lost(self) -> bool:
-        """Whether it has been taken away."""
-        return bool(self._registers.lost)
-
 
 class KernelDriver:
     """Devices of the given sizes, for processes that are given the environment of `tests.cuda`. A context manager."""

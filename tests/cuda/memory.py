@@ -155,11 +155,6 @@ class Memory:
         for memory in [memory for memory in self._memories.values() if memory.device == device]:
             self._end(memory)
 
-    def device_of(self, number: int) -> int | None:
-        """The device that holds an allocation, None once it is gone."""
-        memory = self._memories.get(number)
-        return None if memory is None else memory.device
-
     def used(self, device: int) -> int:
         """Bytes allocated on a device."""
         return sum(_charge(memory.nbytes) for memory in self._memories.values() if memory.device == device)

@@ -143,8 +143,7 @@ static CUresult fill(const struct operation *operation)
 {
 	unsigned char *buffer = buffers[operation->stream->context->device];
 
-	for (size_t at = 0; at < PIECE; at += operation->width)
-		memcpy(buffer + at, &operation->pattern, operation->width);
+	memset(buffer, operation->value, PIECE);
 	for (size_t done = 0; done < operation->size;) {
 		size_t left = operation->size - done;
 		struct piece piece;
@@ -165,19 +164,5 @@ CUresult perform(const struct operation *operation)
 
 	if (gone != CUDA_SUCCESS)
 		return gone;
-	switch (operation->task) {
-	case COPY:
-		return copy(operation);
-	case FILL:
-		return fill(operation);
-	case RECORD:
-		operation->event->time_ms = now_ms();
-		return CUDA_SUCCESS;
-	case AWAIT:
-		return CUDA_SUCCESS;
-	case CALL:
-		operation->function(operation->argument);
-		return CUDA_SUCCESS;
-	}
-	return CUDA_ERROR_UNKNOWN;
+	return operation->fill ? fill(operation) : copy(operation);
 }

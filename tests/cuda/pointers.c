@@ -109,37 +109,3 @@ API CUresult cuPointerGetAttribute(void *data, int attribute, CUdeviceptr at)
 	memcpy(data, &value, size);
 	return CUDA_SUCCESS;
 }
-
-/* As documented, an unknown address is not an error: all its attributes are 0, and its ordinal is -2. */
-API CUresult cuPointerGetAttributes(unsigned count, const int *attributes, void **data, CUdeviceptr at)
-{
-	static const struct memory none;
-	static const struct range unknown = {.memory = (struct memory *)(uintptr_t)&none};
-
-	TRY(ready());
-	if (attributes == NULL || data == NULL)
-		return CUDA_ERROR_INVALID_VALUE;
-	HOLD(tables);
-	const struct range *range = find_range(at);
-	for (unsigned number = 0; number < count; number++) {
-		enum attribute attribute = (enum attribute)attributes[number];
-		union value value;
-		size_t size = get(attribute, at, range == NULL ? &unknown : range, &value);
-
-		if (range == NULL)
-			value = (union value){.id = 0};
-		if (range == NULL && attribute == DEVICE_ORDINAL)
-			value.ordinal = -2;
-		memcpy(data[number], &value, size == 0 ? sizeof(value.address) : size);
-	}
-	return CUDA_SUCCESS;
-}
-
-API CUresult cuPointerSetAttribute(const void *value, int attribute, CUdeviceptr at)
-{
-	TRY(ready());
-	HOLD(tables);
-	if (value == NULL || attribute != SYNC_MEMOPS || find_range(at) == NULL)
-		return CUDA_ERROR_INVALID_VALUE;
-	return CUDA_SUCCESS;
-}

@@ -197,17 +197,6 @@ class Told:
         thread.join()
         return found[0]
 
-    def note(self, stream: int) -> list[str]:
-        """Have the host told in a stream: what it has heard before and after waiting."""
-        heard: list[str] = []
-        function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: heard.append("told"))
-        address = ctypes.cast(function, ctypes.c_void_p).value
-        assert address is not None
-        call("cuLaunchHostFunc", stream, driver.CUhostFn(_ptr=ctypes.addressof(ctypes.c_void_p(address))), 0)
-        before = len(heard)
-        call("cuStreamSynchronize", stream)
-        return [str(before), *heard]
-
     def threads(self, count: int, rounds: int) -> list[str]:
         """Threads that allocate, copy and free at once, each on a stream of its own; what went wrong."""
         context = call("cuCtxGetCurrent")

@@ -150,21 +150,6 @@ API CUresult cuMemRetainAllocationHandle(Handle *number, void *at)
 	return add_handle(range->memory, number);
 }
 
-API CUresult cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp *found, Handle number)
-{
-	TRY(ready());
-	HOLD(tables);
-	struct handle *handle = find_handle(number);
-	if (found == NULL || handle == NULL)
-		return CUDA_ERROR_INVALID_VALUE;
-	*found = (CUmemAllocationProp){
-		.type = PINNED,
-		.requested = handle->memory->exportable ? POSIX_FILE_DESCRIPTOR : 0,
-		.location = {ON_DEVICE, ordinal(handle->memory->device)},
-	};
-	return CUDA_SUCCESS;
-}
-
 API CUresult cuMemExportToShareableHandle(int *shared, Handle number, int type, unsigned long long flags)
 {
 	TRY(ready());
@@ -330,19 +315,5 @@ API CUresult cuMemSetAccess(CUdeviceptr at, size_t size, const CUmemAccessDesc *
 		range->access = (enum access)wanted[count - 1].flags;
 		TRY(protect(range));
 	}
-	return CUDA_SUCCESS;
-}
-
-API CUresult cuMemGetAccess(unsigned long long *flags, const CUmemLocation *location, CUdeviceptr at)
-{
-	int device;
-
-	TRY(ready());
-	HOLD(tables);
-	struct range *range = find_range(at);
-	if (flags == NULL || location == NULL || location->type != ON_DEVICE || range == NULL || range->memory == NULL)
-		return CUDA_ERROR_INVALID_VALUE;
-	TRY(find_device(location->id, &device));
-	*flags = range->memory->device == device ? range->access : NONE;
 	return CUDA_SUCCESS;
 }

@@ -8,11 +8,10 @@ import re
 import signal
 import socket
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from tests.support.http_server import Server
 from tests.support.keepers import kill
 from tests.support.mounts import TRIMSFS, MountedStore, mounted, trimsfs, wait_until
 from tests.support.users import STRANGER, as_user
@@ -157,28 +157,17 @@ class Receiver:
 
 @contextmanager
 def receiving() -> Iterator[Receiver]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            request = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["Content-Length"])))
-            assert self.path == "/v1/traces"
-            for each in request.resource_spans:
-                resource = {one.key: one.value.string_value for one in each.resource.attributes}
-                receiver.spans.extend((resource, span) for scope in each.scope_spans for span in scope.spans)
-            self.send_response(200)
-            self.end_headers()
+    def answer(request: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+        sent = ExportTraceServiceRequest.FromString(request.rfile.read(int(request.headers["Content-Length"])))
+        assert request.path == "/v1/traces"
+        for each in sent.resource_spans:
+            resource = {one.key: one.value.string_value for one in each.resource.attributes}
+            receiver.spans.extend((resource, span) for scope in each.scope_spans for span in scope.spans)
+        return 200, {}, b""
 
-        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - its name
-            """Not on the terminal."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        receiver = Receiver(f"http://127.0.0.1:{server.server_port}")
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield receiver
-        finally:
-            server.shutdown()
-            thread.join()
+    with Server(answer).running() as server:
+        receiver = Receiver(server.url)
+        yield receiver
 
 
 def test_a_path_without_traces_is_told_apart_from_one_that_does_not_exist(mount: MountedStore, tmp_path: Path) -> None:

@@ -211,15 +211,6 @@ input()
             process.kill()
 
 
-def test_a_program_that_is_killed_gives_all_back(gpu_mount: GpuMount) -> None:
-    with gpu_mount.start("model = trimsfs.open(path).to('cuda'); tell(leases()); input()") as process:
-        assert told(process) == 1
-        assert (gpu_mount.uses(process), gpu_mount.leases()) == (True, 1)
-        process.kill()
-    assert not gpu_mount.uses(process)
-    wait_until(lambda: gpu_mount.leases() == 0)
-
-
 def test_a_program_may_end_with_all_it_has(gpu_mount: GpuMount) -> None:
     code = """
 model = trimsfs.open(path).to("cuda")

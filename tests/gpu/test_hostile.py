@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.scene import MIB, Scene, scene
+from tests.gpu.scene import MIB, Scene, digest_of, scene
 from tests.support.mounts import again_while_copied, trimsfs, wait_until
 
 SIZE = 5 * MIB + 3
@@ -47,12 +47,17 @@ def books_agree(host: Scene) -> bool:
 
 def test_garbage_at_the_socket_costs_nothing(store: Path, tmp_path: Path) -> None:
     with scene(store, tmp_path) as host:
+        program = host.borrowing("net.bin")
         before, descriptors = server(host), len(os.listdir(f"/proc/{server(host)}/fd"))
-        for sent in [b"[" * 60_000, b"garbage", b"\xff" * 100, b"{", b'{"token": 1}', b'"token"'] * 8:
+        tokens = [b'{"token": "guess"}', b'{"token": 1}', b'{"token": ["a"]}', b'"token"']
+        for sent in [b"[" * 60_000, b"garbage", b"\xff" * 5000, b"{", b"{}", b"[]", *tokens] * 5:
             with connected(host) as end:
                 socket.send_fds(end, [sent], [0, 1, 2, 0])
-                end.recv(4096)
+                data, lent, _, _ = socket.recv_fds(end, 4096, 4)
+            assert not lent, sent
+            assert not data or json.loads(data)["kind"] == "NoSuchEntryError", sent
 
+        assert program.digest() == digest_of(store, "net.bin")
         assert server(host) == before
         wait_until(lambda: len(os.listdir(f"/proc/{before}/fd")) <= descriptors + 2)
         assert "Traceback" not in host.mount.log()
@@ -83,7 +88,7 @@ def test_what_waits_for_a_device_is_bounded_and_leaves_files_alone(store: Path, 
 
 
 def test_connections_of_one_user_leave_room_for_others(store: Path, tmp_path: Path) -> None:
-    with scene(store, tmp_path, "--gpu-sharing", "all") as host:
+    with scene(store, tmp_path, "gpu_sharing=all") as host:
         told = host.program().ask("control_file", path=host.control_file("net.bin"), use=False)
         held = [connected(host) for _ in range(300)]
         try:
@@ -164,7 +169,7 @@ def test_a_device_that_hangs_does_not_hold_up_unmounting(store: Path, tmp_path: 
             assert time.monotonic() - begun < 20
 
 
-@pytest.mark.parametrize("option", [("--gpu-sharing", "none"), ("--gpu-policy", "eager")])
+@pytest.mark.parametrize("option", [("gpu_sharing=none",), ("eviction=gpu=eager",)])
 def test_what_ends_while_no_server_runs_is_given_up_by_the_next(
     store: Path, tmp_path: Path, option: tuple[str, str]
 ) -> None:

@@ -4,13 +4,15 @@ import copy
 import json
 import ssl
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from tests.support.http_server import Server
 
 TOKEN = "token-of-the-pod"
 
@@ -36,8 +38,12 @@ class ApiServer:
         """What Kubernetes sets in each pod."""
         return {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(self.port)}
 
-    def answer(self, request: BaseHTTPRequestHandler) -> tuple[int, dict[str, Any]]:
-        """Status and body of an answer."""
+    def answer(self, request: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of an answer."""
+        status, body = self._answer(request)
+        return status, {}, json.dumps(body).encode()
+
+    def _answer(self, request: BaseHTTPRequestHandler) -> tuple[int, dict[str, Any]]:
         if self.refuses:
             return self.refuses, {}
         if request.headers["Authorization"] != f"Bearer {TOKEN}":
@@ -78,33 +84,8 @@ def api_server(directory: Path, name: str, labels: dict[str, str]) -> Iterator[A
     (account / "token").write_text(TOKEN)
     node = {"kind": "Node", "metadata": {"name": name, "labels": labels}, "spec": {}}
     served = ApiServer(account, node)
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            status, body = served.answer(self)
-            text = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        do_PATCH = do_GET  # noqa: N815 - the name that http.server looks for
-
-        def log_message(self, *_: object) -> None:
-            pass
-
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(account / "ca.crt", directory / "key.pem")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        served.port = server.server_address[1]
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield served
-        finally:
-            server.shutdown()
-            thread.join()
+    with Server(served.answer, context).running() as server:
+        served.port = urlsplit(server.url).port or 0
+        yield served

@@ -28,7 +28,7 @@ from tests.support.images import Image
 from tests.support.parts import blob_files, content_of
 from tests.support.served import FakeBacking, Server, served
 from tests.support.stores import MemoryStore
-from trimsfs.tiers.disk import crash_recovery, maintenance, space
+from trimsfs.tiers.disk import budget, crash_recovery, maintenance
 from trimsfs.tiers.index import index
 
 CHUNK = 64 << 10
@@ -220,7 +220,7 @@ async def difference(server: Server, cache: Path) -> str | None:
 
 def hurry() -> None:
     """Little time between the steps of the disk tier, and no bytes to spare."""
-    vars(space)["HEADROOM_CHUNKS"] = 0
+    vars(budget)["HEADROOM_CHUNKS"] = 0
     vars(crash_recovery)["SLACK"] = BLOCK
     vars(maintenance)["FLUSH_INTERVAL_S"] = 0.002
     vars(maintenance)["SYNC_INTERVAL_S"] = 0.02

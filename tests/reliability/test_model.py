@@ -15,8 +15,8 @@ from tests.reliability.profiles import KNOWN_FAILURES, LONG, LONG_S, QUICK, surv
 from tests.reliability.virtual import VirtualDriver
 from tests.support.survival import Survived
 from tests.support.tmpfs import tmpfs
+from trimsfs.eviction_policies import POLICIES
 from trimsfs.opening.cold_open import ColdOpen
-from trimsfs.tiers.eviction_policies import POLICIES
 
 
 class Virtual(Machine):
@@ -72,7 +72,7 @@ def virtual() -> Virtual:
 @pytest.fixture
 def directory(tmp_path: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A place in memory for the caches of all servers."""
-    monkeypatch.setattr("trimsfs.tiers.disk.space.HEADROOM_CHUNKS", 1)
+    monkeypatch.setattr("trimsfs.tiers.disk.budget.HEADROOM_CHUNKS", 1)
     with tmpfs(tmp_path / "memory", 1 << 30) as directory:
         monkeypatch.setattr(Virtual, "directory", directory, raising=False)
         monkeypatch.setattr(Virtual, "chunk_size", chunk_size, raising=False)

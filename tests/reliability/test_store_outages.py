@@ -5,10 +5,9 @@ import datetime
 import json
 import os
 import random
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from tests.reliability.scenes import Scene, command, scene, survival, unharmed
 from tests.services.ceph import Ceph, start_ceph
 from tests.services.faults import FAULTS
 from tests.services.faulty import Plan
+from tests.support.http_server import Server
 from tests.support.readers import Report
 from tests.support.survival import Survived
 
@@ -76,47 +76,23 @@ def change(stage: Scene, client: "S3Client", draw: random.Random, steady: list[s
         stage.objects.put(client, name)
 
 
-class Keys(BaseHTTPRequestHandler):
-    """Gives out credentials as a container's agent does, which are to be asked for again soon."""
-
-    current: tuple[str, str]
-
-    def do_GET(self) -> None:
-        expires = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=60)
-        access_key, secret_key = self.current
-        told = {
-            "AccessKeyId": access_key,
-            "SecretAccessKey": secret_key,
-            "Token": "",
-            "Expiration": expires.isoformat(),
-        }
-        body = json.dumps(told).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the name in the base class
-        """Nobody wants to know."""
-
-
 @contextlib.contextmanager
-def agent(access_key: str, secret_key: str) -> Iterator[dict[str, str]]:
-    """The environment in which the SDK gets its credentials from `Keys`."""
-    Keys.current = access_key, secret_key
-    with ThreadingHTTPServer(("127.0.0.1", 0), Keys) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield {
-                "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"http://127.0.0.1:{server.server_port}/",
-                "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent",
-                "AWS_ACCESS_KEY_ID": "",
-                "AWS_SECRET_ACCESS_KEY": "",
-            }
-        finally:
-            server.shutdown()
-            thread.join()
+def agent(keys: list[tuple[str, str]]) -> Iterator[dict[str, str]]:
+    """The environment in which the SDK gets the last of some keys as of a container's agent, and asks again soon."""
+
+    def answer(_request: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+        expires = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=60)).isoformat()
+        access_key, secret_key = keys[-1]
+        told = {"AccessKeyId": access_key, "SecretAccessKey": secret_key, "Token": "", "Expiration": expires}
+        return 200, {}, json.dumps(told).encode()
+
+    with Server(answer).running() as server:
+        yield {
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{server.url}/",
+            "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent",
+            "AWS_ACCESS_KEY_ID": "",
+            "AWS_SECRET_ACCESS_KEY": "",
+        }
 
 
 def refused(stage: Scene, name: str) -> bool:
@@ -132,7 +108,8 @@ def refused(stage: Scene, name: str) -> bool:
 def test_keys_that_are_rotated_are_followed(own_ceph: Ceph, tmp_path: Path, survived: Survived) -> None:
     """While the old key is gone and the new one not told yet, what is not here gives EACCES."""
     old, new = own_ceph.add_key(), own_ceph.add_key()
-    with agent(*old) as environment, scene(own_ceph, tmp_path, environment=environment) as stage:
+    keys = [old]
+    with agent(keys) as environment, scene(own_ceph, tmp_path, environment=environment) as stage:
         names, spare = stage.put("cold", listed=True)
         with unharmed(stage):
             stage.read(names[0])
@@ -140,7 +117,7 @@ def test_keys_that_are_rotated_are_followed(own_ceph: Ceph, tmp_path: Path, surv
             assert any(refused(stage, name) for name in names[1:])  # some may have been fetched ahead
             stage.read("warm/0")
             stage.read(names[0])
-            Keys.current = new
+            keys.append(new)
             recovery = stage.recovered([spare, *names])
         report = Report(operations=5, worst_s={"read": recovery})
         survived(survival("keys rotated", report, 1, recovery))

@@ -4,10 +4,9 @@ import contextlib
 import json
 import os
 import subprocess
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ import xattr
 from tests.security.hostile import HostileStore, Told, hostile_store
 from tests.security.processes import processes
 from tests.services import HOST
+from tests.support.http_server import Server
 from tests.support.mounts import MOUNTCTL, MountedStore, log_beside, mounted, trimsfs
 from tests.support.processes import alive, family
 from tests.support.users import STRANGER, as_user
@@ -45,31 +45,12 @@ def metadata() -> Iterator[str]:
     """Stands in for the metadata service of an instance, and for that of a container: it gives credentials."""
     told = {"AccessKeyId": KEY, "SecretAccessKey": SECRET, "Token": TOKEN, "Expiration": "2100-01-01T00:00:00Z"}
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
-            """Nothing."""
+    def answer(request: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+        roles = "role" if request.path.endswith("/security-credentials/") else json.dumps({"Code": "Success", **told})
+        return 200, {}, (TOKEN if request.command == "PUT" else roles).encode()
 
-        def do_PUT(self) -> None:
-            self._send(TOKEN)
-
-        def do_GET(self) -> None:
-            roles = self.path.endswith("/security-credentials/")
-            self._send("role" if roles else json.dumps({"Code": "Success", **told}))
-
-        def _send(self, text: str) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-    with ThreadingHTTPServer((HOST, 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield f"http://{HOST}:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with Server(answer).running() as server:
+        yield server.url
 
 
 @contextlib.contextmanager

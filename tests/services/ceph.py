@@ -77,7 +77,7 @@ osd_data = {directory}/osd
 osd_class_dir = {class_directory}
 erasure_code_dir = {erasure_code_directory}
 osd_objectstore = memstore
-memstore_device_bytes = {memstore_device_bytes}
+memstore_device_bytes = 8589934592
 [client.rgw]
 rgw_data = {directory}/rgw
 rgw_frontends = beast endpoint={host}:{rgw_port} tcp_nodelay=1
@@ -235,12 +235,11 @@ def missing_programs() -> list[str]:
 
 
 @contextlib.contextmanager
-def start_ceph(memstore_device_bytes: int = 8 << 30) -> Iterator[Ceph]:
+def start_ceph() -> Iterator[Ceph]:
     """Run an empty Ceph, which keeps its objects in memory, until the context ends.
 
-    `memstore_device_bytes` is the most it can store: PUTs beyond it hang. The store ends with the
-    thread that started it, should that end first. Raises ServiceError when any part of it does
-    not start in time, and then leaves nothing behind.
+    It stores 8 GiB: PUTs beyond that hang. The store ends with the thread that started it, should that end first.
+    Raises ServiceError when any part of it does not start in time, and then leaves nothing behind.
     """
     begun = time.monotonic()
     with (
@@ -248,7 +247,7 @@ def start_ceph(memstore_device_bytes: int = 8 << 30) -> Iterator[Ceph]:
         reserved_ports() as ports,
     ):
         cluster = _Cluster(Path(directory), ports[0], ports[1], ports[2:])
-        cluster.configure(memstore_device_bytes)
+        cluster.configure()
         with (
             cluster.run_mon() as mon,
             cluster.run_osd(mon) as osd,
@@ -276,7 +275,7 @@ class _Cluster:
         path = os.environ.get("PATH", os.defpath)
         return {"PATH": path, "CEPH_CONF": str(self.directory / "ceph.conf")}
 
-    def configure(self, memstore_device_bytes: int) -> None:
+    def configure(self) -> None:
         for name in ("mon", "osd", "rgw"):
             (self.directory / name).mkdir()
         for name in ("keyring", _OPS_LOG):
@@ -290,7 +289,6 @@ class _Cluster:
             directory=self.directory,
             class_directory=_library("rados-classes"),
             erasure_code_directory=_library("ceph/erasure-code"),
-            memstore_device_bytes=memstore_device_bytes,
             rgw_port=self.rgw_port,
         )
         (self.directory / "ceph.conf").write_text(config)

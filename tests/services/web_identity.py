@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -25,7 +24,9 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from . import HOST, S3Server
+from tests.support.http_server import Server
+
+from . import S3Server
 
 AUDIENCE = "sts.amazonaws.com"
 ISSUER = "https://kubernetes.default.svc"
@@ -111,24 +112,10 @@ def start_sts(server: S3Server, trust: Mapping[str, str]) -> Iterator[WebIdentit
     """Run it in a thread until the context ends."""
     found = WebIdentities(server, trust)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            status, content = found.answer(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(status)
-            self.send_header("Content-Type", "text/xml")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+    def answer(request: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+        status, content = found.answer(request.rfile.read(int(request.headers["Content-Length"])))
+        return status, {"Content-Type": "text/xml"}, content
 
-        def log_message(self, *_: object) -> None:
-            """Keep the tests' output short."""
-
-    with ThreadingHTTPServer((HOST, 0), Handler) as sts:
-        thread = threading.Thread(target=sts.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        found.url = f"http://{HOST}:{sts.server_address[1]}"
-        try:
-            yield found
-        finally:
-            sts.shutdown()
-            thread.join(10)
+    with Server(answer).running() as sts:
+        found.url = sts.url
+        yield found

@@ -1,6 +1,7 @@
 """An HTTP server that answers as a test says, in a thread."""
 
 import contextlib
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -9,9 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Server:
-    """*answer* gets a request, and gives status, headers and body, which an answer to HEAD lacks."""
+    """*answer* gets a request, and gives status, headers and body, which an answer to HEAD lacks; *tls* is for TLS."""
 
     answer: Callable[[BaseHTTPRequestHandler], tuple[int, Mapping[str, str], bytes]]
+    tls: ssl.SSLContext | None = None
     url: str = ""
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
 
@@ -25,21 +27,24 @@ class Server:
             def do_GET(self) -> None:
                 outer.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
                 status, headers, body = outer.answer(self)
-                self.send_response(status)
-                for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_response_only(status)
+                always = {"Date": self.date_time_string(), "Content-Length": str(len(body))}
+                for name, value in {**always, **headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
                 if self.command != "HEAD":
                     self.wfile.write(body)
 
-            do_HEAD = do_POST = do_GET  # noqa: N815 - the names that http.server looks for
+            do_HEAD = do_PATCH = do_POST = do_PUT = do_GET  # noqa: N815 - the names that http.server looks for
 
             def log_message(self, *_: object) -> None:
                 pass
 
         with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
             server.daemon_threads = True
-            self.url = f"http://127.0.0.1:{server.server_address[1]}"
+            if self.tls is not None:
+                server.socket = self.tls.wrap_socket(server.socket, server_side=True)
+            self.url = f"http{'s' if self.tls else ''}://127.0.0.1:{server.server_address[1]}"
             thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
             thread.start()
             try:

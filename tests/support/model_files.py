@@ -95,9 +95,9 @@ def gguf(arrays: Mapping[str, Array] = ARRAYS, *, alignment: int = 64) -> bytes:
     return header + bytes(-len(header) % alignment) + body
 
 
-def npy(array: Array = WEIGHT, *, fortran: bool = False) -> bytes:
+def npy(array: Array = WEIGHT) -> bytes:
     """A ``.npy`` file."""
-    text = repr({"descr": _NUMPY[array.dtype], "fortran_order": fortran, "shape": array.shape}).encode()
+    text = repr({"descr": _NUMPY[array.dtype], "fortran_order": False, "shape": array.shape}).encode()
     text += b" " * (-(len(text) + 11) % 64) + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + array.data
 

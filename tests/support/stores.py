@@ -96,12 +96,12 @@ class MemoryStore:
 
     # What tests do to it
 
-    def put(self, key: str, content: bytes, *, etag: str | None = None, version_id: str | None = None) -> Generation:
+    def put(self, key: str, content: bytes, *, version_id: str | None = None) -> Generation:
         """Make or replace an object; the new generation."""
         self._clock += 1
         generation = Generation(
             key=key,
-            etag=etag or f'"{hashlib.md5(content).hexdigest()}"',
+            etag=f'"{hashlib.md5(content).hexdigest()}"',
             size=len(content),
             modified_ns=self._clock * 1_000_000_000,
             version_id=version_id,
@@ -158,11 +158,9 @@ class MemoryStore:
         self._rules.append(_Rule(method=method, key=key, offset=offset, after=after, times=times, gate=gate))
         return gate
 
-    def delay(
-        self, delay_s: float, *, method: str | None = None, key: str | None = None, offset: int | None = None
-    ) -> None:
+    def delay(self, delay_s: float, *, method: str | None = None, key: str | None = None) -> None:
         """Let the matching requests take that long, on trio's clock."""
-        self._rules.append(_Rule(method=method, key=key, offset=offset, delay_s=delay_s))
+        self._rules.append(_Rule(method=method, key=key, offset=None, delay_s=delay_s))
 
     def corrupt(self, key: str, offset: int, *, times: int = 1) -> None:
         """Pass a wrong byte on, at this place of an object, the next *times* that it is read."""

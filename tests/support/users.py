@@ -11,15 +11,13 @@ SERVER_USER = 60874
 """Whom servers of root's mounts run as in tests."""
 
 
-def as_user(uid: int, function: Callable[[], Any], *, before: Callable[[], None] = lambda: None) -> Any:
-    """What a function gives in a process of a user who is in no group but one of the same number; *before* is called as
-    root."""
+def as_user(uid: int, function: Callable[[], Any]) -> Any:
+    """What a function gives in a process of a user who is in no group but one of the same number."""
     receiver, sender = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             os.close(receiver)
-            before()
             os.setgroups([])
             os.setresgid(uid, uid, uid)
             os.setresuid(uid, uid, uid)

@@ -92,12 +92,6 @@ async def test_unknown_inode_is_told_as_such(server: Server) -> None:
         server.filesystem.names.attributes(12345)
 
 
-async def test_failing_store_is_not_told_as_absence(server: Server, store: MemoryStore) -> None:
-    store.fail(down(), times=float("inf"))
-    with pytest.raises(StoreUnavailableError):
-        await server.find("readme")
-
-
 async def test_inodes_are_given_up_when_the_kernel_forgets_them(server: Server) -> None:
     for path in ("dir/model", "dir/model", "readme", ".trims/readme/info", "dir/.trims/.trims/evict"):
         await server.find(path)
@@ -166,14 +160,6 @@ async def test_listing_keeps_only_the_inodes_that_the_kernel_was_told(server: Se
 
 
 # Reading
-
-
-async def test_file_is_read_exactly(server: Server, store: MemoryStore, old: bytes) -> None:
-    assert await server.content("dir/model") == old
-    assert await server.content("readme") == b"read me"
-    store.requests.clear()
-    assert await server.content("dir/model") == old
-    assert store.requests == []
 
 
 async def test_any_range_is_exact_cold_and_warm(server: Server, old: bytes) -> None:

@@ -1,27 +1,29 @@
 """`trimsfs doctor` for a mount of a fleet: certificates, members and clocks."""
 
 import datetime
+import email.utils
 import os
 import pwd
 import re
 import ssl
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tests.services import HOST
 from tests.support.certificates import Authority, Identity
+from tests.support.http_server import Server
 from trimsfs.cli.diagnosis.checks import Advice, ProblemError
 from trimsfs.errors import ConfigurationError
-from trimsfs.extras.fleet import checks as fleet_checks
-from trimsfs.extras.fleet.part import FleetPart
+from trimsfs.extras.fleet import member_checks as fleet_checks
+from trimsfs.extras.fleet.part import FleetPlugin
 from trimsfs.handover.ledger import Ledger
 from trimsfs.options import FLEET_SOCKET, MountOptions
 
@@ -41,32 +43,16 @@ def options(authority: Authority, identity: Identity, members: str = "10.0.0.1:7
 def answering(authority: Authority, identity: Identity, status: int, ahead_s: float = 0.0) -> Iterator[int]:
     """A member whose nginx answers a status; its port."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def date_time_string(self, timestamp: float | None = None) -> str:
-            now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=ahead_s)
-            return super().date_time_string(now.timestamp())
-
-        def log_message(self, *_arguments: object) -> None:
-            pass
+    def answer(_request: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+        now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=ahead_s)
+        return status, {"Date": email.utils.format_datetime(now, usegmt=True)}, b""
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(identity.certificate, identity.key)
     context.load_verify_locations(authority.certificate)
     context.verify_mode = ssl.CERT_REQUIRED
-    with ThreadingHTTPServer((HOST, 0), Handler) as server:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server.server_address[1]
-        finally:
-            server.shutdown()
-            thread.join()
+    with Server(answer, context).running() as server:
+        yield urlsplit(server.url).port or 0
 
 
 def test_a_certificate_that_members_accept_is_well(tmp_path: Path) -> None:
@@ -86,7 +72,7 @@ def refusal(authority: Authority, identity: Identity) -> str:
 def test_a_certificate_of_another_ca_fails(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     identity = Authority(tmp_path / "other").identity(HOST)
-    told = f"option --fleet-cert {identity.certificate}: unable to get local issuer certificate: issue one by the CA"
+    told = f"option fleet_cert {identity.certificate}: unable to get local issuer certificate: issue one by the CA"
     assert refusal(Authority(tmp_path), identity).startswith(told)
 
 
@@ -115,9 +101,9 @@ def test_a_file_that_is_missing_or_junk_is_named(tmp_path: Path, option: str) ->
     file = {"ca": authority.certificate, "cert": identity.certificate, "key": identity.key}[option]
     file.write_text("junk")
     assert f"{file}" in refusal(authority, identity)
-    assert ("--fleet-ca" in refusal(authority, identity)) == (option == "ca")
+    assert ("fleet_ca" in refusal(authority, identity)) == (option == "ca")
     file.unlink()
-    assert refusal(authority, identity) == f"option --fleet-{option} {file}: No such file or directory"
+    assert refusal(authority, identity) == f"option fleet_{option} {file}: No such file or directory"
 
 
 def test_a_key_that_all_may_read_is_noted(tmp_path: Path) -> None:
@@ -176,7 +162,7 @@ def test_a_clock_that_differs_fails(tmp_path: Path) -> None:
 
 def test_a_host_that_is_not_listed_fails(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    with pytest.raises(ProblemError, match=r"option --fleet-members 127\.0\.0\.2:1: lacks this host: add it"):
+    with pytest.raises(ProblemError, match=r"option fleet_members 127\.0\.0\.2:1: lacks this host: add it"):
         fleet_checks.members(options(authority, authority.identity(HOST), "127.0.0.2:1"))
 
 
@@ -201,7 +187,7 @@ def test_all_members_that_do_not_serve_are_named_with_what_to_do(tmp_path: Path)
         [
             f"{HOST}:{other}: this host refuses its certificate: self-signed certificate in certificate chain: "
             "`trimsfs doctor` there",
-            f"{together}: serves another fleet: compare --fleet",
+            f"{together}: serves another fleet: compare the option fleet",
             f"{HOST}:1: Connection refused: `systemctl status trimsfs-nginx` there",
         ]
     )
@@ -210,7 +196,7 @@ def test_all_members_that_do_not_serve_are_named_with_what_to_do(tmp_path: Path)
 def test_a_list_that_is_missing_fails(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     listed = str(tmp_path / "members")
-    with pytest.raises(ProblemError, match=f"option --fleet-members {listed}: No such file or directory: correct it"):
+    with pytest.raises(ProblemError, match=f"option fleet_members {listed}: No such file or directory: correct it"):
         fleet_checks.members(options(authority, authority.identity(HOST), listed))
 
 
@@ -256,6 +242,6 @@ def test_a_store_that_is_a_directory_is_noted(
     with pytest.raises(Advice, match=f"^{told[0]}: a directory, ") if told else nullcontext():
         assert fleet_checks.stores(of_mount) == "none is a directory"
     parts: Any = SimpleNamespace(copier=None, disk=None, ledger=Ledger())
-    FleetPart(of_mount, parts, parts, parts)
+    assert FleetPlugin(of_mount, alone=True).peers(of_mount, parts, parts, parts) is not None
     assert [record.getMessage().partition(":")[2].split()[1] for record in caplog.records] == told
     caplog.clear()

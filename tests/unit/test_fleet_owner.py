@@ -315,7 +315,10 @@ async def test_a_chunk_that_many_want_spreads_from_host_to_host(asker: Asker, ch
     assert (status, headers["trimsfs-holders"]) == (503, ASKER)
 
 
-async def test_a_member_that_asks_for_a_chunk_again_is_not_sent_to_itself(asker: Asker, chunk_size: int) -> None:
+async def test_a_member_that_asks_for_a_chunk_again_is_not_sent_to_itself(
+    asker: Asker, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.extras.fleet.serving.uploads.PATIENCE_S", 0.2)
     request = asker.request(0, 0)
     sending = [(await asker.ask(request))[1] for _ in range(4)]
     asker.report(sending[0], chunk_size)

@@ -7,7 +7,6 @@ import trio
 from trio.testing import MockClock
 
 from trimsfs.extras.fleet.serving.uploads import (
-    LONGEST_S,
     MANY,
     MOST_OF_CHUNK,
     PATIENCE_S,
@@ -156,13 +155,6 @@ async def test_who_would_wait_too_long_is_told_that_this_host_is_busy(autojump_c
             await uploads.turn(("token", number), SIZE, "b:1")
     assert await holders(uploads) == []
     assert trio.current_time() < PATIENCE_S
-
-
-async def test_uploads_that_nginx_never_reports_end_some_day(autojump_clock: MockClock) -> None:
-    uploads = Uploads(None)
-    await start(uploads, MOST_OF_CHUNK)
-    await trio.sleep(LONGEST_S + 1)
-    await start(uploads)
 
 
 async def test_a_lost_report_takes_a_place_for_half_a_minute_at_most(autojump_clock: MockClock) -> None:

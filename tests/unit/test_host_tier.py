@@ -16,8 +16,8 @@ import trio
 from tests.support.parts import content_of, copier, generation_of, until, written
 from tests.support.stores import MemoryStore
 from trimsfs.errors import CacheFullError
+from trimsfs.eviction_policies import POLICIES
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.eviction_policies import POLICIES
 from trimsfs.tiers.host import page_cache
 from trimsfs.tiers.host.tier import HostTier
 
@@ -300,10 +300,13 @@ async def test_eager_drops_what_nobody_uses_any_more(shelf: Shelf, monkeypatch: 
 
 
 @pytest.mark.parametrize("policy", sorted(set(POLICIES) - {"eager"}))
-async def test_other_policies_wait_until_room_is_needed(shelf: Shelf, policy: str) -> None:
+async def test_other_policies_wait_until_room_is_needed(
+    shelf: Shelf, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.tiers.host.tier.CHECK_INTERVAL_S", 0.005)
     tier = shelf.tier(1, policy)
     await bring(tier, shelf.blob("a"))
-    with trio.move_on_after(0.5):
+    with trio.move_on_after(0.1):
         await tier.run()
     assert held(tier, shelf) == "a"
 

@@ -49,13 +49,6 @@ def order(index: BlobIndex) -> list[str]:
 # What is recorded
 
 
-def test_an_unknown_blob_is_not_there(index: BlobIndex) -> None:
-    assert index.load("a") is None
-    assert not index.has("a")
-    assert index.total_bytes() == 0
-    assert index.records(STORE) == []
-
-
 @pytest.mark.parametrize(
     "generation",
     [A, replace(A, version_id="v1"), replace(A, key="\udcff/ü/x"), replace(A, size=1 << 45, modified_ns=1 << 62)],
@@ -269,26 +262,6 @@ def test_related_blobs_are_one_family(index: BlobIndex) -> None:
 
 
 # Boots
-
-
-def test_chunks_that_were_not_synced_are_forgotten_after_a_boot(path: Path) -> None:
-    with closing(BlobIndex(path, strict=False, boot_id="one")) as index:
-        make(index, "a", "b")
-        index.add_chunks([("a", chunk(1))])
-        index.mark_synced("a", [1])
-    with closing(BlobIndex(path, strict=False, boot_id="two")) as index:
-        a, b = index.load("a"), index.load("b")
-        assert a is not None
-        assert b is not None
-        assert (a[1], b[1]) == ([chunk(1)], [])
-        assert index.total_bytes() == 100
-
-
-def test_chunks_that_were_not_synced_are_kept_within_a_boot(path: Path) -> None:
-    with closing(BlobIndex(path, strict=False, boot_id="one")) as index:
-        make(index, "a")
-    with closing(BlobIndex(path, strict=False, boot_id="one")) as index:
-        assert index.total_bytes() == 100
 
 
 def test_a_chunk_written_again_has_to_be_synced_again(path: Path) -> None:

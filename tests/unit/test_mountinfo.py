@@ -59,6 +59,22 @@ def test_who_mounted_is_told_of_mounts_of_fuse(kind: str, options: str, user: in
     assert [mount.user for mount in mounts(None)] == [user]
 
 
+@pytest.mark.parametrize(
+    ("options", "layers"),
+    [
+        ("rw,lowerdir=/a/b:/c,upperdir=/u,workdir=/w", ["/a/b", "/c"]),
+        (r"rw,lowerdir=/a\134:b\134\134:/c\134\054d\040e::/f,upperdir=/u", ["/a:b\\", "/c,d e", "/f"]),
+        (r"rw,lowerdir+=/a:b,lowerdir+=/c\054d,datadir+=/e,xino=off", ["/a:b", "/c,d", "/e"]),
+        ("rw,lowerdir=l/AB:/c", ["/c"]),
+        ("rw,upperdir=/u", []),
+    ],
+    ids=["one option", "escaped", "an option each", "relative", "none"],
+)
+def test_the_lower_layers_of_an_overlay_are_told(options: str, layers: list[str], mountinfo: Path) -> None:
+    write(mountinfo, f"40 21 0:51 / /merged rw - overlay overlay {options}", MODELS)
+    assert [each.layers for each in mounts(None)] == [tuple(map(Path, layers)), ()]
+
+
 def test_all_mounts_are_found_in_order(mountinfo: Path) -> None:
     write(mountinfo, ROOT, PROC, MODELS)
     assert [mount.kind for mount in mounts(None)] == ["ext4", "proc", "fuse.trimsfs"]
@@ -119,76 +135,44 @@ def test_nothing_is_at_a_path_below_a_mount_point(mountinfo: Path) -> None:
     assert mount_at(Path("/mnt/models/a")) is None
 
 
-@pytest.mark.parametrize("path", ["/mnt/models", "/mnt/models/a/b"])
-def test_a_path_lies_on_the_mount_above_it(mountinfo: Path, path: str) -> None:
-    write(mountinfo, ROOT, MODELS)
-    mount = mount_of(Path(path))
-    assert mount is not None
-    assert mount.mountpoint == Path("/mnt/models")
+COVER = "41 40 0:52 / /mnt/models rw - tmpfs tmpfs rw"
+VOLUME = "30 21 254:16 / /mnt/models rw - ext4 /dev/vdb rw"
+ABOVE = "41 21 0:52 / /mnt rw - tmpfs tmpfs rw"
 
 
-@pytest.mark.parametrize("path", ["/", "/mnt", "/mnt/models2", "/proc/self"])
-def test_a_path_elsewhere_lies_on_no_mount_of_trimsfs(mountinfo: Path, path: str) -> None:
-    write(mountinfo, ROOT, PROC, MODELS)
-    assert mount_of(Path(path)) is None
-
-
-def test_a_path_on_a_mount_inside_a_mount_lies_on_the_inner_one(mountinfo: Path) -> None:
-    write(mountinfo, ROOT, MODELS, "41 40 0:52 / /mnt/models/tmp rw - tmpfs tmpfs rw")
-    assert mount_of(Path("/mnt/models/tmp/x")) is None
-    assert mount_of(Path("/mnt/models/x")) is not None
-
-
-def test_a_path_lies_on_the_uppermost_of_stacked_mounts(mountinfo: Path) -> None:
-    volume = "30 21 254:16 / /mnt/models rw - ext4 /dev/vdb rw"
-    write(mountinfo, ROOT, volume, MODELS.replace("40 21", "40 30"))
-    mount = mount_of(Path("/mnt/models/x"))
-    assert mount is not None
-    assert mount.kind == "fuse.trimsfs"
-
-
-def test_a_path_on_what_covers_a_mount_does_not_lie_on_the_mount(mountinfo: Path) -> None:
-    write(mountinfo, ROOT, MODELS, "41 40 0:52 / /mnt/models rw - tmpfs tmpfs rw")
-    assert mount_of(Path("/mnt/models/x")) is None
-
-
-def test_a_path_below_a_covered_mount_does_not_lie_on_what_is_hidden(mountinfo: Path) -> None:
-    write(mountinfo, ROOT, MODELS, "41 21 0:52 / /mnt rw - tmpfs tmpfs rw")
-    assert mount_of(Path("/mnt/models/x")) is None
+@pytest.mark.parametrize(
+    ("lines", "on_mount", "elsewhere"),
+    [
+        ([ROOT, MODELS], ["/mnt/models", "/mnt/models/a/b"], []),
+        ([ROOT, PROC, MODELS], [], ["/", "/mnt", "/mnt/models2", "/proc/self"]),
+        ([ROOT, MODELS, COVER.replace("models rw", "models/tmp rw")], ["/mnt/models/x"], ["/mnt/models/tmp/x"]),
+        ([ROOT, VOLUME, MODELS.replace("40 21", "40 30")], ["/mnt/models/x"], []),  # on what it covers
+        ([ROOT, MODELS, COVER], [], ["/mnt/models/x"]),
+        ([ROOT, MODELS, ABOVE], [], ["/mnt/models/x"]),
+        # What was moved or propagated may be listed before its parent.
+        ([MODELS, PROC, ROOT], ["/mnt/models/x"], []),
+        ([ROOT.replace("21 1 ", "21 21 "), MODELS], ["/mnt/models/x"], ["/x"]),  # a root that is its own parent
+        (["1 1 0:1 / / rw - rootfs none rw", ROOT, MODELS], ["/mnt/models/x"], []),
+        # In a chroot, only what lies below is listed, with parents that are not.
+        ([PROC, MODELS, "43 21 0:54 / /m rw - tmpfs tmpfs rw"], ["/mnt/models/x"], ["/elsewhere"]),
+    ],
+)
+def test_a_path_lies_on_the_mount_that_the_kernel_would_reach(
+    mountinfo: Path, lines: list[str], on_mount: list[str], elsewhere: list[str]
+) -> None:
+    write(mountinfo, *lines)
+    found = [mount_of(Path(path)) for path in on_mount]
+    assert [mount and (mount.device, mount.mountpoint) for mount in found] == [
+        ("0:51", Path("/mnt/models")) for _ in on_mount
+    ]
+    assert [mount_of(Path(path)) for path in elsewhere] == [None for _ in elsewhere]
 
 
 def test_a_mount_on_what_covers_another_is_found(mountinfo: Path) -> None:
-    cover = "41 21 0:52 / /mnt rw - tmpfs tmpfs rw"
-    write(mountinfo, ROOT, MODELS, cover, MODELS.replace("40 21 0:51", "42 41 0:53"))
+    write(mountinfo, ROOT, MODELS, ABOVE, MODELS.replace("40 21 0:51", "42 41 0:53"))
     mount = mount_of(Path("/mnt/models/x"))
     assert mount is not None
     assert mount.device == "0:53"
-
-
-def test_the_order_of_lines_does_not_matter_to_where_a_path_lies(mountinfo: Path) -> None:
-    """The kernel may list what was moved or propagated before its parent."""
-    write(mountinfo, MODELS, PROC, ROOT)
-    assert mount_of(Path("/mnt/models/x")) is not None
-
-
-def test_a_root_that_is_its_own_parent_is_understood(mountinfo: Path) -> None:
-    write(mountinfo, ROOT.replace("21 1 ", "21 21 "), MODELS)
-    assert mount_of(Path("/mnt/models/x")) is not None
-    assert mount_of(Path("/x")) is None
-
-
-def test_a_covered_root_is_understood(mountinfo: Path) -> None:
-    write(mountinfo, "1 1 0:1 / / rw - rootfs none rw", ROOT, MODELS)
-    assert mount_of(Path("/mnt/models/x")) is not None
-
-
-def test_mounts_are_found_where_the_root_is_no_mount_point(mountinfo: Path) -> None:
-    """As in a chroot: the kernel lists only what lies below, with parents that it does not list."""
-    write(mountinfo, PROC, MODELS, "43 21 0:54 / /m rw - tmpfs tmpfs rw")
-    mount = mount_of(Path("/mnt/models/x"))
-    assert mount is not None
-    assert mount.mountpoint == Path("/mnt/models")
-    assert mount_of(Path("/elsewhere")) is None
 
 
 def test_the_kernels_own_list_is_understood() -> None:

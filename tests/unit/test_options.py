@@ -54,24 +54,13 @@ def test_defaults_hold_when_nothing_is_given() -> None:
     assert load() == MountOptions()
 
 
-def test_the_file_beats_the_defaults(toml: Path) -> None:
-    toml.write_text("metadata_ttl = 1.5")
-    assert load(config=toml).metadata_ttl == 1.5
-
-
-def test_the_environment_beats_the_file(toml: Path) -> None:
+def test_a_later_source_beats_an_earlier_one(toml: Path) -> None:
     toml.write_text("metadata_ttl = 1.5\nregion = 'eu-west-1'")
-    options = load(config=toml, environment={"TRIMSFS_METADATA_TTL": "2.5"})
-    assert options.metadata_ttl == 2.5
-    assert options.region == "eu-west-1"
-
-
-def test_the_command_line_beats_the_environment(toml: Path) -> None:
-    toml.write_text("metadata_ttl = 1.5")
     environment = {"TRIMSFS_METADATA_TTL": "2.5", "TRIMSFS_PROFILE": "models"}
+    assert load(config=toml).metadata_ttl == 1.5
+    assert load(config=toml, environment=environment).metadata_ttl == 2.5
     options = load({"metadata_ttl": 3.5}, config=toml, environment=environment)
-    assert options.metadata_ttl == 3.5
-    assert options.profile == "models"
+    assert (options.metadata_ttl, options.profile, options.region) == (3.5, "models", "eu-west-1")
 
 
 def test_an_overridden_value_need_not_be_valid(toml: Path) -> None:
@@ -79,16 +68,11 @@ def test_an_overridden_value_need_not_be_valid(toml: Path) -> None:
     assert load({"uid": 5}, config=toml).uid == 5
 
 
-def test_the_default_file_is_read_where_there_is_one(default_config: Path) -> None:
-    default_config.parent.mkdir()
-    default_config.write_text("store = 's3://models'")
-    assert load().store == "s3://models"
-
-
-def test_a_given_file_replaces_the_default_one(default_config: Path, toml: Path) -> None:
+def test_the_default_file_is_read_unless_another_is_given(default_config: Path, toml: Path) -> None:
     default_config.parent.mkdir()
     default_config.write_text("store = 's3://models'")
     toml.write_text("")
+    assert load().store == "s3://models"
     assert load(config=toml).store is None
 
 
@@ -165,36 +149,16 @@ def test_a_size_is_read_to_its_end(text: str) -> None:
         load(environment={"TRIMSFS_MIN_FREE": text})
 
 
-@pytest.mark.parametrize(
-    ("tables", "cause"),
-    [
-        ('[[tenants]]\npath = "a"\ncache_size = 10\n', "cache_size: is 10 bytes, which hold no model: write a unit"),
-        ('[[tenants]]\npath = "a"\n[[tenants]]\npath = "a"\n', "tenants: a has two tables: leave out one"),
-        ('tenants = ["a"]', "[[tenants]] number 1 in"),
-        ('store = ["s3://a", "s3://b"]', "[[store]] number 1 in"),
-    ],
-)
-def test_tables_that_cannot_be_meant_are_told(tables: str, cause: str, toml: Path) -> None:
-    toml.write_text(tables)
-    assert cause in error_of(config=toml)
-
-
-def test_a_size_in_the_file_may_be_a_number_of_bytes(toml: Path) -> None:
-    toml.write_text("cache_size = 1_000_000\nmin_free = '2MiB'")
+def test_numbers_in_the_file_may_be_written_as_toml_has_them(toml: Path) -> None:
+    toml.write_text("cache_size = 1_000_000\nmin_free = '2MiB'\nmode = 0o440\ndir_mode = '0550'")
     options = load(config=toml)
-    assert options.cache_size == 1_000_000
-    assert options.min_free == 2 << 20
+    assert (options.cache_size, options.min_free) == (1_000_000, 2 << 20)
+    assert (options.mode, options.dir_mode) == (0o440, 0o550)
 
 
 @pytest.mark.parametrize("text", ["0640", "640", "0o640"])
 def test_modes_are_octal(text: str) -> None:
     assert load(environment={"TRIMSFS_MODE": text}).mode == 0o640
-
-
-def test_a_mode_in_the_file_may_be_an_octal_literal(toml: Path) -> None:
-    toml.write_text("mode = 0o440\ndir_mode = '0550'")
-    options = load(config=toml)
-    assert (options.mode, options.dir_mode) == (0o440, 0o550)
 
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("1", True), ("yes", True), ("no", False), ("0", False)])
@@ -210,29 +174,27 @@ def test_options_cannot_be_changed_afterwards() -> None:
 # Errors
 
 
-def test_an_error_names_the_option_its_value_its_source_and_the_cause() -> None:
-    text = error_of(environment={"TRIMSFS_METADATA_TTL": "soon"})
-    assert text == "variable TRIMSFS_METADATA_TTL=soon: is not a number"
-
-
-def test_an_error_names_the_file_that_the_value_is_in(toml: Path) -> None:
-    toml.write_text("log_level = 'loud'")
-    text = error_of(config=toml)
-    assert text == f"option log_level = 'loud' in {toml}: must be 'debug', 'info', 'warning' or 'error'"
-
-
-def test_an_error_names_the_source_that_won(toml: Path) -> None:
-    toml.write_text("uid = 4")
-    text = error_of({"uid": -3}, config=toml, environment={"TRIMSFS_UID": "5"})
-    assert text == "option --uid -3: must be 0 or more"
-
-
-def test_an_unknown_option_is_refused(toml: Path) -> None:
-    toml.write_text("cachesize = '10GiB'")
-    assert (
-        error_of(config=toml)
-        == f"option cachesize = '10GiB' in {toml}: there is no such option: did you mean cache_size?"
-    )
+@pytest.mark.parametrize(
+    ("arguments", "text", "environment", "error"),
+    [
+        ({}, "", {"TRIMSFS_METADATA_TTL": "soon"}, "variable TRIMSFS_METADATA_TTL=soon: is not a number"),
+        (
+            *({}, "log_level = 'loud'", {}),
+            "option log_level = 'loud' in {toml}: must be 'debug', 'info', 'warning' or 'error'",
+        ),
+        ({"uid": -3}, "uid = 4", {"TRIMSFS_UID": "5"}, "option --uid -3: must be 0 or more"),
+        ({"mode": "rw"}, "", {}, "option --mode rw: is not an octal number such as 0444"),
+        (
+            *({}, "cachesize = '10GiB'", {}),
+            "option cachesize = '10GiB' in {toml}: there is no such option: did you mean cache_size?",
+        ),
+    ],
+)
+def test_an_error_names_the_option_its_value_the_source_that_won_and_the_cause(
+    arguments: dict[str, Any], text: str, environment: dict[str, str], error: str, toml: Path
+) -> None:
+    toml.write_text(text)
+    assert error_of(arguments, config=toml, environment=environment) == error.format(toml=toml)
 
 
 @pytest.mark.parametrize(
@@ -294,29 +256,18 @@ def test_a_negative_size_is_refused(name: str, toml: Path) -> None:
     ],
 )
 def test_a_bound_is_told_in_the_unit_of_the_option(name: str, value: str, cause: str) -> None:
-    assert error_of({name: value}).endswith(f": {cause}")
+    assert error_of(environment={f"TRIMSFS_{name.upper()}": value}).endswith(f": {cause}")
 
 
-def test_a_mode_that_is_not_octal_says_what_one_looks_like() -> None:
-    assert error_of({"mode": "rw"}) == "option --mode rw: is not an octal number such as 0444"
-
-
-def test_broken_toml_is_reported_with_the_file(toml: Path) -> None:
-    toml.write_text("store = ")
+@pytest.mark.parametrize("content", [b"store = ", b"store = '\xff\xfe'"])
+def test_what_is_no_toml_is_reported_with_the_file(toml: Path, content: bytes) -> None:
+    toml.write_bytes(content)
     assert error_of(config=toml).startswith(f"configuration file {toml}: not valid TOML: ")
 
 
-def test_a_file_that_is_not_text_is_reported(toml: Path) -> None:
-    toml.write_bytes(b"store = '\xff\xfe'")
-    assert error_of(config=toml).startswith(f"configuration file {toml}: not valid TOML: ")
-
-
-def test_a_given_file_that_is_missing_is_reported(toml: Path) -> None:
+def test_a_file_that_cannot_be_read_is_reported(toml: Path) -> None:
     assert error_of(config=toml) == f"configuration file {toml}: No such file or directory"
-
-
-def test_a_directory_as_file_is_reported(tmp_path: Path) -> None:
-    assert error_of(config=tmp_path) == f"configuration file {tmp_path}: Is a directory"
+    assert error_of(config=toml.parent) == f"configuration file {toml.parent}: Is a directory"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
@@ -428,7 +379,8 @@ def test_different_mount_points_have_different_names() -> None:
 
 
 def test_a_key_without_anything_to_check_is_refused(tmp_path: Path) -> None:
-    assert "--signing-key: nothing is checked: set --signatures" in error_of({"signing_key": str(tmp_path)})
+    told = "signing_key: nothing is checked: set signatures"
+    assert told in error_of(environment={"TRIMSFS_SIGNING_KEY": str(tmp_path)})
 
 
 TABLES = """
@@ -475,42 +427,42 @@ def test_no_store_lies_at_or_below_another(paths: tuple[str, ...], toml: Path) -
     assert "lies at or below that of another" in error_of(config=toml)
 
 
+STORE = "[[store]]\n"
+TENANT = '[[tenants]]\npath = "a"\n'
+
+
 @pytest.mark.parametrize(
-    ("table", "cause"),
+    ("text", "cause"),
     [
-        ('store = "s3://x"', "[[store]] number 1 in {toml}: has no path: write path = TEXT"),
-        ('path = "x"', "[[store]] x in {toml}: has no store: write store = TEXT"),
-        ('path = ".."\nstore = "s3://x"', "[[store]] .. in {toml}: path: is not a path below the mount point"),
-        ('path = 3\nstore = "s3://x"', "[[store]] number 1 in {toml}: path: must be text in quotes"),
-        ('path = "x"\nstore = "s3://user:secret@x"', "credentials do not belong there"),
+        (f'{STORE}store = "s3://x"', "[[store]] number 1 in {toml}: has no path: write path = TEXT"),
+        (f'{STORE}path = "x"', "[[store]] x in {toml}: has no store: write store = TEXT"),
+        (f'{STORE}path = ".."\nstore = "s3://x"', "[[store]] .. in {toml}: path: is not a path below the mount point"),
+        (f'{STORE}path = 3\nstore = "s3://x"', "[[store]] number 1 in {toml}: path: must be text in quotes"),
+        (f'{STORE}path = "x"\nstore = "s3://user:secret@x"', "credentials do not belong there"),
         (
-            'path = "x"\nstore = "s3://x"\ncache_size = 5',
+            f'{STORE}path = "x"\nstore = "s3://x"\ncache_size = 5',
             "cache_size: is an option of the whole mount: write it above all",
         ),
-        ('path = "x"\nstore = "s3://x"\nendpoint-url = "x"', "there is no such option: did you mean endpoint_url?"),
-    ],
-)
-def test_a_table_of_a_store_tells_what_is_wrong(table: str, cause: str, toml: Path) -> None:
-    toml.write_text(f"[[store]]\n{table}\n")
-
-    error = error_of(config=toml)
-    assert cause.format(toml=toml) in error
-    assert "secret" not in error
-
-
-@pytest.mark.parametrize(
-    ("text", "error"),
-    [
+        (
+            f'{STORE}path = "x"\nstore = "s3://x"\nendpoint-url = "x"',
+            "there is no such option: did you mean endpoint_url?",
+        ),
+        (f"{TENANT}cache_size = 10", "cache_size: is 10 bytes, which hold no model: write a unit"),
+        (TENANT + TENANT, "tenants: a has two tables: leave out one"),
+        ('tenants = ["a"]', "[[tenants]] number 1 in"),
+        ('store = ["s3://a", "s3://b"]', "[[store]] number 1 in"),
         ('[store]\npath = "x"', "[store] in {toml}: is one of several tables: write [[store]]"),
         ('[tenants]\npath = "x"', "[tenants] in {toml}: is one of several tables: write [[tenants]]"),
         ('[[stores]]\npath = "x"', "[[stores]] in {toml}: there is no such table: write [[store]]"),
         ('[[tenant]]\npath = "x"', "there is no such option: did you mean tenants?"),
     ],
 )
-def test_a_table_that_is_written_wrong_is_told(text: str, error: str, toml: Path) -> None:
+def test_a_table_tells_what_is_wrong(text: str, cause: str, toml: Path) -> None:
     toml.write_text(text)
 
-    assert error.format(toml=toml) in error_of(config=toml)
+    error = error_of(config=toml)
+    assert cause.format(toml=toml) in error
+    assert "secret" not in error
 
 
 @pytest.mark.parametrize(
@@ -523,4 +475,4 @@ def test_a_table_that_is_written_wrong_is_told(text: str, error: str, toml: Path
     ],
 )
 def test_what_is_no_address_in_a_fleet_is_refused(option: str, value: str, told: str) -> None:
-    assert told in error_of({option: value})
+    assert told in error_of(environment={f"TRIMSFS_{option.upper()}": value})

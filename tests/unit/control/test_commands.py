@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.support.parts import blob_files, content_of, flip_byte, until
+from tests.support.parts import blob_files, flip_byte, until
 from tests.support.served import Server, Serving
 from tests.support.stores import MemoryStore
 from tests.unit.control.common import drop, in_memory, last_line, on_disk
@@ -100,17 +100,6 @@ async def test_warming_the_host_brings_back_what_the_kernel_had_dropped(
     assert residency["host"] >= sizes["net/params"]
 
 
-async def test_pinned_file_is_not_evicted_until_it_is_unpinned(server: Server, sizes: dict[str, int]) -> None:
-    await server.command("pin", "net/params")
-    assert await server.outcome("evict", "net/params") == ("failed", "InUseError")
-    assert await on_disk(server, "net/params") == sizes["net/params"]
-    assert await server.outcome("unpin", "net/params") == ("done", None)
-    assert await server.attribute("net/params", "pinned") == "false"
-    assert await on_disk(server, "net/params") == sizes["net/params"]
-    assert await server.outcome("evict", "net/params") == ("done", None)
-    assert await on_disk(server, "net/params") == 0
-
-
 async def test_pin_outlives_the_server(serving: Serving) -> None:
     async with serving() as server:
         await server.command("pin", "net/params")
@@ -145,16 +134,6 @@ async def test_pinned_directory_is_unpinned_as_one(server: Server) -> None:
     assert [model["pinned"] for model in (await server.info("net"))["models"]] == [False] * 3
 
 
-async def test_pinned_file_stays_when_others_need_the_room(
-    serving: Serving, sizes: dict[str, int], chunk_size: int
-) -> None:
-    async with serving(cache_size=6 * chunk_size) as server:
-        await server.command("pin", "other/params")
-        for _ in range(2):
-            await server.content("net/params")
-            assert await on_disk(server, "other/params") == sizes["other/params"]
-
-
 @pytest.mark.parametrize("of", ["net/params", "net", ""])
 async def test_unpinning_reaches_what_has_been_replaced_since(
     serving: Serving, store: MemoryStore, sizes: dict[str, int], of: str
@@ -178,17 +157,6 @@ async def test_a_pin_that_is_given_up_takes_no_other_with_it(server: Server, sto
     gate.set()
     assert (await last_line(server, second))["state"] == "done"
     assert await server.attribute("net/params", "pinned") == "true"
-
-
-async def test_evicting_removes_the_file_and_its_bytes(server: Server, tmp_path: Path, store: MemoryStore) -> None:
-    await server.command("warm-disk", "net/params")
-    assert len(blob_files(tmp_path / "cache")) == 1
-    lines = await server.command("evict", "net/params")
-    assert lines[-1]["state"] == "done"
-    assert blob_files(tmp_path / "cache") == []
-    assert server.disk.statistics().used_bytes == 0
-    assert (await server.info("net/params"))["verified"] is False
-    assert await server.content("net/params") == content_of("net/params", store.generation("net/params").size)
 
 
 async def test_evicting_what_is_not_here_does_nothing(server: Server, store: MemoryStore) -> None:
@@ -227,17 +195,6 @@ async def test_a_file_larger_than_the_cache_is_told_and_evicts_nothing(serving: 
         assert last["error"].startswith(told)
         assert last["error"].endswith(" MiB: raise that")
         assert await on_disk(server, "other/params") == sizes["other/params"]
-
-
-async def test_open_file_is_not_evicted_until_it_is_closed(server: Server, sizes: dict[str, int]) -> None:
-    await server.command("warm-disk", "net/params")
-    handle = await server.open("net/params")
-    lines = await server.command("evict", "net/params")
-    assert (lines[-1]["state"], lines[-1]["kind"]) == ("failed", "InUseError")
-    assert "net/params" in lines[-1]["error"]
-    assert await on_disk(server, "net/params") == sizes["net/params"]
-    server.release(handle)
-    assert await server.outcome("evict", "net/params") == ("done", None)
 
 
 async def test_eviction_waits_for_a_close_that_is_about_to_be_heard_of(server: Server) -> None:

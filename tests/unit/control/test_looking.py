@@ -20,7 +20,7 @@ from trimsfs.control.authorisation import Caller
 from trimsfs.control.reports import REST
 from trimsfs.errors import BlobDamagedError, NoSuchEntryError, NotPermittedError, StoreAccessError
 from trimsfs.namespace.listing import SLICE
-from trimsfs.options import AccessRule
+from trimsfs.options import GPU_OFF, AccessRule
 from trimsfs.tiers.disk.residency import Residency
 
 # Attributes
@@ -162,7 +162,6 @@ async def test_control_tells_the_facts(
         "store_refuses": False,
         "store_empty": None,
         "store_known": True,
-        "fleet_problem": None,
         "cache_problem": None,
         "cache_disk_bytes": facts["cache_disk_bytes"],
         "quarantine": [],
@@ -170,7 +169,7 @@ async def test_control_tells_the_facts(
         "log_file": facts["log_file"],
         "passthrough": {"used": False, "reason": "not wanted"},
         "waits": [],
-        "gpu": {"unavailable": "there is none", "socket": None, "devices": []},
+        "gpu": {"unavailable": GPU_OFF, "socket": None, "devices": []},
     }
 
 

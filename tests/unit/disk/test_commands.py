@@ -37,15 +37,6 @@ async def test_eviction_removes_the_file_and_the_record(cache: Path, chunk_size:
             assert states(blob) == [MISSING, MISSING]
 
 
-async def test_eviction_of_what_an_earlier_server_left(cache: Path, chunk_size: int) -> None:
-    async with opened(cache) as tier:
-        generation = await fill(tier, "a", small("a", chunk_size, 2))
-    async with opened(cache) as tier:
-        assert await tier.evict(generation) == 2 * chunk_size
-        assert tier.statistics().used_bytes == 0
-        assert blob_files(cache) == []
-
-
 async def test_what_is_open_or_pinned_is_not_evicted_by_command(cache: Path, chunk_size: int) -> None:
     async with opened(cache) as tier:
         generation = await fill(tier, "a", small("a", chunk_size))
@@ -87,18 +78,6 @@ async def test_a_file_that_stays_mapped_is_not_evicted_by_command(cache: Path, c
             await tier.evict(generation)
         del view
         assert await tier.evict(generation) == chunk_size
-
-
-async def test_a_pin_survives_a_restart(cache: Path, chunk_size: int) -> None:
-    async with opened(cache) as tier:
-        generation = await fill(tier, "a", small("a", chunk_size))
-        async with tier.using(generation) as blob:
-            await tier.pin(blob, True)
-    async with opened(cache) as tier:
-        with pytest.raises(InUseError, match="pinned"):
-            await tier.evict(generation)
-        async with tier.using(generation) as blob:
-            assert blob.pinned
 
 
 async def test_an_eviction_that_is_cancelled_leaves_the_blob_or_removes_it(

@@ -5,6 +5,8 @@ import logging
 import shutil
 import sqlite3
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -152,49 +154,41 @@ async def test_a_cache_directory_that_is_removed_under_the_server_declines(cache
             assert await store(tier, after, b, 0) == [False]
 
 
-async def test_a_blob_without_a_file_is_served_without_being_kept(
-    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def without_descriptors() -> Iterator[None]:
+    """The file of no blob can be opened, which is soon given up."""
+
     def fail(*_: object, **__: object) -> bool:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    a = small("a", chunk_size)
-    monkeypatch.setattr(Blob, "attach", fail)
-    async with opened(cache) as tier, tier.using(generation_of("a", a)) as blob:
-        assert not blob.attached
-        assert await store(tier, blob, a, 0) == [False]
-        assert tier.statistics().used_bytes == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Blob, "attach", fail)
+        patch.setattr("trimsfs.concurrency.descriptors.PATIENCE_S", 0.1)
+        yield
 
 
-async def test_a_blob_whose_file_could_not_be_made_is_tried_again_at_the_next_open(
-    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+async def test_a_blob_without_a_file_is_served_without_being_kept_until_the_next_open(
+    cache: Path, chunk_size: int
 ) -> None:
-    def fail(*_: object, **__: object) -> bool:
-        raise OSError(errno.EMFILE, "Too many open files")
-
     a = small("a", chunk_size)
     async with opened(cache) as tier:
-        with monkeypatch.context() as patch:
-            patch.setattr(Blob, "attach", fail)
-            async with tier.using(generation_of("a", a)):
-                pass
+        with without_descriptors():
+            async with tier.using(generation_of("a", a)) as blob:
+                assert not blob.attached
+                assert await store(tier, blob, a, 0) == [False]
+                assert tier.statistics().used_bytes == 0
         async with tier.using(generation_of("a", a)) as blob:
             assert await store(tier, blob, a, 0) == [True]
 
 
-async def test_evicting_a_blob_that_could_not_be_attached_frees_what_is_on_disk(
-    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object, **__: object) -> bool:
-        raise OSError(errno.EMFILE, "Too many open files")
-
+async def test_evicting_a_blob_that_could_not_be_attached_frees_what_is_on_disk(cache: Path, chunk_size: int) -> None:
     async with opened(cache) as tier:
         generation = await fill(tier, "a", small("a", chunk_size))
     async with opened(cache) as tier:
-        monkeypatch.setattr(Blob, "attach", fail)
-        async with tier.using(generation):
-            pass
-        assert await tier.evict(generation) == chunk_size
+        with without_descriptors():
+            async with tier.using(generation):
+                pass
+            assert await tier.evict(generation) == chunk_size
         assert tier.statistics().used_bytes == 0 == await recorded_bytes(tier)
 
 

@@ -6,9 +6,9 @@ import pytest
 import trio
 
 from tests.support.parts import content_of, fill, generation_of, opened, recorded_bytes, until
+from trimsfs.eviction_policies import POLICIES, Evictable, cost, eager, fifo
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.eviction_policies import POLICIES, Evictable, cost, eager, fifo
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ async def use(tier: DiskTier, key: str, size: int, times: int = 1) -> None:
 async def test_each_policy_chooses_for_itself(
     cache: Path, chunk_size: int, policy: str, kept: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.tiers.disk.space.HEADROOM_CHUNKS", 0)
+    monkeypatch.setattr("trimsfs.tiers.disk.budget.HEADROOM_CHUNKS", 0)
     sizes = {"a": chunk_size, "b": 2 * chunk_size, "c": chunk_size}
 
     def load_cost(_key: str, size: int) -> float:
@@ -73,7 +73,7 @@ async def test_never_keeps_what_is_here_and_takes_nothing_more(cache: Path, chun
 async def test_the_order_of_arrival_survives_a_restart(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.tiers.disk.space.HEADROOM_CHUNKS", 0)
+    monkeypatch.setattr("trimsfs.tiers.disk.budget.HEADROOM_CHUNKS", 0)
     async with opened(cache, policy=fifo) as tier:
         for key in "cab":
             await fill(tier, key, content_of(key, chunk_size))
@@ -121,7 +121,7 @@ async def test_who_asks_hears_of_each_blob_that_leaves_while_it_is_still_open(ca
 async def test_what_it_costs_to_load_is_asked_for_each_blob(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.tiers.disk.space.HEADROOM_CHUNKS", 0)
+    monkeypatch.setattr("trimsfs.tiers.disk.budget.HEADROOM_CHUNKS", 0)
     told: list[Evictable] = []
 
     def choose(entries: list[Evictable], needed: int) -> list[Evictable]:

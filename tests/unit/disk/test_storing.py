@@ -143,7 +143,10 @@ async def test_chunks_come_back_unverified_after_a_restart_and_verify(cache: Pat
             assert tier.statistics().corrupt_chunks == 0
 
 
-async def test_chunks_survive_a_server_that_is_killed(cache: Path, chunk_size: int, tmp_path: Path) -> None:
+async def test_chunks_survive_a_server_that_is_killed(
+    cache: Path, chunk_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.tiers.index.journal.COMPARISON_PATIENCE_S", 0.1)  # nobody compares them
     content = small("a", chunk_size, 2)
     async with opened(cache) as tier:
         generation = await fill(tier, "a", content)

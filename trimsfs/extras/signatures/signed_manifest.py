@@ -8,7 +8,8 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,13 @@ def load_key(path: Path) -> EllipticCurvePublicKey:
     try:
         key = load_pem_public_key(path.read_bytes())
     except OSError as error:
-        raise ConfigurationError(f"option --signing-key {path}: {error.strerror}") from None
+        raise ConfigurationError(f"option signing_key {path}: {error.strerror}") from None
     except (ValueError, UnsupportedAlgorithm):
         raise ConfigurationError(
-            f"option --signing-key {path}: not a public key in PEM: write it by `openssl ec -pubout`"
+            f"option signing_key {path}: not a public key in PEM: write it by `openssl ec -pubout`"
         ) from None
     if not isinstance(key, EllipticCurvePublicKey) or key.curve.key_size not in _HASHES:
-        raise ConfigurationError(f"option --signing-key {path}: must be an elliptic curve key of 256, 384 or 521 bits")
+        raise ConfigurationError(f"option signing_key {path}: must be an elliptic curve key of 256, 384 or 521 bits")
     return key
 
 
@@ -90,6 +91,11 @@ def sign(key: EllipticCurvePrivateKey, model: str, digests: Mapping[str, str]) -
     return json.dumps(bundle).encode()
 
 
+def reader(signing_key: Path) -> Callable[[bytes], Mapping[str, Digest]]:
+    """A function as `read_manifest` that knows the public key in a file. Raises ConfigurationError."""
+    return partial(read_manifest, key=load_key(signing_key))
+
+
 def read_manifest(bundle: bytes, key: EllipticCurvePublicKey) -> Mapping[str, Digest]:
     """Verify a signature file; the digests of files, by their paths below its directory. Raises SignatureError."""
     if sum(map(bundle.count, (b"[", b"{", b","))) > MOST_PARTS:
@@ -106,7 +112,7 @@ def read_manifest(bundle: bytes, key: EllipticCurvePublicKey) -> Mapping[str, Di
     try:
         key.verify(signature_bytes, signed, ECDSA(_HASHES[key.curve.key_size]))
     except InvalidSignature:
-        raise SignatureError("not signed with the --signing-key: check who signed it") from None
+        raise SignatureError("not signed with the signing_key: check who signed it") from None
     if kind != _PAYLOAD_TYPE:
         raise SignatureError("the signature is not of a model")
     return _manifest(payload)

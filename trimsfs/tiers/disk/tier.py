@@ -11,10 +11,11 @@ from typing import NoReturn, TypeVar, TypeVarTuple
 import trio
 
 from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError, TrimsError
+from trimsfs.eviction_policies import eager
 from trimsfs.origins import Origins
 from trimsfs.tiers.blob import Blob, ChunkState, FileChange
 from trimsfs.tiers.disk.blob_files import BlobFiles
-from trimsfs.tiers.disk.budget import Budget, DiskLimits
+from trimsfs.tiers.disk.budget import Budget, DiskLimits, DiskSpace
 from trimsfs.tiers.disk.cache_directory import CacheDirectory
 from trimsfs.tiers.disk.crash_recovery import chunks_in_holes
 from trimsfs.tiers.disk.damage import Damage
@@ -23,9 +24,7 @@ from trimsfs.tiers.disk.evictor import COMMAND_PATIENCE_S, Evictor
 from trimsfs.tiers.disk.maintenance import PATIENCE_S, Maintenance
 from trimsfs.tiers.disk.open_blobs import OpenBlobs
 from trimsfs.tiers.disk.residency import Residency, residency_of
-from trimsfs.tiers.disk.space import DiskSpace
 from trimsfs.tiers.disk.state import TierState
-from trimsfs.tiers.eviction_policies import eager
 from trimsfs.tiers.index.blob_record import BlobRecord
 from trimsfs.tiers.index.equal_chunks import EqualChunks
 from trimsfs.tiers.index.journal import Journal

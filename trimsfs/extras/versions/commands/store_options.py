@@ -24,7 +24,7 @@ from trimsfs.extras.versions.location import Location
 from trimsfs.mountinfo import mount_of
 from trimsfs.namespace.tree import NEGATIVE_TTL_S
 from trimsfs.options import MountOptions, flag, load_options
-from trimsfs.stores import directory_of, open_writer
+from trimsfs.stores.open import directory_of, open_writer
 
 T = TypeVar("T")
 
