@@ -333,7 +333,7 @@ def recover(name: str, directory: Path) -> None:
         raise TakeoverError(f"{mount.name}: its keeper, pid {keeper}, is alive: there is nothing to recover")
     if mount.managed and systemd.restarts(mount.name):
         raise TakeoverError(f"{mount.name}: systemd restarts its keeper: see systemctl status trimsfs@{mount.name}")
-    from mountctl.keeper.successor import recover as start_recovery  # noqa: PLC0415 - takes long
+    from mountctl.keeper.succession.successor import recover as start_recovery  # noqa: PLC0415 - takes long
 
     report = start_recovery(mount.mountpoint, timeout_s=REPLACE_TIMEOUT_S)
     if report["type"] != "ready":

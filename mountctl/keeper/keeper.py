@@ -26,17 +26,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mountctl.keeper import limits, protocol
-from mountctl.keeper.connection import Connection
+from mountctl.keeper import limits
 from mountctl.keeper.control_socket import ControlSocket, Reply
 from mountctl.keeper.descriptor_store import DescriptorStore
-from mountctl.keeper.dispatcher import Dispatcher
-from mountctl.keeper.forked_server import forked_by
+from mountctl.keeper.fuse_connection import Connection
 from mountctl.keeper.phase import Phase
-from mountctl.keeper.replacement import Replacement
 from mountctl.keeper.reporter import Reporter
-from mountctl.keeper.restart_policy import RestartPolicy
-from mountctl.keeper.server_process import ServerProcess
+from mountctl.keeper.servers import server_messages
+from mountctl.keeper.servers.dispatcher import Dispatcher
+from mountctl.keeper.servers.forked_server import forked_by
+from mountctl.keeper.servers.replacement import Replacement
+from mountctl.keeper.servers.restart_policy import RestartPolicy
+from mountctl.keeper.servers.server_process import ServerProcess
 from mountctl.keeper.service_manager import ServiceManager
 from mountctl.linux import mounting
 from mountctl.linux.sd_notify import Notifier
@@ -241,34 +242,34 @@ class Keeper:
         held = self._connection.for_server()
         server.promote(held, self._restart_policy, unclaimed=self._unclaimed, for_forked=channel)
 
-    def _on_message(self, server: ServerProcess, message: protocol.Message, descriptors: list[int]) -> None:
+    def _on_message(self, server: ServerProcess, message: server_messages.Message, descriptors: list[int]) -> None:
         connection = self._connection
         match message:
-            case protocol.StandingBy() if server is self._standby:
+            case server_messages.StandingBy() if server is self._standby:
                 server.standing_by, server.ledger_version, server.forks = True, message.ledger, message.forks
                 server.hurry()
                 self._on_standing_by(server)
-            case protocol.Failed():
+            case server_messages.Failed():
                 self._on_failure(server, message)
             case _ if server is not self._active:
-                raise protocol.ProtocolError(f"{type(message).__name__} from a server that is not active")
-            case protocol.Mount() if not connection.mounted and descriptors:
+                raise server_messages.ProtocolError(f"{type(message).__name__} from a server that is not active")
+            case server_messages.Mount() if not connection.mounted and descriptors:
                 answer = connection.mount(descriptors.pop())
                 server.send(answer, [connection.for_server()["fuse"]] if connection.mounted else [])
-            case protocol.BackingOpen() if connection.mounted:
+            case server_messages.BackingOpen() if connection.mounted:
                 answers = connection.open_backings(descriptors, message.count or 1)
                 server.unclaimed = [answer["id"] for answer in answers if "id" in answer]
                 server.send({"answers": answers} if message.count else answers[0])
-            case protocol.BackingClose() if connection.mounted:
+            case server_messages.BackingClose() if connection.mounted:
                 connection.close_backing(message.number)
-            case protocol.Hold() | protocol.LetGo() | protocol.Recall() | protocol.Listen():
+            case server_messages.Hold() | server_messages.LetGo() | server_messages.Recall() | server_messages.Listen():
                 self._descriptor_store.answer(message, descriptors, server.send)
-            case protocol.Ready() if connection.mounted:
+            case server_messages.Ready() if connection.mounted:
                 self._on_ready(server, resends=message.resends)
-            case protocol.Alive():
+            case server_messages.Alive():
                 pass
             case _:
-                raise protocol.ProtocolError(f"{type(message).__name__} out of order")
+                raise server_messages.ProtocolError(f"{type(message).__name__} out of order")
 
     def _on_standing_by(self, server: ServerProcess) -> None:
         if self._active is not None and self._active.order is not server.order and self._replacement.awaits(server):
@@ -303,7 +304,7 @@ class Keeper:
                 self._leaves = True
                 self._end(1)
 
-    def _on_failure(self, server: ServerProcess, message: protocol.Failed) -> None:
+    def _on_failure(self, server: ServerProcess, message: server_messages.Failed) -> None:
         if self._replacement.awaits(server):
             self._replacement.fail(message.error, message.kind)
         elif self._phase is Phase.STARTING:

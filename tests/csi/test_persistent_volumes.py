@@ -14,7 +14,7 @@ import pytest
 from mountctl.extras.csi import csi_pb2
 from mountctl.extras.csi.child_process import ChildProcesses
 from mountctl.extras.csi.mounts_directory import MountsDirectory
-from mountctl.extras.csi.node import NodeService
+from mountctl.extras.csi.node_service import NodeService
 from tests.csi.driver import (
     Driver,
     is_dead,

@@ -16,10 +16,10 @@ import grpc
 import pytest
 
 from mountctl.extras.csi.child_process import ChildProcesses, Space
-from mountctl.extras.csi.errors import StatusError
 from mountctl.extras.csi.mounts_directory import MountsDirectory
 from mountctl.extras.csi.named_locks import NamedLocks
-from mountctl.extras.csi.node import NodeService
+from mountctl.extras.csi.node_service import NodeService
+from mountctl.extras.csi.status_errors import StatusError
 from tests.csi.driver import (
     is_dead,
     kill_together,

@@ -18,9 +18,9 @@ from statistics import median
 import pytest
 
 from mountctl.keeper.control_socket import ask
-from mountctl.keeper.forked_server import OtherProcess
-from mountctl.keeper.launcher import CHECK_TIMEOUT_S
-from mountctl.keeper.launchers import check
+from mountctl.keeper.launching.launcher import CHECK_TIMEOUT_S
+from mountctl.keeper.launching.launchers import check
+from mountctl.keeper.servers.forked_server import OtherProcess
 from mountctl.linux import mounting
 from mountctl.linux.sockets import launchers_path
 from tests.services.fast import start_fast
@@ -49,7 +49,7 @@ STOPPED_AT_THE_END = """
 import os, signal, sys
 from pathlib import Path
 from mountctl.keeper import standalone_keeper
-from mountctl.keeper.standalone_keeper import StandaloneKeeper
+from mountctl.keeper.launching.standalone_keeper import StandaloneKeeper
 clean_up = StandaloneKeeper._clean_up
 def stopped_meanwhile(keeper):
     os.kill(os.getpid(), signal.SIGTERM)
@@ -61,7 +61,7 @@ BEFORE_LINUX_6_9 = """
 import sys
 from pathlib import Path
 from mountctl.keeper import standalone_keeper
-from mountctl.keeper.standalone_keeper import StandaloneKeeper
+from mountctl.keeper.launching.standalone_keeper import StandaloneKeeper
 on_ready = StandaloneKeeper._on_ready
 StandaloneKeeper._on_ready = lambda keeper, server, *, resends: on_ready(keeper, server, resends=False)
 sys.exit(standalone_keeper.hold(Path(sys.argv[1])))

@@ -13,7 +13,7 @@ import pytest
 
 from mountctl.keeper import control_socket, descriptor_store
 from mountctl.keeper.keeper import Keeper
-from mountctl.keeper.server_process import ServerProcess
+from mountctl.keeper.servers.server_process import ServerProcess
 from mountctl.linux import mounting
 from mountctl.linux.mounting import MountIdentity
 

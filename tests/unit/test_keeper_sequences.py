@@ -7,10 +7,10 @@ import os
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mountctl.keeper import protocol
 from mountctl.keeper.descriptor_store import HELD_LIMIT
 from mountctl.keeper.keeper import Keeper
 from mountctl.keeper.phase import Phase
+from mountctl.keeper.servers import server_messages
 from tests.support.keeper_in_process import DESCRIPTORS, FakeServer, keeper_in_process
 from tests.support.messages import near_misses
 
@@ -62,7 +62,7 @@ def test_anything_is_done_or_ends_the_server(words: list[tuple[bytes, list[str]]
             hear(made, server, data, kinds)
             if server.kills:  # nothing more of it is heard
                 break
-            assert len(data) <= protocol.MESSAGE_LIMIT
+            assert len(data) <= server_messages.MESSAGE_LIMIT
             assert made._phase is not Phase.ENDING
         assert done.count("mount") <= 1
         # What is held, the connection, the lock, two listeners.

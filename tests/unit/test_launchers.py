@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mountctl.keeper import launchers
-from mountctl.keeper.launchers import JOIN_TIMEOUT_S, KEPT, PROTOCOL, Launcher, Launchers
+from mountctl.keeper.launching import launchers
+from mountctl.keeper.launching.launchers import JOIN_TIMEOUT_S, KEPT, PROTOCOL, Launcher, Launchers
 from tests.support.keeper_in_process import DESCRIPTORS
 from tests.support.messages import near_misses
 

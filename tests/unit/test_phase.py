@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from mountctl.keeper import keeper as keepers
-from mountctl.keeper.connection import Connection
-from mountctl.keeper.forked_server import ForkedServer
+from mountctl.keeper.fuse_connection import Connection
 from mountctl.keeper.keeper import Keeper
 from mountctl.keeper.limits import HURRY_AFTER_S, SILENCE_LIMIT_S, STOP_TIMEOUT_S, TICK_S
 from mountctl.keeper.phase import Phase
+from mountctl.keeper.servers.forked_server import ForkedServer
 from tests.support.keeper_in_process import ORDER, FakeServer, keeper_in_process
 from trimsfs.handover.keeper_client import Promotion, stand_by
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from mountctl.keeper import keeper as keepers
-from mountctl.keeper.connection import AlreadyKeptError, Connection, memory_of
+from mountctl.keeper.fuse_connection import AlreadyKeptError, Connection, memory_of
 from mountctl.keeper.keeper import Keeper
 from mountctl.keeper.phase import Phase
-from mountctl.keeper.predecessor import find_predecessor
+from mountctl.keeper.succession.predecessor import find_predecessor
 from mountctl.linux import mounting
 from mountctl.linux.mounting import MountIdentity
 from tests.support.keeper_in_process import ORDER, FakeServer, keeper_in_process
@@ -115,7 +115,7 @@ def test_a_mount_has_one_keeper_at_a_time(tmp_path: Path) -> None:
 PROCESS = """
 import os, sys, time
 from setproctitle import setproctitle
-from mountctl.keeper.connection import memory_of
+from mountctl.keeper.fuse_connection import memory_of
 titles, uid, order = sys.argv[1:-2], sys.argv[-2], sys.argv[-1]
 if uid:
     os.setuid(int(uid))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mountctl.extras.csi.errors import StatusError, unavailable
+from mountctl.extras.csi.status_errors import StatusError, unavailable
 from trimsfs.mountinfo import Mount
 
 ANSWER_TIMEOUT_S = 5.0

@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mountctl.keeper.connection import memory_of
 from mountctl.keeper.control_socket import KeeperGoneError
-from mountctl.keeper.forked_server import adopt_orphans
-from mountctl.keeper.launchers import KEPT, MESSAGE_LIMIT, PROTOCOL, check, peer
+from mountctl.keeper.fuse_connection import memory_of
+from mountctl.keeper.launching.launchers import KEPT, MESSAGE_LIMIT, PROTOCOL, check, peer
 from mountctl.keeper.reporter import Reporter
-from mountctl.keeper.server_process import FORKS, LAUNCHED, told
+from mountctl.keeper.servers.forked_server import adopt_orphans
+from mountctl.keeper.servers.server_process import FORKS, LAUNCHED, told
 from mountctl.linux.sd_notify import Notifier
 from mountctl.linux.sockets import launchers_path
 from trimsfs import __version__

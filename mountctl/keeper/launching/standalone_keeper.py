@@ -13,17 +13,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mountctl.keeper import protocol
-from mountctl.keeper.connection import AlreadyKeptError
 from mountctl.keeper.control_socket import Reply
-from mountctl.keeper.forked_server import ForkedServer, OtherProcess
+from mountctl.keeper.fuse_connection import AlreadyKeptError
 from mountctl.keeper.keeper import CANNOT_TAKE_OVER, STOP_SIGNALS, Keeper
-from mountctl.keeper.launchers import SERVER, Launcher, Launchers, succeed
+from mountctl.keeper.launching.launchers import SERVER, Launcher, Launchers, succeed
 from mountctl.keeper.limits import TICK_S
 from mountctl.keeper.phase import Phase
-from mountctl.keeper.predecessor import LeftServer, fits, ledger_version
 from mountctl.keeper.reporter import Reporter
-from mountctl.keeper.server_process import ServerProcess
+from mountctl.keeper.servers import server_messages
+from mountctl.keeper.servers.forked_server import ForkedServer, OtherProcess
+from mountctl.keeper.servers.server_process import ServerProcess
+from mountctl.keeper.succession.predecessor import LeftServer, fits, ledger_version
 from mountctl.linux import mounting
 from mountctl.linux.sd_notify import Notifier
 from mountctl.linux.sockets import ListenError
@@ -207,7 +207,7 @@ class StandaloneKeeper(Keeper):
         pidfd = {SERVER: server.pidfd} if isinstance(server, ForkedServer) else {}
         current.keep(self._connection.for_server() | self._descriptor_store.listener() | pidfd)
 
-    def _on_failure(self, server: ServerProcess, message: protocol.Failed) -> None:
+    def _on_failure(self, server: ServerProcess, message: server_messages.Failed) -> None:
         self.failure = (message.kind, message.error)
         super()._on_failure(server, message)
 

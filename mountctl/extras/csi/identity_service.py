@@ -8,8 +8,8 @@ from google.protobuf.wrappers_pb2 import BoolValue
 import trimsfs
 from mountctl.extras.csi import DRIVER_NAME, csi_pb2
 from mountctl.extras.csi.child_process import ChildProcesses
-from mountctl.extras.csi.errors import StatusError
 from mountctl.extras.csi.mounts_directory import MountsDirectory
+from mountctl.extras.csi.status_errors import StatusError
 
 log = logging.getLogger(__name__)
 

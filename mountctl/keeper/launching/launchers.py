@@ -20,7 +20,7 @@ from typing import Any
 
 from mountctl.keeper.control_socket import KeeperGoneError, titled
 from mountctl.keeper.descriptor_store import LISTENER
-from mountctl.keeper.forked_server import ForkedServer
+from mountctl.keeper.servers.forked_server import ForkedServer
 from mountctl.linux.sockets import BoundPath, launchers_path, listen_at
 from trimsfs import __version__
 from trimsfs.errors import NotPermittedError, TakeoverError

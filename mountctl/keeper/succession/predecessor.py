@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mountctl.keeper.connection import SEALS
 from mountctl.keeper.control_socket import KeeperGoneError, KeeperSilentError, ask, titled
 from mountctl.keeper.descriptor_store import FUSE_DEVICE, LISTENER
-from mountctl.keeper.forked_server import OtherProcess
-from mountctl.keeper.server_process import ALONE, ENVIRONMENT, FORKS, LAUNCHED, ServerProcess
+from mountctl.keeper.fuse_connection import SEALS
+from mountctl.keeper.servers.forked_server import OtherProcess
+from mountctl.keeper.servers.server_process import ALONE, ENVIRONMENT, FORKS, LAUNCHED, ServerProcess
 from mountctl.linux import mounting
 from mountctl.linux.sockets import gpu_path
 from trimsfs.errors import NotMountedError, TakeoverError

@@ -10,9 +10,9 @@ import subprocess
 from pathlib import Path
 from typing import Any, Protocol
 
-from mountctl.keeper import protocol
-from mountctl.keeper.connection import memory_of
-from mountctl.keeper.restart_policy import RestartPolicy
+from mountctl.keeper.fuse_connection import memory_of
+from mountctl.keeper.servers import server_messages
+from mountctl.keeper.servers.restart_policy import RestartPolicy
 from trimsfs.processes import StopWatch
 
 STRAY_TIMEOUT_S = 0.5
@@ -126,7 +126,7 @@ class ServerProcess:
             "descriptors": list(held),
             "unclaimed": unclaimed[-1] if unclaimed else None,  # for servers of earlier versions
             "all_unclaimed": unclaimed,
-            "backing_limit": protocol.BACKING_LIMIT,
+            "backing_limit": server_messages.BACKING_LIMIT,
             "restarts": before.restarts,
             "vacant_since": before.vacant_since,
             "keeper_pid": os.getpid(),
@@ -142,7 +142,7 @@ class ServerProcess:
             return bool(self.channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
         return False
 
-    def receive(self) -> tuple[protocol.Message | None, list[int]]:
+    def receive(self) -> tuple[server_messages.Message | None, list[int]]:
         """The next message, None at the end of the channel, and the descriptors with it. Raises ProtocolError."""
         try:
             data, descriptors, pidfd = _received(self.channel)
@@ -155,10 +155,10 @@ class ServerProcess:
         self.silent_s = 0.0
         self.unclaimed = []
         try:
-            message = protocol.parse(data)
-            if len(descriptors) > protocol.most_descriptors(message):
-                raise protocol.ProtocolError("too many descriptors")
-        except protocol.ProtocolError:
+            message = server_messages.parse(data)
+            if len(descriptors) > server_messages.most_descriptors(message):
+                raise server_messages.ProtocolError("too many descriptors")
+        except server_messages.ProtocolError:
             for descriptor in descriptors:
                 os.close(descriptor)
             raise
@@ -243,8 +243,8 @@ def _received(channel: socket.socket) -> tuple[bytes, list[int], int | None]:
 
     Descriptors are close-on-exec, so that servers do not inherit them; ``socket.recv_fds`` ignores its flags.
     """
-    room = socket.CMSG_SPACE(protocol.DESCRIPTOR_LIMIT * _DESCRIPTOR) + socket.CMSG_SPACE(_DESCRIPTOR)
-    data, ancillary, _, _ = channel.recvmsg(protocol.MESSAGE_LIMIT, room, socket.MSG_CMSG_CLOEXEC)
+    room = socket.CMSG_SPACE(server_messages.DESCRIPTOR_LIMIT * _DESCRIPTOR) + socket.CMSG_SPACE(_DESCRIPTOR)
+    data, ancillary, _, _ = channel.recvmsg(server_messages.MESSAGE_LIMIT, room, socket.MSG_CMSG_CLOEXEC)
     descriptors, pidfds = array.array("i"), array.array("i")
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind in {socket.SCM_RIGHTS, _SCM_PIDFD}:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mountctl.extras.csi import csi_pb2
-from mountctl.extras.csi.errors import invalid, precondition, shown
+from mountctl.extras.csi.status_errors import invalid, precondition, shown
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_of
 
 RESERVED = "csi.storage.k8s.io/"

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mountctl.keeper.connection import AlreadyKeptError
+from mountctl.keeper.fuse_connection import AlreadyKeptError
 from mountctl.keeper.keeper import Keeper
-from mountctl.keeper.predecessor import find_predecessor
 from mountctl.keeper.reporter import Reporter
+from mountctl.keeper.succession.predecessor import find_predecessor
 from mountctl.linux import logfile
 from trimsfs.errors import TakeoverError, TrimsError
 from trimsfs.polling import readable

@@ -19,11 +19,11 @@ from google.protobuf.message import DecodeError, Message
 
 from mountctl.extras.csi import DRIVER_NAME, csi_pb2
 from mountctl.extras.csi.child_process import ChildProcesses
-from mountctl.extras.csi.errors import StatusError
-from mountctl.extras.csi.identity import IdentityService
+from mountctl.extras.csi.identity_service import IdentityService
 from mountctl.extras.csi.mounts_directory import MountsDirectory
-from mountctl.extras.csi.node import NodeService
+from mountctl.extras.csi.node_service import NodeService
 from mountctl.extras.csi.service_account_tokens import ServiceAccountTokens
+from mountctl.extras.csi.status_errors import StatusError
 
 log = logging.getLogger(__name__)
 
