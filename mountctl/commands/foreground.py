@@ -11,7 +11,7 @@ import click
 from mountctl.commands.declared_mounts import NamedMount, find_mount
 from mountctl.commands.verbs import ANSWER_TIMEOUT_S, mounts_directory, name_argument, reported
 from mountctl.keeper.fuse_connection import memory_of
-from mountctl.keeper.launching.launchers import check as check_keeper
+from mountctl.keeper.launching.launcher_socket import check as check_keeper
 from mountctl.linux import mounting
 from mountctl.linux.sd_notify import Notifier, stored_descriptors
 from trimsfs.command_group import examples

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mountctl.keeper.keeper import Keeper
 from mountctl.keeper.servers.forked_server import adopt_orphans
+from mountctl.keeper.servers.server_source import OwnServers
 from mountctl.keeper.succession.successor import follow
 from mountctl.linux.sd_notify import stored_descriptors
 from trimsfs.text import set_process_title
@@ -63,7 +64,7 @@ def main() -> None:
         set_process_title("launcher", Path(order["mountpoint"]))
         sys.exit(launch(order))
     set_process_title("keeper", Path(order["mountpoint"]))
-    sys.exit(Keeper(order, status, stored_descriptors(os.environ)).run())
+    sys.exit(Keeper(order, OwnServers(), status, stored_descriptors(os.environ)).run())
 
 
 if __name__ == "__main__":

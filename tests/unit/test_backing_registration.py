@@ -50,11 +50,11 @@ def mounted(kernel: Kernel) -> Iterator[tuple[Keeper, FakeServer]]:
         patch.setattr(mounting, "open_backing", kernel.open)
         patch.setattr(mounting, "close_backing", kernel.close)
         server.say(b'{"type": "standing-by", "ledger": "2"}')
-        keeper._dispatcher.receive(server)
-        keeper._promote(server)
+        keeper._crew.dispatcher.receive(server)
+        keeper._crew.promote(server)
         for said, descriptors in ((b'{"type": "mount"}', ["device"]), (b'{"type": "ready", "resends": true}', [])):
             server.say(said, descriptors)
-            keeper._dispatcher.receive(server)
+            keeper._crew.dispatcher.receive(server)
         yield keeper, server
 
 
@@ -66,7 +66,7 @@ async def answering(keeper: Keeper, server: FakeServer, heard: list[bytes]) -> A
         while True:
             await trio.lowlevel.wait_readable(server.channel)
             heard.append(server.channel.recv(server_messages.MESSAGE_LIMIT, socket.MSG_PEEK))
-            keeper._dispatcher.receive(server)
+            keeper._crew.dispatcher.receive(server)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(answer)
@@ -188,14 +188,14 @@ def test_the_next_server_hears_of_ids_that_the_last_may_not_have_heard_of(
     files = [os.open(tmp_path / "file", os.O_RDONLY) for _ in range(3)]
     with mounted(kernel) as (keeper, server):
         socket.send_fds(server.end, [b'{"type": "backing-open", "count": 3}'], files)
-        keeper._dispatcher.receive(server)
+        keeper._crew.dispatcher.receive(server)
         if claimed:
             server.say(b'{"type": "alive"}')
-            keeper._dispatcher.receive(server)
+            keeper._crew.dispatcher.receive(server)
         server.terminate()
-        keeper._on_end(server)
+        keeper._crew.on_end(server)
         successor = FakeServer()
-        keeper._promote(successor)
+        keeper._crew.promote(successor)
         promotion = stand_by(successor.end)
         assert promotion is not None
         assert promotion.unclaimed == (() if claimed else (1, 2, 3))
