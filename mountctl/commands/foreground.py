@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 
 from mountctl.commands.declared_mounts import NamedMount, find_mount
-from mountctl.commands.verbs import ANSWER_TIMEOUT_S, mounts_directory, name_argument, reported
+from mountctl.commands.outcome import reported
+from mountctl.commands.verbs import ANSWER_TIMEOUT_S, mounts_directory, name_argument
 from mountctl.keeper.fuse_connection import memory_of
 from mountctl.keeper.launching.launcher_socket import check as check_keeper
 from mountctl.linux import mounting

@@ -1,10 +1,12 @@
 """What a mount itself shows to everybody: its status for users who may not ask its keeper, and that of its store."""
 
 import json
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
+
+from mountctl.linux import child_process
+from mountctl.linux.child_process import HangsError
 
 HIDDEN, NOT_KEPT = "hidden", "not kept"
 """The states of a mount that denies this user access, and of one that a server serves without a keeper."""
@@ -23,7 +25,7 @@ def public_status(mountpoint: Path, *, timeout_s: float) -> dict[str, Any]:
         found = {"state": "serving"} | {name: facts[name] for name in told if name in facts}
         kept = facts.get("keeper_problem") is None
         return found if kept else found | {"state": NOT_KEPT, "error": facts["keeper_problem"]}
-    return {"state": HIDDEN if b"Permission denied" in message else "dead"}
+    return {"state": HIDDEN if "Permission denied" in message else "dead"}
 
 
 def store_status(mountpoint: Path, *, timeout_s: float, patience_s: float = 0.0) -> dict[str, str | None]:
@@ -50,21 +52,16 @@ def store_status(mountpoint: Path, *, timeout_s: float, patience_s: float = 0.0)
         time.sleep(POLL_S)
 
 
-def _control(mountpoint: Path, timeout_s: float) -> tuple[dict[str, Any] | None, bytes | None]:
+def _control(mountpoint: Path, timeout_s: float) -> tuple[dict[str, Any] | None, str | None]:
     """The content of the file ``control`` and the error of reading it; neither of a mount that hangs, and no content of
-    a mount that is none of ours.
-
-    A child process asks: one that waits for a mount cannot be killed.
-    """
-    command = ["head", f"--bytes={STATUS_LIMIT}", "--", str(mountpoint / ".trims/control")]
-    process = subprocess.Popen(command, env={"LC_ALL": "C"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    a mount that is none of ours."""
+    command: list[str | Path] = ["head", f"--bytes={STATUS_LIMIT}", "--", mountpoint / ".trims/control"]
     try:
-        text, message = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
+        done = child_process.run(command, timeout_s)
+    except HangsError:
         return None, None
     try:
-        facts = json.loads(text) if process.returncode == 0 else None
+        facts = json.loads(done.stdout) if done.returncode == 0 else None
     except ValueError:
         facts = None
-    return (facts if isinstance(facts, dict) else None), message
+    return (facts if isinstance(facts, dict) else None), done.stderr

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mountctl.commands.declared_mounts import DIRECTORY, NamedMount
+from mountctl.commands.outcome import code_of, reported
 from mountctl.commands.public_status import NOT_KEPT
 from mountctl.commands.verbs import (
     ANSWER_TIMEOUT_S,
@@ -16,11 +17,9 @@ from mountctl.commands.verbs import (
     DEGRADED,
     PROBE_S,
     chosen_mounts,
-    code_of,
     environment_of,
     mounts_directory,
     names_argument,
-    reported,
     status_of,
     unit_serves,
     without_store,

@@ -3,20 +3,19 @@
 None of them touches the mount itself but in child processes, so they also work for a mount that hangs.
 """
 
-import functools
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import click
 
 from mountctl.commands.declared_mounts import DIRECTORY, NamedMount, complete_mount, declared_mounts, find_mount
+from mountctl.commands.outcome import reported
 from mountctl.commands.public_status import HIDDEN, NOT_KEPT, public_status, store_status
 from mountctl.keeper.control_socket import KeeperGoneError, KeeperRefusesError, ask
 from mountctl.linux import mounting, systemd
@@ -32,8 +31,6 @@ from trimsfs.errors import (
 from trimsfs.exit_codes import exit_code
 from trimsfs.mountinfo import file_systems, mount_of, trimsfs_at
 from trimsfs.text import printable
-
-P = ParamSpec("P")
 
 ANSWER_TIMEOUT_S = 5.0
 DEAD = "dead"
@@ -67,35 +64,6 @@ mounts_directory = click.option(
 )
 name_argument = click.argument("name", shell_complete=complete_mount)
 names_argument = click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_mount)
-
-
-def reported(function: Callable[P, int | None]) -> Callable[P, None]:
-    """Decorate a command that returns its exit code: an error ends it with one line and a documented exit code."""
-
-    @functools.wraps(function)
-    def call(*arguments: P.args, **named: P.kwargs) -> None:
-        try:
-            code = function(*arguments, **named)
-        except (TrimsError, KeeperGoneError) as error:
-            click.echo(f"mountctl: {printable(str(error))}", err=True)
-            code = code_of(error)
-        except PermissionError as error:
-            click.echo(f"mountctl: {error.filename}: {error.strerror}: run it as root", err=True)
-            code = exit_code(NotPermittedError.__name__)
-        except OSError as error:
-            click.echo(f"mountctl: {error.filename}: {error.strerror}", err=True)
-            code = 1
-        sys.exit(code or 0)
-
-    return call
-
-
-def code_of(error: TrimsError | KeeperGoneError) -> int:
-    """The exit code for an error."""
-    if isinstance(error, TrimsError):
-        return exit_code(type(error).__name__)
-    kind = NotPermittedError if isinstance(error, KeeperRefusesError) else NotMountedError
-    return exit_code(kind.__name__)
 
 
 def without_store(mount: NamedMount, *, patience_s: float = 0.0) -> int:
