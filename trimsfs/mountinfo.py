@@ -127,3 +127,9 @@ def _user(options: str) -> int:
 
 def _unescape(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
+
+
+def lies_on(directory: Path, kind: str) -> bool:
+    """Whether a directory is on a file system of this kind."""
+    mount = holding(directory.resolve())
+    return mount is not None and mount.kind == kind

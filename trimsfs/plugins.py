@@ -22,6 +22,11 @@ def plugins(point: str, *, extras: str = "trimsfs.extras") -> dict[str, str]:
     return table.get(point, {})
 
 
+def plugin(point: str, name: str) -> "Any":
+    """What is plugged in at a point under a name. Raises KeyError if there is none, and as `load`."""
+    return load(plugins(point)[name])
+
+
 def load(place: str) -> "Any":
     """What a place of `plugins` names. Raises ImportError where a library is not installed."""
     module, _, attribute = place.partition(":")

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
@@ -16,9 +16,11 @@ from tests.support.parts import InLoop, until
 from tests.support.stores import MemoryStore, as_store
 from trimsfs.control.authorisation import Caller
 from trimsfs.control.control_files import Control
+from trimsfs.control.extra import Extra
 from trimsfs.errors import FuseUnavailableError
 from trimsfs.extras.folding.derived_blobs import DerivedBlobs
 from trimsfs.extras.gpu.copies import GpuCopies
+from trimsfs.extras.gpu.interface import GpuInterface
 from trimsfs.fetch.store_fetcher import StoreFetcher
 from trimsfs.filesystem.attributes import Attributes
 from trimsfs.filesystem.filesystem import Filesystem
@@ -36,6 +38,7 @@ from trimsfs.options import MountOptions, StoreTable, places
 from trimsfs.server.assembly import assemble
 from trimsfs.server.components import Components
 from trimsfs.server.environment import Environment
+from trimsfs.server.plugin import load_plugins
 from trimsfs.stores import routed
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.host.tier import HostTier
@@ -113,6 +116,9 @@ def as_backing(backing: FakeBacking) -> Backing:
     return backing
 
 
+E = TypeVar("E", bound=Extra)
+
+
 class NoDescriptorStore:
     """Keeps nothing."""
 
@@ -123,6 +129,9 @@ class NoDescriptorStore:
         done()
 
     async def recall(self, number: int) -> int | None:
+        return None
+
+    async def listen(self) -> tuple[Path, int] | None:
         return None
 
 
@@ -194,13 +203,18 @@ class Server:
     def control(self) -> Control:
         return self.components.control
 
+    def extra(self, kind: type[E]) -> E:
+        """The extra of this kind."""
+        [found] = [extra for extra in self.components.extras if isinstance(extra, kind)]
+        return found
+
     @property
     def derived(self) -> DerivedBlobs:
-        return self.components.derived
+        return self.extra(DerivedBlobs)
 
     @property
     def gpu(self) -> GpuCopies:
-        return self.components.gpu
+        return self.extra(GpuInterface).copies
 
     @property
     def integrity(self) -> Integrity:
@@ -404,12 +418,11 @@ async def served(
         started=time.time(),
         restarts=0,
         keeper_pid=os.getppid(),
-        descriptors=NoDescriptorStore(),
+        keeper=NoDescriptorStore(),
         ledger=ledger or Ledger(),
         lock=None,
         store=origin,
         copier=InLoop(origin, threads=8),
-        no_gpu="there is none",
         read_manifest=None if mount.signatures == "off" else read_manifest,
         invalidate=lambda number, name: invalidated.append((number, name)),
         forget_pages=lambda _number: None,
@@ -420,7 +433,8 @@ async def served(
         request_memory=chunk_size // REQUESTS_PER_CHUNK,
         pace=pace,
     )
-    components = assemble(mount, environment)
+    plugins = load_plugins(mount.model_copy(update={"gpu": "off"}), alone=False)
+    components = assemble(mount, environment, plugins)
     try:
         async with trio.open_nursery() as nursery:
             await components.start(nursery)

@@ -10,8 +10,9 @@ from tests.support.served import OWNER, FakeBacking, Server, Serving, served
 from tests.support.stores import MemoryStore
 from trimsfs.errors import CacheFullError, InUseError, InvalidRequestError, NoSuchEntryError, ObjectChangedError
 from trimsfs.extras.folding import derived_blobs
-from trimsfs.extras.folding.derived_blobs import MOST_NUMBERS, PATIENCE_S, SLACK, Piece
+from trimsfs.extras.folding.derived_blobs import _PIECE, MOST_NUMBERS, PATIENCE_S, SLACK, Piece
 from trimsfs.filesystem.handles import BACKING_SHIFT
+from trimsfs.fuse import _libfuse
 
 MODEL = "models/net/params"
 UID = OWNER.uid
@@ -48,11 +49,17 @@ def pieces(content: bytes = CONTENT, *, number: int = 0, uid: int = UID) -> list
     ]
 
 
+async def derive(server: Server, handle: int, piece: Piece) -> None:
+    """Upload a piece."""
+    data = _PIECE.pack(piece.size, piece.offset, len(piece.data), piece.number) + piece.data
+    await server.filesystem.ioctls.answer(_libfuse.IOC_DERIVED, handle, piece.uid, 0, data)
+
+
 async def pass_on(server: Server, content: bytes = CONTENT, *, path: str = MODEL, number: int = 0) -> None:
     """What a program does that has made something of a model."""
     handle = await server.open(path)
     for piece in pieces(content, number=number):
-        await server.filesystem.ioctls.derive(handle, piece)
+        await derive(server, handle, piece)
     server.release(handle)
 
 
@@ -85,7 +92,7 @@ async def test_it_is_passed_through_to_the_kernel(server: Server) -> None:
 async def test_what_is_not_whole_cannot_be_found(server: Server) -> None:
     handle = await server.open(MODEL)
     for piece in pieces()[:-1]:
-        await server.filesystem.ioctls.derive(handle, piece)
+        await derive(server, handle, piece)
     assert await absent(server, named())
     server.release(handle)
     assert await absent(server, named())
@@ -98,18 +105,18 @@ async def test_pieces_come_in_order_and_from_one_program(server: Server) -> None
     handle, other = await server.open(MODEL), await server.open(MODEL)
     for piece in (second, Piece(uid=UID, number=0, size=len(CONTENT), offset=0, data=b"")):
         with pytest.raises(InvalidRequestError):
-            await server.filesystem.ioctls.derive(handle, piece)
+            await derive(server, handle, piece)
     server.release(handle)
     handle = await server.open(MODEL)
-    await server.filesystem.ioctls.derive(handle, first)
+    await derive(server, handle, first)
     with pytest.raises(InUseError):
-        await server.filesystem.ioctls.derive(other, first)
+        await derive(server, other, first)
     with pytest.raises(InvalidRequestError):
-        await server.filesystem.ioctls.derive(other, second)
+        await derive(server, other, second)
     with pytest.raises(InvalidRequestError):
-        await server.filesystem.ioctls.derive(handle, third)
+        await derive(server, handle, third)
     for piece in pieces()[1:]:
-        await server.filesystem.ioctls.derive(handle, piece)
+        await derive(server, handle, piece)
     assert await server.content(named()) == CONTENT
 
 
@@ -125,17 +132,17 @@ async def test_pieces_come_in_order_and_from_one_program(server: Server) -> None
 async def test_what_makes_no_sense_is_refused(server: Server, piece: Piece) -> None:
     handle = await server.open(MODEL)
     with pytest.raises(InvalidRequestError):
-        await server.filesystem.ioctls.derive(handle, piece)
+        await derive(server, handle, piece)
     assert await absent(server, named())
 
 
 async def test_a_program_that_stands_still_makes_room(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = await server.open(MODEL)
-    await server.filesystem.ioctls.derive(slow, pieces()[0])
+    await derive(server, slow, pieces()[0])
     monkeypatch.setattr(derived_blobs, "PATIENCE_S", -1.0)
     await pass_on(server)
     with pytest.raises(InvalidRequestError):
-        await server.filesystem.ioctls.derive(slow, pieces()[1])
+        await derive(server, slow, pieces()[1])
     assert await server.content(named()) == CONTENT
     assert PATIENCE_S > 1
 
@@ -169,7 +176,7 @@ async def test_it_outlives_the_server(store: MemoryStore, tmp_path: Path, chunk_
     async with served(store, tmp_path / "cache", chunk_size=chunk_size) as server:
         await pass_on(server)
         handle = await server.open(MODEL)
-        await server.filesystem.ioctls.derive(handle, pieces(number=1)[0])
+        await derive(server, handle, pieces(number=1)[0])
     async with served(store, tmp_path / "cache", chunk_size=chunk_size) as server:
         assert await server.content(named()) == CONTENT
         assert await absent(server, named(number=1))
@@ -204,7 +211,7 @@ async def test_what_did_not_come_whole_leaves_nothing(server: Server, tmp_path: 
     for _ in range(20):
         handle = await server.open(MODEL)
         for piece in pieces()[:-1]:
-            await server.filesystem.ioctls.derive(handle, piece)
+            await derive(server, handle, piece)
         server.release(handle)
         await until(lambda: len(blobs(tmp_path)) == 1)
     assert len(await server.disk.residencies()) == max(1, len(before))
@@ -216,19 +223,19 @@ def blobs(directory: Path) -> list[Path]:
 
 async def test_a_user_passes_on_one_at_a_time_and_hinders_no_other(server: Server) -> None:
     handle, other = await server.open(MODEL), await server.open("other")
-    await server.filesystem.ioctls.derive(handle, pieces()[0])
+    await derive(server, handle, pieces()[0])
     with pytest.raises(InUseError):
-        await server.filesystem.ioctls.derive(other, pieces()[0])
+        await derive(server, other, pieces()[0])
     for piece in pieces(uid=UID + 1):
-        await server.filesystem.ioctls.derive(other, piece)
+        await derive(server, other, piece)
     assert await server.content(f".trims/other/derived-{UID + 1}-0") == CONTENT
 
 
 async def test_a_program_that_is_slow_for_long_makes_room(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = await server.open(MODEL)
-    await server.filesystem.ioctls.derive(slow, pieces()[0])
+    await derive(server, slow, pieces()[0])
     monkeypatch.setattr(derived_blobs, "LEAST_RATE", -len(CONTENT) / PATIENCE_S / 2)
-    await server.filesystem.ioctls.derive(slow, pieces()[1])
+    await derive(server, slow, pieces()[1])
     await pass_on(server)
     assert await server.content(named()) == CONTENT
 
@@ -242,4 +249,5 @@ async def test_small_models_have_none(server: Server, monkeypatch: pytest.Monkey
 async def test_what_only_looks_like_one_is_an_object(server: Server, store: MemoryStore) -> None:
     store.put("a.trims/params/derived-1-0", b"object")
     assert await server.content("a.trims/params/derived-1-0") == b"object"
-    assert await server.derived.of(store.put("aparams", b"model")) == []
+    await server.derived.evicted(store.put("aparams", b"model"))
+    assert await server.content("a.trims/params/derived-1-0") == b"object"

@@ -31,7 +31,7 @@ def test_the_cache_directory_is_that_of_the_declared_mount(declared: Path) -> No
 
 
 def test_a_fleet_without_its_extra_fails(declared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for module in ("trimsfs.extras.fleet.checks", "trimsfs.extras.fleet.connection"):
+    for module in ("trimsfs.extras.fleet.member_checks", "trimsfs.extras.fleet.connection"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "h11", None)
     files = [part for name in ("ca", "cert", "key") for part in (f"--fleet-{name}", str(tmp_path / name))]

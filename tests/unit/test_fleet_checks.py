@@ -20,8 +20,8 @@ from tests.services import HOST
 from tests.support.certificates import Authority, Identity
 from trimsfs.cli.diagnosis.checks import Advice, ProblemError
 from trimsfs.errors import ConfigurationError
-from trimsfs.extras.fleet import checks as fleet_checks
-from trimsfs.extras.fleet.part import FleetPart
+from trimsfs.extras.fleet import member_checks as fleet_checks
+from trimsfs.extras.fleet.part import FleetPlugin
 from trimsfs.handover.ledger import Ledger
 from trimsfs.options import FLEET_SOCKET, MountOptions
 
@@ -256,6 +256,6 @@ def test_a_store_that_is_a_directory_is_noted(
     with pytest.raises(Advice, match=f"^{told[0]}: a directory, ") if told else nullcontext():
         assert fleet_checks.stores(of_mount) == "none is a directory"
     parts: Any = SimpleNamespace(copier=None, disk=None, ledger=Ledger())
-    FleetPart(of_mount, parts, parts, parts)
+    assert FleetPlugin(of_mount, alone=True).peers(of_mount, parts, parts, parts) is not None
     assert [record.getMessage().partition(":")[2].split()[1] for record in caplog.records] == told
     caplog.clear()

@@ -19,7 +19,7 @@ from tests.services import accepts, reserved_ports, run_daemon
 from tests.support.certificates import Authority
 from tests.support.mounts import MOUNTCTL
 from trimsfs.errors import ConfigurationError
-from trimsfs.extras.fleet.checks import certificate
+from trimsfs.extras.fleet.member_checks import certificate
 from trimsfs.options import FLEET_USERS_REMEDY, MountOptions, load_options
 
 DIRECTORY = Path("/var/lib/trimsfs/fleet")

@@ -31,34 +31,7 @@ KNOWN_TO_MOUNTCTL = {
     "trimsfs.processes",
     "trimsfs.text",
 }
-STILL_IMPORT_EXTRAS = {
-    "trimsfs.client",
-    "trimsfs.client.import_hook",
-    "trimsfs.client.model",
-    "trimsfs.client.sharded_model",
-    "trimsfs.control.actions",
-    "trimsfs.control.authorisation",
-    "trimsfs.control.commands",
-    "trimsfs.control.control_files",
-    "trimsfs.control.reports",
-    "trimsfs.control.xattrs",
-    "trimsfs.filesystem.attributes",
-    "trimsfs.filesystem.filesystem",
-    "trimsfs.filesystem.ioctls",
-    "trimsfs.filesystem.names",
-    "trimsfs.filesystem.rights",
-    "trimsfs.fuse.session",
-    "trimsfs.integrity.digest_prefetch",
-    "trimsfs.integrity.integrity",
-    "trimsfs.integrity.manifests",
-    "trimsfs.processes",
-    "trimsfs.server.assembly",
-    "trimsfs.server.components",
-    "trimsfs.server.daemon",
-    "trimsfs.server.environment",
-    "trimsfs.server.lifecycle",
-    "trimsfs.stores",
-}
+STILL_IMPORT_EXTRAS = {"trimsfs.stores"}
 """Modules of the core from which extras have yet to be taken out."""
 PLUGGED = {"trimsfs.extras", "mountctl.extras"}
 """The tables of extras, which the core reads by their names: `trimsfs.plugins`."""
@@ -95,7 +68,7 @@ def imports(path: Path) -> frozenset[str]:
 
 
 def _imported(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in _run(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -107,6 +80,17 @@ def _imported(path: Path) -> Iterator[str]:
             name = node.value
             if name in MODULES and "." in name and name not in {"trimsfs.daemon", "mountctl.keeper", *PLUGGED}:
                 yield name
+
+
+def _run(tree: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a module, but for the names of extras that only type checkers read."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            body = [each for each in node.body if "trimsfs.extras" not in ast.unparse(each)]
+            yield from (inner for each in (*body, *node.orelse) for inner in ast.walk(each))
+        else:
+            yield node
+            yield from _run(node)
 
 
 def importers(library: str) -> set[str]:

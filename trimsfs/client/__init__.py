@@ -36,18 +36,18 @@ if TYPE_CHECKING:
     from trimsfs.formats import FormatError
 else:
     _HOMES = {
-        "Folded": "folding",
-        "FormatError": "model",
-        "Model": "model",
-        "ShardedModel": "sharded_model",
-    } | dict.fromkeys(("DeviceModel", "DeviceTensor", "GpuError", "GpuFullError", "GpuLostError"), "gpu")
+        "FormatError": "trimsfs.formats:FormatError",
+        "Model": "trimsfs.client.model:Model",
+        "ShardedModel": "trimsfs.client.sharded_model:ShardedModel",
+    }
 
     def __getattr__(name: str) -> object:  # lazy: every program of `trimsfs run` imports this package first
-        import importlib  # noqa: PLC0415
+        from trimsfs.plugins import load, plugins  # noqa: PLC0415
 
-        if name not in _HOMES:
+        home = _HOMES.get(name) or plugins("client").get(name)
+        if home is None or name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"trimsfs.client.{_HOMES[name]}"), name)
+        return load(home)
 
 
 def open(path: str | PathLike[str]) -> "Model | ShardedModel":  # noqa: A001 - trimsfs.open(), as zarr.open()

@@ -3,15 +3,16 @@
 Every Python that `trimsfs run` starts runs this first, so it imports next to nothing.
 """
 
-import importlib
 import os
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-ADAPTERS = {"mxnet": "trimsfs.extras.mxnet"}
-"""For each framework, the module with the function ``install``."""
+from trimsfs.plugins import load, plugins
+
+ADAPTERS = plugins("adapters")
+"""For each framework, the function that installs its adapter."""
 VERBOSE = "TRIMSFS_VERBOSE"
 """If this environment variable is set, the client logs to standard error what it does with each model."""
 
@@ -30,7 +31,7 @@ def install() -> None:
 def _log_to_stderr() -> None:
     import logging  # noqa: PLC0415 - slow to import, and few programs need it
 
-    client = logging.getLogger("trimsfs.client")
+    client = logging.getLogger("trimsfs")
     client.setLevel(logging.DEBUG)
     if not client.handlers:
         handler = logging.StreamHandler()
@@ -40,7 +41,7 @@ def _log_to_stderr() -> None:
 
 def _adapt(framework: str) -> None:
     try:
-        importlib.import_module(ADAPTERS[framework]).install()
+        load(ADAPTERS[framework])()
     except Exception:  # a failed adapter must not stop the program
         import logging  # noqa: PLC0415
 

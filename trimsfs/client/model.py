@@ -12,12 +12,13 @@ from trimsfs.client.file_state import ensure_local, explained, generation_of, is
 from trimsfs.client.mapping import mapped
 from trimsfs.client.patterns import Patterns, matching
 from trimsfs.client.tensors import Tensors
-from trimsfs.extras.folding.folding import Foldable, Folded
 from trimsfs.formats import BufferSource, FormatError, Tensor, TensorTable, parse
+from trimsfs.plugins import plugin
 
 if TYPE_CHECKING:
     from mxnet.ndarray import NDArray
 
+    from trimsfs.extras.folding.folding import Folded
     from trimsfs.extras.gpu.client import DeviceModel
 
 
@@ -87,9 +88,8 @@ class Model(Tensors):
 
         Waits until the copy is loaded. The file may have any format; this process does not map it. Raises GpuError.
         """
-        from trimsfs.extras.gpu.client import load  # noqa: PLC0415 - most programs use no GPU
-
-        return load(self.path, self._file, device, tensors, memory)
+        copy: DeviceModel = plugin("client", "to")(self.path, self._file, device, tensors, memory)
+        return copy
 
     def select(self, tensors: Patterns = None) -> list[Tensor]:
         """The tensors of the table that match, in its order. Raises LookupError, and as `table`."""
@@ -108,21 +108,19 @@ class Model(Tensors):
 
         The arrays share the mapping: this model's tensors in other frameworks see what MXNet writes.
         """
-        from trimsfs.extras.mxnet.load import arrays  # noqa: PLC0415
-
         try:
-            return arrays(self.table, self.mapping)
+            made: dict[str, NDArray] = plugin("client", "mxnet")(self.table, self.mapping)
+            return made
         except TypeError as error:
             raise TypeError(f"{self.path}: {error}") from None
 
-    def fold(self) -> Folded:
+    def fold(self) -> "Folded":
         """Share the pages that this process wrote with processes of the same user that wrote the same bytes.
 
         No thread may write to the mapping meanwhile. Does nothing off a mount. Raises OSError before Linux 6.7.
         """
-        if isinstance(self.mapping, bytes):
-            return Folded(shared=0, passed_on=0, own=0)
-        return Foldable(self.path, self.inode, self.mapping).fold()
+        folded: Folded = plugin("client", "fold")([(self.path, self.inode, self.mapping)])
+        return folded
 
     def _buffer(self, tensor: Tensor) -> mmap.mmap | bytes:
         if tensor.file is None:

@@ -12,12 +12,13 @@ from trimsfs.client.model import Model, check_current, replaced_error
 from trimsfs.client.patterns import Patterns, listed, matching
 from trimsfs.client.shards import Shards, by_index, in_directory, is_index
 from trimsfs.client.tensors import Tensors
-from trimsfs.extras.folding.folding import Folded
 from trimsfs.formats import FormatError, Tensor, TensorTable
+from trimsfs.plugins import plugin
 
 if TYPE_CHECKING:
     from mxnet.ndarray import NDArray
 
+    from trimsfs.extras.folding.folding import Folded
     from trimsfs.extras.gpu.client import DeviceModel
 
 PATIENCE_S, PAUSE_S = 2.0, 0.1
@@ -77,14 +78,11 @@ class ShardedModel(Tensors):
         arrays = {file: self._shard(file).mxnet() for file in self._shards.files}
         return {tensor.name: arrays[tensor.file][tensor.name] for tensor in self.select() if tensor.file is not None}
 
-    def fold(self) -> Folded:
+    def fold(self) -> "Folded":
         """Fold each open shard: see `Model.fold`."""
-        folded = [shard.fold() for shard in list(self._opened.values())]
-        return Folded(
-            shared=sum(each.shared for each in folded),
-            passed_on=sum(each.passed_on for each in folded),
-            own=sum(each.own for each in folded),
-        )
+        shards = list(self._opened.values())
+        folded: Folded = plugin("client", "fold")([(shard.path, shard.inode, shard.mapping) for shard in shards])
+        return folded
 
     def to(self, device: str | int, tensors: Patterns = None, memory: Literal["vmm", "ipc"] = "vmm") -> "DeviceModel":
         """Lease copies of the shards, or of the tensors that match, in a device's memory: see `Model.to`.
@@ -92,8 +90,6 @@ class ShardedModel(Tensors):
         Raises OSError, ESTALE, if the store has replaced an open shard: the copies could be of two versions.
         Without an index, this process also maps the files, to read their tensors' names.
         """
-        from trimsfs.extras.gpu.client import DeviceModel  # noqa: PLC0415 - most programs use no GPU
-
         patterns = None if tensors is None else listed(tensors)
         parts: list[tuple[DeviceModel, Collection[str]]] = []
         for file, names in self._chosen(patterns).items():
@@ -103,7 +99,8 @@ class ShardedModel(Tensors):
             self._check(file, names, part.tensors)
             parts.append((part, names))
         check_current(list(self._opened.values()))
-        return DeviceModel.joined(self.path, parts)
+        joined: DeviceModel = plugin("client", "DeviceModel").joined(self.path, parts)
+        return joined
 
     def _shard(self, file: str) -> Model:
         """The model of a shard. Raises OSError, also when the store has replaced an open shard."""

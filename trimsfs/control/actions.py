@@ -2,27 +2,23 @@
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from typing import TypeVar
 
 import trio
 
+from trimsfs.control.extra import Extra
 from trimsfs.control.progress import Progress
 from trimsfs.errors import (
     BlobDamagedError,
     CacheError,
     CacheUnusableError,
-    InUseError,
     StoreAccessError,
     StoreUnavailableError,
     TransientStoreError,
     TrimsError,
 )
-from trimsfs.extras.folding.derived_blobs import DerivedBlobs
-from trimsfs.extras.gpu.copies import GpuCopies
-from trimsfs.extras.gpu.copy_requests import WarmRequest
-from trimsfs.extras.gpu.tier.pool import Holder
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.fetch.prefetch import Urgency
 from trimsfs.integrity.integrity import Integrity
@@ -68,8 +64,7 @@ class Actions:
         host: HostTier,
         fetcher: Fetcher,
         passthrough: Passthrough,
-        derived: DerivedBlobs,
-        gpu: GpuCopies,
+        extras: Sequence[Extra],
         integrity: Integrity,
         signature_policy: SignaturePolicy | None,
         breaker: CircuitBreaker | ByPath[CircuitBreaker],
@@ -79,17 +74,12 @@ class Actions:
         self._host = host
         self._fetcher = fetcher
         self._passthrough = passthrough
-        self._derived = derived
-        self._gpu = gpu
+        self._extras = extras
         self._integrity = integrity
         self._signature_policy = signature_policy
         self._breakers = by_path(breaker)
         self._forget_pages = forget_pages
         self._pins = trio.Lock()
-
-    def devices(self) -> list[str]:
-        """The GPUs that files can be loaded to."""
-        return list(self._gpu.pools)
 
     async def restore_pins(self) -> None:
         """Load all pinned files into memory again, and refetch what is missing. What fails for now is tried again."""
@@ -207,7 +197,7 @@ class Actions:
             await self._host.unpin(blob)
 
     async def evict(self, generation: Generation, progress: Progress) -> None:
-        """Evict a file, its pages in memory, its GPU copies and derived blobs. Raises InUseError while it is open."""
+        """Evict a file, its pages in memory, and what extras have of it. Raises InUseError while it is in use."""
         for _ in range(RELEASE_CHECKS):
             here = await self._disk.residency(generation)
             if here.users == 0 or here.pinned:
@@ -215,23 +205,19 @@ class Actions:
             await trio.sleep(RELEASE_INTERVAL_S)
         if here.disk_bytes == 0:
             progress.absent(generation.size)
-        self._gpu.check_idle(generation)
+        for extra in self._extras:
+            extra.check_idle(generation)
         await self._disk.evict(generation)
-        await self._gpu.evict(generation)
-        for derived in await self._derived.of(generation):
-            with suppress(InUseError):  # programs use it: the evictor removes it later
-                await self._disk.evict(derived)
+        for extra in self._extras:
+            await extra.evicted(generation)
         await self._forget_pages(generation)  # last: it waits for reads in flight if a program opens the file again
 
-    async def warm_gpu(
-        self, wanted: WarmRequest, uid: int, models_only: bool, generation: Generation, progress: Progress
-    ) -> None:
-        """Load a copy of a file to a GPU; with *models_only*, leave out a file without tensors."""
-        holder = Holder(uid=uid if wanted.uid is None else wanted.uid)
+    @asynccontextmanager
+    async def admitted(self, generation: Generation, progress: Progress) -> AsyncIterator[Blob]:
+        """A block with the blob of a file that programs may open. Raises SignatureError for any other."""
         async with self._arriving(generation, progress) as blob:
             await self._admit(blob)
-            if not await self._gpu.warm(generation, wanted.request, holder, models_only=models_only):
-                progress.left_out_files += 1
+            yield blob
 
     async def verify(self, generation: Generation, progress: Progress) -> None:
         """Check a file on disk and in memory, and compare it with the store.
@@ -243,8 +229,3 @@ class Actions:
         damaged = await self._integrity.verify(generation)
         if damaged:
             raise BlobDamagedError(f"{generation.key}: local copy was damaged, chunks refetched: {damaged}")
-
-    async def verify_gpu(self, generation: Generation, progress: Progress) -> None:
-        """Compare a file's GPU copies with the file."""
-        compared = await self._gpu.compare(generation)  # before the +=: other files count during the await
-        progress.compared_copies += compared

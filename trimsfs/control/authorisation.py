@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trimsfs.extras.folding.derived_blobs import owner
+from trimsfs.namespace.derived import owner
 from trimsfs.namespace.listing import CONTROL_NAME
 from trimsfs.namespace.permissions import Permissions
 from trimsfs.options import MountOptions

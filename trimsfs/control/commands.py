@@ -5,18 +5,18 @@ A job goes on after the file that started it is closed.
 
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
 import trio
 
 from trimsfs.control.actions import Actions
+from trimsfs.control.extra import Command, Extra
 from trimsfs.control.handle import ControlHandle, Text, as_json
 from trimsfs.control.jobs import Job, Jobs, Order
 from trimsfs.control.progress import Progress, RunningCommand
 from trimsfs.errors import CacheUnusableError, InvalidRequestError, StoreError, TrimsError
-from trimsfs.extras.gpu.copy_requests import parse_warm_command
 from trimsfs.handover.ledger import Ledger
 from trimsfs.namespace.inodes import Inode
 from trimsfs.namespace.listing import SLICE, Listing, NonObject
@@ -31,17 +31,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FILES_AT_ONCE = 16
-VERIFY_GPU, WARM_FLEET = "verify-gpu", "warm-fleet"
 BACKGROUND = "background-"
 """The prefix of a command's name that makes it a job."""
 
 
-Command = Callable[[Generation, Progress], Awaitable[None]]
-"""Carries out a command on one file. Raises TrimsError."""
-
-
 class Commands:
-    """Carries out commands on a file, or on all files below a directory. *spread* spreads a file over the fleet."""
+    """Carries out commands on a file, or on all files below a directory."""
 
     def __init__(
         self,
@@ -50,8 +45,7 @@ class Commands:
         actions: Actions,
         breaker: CircuitBreaker | ByPath[CircuitBreaker],
         ledger: Ledger,
-        *,
-        spread: Callable[[Generation], Awaitable[None]] | None = None,
+        extras: Sequence[Extra],
     ) -> None:
         self._namespace = namespace
         self._disk = disk
@@ -64,23 +58,19 @@ class Commands:
             "pin": actions.pin,
             "unpin": actions.unpin,
             "verify": actions.verify,
-            VERIFY_GPU: actions.verify_gpu,
             "warm-disk": actions.warm_disk,
             "warm-host": actions.warm_host,
         }
-        if spread is not None:
-            self._commands[WARM_FLEET] = lambda generation, _: spread(generation)
+        self._extras = extras
 
     def names(self) -> list[str]:
-        """The names of the commands; those for GPUs only if there are any."""
-        devices = self._actions.devices()
-        always = [name for name in self._commands if name != VERIFY_GPU or devices]
-        return [*always, *(f"warm-{device}" for device in devices)]
+        """The names of the commands."""
+        return [*self._commands, *(name for extra in self._extras for name in extra.command_names())]
 
     def knows(self, name: str) -> bool:
         """Whether there is such a command."""
         command = name.removeprefix(BACKGROUND)
-        known = command in self._commands or parse_warm_command(command) is not None
+        known = command in self._commands or any(extra.knows_command(command) for extra in self._extras)
         return known and (command == name or command.startswith(("pin", "warm-")))
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -160,10 +150,12 @@ class Commands:
     def _command(self, order: Order) -> Command:
         if order.name in self._commands:
             return self._commands[order.name]
-        request = parse_warm_command(order.name)
-        if request is None:  # a job of an earlier server, whose mount was in a fleet
-            raise InvalidRequestError(f"{order.name}: this mount has no such command")
-        return partial(self._actions.warm_gpu, request, order.uid, order.generation is None)
+        for extra in self._extras:
+            command = extra.command(order, self._actions.admitted)
+            if command is not None:
+                return command
+        # A job of an earlier server, whose mount had an extra that this one has not.
+        raise InvalidRequestError(f"{order.name}: this mount has no such command")
 
     async def _outlasting(self, progress: Progress, key: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """The result of *attempt*, which a patient command repeats after an outage of the store that a key is in."""

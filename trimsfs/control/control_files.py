@@ -6,19 +6,18 @@ a line of JSON with its progress, a close cancels it. So a command ends with the
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from trimsfs.control.authorisation import Authorisation, Caller
 from trimsfs.control.commands import Commands
-from trimsfs.control.handle import ControlHandle, Text, as_json
+from trimsfs.control.extra import Extra
+from trimsfs.control.handle import ControlHandle, Recorded, Text, as_json
 from trimsfs.control.jobs import Job
 from trimsfs.control.reports import Reports
 from trimsfs.control.tensor_tables import TensorTables
 from trimsfs.control.xattrs import Xattrs
 from trimsfs.errors import NoSuchEntryError, NotPermittedError
-from trimsfs.extras.gpu.interface import DIRECTORY as GPU_DIRECTORY
-from trimsfs.extras.gpu.interface import GpuInterface, LeaseFile
 from trimsfs.namespace.inodes import Inode, InodeKind
 
 log = logging.getLogger(__name__)
@@ -34,8 +33,7 @@ class Control:
     """Answers for everything below ``.trims``; ``xattrs`` for ``user.trims.*``.
 
     ``tells_common``: whether models have a control file ``shared``, for the blocks that they share with others.
-    *refresh* makes the next lookup of a path, or of a name below it, ask the store. *switches* are control files of the
-    root that change how the server works.
+    *refresh* makes the next lookup of a path, or of a name below it, ask the store.
     """
 
     def __init__(
@@ -43,29 +41,29 @@ class Control:
         xattrs: Xattrs,
         tables: TensorTables,
         commands: Commands,
-        gpu: GpuInterface,
+        extras: Sequence[Extra],
         reports: Reports,
         authorisation: Authorisation,
         *,
         tells_common: bool,
         refresh: Callable[[str], Awaitable[None]],
-        switches: Mapping[str, Callable[[], None]],
     ) -> None:
         self.xattrs = xattrs
         self._tables = tables
         self._commands = commands
-        self.gpu = gpu
+        self.extras = extras
+        self._by_directory = {extra.directory: extra for extra in extras if extra.directory}
         self._reports = reports
         self.authorisation = authorisation
         self.tells_common = tells_common
         self._refresh = refresh
         self._root_files: dict[str, Callable[[Caller], Awaitable[bytes]]] = {
             "control": reports.mount,
-            "gpu": reports.gpu_copies,
             "metrics": reports.metrics,
             "models": partial(reports.models, ""),
+            **{name: partial(reports.of_extra, extra) for name, extra in self._by_directory.items()},
         }
-        self._switches = switches
+        self._switches = {name: switch for extra in extras for name, switch in extra.switches.items()}
         self._traces = reports.traces
 
     def names(self, inode: Inode) -> list[str]:
@@ -74,11 +72,11 @@ class Control:
             looks = ["files", "info", "jobs"] if inode.generation is None else ["info", "tensors"]
             if self.tells_common and inode.generation is not None:
                 looks.append("shared")
-            if self.gpu.devices() and inode.generation is not None:
-                looks.append(GPU_DIRECTORY)
+            if inode.generation is not None:
+                looks += [name for name, extra in self._by_directory.items() if extra.names()]
             return sorted([*looks, REFRESH, *self._commands.names()])
-        if inode.control == GPU_DIRECTORY:
-            return self.gpu.devices()
+        if inode.control in self._by_directory:
+            return self._by_directory[inode.control].names()
         return sorted([*self._root_files, *self._switches, TRACES]) if not inode.path else []
 
     def find(self, inode: Inode, name: str) -> tuple[InodeKind, str] | None:
@@ -86,10 +84,11 @@ class Control:
 
         Some names can be looked up but are not among `names`.
         """
-        if inode.control == GPU_DIRECTORY:
-            return (InodeKind.CONTROL_FILE, f"{GPU_DIRECTORY}/{name}") if self.gpu.knows(name) else None
-        if inode.control == SUBJECT and inode.generation is not None and name == GPU_DIRECTORY:
-            return InodeKind.CONTROL_DIRECTORY, GPU_DIRECTORY
+        extra = self._by_directory.get(inode.control)
+        if extra is not None:
+            return (InodeKind.CONTROL_FILE, f"{inode.control}/{name}") if extra.knows(name) else None
+        if inode.control == SUBJECT and inode.generation is not None and name in self._by_directory:
+            return InodeKind.CONTROL_DIRECTORY, name
         known = name in self.names(inode)
         if inode.control == SUBJECT and not known:
             known = self._commands.knows(name) or self._job_to_cancel(inode, name) is not None
@@ -122,9 +121,9 @@ class Control:
             self._switches[name]()
             return Text(as_json({"state": "done"}))
         directory, _, asked = name.partition("/")
-        if directory == GPU_DIRECTORY and asked:
+        if directory in self._by_directory and asked:
             assert inode.generation is not None
-            return await self.gpu.open(inode.generation, asked, caller.uid, caller.pid)
+            return await self._by_directory[directory].open(inode.generation, asked, caller)
         if name == "info":
             return Text(await self._reports.info(inode, caller))
         if name == "files":
@@ -147,15 +146,14 @@ class Control:
 
     def assign_handle(self, file: ControlHandle, handle: int) -> None:
         """Record the handle of an open control file."""
-        if isinstance(file, LeaseFile):
-            self.gpu.assign_handle(file, handle)
+        if isinstance(file, Recorded):
+            file.record(handle)
 
     def restored(self, inode: Inode, handle: int) -> ControlHandle | None:
         """Reopen a control file that an earlier server opened; None if it cannot go on."""
         directory, _, asked = inode.control.partition("/")
-        return self.gpu.restored(handle, asked) if directory == GPU_DIRECTORY else None
+        return self._by_directory[directory].restored(handle, asked) if directory in self._by_directory else None
 
-
-def shows_content(name: str) -> bool:
-    """Whether a control file or attribute reveals some of its file's content."""
-    return name == "tensors" or name.startswith((f"{GPU_DIRECTORY}/", f"{GPU_DIRECTORY}."))
+    def shows_content(self, name: str) -> bool:
+        """Whether a control file or attribute reveals some of its file's content."""
+        return name == "tensors" or any(extra.shows_content(name) for extra in self.extras)

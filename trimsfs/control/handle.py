@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class ControlHandle(Protocol):
@@ -13,6 +13,14 @@ class ControlHandle(Protocol):
 
     def close(self) -> None:
         """Handle the close of the file."""
+
+
+@runtime_checkable
+class Recorded(ControlHandle, Protocol):
+    """An open control file that is recorded for the next server."""
+
+    def record(self, handle: int) -> None:
+        """Record the handle by which it is open."""
 
 
 class Text:

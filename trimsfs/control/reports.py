@@ -1,7 +1,7 @@
 """Reports: the contents of control files on models, jobs, GPU copies, the mount and its metrics."""
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,11 +11,11 @@ import trio
 from cachetools import LRUCache
 
 from trimsfs.control.authorisation import Authorisation, Caller
+from trimsfs.control.extra import Extra
 from trimsfs.control.handle import ControlHandle, Lines, as_json
 from trimsfs.control.inventory import Inventory
 from trimsfs.control.jobs import Jobs
 from trimsfs.errors import NotPermittedError, StoreAccessError
-from trimsfs.extras.gpu.interface import GpuInterface
 from trimsfs.namespace.inodes import Inode
 from trimsfs.namespace.listing import Entry
 from trimsfs.opening.passthrough import Passthrough
@@ -58,7 +58,7 @@ class Reports:
         disk: DiskTier,
         passthrough: Passthrough,
         deduplication: Deduplication,
-        gpu: GpuInterface,
+        extras: Sequence[Extra],
         authorisation: Authorisation,
         jobs: Jobs,
         *,
@@ -72,7 +72,7 @@ class Reports:
         self._disk = disk
         self._passthrough = passthrough
         self._deduplication = deduplication
-        self._gpu = gpu
+        self._extras = extras
         self._authorisation = authorisation
         self._jobs = jobs
         self._render_metrics = metrics
@@ -127,9 +127,9 @@ class Reports:
     async def _here(self) -> list[Residency]:
         """What is cached of all objects; the newest of several generations of a path is the last."""
         on_disk = await self._disk.residencies()
-        on_gpu = self._gpu.generations()
-        absent = on_gpu.keys() - {here.token for here in on_disk}
-        return [*[await self._disk.residency(on_gpu[token]) for token in absent], *on_disk]
+        elsewhere = {token: each for extra in self._extras for token, each in extra.generations().items()}
+        absent = elsewhere.keys() - {here.token for here in on_disk}
+        return [*[await self._disk.residency(elsewhere[token]) for token in absent], *on_disk]
 
     async def inventory(self, path: str, caller: Caller) -> Inventory:
         """All files below a directory, with what is cached of those that the caller may read.
@@ -204,14 +204,10 @@ class Reports:
             facts = {name: fact for name, fact in facts.items() if name not in secret}
         return as_json(facts)
 
-    async def gpu_copies(self, caller: Caller) -> bytes:
-        """The GPU copies of files that the caller may read, and their users.
-
-        Other users' copies and leases are only for callers who may command.
-        """
+    async def of_extra(self, extra: Extra, caller: Caller) -> bytes:
+        """What an extra has of files that the caller may read. Of other users, only who may command learns."""
         uid = None if self._authorisation.may_command(caller) else caller.uid
-        devices = self._gpu.copies(lambda generation: self._authorisation.may_read(generation.key, caller), uid)
-        return as_json({"devices": devices})
+        return as_json(extra.report(lambda generation: self._authorisation.may_read(generation.key, caller), uid))
 
     def _model(self, here: Residency) -> dict[str, object]:
         generation = here.generation
@@ -234,4 +230,7 @@ class Reports:
 
     def residency(self, here: Residency) -> dict[str, object]:
         """The bytes of a file in each tier."""
-        return {"disk": here.disk_bytes, "host": here.host_bytes, "gpu": self._gpu.resident(here.generation)}
+        found: dict[str, object] = {"disk": here.disk_bytes, "host": here.host_bytes}
+        for extra in self._extras:
+            found |= extra.resident(here.generation)
+        return found

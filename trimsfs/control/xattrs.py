@@ -1,12 +1,12 @@
 """The extended attributes ``user.trims.*`` of files."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from trimsfs.control.authorisation import Caller
+from trimsfs.control.extra import Extra
 from trimsfs.control.reports import Reports
 from trimsfs.control.tensor_tables import TensorTables
-from trimsfs.extras.gpu.interface import GpuInterface
 from trimsfs.namespace.inodes import Inode, InodeKind
 from trimsfs.namespace.tree import Namespace
 from trimsfs.tiers.disk.residency import Residency
@@ -30,14 +30,14 @@ class Xattrs:
         namespace: Namespace,
         disk: DiskTier,
         tables: TensorTables,
-        gpu: GpuInterface,
+        extras: Sequence[Extra],
         reports: Reports,
         *,
         problem: Callable[[Generation], str | None],
     ) -> None:
         self._disk = disk
         self._tables = tables
-        self._gpu = gpu
+        self._extras = extras
         self._problem = problem
         # These need no lookup in the disk tier.
         self._of_identity: dict[str, Callable[[Generation], str]] = {
@@ -61,7 +61,7 @@ class Xattrs:
         """The value of an attribute by its full name; None if there is no such attribute.
 
         Not among `names`: ``tensors``, which may need a fetch; ``problem``, why fetches of the file fail now; and those
-        of GPU copies.
+        of extras.
         """
         generation, short = inode.generation, name.removeprefix(PREFIX)
         if short == name or generation is None or inode.kind is not InodeKind.OBJECT:
@@ -76,7 +76,8 @@ class Xattrs:
             return self._of_identity[short](generation).encode()
         if short in self._of_residency:
             return self._of_residency[short](await self._disk.residency(generation)).encode()
-        return self._gpu.xattr(generation, short, caller().uid)
+        values = (extra.xattr(generation, short, caller) for extra in self._extras)
+        return next((value for value in values if value is not None), None)
 
 
 def _boolean(value: bool) -> str:

@@ -18,9 +18,31 @@ PLUGINS = {
         "exporter": "trimsfs.extras.exporter.command",
         "node-labels": "trimsfs.extras.kubernetes.node_labels",
     },
+    "server": {
+        "gpu": "trimsfs.extras.gpu.plugin:GpuPlugin",
+        "folding": "trimsfs.extras.folding.plugin:FoldingPlugin",
+        "fleet": "trimsfs.extras.fleet.part:FleetPlugin",
+    },
+    "adapters": {
+        "mxnet": "trimsfs.extras.mxnet:install",
+    },
+    "client": {
+        "DeviceModel": "trimsfs.extras.gpu.client:DeviceModel",
+        "DeviceTensor": "trimsfs.extras.gpu.client:DeviceTensor",
+        "Folded": "trimsfs.extras.folding.folding:Folded",
+        "GpuError": "trimsfs.extras.gpu.client:GpuError",
+        "GpuFullError": "trimsfs.extras.gpu.client:GpuFullError",
+        "GpuLostError": "trimsfs.extras.gpu.client:GpuLostError",
+        "fold": "trimsfs.extras.folding.folding:fold",
+        "mxnet": "trimsfs.extras.mxnet.load:arrays",
+        "to": "trimsfs.extras.gpu.client:load",
+    },
+    "signatures": {
+        "openssf": "trimsfs.extras.signatures.signed_manifest:reader",
+    },
     "doctor": {
         "gpu": "trimsfs.extras.gpu.checks:checks",
-        "fleet": "trimsfs.extras.fleet.plugin:checks",
+        "fleet": "trimsfs.extras.fleet.checks:checks",
     },
 }
 """The places of all extras, by the point of the core at which they are plugged in; see `trimsfs.plugins`."""

@@ -5,7 +5,7 @@ import stat
 from dataclasses import dataclass
 
 from trimsfs.errors import NoSuchEntryError
-from trimsfs.extras.folding.derived_blobs import owner
+from trimsfs.namespace.derived import owner
 from trimsfs.namespace.inodes import Inode, InodeKind, Inodes
 from trimsfs.namespace.listing import Entry, NonObject
 from trimsfs.namespace.permissions import Ownership, Permissions

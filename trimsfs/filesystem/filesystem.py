@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from trimsfs.control import xattrs
 from trimsfs.control.authorisation import Caller, readable_by
 from trimsfs.control.control_files import Control
-from trimsfs.extras.folding.derived_blobs import DerivedBlobs
 from trimsfs.filesystem.attributes import Describer
 from trimsfs.filesystem.files import Files
 from trimsfs.filesystem.handles import Handles, passed_through
@@ -73,7 +72,6 @@ class Filesystem:
         namespace: Namespace,
         disk: DiskTier,
         control: Control,
-        derived: DerivedBlobs,
         prefetcher: Prefetcher,
         opener: Opener,
         trust: Trust,
@@ -90,10 +88,8 @@ class Filesystem:
         self.handles = handles = Handles(mount.ledger)
         describe = Describer(namespace.inodes, control.authorisation.permissions, mounted_ns=mount.mounted_ns)
         aliases = AliasTargets(mount.ledger)
-        self.names = Names(
-            namespace, disk, control, derived, opener.reopens, describe, handles, tracer, aliases, mount.prune
-        )
-        self.ioctls = Ioctls(namespace.inodes, disk, control, derived, opener.passthrough, trust, handles)
+        self.names = Names(namespace, disk, control, opener.reopens, describe, handles, tracer, aliases, mount.prune)
+        self.ioctls = Ioctls(namespace.inodes, disk, control, opener.passthrough, trust, handles)
         self.files = Files(
             self.names, disk, control, prefetcher, opener, trust, handles, self.ioctls, tracer, mount.drop_pages
         )

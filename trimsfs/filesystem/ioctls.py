@@ -1,10 +1,8 @@
-"""Ioctls of open files: residency, derived blobs and copies on GPUs."""
+"""Ioctls of open files: their residency and state, and those of extras."""
 
 from trimsfs.control.control_files import Control
+from trimsfs.control.extra import IoctlRequest
 from trimsfs.errors import InvalidRequestError, NoSuchEntryError
-from trimsfs.extras.folding.derived_blobs import DerivedBlobs, Piece
-from trimsfs.extras.gpu.copy_requests import MemoryKind
-from trimsfs.extras.gpu.interface import IoctlAnswer
 from trimsfs.filesystem.handles import Handles
 from trimsfs.filesystem.trust import Trust
 from trimsfs.namespace.inodes import InodeKind, Inodes
@@ -24,7 +22,6 @@ class Ioctls:
         inodes: Inodes,
         disk: DiskTier,
         control: Control,
-        derived: DerivedBlobs,
         passthrough: Passthrough,
         trust: Trust,
         handles: Handles,
@@ -32,7 +29,7 @@ class Ioctls:
         self._inodes = inodes
         self._disk = disk
         self._control = control
-        self._derived = derived
+        self._of_extras = {number: answer for extra in control.extras for number, answer in extra.ioctls.items()}
         self._passthrough = passthrough
         self._trust = trust
         self._handles = handles
@@ -61,25 +58,30 @@ class Ioctls:
         verified = IS_VERIFIED if file is not None and file.blob.complete else 0
         return verified | (TELLS_COMMON if self._control.tells_common else 0)
 
-    async def derive(self, handle: int, piece: Piece) -> None:
-        """Take a piece of a blob derived from an open file. Raises as `DerivedBlobs.take`."""
-        file = self._handles.files.get(handle)
-        if file is None or file.inode.control:
-            raise InvalidRequestError("not a model's file")
-        await self._derived.take(file.blob.generation, handle, piece)
+    def known(self, command: int) -> bool:
+        """Whether an extra answers an ioctl."""
+        return command in self._of_extras
 
-    async def lend(self, handle: int, uid: int, pid: int, device: str, memory: MemoryKind) -> IoctlAnswer:
-        """Load a copy of an open file to a GPU, and lease it until the file is closed."""
+    async def answer(self, command: int, handle: int, uid: int, pid: int, data: bytes) -> bytes:
+        """The answer of an extra to an ioctl of an open file. Raises TrimsError."""
         file = self._handles.files.get(handle)
         if file is None:
             raise InvalidRequestError("not a model's file")
         await self._trust.wait(file.blob)
-        lent = await self._control.gpu.lend(file.blob.generation, handle, uid, pid, device, memory)
-        if handle not in self._handles.files:  # closed meanwhile
-            self._control.gpu.closed(handle)
-        return lent
+        request = IoctlRequest(
+            handle=handle,
+            generation=file.blob.generation,
+            derived=bool(file.inode.control),
+            uid=uid,
+            pid=pid,
+            data=data,
+        )
+        answer = await self._of_extras[command](request)
+        if handle not in self._handles.files:
+            self.closed(handle)  # meanwhile
+        return answer
 
     def closed(self, handle: int) -> None:
-        """End what began through a closed file: drop incomplete derived blobs, end its leases of GPU copies."""
-        self._derived.closed(handle)
-        self._control.gpu.closed(handle)
+        """End what began through a closed file."""
+        for extra in self._control.extras:
+            extra.closed(handle)

@@ -8,7 +8,6 @@ from functools import partial
 
 from trimsfs.control.control_files import SUBJECT, Control
 from trimsfs.errors import InvalidRequestError, NameTooLongError, NoSuchEntryError, StaleHandleError
-from trimsfs.extras.folding.derived_blobs import DerivedBlobs
 from trimsfs.filesystem.attributes import CONTROL_TTL_S, FOREVER_S, Attributes, Describer
 from trimsfs.filesystem.handles import Handles, OpenDirectory
 from trimsfs.namespace.alias_targets import AliasTargets
@@ -39,7 +38,6 @@ class Names:
         namespace: Namespace,
         disk: DiskTier,
         control: Control,
-        derived: DerivedBlobs,
         reopens: Reopens,
         describe: Describer,
         handles: Handles,
@@ -55,7 +53,6 @@ class Names:
         self._inodes = namespace.inodes
         self._disk = disk
         self._control = control
-        self._derived = derived
         self._reopens = reopens
         self._describe = describe
         self._handles = handles
@@ -183,7 +180,7 @@ class Names:
             inode = self._inodes.reference(found[0], directory.path, directory.generation, found[1])
             return self._describe.inode(inode, CONTROL_TTL_S)
         if directory.control:
-            return await self._lookup_derived(directory, text)
+            return await self._lookup_file_of_extra(directory, text)
         path, generation = directory.path, None
         if name != CONTROL_NAME:
             entry, _ = await self._namespace.lookup(directory.path, name)
@@ -194,12 +191,13 @@ class Names:
         inode = self._inodes.reference(InodeKind.CONTROL_DIRECTORY, path, generation, SUBJECT)
         return self._describe.inode(inode, CONTROL_TTL_S)
 
-    async def _lookup_derived(self, directory: Inode, name: str) -> Attributes:
-        model = directory.generation
-        derived = await self._derived.find(model, name) if model is not None else None
-        if derived is None:
-            raise NoSuchEntryError(f"no control file {name}")
-        return self._describe.inode(self._describe.file(derived.key, derived, name), CONTROL_TTL_S)
+    async def _lookup_file_of_extra(self, directory: Inode, name: str) -> Attributes:
+        if (model := directory.generation) is not None:
+            for extra in self._control.extras:
+                found = await extra.find(model, name)
+                if found is not None:
+                    return self._describe.inode(self._describe.file(found.key, found, name), CONTROL_TTL_S)
+        raise NoSuchEntryError(f"no control file {name}")
 
     def replaced(self, inode: Inode) -> None:
         """Make the kernel look up a replaced object and its siblings again, and the server ask the store for them."""

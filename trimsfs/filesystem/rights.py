@@ -11,7 +11,7 @@ import trio
 from cachetools import LRUCache
 
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreAccessError, StoreError, StoreUnavailableError
-from trimsfs.extras.folding.derived_blobs import model_key
+from trimsfs.namespace.derived import model_key
 from trimsfs.namespace.inquiries import Inquiries
 from trimsfs.options import Place, Tenant
 from trimsfs.origins import ByPath

@@ -32,8 +32,10 @@ class Takeover:
             blob.users += 1
             blob.handles += 1
             self._opener.restore(inode, blob, passed=passed_through(handle))
-            self._control.gpu.restore_file(handle)
-        self._control.gpu.all_restored()
+            for extra in self._control.extras:
+                extra.restore_file(handle)
+        for extra in self._control.extras:
+            extra.all_restored()
 
     def resent(self, request: int) -> None:
         """Release the handle that an earlier server made for an open that the kernel sends again: nobody has it."""

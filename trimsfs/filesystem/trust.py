@@ -7,7 +7,6 @@ from typing import TypeVar
 
 import trio
 
-from trimsfs.control.control_files import shows_content
 from trimsfs.errors import CacheFullError, TrimsError
 from trimsfs.fetch.access_pattern import AccessPattern
 from trimsfs.fetch.fetcher import Fetcher
@@ -32,6 +31,7 @@ class Trust:
 
     With *compared*, no bytes are read before their whole file was compared with the store's digest, if the disk has
     room for it. *signature_policy* is None if signatures do not matter, *rights* if no tenant has credentials.
+    *shows_content* is `Control.shows_content`.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Trust:
         compared: bool,
         signature_policy: SignaturePolicy | None,
         rights: Rights | None,
+        shows_content: Callable[[str], bool],
     ) -> None:
         self._disk = disk
         self._fetcher = fetcher
@@ -50,6 +51,7 @@ class Trust:
         self._compared = compared
         self.signature_policy = signature_policy
         self._rights = rights
+        self._shows_content = shows_content
 
     def known(self, generation: Generation) -> bool:
         """Whether `check` and `admit` have nothing to wait for."""
@@ -70,7 +72,7 @@ class Trust:
         """Return when a control file or attribute of an inode may be read. Raises as `check` and `admit`."""
         if inode.generation is not None:
             await self.check(inode.generation, nullcontext)
-        if self.signature_policy is not None and inode.generation is not None and shows_content(name):
+        if self.signature_policy is not None and inode.generation is not None and self._shows_content(name):
             await self.signature_policy.admit_file(inode.generation, nullcontext)
 
     async def read(self, blob: Blob, start: int, stop: int, pattern: AccessPattern) -> Buffer:

@@ -16,9 +16,7 @@ import pyfuse3
 import trio
 
 from trimsfs.concurrency.in_thread import in_thread
-from trimsfs.errors import InvalidRequestError, TrimsError
-from trimsfs.extras.folding.derived_blobs import Piece
-from trimsfs.extras.gpu.copy_requests import MemoryKind
+from trimsfs.errors import TrimsError
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.fuse import _libfuse
 from trimsfs.fuse.errnos import errno_of
@@ -28,13 +26,6 @@ from trimsfs.handover.connection_settings import ConnectionSettings
 log = logging.getLogger(__name__)
 
 Ts = TypeVarTuple("Ts")
-
-_PIECE = struct.Struct("=QQII")
-"""The fields before the data in a ``struct trimsfs_piece``."""
-
-_GPU = struct.Struct("=48sIIQQ64s40s112s")
-"""A ``struct trimsfs_gpu``."""
-_MEMORY = {0: MemoryKind.VMM, 1: MemoryKind.IPC}
 
 _RESEND = struct.pack("=IiQ", 16, 7, 0)
 """A ``struct fuse_out_header`` with the notification FUSE_NOTIFY_RESEND."""
@@ -184,11 +175,8 @@ class Session:
         elif command == _libfuse.IOC_RESIDENCY:
             self._nursery.start_soon(self._answer, request, self._residency, number)
             return False
-        elif command == _libfuse.IOC_DERIVED:
-            self._nursery.start_soon(self._answer, request, self._derive, handle, uid, data)
-            return False
-        elif command == _libfuse.IOC_GPU:
-            self._nursery.start_soon(self._answer, request, self._lend, handle, uid, pid, data)
+        elif self._filesystem.ioctls.known(command):
+            self._nursery.start_soon(self._answer, request, self._of_extra, command, handle, uid, pid, data)
             return False
         else:
             _libfuse.reply_error(request, errno.ENOTTY)
@@ -209,25 +197,12 @@ class Session:
     async def _residency(self, number: int) -> bytes:
         return struct.pack("=4Q", *await self._filesystem.ioctls.residency(number))
 
-    async def _derive(self, handle: int, uid: int, data: bytes) -> bytes:
-        size, offset, length, derived = _PIECE.unpack_from(data)
-        content = data[_PIECE.size : _PIECE.size + length]
-        piece = Piece(uid=uid, number=derived, size=size, offset=offset, data=content)
-        await self._filesystem.ioctls.derive(handle, piece)
-        return b""
-
-    async def _lend(self, handle: int, uid: int, pid: int, data: bytes) -> bytes:
-        device, memory, *_ = _GPU.unpack(data)
-        name = device.split(b"\0")[0].decode(errors="replace")
+    async def _of_extra(self, command: int, handle: int, uid: int, pid: int, data: bytes) -> bytes:
         try:
-            if memory not in _MEMORY:
-                raise InvalidRequestError(f"GPU memory of kind {memory}: not known: use 0 (VMM) or 1 (IPC)")
             with self._operations.interruptible(pid):
-                lent = await self._filesystem.ioctls.lend(handle, uid, pid, name, _MEMORY[memory])
+                return await self._filesystem.ioctls.answer(command, handle, uid, pid, data)
         finally:
             self._operations.answered(pid)
-        sent = (lent.handle, lent.token.encode(), os.fsencode(lent.socket))
-        return _GPU.pack(device, memory, 0, lent.size, lent.nbytes, *sent)
 
 
 def forget_attributes(numbers: Iterable[int]) -> None:

@@ -7,7 +7,7 @@ from cachetools import FIFOCache
 
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import StoreError
-from trimsfs.extras.folding.derived_blobs import model_key
+from trimsfs.namespace.derived import model_key
 from trimsfs.stores.base import Store
 from trimsfs.stores.digests import Digest
 from trimsfs.tiers.blob import Blob

@@ -23,7 +23,6 @@ from trimsfs.errors import (
     StoreError,
     TrimsError,
 )
-from trimsfs.extras.folding.derived_blobs import model_key
 from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.integrity.compare import MOST_ATTEMPTS, Comparer
@@ -31,6 +30,7 @@ from trimsfs.integrity.deferred import RETRY_INTERVAL_S, DeferredComparisons, Pa
 from trimsfs.integrity.quarantine import Quarantine
 from trimsfs.integrity.repair import Repair, held
 from trimsfs.integrity.scrub import Scrubber
+from trimsfs.namespace.derived import model_key
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.retrying import Retrying

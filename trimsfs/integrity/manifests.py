@@ -7,8 +7,8 @@ import trio
 from cachetools import FIFOCache
 
 from trimsfs.errors import ObjectChangedError, SignatureError, StoreUnavailableError
-from trimsfs.extras.folding.derived_blobs import model_key
 from trimsfs.fetch.fetcher import Fetcher
+from trimsfs.namespace.derived import model_key
 from trimsfs.namespace.tree import Namespace
 from trimsfs.stores.digests import Digest
 from trimsfs.tiers.blob import Blob

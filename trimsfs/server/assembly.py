@@ -3,10 +3,8 @@
 Tests build their servers here, too, each in its own environment.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.control import metrics
@@ -14,20 +12,16 @@ from trimsfs.control.actions import Actions
 from trimsfs.control.authorisation import Authorisation
 from trimsfs.control.commands import Commands
 from trimsfs.control.control_files import Control
+from trimsfs.control.extra import Extra, Service
 from trimsfs.control.refresh import refresh
 from trimsfs.control.reports import Reports
 from trimsfs.control.xattrs import Xattrs
 from trimsfs.errors import TrimsError
-from trimsfs.extras.folding.derived_blobs import DerivedBlobs
-from trimsfs.extras.gpu.copies import GpuCopies
-from trimsfs.extras.gpu.copy_ledger import CopyLedger
-from trimsfs.extras.gpu.interface import GpuInterface
 from trimsfs.fetch.speed import StoreSpeed
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.filesystem.trust import Trust
 from trimsfs.integrity.integrity import Integrity, Schedule
 from trimsfs.integrity.signature_policy import SignaturePolicy, signed_first
-from trimsfs.mountinfo import holding
 from trimsfs.opening.cold_open import ColdOpener
 from trimsfs.opening.opener import Opener
 from trimsfs.opening.passthrough import Passthrough
@@ -35,10 +29,11 @@ from trimsfs.opening.reopens import Reopens
 from trimsfs.options import MountOptions, places
 from trimsfs.origins import ByPath
 from trimsfs.prefetch.prefetcher import Prefetcher
-from trimsfs.server.components import Checks, Components, Fetching, Gpu, Service, Tiers
+from trimsfs.server.components import Checks, Components, Fetching, Tiers
 from trimsfs.server.environment import Environment
 from trimsfs.server.fetching import assemble_fetching, store_speeds
 from trimsfs.server.late_binding import LateBound
+from trimsfs.server.plugin import Core, ServerPlugin
 from trimsfs.server.statistics import facts, sources
 from trimsfs.stores import Retrying, StoreRouter, probe
 from trimsfs.stores.digests import Digest
@@ -54,9 +49,6 @@ from trimsfs.tiers.host.tier import HostTier
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.types import Generation
 
-if TYPE_CHECKING:
-    from trimsfs.extras.fleet.part import FleetPart
-
 
 class Calls:
     """Late-bound calls, from components to those that are built after them."""
@@ -71,39 +63,37 @@ class Calls:
         self.render_metrics = LateBound[[], Iterator[bytes]]("render_metrics")
 
 
-def assemble(options: MountOptions, environment: Environment) -> Components:
+def assemble(options: MountOptions, environment: Environment, plugins: Sequence[ServerPlugin]) -> Components:
     """Build the components of a mount's server. *options* are resolved. Raises CacheError and TakeoverError."""
     calls = Calls()
     speed = store_speeds(options, environment)
     tiers = _tiers(options, environment, calls, speed)
     tracer = Tracer(share=options.trace_opens)
-    fleet = _fleet(options, environment, tiers, speed)
-    peers = None if fleet is None else fleet.source
+    asked = (plugin.peers(options, environment, tiers, speed) for plugin in plugins)
+    peers = next((each for each in asked if each is not None), None)
     fetching = assemble_fetching(options, environment, tiers, speed, tracer, names=calls.open_names, peers=peers)
-    services, in_fleet = ([], {}) if fleet is None else fleet.complete(fetching)
-    gpu = _gpu(options, environment, tiers, fetching)
-    checks = _checks(options, environment, calls, tiers, fetching, gpu)
-    derived = DerivedBlobs(tiers.disk, tiers.passthrough, allowed=options.derived)
+    core = Core(options=options, environment=environment, tiers=tiers, fetching=fetching)
+    extras = [plugin.build(core) for plugin in plugins]
+    checks = _checks(options, environment, calls, tiers, fetching, extras)
     deduplication = Deduplication(tiers.disk)
-    commands = _commands(environment, tiers, fetching, gpu, checks, derived, fleet)
-    control = _control(options, environment, calls, tiers, fetching, gpu, deduplication, commands, tracer, fleet)
+    commands = _commands(environment, tiers, fetching, extras, checks)
+    control = _control(options, environment, calls, tiers, fetching, extras, deduplication, commands, tracer)
     prefetcher = _prefetcher(options, calls, tiers, fetching)
     reopens = Reopens(environment.ledger)
     filesystem = Filesystem(
         fetching.namespace,
         tiers.disk,
         control,
-        derived,
         prefetcher,
         Opener(fetching.fetcher, tiers.passthrough, checks.cold_opener, reopens),
-        _trust(options, tiers, fetching, checks),
+        _trust(options, tiers, fetching, checks, control),
         environment.mount,
         tracer,
     )
     calls.open_names.bind(filesystem.handles.names)
     calls.registered.bind(filesystem.files.registered)
     above = _sources_above(filesystem, prefetcher, deduplication)
-    calls.render_metrics.bind(metrics.renderer(sources(environment, tiers, fetching, gpu, checks) | above | in_fleet))
+    calls.render_metrics.bind(metrics.renderer(sources(environment, tiers, fetching, extras, checks) | above))
     maintenance: list[Service] = [tiers.disk.run, tiers.host.run, checks.integrity.run]
     if options.share_chunks:
         maintenance.append(deduplication.run)
@@ -114,10 +104,8 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
         breakers=fetching.breakers,
         fetcher=fetching.fetcher,
         namespace=fetching.namespace,
-        derived=derived,
         prefetcher=prefetcher,
-        gpu=gpu.copies,
-        gpu_interface=gpu.interface,
+        extras=tuple(extras),
         integrity=checks.integrity,
         commands=commands,
         control=control,
@@ -130,9 +118,7 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
             fetching.digest_prefetch.run,
             *(() if fetching.early_heads is None else (fetching.early_heads.run,)),
             prefetcher.run,
-            derived.run,
-            gpu.copies.run,
-            *services,
+            *(run for extra in extras for run in extra.services),
         ),
         maintenance=tuple(maintenance),
     )
@@ -146,17 +132,7 @@ def _probes(options: MountOptions, environment: Environment, fetching: Fetching)
     ]
 
 
-def _fleet(
-    options: MountOptions, environment: Environment, tiers: Tiers, speed: ByPath[StoreSpeed]
-) -> "FleetPart | None":
-    if options.fleet is None:
-        return None
-    from trimsfs.extras.fleet.part import FleetPart  # noqa: PLC0415 - other mounts do not need it
-
-    return FleetPart(options, environment, tiers, speed)
-
-
-def _trust(options: MountOptions, tiers: Tiers, fetching: Fetching, checks: Checks) -> Trust:
+def _trust(options: MountOptions, tiers: Tiers, fetching: Fetching, checks: Checks, control: Control) -> Trust:
     return Trust(
         tiers.disk,
         fetching.fetcher,
@@ -164,6 +140,7 @@ def _trust(options: MountOptions, tiers: Tiers, fetching: Fetching, checks: Chec
         compared=_always_compared(options),
         signature_policy=checks.signature_policy,
         rights=fetching.rights,
+        shows_content=control.shows_content,
     )
 
 
@@ -245,21 +222,13 @@ def _prefetcher(options: MountOptions, calls: Calls, tiers: Tiers, fetching: Fet
     return prefetcher
 
 
-def _gpu(options: MountOptions, environment: Environment, tiers: Tiers, fetching: Fetching) -> Gpu:
-    copies = GpuCopies(
-        tiers.disk,
-        fetching.fetcher,
-        fetching.tables,
-        CopyLedger(environment.ledger, environment.descriptors),
-        options,
-        unavailable=environment.no_gpu,
-        in_memory=lies_on(tiers.disk.directory, "tmpfs"),
-    )
-    return Gpu(copies=copies, interface=GpuInterface(copies))
-
-
 def _checks(
-    options: MountOptions, environment: Environment, calls: Calls, tiers: Tiers, fetching: Fetching, gpu: Gpu
+    options: MountOptions,
+    environment: Environment,
+    calls: Calls,
+    tiers: Tiers,
+    fetching: Fetching,
+    extras: Sequence[Extra],
 ) -> Checks:
     prefetch = fetching.digest_prefetch
     signed = environment.read_manifest is not None
@@ -276,7 +245,7 @@ def _checks(
             pace=environment.pace,
         ),
         ask_digest=signed_first(calls.expected_digest, prefetch.digest) if signed else prefetch.digest,
-        repaired=_repaired(environment, fetching, gpu),
+        repaired=_repaired(environment, fetching, extras),
     )
     calls.approve.bind(integrity.approve)
     calls.blob_suspected.bind(integrity.quarantine.suspect)
@@ -316,13 +285,16 @@ def _forget_pages(environment: Environment, fetching: Fetching) -> Callable[[Gen
     return forget_pages
 
 
-def _repaired(environment: Environment, fetching: Fetching, gpu: Gpu) -> Callable[[Generation], Awaitable[None]]:
+def _repaired(
+    environment: Environment, fetching: Fetching, extras: Sequence[Extra]
+) -> Callable[[Generation], Awaitable[None]]:
     forget_pages = _forget_pages(environment, fetching)
 
     async def repaired(generation: Generation) -> None:
-        """Drop the kernel's pages of a repaired file, and compare its GPU copies: they may hold wrong bytes, too."""
+        """Drop the kernel's pages of a repaired file; extras check what they have of it."""
         await forget_pages(generation)
-        await gpu.copies.compare(generation)
+        for extra in extras:
+            await extra.repaired(generation)
 
     return repaired
 
@@ -331,25 +303,21 @@ def _commands(
     environment: Environment,
     tiers: Tiers,
     fetching: Fetching,
-    gpu: Gpu,
+    extras: Sequence[Extra],
     checks: Checks,
-    derived: DerivedBlobs,
-    fleet: "FleetPart | None",
 ) -> Commands:
     actions = Actions(
         tiers.disk,
         tiers.host,
         fetching.fetcher,
         tiers.passthrough,
-        derived,
-        gpu.copies,
+        extras,
         checks.integrity,
         checks.signature_policy,
         fetching.breakers,
         _forget_pages(environment, fetching),
     )
-    spread = None if fleet is None else fleet.spreading(fetching)
-    return Commands(fetching.namespace, tiers.disk, actions, fetching.breakers, environment.ledger, spread=spread)
+    return Commands(fetching.namespace, tiers.disk, actions, fetching.breakers, environment.ledger, extras)
 
 
 def _control(
@@ -358,22 +326,21 @@ def _control(
     calls: Calls,
     tiers: Tiers,
     fetching: Fetching,
-    gpu: Gpu,
+    extras: Sequence[Extra],
     deduplication: Deduplication,
     commands: Commands,
     tracer: Tracer,
-    fleet: "FleetPart | None",
 ) -> Control:
     authorisation = Authorisation(options)
     reports = Reports(
         tiers.disk,
         tiers.passthrough,
         deduplication,
-        gpu.interface,
+        extras,
         authorisation,
         commands.jobs,
         metrics=calls.render_metrics,
-        facts=facts(options, environment, tiers, fetching, gpu, fleet=None if fleet is None else fleet.facts),
+        facts=facts(options, environment, tiers, fetching, extras),
         links=fetching.namespace.links,
         entries=fetching.namespace.entries,
         traces=tracer.traces,
@@ -384,18 +351,17 @@ def _control(
             fetching.namespace,
             tiers.disk,
             fetching.tables,
-            gpu.interface,
+            extras,
             reports,
             problem=partial(_problem, tiers, fetching),
         ),
         fetching.tables,
         commands,
-        gpu.interface,
+        extras,
         reports,
         authorisation,
         tells_common=options.share_chunks,
         refresh=partial(refresh, fetching.namespace, environment.expire),
-        switches={} if fleet is None else fleet.switches,
     )
 
 
@@ -406,9 +372,3 @@ def _problem(tiers: Tiers, fetching: Fetching, generation: Generation) -> str | 
         return str(blob.health.quarantine)
     retrying = fetching.retrying.of(generation.key)
     return retrying.problem(generation.token(tiers.disk.store)) or retrying.breaker.refusal
-
-
-def lies_on(directory: Path, kind: str) -> bool:
-    """Whether a directory is on a file system of this kind."""
-    mount = holding(directory.resolve())
-    return mount is not None and mount.kind == kind

@@ -1,17 +1,14 @@
 """The components of a server: in groups while assembly builds them, then the order in which they start."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import trio
 
 from trimsfs.control.commands import Commands
 from trimsfs.control.control_files import Control
+from trimsfs.control.extra import Extra, Service
 from trimsfs.control.tensor_tables import TensorTables
-from trimsfs.extras.folding.derived_blobs import DerivedBlobs
-from trimsfs.extras.gpu.copies import GpuCopies
-from trimsfs.extras.gpu.interface import GpuInterface
 from trimsfs.fetch.early_heads import EarlyHeads
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.filesystem.filesystem import Filesystem
@@ -30,9 +27,6 @@ from trimsfs.stores import Retrying
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.host.tier import HostTier
-
-Service = Callable[..., Awaitable[Any]]
-"""Runs until the server stops. A service of `Components.services` reports when it has started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,14 +68,6 @@ class Checks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gpu:
-    """The GPU copies of files, and the interface through which programs lease them."""
-
-    copies: GpuCopies
-    interface: GpuInterface
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Components:
     """The components of a server.
 
@@ -95,10 +81,8 @@ class Components:
     breakers: ByPath[CircuitBreaker]
     fetcher: Fetcher
     namespace: Namespace
-    derived: DerivedBlobs
     prefetcher: Prefetcher
-    gpu: GpuCopies
-    gpu_interface: GpuInterface
+    extras: tuple[Extra, ...]
     integrity: Integrity
     commands: Commands
     control: Control

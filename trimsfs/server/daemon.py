@@ -8,7 +8,6 @@ import contextlib
 import ctypes
 import encodings.idna  # noqa: F401 - for the first request: after the drop, Python's files may be unreadable
 import gc
-import importlib
 import json
 import logging
 import os
@@ -16,24 +15,24 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import trio
 
 from trimsfs.errors import CacheUnusableError, ConfigurationError, TrimsError
 from trimsfs.exit_codes import exit_code
-from trimsfs.extras.gpu import cuda
-from trimsfs.extras.gpu.cuda import CudaUnavailableError
 from trimsfs.fetch.copier import ThreadCopier
 from trimsfs.fetch.speed import max_requests
 from trimsfs.fetch.workers import Spawner
 from trimsfs.formats import load_readers
 from trimsfs.handover.keeper_client import Promotion, stand_by, tell_failure
 from trimsfs.integrity.manifests import ReadManifest
-from trimsfs.options import GPU_OFF, MountOptions
+from trimsfs.options import MountOptions
+from trimsfs.plugins import plugin
 from trimsfs.server.lifecycle import Loaded, serve
+from trimsfs.server.plugin import ServerPlugin, load_plugins
 from trimsfs.server.sandbox import (
     CAP_DAC_READ_SEARCH,
     HIGHEST_NICE,
@@ -51,15 +50,11 @@ from trimsfs.stores.broker import Broker
 from trimsfs.stores.router import stores_of
 from trimsfs.text import LineFormatter, set_process_title
 
-if TYPE_CHECKING:
-    import ssl
-
 log = logging.getLogger(__name__)
 
 SERVER_NICENESS, STANDBY_NICENESS = -10, 10
 SWITCH_INTERVAL_S = 0.0005
 """Longest wait of the event loop for a thread that runs Python. Python's default is ten times as long."""
-DEVICES = Path("/dev")
 DESCRIPTORS = 88
 """Open files that a server needs: some 25 of its own, and a quarter of all for models (`OpenBlobs`). A fetch process
 needs no more: two for each of 32 requests, and some 15 of its own."""
@@ -100,36 +95,32 @@ def main() -> None:
         gc.freeze()  # garbage collections skip what is loaded so far
         store = open_store(options, max_requests=max_requests(options.memory_limit))
         load_readers()
-        no_gpu = _load_driver(options)
         read_manifest = _manifests(options)
         _configure_logging(options)
-        certificates, fleet_fails = _certificates(options, alone=order.get("alone", False))
+        extras = load_plugins(options, alone=order.get("alone", False))
         _settle_memory()
         cache_fails = _hand_over(options)
         _start_brokers(options, store, mountpoint, keeper_end)
-        _confine(options, cache_fails)
+        writable = _writable(options, extras)
+        _confine(options, writable, cache_fails)
         gc.enable()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        keeper_end, promotion = _await_turn(keeper_end, options, forks=order.get("forks", False))
+        keeper_end, promotion = _await_turn(keeper_end, options, writable, forks=order.get("forks", False))
         if promotion is not None and promotion.fuse is None and cache_fails is not None:
             raise cache_fails
-        if promotion is not None and fleet_fails is not None:  # a mount outlives the files of its fleet
-            log.error(
-                "fleet: this host fetches alone: %s: correct that, then `mountctl restart %s`", fleet_fails, mountpoint
-            )
-            options = options.model_copy(update={"fleet": None})
         if promotion is not None:
+            for extra in extras:
+                options = extra.begin(options, mountpoint)
             held = [keeper_end.fileno(), promotion.ledger, *filter(None, (promotion.lock, promotion.fuse))]
             set_process_title("server", mountpoint)
-            make_copier = partial(_make_copier, options, store, certificates)
+            make_copier = partial(_make_copier, options, store, extras)
             spawner = Spawner(make_copier, mountpoint=mountpoint, not_for_it=held)
             _raise_priority()
             launched = order.get("launched", False)
             loaded = Loaded(
                 store=store,
                 spawner=spawner,
-                no_gpu=no_gpu,
-                no_fleet=None if fleet_fails is None else str(fleet_fails),
+                plugins=extras,
                 read_manifest=read_manifest,
                 launched=launched,
             )
@@ -169,64 +160,19 @@ def _settle_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _load_driver(options: MountOptions) -> str | None:
-    """Load the GPU driver before privileges are dropped; why no GPU can be used, or None."""
-    if options.gpu == "off":
-        return GPU_OFF
-    try:
-        cuda.load_driver()
-    except CudaUnavailableError as error:
-        return str(error)
-    return None
-
-
 def _manifests(options: MountOptions) -> ReadManifest | None:
     """The reader of signed manifests, with its key; None if signatures are off. Raises ConfigurationError."""
     if options.signatures == "off":
         return None
     try:
-        signatures = importlib.import_module(
-            "trimsfs.extras.signatures.signed_manifest"
-        )  # only if needed: it takes memory
+        reader = plugin("signatures", "openssf")  # only if needed: it takes memory
     except ImportError as error:
         raise ConfigurationError(
             f"option --signatures {options.signatures}: {error}: pip install 'trimsfs[signatures]'"
         ) from None
     assert options.signing_key is not None
-    return partial(signatures.read_manifest, key=signatures.load_key(options.signing_key))
-
-
-def _certificates(options: MountOptions, *, alone: bool) -> "tuple[ssl.SSLContext | None, ConfigurationError | None]":
-    """What this host connects to others of its fleet with, and the code for it; None without a fleet.
-
-    If it cannot, a server that starts *alone*, for a mount that has none, gets the reason beside None. Raises
-    ConfigurationError for others.
-    """
-    if options.fleet is None:
-        return None, None
-    try:
-        return _loaded_certificates(options), None
-    except ConfigurationError as error:
-        if not alone:
-            raise
-        return None, error
-
-
-def _loaded_certificates(options: MountOptions) -> "ssl.SSLContext":
-    """What a mount of a fleet connects with. Raises ConfigurationError."""
-    try:
-        for module in ("trimsfs.extras.fleet.part", "trimsfs.extras.fleet.peer_client"):
-            importlib.import_module(module)  # later, its files may be unreadable
-    except ImportError as error:
-        raise ConfigurationError(f"option --fleet {options.fleet}: {error}: pip install 'trimsfs[fleet]'") from None
-    certificates = importlib.import_module("trimsfs.extras.fleet.certificates")
-    files = (options.fleet_ca, options.fleet_cert, options.fleet_key)
-    context: ssl.SSLContext = certificates.client_context(*files)
-    try:
-        certificates.check_certificate(*files)
-    except ConfigurationError as error:
-        log.warning("fleet: other members refuse this host: %s", error)
-    return context
+    read_manifest: ReadManifest = reader(options.signing_key)
+    return read_manifest
 
 
 def _start_brokers(options: MountOptions, store: Store, mountpoint: Path, keeper_end: socket.socket) -> None:
@@ -267,7 +213,7 @@ def _hand_over(options: MountOptions) -> CacheUnusableError | None:
     return None
 
 
-def _confine(options: MountOptions, cache_fails: CacheUnusableError | None) -> None:
+def _confine(options: MountOptions, writable: Sequence[Path], cache_fails: CacheUnusableError | None) -> None:
     """Drop privileges, once everything is loaded. Raises TrimsError."""
     assert options.cache_dir is not None
     if options.server_user is not None:
@@ -283,13 +229,13 @@ def _confine(options: MountOptions, cache_fails: CacheUnusableError | None) -> N
         raise CacheUnusableError(f"cache directory {options.cache_dir}: {hindered}: set --cache-dir or --server-user")
     if options.fence:
         os.environ["SQLITE_TMPDIR"] = str(options.cache_dir)
-        fence(_writable(options))
+        fence(writable)
 
 
-def _writable(options: MountOptions) -> list[Path]:
+def _writable(options: MountOptions, extras: Sequence[ServerPlugin]) -> list[Path]:
     """The paths that a server writes to."""
     assert options.cache_dir is not None
-    return [options.cache_dir, *(DEVICES.glob("nvidia*") if options.gpu != "off" else ())]
+    return [options.cache_dir, *(path for extra in extras for path in extra.writable())]
 
 
 def _reap(standby: int) -> None:
@@ -307,7 +253,7 @@ def _reap(standby: int) -> None:
 
 
 def _await_turn(
-    keeper_end: socket.socket, options: MountOptions, *, forks: bool
+    keeper_end: socket.socket, options: MountOptions, writable: Sequence[Path], *, forks: bool
 ) -> tuple[socket.socket, Promotion | None]:
     """Stand by until the keeper promotes this process, which may then fork the next standby, if it *forks*.
 
@@ -325,13 +271,13 @@ def _await_turn(
             if pid is not None:
                 _reap(pid)
             if options.fence:
-                set_apart(_writable(options))
+                set_apart(writable)
             return keeper_end, promotion
         os.setsid()
         keeper_end.close()
         for descriptor in filter(None, (promotion.ledger, promotion.lock, promotion.fuse)):
             os.close(descriptor)
-        return _await_turn(end.dup(), options, forks=False)
+        return _await_turn(end.dup(), options, writable, forks=False)
 
 
 def _raise_priority() -> None:
@@ -342,11 +288,11 @@ def _raise_priority() -> None:
             Path("/proc/self/autogroup").write_text(str(SERVER_NICENESS))
 
 
-def _make_copier(options: MountOptions, store: Store, certificates: "ssl.SSLContext | None") -> ThreadCopier:
+def _make_copier(options: MountOptions, store: Store, extras: Sequence[ServerPlugin]) -> ThreadCopier:
     """The copier of a fetch process: it shares the server's store, if that works after a fork."""
-    requests, peers = max_requests(options.memory_limit), None
-    if certificates is not None:
-        peers = importlib.import_module("trimsfs.extras.fleet.peer_client").PeerClient(certificates, threads=requests)
+    requests = max_requests(options.memory_limit)
+    readers = (extra.peer_reader(requests) for extra in extras)
+    peers = next((reader for reader in readers if reader is not None), None)
     return ThreadCopier(after_fork(store, options, max_requests=requests), threads=requests, peers=peers)
 
 

@@ -5,8 +5,8 @@ import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
-from trimsfs.extras.gpu.copy_ledger import DescriptorStore
 from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.speed import REQUEST_MEMORY
 from trimsfs.filesystem.filesystem import Mount
@@ -18,6 +18,22 @@ from trimsfs.telemetry.histogram import Histogram
 from trimsfs.types import CHUNK_SIZE
 
 
+class DescriptorStore(Protocol):
+    """Keeps descriptors, by number, and a listening socket beyond the life of a server: the keeper."""
+
+    async def hold(self, number: int, descriptor: int) -> bool:
+        """Store a descriptor; False when the keeper cannot."""
+
+    def let_go(self, number: int, done: Callable[[], None]) -> None:
+        """Close the descriptor soon, and then call *done*."""
+
+    async def recall(self, number: int) -> int | None:
+        """The stored descriptor with this number; None if there is none."""
+
+    async def listen(self) -> tuple[Path, int] | None:
+        """The path and the descriptor of a non-blocking socket, the same for each server; None if it cannot be made."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
     """What a server connects to in production, and tests replace.
@@ -26,11 +42,10 @@ class Environment:
     earlier servers, and ``takeover_seconds`` is how long the mount was without one. ``lock`` is the descriptor of the
     cache directory's lock, from an earlier server. ``kept`` tells whether the keeper has not ended,
     ``keeper_problem`` why it does nothing for this server, and ``launched`` whether it did not start this server
-    itself: then it outlives the mount.
+    itself: then it outlives the mount. ``keeper`` keeps descriptors for the next server.
 
-    ``store`` does not retry; ``copier`` moves its bytes. ``no_gpu`` is why no GPU can be used, or None;
-    ``no_fleet`` is why this server takes no part in its mount's fleet.
-    ``read_manifest`` reads signed manifests; it is None if signatures are off.
+    ``store`` does not retry; ``copier`` moves its bytes. ``read_manifest`` reads signed manifests; it is None if
+    signatures are off.
 
     ``invalidate`` makes the kernel look up a name in a directory's inode again, and must not block. ``prune`` lets it
     give up inodes that nothing uses. ``drop_pages`` makes it drop the pages of an inode, and must not block.
@@ -45,12 +60,11 @@ class Environment:
     started: float
     restarts: int
     keeper_pid: int
-    descriptors: DescriptorStore
+    keeper: DescriptorStore
     ledger: Ledger
     lock: int | None
     store: Store
     copier: Copier
-    no_gpu: str | None
     read_manifest: ReadManifest | None
     invalidate: Callable[[int, bytes], None]
     forget_pages: Callable[[int], None]
@@ -62,7 +76,6 @@ class Environment:
     kept: Callable[[], bool] = lambda: True
     keeper_problem: Callable[[], str | None] = lambda: None
     launched: bool = False
-    no_fleet: str | None = None
     waits: Callable[[], list[dict[str, object]]] = list
     pace: Pace = field(default_factory=Pace)
     server_pid: int = field(default_factory=os.getpid)

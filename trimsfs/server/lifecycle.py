@@ -21,7 +21,6 @@ from trimsfs.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from trimsfs.extras.gpu.interface import GpuInterface
 from trimsfs.fetch.worker_pool import WorkerPool
 from trimsfs.fetch.workers import Spawner
 from trimsfs.filesystem.takeover import Takeover
@@ -30,13 +29,15 @@ from trimsfs.handover.connection_settings import ConnectionSettings
 from trimsfs.handover.keeper_client import KeeperClient, Promotion
 from trimsfs.handover.ledger import Ledger, Record, RecordKind
 from trimsfs.integrity.manifests import ReadManifest
+from trimsfs.mountinfo import lies_on
 from trimsfs.namespace.inodes import Inode
 from trimsfs.namespace.tree import Namespace
 from trimsfs.options import MountOptions, Place, places
-from trimsfs.server.assembly import assemble, lies_on
+from trimsfs.server.assembly import assemble
 from trimsfs.server.components import Components
 from trimsfs.server.environment import Environment, recovery_of
 from trimsfs.server.late_binding import LateBound
+from trimsfs.server.plugin import ServerPlugin
 from trimsfs.stores import DirectoryStore, Store, beneath, reach_place, unreachable
 from trimsfs.stores.broker import Broker
 from trimsfs.stores.router import stores_of
@@ -55,8 +56,7 @@ class Loaded:
 
     store: Store
     spawner: Spawner
-    no_gpu: str | None
-    no_fleet: str | None
+    plugins: Sequence[ServerPlugin]
     read_manifest: ReadManifest | None
     launched: bool
 
@@ -92,13 +92,11 @@ async def serve(
             kept=keeper.connected,
             keeper_problem=keeper.problem,
             launched=loaded.launched,
-            descriptors=keeper,
+            keeper=keeper,
             ledger=ledger,
             lock=promotion.lock,
             store=loaded.store,
             copier=pool,
-            no_gpu=loaded.no_gpu,
-            no_fleet=loaded.no_fleet,
             read_manifest=loaded.read_manifest,
             invalidate=invalidate,
             forget_pages=forget_pages,
@@ -107,7 +105,7 @@ async def serve(
             drop_pages=drop_pages,
             waits=waits,
         )
-        components = assemble(options, environment)
+        components = assemble(options, environment, loaded.plugins)
         # The kernel numbers threads as in the keeper's PID namespace.
         session = Session(components.filesystem, settings, hide_threads=not keeper.in_sight)
         expire.bind(session.expire)
@@ -148,8 +146,6 @@ async def _serve(
                 if isinstance(directory, DirectoryStore) and isinstance(directory.broker, Broker):
                     nursery.start_soon(directory.broker.watch)
             nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
-            if environment.no_gpu is None:
-                await nursery.start(_serve_descriptors, keeper, components.gpu_interface)
             if promotion.fuse is None:
                 nursery.start_soon(_begin, options, session, keeper, components, settings, environment.ledger)
             else:
@@ -165,17 +161,6 @@ async def _serve(
             await session.serve()
             log.info("%s is unmounted", environment.mountpoint)
             nursery.cancel_scope.cancel()
-
-
-async def _serve_descriptors(
-    keeper: KeeperClient, gpu: GpuInterface, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """Hand descriptors of GPU copies to clients, if the keeper can listen for them."""
-    listener = await keeper.listen()
-    if listener is None:
-        task_status.started()
-    else:
-        await gpu.descriptors.run(*listener, task_status=task_status)
 
 
 async def _begin(

@@ -2,16 +2,17 @@
 
 import dataclasses
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 
 from trimsfs import __version__
 from trimsfs.control import metrics
+from trimsfs.control.extra import Extra
 from trimsfs.options import MountOptions, places
 from trimsfs.processes import open_descriptors, roles
-from trimsfs.server.components import Checks, Fetching, Gpu, Tiers
+from trimsfs.server.components import Checks, Fetching, Tiers
 from trimsfs.server.environment import Environment
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.stores.retrying import StoreStatistics
@@ -58,11 +59,9 @@ def facts(
     environment: Environment,
     tiers: Tiers,
     fetching: Fetching,
-    gpu: Gpu,
-    *,
-    fleet: Callable[[], dict[str, object]] | None,
+    extras: Sequence[Extra],
 ) -> Callable[[], dict[str, object]]:
-    """A function that returns the content of the control file ``control``; *fleet* returns its part on the fleet."""
+    """A function that returns the content of the control file ``control``."""
     return lambda: {
         "version": __version__,
         "mountpoint": str(environment.mountpoint),
@@ -74,31 +73,29 @@ def facts(
         "store_empty": _store_empty(options, fetching),
         "store_known": all(breaker.known for breaker in fetching.breakers.values()),
         **({"stores": _stores(options, fetching)} if fetching.several else {}),
-        **({} if fleet is None else {"fleet": fleet()}),
-        "fleet_problem": environment.no_fleet,
         "cache_problem": tiers.disk.unusable,
         "log_file": None if options.log_file is None else str(options.log_file),
         "waits": environment.waits(),
         "passthrough": tiers.passthrough.facts(),
-        "gpu": gpu.interface.facts(),
+        **{name: fact for extra in extras for name, fact in extra.facts().items()},
         "options": options.model_dump(mode="json", exclude_none=True),
     }
 
 
 def sources(
-    environment: Environment, tiers: Tiers, fetching: Fetching, gpu: Gpu, checks: Checks
+    environment: Environment, tiers: Tiers, fetching: Fetching, extras: Sequence[Extra], checks: Checks
 ) -> dict[str, metrics.Source]:
     """The functions that return statistics, by the first word of their metrics' names."""
     found: dict[str, metrics.Source] = {
         "disk": tiers.disk.statistics,
         "fetch": fetching.fetcher.statistics,
-        "gpu": gpu.copies.statistics,
         "host": tiers.host.statistics,
         "integrity": checks.integrity.statistics,
         "keeper": partial(_keeper_statistics, environment),
         "names": fetching.namespace.statistics,
         "server": partial(_server_statistics, environment),
         "store": partial(_store_statistics, fetching),
+        **{name: source for extra in extras for name, source in extra.sources.items()},
     }
     if fetching.several:
         found["stores"] = partial(_by_store, fetching)

@@ -19,7 +19,7 @@ from trimsfs.control.authorisation import Caller
 from trimsfs.control.reports import REST
 from trimsfs.errors import NoSuchEntryError, NotPermittedError, StoreAccessError
 from trimsfs.namespace.listing import SLICE
-from trimsfs.options import AccessRule
+from trimsfs.options import GPU_OFF, AccessRule
 from trimsfs.tiers.disk.residency import Residency
 
 # Attributes
@@ -161,12 +161,11 @@ async def test_control_tells_the_facts(
         "store_refuses": False,
         "store_empty": None,
         "store_known": True,
-        "fleet_problem": None,
         "cache_problem": None,
         "log_file": facts["log_file"],
         "passthrough": {"used": False, "reason": "not wanted"},
         "waits": [],
-        "gpu": {"unavailable": "there is none", "socket": None, "devices": []},
+        "gpu": {"unavailable": GPU_OFF, "socket": None, "devices": []},
     }
 
 

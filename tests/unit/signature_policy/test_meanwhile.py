@@ -14,7 +14,8 @@ from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import digest_of
 from tests.unit.signature_policy.common import KEY, cached, opened_and_lost
 from trimsfs.errors import BlobDamagedError, SignatureError, TrimsError
-from trimsfs.extras.gpu.copy_requests import MemoryKind
+from trimsfs.extras.gpu.interface import _GPU
+from trimsfs.fuse import _libfuse
 from trimsfs.stores.digests import compute
 from trimsfs.types import Generation
 
@@ -80,7 +81,7 @@ async def test_a_copy_for_a_gpu_is_not_made_of_what_nobody_has_signed(
         handle, _ = await opened_and_lost(server)
         store.contents["signed/params", store.generation("signed/params").etag] = b"evil" + files["params"][4:]
         await trio.sleep(1.1)
-        copies = server.control.gpu._copies
+        copies = server.gpu
         loaded = []
 
         async def lease(generation: Generation, *_: object) -> None:
@@ -92,5 +93,7 @@ async def test_a_copy_for_a_gpu_is_not_made_of_what_nobody_has_signed(
 
         monkeypatch.setattr(copies, "lease", lease)
         with pytest.raises(TrimsError):
-            await server.filesystem.ioctls.lend(handle, 1000, 1, "GPU-1", MemoryKind.VMM)
+            await server.filesystem.ioctls.answer(
+                _libfuse.IOC_GPU, handle, 1000, 1, _GPU.pack(b"GPU-1", 0, 0, 0, 0, b"", b"", b"")
+            )
         assert loaded in ([], [files["params"][:4]]), loaded

@@ -7,9 +7,10 @@ user may read and nobody can change. Other processes compare it with their own b
 
 import logging
 import os
-import re
 import secrets
+import struct
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import trio
@@ -17,7 +18,10 @@ import trio
 from trimsfs.checksums import crc32c
 from trimsfs.concurrency.background import Background
 from trimsfs.concurrency.in_thread import in_thread
+from trimsfs.control.extra import Extra, IoctlRequest
 from trimsfs.errors import CacheError, CacheFullError, InUseError, InvalidRequestError, NotPermittedError
+from trimsfs.fuse import _libfuse
+from trimsfs.namespace.derived import derived_key, model_key, owner
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
@@ -36,8 +40,8 @@ MOST_UPLOADS = 8
 PATIENCE_S, LEAST_RATE = 10.0, 10e6
 """Another program may replace an upload that pauses for longer, or sends fewer bytes a second."""
 REMOVE_TRIES, REMOVE_INTERVAL_S = 50, 0.1
-_NAME = re.compile(r"derived-([0-9]{1,10})-([0-9])")
-_KEY = re.compile(r"(|.*/)\.trims/([^/]+)/derived-[0-9]+-[0-9]", re.DOTALL)
+_PIECE = struct.Struct("=QQII")
+"""The fields before the data in a ``struct trimsfs_piece``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +76,7 @@ class _Upload:
         return not self.writing and (now - self.last > PATIENCE_S or now - self.began > allowed_s)
 
 
-class DerivedBlobs:
+class DerivedBlobs(Extra):
     """The derived blobs of a mount; none unless *allowed*."""
 
     def __init__(self, disk: DiskTier, passthrough: Passthrough, *, allowed: bool) -> None:
@@ -83,6 +87,8 @@ class DerivedBlobs:
         self._uploads: dict[str, _Upload] = {}
         self._begin_lock = trio.Lock()
         self._background = Background()
+        self.services = (self.run,)
+        self.ioctls = {_libfuse.IOC_DERIVED: self._take_piece}
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Remove incomplete blobs, until the server ends."""
@@ -92,11 +98,23 @@ class DerivedBlobs:
         """The derived blob with this file name; None unless a complete one of the model's generation exists."""
         if not self._allowed or owner(name) is None:
             return None
-        return await self._find(model, _key(model, name))
+        return await self._find(model, derived_key(model, name))
 
-    async def of(self, model: Generation) -> list[Generation]:
-        """All derived blobs of a file, including those of earlier generations."""
-        return [derived for key, derived in (await self._all()).items() if model_key(key) == model.key]
+    async def evicted(self, generation: Generation) -> None:
+        """Evict all derived blobs of a file, including those of earlier generations."""
+        for derived in [each for key, each in (await self._all()).items() if model_key(key) == generation.key]:
+            with suppress(InUseError):  # programs use it: the evictor removes it later
+                await self._disk.evict(derived)
+
+    async def _take_piece(self, request: IoctlRequest) -> bytes:
+        """Take a piece of a blob derived from an open file."""
+        if request.derived:
+            raise InvalidRequestError("not a model's file")
+        size, offset, length, number = _PIECE.unpack_from(request.data)
+        content = request.data[_PIECE.size : _PIECE.size + length]
+        piece = Piece(uid=request.uid, number=number, size=size, offset=offset, data=content)
+        await self.take(request.generation, request.handle, piece)
+        return b""
 
     async def take(self, model: Generation, handle: int, piece: Piece) -> None:
         """Accept the next piece of an upload through an open file of the model; the last one completes the blob.
@@ -106,7 +124,7 @@ class DerivedBlobs:
         """
         if not self._allowed:
             raise NotPermittedError("derived blobs: --no-derived disables them on this mount")
-        key = _key(model, f"derived-{piece.uid}-{piece.number}")
+        key = derived_key(model, f"derived-{piece.uid}-{piece.number}")
         upload = self._uploads.get(key)
         if piece.offset == 0:
             upload = await self._begin(model, key, handle, piece)
@@ -223,33 +241,15 @@ class DerivedBlobs:
             for here in await self._disk.residencies():
                 generation = here.generation
                 latest = found.get(generation.key)
-                whole = _KEY.fullmatch(generation.key) and here.disk_bytes == generation.size
+                whole = model_key(generation.key) is not None and here.disk_bytes == generation.size
                 if whole and (latest is None or latest.modified_ns < generation.modified_ns):
                     found[generation.key] = generation
             self._known = self._known or found
         return self._known
 
 
-def owner(name: str) -> int | None:
-    """The user id in the file name of a derived blob; None for another name."""
-    match = _NAME.fullmatch(name)
-    return int(match[1]) if match else None
-
-
 def _identity(model: Generation) -> str:
     return model.token("")
-
-
-def _key(model: Generation, name: str) -> str:
-    """The key of a derived blob; it is unique, as the mount hides objects below any ``.trims``."""
-    prefix, slash, file = model.key.rpartition("/")
-    return f"{prefix}{slash}.trims/{file}/{name}"
-
-
-def model_key(key: str) -> str | None:
-    """The key of the model of a derived blob; None for any other key."""
-    match = _KEY.fullmatch(key)
-    return f"{match[1]}{match[2]}" if match else None
 
 
 def _write(blob: Blob, data: bytes, offset: int) -> int:

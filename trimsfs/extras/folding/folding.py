@@ -46,6 +46,18 @@ class Folded:
     own: int
 
 
+def fold(mappings: Iterable[tuple[Path, int, mmap.mmap | bytes]]) -> Folded:
+    """Fold mappings of models' files, each given by its path and inode number. Raises OSError before Linux 6.7."""
+    done = [
+        Foldable(path, inode, mapping).fold() for path, inode, mapping in mappings if isinstance(mapping, mmap.mmap)
+    ]
+    return Folded(
+        shared=sum(each.shared for each in done),
+        passed_on=sum(each.passed_on for each in done),
+        own=sum(each.own for each in done),
+    )
+
+
 class Foldable:
     """A private mapping of a model's file on a mount; the inode number identifies the file's generation.
 

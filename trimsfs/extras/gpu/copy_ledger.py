@@ -7,31 +7,19 @@ handle is lost when the server that allocated it ends.
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 from trimsfs.extras.gpu.tier.layout import Layout, Part
 from trimsfs.extras.gpu.tier.pool import Copy, CopyKey, Holder, Lease
 from trimsfs.formats.table import Tensor
 from trimsfs.handover.ledger import Ledger, Record, RecordKind
+from trimsfs.server.environment import DescriptorStore
 from trimsfs.types import Generation
 
 _SENDING, _HELD = 1, 2
 """The count of a copy's record in the ledger: the server is sending the descriptor, or the keeper holds it."""
-
-
-class DescriptorStore(Protocol):
-    """Keeps descriptors, by number, beyond the life of a server: the keeper."""
-
-    async def hold(self, number: int, descriptor: int) -> bool:
-        """Store a descriptor; False when the keeper cannot."""
-
-    def let_go(self, number: int, done: Callable[[], None]) -> None:
-        """Close the descriptor soon, and then call *done*."""
-
-    async def recall(self, number: int) -> int | None:
-        """The stored descriptor with this number; None if there is none."""
 
 
 class CopyLedger:

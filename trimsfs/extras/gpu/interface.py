@@ -1,37 +1,42 @@
-"""Serves GPU copies to programs by control files, attributes and ioctls, and facts about them to operators."""
+"""The extra for GPU copies: programs lease them by files, attributes and ioctls; operators see and command them."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from cachetools import LRUCache
 
-from trimsfs.errors import StaleHandleError
+from trimsfs.control.authorisation import Caller
+from trimsfs.control.extra import Admitted, Command, Extra, IoctlRequest
+from trimsfs.control.jobs import Order
+from trimsfs.control.progress import Progress
+from trimsfs.errors import InvalidRequestError, StaleHandleError
 from trimsfs.extras.gpu.copies import GpuCopies
-from trimsfs.extras.gpu.copy_requests import CopyRequest, MemoryKind, device_of_attribute, matching, parse_request
+from trimsfs.extras.gpu.copy_requests import (
+    CopyRequest,
+    MemoryKind,
+    WarmRequest,
+    device_of_attribute,
+    matching,
+    parse_request,
+    parse_warm_command,
+)
 from trimsfs.extras.gpu.descriptor_server import DescriptorServer
 from trimsfs.extras.gpu.holders import holder_of
-from trimsfs.extras.gpu.tier.pool import Copy, CopyKey, Lease, Pool
+from trimsfs.extras.gpu.tier.pool import Copy, CopyKey, Holder, Lease, Pool
 from trimsfs.formats.table import Tensor
+from trimsfs.fuse import _libfuse
 from trimsfs.types import Generation
 
-DIRECTORY = "gpu"
-"""The control directory of a model file; it has one file for each device and copy."""
-
+VERIFY_GPU = "verify-gpu"
+_GPU = struct.Struct("=48sIIQQ64s40s112s")
+"""A ``struct trimsfs_gpu``."""
+_MEMORY = {0: MemoryKind.VMM, 1: MemoryKind.IPC}
 RENDERED = 16
 """The number of cached tensor listings, which clients read piece by piece."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IoctlAnswer:
-    """The answer to ``TRIMSFS_IOC_GPU``: bytes of the memory, bytes used, and a handle, or a token and a socket."""
-
-    size: int
-    nbytes: int
-    handle: bytes
-    token: str
-    socket: str
 
 
 class LeaseFile:
@@ -53,67 +58,122 @@ class LeaseFile:
             offset -= len(piece)
         return text
 
+    def record(self, handle: int) -> None:
+        self._surface.record(self.lease, handle)
+
     def close(self) -> None:
         self._surface.ended(self.lease)
 
 
-class GpuInterface:
+class GpuInterface(Extra):
     """The copies of a mount, as programs see them."""
 
+    directory = "gpu"
+
     def __init__(self, copies: GpuCopies) -> None:
-        self._copies = copies
+        self.copies = copies
+        self.sources = {"gpu": copies.statistics}
+        self.ioctls = {_libfuse.IOC_GPU: self._answer_ioctl}
         self.descriptors = DescriptorServer(copies.share, copies.release, may_share=copies.may_share)
         self._by_handle: dict[int, list[Lease]] = {}
         self._rendered: LRUCache[tuple[CopyKey, str | None], bytes] = LRUCache(RENDERED)
 
-    def devices(self) -> list[str]:
+    def names(self) -> list[str]:
         """The UUIDs of the devices that copies can be on."""
-        return sorted(self._copies.pools)
+        return sorted(self.copies.pools)
 
     def knows(self, name: str) -> bool:
         """Whether a control file may have this name; its open checks whether the device exists."""
         return parse_request(name) is not None
 
-    async def open(self, generation: Generation, name: str, uid: int, pid: int) -> LeaseFile:
+    async def open(self, generation: Generation, name: str, caller: Caller) -> LeaseFile:
         """Lease the copy that a control file's name requests. Raises as `GpuCopies.lease`."""
-        asked = parse_request(name)
+        asked, holder = parse_request(name), holder_of(caller.uid, caller.pid)
         assert asked is not None
-        return LeaseFile(self, await self._copies.lease(generation, asked, holder_of(uid, pid)), asked.pattern)
+        return LeaseFile(self, await self.copies.lease(generation, asked, holder), asked.pattern)
 
-    def assign_handle(self, file: LeaseFile, handle: int) -> None:
+    def record(self, lease: Lease, handle: int) -> None:
         """Record the lease of a control file, open under *handle*."""
-        self._copies.ledger.record_lease(file.lease, handle)
+        self.copies.ledger.record_lease(lease, handle)
 
     def restored(self, handle: int, name: str) -> LeaseFile | None:
         """A control file that an earlier server opened; None if its copy is lost."""
-        leases, asked = self._copies.ledger.leases(handle), parse_request(name)
+        leases, asked = self.copies.ledger.leases(handle), parse_request(name)
         return LeaseFile(self, leases[0], asked.pattern) if leases and asked is not None else None
 
     def ended(self, lease: Lease) -> None:
         """End a lease."""
         self.descriptors.ended(lease)
-        self._copies.release(lease)
+        self.copies.release(lease)
+
+    def shows_content(self, name: str) -> bool:
+        """Whether it leads to a copy of the content."""
+        return name.startswith((f"{self.directory}/", f"{self.directory}."))
+
+    # Commands
+
+    def command_names(self) -> list[str]:
+        """The commands that load files to the devices, or compare what is there; none without a device."""
+        devices = self.copies.pools
+        return [VERIFY_GPU, *(f"warm-{device}" for device in devices)] if devices else []
+
+    def knows_command(self, name: str) -> bool:
+        """Whether a command may have this name, whatever devices there are."""
+        return name == VERIFY_GPU or parse_warm_command(name) is not None
+
+    def command(self, order: Order, admitted: Admitted) -> Command | None:
+        """What carries out an order; None for other commands."""
+        if order.name == VERIFY_GPU:
+            return self._verify
+        request = parse_warm_command(order.name)
+        return None if request is None else partial(self._warm, request, order, admitted)
+
+    async def _warm(
+        self, wanted: WarmRequest, order: Order, admitted: Admitted, generation: Generation, progress: Progress
+    ) -> None:
+        """Load a copy of a file. Of a directory, files without tensors are left out."""
+        holder = Holder(uid=order.uid if wanted.uid is None else wanted.uid)
+        async with admitted(generation, progress):
+            models_only = order.generation is None
+            if not await self.copies.warm(generation, wanted.request, holder, models_only=models_only):
+                progress.left_out_files += 1
+
+    async def _verify(self, generation: Generation, progress: Progress) -> None:
+        """Compare a file's copies with the file."""
+        compared = await self.copies.compare(generation)  # before the +=: other files count during the await
+        progress.compared_copies += compared
+
+    def check_idle(self, generation: Generation) -> None:
+        """As `GpuCopies.check_idle`."""
+        self.copies.check_idle(generation)
+
+    async def evicted(self, generation: Generation) -> None:
+        """Evict the copies of a file, too. Raises InUseError when one is in use."""
+        await self.copies.evict(generation)
+
+    async def repaired(self, generation: Generation) -> None:
+        """Compare the copies of a file whose bytes were wrong: theirs may be, too."""
+        await self.copies.compare(generation)
 
     # Leases of open model files
 
-    async def lend(
-        self, generation: Generation, handle: int, uid: int, pid: int, device: str, memory: MemoryKind
-    ) -> IoctlAnswer:
+    async def _answer_ioctl(self, request: IoctlRequest) -> bytes:
         """Lease a copy for as long as a model file is open. Raises as `GpuCopies.lease`."""
-        lease = self._existing_lease(handle, uid, device, memory)
+        device, kind, *_ = _GPU.unpack(request.data)
+        if kind not in _MEMORY:
+            raise InvalidRequestError(f"GPU memory of kind {kind}: not known: use 0 (VMM) or 1 (IPC)")
+        name, memory = device.split(b"\0")[0].decode(errors="replace"), _MEMORY[kind]
+        lease = self._existing_lease(request.handle, request.uid, name, memory)
         if lease is None:
-            lease = await self._copies.lease(generation, CopyRequest(device, memory), holder_of(uid, pid))
-            self._by_handle.setdefault(handle, []).append(lease)
-            self._copies.ledger.record_lease(lease, handle)
+            holder = holder_of(request.uid, request.pid)
+            lease = await self.copies.lease(request.generation, CopyRequest(name, memory), holder)
+            self._by_handle.setdefault(request.handle, []).append(lease)
+            self.copies.ledger.record_lease(lease, request.handle)
         copy = lease.copy
         token = self.descriptors.token(lease) if copy.handle is None else ""
-        return IoctlAnswer(
-            size=copy.size,
-            nbytes=copy.layout.nbytes,
-            handle=copy.handle or b"",
-            token=token,
-            socket=str(self.descriptors.path or "") if token else "",
-        )
+        socket = str(self.descriptors.path or "") if token else ""
+        sent = (copy.handle or b"", token.encode(), os.fsencode(socket))
+        return _GPU.pack(device, kind, 0, copy.size, copy.layout.nbytes, *sent)
 
     def _existing_lease(self, handle: int, uid: int, device: str, memory: MemoryKind) -> Lease | None:
         """The lease that an open file already has of such a copy, so that repeated requests share it."""
@@ -130,29 +190,29 @@ class GpuInterface:
 
     def restore_file(self, handle: int) -> None:
         """Take over the leases of a model file that an earlier server opened."""
-        leases = self._copies.ledger.leases(handle)
+        leases = self.copies.ledger.leases(handle)
         if leases:
             self._by_handle[handle] = leases
 
     def all_restored(self) -> None:
         """End the leases of files that are no longer open, after the takeover of all others."""
-        for lease in self._copies.ledger.unclaimed():
+        for lease in self.copies.ledger.unclaimed():
             self.ended(lease)
 
-    def xattr(self, generation: Generation, name: str, uid: int) -> bytes | None:
+    def xattr(self, generation: Generation, name: str, caller: Callable[[], Caller]) -> bytes | None:
         """The value of an attribute, named without its prefix; None for other attributes, and without a copy."""
         device = device_of_attribute(name)
-        return self._copies.handle(generation, device, uid) if device is not None else None
+        return self.copies.handle(generation, device, caller().uid) if device is not None else None
 
     # Descriptions
 
-    def resident(self, generation: Generation) -> dict[str, int]:
+    def resident(self, generation: Generation) -> dict[str, object]:
         """Bytes of a generation on each device that has any."""
-        return self._copies.resident(generation)
+        return {"gpu": self.copies.resident(generation)}
 
     def generations(self) -> dict[str, Generation]:
         """The generations that have copies, by token."""
-        return {copy.key.token: copy.generation for pool in self._copies.pools.values() for copy in pool.copies}
+        return {copy.key.token: copy.generation for pool in self.copies.pools.values() for copy in pool.copies}
 
     def description(self, lease: Lease, pattern: str | None) -> tuple[bytes, ...]:
         """The description of a copy for the holder of a lease: one line of JSON, in pieces."""
@@ -182,17 +242,19 @@ class GpuInterface:
     def facts(self) -> dict[str, object]:
         """The facts about devices, for operators."""
         return {
-            "unavailable": self._copies.unavailable,
-            "socket": str(self.descriptors.path) if self.descriptors.path is not None else None,
-            "devices": [_device(pool) for pool in self._copies.pools.values()],
+            "gpu": {
+                "unavailable": self.copies.unavailable,
+                "socket": str(self.descriptors.path) if self.descriptors.path is not None else None,
+                "devices": [_device(pool) for pool in self.copies.pools.values()],
+            }
         }
 
-    def copies(self, may_tell: Callable[[Generation], bool], uid: int | None) -> list[dict[str, object]]:
+    def report(self, may_tell: Callable[[Generation], bool], uid: int | None) -> Mapping[str, object]:
         """The devices, each with its copies for which *may_tell* is true.
 
         For a user, only the copies that the user can lease and the user's own leases; for None, all.
         """
-        return [
+        devices = [
             _device(pool)
             | {
                 "copies": [
@@ -201,8 +263,9 @@ class GpuInterface:
                     if may_tell(copy.generation) and (uid is None or copy.key.domain in {"all", f"uid {uid}"})
                 ]
             }
-            for pool in self._copies.pools.values()
+            for pool in self.copies.pools.values()
         ]
+        return {"devices": devices}
 
 
 def _rendered(tensors: Sequence[Tensor]) -> bytes:

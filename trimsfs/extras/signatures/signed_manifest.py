@@ -8,7 +8,8 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,11 @@ def sign(key: EllipticCurvePrivateKey, model: str, digests: Mapping[str, str]) -
     verification = {"publicKey": {"hint": ""}, "tlogEntries": []}
     bundle = {"mediaType": _BUNDLE_TYPE, "verificationMaterial": verification, "dsseEnvelope": envelope}
     return json.dumps(bundle).encode()
+
+
+def reader(signing_key: Path) -> Callable[[bytes], Mapping[str, Digest]]:
+    """A function as `read_manifest` that knows the public key in a file. Raises ConfigurationError."""
+    return partial(read_manifest, key=load_key(signing_key))
 
 
 def read_manifest(bundle: bytes, key: EllipticCurvePublicKey) -> Mapping[str, Digest]:
