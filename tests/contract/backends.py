@@ -27,9 +27,12 @@ from trimsfs.extras.stores.cloud.azure import API_VERSION
 from trimsfs.extras.stores.cloud.azure_credentials import Account, signer
 from trimsfs.extras.stores.cloud.connections import Request
 from trimsfs.options import MountOptions
-from trimsfs.stores import DirectoryStore, Retrying, RetryingStore, Store, StoreRouter, open_store
-from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
+from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, Store
 from trimsfs.stores.digests import Digest
+from trimsfs.stores.directory import DirectoryStore
+from trimsfs.stores.open import open_store
+from trimsfs.stores.retrying import Retrying, RetryingStore
+from trimsfs.stores.router import StoreRouter
 from trimsfs.types import Buffer, Generation
 
 if TYPE_CHECKING:

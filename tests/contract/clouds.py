@@ -13,7 +13,8 @@ from tests.contract.backends import MAX_REQUESTS, read
 from tests.contract.raw_server import Answer, RawServer, raw_server, respond
 from trimsfs.errors import StoreError
 from trimsfs.options import MountOptions
-from trimsfs.stores import Store, open_store
+from trimsfs.stores.base import Store
+from trimsfs.stores.open import open_store
 from trimsfs.types import Generation
 
 SIZE = 300_000

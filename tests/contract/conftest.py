@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from tests.services.azurite import Azurite
 from tests.services.ceph import Ceph
 from tests.services.fake_gcs import GoogleServer
 from tests.services.fast_clouds import start_fast_cloud
-from trimsfs.stores import Store
+from trimsfs.stores.base import Store
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -51,53 +52,8 @@ def moto_client(moto: S3Server) -> Iterator["S3Client"]:
         yield client
 
 
-@pytest.fixture(params=[CEPH, "moto"])
-def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S3Backend:
-    """An empty bucket of each S3 server, whose credentials are in the environment."""
-    return _bucket(request, request.param, monkeypatch)
-
-
-@pytest.fixture(
-    params=["directory", CEPH, "moto", "fake-gcs", "azurite", "hub", "oci", "oci-tar", "fsspec", "retrying", "router"]
-)
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Backend:
-    """An empty backend of each kind."""
-    return _backend(request, monkeypatch, tmp_path)
-
-
-def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Backend:
-    if request.param in {"ceph", "moto"}:
-        return _bucket(request, request.param, monkeypatch)
-    if request.param == "hub":
-        monkeypatch.setenv("NO_PROXY", HOST)
-        return new_repository(request.getfixturevalue("hub"))
-    if request.param == "fake-gcs":
-        google: GoogleServer = request.getfixturevalue("fake_gcs")
-        use_cloud(google, monkeypatch)
-        return new_google_bucket(google)
-    if request.param == "azurite":
-        azure: Azurite = request.getfixturevalue("azurite")
-        use_cloud(azure, monkeypatch)
-        return new_container(azure)
-    if request.param in {"oci", "oci-tar"}:
-        return new_artifact(request.getfixturevalue("registry"), tar=request.param == "oci-tar")
-    root = tmp_path / "root"
-    root.mkdir()
-    if request.param == "fsspec":
-        return DirectoryBackend(root, "local://")
-    directory = DirectoryBackend(root)
-    wrapped: dict[str, Backend] = {"retrying": RetryingBackend(directory), "router": RoutedBackend(directory)}
-    return wrapped.get(request.param, directory)
-
-
-@pytest.fixture(
-    params=["directory", CEPH, "moto", "fast-gcs", "azurite", "hub", "oci", "oci-tar", "fsspec", "retrying"]
-)
-def paged_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Backend]:
-    """As `backend`, but an endpoint of ours in place of fake-gcs: that repeats all directories on every page."""
-    if request.param != "fast-gcs":
-        yield _backend(request, monkeypatch, tmp_path)
-        return
+@pytest.fixture
+def fast_gcs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     root = tmp_path / "root" / "bucket"
     root.mkdir(parents=True)
     with start_fast_cloud("gs", root.parent) as server:
@@ -105,10 +61,84 @@ def paged_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         yield FastGoogleBackend(root)
 
 
-@pytest.fixture(params=["directory", CEPH, "moto", "fake-gcs", "azurite", "hub", "oci", "oci-tar"])
-def forkable_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Backend:
+def _bucket(name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S3Backend:
+    use_only(request.getfixturevalue(name), monkeypatch)
+    return new_bucket(request.getfixturevalue(f"{name}_client"))
+
+
+def _google(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    server: GoogleServer = request.getfixturevalue("fake_gcs")
+    use_cloud(server, monkeypatch)
+    return new_google_bucket(server)
+
+
+def _azure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    server: Azurite = request.getfixturevalue("azurite")
+    use_cloud(server, monkeypatch)
+    return new_container(server)
+
+
+def _hub(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    monkeypatch.setenv("NO_PROXY", HOST)
+    return new_repository(request.getfixturevalue("hub"))
+
+
+def _artifact(request: pytest.FixtureRequest, _monkeypatch: pytest.MonkeyPatch, *, tar: bool = False) -> Backend:
+    return new_artifact(request.getfixturevalue("registry"), tar=tar)
+
+
+def _directory(request: pytest.FixtureRequest, _monkeypatch: pytest.MonkeyPatch, *, scheme: str = "") -> Backend:
+    root: Path = request.getfixturevalue("tmp_path") / "root"
+    root.mkdir()
+    return DirectoryBackend(root, scheme)
+
+
+BACKENDS: dict[str, Callable[[pytest.FixtureRequest, pytest.MonkeyPatch], Backend]] = {
+    "directory": _directory,
+    "ceph": partial(_bucket, "ceph"),
+    "moto": partial(_bucket, "moto"),
+    "fake-gcs": _google,
+    "azurite": _azure,
+    "hub": _hub,
+    "oci": _artifact,
+    "oci-tar": partial(_artifact, tar=True),
+    "fsspec": partial(_directory, scheme="local://"),
+    "retrying": lambda *test: RetryingBackend(_directory(*test)),
+    "router": lambda *test: RoutedBackend(_directory(*test)),
+}
+"""What makes an empty place of each kind: the suite tries the store of every one."""
+
+
+def _but(*others: str) -> list[Any]:
+    """The names of all BACKENDS but some, as parameters."""
+    return [CEPH if name == "ceph" else name for name in BACKENDS if name not in others]
+
+
+@pytest.fixture(params=[CEPH, "moto"])
+def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S3Backend:
+    """An empty bucket of each S3 server, whose credentials are in the environment."""
+    return _bucket(request.param, request, monkeypatch)
+
+
+@pytest.fixture(params=_but())
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """An empty backend of each kind."""
+    return BACKENDS[request.param](request, monkeypatch)
+
+
+@pytest.fixture(params=["fast-gcs", *_but("fake-gcs", "router")])
+def paged_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """As `backend`, but an endpoint of ours in place of fake-gcs: that repeats all directories on every page."""
+    if request.param == "fast-gcs":
+        backend: Backend = request.getfixturevalue("fast_gcs")
+        return backend
+    return BACKENDS[request.param](request, monkeypatch)
+
+
+@pytest.fixture(params=_but("fsspec", "retrying", "router"))
+def forkable_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """As `backend`, of those kinds whose stores work in forked processes."""
-    return _backend(request, monkeypatch, tmp_path)
+    return BACKENDS[request.param](request, monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -158,10 +188,3 @@ async def s3_store(s3: S3Backend) -> AsyncIterator[Store]:
     store = s3.open()
     yield store
     await store.aclose()
-
-
-def _bucket(request: pytest.FixtureRequest, name: str, monkeypatch: pytest.MonkeyPatch) -> S3Backend:
-    server: S3Server = request.getfixturevalue(name)
-    use_only(server, monkeypatch)
-    client: Any = request.getfixturevalue(f"{name}_client")
-    return new_bucket(client)

@@ -33,7 +33,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.options import MountOptions
-from trimsfs.stores import open_store
+from trimsfs.stores.open import open_store
 
 CHINA = "EndpointSuffix=core.chinacloudapi.cn"
 

@@ -11,7 +11,7 @@ from boto3.s3.transfer import TransferConfig
 
 from tests.contract.backends import Backend, S3Backend
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError
-from trimsfs.stores import Store
+from trimsfs.stores.base import Store
 from trimsfs.stores.digests import MIB, Digest, compute
 
 SIZE = 20 * MIB + 5

@@ -22,8 +22,8 @@ from trimsfs.errors import (
     StoreStalledError,
     TransientStoreError,
 )
-from trimsfs.stores import DirectoryStore, directory, stall_guard
-from trimsfs.stores.directory import MOST_NAMES
+from trimsfs.stores import directory, stall_guard
+from trimsfs.stores.directory import MOST_NAMES, DirectoryStore
 
 
 @pytest.fixture

@@ -14,7 +14,9 @@ from tests.services.hub import Hub
 from tests.support.versions import in_directory, move, publish, write_files
 from trimsfs.errors import ObjectNotFoundError
 from trimsfs.options import MountOptions
-from trimsfs.stores import HfCacheStore, Store, open_store
+from trimsfs.stores.base import Store
+from trimsfs.stores.layouts.hf_cache import HfCacheStore
+from trimsfs.stores.open import open_store
 from trimsfs.types import Generation
 
 WEIGHTS = os.urandom(200_000)

@@ -9,7 +9,8 @@ from tests.contract.backends import read
 from tests.support.hf_cache import REPOSITORY, commit_of, download
 from trimsfs.errors import ConfigurationError, ObjectNotFoundError
 from trimsfs.options import MountOptions
-from trimsfs.stores import Store, open_store
+from trimsfs.stores.base import Store
+from trimsfs.stores.open import open_store
 
 FILES = {"config.json": b"{}", "model.safetensors": os.urandom(100_000), "onnx/model.onnx": b"onnx" * 999}
 NEWER = {**FILES, "config.json": b'{"newer": true}'}

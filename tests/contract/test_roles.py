@@ -11,7 +11,7 @@ from tests.contract.backends import MAX_REQUESTS, S3Backend, new_bucket, read, s
 from tests.services import S3Server
 from trimsfs.errors import StoreAccessError
 from trimsfs.options import MountOptions
-from trimsfs.stores import open_store
+from trimsfs.stores.open import open_store
 from trimsfs.stores.s3 import S3Store
 from trimsfs.stores.s3.sdk_data import use_less
 

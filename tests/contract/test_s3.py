@@ -32,8 +32,9 @@ from trimsfs.namespace.listing import NonObject
 from trimsfs.namespace.tree import Namespace
 from trimsfs.options import MountOptions
 from trimsfs.server.daemon import _configure_logging
-from trimsfs.stores import Retrying, RetryingStore, Store, open_store
-from trimsfs.stores.base import Peekable
+from trimsfs.stores.base import Peekable, Store
+from trimsfs.stores.open import open_store
+from trimsfs.stores.retrying import Retrying, RetryingStore
 from trimsfs.types import Generation
 
 SIZE = 300_000
@@ -315,16 +316,6 @@ async def test_connection_that_breaks_again_and_again_is_tried_anew_until_it_doe
     assert retrying.statistics().failed_attempts >= 4  # a busy machine can make one more of a late answer
 
 
-async def test_request_is_tried_once() -> None:
-    async with (
-        raw_server(failure("500 Internal Server Error")) as server,
-        opened(s3_options(server.endpoint_url, "bucket")) as store,
-    ):
-        await everything(store)
-    connects = [request for request in server.requests if request.startswith(b"HEAD /bucket HTTP")]
-    assert (len(server.requests) - len(connects), len(connects) <= 1) == (4, True)
-
-
 async def test_peek_gives_the_etag_and_the_first_bytes(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
     use_only(seaweed, monkeypatch)
     with closing(seaweed.client()) as client:
@@ -367,21 +358,6 @@ async def test_probe_does_not_wait_for_a_second_connection() -> None:
     async with raw_server(answer) as server, opened(s3_options(server.endpoint_url, "bucket")) as store:
         with trio.fail_after(5):
             await store.probe()
-
-
-async def test_cancelled_calls_return_at_once_whatever_the_server_does() -> None:
-    async with (
-        raw_server(stall) as server,
-        opened(s3_options(server.endpoint_url, "bucket", stall_timeout=60)) as store,
-        trio.open_nursery() as nursery,
-    ):
-        for call in (lambda: read(store, GENERATION), lambda: store.stat("model"), lambda: store.list_page("")):
-            nursery.start_soon(call)
-        with trio.fail_after(5):
-            await server.arrived(3)
-        began = trio.current_time()
-        nursery.cancel_scope.cancel()
-    assert trio.current_time() - began < 10
 
 
 # No server

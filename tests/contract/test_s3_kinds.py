@@ -28,8 +28,9 @@ from trimsfs.checksums import crc32c
 from trimsfs.cli.main import main
 from trimsfs.errors import ConfigurationError, StoreError
 from trimsfs.options import MountOptions
-from trimsfs.stores import Store, open_store, open_writer
-from trimsfs.stores.versioned import VersionedStore
+from trimsfs.stores.base import Store
+from trimsfs.stores.layouts.versioned import VersionedStore
+from trimsfs.stores.open import open_store, open_writer
 from trimsfs.stores.writer import Writer
 from trimsfs.types import Generation, Symlink
 

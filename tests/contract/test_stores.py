@@ -21,7 +21,8 @@ from trimsfs.errors import (
     StoreError,
     TransientStoreError,
 )
-from trimsfs.stores import Page, Retrying, RetryingStore, Store
+from trimsfs.stores.base import Page, Store
+from trimsfs.stores.retrying import Retrying, RetryingStore
 from trimsfs.types import Buffer, Generation
 
 ROOT = Path(__file__).parents[2]
@@ -599,7 +600,7 @@ async def test_the_wrapper_tries_again_what_may_pass(backend: Backend) -> None:
 FORKED = """
 import os, sys, trio
 from trimsfs.options import MountOptions
-from trimsfs.stores import open_store
+from trimsfs.stores.open import open_store
 
 store = open_store(MountOptions.model_validate_json(sys.argv[1]), max_requests=2)
 assert store.forkable

@@ -5,9 +5,9 @@ import hashlib
 from tests.contract.backends import Backend
 from tests.support.versions import move, publish, remove, write_files
 from trimsfs.formats.versions import DIRECTORY
-from trimsfs.stores import Store
+from trimsfs.stores.base import Store
 from trimsfs.stores.digests import Digest
-from trimsfs.stores.versioned import VersionedStore
+from trimsfs.stores.layouts.versioned import VersionedStore
 from trimsfs.types import Symlink
 
 FILES = {"config.json": b"{}", "deep/weights": b"w" * 1000}

@@ -25,8 +25,8 @@ from trimsfs.errors import (
     StoreUnavailableError,
 )
 from trimsfs.options import MountOptions
-from trimsfs.stores import open_writer
 from trimsfs.stores import writer as protocol
+from trimsfs.stores.open import open_writer
 from trimsfs.stores.writer import Writer
 
 PART = 5 << 20

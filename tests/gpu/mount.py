@@ -66,7 +66,7 @@ PREAMBLE = """
 import gc, json, os, sys
 import trimsfs
 from trimsfs.client import GpuError, GpuFullError, GpuLostError
-from trimsfs import cuda
+from trimsfs.extras.gpu import cuda
 
 def tell(value):
     print(json.dumps(value), flush=True)

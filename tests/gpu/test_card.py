@@ -23,7 +23,7 @@ PYTHON = str(Path(os.environ["TEST_GPU"]) / "bin/python") if "TEST_GPU" in os.en
 NAME = "model.safetensors"
 SIDE = 2048
 USABLE = {
-    "trimsfs": "from trimsfs import cuda; cuda.devices()",
+    "trimsfs": "from trimsfs.extras.gpu import cuda; cuda.devices()",
     "torch": "import torch; torch.zeros(1).cuda()",
     "cupy": "import cupy; cupy.zeros(1)",
     "numba": "import numba.cuda; numba.cuda.device_array(1)",

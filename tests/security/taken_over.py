@@ -23,7 +23,9 @@ from trimsfs.errors import StoreError
 from trimsfs.handover.keeper_client import KeeperClient
 from trimsfs.options import MountOptions
 from trimsfs.server import daemon, lifecycle
-from trimsfs.stores import DirectoryStore, Store, open_store
+from trimsfs.stores.base import Store
+from trimsfs.stores.directory import DirectoryStore
+from trimsfs.stores.open import open_store
 
 SEED = 7
 MOST = 2000

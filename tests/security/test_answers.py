@@ -20,7 +20,7 @@ from tests.support.mounts import MountedStore, mounted, wait_until
 from tests.support.processes import family
 from tests.support.survival import Survival, Survived
 from trimsfs.errors import TransientStoreError
-from trimsfs.stores import open_store
+from trimsfs.stores.open import open_store
 from trimsfs.types import SIZE_MAX
 
 CONTENT = b"weights of a model" * 100

@@ -22,8 +22,9 @@ from tests.support.tmpfs import tmpfs
 from tests.support.users import SERVER_USER, as_user
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, TransientStoreError
 from trimsfs.server.sandbox import CAP_DAC_READ_SEARCH, become, fence, identity
-from trimsfs.stores import DirectoryStore, Page
+from trimsfs.stores.base import Page
 from trimsfs.stores.broker import Broker
+from trimsfs.stores.directory import DirectoryStore
 from trimsfs.types import SIZE_MAX, Generation
 
 SECRET, HARMLESS = b"secret of another" * 100, b"weights of a model" * 100

@@ -23,7 +23,7 @@ from botocore.exceptions import ClientError, SSLError
 
 from tests.contract.backends import use_cloud
 from trimsfs.options import MountOptions
-from trimsfs.stores import open_store
+from trimsfs.stores.open import open_store
 
 from . import S3Server, ServiceError, ceph, moto, reserved_ports, seaweed
 from .ceph import Ceph, missing_programs, start_ceph

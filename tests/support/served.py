@@ -39,7 +39,7 @@ from trimsfs.server.assembly import assemble
 from trimsfs.server.components import Components
 from trimsfs.server.environment import Environment
 from trimsfs.server.plugin import load_plugins
-from trimsfs.stores import routed
+from trimsfs.stores.open import routed
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.host.tier import HostTier
 

@@ -16,8 +16,8 @@ from trimsfs import errors
 from trimsfs.fetch import copier
 from trimsfs.fetch.copier import ThreadCopier
 from trimsfs.fetch.workers import Spawner
-from trimsfs.stores import DirectoryStore
 from trimsfs.stores.base import Sink
+from trimsfs.stores.directory import DirectoryStore
 from trimsfs.types import Generation
 
 HANG_S = 600

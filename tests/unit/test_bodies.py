@@ -2,28 +2,28 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 import pytest
 import trio
 
 from trimsfs.errors import StoreSlowError, StoreStalledError, StoreUnavailableError
 from trimsfs.extras.stores.cloud import gcs
-from trimsfs.extras.stores.huggingface import errors as hub_errors
-from trimsfs.extras.stores.oci import registry
+from trimsfs.extras.stores.huggingface.store import HubStore
+from trimsfs.extras.stores.oci.registry import registry_errors
 from trimsfs.options import MountOptions
-from trimsfs.stores import bodies, receive_loop
-from trimsfs.stores.bodies import (
+from trimsfs.stores.http import bodies, receive_loop
+from trimsfs.stores.http.bodies import (
     MOST_PATIENCE,
     MOST_SLOW_INTERVALS,
     PATIENCE_S,
     SLOWEST_RATE,
     RequestThreads,
-    parsing,
+    Translate,
     pass_on,
 )
-from trimsfs.stores.receive_loop import PIECE
+from trimsfs.stores.http.failures import parsing
+from trimsfs.stores.http.receive_loop import PIECE
 from trimsfs.stores.s3 import errors as s3_errors
 
 STALL_S, SECONDS = 5, 12
@@ -190,14 +190,19 @@ class Hanging:
     def close(self) -> None: ...
 
 
+def request_threads(stall_timeout_s: float) -> RequestThreads:
+    """Those of a store whose requests raise StoreErrors alone."""
+    return RequestThreads("the store", lambda function, _: function(), max_requests=1, stall_timeout_s=stall_timeout_s)
+
+
 async def test_a_body_of_which_the_client_returns_nothing_is_abandoned() -> None:
-    threads, body = RequestThreads("the store", max_requests=1, stall_timeout_s=0.25), Hanging()
+    threads, body = request_threads(0.25), Hanging()
     try:
         with (
             trio.fail_after(10),
             pytest.raises(StoreStalledError, match=r"the store: no complete answer in \d+(\.\d+)? s"),
         ):
-            await threads.read(lambda: (body, None), 2 * PIECE, lambda _: None, translated=lambda function: function())
+            await threads.read(lambda: (body, None), 2 * PIECE, lambda _: None, "")
     finally:
         body.released.set()
 
@@ -226,11 +231,11 @@ async def test_a_body_on_a_link_that_many_share_may_take_long(monkeypatch: pytes
     monkeypatch.setattr(bodies, "MOST_PATIENCE", 40)
     monkeypatch.setattr(bodies, "LONGEST_SILENCE", 100)
     monkeypatch.setattr(bodies._Link, "least_rate", lambda _link, _rate: 1.0)
-    threads, came = RequestThreads("the store", max_requests=1, stall_timeout_s=0.1), bytearray()
+    threads, came = request_threads(0.1), bytearray()
     bound_s = MOST_SLOW_INTERVALS * 0.1 + 0.2
     began = time.monotonic()
     with trio.fail_after(10):
-        await threads.read(lambda: (Steady(PIECE), None), length, came.extend, translated=lambda function: function())
+        await threads.read(lambda: (Steady(PIECE), None), length, came.extend, "")
     assert len(came) == length
     assert time.monotonic() - began > 1.5 * bound_s
 
@@ -269,33 +274,29 @@ class Stalling:
 async def test_a_body_that_stalls_after_many_bytes_is_an_answer(
     attempts: Attempts, seconds: int, rate: int, error: type[Exception]
 ) -> None:
-    threads = RequestThreads("the store", max_requests=1, stall_timeout_s=STALL_S)
+    threads = request_threads(STALL_S)
     body = Stalling(attempts, seconds, rate)
     with pytest.raises(StoreStalledError, match="no bytes") as raised:
-        await threads.read(
-            lambda: (body, None), 60 * SLOWEST_RATE, lambda _: None, translated=lambda function: function()
-        )
+        await threads.read(lambda: (body, None), 60 * SLOWEST_RATE, lambda _: None, "")
     assert raised.type is error
 
 
-def _subjects() -> Iterator[Callable[[Callable[[], object]], object]]:
+def _translations() -> Iterator[Translate]:
     """What stores call around their requests."""
     options = MountOptions(anonymous=True)
-    yield partial(s3_errors.translated, bucket="models")
-    yield partial(hub_errors.translated, subject="hf://org/m")
-    yield registry.translated
-    yield partial(gcs.open_bucket("gs://models", options, 1)._translated, key="")
+    yield lambda function, key: s3_errors.translated(function, "models", key)
+    yield HubStore("hf://org/m", options, max_requests=1)._translated
+    yield registry_errors
+    yield gcs.open_bucket("gs://models", options, max_requests=1)._translated
 
 
-@pytest.mark.parametrize("translated", list(_subjects()), ids=["s3", "hf", "oci", "cloud"])
+@pytest.mark.parametrize("translated", list(_translations()), ids=["s3", "hf", "oci", "cloud"])
 @pytest.mark.parametrize("kind", [AttributeError, KeyError, TypeError, ValueError])
-def test_only_what_parses_an_answer_blames_the_endpoint(
-    translated: Callable[[Callable[[], object]], object], kind: type[Exception]
-) -> None:
+def test_only_what_parses_an_answer_blames_the_endpoint(translated: Translate, kind: type[Exception]) -> None:
     def defect() -> None:
         raise kind("oops")
 
     with pytest.raises(kind):
-        translated(defect)
+        translated(defect, "")
     with pytest.raises(StoreUnavailableError, match="the answer is not from"):
-        translated(parsing()(defect))
+        translated(parsing()(defect), "")

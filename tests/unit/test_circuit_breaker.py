@@ -1,5 +1,6 @@
 """When requests to a store that fails are no longer made, and when they are again."""
 
+import itertools
 import logging
 import math
 import os
@@ -208,12 +209,18 @@ async def test_all_who_wait_fail_as_soon_as_one_has_waited_in_vain(
 async def test_what_needs_no_store_goes_on(breaker: CircuitBreaker, autojump_clock: MockClock) -> None:
     retrying = Retrying(deadline_s=DEADLINE_S, on_failure=None, breaker=breaker)
     await fail(breaker, for_s=DEADLINE_S)
+    before, attempts = retrying.statistics(), itertools.count()
 
     async def attempt() -> int:
+        if not next(attempts):
+            raise TransientStoreError("interrupted")
         return 5
 
     assert await retrying.call_locally("a", attempt) == 5
-    assert retrying.statistics().requests == 0  # of the store
+    assert next(attempts) == 2
+    after = retrying.statistics()  # of the store
+    assert (after.requests, after.failed_attempts) == (before.requests, before.failed_attempts) == (0, 0)
+    assert not any(sum(series.counts) for series in map(after.request_seconds.series, ("success", "transient")))
     assert breaker.open
     with pytest.raises(StoreUnavailableError):
         await retrying.call("a", attempt)

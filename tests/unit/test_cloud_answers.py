@@ -14,7 +14,7 @@ from trimsfs.extras.stores.cloud.azure_credentials import Account
 from trimsfs.extras.stores.cloud.connections import Answer, Request
 from trimsfs.extras.stores.cloud.gcs import GoogleStorage
 from trimsfs.extras.stores.cloud.service import Service, content_name, digest_of, error_of, etag_of
-from trimsfs.stores.bodies import MALFORMED
+from trimsfs.stores.http.failures import MALFORMED
 
 SERVICES: list[Service] = [
     GoogleStorage("https://storage.googleapis.com", "bucket"),

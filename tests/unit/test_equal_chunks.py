@@ -18,7 +18,7 @@ from trimsfs.extras.versions.description import LEAST_BYTES, describe
 from trimsfs.extras.versions.difference import Version, compare
 from trimsfs.formats import fingerprints
 from trimsfs.formats.versions import Manifest, fingerprints_key, manifest_key
-from trimsfs.stores import Retrying
+from trimsfs.stores.retrying import Retrying
 
 CHUNK = 64 << 10
 CHUNKS = LEAST_BYTES // CHUNK + 4
@@ -226,7 +226,7 @@ async def test_a_load_goes_on_without_the_fingerprints(serving: Serving, failing
 async def test_a_version_published_anew_has_chunks_of_its_own(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.stores.version_manifests.RECHECK_S", 0)
+    monkeypatch.setattr("trimsfs.stores.layouts.version_manifests.RECHECK_S", 0)
     store = await published(BASE, {"a.bin": content("old")})
     async with serving(store, metadata_ttl=0.0) as server:
         await load(server, "m/v1", BASE)

@@ -10,7 +10,8 @@ from tests.support.stores import MemoryStore
 from trimsfs.concurrency.late_answers import KEPT_S, MOST, LateAnswers
 from trimsfs.errors import StoreThrottledError, TransientStoreError
 from trimsfs.namespace.tree import Namespace
-from trimsfs.stores import HfCacheStore, Retrying, RetryingStore
+from trimsfs.stores.layouts.hf_cache import HfCacheStore
+from trimsfs.stores.retrying import Retrying, RetryingStore
 from trimsfs.types import Generation
 
 TTL_S = 60.0

@@ -31,8 +31,6 @@ KNOWN_TO_MOUNTCTL = {
     "trimsfs.processes",
     "trimsfs.text",
 }
-STILL_IMPORT_EXTRAS = {"trimsfs.stores"}
-"""Modules of the core from which extras have yet to be taken out."""
 PLUGGED = {"trimsfs.extras", "mountctl.extras"}
 """The tables of extras, which the core reads by their names: `trimsfs.plugins`."""
 PURE = [
@@ -141,7 +139,6 @@ def test_every_import_runs_downwards() -> None:
         and (room(module) is None or room(module) != room(name))
         and not (rank(module) == rank(name) and room(module) is room(name) is None)
         and rank(module) >= rank(name)
-        and not (module in STILL_IMPORT_EXTRAS and room(name) == "extras")
     ]
     assert upwards == []
 

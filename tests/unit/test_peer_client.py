@@ -21,7 +21,7 @@ from trimsfs.extras.fleet.peer_client import PeerClient
 from trimsfs.extras.fleet.protocol import CRCS, ChunkRequest, format_crcs, parse_request
 from trimsfs.fetch.copier import Extent, ThreadCopier
 from trimsfs.fetch.peers import PeerAnswer, PeerRequest
-from trimsfs.stores.receive_loop import PIECE
+from trimsfs.stores.http.receive_loop import PIECE
 from trimsfs.types import ChunkRecord
 
 CHUNK = 1 << 16

@@ -14,11 +14,10 @@ import urllib3
 
 from tests.support.certificates import Authority
 from tests.support.endpoint import Answer, Endpoint, head, reset, truncated, whole
-from trimsfs.errors import StoreStalledError, TransientStoreError
-from trimsfs.stores import receive_loop
+from trimsfs.errors import StoreStalledError, StoreUnavailableError, TransientStoreError
 from trimsfs.stores.base import Sink
-from trimsfs.stores.endpoints import UNANSWERED, unanswered
-from trimsfs.stores.receive_loop import PIECE, RECORD, HttpBody, RoomySink, receive
+from trimsfs.stores.http import failures, receive_loop
+from trimsfs.stores.http.receive_loop import PIECE, RECORD, HttpBody, RoomySink, receive
 from trimsfs.stores.s3.errors import translated
 from trimsfs.types import Buffer
 
@@ -277,16 +276,9 @@ def test_bodies_without_a_plain_length_come_right(endpoint: Make, answer: Answer
 # Failures
 
 
-def cloud_translated(function: Callable[[], Any]) -> Any:
-    try:
-        return function()
-    except UNANSWERED as error:
-        raise unanswered(error, "the service") from error
-
-
 TRANSLATIONS = [
     pytest.param(lambda function: translated(function, "bucket", "key"), id="s3"),
-    pytest.param(cloud_translated, id="cloud"),
+    pytest.param(lambda function: failures.translated(function, StoreUnavailableError), id="others"),
 ]
 Translation = Callable[[Callable[[], Any]], Any]
 

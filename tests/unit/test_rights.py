@@ -21,8 +21,8 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.options import MountOptions, StoreTable, Tenant, places
-from trimsfs.stores import open_store, routed
 from trimsfs.stores.base import Store
+from trimsfs.stores.open import open_store, routed
 
 OBJECTS = {"both": os.urandom(20_000), "mine": os.urandom(10_000), "empty": b""}
 TTL_S = 60.0

@@ -10,7 +10,10 @@ from trimsfs.errors import ObjectNotFoundError
 from trimsfs.options import MountOptions
 from trimsfs.options.store import StoreTable
 from trimsfs.origins import ByPath, Origins
-from trimsfs.stores import DirectoryStore, Store, StoreRouter, open_store
+from trimsfs.stores.base import Store
+from trimsfs.stores.directory import DirectoryStore
+from trimsfs.stores.open import open_store
+from trimsfs.stores.router import StoreRouter
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.types import Buffer, Generation
 

@@ -8,9 +8,12 @@ from urllib3 import HTTPConnectionPool
 from urllib3.exceptions import MaxRetryError
 
 from tests.support.stores import MemoryStore, as_store
+from trimsfs import extras
 from trimsfs.errors import BucketNotFoundError, ConfigurationError, StoreUnavailableError, TransientStoreError
+from trimsfs.extras.stores.fsspec import FsspecStore
 from trimsfs.options import MountOptions
-from trimsfs.stores import open_store, reach, unreachable
+from trimsfs.stores.open import open_store
+from trimsfs.stores.reach import reach, unreachable
 from trimsfs.stores.s3.errors import translated
 
 
@@ -27,14 +30,24 @@ from trimsfs.stores.s3.errors import translated
 def test_a_store_whose_package_is_not_installed_names_the_extra(
     url: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for loaded in [name for name in sys.modules if name.startswith("trimsfs.extras.stores.huggingface")]:
-        monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "account")
     with pytest.raises(ConfigurationError) as caught:
         open_store(MountOptions(store=url), max_requests=1)
     assert f"store {url}: " in str(caught.value)
     assert f": pip install 'trimsfs[{extra}]'" in str(caught.value)
+
+
+def test_a_store_is_opened_by_the_extra_that_has_the_scheme_of_its_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    schemes = {"ours": f"{FsspecStore.__module__}:FsspecStore", "*": "nothing:Nothing"}
+    monkeypatch.setitem(extras.PLUGINS, "stores", schemes)
+    with pytest.raises(ConfigurationError, match="store ours://x: "):
+        open_store(MountOptions(store="ours://x"), max_requests=1)
+    with pytest.raises(ModuleNotFoundError, match="nothing"):
+        open_store(MountOptions(store="others://x"), max_requests=1)
+    monkeypatch.delitem(extras.PLUGINS, "stores")
+    with pytest.raises(ConfigurationError, match=r"store ours://x: no store has this scheme: write s3://BUCKET"):
+        open_store(MountOptions(store="ours://x"), max_requests=1)
 
 
 async def test_a_prefix_with_nothing_under_it_is_told_unless_that_is_allowed(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,11 +10,11 @@ from tests.support.stores import MemoryStore, as_store
 from tests.support.versions import in_memory, move, publish, remove, write_files
 from trimsfs.errors import ObjectNotFoundError, StoreAccessError, StoreUnavailableError
 from trimsfs.formats.versions import DIRECTORY
-from trimsfs.stores import version_manifests
-from trimsfs.stores import versioned as versions
 from trimsfs.stores.base import PAGE_LIMIT, Page
 from trimsfs.stores.digests import Digest
-from trimsfs.stores.versioned import VersionedStore
+from trimsfs.stores.layouts import version_manifests
+from trimsfs.stores.layouts import versioned as versions
+from trimsfs.stores.layouts.versioned import VersionedStore
 from trimsfs.types import Symlink
 
 FILES = {"config.json": b"{}", "weights/a": b"a" * 100}

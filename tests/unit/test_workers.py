@@ -39,7 +39,7 @@ from trimsfs.fetch.priority import Priority
 from trimsfs.fetch.worker_pool import LINGER_S, SILENT_S, WorkerPool
 from trimsfs.fetch.workers import NICENESS, Spawner
 from trimsfs.ranges import chunk_count
-from trimsfs.stores import DirectoryStore
+from trimsfs.stores.directory import DirectoryStore
 from trimsfs.tiers.host.page_cache import resident_bytes
 from trimsfs.types import ChunkRecord, Generation
 

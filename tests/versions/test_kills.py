@@ -20,7 +20,7 @@ from tests.versions.proxy import Proxy, proxy_of
 from tests.versions.pusher import PART, ran, started
 from trimsfs.formats.versions import Manifest
 from trimsfs.options import MountOptions
-from trimsfs.stores import open_writer
+from trimsfs.stores.open import open_writer
 
 SMALL_FILES = 5
 LARGE_SIZE = 2 * PART + 1000

@@ -32,9 +32,10 @@ from trimsfs.extras.versions.push import Publication, publish
 from trimsfs.formats import versions as formats
 from trimsfs.formats.versions import Alias, Reservation, Tombstone
 from trimsfs.options import MountOptions
-from trimsfs.stores import Retrying, open_writer
 from trimsfs.stores import writer as protocol
 from trimsfs.stores.digests import Digest
+from trimsfs.stores.open import open_writer
+from trimsfs.stores.retrying import Retrying
 
 PART = 5 << 20
 SMALL = {"config.json": b"{}", "sub/tokenizer.json": b"[]", "empty": b""}

@@ -18,6 +18,16 @@ PLUGINS = {
         "exporter": "trimsfs.extras.exporter.command",
         "node-labels": "trimsfs.extras.kubernetes.node_labels",
     },
+    "stores": {
+        "gs": "trimsfs.extras.stores.cloud.gcs:open_bucket",
+        "gcs": "trimsfs.extras.stores.cloud.gcs:open_bucket",
+        "az": "trimsfs.extras.stores.cloud.azure:open_container",
+        "abfs": "trimsfs.extras.stores.cloud.azure:open_container",
+        "abfss": "trimsfs.extras.stores.cloud.azure:open_container",
+        "hf": "trimsfs.extras.stores.huggingface.store:HubStore",
+        "oci": "trimsfs.extras.stores.oci.store:OciStore",
+        "*": "trimsfs.extras.stores.fsspec:FsspecStore",
+    },
     "server": {
         "gpu": "trimsfs.extras.gpu.plugin:GpuPlugin",
         "folding": "trimsfs.extras.folding.plugin:FoldingPlugin",

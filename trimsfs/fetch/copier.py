@@ -289,7 +289,7 @@ class _FileError(StoreError):
 
 
 class _ChunkWriter:
-    """Writes the bytes of a range, in order: a `trimsfs.stores.receive_loop.RoomySink`.
+    """Writes the bytes of a range, in order: a `trimsfs.stores.http.receive_loop.RoomySink`.
 
     If it is *eager*, its first write is a small one, and it calls *arrived* after each write, else now and then. The
     caller reuses the *buffer*: the kernel would have to clear the pages of a new one.

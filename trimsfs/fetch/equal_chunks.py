@@ -10,7 +10,7 @@ from cachetools import LRUCache
 from trimsfs.errors import StoreError
 from trimsfs.fetch.copier import Copier, Extent, LocalBytes
 from trimsfs.fetch.flights import Flight
-from trimsfs.stores.versioned import VersionedStore
+from trimsfs.stores.layouts.versioned import VersionedStore
 from trimsfs.telemetry.trace import spanning
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier

@@ -35,9 +35,10 @@ from trimsfs.server.fetching import assemble_fetching, store_speeds
 from trimsfs.server.late_binding import LateBound
 from trimsfs.server.plugin import Core, ServerPlugin
 from trimsfs.server.statistics import facts, sources
-from trimsfs.stores import Retrying, StoreRouter, probe
 from trimsfs.stores.digests import Digest
-from trimsfs.stores.router import stores_of
+from trimsfs.stores.reach import probe
+from trimsfs.stores.retrying import Retrying
+from trimsfs.stores.router import StoreRouter, stores_of
 from trimsfs.telemetry.tracer import Tracer
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Deduplication

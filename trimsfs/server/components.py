@@ -23,8 +23,8 @@ from trimsfs.opening.cold_open import ColdOpener
 from trimsfs.opening.passthrough import Backing, Passthrough
 from trimsfs.origins import ByPath
 from trimsfs.prefetch.prefetcher import Prefetcher
-from trimsfs.stores import Retrying
 from trimsfs.stores.circuit_breaker import CircuitBreaker
+from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.host.tier import HostTier
 

@@ -13,7 +13,7 @@ from trimsfs.filesystem.filesystem import Mount
 from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.deferred import Pace
 from trimsfs.integrity.manifests import ReadManifest
-from trimsfs.stores import Store
+from trimsfs.stores.base import Store
 from trimsfs.telemetry.histogram import Histogram
 from trimsfs.types import CHUNK_SIZE
 

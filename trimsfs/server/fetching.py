@@ -17,12 +17,12 @@ from trimsfs.options import MountOptions, places
 from trimsfs.origins import ByPath
 from trimsfs.server.components import Fetching, Tiers
 from trimsfs.server.environment import Environment
-from trimsfs.stores import Retrying, RetryingStore, StoreRouter, max_requests_each
 from trimsfs.stores.base import Peekable
 from trimsfs.stores.circuit_breaker import CircuitBreaker
-from trimsfs.stores.retrying import request_histogram
-from trimsfs.stores.router import stores_of
-from trimsfs.stores.versioned import VersionedStore
+from trimsfs.stores.layouts.versioned import VersionedStore
+from trimsfs.stores.open import max_requests_each
+from trimsfs.stores.retrying import Retrying, RetryingStore, request_histogram
+from trimsfs.stores.router import StoreRouter, stores_of
 from trimsfs.telemetry.tracer import Tracer
 from trimsfs.tiers.blob import Blob
 from trimsfs.types import Generation

@@ -38,8 +38,11 @@ from trimsfs.server.components import Components
 from trimsfs.server.environment import Environment, recovery_of
 from trimsfs.server.late_binding import LateBound
 from trimsfs.server.plugin import ServerPlugin
-from trimsfs.stores import DirectoryStore, Store, beneath, reach_place, unreachable
+from trimsfs.stores.base import Store
 from trimsfs.stores.broker import Broker
+from trimsfs.stores.directory import DirectoryStore
+from trimsfs.stores.open import beneath
+from trimsfs.stores.reach import reach_place, unreachable
 from trimsfs.stores.router import stores_of
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Calls in threads to what has no timeouts of its own, such as a network file system: they end when they stall."""
+"""Calls in threads that are abandoned when they stall, whatever the thread waits for, as a network file system."""
 
 import time
 from collections.abc import Callable
@@ -21,10 +21,14 @@ _TOLD_S = 1.0
 
 
 class StallGuard:
-    """Makes one call in a thread, and abandons it after *stall_s* seconds without progress: STALL_S without one."""
+    """Makes a call in a thread, and abandons it after *stall_s* seconds without progress: STALL_S without one.
 
-    def __init__(self, stall_s: float | None = None) -> None:
+    The error says that *missing* has not come.
+    """
+
+    def __init__(self, stall_s: float | None = None, *, missing: str = "answer") -> None:
         self._stall_s = STALL_S if stall_s is None else stall_s
+        self._missing = missing
         self._token = trio.lowlevel.current_trio_token()
         self._scope = trio.CancelScope()
 
@@ -33,7 +37,7 @@ class StallGuard:
         self._go_on()
         with self._scope:
             return await in_thread(function, limiter=limiter, abandon_on_cancel=True)
-        raise StoreStalledError(f"{subject}: no answer in {self._stall_s:.3g} s")
+        raise StoreStalledError(f"{subject}: no {self._missing} in {self._stall_s:.3g} s")
 
     def watching(self, sink: Sink) -> Sink:
         """A sink for the thread: each piece is progress."""
@@ -43,10 +47,14 @@ class StallGuard:
             nonlocal told
             if time.monotonic() - told > _TOLD_S:
                 told = time.monotonic()
-                self._token.run_sync_soon(self._go_on)
+                self.progress()
             sink(piece)
 
         return watched
+
+    def progress(self) -> None:
+        """Tell, from the thread, that the call gets on."""
+        self._token.run_sync_soon(self._go_on)
 
     def _go_on(self) -> None:
         self._scope.deadline = trio.current_time() + self._stall_s

@@ -17,7 +17,7 @@ from trimsfs.errors import (
 from trimsfs.namespace.directory import STALE_RETRY_S
 from trimsfs.namespace.listing import NonObject
 from trimsfs.namespace.tree import NEGATIVE_TTL_S, Namespace
-from trimsfs.stores import Retrying, RetryingStore
+from trimsfs.stores.retrying import Retrying, RetryingStore
 
 
 async def test_failure_is_not_told_as_absence(store: MemoryStore, autojump_clock: MockClock) -> None:

@@ -19,8 +19,8 @@ from trimsfs.namespace.directory import LEAST_ASKED, STALE_RETRY_S
 from trimsfs.namespace.inquiries import LONG_S
 from trimsfs.namespace.listing import NonObject
 from trimsfs.namespace.tree import NEGATIVE_TTL_S, Namespace
-from trimsfs.stores import Retrying, RetryingStore
 from trimsfs.stores.base import MOST_NAMELESS, PAGE_LIMIT, Page
+from trimsfs.stores.retrying import Retrying, RetryingStore
 from trimsfs.types import ETAG_MAX, SIZE_MAX, Generation
 
 # Directories too large to be listed for a lookup

@@ -20,8 +20,8 @@ from trimsfs.namespace.inquiries import PATIENCE_S
 from trimsfs.namespace.kept_listings import KeptListings, packed, unpacked
 from trimsfs.namespace.listing import SLICE, Entry, NonObject
 from trimsfs.namespace.tree import ABSENT_AFTER_S, Namespace
-from trimsfs.stores import Retrying, RetryingStore
 from trimsfs.stores.circuit_breaker import CircuitBreaker
+from trimsfs.stores.retrying import Retrying, RetryingStore
 from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.tiers.index.listing_records import ListingRecords
 from trimsfs.tiers.threads import Threads

@@ -16,7 +16,7 @@ from trimsfs.filesystem import names
 from trimsfs.formats.versions import alias_key
 from trimsfs.handover.ledger import Ledger
 from trimsfs.stores.base import Page
-from trimsfs.stores.versioned import VersionedStore
+from trimsfs.stores.layouts.versioned import VersionedStore
 from trimsfs.types import Symlink
 
 CHUNK = 1 << 16

@@ -8,7 +8,10 @@ import trio
 from trimsfs.cli.diagnosis.checks import Advice, ProblemError, as_server, server_of
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreAccessError, StoreUnavailableError
 from trimsfs.options import MountOptions, Place, default_store
-from trimsfs.stores import Retrying, Store, beneath, open_store, reach_place, unreachable
+from trimsfs.stores.base import Store
+from trimsfs.stores.open import beneath, open_store
+from trimsfs.stores.reach import reach_place, unreachable
+from trimsfs.stores.retrying import Retrying
 from trimsfs.types import Buffer
 
 PROBE_DEADLINE_S = 5.0

@@ -14,7 +14,7 @@ import h11
 import trio
 
 from trimsfs.stores.base import Sink
-from trimsfs.stores.receive_loop import PIECE, RECORD, is_readable, receive
+from trimsfs.stores.http.receive_loop import PIECE, RECORD, is_readable, receive
 
 CONNECT_TIMEOUT_S = 0.25
 """How long a host of the same network takes to accept a connection, at most."""

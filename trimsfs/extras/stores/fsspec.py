@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import trio
@@ -18,9 +19,10 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
+from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, absent, moment
-from trimsfs.stores.bodies import SLOWEST_RATE
 from trimsfs.stores.digests import Digest
+from trimsfs.stores.http.bodies import SLOWEST_RATE
 from trimsfs.stores.stall_guard import STALL_S, StallGuard
 from trimsfs.types import Generation
 
@@ -65,7 +67,9 @@ class FsspecStore:
     forkable = False  # some implementations start threads at once
     links = False
 
-    def __init__(self, url: str, *, max_requests: int) -> None:
+    def __init__(self, url: str, options: MountOptions, *, max_requests: int) -> None:
+        del options  # each implementation has settings of its own
+        _check_scheme(url)
         try:
             import fsspec  # noqa: PLC0415 - an extra, wanted only here
 
@@ -180,6 +184,18 @@ class FsspecStore:
         if not {".", ".."}.isdisjoint(key.split("/")):
             raise ObjectNotFoundError(f"{key}: not a key of {self._url}")
         return f"{self._root}/{key}" if key else self._root
+
+
+def _check_scheme(url: str) -> None:
+    """Refuse a URL that is most likely meant for S3. Raises ConfigurationError, which has what to write instead."""
+    scheme, _, rest = url.partition("://")
+    if scheme in {"http", "https"} and find_spec("fsspec") is None:
+        host, _, path = rest.partition("/")
+        bucket = path.rstrip("/") or "BUCKET[/PREFIX]"
+        raise ConfigurationError(
+            f"store {url}: a server of S3 is no store: write s3://{bucket} with --endpoint-url {scheme}://{host}; for "
+            "files of a web server, pip install 'trimsfs[fsspec]'"
+        )
 
 
 def _generation(key: str, info: Mapping[str, Any]) -> Generation:

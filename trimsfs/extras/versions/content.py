@@ -19,8 +19,8 @@ from trimsfs.errors import (
 from trimsfs.formats.table import FormatError
 from trimsfs.formats.versions import DIRECTORY, check_path
 from trimsfs.prefetch.load_order import HINT, LARGEST_HINT, hinted
-from trimsfs.stores import directory_of
 from trimsfs.stores.base import Page, Store
+from trimsfs.stores.open import directory_of
 from trimsfs.stores.retrying import Retrying
 from trimsfs.types import Buffer, Generation
 

@@ -13,9 +13,10 @@ import trio
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, TransientStoreError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Head, Page, Sink, moment
-from trimsfs.stores.bodies import METADATA_THREADS, RequestThreads, check_range, parsing, received
 from trimsfs.stores.digests import Digest
-from trimsfs.stores.receive_loop import HttpBody
+from trimsfs.stores.http.bodies import METADATA_THREADS, RequestThreads, check_range, received
+from trimsfs.stores.http.failures import parsing
+from trimsfs.stores.http.receive_loop import HttpBody
 from trimsfs.stores.s3.answers import Transport
 from trimsfs.stores.s3.client import ca_file, make_client
 from trimsfs.stores.s3.digests import digest_by_etag, digest_of
@@ -63,7 +64,7 @@ class S3Store:
         self._connected = False
         self._etags = options.sse_c_key_file is None and not bucket.endswith(_DIRECTORY_BUCKETS)
         self._threads = RequestThreads(
-            f"bucket {bucket}", max_requests=max_requests, stall_timeout_s=options.stall_timeout
+            f"bucket {bucket}", self._translated, max_requests=max_requests, stall_timeout_s=options.stall_timeout
         )
         self._client = make_client(options, max_requests + METADATA_THREADS)
         self.ca_file = ca_file(self._client)
@@ -79,14 +80,14 @@ class S3Store:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._connect)
             try:
-                await self._ask(partial(self._list, "", None, 1))
+                await self._threads.ask(partial(self._list, "", None, 1))
             except StoreError as error:
                 failed.append(error)
             nursery.cancel_scope.cancel()
         if failed:
             raise failed[0]
         with suppress(StoreError):  # then the first read learns it
-            await self._ask(self._objects.learn)
+            await self._threads.ask(self._objects.learn)
 
     async def _connect(self) -> None:
         """Open another connection, once: the first program has a name listed and the first bytes fetched at once."""
@@ -94,41 +95,39 @@ class S3Store:
             return
         self._connected = True
         with suppress(StoreError):
-            await self._ask(partial(self._client.head_bucket, Bucket=self._bucket))
+            await self._threads.ask(partial(self._client.head_bucket, Bucket=self._bucket))
 
     async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
         if not _possible(self._prefix + prefix):
             return Page(objects=(), prefixes=(), next_token=None)
-        return await self._ask(partial(self._list, prefix, token, limit), prefix)
+        return await self._threads.ask(partial(self._list, prefix, token, limit), prefix)
 
     async def stat(self, key: str) -> Generation:
         if not _possible(self._prefix + key):
             raise ObjectNotFoundError(f"{key!r} is not a valid key")
-        return await self._ask(partial(self._head, key), key)
+        return await self._threads.ask(partial(self._head, key), key)
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
         get = partial(self._get, generation, offset, length)
-        safely = partial(translated, bucket=self._bucket, key=generation.key, ca_file=self.ca_file)
-        return await self._threads.read(get, length, sink, translated=safely)
+        return await self._threads.read(get, length, sink, generation.key)
 
     async def peek(self, key: str, length: int) -> Head:
         if not _possible(self._prefix + key):
             raise ObjectNotFoundError(f"{key!r} is not a valid key")
-        return await self._ask(partial(self._peek, key, length), key)
+        return await self._threads.ask(partial(self._peek, key, length), key)
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
         likely = None if certain or not self._etags else digest_by_etag(generation.etag)
         if likely is not None and not likely.parts and generation.size <= SMALL:
             return likely  # without a request
-        digest = await self._ask(partial(self._digest, generation), generation.key)
+        digest = await self._threads.ask(partial(self._digest, generation), generation.key)
         return None if certain and digest is not None and not digest.certain else digest
 
     async def aclose(self) -> None:
         self._client.close()
 
-    async def _ask(self, function: Callable[[], T], key: str = "") -> T:
-        """Make a request in a thread. Raises StoreStalledError."""
-        return await self._threads.ask(partial(translated, function, self._bucket, key, ca_file=self.ca_file))
+    def _translated(self, function: Callable[[], T], key: str) -> T:
+        return translated(function, self._bucket, key, ca_file=self.ca_file)
 
     def _list(self, prefix: str, token: str | None, limit: int) -> Page:
         continuation: _Continuation = {} if token is None else {"ContinuationToken": token}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from botocore.awsrequest import AWSResponse
 
-from trimsfs.stores.bodies import received
+from trimsfs.stores.http.bodies import received
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

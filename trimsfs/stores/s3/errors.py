@@ -27,7 +27,7 @@ from trimsfs.errors import (
     StoreUnclearError,
     TransientStoreError,
 )
-from trimsfs.stores.bodies import MalformedAnswerError, parsing
+from trimsfs.stores.http.failures import MalformedAnswerError, one_line, parsing
 from trimsfs.stores.s3.credentials import TOKEN_FILE
 
 T = TypeVar("T")
@@ -74,8 +74,6 @@ _NO_CREDENTIALS = (
 )
 _OBJECT = re.compile(r"(?:(https?://[^/\s\"']+)|(?<=with url: ))/[^\s\"']*")
 """What of a URL tells the object that was asked for: the circuit breaker tells of the failure where others are."""
-_TEXT_LIMIT = 500
-"""Most characters of a server's message to pass on."""
 
 
 def translated(function: Callable[[], T], bucket: str, key: str = "", *, ca_file: str = "") -> T:
@@ -106,11 +104,6 @@ def by_sdk() -> Iterator[None]:
     """A block in which the SDK parses an answer, or that of a service for credentials. Raises as `parsing` does."""
     with parsing(botocore.parsers.ResponseParserError, RuntimeError):  # the last from invalid times
         yield
-
-
-def one_line(text: object) -> str:
-    """Foreign text as one line of bounded length, without a full stop: more follows."""
-    return " ".join(str(text)[: 2 * _TEXT_LIMIT].split())[:_TEXT_LIMIT].rstrip(".")
 
 
 def _tls_error(error: botocore.exceptions.SSLError, ca_file: str) -> TransientStoreError:

@@ -26,8 +26,8 @@ from trimsfs.errors import (
 )
 from trimsfs.formats.versions import DIRECTORY
 from trimsfs.options import MountOptions
-from trimsfs.stores.bodies import parsing
 from trimsfs.stores.circuit_breaker import CircuitBreaker
+from trimsfs.stores.http.failures import parsing
 from trimsfs.stores.retrying import Retrying
 from trimsfs.stores.s3.client import ca_file, make_client
 from trimsfs.stores.s3.errors import translated

@@ -63,13 +63,14 @@ def map_copy(model: Path, file: io.FileIO, device: cuda.DeviceInfo, pattern: str
 
 
 def _mapped_soon(lease: Lease, ordinal: int) -> tuple[CopyDescription, cuda.DeviceMemory]:
-    """Map a lease's copy; retries for PATIENCE_S while a server refuses. Raises GpuError, GpuLostError, CudaError."""
-    deadline = time.monotonic() + PATIENCE_S
+    """Map a lease's copy; retries for PATIENCE_S once a server refuses. Raises GpuError, GpuLostError, CudaError."""
+    deadline: float | None = None
     while True:
         description = lease.description()
         try:
             return description, _mapped(description, ordinal)
         except descriptor_client.NotYetError as error:
+            deadline = deadline or time.monotonic() + PATIENCE_S
             if time.monotonic() > deadline:
                 raise GpuError(str(error)) from None
             log.debug("the server refused the lease's token: retrying: %s", error)

@@ -14,7 +14,7 @@ from trimsfs.extras.stores.cloud.service import Listed, content_name, etag_of
 from trimsfs.extras.stores.cloud.store import CloudStore
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import moment
-from trimsfs.stores.bodies import METADATA_THREADS
+from trimsfs.stores.http.bodies import METADATA_THREADS
 from trimsfs.types import Generation
 
 API_VERSION = {"x-ms-version": "2021-12-02"}
@@ -22,7 +22,7 @@ API_VERSION = {"x-ms-version": "2021-12-02"}
 _CONTAINER = re.compile(r"\$root|\$web|[a-z0-9](?:-?[a-z0-9]){2,62}")
 
 
-def open_container(url: str, options: MountOptions, max_requests: int) -> CloudStore:
+def open_container(url: str, options: MountOptions, *, max_requests: int) -> CloudStore:
     """The store ``az://CONTAINER[/PREFIX]``, or ``abfss://CONTAINER@ACCOUNT.dfs.core.windows.net[/PREFIX]``.
 
     Raises ConfigurationError.

@@ -15,9 +15,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 from trimsfs.errors import ConfigurationError, StoreAccessError, TransientStoreError
 from trimsfs.extras.stores.cloud.connections import Request, Sign
-from trimsfs.extras.stores.cloud.service import one_line
-from trimsfs.stores.bodies import CONNECT_TIMEOUT_S, parsing
-from trimsfs.stores.endpoints import checked_endpoint
+from trimsfs.stores.http.bodies import CONNECT_TIMEOUT_S
+from trimsfs.stores.http.endpoints import checked_endpoint
+from trimsfs.stores.http.failures import one_line, parsing
 
 SUFFIX = "core.windows.net"
 SCOPE = "https://storage.azure.com/.default"

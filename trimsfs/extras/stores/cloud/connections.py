@@ -1,20 +1,14 @@
-"""HTTP connections to the endpoint of a cloud store: they sign and send requests, and bound the answers."""
+"""Connections to the endpoint of a cloud store: they sign requests, and renew credentials that it refuses."""
 
 import os
-import socket
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 from urllib.parse import quote, urlencode, urlsplit
 
-import urllib3
-from urllib3.connection import HTTPConnection
-
 from trimsfs import __version__
-from trimsfs.stores.bodies import CONNECT_TIMEOUT_S, parsing, received
-from trimsfs.stores.endpoints import Pools
+from trimsfs.stores.http.http_client import HttpClient, Response
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,20 +54,15 @@ def unsigned(request: Request, *, refused: Request | None = None) -> Request:
 class Connections:
     """Connections to one endpoint, for any thread. Requests are tried once, or once more with renewed credentials.
     Redirects are not followed.
-
-    Nothing is connected before the first request, so that an unused one works in a forked process.
     """
 
     def __init__(self, endpoint: str, sign: Sign, *, connections: int, stall_timeout_s: float) -> None:
         self._sign = sign
-        self._timeout_s = 2 * stall_timeout_s
-        self._manager = pool_manager(endpoint, connections)
-        self._pool = self._manager.connection_from_url(endpoint)
-        self._limits = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=stall_timeout_s)
+        self._client = http_client(endpoint, connections=connections, stall_timeout_s=stall_timeout_s)
+        self._service = "{0.scheme}://{0.netloc}".format(urlsplit(endpoint))
 
-    def send(self, request: Request) -> Any:
-        """urllib3's response with its body unread, which the caller closes. Raises urllib3's errors and
-        MalformedAnswerError."""
+    def send(self, request: Request) -> Response:
+        """The answer with its body unread, which the caller closes. Raises UNANSWERED and MalformedAnswerError."""
         signed = self._sign(request)
         response = self._sent(signed)
         if response.status != HTTPStatus.UNAUTHORIZED:
@@ -92,37 +81,25 @@ class Connections:
         """Send a request and read the answer whole. Raises as `send` does, and TransientStoreError."""
         return self.whole(self.send(request))
 
-    def whole(self, raw: Any) -> Answer:
-        """Read the rest of a response. Raises urllib3's errors and TransientStoreError."""
-        return Answer(raw.status, raw.headers, received(raw, self._timeout_s))
+    def whole(self, response: Response) -> Answer:
+        """Read the rest of an answer. Raises UNANSWERED and TransientStoreError."""
+        return Answer(response.status, response.headers, self._client.whole(response))
 
-    def _sent(self, signed: Request) -> Any:
-        with parsing():
-            return self._pool.urlopen(
-                signed.method,
-                signed.target,
-                headers={"User-Agent": f"trimsfs/{__version__}", **signed.headers},
-                redirect=False,
-                retries=False,
-                timeout=self._limits,
-                preload_content=False,
-                decode_content=False,
-            )
+    def _sent(self, signed: Request) -> Response:
+        headers = {"User-Agent": f"trimsfs/{__version__}", **signed.headers}
+        return self._client.send(signed.method, self._service + signed.target, headers, decodes=False)
 
     def close(self) -> None:
         """Close the connections that nobody uses."""
-        self._manager.clear()
+        self._client.close()
 
 
-def pool_manager(endpoint: str, connections: int) -> urllib3.PoolManager:
-    """The pools of an endpoint's connections; through a proxy if the environment names one for its https://."""
-    parts = urlsplit(endpoint)
-    about: dict[str, Any] = {
-        "maxsize": connections,
-        "socket_options": [*HTTPConnection.default_socket_options, (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)],
-    }
-    if parts.scheme != "https":
-        return urllib3.PoolManager(**about)
-    # Reads the certificates now: the server may not be allowed to later.
-    about["ssl_context"] = ssl.create_default_context(cafile=os.environ.get("REQUESTS_CA_BUNDLE") or None)
-    return Pools(**about).of(endpoint)
+def http_client(endpoint: str, *, connections: int, stall_timeout_s: float) -> HttpClient:
+    """The client of an endpoint; through a proxy if the environment names one for https://."""
+    return HttpClient(
+        endpoint,
+        connections=connections,
+        stall_timeout_s=stall_timeout_s,
+        cafile=os.environ.get("REQUESTS_CA_BUNDLE") or None,
+        proxied=("https",),
+    )

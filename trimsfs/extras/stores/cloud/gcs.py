@@ -15,15 +15,15 @@ from trimsfs.extras.stores.cloud.service import Listed, content_name, etag_of
 from trimsfs.extras.stores.cloud.store import CloudStore
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import moment
-from trimsfs.stores.bodies import METADATA_THREADS
-from trimsfs.stores.endpoints import checked_endpoint
+from trimsfs.stores.http.bodies import METADATA_THREADS
+from trimsfs.stores.http.endpoints import checked_endpoint
 from trimsfs.types import Generation
 
 ENDPOINT = "https://storage.googleapis.com"
 _FIELDS = "name,size,generation,timeCreated,crc32c,md5Hash"
 
 
-def open_bucket(url: str, options: MountOptions, max_requests: int) -> CloudStore:
+def open_bucket(url: str, options: MountOptions, *, max_requests: int) -> CloudStore:
     """The store ``gs://BUCKET[/PREFIX]``. Raises ConfigurationError."""
     bucket, _, prefix = url.partition("://")[2].partition("/")  # not parsed as a URL: a prefix may hold any character
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,221}", bucket):

@@ -12,9 +12,8 @@ from typing import Any
 import urllib3.exceptions
 
 from trimsfs.errors import ConfigurationError, StoreAccessError, TransientStoreError
-from trimsfs.extras.stores.cloud.connections import Request, Sign, pool_manager
-from trimsfs.extras.stores.cloud.service import one_line
-from trimsfs.stores.bodies import CONNECT_TIMEOUT_S, parsing, received
+from trimsfs.extras.stores.cloud.connections import Request, Sign, http_client
+from trimsfs.stores.http.failures import one_line, parsing
 
 REMEDY = (
     "check the credentials: `gcloud auth application-default login`, or GOOGLE_APPLICATION_CREDENTIALS; "
@@ -82,17 +81,14 @@ def default_credentials(subject: str, url: str, stall_timeout_s: float) -> Sign:
 
 def _transport(stall_timeout_s: float, failed: Callable[[Exception], Exception]) -> Callable[..., Any]:
     """What google-auth makes its requests by. Its own transport waits for ever for an answer that drips in."""
-    limits = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=stall_timeout_s)
-    pool = pool_manager(_TOKENS, 1)
+    client = http_client(_TOKENS, connections=1, stall_timeout_s=stall_timeout_s)
 
     def exchange(url: str, method: str = "GET", body: Any = None, headers: Any = None, **_: object) -> Any:
         try:
-            raw = pool.request(
-                method, url, body=body, headers=headers, timeout=limits, retries=False, preload_content=False
-            )
-            data = received(raw, 2 * stall_timeout_s)
+            response = client.send(method, url, headers or {}, body)
+            data = client.whole(response)
         except (urllib3.exceptions.HTTPError, TransientStoreError) as error:
             raise failed(error) from error
-        return SimpleNamespace(status=raw.status, headers=raw.headers, data=data)
+        return SimpleNamespace(status=response.status, headers=response.headers, data=data)
 
     return exchange

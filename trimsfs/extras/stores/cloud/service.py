@@ -9,23 +9,20 @@ from typing import Protocol
 
 from trimsfs.errors import (
     BucketNotFoundError,
-    ObjectChangedError,
     ObjectNotFoundError,
     StoreAccessError,
     StoreError,
-    StoreThrottledError,
     StoreUnavailableError,
     TransientStoreError,
 )
 from trimsfs.extras.stores.cloud.connections import Answer, Request
 from trimsfs.stores.digests import Algorithm, Digest
+from trimsfs.stores.http.failures import kind_of, one_line
 from trimsfs.types import Generation
 
 _DIGESTS: dict[Algorithm, int] = {"crc32c": 4, "md5": 16}
 """The digests that these services tell, the quickest to compute first, and their lengths in bytes."""
 _CONTENT = re.compile(r"([^;]+)(?:;([a-z0-9]+)=([A-Za-z0-9+/=]+))?")
-_TEXT_LIMIT = 500
-"""Most characters of a server's message to pass on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,29 +106,20 @@ def _decoded(algorithm: Algorithm, told: str) -> bytes | None:
     return value if len(value) == _DIGESTS[algorithm] else None
 
 
-def one_line(text: object) -> str:
-    """Foreign text as one line of bounded length, without a full stop: more follows."""
-    return " ".join(str(text)[: 2 * _TEXT_LIMIT].split())[:_TEXT_LIMIT].rstrip(".")
-
-
 def error_of(service: Service, answer: Answer, key: str) -> StoreError:
     """What an answer that is no success means; *key* is empty if it is not about an object."""
     subject = f"{key}: {service.subject}" if key else service.subject
     code, message = (one_line(text) for text in service.reason(answer))
     said = ": ".join(filter(None, (code, message))) or f"HTTP status {answer.status}"
-    status = answer.status
+    status, kind = answer.status, kind_of(answer.status)
     if status in {404, 409} and (service.missing(code, message) or (status == 404 and not key)):
         return BucketNotFoundError(f"{service.subject} does not exist: check the spelling")
-    if status == 404:
-        return ObjectNotFoundError(f"{subject}: no such object")
-    if status in {412, 416}:
-        return ObjectChangedError(f"{subject}: {said}")
-    if status in {401, 403}:
-        return StoreAccessError(f"{subject}: {said}: {service.remedy}")
-    if status in {429, 503}:
-        return StoreThrottledError(said)
-    if status == 408 or status >= 500:
-        return TransientStoreError(said)
-    if code == "BlobArchived":
-        return StoreUnavailableError(f"{subject}: {said}: archived: rehydrate it first")
-    return StoreUnavailableError(f"{subject}: {said}: check --store and --endpoint-url")
+    if issubclass(kind, TransientStoreError):
+        return kind(said)
+    if kind is ObjectNotFoundError:
+        said = "no such object"
+    elif kind is StoreAccessError:
+        said += f": {service.remedy}"
+    elif kind is StoreUnavailableError:
+        said += ": archived: rehydrate it first" if code == "BlobArchived" else ": check --store and --endpoint-url"
+    return kind(f"{subject}: {said}")

@@ -14,12 +14,12 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.extras.stores.cloud.connections import Answer, Connections, Request
-from trimsfs.extras.stores.cloud.service import Service, content_name, digest_of, error_of, one_line
+from trimsfs.extras.stores.cloud.service import Service, content_name, digest_of, error_of
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
-from trimsfs.stores.bodies import MalformedAnswerError, RequestThreads, check_range, parsing
 from trimsfs.stores.digests import Digest
-from trimsfs.stores.endpoints import UNANSWERED, unanswered
-from trimsfs.stores.receive_loop import HttpBody
+from trimsfs.stores.http.bodies import RequestThreads, check_range
+from trimsfs.stores.http.failures import MalformedAnswerError, parsing, translated
+from trimsfs.stores.http.receive_loop import HttpBody
 from trimsfs.types import Generation
 
 T = TypeVar("T")
@@ -53,20 +53,22 @@ class CloudStore:
         self._service = service
         self._connections = connections
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
-        self._threads = RequestThreads(service.subject, max_requests=max_requests, stall_timeout_s=stall_timeout_s)
+        self._threads = RequestThreads(
+            service.subject, self._translated, max_requests=max_requests, stall_timeout_s=stall_timeout_s
+        )
 
     @property
     def identity(self) -> str:
         return f"{self._service.url}/{self._prefix}"
 
     async def probe(self) -> None:
-        await self._run(partial(self._list, "", None, 1))
+        await self._threads.ask(partial(self._list, "", None, 1))
 
     async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
         if not _possible(self._prefix + prefix):
             return Page(objects=(), prefixes=(), next_token=None)
         for _ in range(EMPTY_PAGES):
-            page = await self._run(partial(self._list, prefix, token, limit), prefix)
+            page = await self._threads.ask(partial(self._list, prefix, token, limit), prefix)
             if page.exists or page.next_token is None:
                 return page
             if page.next_token == token:
@@ -78,13 +80,12 @@ class CloudStore:
     async def stat(self, key: str) -> Generation:
         if not _possible(self._prefix + key):
             raise ObjectNotFoundError(f"{key!r} is not a valid key")
-        return await self._run(partial(self._stat, key), key)
+        return await self._threads.ask(partial(self._stat, key), key)
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
         try:
             get = partial(self._get, generation, offset, length)
-            safely = partial(self._translated, key=generation.key)
-            return await self._threads.read(get, length, sink, translated=safely)
+            return await self._threads.read(get, length, sink, generation.key)
         except ObjectNotFoundError:
             if (await self.stat(generation.key)).etag == generation.etag:
                 raise TransientStoreError(f"{generation.key}: not found, though the store has it") from None
@@ -96,26 +97,19 @@ class CloudStore:
     async def aclose(self) -> None:
         self._connections.close()
 
-    async def _run(self, function: Callable[[], T], key: str = "") -> T:
-        """Make a request in a thread. Raises StoreStalledError."""
-        return await self._threads.ask(partial(self._translated, function, key))
-
     def _translated(self, function: Callable[[], T], key: str) -> T:
         """Call *function*. Raises StoreErrors of one line, which show nothing that was sent."""
         subject = f"{key}: {self._service.subject}" if key else self._service.subject
-        try:
-            return function()
-        except StoreError:
-            raise
-        except UNANSWERED as error:
-            raise unanswered(error, one_line(error)) from error
-        except MalformedAnswerError as error:
+
+        def malformed(error: MalformedAnswerError) -> StoreError:
             if "header value" in str(error):
                 # Without the cause: its text is the header, which contains the credentials.
                 message = f"{subject}: the credentials contain a character that cannot be sent: check them"
                 raise StoreAccessError(message) from None
             message = f"{subject}: the answer is not from {self._service.product}: check the endpoint"
-            raise StoreUnavailableError(message) from error
+            return StoreUnavailableError(message)
+
+        return translated(function, malformed)
 
     def _ask(self, request: Request, key: str = "") -> Answer:
         answer = self._connections.ask(request)

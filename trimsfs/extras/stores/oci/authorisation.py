@@ -11,7 +11,8 @@ from trimsfs.errors import StoreAccessError, TransientStoreError
 from trimsfs.extras.stores.oci.credentials import Credentials, DockerConfig
 from trimsfs.extras.stores.oci.reference import Reference, is_local
 from trimsfs.options import MountOptions
-from trimsfs.stores.bodies import parsing, received
+from trimsfs.stores.http.bodies import received
+from trimsfs.stores.http.failures import parsing
 
 TIMEOUT_S = 10.0
 """How long a token service may take for its answer."""

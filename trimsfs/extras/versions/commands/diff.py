@@ -19,7 +19,9 @@ from trimsfs.extras.versions.description import SAFETENSORS, tensor_print, tenso
 from trimsfs.extras.versions.difference import Change, Changed, Difference, Version, compare
 from trimsfs.extras.versions.location import Location, parse_version
 from trimsfs.formats.fingerprints import Fingerprint
-from trimsfs.stores import Retrying, Store, open_store
+from trimsfs.stores.base import Store
+from trimsfs.stores.open import open_store
+from trimsfs.stores.retrying import Retrying
 
 _SIGNS: dict[Change, str] = {"equal": "=", "changed": "~", "added": "+", "removed": "-", "unknown": "?"}
 _MOST_SHOWN = 20

@@ -34,7 +34,8 @@ from trimsfs.extras.versions.push import Publication, content_id, publish
 from trimsfs.extras.versions.removal import expire
 from trimsfs.formats.table import FormatError
 from trimsfs.options import load_options
-from trimsfs.stores import Retrying, directory_of, open_store
+from trimsfs.stores.open import directory_of, open_store
+from trimsfs.stores.retrying import Retrying
 from trimsfs.text import printable
 
 SIGNATURE = "model.sig"

@@ -12,7 +12,7 @@ from trimsfs.errors import StoreNotTrustedError, StoreUnavailableError, Transien
 from trimsfs.extras.versions.catalog import Catalog
 from trimsfs.extras.versions.location import Location
 from trimsfs.options import MountOptions, flag, load_options
-from trimsfs.stores import open_writer
+from trimsfs.stores.open import open_writer
 
 T = TypeVar("T")
 

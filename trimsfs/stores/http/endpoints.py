@@ -1,45 +1,14 @@
 """Endpoints of stores over HTTP, as options and the environment name them, and the way to them by proxies."""
 
-import http.client
 import re
+from collections.abc import Collection
 from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
-from urllib3.connection import HTTPConnection
 
-from trimsfs.errors import ConfigurationError, StoreStalledError, TransientStoreError
-
-MOST_INTERIM = 16
-"""Interim answers (1xx) that may come before an answer."""
-
-
-class _FinalResponse(http.client.HTTPResponse):
-    """The answer to a request. Python's own class passes over ``100 Continue`` alone, and takes any other interim
-    answer, as ``103 Early Hints``, for the answer."""
-
-    def _read_status(self) -> tuple[str, int, str]:
-        for _ in range(MOST_INTERIM + 1):
-            version, status, reason = super()._read_status()  # type: ignore[misc]  # as botocore overrides it
-            if not 100 <= status < 200:
-                return version, status, reason
-            http.client.parse_headers(self.fp)
-        raise http.client.HTTPException(f"more than {MOST_INTERIM} interim answers")
-
-
-HTTPConnection.response_class = _FinalResponse  # of the SDK's connections, too, which are made from these
-
-UNANSWERED = (urllib3.exceptions.HTTPError, OSError)
-"""What urllib3 raises on a request without a whole answer."""
-
-
-def unanswered(error: Exception, told: str) -> TransientStoreError:
-    """The error for one of UNANSWERED, whose text is *told*."""
-    late = isinstance(error, urllib3.exceptions.TimeoutError | TimeoutError)
-    if late and not isinstance(error, urllib3.exceptions.NewConnectionError):  # to urllib3 a timeout, too
-        return StoreStalledError(f"timeout: {told}")
-    return TransientStoreError(told)
+from trimsfs.errors import ConfigurationError
 
 
 def checked_endpoint(url: str) -> str:
@@ -56,15 +25,15 @@ def checked_endpoint(url: str) -> str:
 
 
 class Pools:
-    """Connections, through the proxies that the environment names (``HTTPS_PROXY``, ``NO_PROXY``)."""
+    """Connections, through the proxies that the environment names (``HTTPS_PROXY``, ``NO_PROXY``) for *schemes*."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, schemes: Collection[str], **settings: Any) -> None:
         self._direct = urllib3.PoolManager(**settings)
         try:
             self._proxied = {
                 scheme: urllib3.ProxyManager(proxy, proxy_headers=_proxy_headers(proxy), **settings)
                 for scheme, proxy in getproxies().items()
-                if scheme in {"http", "https"} and proxy
+                if scheme in schemes and proxy
             }
         except (urllib3.exceptions.HTTPError, ValueError) as error:
             raise ConfigurationError("the proxy in HTTP_PROXY or HTTPS_PROXY is not http://HOST:PORT") from error

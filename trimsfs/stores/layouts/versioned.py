@@ -32,7 +32,7 @@ from trimsfs.formats.versions import (
 )
 from trimsfs.stores.base import PAGE_LIMIT, Page, Paging, Store, StoreWrapper
 from trimsfs.stores.digests import Digest
-from trimsfs.stores.version_manifests import (
+from trimsfs.stores.layouts.version_manifests import (
     RECHECK_S,
     FileOfVersion,
     VersionManifests,

@@ -1,20 +1,21 @@
 """Bodies of a store's answers: passed on as they arrive, within the stall timeout; short ones read whole."""
 
+import http.client
 import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import trio
+from urllib3.connection import HTTPConnection
 
-from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.errors import StoreSlowError, StoreStalledError, TransientStoreError
 from trimsfs.stores.base import Sink
-from trimsfs.stores.endpoints import UNANSWERED
-from trimsfs.stores.receive_loop import PIECE, Body, receive
+from trimsfs.stores.http.receive_loop import PIECE, Body, receive
+from trimsfs.stores.stall_guard import StallGuard
 
 T = TypeVar("T")
 
@@ -31,32 +32,14 @@ PATIENCE_S = 60.0
 """How long after the last slow response the least rate is a whole one again."""
 LONGEST_SILENCE = 3
 """Stall timeouts after which the thread of a body is given up that has judged it no more."""
+SHORT_ANSWER = 2
+"""Stall timeouts that a short answer may take."""
 MOST_SLOW_INTERVALS = 4
 """Stall timeouts in a row in which a response may be slow: the link may not be slow any more for another request."""
+MOST_INTERIM = 16
+"""Interim answers (1xx) that may come before an answer."""
 ANSWER_LIMIT = 4 << 20
 """Bytes of the longest answer: enough for 1000 names of 1024 bytes, each byte escaped as three."""
-
-MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, SyntaxError, TypeError, ValueError)
-"""What parsers raise on an answer that is not the service's; ElementTree raises SyntaxErrors."""
-
-
-class MalformedAnswerError(Exception):
-    """An answer is not the service's. Its text is that of its cause, the error of the parser."""
-
-
-@contextmanager
-def parsing(*others: type[Exception]) -> Iterator[None]:
-    """A block that only parses an answer, or has a library do that. Raises MalformedAnswerError.
-
-    It stands for MALFORMED and *others*. Anywhere else, these are defects of trimsfs, and go up as they are.
-    """
-    malformed: tuple[type[Exception], ...] = (*MALFORMED, *others)
-    try:
-        yield
-    except UNANSWERED:  # of these, some are ValueErrors, too
-        raise
-    except malformed as error:
-        raise MalformedAnswerError(str(error)) from error
 
 
 def check_range(headers: Mapping[str, str], start: int, length: int, size: int) -> None:
@@ -124,44 +107,61 @@ def _may_be_borne(share: float) -> bool:
 _link = _Link()
 
 
+class _FinalResponse(http.client.HTTPResponse):
+    """The answer to a request. Python's own class passes over ``100 Continue`` alone, and takes any other interim
+    answer, as ``103 Early Hints``, for the answer."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        for _ in range(MOST_INTERIM + 1):
+            version, status, reason = super()._read_status()  # type: ignore[misc]  # as botocore overrides it
+            if not 100 <= status < 200:
+                return version, status, reason
+            http.client.parse_headers(self.fp)
+        raise http.client.HTTPException(f"more than {MOST_INTERIM} interim answers")
+
+
+HTTPConnection.response_class = _FinalResponse  # of the SDK's connections, too, which are made from these
+
+
+class Translate(Protocol):
+    """Calls a function that makes requests about a *key*, which may be empty. Raises StoreErrors for what the store
+    does."""
+
+    def __call__(self, function: Callable[[], T], key: str, /) -> T: ...
+
+
 class RequestThreads:
     """The threads in which a store makes requests: at most *max_requests* reads at once, and METADATA_THREADS others.
 
     A short answer is abandoned after twice the stall timeout, a long body once its thread is silent. Messages name the
-    *subject*.
+    *subject*; *translate* gives the errors of requests.
     """
 
-    def __init__(self, subject: object, *, max_requests: int, stall_timeout_s: float) -> None:
+    def __init__(self, subject: object, translate: Translate, *, max_requests: int, stall_timeout_s: float) -> None:
         self._subject = subject
+        self._translate = translate
         self._stall_timeout_s = stall_timeout_s
         self._reads = trio.CapacityLimiter(max_requests)
-        self.others = trio.CapacityLimiter(METADATA_THREADS)
+        self._others = trio.CapacityLimiter(METADATA_THREADS)
 
-    async def ask(self, function: Callable[[], T]) -> T:
-        """Make a request that is no read. Raises StoreStalledError."""
-        return await self._run(function, self.others, 2 * self._stall_timeout_s)
+    async def ask(self, function: Callable[[], T], key: str = "") -> T:
+        """Make a request that is no read. Raises StoreErrors."""
+        return await self._run(partial(self._translate, function, key), self._others)
 
-    async def read(
-        self,
-        get: Callable[[], tuple[Body, T]],
-        length: int,
-        sink: Sink,
-        *,
-        translated: Callable[[Callable[[], Any]], Any],
-    ) -> T:
+    async def read(self, get: Callable[[], tuple[Body, T]], length: int, sink: Sink, key: str) -> T:
         """Pass the *length* bytes of an answer on, which *get* asks for; what it tells beside the body.
 
-        *translated* calls a function, and raises StoreErrors for what the store does. After an error, a thread may
-        still call *sink* for a moment.
+        Raises StoreErrors. After one, a thread may still call *sink* for a moment.
         """
-        watch = _Watch(length, self._stall_timeout_s)
+        guard = self._guard(LONGEST_SILENCE)
+        watch = _Watch(length, self._stall_timeout_s, guard.progress)
 
         def receive(body: Body, sink: Sink) -> None:
             def pass_on_to_sink() -> None:
                 with closing(body):
                     _pass_on(body, length, sink, watch)
 
-            translated(pass_on_to_sink)
+            self._translate(pass_on_to_sink, key)
 
         def get_small() -> tuple[bytes, T]:
             body, told = get()
@@ -170,17 +170,13 @@ class RequestThreads:
             return bytes(data), told
 
         async def read() -> T:
-            timeout_s = 2 * self._stall_timeout_s
             if length <= PIECE:  # in one call: another switch of threads takes longer than a few bytes
-                small: tuple[bytes, T] = await self._run(partial(translated, get_small), self._reads, timeout_s)
+                small: tuple[bytes, T] = await self._run(partial(self._translate, get_small, key), self._reads)
                 sink(small[0])
                 return small[1]
             # In two calls, so that an abandoned thread whose answer begins late passes nothing on.
-            answer: tuple[Body, T] = await self._run(partial(translated, get), self._reads, timeout_s)
-            with watch.bound() as scope:
-                await self._run(partial(receive, answer[0], sink), self._reads, math.inf)
-            if scope.cancelled_caught:
-                raise self._unanswered(watch.took_s)
+            answer: tuple[Body, T] = await self._run(partial(self._translate, get, key), self._reads)
+            await guard.call(partial(receive, answer[0], sink), self._reads, self._subject)
             return answer[1]
 
         try:
@@ -190,43 +186,28 @@ class RequestThreads:
                 raise StoreSlowError(str(error)) from error
             raise
 
-    async def _run(self, function: Callable[[], T], limiter: trio.CapacityLimiter, timeout_s: float) -> T:
-        try:
-            with trio.fail_after(timeout_s):
-                return await in_thread(function, limiter=limiter, abandon_on_cancel=True)
-        except trio.TooSlowError:
-            raise self._unanswered(timeout_s) from None
+    async def _run(self, function: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
+        return await self._guard(SHORT_ANSWER).call(function, limiter, self._subject)
 
-    def _unanswered(self, timeout_s: float) -> StoreStalledError:
-        return StoreStalledError(f"{self._subject}: no complete answer in {timeout_s:.3g} s")
+    def _guard(self, stall_timeouts: int) -> StallGuard:
+        return StallGuard(stall_timeouts * self._stall_timeout_s, missing="complete answer")
 
 
 class _Watch:
     """The rule for a stall: in each stall timeout, a body brings its share of what its link brings in all, or ends.
 
     The thread that receives it judges that. A read without a byte ends by itself, as the stall timeout is that of the
-    socket; a client that reads on and on without a piece judges nothing, and is given up by the event loop.
+    socket; a client that reads on and on without a piece judges nothing, and is given up by the event loop, which hears
+    each time that it has *judged*.
     """
 
-    def __init__(self, length: int, stall_timeout_s: float) -> None:
+    def __init__(self, length: int, stall_timeout_s: float, judged: Callable[[], None] = lambda: None) -> None:
         self._length = length
         self._stall_timeout_s = stall_timeout_s
+        self._judged = judged
         self._done = self._mark = self._slow_intervals = 0
         self._began = self._marked = time.monotonic()
         self._all_mark = 0
-        self._token: trio.lowlevel.TrioToken | None = None
-        self._scope = trio.CancelScope()
-
-    @contextmanager
-    def bound(self) -> Iterator[trio.CancelScope]:
-        """Cancel the block once its thread judges no more."""
-        self._token = trio.lowlevel.current_trio_token()
-        self._go_on()
-        with self._scope:
-            yield self._scope
-
-    def _go_on(self) -> None:
-        self._scope.deadline = trio.current_time() + LONGEST_SILENCE * self._stall_timeout_s
 
     def begin(self) -> None:
         """The thread begins to receive the body."""
@@ -234,14 +215,9 @@ class _Watch:
         self._all_mark = _link.bytes
 
     @property
-    def took_s(self) -> float:
-        """Seconds since its thread has begun to receive it."""
-        return time.monotonic() - self._began
-
-    @property
     def is_answer(self) -> bool:
         """Whether the store has answered: it has sent at least what is borne of a slow link."""
-        return bool(self._done) and self._done >= self.took_s * SLOWEST_RATE / MOST_PATIENCE
+        return bool(self._done) and self._done >= (time.monotonic() - self._began) * SLOWEST_RATE / MOST_PATIENCE
 
     def check(self, done: int) -> None:
         """Judge the body. Raises StoreStalledError, or StoreSlowError if a slow link is to blame."""
@@ -259,8 +235,7 @@ class _Watch:
             slow = StoreSlowError if _may_be_borne(share) else StoreStalledError
             raise slow(f"only {came} bytes in {elapsed:.0f} s")
         self._mark, self._marked, self._all_mark = done, time.monotonic(), _link.bytes
-        if self._token is not None:
-            self._token.run_sync_soon(self._go_on)
+        self._judged()
 
 
 def pass_on(body: Body, length: int, sink: Sink, *, stall_timeout_s: float) -> None:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 import trio
 from cachetools import LRUCache
@@ -47,6 +48,14 @@ Files = dict[str, Generation | None]
 """The files of a repository by path; None for one that may not be looked at, or for a directory."""
 Entry = Generation | Symlink | None
 """What a path is; None for a directory, whose path ends in ``/``, and for a file that may not be looked at."""
+
+
+@runtime_checkable
+class HasRefs(Protocol):
+    """A store of repositories that have commits, as those of a hub. In this layout, its keys begin with ORG/NAME."""
+
+    async def refs(self, repository: str) -> Mapping[str, str]:
+        """As `Refs`."""
 
 
 class HfCacheStore(StoreWrapper):
