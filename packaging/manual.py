@@ -20,11 +20,10 @@ from mountctl.commands.main import main as mountctl
 from trimsfs import __version__, errors
 from trimsfs.cli.fstab import main as fstab
 from trimsfs.cli.main import main as trimsfs
-from trimsfs.cli.mount import mount
-from trimsfs.cli.mount_options import is_flag
+from trimsfs.cli.mount_options import help_text, is_flag, metavar
 from trimsfs.command_group import CommandGroup
 from trimsfs.exit_codes import EXIT_CODES
-from trimsfs.options import DEFAULT_CONFIG, MountOptions
+from trimsfs.options import DEFAULT_CONFIG, SCALARS, MountOptions
 from trimsfs.options.schema import TABLES, AccessRule, Tenant
 from trimsfs.options.sources import MOUNTPOINT
 from trimsfs.options.store import StoreTable
@@ -155,18 +154,12 @@ def _configuration() -> Iterator[str]:
         "Environment variables, such as TRIMSFS_CACHE_SIZE, win over files, and the command line over both. "
         'Sizes are numbers of bytes, or text such as "10GiB". Times are seconds.'
     )
-    context = click.Context(mount)
-    options = {
-        option.name: option.get_help_record(context) for option in mount.params if isinstance(option, click.Option)
-    }
     yield ".SH OPTIONS"
     yield from (".TP", f'.BI {MOUNTPOINT} " = " DIRECTORY', f"Where to mount. Only in {DIRECTORY}.")
-    for name in MountOptions.model_fields:
-        record = options.get(name)
-        if record is not None:
-            value = "true|false" if is_flag(name) else record[0].partition(" ")[2]
-            yield from (".TP", f'.BI {name} " = " {_escaped(value)}')
-            yield from _text(record[1])
+    for name in SCALARS:
+        value = "true|false" if is_flag(name) else metavar(name)
+        yield from (".TP", f'.BI {name} " = " {_escaped(value)}')
+        yield from _text(help_text(name))
     tables: tuple[type[BaseModel], ...] = (AccessRule, Tenant, StoreTable)
     for (name, table), model in zip(TABLES.items(), tables, strict=True):
         yield f".SH [[{_escaped(table.upper())}]]"

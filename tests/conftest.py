@@ -32,7 +32,7 @@ pytest_plugins = ["tests.support.leftovers", "tests.support.parallel"]
 
 NEED_ROOT = {"containers", "fleet", "fuse", "gpu", "reliability", "security"}
 """The directories of tests that mount."""
-MODES = ["--passthrough", "--no-passthrough"]
+MODES = ["passthrough=yes", "passthrough=no"]
 
 hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("tests")

@@ -15,7 +15,8 @@ class Mount:
     ``root`` is the directory of the file system that is mounted: ``/``, or a subdirectory for a bind mount. The kernel
     appends ``//deleted`` when that directory has been removed. ``shared`` and ``master`` are the peer groups to which
     mounts made below it propagate and from which they come; 0 for none. ``user`` made a mount of FUSE, as the kernel
-    has checked; 0 for others.
+    has checked; 0 for others. ``layers`` are the absolute paths of an overlay's lower layers, as whoever mounted it
+    named them.
     """
 
     number: int
@@ -28,6 +29,7 @@ class Mount:
     shared: int = 0
     master: int = 0
     user: int = 0
+    layers: tuple[Path, ...] = ()
 
 
 def mounts(kind: str | None = FILE_SYSTEM_TYPE, *, process: int | str = "self") -> list[Mount]:
@@ -53,6 +55,7 @@ def mounts(kind: str | None = FILE_SYSTEM_TYPE, *, process: int | str = "self") 
                     shared=int(groups.get("shared", 0)),
                     master=int(groups.get("master", 0)),
                     user=_user(options[0]) if options and file_system_type.startswith("fuse") else 0,
+                    layers=_layers(options[0]) if options and file_system_type == "overlay" else (),
                 )
             )
     return found
@@ -123,6 +126,17 @@ def escape(mountpoint: Path) -> str:
 def _user(options: str) -> int:
     """The user who made a mount of FUSE, by the options of its file system."""
     return next((int(option[8:]) for option in options.split(",") if option.startswith("user_id=")), 0)
+
+
+def _layers(options: str) -> tuple[Path, ...]:
+    """The absolute lower layers in the options of an overlay: ``lowerdir=/a:/b``, or one each in ``lowerdir+=``."""
+    found: list[str] = []
+    for name, _, value in (option.partition("=") for option in options.split(",")):
+        if name == "lowerdir":
+            found += [re.sub(r"\\(.)", r"\1", layer) for layer in re.findall(r"(?:\\.|[^:\\])+", _unescape(value))]
+        elif name in {"lowerdir+", "datadir+"}:
+            found.append(_unescape(value))
+    return tuple(Path(layer) for layer in found if layer.startswith("/"))
 
 
 def _unescape(field: str) -> str:

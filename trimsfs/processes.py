@@ -257,11 +257,13 @@ class Usage:
     """Who uses a file system, or one file of it.
 
     ``processes`` have something of it open or mapped, or are in one of its directories. ``mounted`` is where else it is
-    mounted, each with a process of that mount namespace. ``hidden``: this user may not look at some processes.
+    mounted, and ``overlays`` have it as a lower layer, each with a process of that mount namespace. ``hidden``: this
+    user may not look at some processes.
     """
 
     processes: list[int] = field(default_factory=list)
     mounted: list[tuple[int, Path]] = field(default_factory=list)
+    overlays: list[tuple[int, Path]] = field(default_factory=list)
     hidden: bool = False
 
     def __str__(self) -> str:
@@ -269,8 +271,9 @@ class Usage:
         users = [shown(pid) for pid in self.processes]
         own = os.getpid()
         users += [
-            f"the mount at {path}{f' in the mount namespace of {shown(pid)}' if pid != own else ''}"
-            for pid, path in self.mounted
+            f"the {what} at {path}{f' in the mount namespace of {shown(pid)}' if pid != own else ''}"
+            for what, places in (("mount", self.mounted), ("overlay", self.overlays))
+            for pid, path in places
         ]
         if len(users) > SHOWN:
             users[SHOWN:] = [f"{len(users) - SHOWN} more"]

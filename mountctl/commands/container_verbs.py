@@ -126,7 +126,10 @@ def oci_hook() -> None:
     if not hook.asks(state.annotations):
         return
     wanted = state.annotations.get(hook.MOUNT)
-    for source, target in hook.attachments(state, mountpoint_of(None if wanted is None else Path(wanted))):
+    mountpoint = mountpoint_of(
+        None if wanted is None else Path(wanted), remedy=f"set annotation {hook.MOUNT} of the container to"
+    )
+    for source, target in hook.attachments(state, mountpoint):
         attachment.attach(source, target)
 
 

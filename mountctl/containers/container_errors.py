@@ -70,7 +70,7 @@ ERRORS = (
 _MESSAGES: dict[tuple[str, int | None], tuple[type[ContainerError], str]] = {
     ("path", errno.EXDEV): (ArgumentError, "{source}: leads out of the mount: give a path in it"),
     ("path", errno.ELOOP): (ArgumentError, "{source}: leads through a symbolic link: give the path that it leads to"),
-    ("path", errno.ENOENT): (NoSuchEntryError, "{source}: {cause}"),
+    ("path", errno.ENOENT): (NoSuchEntryError, "{source}: does not exist: see `trimsfs ls`"),
     ("not-trimsfs", None): (NotMountedError, "{source}: not on a trimsfs mount: `trimsfs status` lists the mounts"),
     ("control", None): (ArgumentError, "{source}: containers get no control files: give a model"),
     ("process", errno.ENOENT): (NoSuchEntryError, "process {pid}: no such process"),

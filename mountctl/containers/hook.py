@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from mountctl.containers.attachment import CONTROL, BindSource, Target
-from mountctl.containers.container_errors import ArgumentError, ContainerError, NoAnswerError
+from mountctl.containers.container_errors import ArgumentError, ContainerError, NoAnswerError, NoSuchEntryError
+from mountctl.containers.mountpoints import gpu_socket
 from mountctl.linux.sockets import gpu_path
 from trimsfs.polling import readable
 
@@ -115,6 +116,10 @@ def attachments(state: State, mountpoint: Path) -> list[tuple[BindSource, Target
         for name, path in models
     ]
     if _asks_for_gpu(state.annotations):
+        if gpu_socket(mountpoint) is None:
+            raise NoSuchEntryError(
+                f"annotation {GPU}: {mountpoint} has no GPU: `trimsfs status {mountpoint}` says why; or leave it out"
+            )
         socket = str(gpu_path(mountpoint))
         found.append((BindSource(socket), Target(state.pid, socket, root)))
     return found

@@ -8,9 +8,15 @@ from mountctl.containers.container_errors import ArgumentError, NotMountedError
 from mountctl.linux.sockets import gpu_path
 from trimsfs.mountinfo import file_systems, mount_at, mounts, named_mountpoint, trimsfs_at
 
+SHOWN = 5
+"""How many mounts a message names."""
 
-def mountpoint_of(given: Path | None) -> Path:
-    """The mount point of the *given* trimsfs mount or, for None, of the only one. Raises ContainerError."""
+
+def mountpoint_of(given: Path | None, *, remedy: str = "name") -> Path:
+    """The mount point of the *given* trimsfs mount or, for None, of the only one; *remedy* is how to choose one.
+
+    Raises ContainerError.
+    """
     if given is not None:
         mountpoint = named_mountpoint(given)
         if trimsfs_at(mountpoint) is None:
@@ -20,7 +26,9 @@ def mountpoint_of(given: Path | None) -> Path:
     if not found:
         raise NotMountedError("there is no trimsfs mount: make one with `trimsfs mount`")
     if len(found) > 1:
-        raise ArgumentError(f"there are {len(found)} trimsfs mounts: name one of {', '.join(map(str, found[:5]))}")
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        names = ", ".join(map(str, found[:SHOWN]))
+        raise ArgumentError(f"there are {len(found)} trimsfs mounts: {remedy} one of {names}{more}")
     return found[0]
 
 

@@ -152,7 +152,7 @@ def test_no_container_can_write(podman: Podman, models: MountedStore, privilege:
         (["CONTAINER", "MODELS/bert", "--at", "/"], 2, "give an absolute path"),
         (["CONTAINER", "MODELS/.trims"], 2, "control files"),
         (["CONTAINER", "MODELS/bert/.trims/params/info", "--at", "/info"], 2, "control files"),
-        (["CONTAINER", "MODELS/none"], 13, "MODELS/none: No such file or directory"),
+        (["CONTAINER", "MODELS/none"], 13, "MODELS/none: does not exist: see `trimsfs ls`"),
         (["CONTAINER", "/etc", "--at", "/opt"], 10, "/etc: not on a trimsfs mount"),
         (["CONTAINER", "MODELS/bert", "--at", "/proc"], 4, "/proc: lies on a kernel file system"),
         (["CONTAINER", "MODELS/bert", "--at", "/proc/x"], 4, "/proc/x: lies on a kernel file system"),

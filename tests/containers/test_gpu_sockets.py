@@ -127,7 +127,7 @@ def test_podman_runs_the_hook_for_it_alone(
 
 
 @pytest.mark.parametrize(
-    ("gpu", "message"), [("yes", "annotation dev.trimsfs.gpu: 'yes'"), ("true", "No such file or directory")]
+    ("gpu", "message"), [("yes", "annotation dev.trimsfs.gpu: 'yes'"), ("true", "models has no GPU: `trimsfs status ")]
 )
 def test_what_the_annotation_cannot_give_is_refused(
     gpu: str,

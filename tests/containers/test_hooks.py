@@ -10,11 +10,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from mountctl.containers import mountpoints
 from mountctl.containers.container_errors import ArgumentError, ContainerError
 from mountctl.containers.hook import STATE_LIMIT, parse_models, parse_state
 from tests.containers.engines import SUB_IDS, Podman, Users, bundle, packaged, run_bundle
 from tests.containers.host import Host
 from tests.support.mounts import MOUNTCTL, MountedStore
+from trimsfs.mountinfo import FILE_SYSTEM_TYPE, Mount
 
 STATE = {"ociVersion": "1.0.2", "id": "x", "status": "created", "pid": 4242, "bundle": "/nonexistent"}
 
@@ -53,6 +55,23 @@ def test_podman_runs_the_hook_where_there_is_the_annotation(
         assert done.stdout == (f"{expected}  {path}\n" if annotations else "")
 
 
+@pytest.mark.parametrize(("number", "rest"), [(5, ""), (7, " and 2 more")])
+def test_who_must_choose_among_mounts_is_told_how_and_of_how_many(
+    number: int, rest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [
+        Mount(
+            number=each, parent=1, mountpoint=Path(f"/m{each}"), device=f"0:{each}", kind=FILE_SYSTEM_TYPE, source="s"
+        )
+        for each in range(number)
+    ]
+    monkeypatch.setattr(mountpoints, "file_systems", lambda: found)
+    with pytest.raises(ArgumentError) as raised:
+        mountpoints.mountpoint_of(None, remedy="set annotation dev.trimsfs.mount of the container to")
+    remedy = "set annotation dev.trimsfs.mount of the container to one of /m0, /m1, /m2, /m3, /m4"
+    assert str(raised.value) == f"there are {number} trimsfs mounts: {remedy}{rest}"
+
+
 @pytest.mark.parametrize(
     ("wanted", "mount", "message"),
     [
@@ -68,13 +87,13 @@ def test_podman_runs_the_hook_where_there_is_the_annotation(
         ("bert=/proc", "MODELS", "/proc: lies on a kernel file system"),
         ("bert=/proc/self/attr", "MODELS", "/proc/self/attr: "),
         ("bert=/", "MODELS", "'/': not a path in a container"),
-        ("none", "MODELS", "MODELS/none: No such file or directory"),
+        ("none", "MODELS", "MODELS/none: does not exist: see `trimsfs ls`"),
         ("", "MODELS", "'' is not a model"),
         ("bert,,resnet50", "MODELS", "'' is not a model"),
-        ("bert\nx", "MODELS", r"MODELS/bert\nx: No such file or directory"),
+        ("bert\nx", "MODELS", r"MODELS/bert\nx: does not exist: see `trimsfs ls`"),
         ("bert=/opt,resnet50=/opt", "MODELS", "/opt: a model is already mounted there"),
         ("bert=/opt/x", "/etc", "/etc: no trimsfs mount"),
-        ("params=/opt/x", "MODELS/bert", "MODELS/params: No such file or directory"),
+        ("params=/opt/x", "MODELS/bert", "MODELS/params: does not exist: see `trimsfs ls`"),
         ("bert=/opt/x", "MODELS/../../..", "no trimsfs mount"),
     ],
 )

@@ -1006,7 +1006,7 @@ def test_tls_is_left_out_for_this_host_and_by_the_option() -> None:
 
 async def test_registry_without_tls_is_told_with_the_option(registry: Registry, name: str) -> None:
     async with opened(f"oci://{registry.address}/{name}:v1", plain_http=False) as store:
-        with pytest.raises(TransientStoreError, match="set --plain-http if the registry has no TLS"):
+        with pytest.raises(TransientStoreError, match="set plain_http if the registry has no TLS"):
             await store.probe()
 
 

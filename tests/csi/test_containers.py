@@ -49,7 +49,7 @@ def lose_the_server(node: Node) -> None:
 
 def replace_the_server(node: Node) -> None:
     before, old = node.serving(), node.processes[-1]
-    node.server("--fetch-processes", "1")
+    node.server("fetch_processes=1")
     node.serving(not_by=before)
     end(old)
 

@@ -11,10 +11,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import grpc
 import pytest
 
+from mountctl.extras.csi.csi_requests import POD
+from mountctl.extras.csi.csi_server import EndpointError, listen
 from mountctl.extras.csi.mount_commands import MountCommands, Space
 from mountctl.extras.csi.mounts_directory import MountsDirectory
 from mountctl.extras.csi.named_locks import NamedLocks
@@ -34,6 +37,7 @@ from tests.csi.driver import (
 )
 from tests.support.keepers import hanging
 from tests.support.mounts import MOUNTCTL, MountedStore, wait_until
+from tests.support.users import STRANGER
 from trimsfs.mountinfo import Mount
 
 MOUNT = Mount(number=1, parent=1, mountpoint=Path("/mounts/models"), device="0:1", kind="fuse.trimsfs", source="s3://b")
@@ -68,7 +72,8 @@ def test_a_mount_that_does_not_answer_holds_up_nobody(directory: Path) -> None:
             assert time.monotonic() - started < 15
             assert not ready.result()
             condition = stats.result().volume_condition
-            assert (condition.abnormal, "does not answer" in condition.message) == (True, True)
+            told = f"{mount.path} does not answer: see its log, or `mountctl restart {mount.path}`"
+            assert (condition.abnormal, condition.message) == (True, told)
             for call in publications:
                 with refused(grpc.StatusCode.UNAVAILABLE, "does not answer: see its log, or `mountctl restart"):
                     call.result()
@@ -230,6 +235,34 @@ def start(directory: Path, *options: str, endpoint: str | None = None) -> "subpr
     return subprocess.run([*command, *options], capture_output=True, text=True, timeout=20, check=False)
 
 
+def test_who_may_not_listen_is_told_to_be_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: STRANGER)
+    server = Mock(spec=grpc.Server, **{"add_insecure_port.side_effect": RuntimeError("UNKNOWN:Failed to add port")})
+    with pytest.raises(EndpointError) as raised:
+        listen(server, tmp_path / "csi.sock")
+    assert str(raised.value) == f"--endpoint {tmp_path}/csi.sock: only root can listen there: run it as root"
+
+
+@needs_root
+def test_the_log_names_volume_and_pod_of_what_is_refused_and_only_what_was_unmounted(directory: Path) -> None:
+    log: list[str] = []
+    with models_mount(directory), running(directory, log=log) as driver:
+        with refused(grpc.StatusCode.NOT_FOUND, "does not exist"):
+            driver.publish("a", path="none", **{POD: "reader"})
+        driver.unpublish("a")
+        target = driver.publish("b", path="team")
+        driver.unpublish("b")
+        driver.unpublish("b")
+        with refused(grpc.StatusCode.NOT_FOUND):
+            driver.stats("b")
+    lines = [line.split(" ", 2)[2].rstrip("\n") for line in log]
+    missing = f"path 'none' of {directory}/mounts/models: does not exist: see `trimsfs ls`"
+    assert f"WARNING NodePublishVolume: volume csi-a: pod default/reader: NOT_FOUND: {missing}" in lines
+    assert [line for line in lines if "unmounted" in line] == [f"INFO volume csi-b: unmounted from {target}"]
+    gone = f"volume csi-b: is not published at {str(target)!r}"
+    assert f"WARNING NodeGetVolumeStats: volume csi-b: NOT_FOUND: {gone}" in lines
+
+
 def test_a_socket_left_behind_is_replaced_and_one_in_use_is_not(directory: Path) -> None:
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(directory / "csi.sock"))
@@ -256,9 +289,12 @@ def test_what_cannot_be_served_gives_one_line_and_its_exit_code(directory: Path)
     for code, words, done in (
         (1, "is not a socket", start(directory, endpoint=f"unix://{directory}/file")),
         (1, "does not exist: create it", start(directory, endpoint=f"unix://{directory}/none/csi.sock")),
-        (1, "must be unix:///", start(directory, endpoint="tcp://0.0.0.0:1")),
-        (1, "must be unix:///", start(directory, endpoint="unix:csi.sock")),
-        (1, "longer than 107", start(directory, endpoint=f"unix:///{'x' * 107}")),
+        (2, "must be unix:///", start(directory, endpoint="tcp://0.0.0.0:1")),
+        (2, "must be unix:///", start(directory, endpoint="unix:csi.sock")),
+        (2, "must be unix:///", start(directory, endpoint=f"{directory}/csi.sock")),
+        (2, "must be unix:///", start(directory, endpoint=f"unix://{directory}/")),
+        (2, "longer than 107", start(directory, endpoint=f"unix:///{'x' * 107}")),
+        (1, "--tokens-dir /proc/tokens: No such", start(directory, "--tokens-dir", "/proc/tokens")),
         (2, "--node-id", start(directory, "--node-id", "")),
         (2, "--mounts-dir", start(directory, "--mounts-dir", "/nonexistent")),
         (2, "--tenants", start(directory, "--tenants", str(bad))),

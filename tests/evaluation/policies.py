@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from tests.evaluation.clients import draw
 from tests.evaluation.results import Policy, Results
 from tests.evaluation.setting import BUCKET, Model, Setting, heat
-from trimsfs.tiers.eviction_policies import POLICIES
+from trimsfs.eviction_policies import POLICIES
 
 
 def policies(setting: Setting, models: Sequence[Model], results: Results, *, requests: int) -> None:
@@ -16,7 +16,7 @@ def policies(setting: Setting, models: Sequence[Model], results: Results, *, req
     budget = sum(model.nbytes for model in models) // 2
     drawn = [model for model in draw(models, 1.0, requests) if model.nbytes <= budget]
     for name in POLICIES:
-        with setting.mounted("--cache-size", str(budget), "--cache-policy", name) as mount:
+        with setting.mounted("--cache-size", str(budget), "--eviction", f"disk={name}") as mount:
             setting.server.reset()
             taken = []
             for model in drawn:

@@ -116,7 +116,7 @@ class Fleet:
             member.mount.path,
             *("--store", self.store.url, "--cache-dir", member.mount.cache),
             *("--log-file", log_beside(member.directory)),
-            *(part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)),
+            *(f"{name}={value}" for name, value in options.items()),
             *self.options,
             environment=self.store.environment(),
             before=member.host.namespace.before,

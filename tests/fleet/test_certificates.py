@@ -12,8 +12,8 @@ MEMBER = "127.0.0.1:7443"
 
 def in_a_fleet(authority: Authority, identity: Identity) -> tuple[str | Path, ...]:
     """The options of a mount in a fleet."""
-    places = ("--fleet", "tests", "--fleet-members", MEMBER, "--fleet-listen", MEMBER)
-    files = ("--fleet-ca", authority.certificate, "--fleet-cert", identity.certificate, "--fleet-key", identity.key)
+    places = ("fleet=tests", f"fleet_members={MEMBER}", f"fleet_listen={MEMBER}")
+    files = (f"fleet_ca={authority.certificate}", f"fleet_cert={identity.certificate}", f"fleet_key={identity.key}")
     return *places, *files
 
 
@@ -28,8 +28,8 @@ def test_a_mount_tells_that_its_certificate_has_expired(store_directory: Path, t
     identity = authority.identity("127.0.0.1", days=-1)
     with mounted(store_directory, tmp_path / "mounted", *in_a_fleet(authority, identity)) as mount:
         assert (mount.path / "file").read_bytes() == b"content"
-        told = f"fleet: other members refuse this host: option --fleet-cert {identity.certificate}: certificate has exp"
-        assert f" WARNING trimsfs.server.daemon: {told}" in mount.log()
+        told = f"fleet: other members refuse this host: option fleet_cert {identity.certificate}: certificate has exp"
+        assert f" WARNING trimsfs.extras.fleet.part: {told}" in mount.log()
 
 
 def test_a_mount_outlives_its_certificate(store_directory: Path, tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_a_mount_outlives_its_certificate(store_directory: Path, tmp_path: Path)
     identity = authority.identity("127.0.0.1")
     with mounted(store_directory, tmp_path / "mounted", *in_a_fleet(authority, identity)) as mount:
         away = identity.certificate.rename(tmp_path / "away")
-        told = f"option --fleet-cert {identity.certificate}: No such file or directory"
+        told = f"option fleet_cert {identity.certificate}: No such file or directory"
         done = restart(mount)
         assert (done.returncode != 0, told in done.stderr) == (True, True), done.stderr
         assert trimsfs("status", mount.path).returncode == 0

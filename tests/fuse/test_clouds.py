@@ -25,7 +25,7 @@ def test_a_model_is_fetched_once_and_compared_with_the_digest_of_the_cloud(
     )
     old, new = (random.Random(seed).randbytes(SIZE) for seed in (1, 2))
     backend.put("models/net/weights", old)
-    options = ["--metadata-ttl", "0.2", "--fetch-processes", "2", "--digests", "wait", "--cold-open", "wait"]
+    options = ["--metadata-ttl", "0.2", "fetch_processes=2", "--digests", "wait", "--cold-open", "wait"]
     url = backend.options("models").store
     assert url is not None
     with mounted(url, tmp_path, *options, environment=server.environment()) as mount:

@@ -17,6 +17,7 @@ from tests.support import lingering
 from tests.support.keepers import have_serve
 from tests.support.mounts import LAZY, MOUNTCTL, again_while_copied, mounted, trimsfs, wait_until
 from tests.support.processes import alive
+from tests.support.tmpfs import tmpfs
 from trimsfs.mount_namespaces import detach
 from trimsfs.mountinfo import mount_at, mounts
 
@@ -107,6 +108,55 @@ def test_who_unmounts_is_told_what_has_it_elsewhere_and_can_have_it_unmounted_th
         assert not [each for each in left if each.mountpoint in {mount.path, bind}]
         assert not alive(facts["server_pid"])
         assert process.poll() is None
+
+
+@pytest.mark.alone  # its namespace holds copies of others' mounts
+def test_an_overlay_keeps_a_mount_and_is_named_but_not_one_that_is_older(store_directory: Path, tmp_path: Path) -> None:
+    """Its namespace does not list the mount: the overlay alone leads there, as with podman's volumes with ``:O``."""
+    (store_directory / "bert").mkdir()
+    (store_directory / "bert/params").write_bytes(b"weights")
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    script = 'mount -t overlay overlay -o "lowerdir=$1" "$2"; umount --lazy "$3"; echo; exec sleep 300'
+    with (
+        mounted(store_directory, tmp_path) as mount,
+        tmpfs(tmp_path / "second", 1 << 20) as second,
+        running(
+            "unshare", "-m", "sh", "-ec", script, "sh", f"{mount.path}/bert:{second}", merged, mount.path
+        ) as process,
+    ):
+        keeper = mount.control()["keeper_pid"]
+        assert process.stdout is not None
+        assert process.stdout.readline() == "\n"
+        told = f"in use by the overlay at {merged} in the mount namespace of pid {process.pid} (sleep)"
+        for option in ((), ("--everywhere",)):
+            refused = trimsfs("umount", *option, mount.path)
+            assert (refused.returncode, refused.stderr) == (
+                12,
+                f"trimsfs: {mount.path} is {told}: end that, or use --lazy\n",
+            )
+        assert (mount.path / "bert/params").read_bytes() == b"weights"
+        lazy = trimsfs("umount", LAZY, mount.path)
+        assert (lazy.returncode, told in lazy.stderr) == (0, True), lazy.stderr
+        with mounted(store_directory, tmp_path, "--cache-dir", str(tmp_path / "other")):
+            done = trimsfs("umount", mount.path)
+            assert (done.returncode, done.stderr) == (0, ""), "the overlay is of the mount before"
+        assert alive(keeper)
+        assert Path(f"/proc/{process.pid}/root{merged}/params").read_bytes() == b"weights"
+        process.kill()
+        wait_until(lambda: not alive(keeper), 30)
+
+
+def test_a_bind_that_a_lazy_unmount_leaves_is_named(store_directory: Path, tmp_path: Path) -> None:
+    bind = tmp_path / "bind"
+    bind.mkdir()
+    with mounted(store_directory, tmp_path) as mount:
+        subprocess.run(["mount", "--bind", mount.path, bind], check=True, timeout=30)
+        try:
+            lazy = trimsfs("umount", LAZY, mount.path)
+            assert (lazy.returncode, f"it is in use by the mount at {bind}" in lazy.stderr) == (0, True), lazy.stderr
+        finally:
+            subprocess.run(["umount", bind], check=True, timeout=30)
 
 
 @pytest.mark.alone  # namespaces of others would hold copies of its mount

@@ -21,7 +21,7 @@ from trimsfs.types import CHUNK_SIZE
 
 DEADLINE_S = 2.0
 CHUNKS = 9
-OPTIONS = ("--cold-open", "stream", "--prefetch", "off", "--retry-deadline", str(DEADLINE_S), "--stall-timeout", "60")
+OPTIONS = ("--cold-open", "stream", "--prefetch", "off", "--retry-deadline", str(DEADLINE_S), "stall_timeout=60")
 FILES = ("mapped", "opened", "read", "touched", "killed", "hinted", "lost", "deleted")
 
 FAULT_ALL = """

@@ -65,7 +65,7 @@ class Process:
 
 
 pytestmark = pytest.mark.parametrize(
-    "directory_mount", ["--passthrough", pytest.param("--no-passthrough", marks=pytest.mark.slow)], indirect=True
+    "directory_mount", ["passthrough=yes", pytest.param("passthrough=no", marks=pytest.mark.slow)], indirect=True
 )
 
 
@@ -143,7 +143,7 @@ def test_users_do_not_meet(mount: MountedStore, stack: ExitStack) -> None:
 
 
 def test_without_the_option_nothing_is_kept(tmp_path: Path, store_directory: Path, mount: MountedStore) -> None:
-    with mounted(store_directory, tmp_path / "without", "--no-derived") as without, ExitStack() as stack:
+    with mounted(store_directory, tmp_path / "without", "derived=no") as without, ExitStack() as stack:
         process = Process(stack, without.path / NAME, REVERSED)
         before = process.ask("weights")
         folded = process.ask("fold")

@@ -55,7 +55,7 @@ def test_a_whole_copy_is_compared_with_the_checksum_before_it_is_read(
         assert file.read() == CONTENT
 
 
-@pytest.mark.parametrize("options", [(), ("--no-passthrough",)], ids=["passthrough", "cached"])
+@pytest.mark.parametrize("options", [(), ("passthrough=no",)], ids=["passthrough", "cached"])
 def test_damage_is_found_by_verify_and_mended_while_it_is_mapped(
     ceph: Ceph, bucket: str, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
@@ -79,7 +79,7 @@ def test_damage_is_found_by_verify_and_mended_while_it_is_mapped(
 
 def test_what_programs_have_seen_wrong_they_see_right_once_it_is_mended(store_directory: Path, tmp_path: Path) -> None:
     (store_directory / "model").write_bytes(CONTENT)
-    with mounted(store_directory, tmp_path, "--no-passthrough") as mount:
+    with mounted(store_directory, tmp_path, "passthrough=no") as mount:
         path = mount.path / "model"
         assert trimsfs("warm", path).returncode == 0
         flip_byte(blob(mount), 9 * MIB)
@@ -93,7 +93,7 @@ def test_what_programs_have_seen_wrong_they_see_right_once_it_is_mended(store_di
 
 def test_scrubbing_finds_damage_by_itself(ceph: Ceph, bucket: str, tmp_path: Path) -> None:
     put(ceph, bucket)
-    options = ("--scrub-interval", "0.5", "--scrub-rate", "1GiB")
+    options = ("scrub_interval=0.5", "scrub_rate=1GiB")
     with mounted(f"s3://{bucket}", tmp_path, *options, environment=ceph.environment()) as mount:
         assert trimsfs("warm", mount.path).returncode == 0
         flip_byte(blob(mount), 3 * MIB)
@@ -115,7 +115,7 @@ def test_only_what_has_been_signed_can_be_opened(store_directory: Path, tmp_path
         if model != "unsigned":
             (store_directory / model / "model.sig").write_bytes(sign(key, files))
     (store_directory / "changed/params").write_bytes(CONTENT[:-1] + b"?")
-    options = ("--signatures", "require", "--signing-key", str(tmp_path / "key.pem"), "--cold-open", "wait")
+    options = ("signatures=require", f"signing_key={tmp_path}/key.pem", "--cold-open", "wait")
     with mounted(store_directory, tmp_path, *options) as mount:
         for name, content in files.items():
             assert (mount.path / "signed" / name).read_bytes() == content
@@ -143,14 +143,14 @@ def test_only_what_has_been_signed_can_be_opened(store_directory: Path, tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--signatures", "check"), "option --signatures check: needs the public key: set --signing-key FILE"),
+        (("signatures=check",), "option signatures check: needs the public key: set signing_key"),
         (
-            ("--signatures", "check", "--signing-key", "/absent"),
-            "option --signing-key /absent: No such file or directory",
+            ("signatures=check", "signing_key=/absent"),
+            "option signing_key /absent: No such file or directory",
         ),
         (
-            ("--signatures", "check", "--signing-key", "/dev/null", "--digests", "off"),
-            "option --signatures check: needs digests: leave out --digests off",
+            ("signatures=check", "signing_key=/dev/null", "--digests", "off"),
+            "option signatures check: needs digests: leave out --digests off",
         ),
     ],
 )

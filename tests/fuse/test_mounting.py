@@ -333,7 +333,7 @@ def test_doctor_tries_a_mount_beside_a_cache_of_another_server_user_and_leaves_n
         directory.mkdir(mode=0o700)
     os.chown(cache, STRANGER, STRANGER)
     let_in(tmp_path)
-    arguments = ("--store", store_directory, "--cache-dir", cache, "--gpu", "off")
+    arguments = ("--store", store_directory, "--cache-dir", cache, "gpu=off")
     done = trimsfs("doctor", *arguments, environment={"TMPDIR": str(scratch)})
     assert "\nok    passthrough: " in done.stdout
     assert list(Path("/var/log/trimsfs").glob(f"*{escape(tmp_path)}*")) == []

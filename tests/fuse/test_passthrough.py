@@ -57,7 +57,7 @@ def test_server_sees_no_read_of_a_resident_file(mount: MountedStore) -> None:
     assert mount.info("model")["passthrough"]
 
 
-@pytest.mark.parametrize("options", [["--no-passthrough"], ["--passthrough"]])
+@pytest.mark.parametrize("options", [["passthrough=no"], ["passthrough=yes"]])
 def test_files_opened_one_after_the_other_are_all_released(
     store_directory: Path, tmp_path: Path, options: list[str]
 ) -> None:
@@ -415,7 +415,7 @@ def test_signal_ends_an_open_that_waits(store_directory: Path, tmp_path: Path) -
         wait_until(lambda: mount.info("model")["open"] == 0)
 
 
-@pytest.mark.parametrize("options", [["--no-passthrough"], ["--passthrough"]])
+@pytest.mark.parametrize("options", [["passthrough=no"], ["passthrough=yes"]])
 def test_ioctl_tells_c_programs_what_is_here(store_directory: Path, tmp_path: Path, options: list[str]) -> None:
     (store_directory / "model").write_bytes(MODEL)
     header = Path(fuse.__file__).parent
@@ -436,7 +436,7 @@ def test_ioctl_tells_c_programs_what_is_here(store_directory: Path, tmp_path: Pa
         size, disk, host, flags = residency()  # opening it fetches it
         assert (size, disk) == (len(MODEL), len(MODEL))
         assert host >= size
-        assert flags == (1 if "--no-passthrough" in options else 3)
+        assert flags == (1 if "passthrough=no" in options else 3)
         assert trimsfs("pin", "--best-effort", mount.path / "model").returncode == 0
         assert residency()[3] == flags | 4
 

@@ -32,7 +32,7 @@ def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedStore]:
     store.mkdir()
     (store / "model").write_bytes(CONTENT)
     environment = {"CREDENTIALS_OF_A_TEST": "of the mount"}
-    with mounted(store, directory, "--fetch-processes", "2", environment=environment) as mount:
+    with mounted(store, directory, "fetch_processes=2", environment=environment) as mount:
         (mount.path / "model").read_bytes()
         yield mount
 

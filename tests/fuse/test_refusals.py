@@ -102,12 +102,12 @@ def test_a_wrong_secret_is_told_at_once_and_by_all(with_secret: WithSecret) -> N
 
 def test_a_key_that_lists_but_may_not_read_is_told(ceph: Ceph, tmp_path: Path) -> None:
     users = of_ceph(ceph, "list-only", OBJECTS, {}, {"lister": (), "reader": ("m/a",)}).users
-    doctor = ("doctor", "--store", "s3://list-only", "--cache-dir", tmp_path / "cache", "--gpu", "off")
-    done = trimsfs(*doctor, "--no-passthrough", environment=users["lister"].environment())
+    doctor = ("doctor", "--store", "s3://list-only", "--cache-dir", tmp_path / "cache", "gpu=off")
+    done = trimsfs(*doctor, "passthrough=no", environment=users["lister"].environment())
     assert done.returncode == 1
     assert "FAIL  store: s3://list-only can be listed, but not read: m/a: bucket list-only: " in done.stdout
     assert "allow s3:GetObject" in done.stdout
-    done = trimsfs(*doctor, "--no-passthrough", environment=users["reader"].environment())
+    done = trimsfs(*doctor, "passthrough=no", environment=users["reader"].environment())
     assert "store: s3://list-only can be listed and read" in done.stdout
 
     with mounted("s3://list-only", tmp_path, environment=users["lister"].environment()) as mount:
@@ -161,8 +161,8 @@ def test_a_private_ca_is_told_by_its_file_user_and_remedy(seaweed: Seaweed, tmp_
         assert f"CA file {file}: {reason}" in said
         assert f"user {SERVER_USER}" in said
         assert "network" not in said + untrusted
-        doctor = ("doctor", "--store", "s3://private", "--cache-dir", tmp_path / "cache", "--gpu", "off")
-        done = trimsfs(*doctor, "--no-passthrough", environment=over_https(seaweed, file))
+        doctor = ("doctor", "--store", "s3://private", "--cache-dir", tmp_path / "cache", "gpu=off")
+        done = trimsfs(*doctor, "passthrough=no", environment=over_https(seaweed, file))
         line = next(line for line in done.stdout.splitlines() if "store:" in line)
         assert line.startswith(f"FAIL  store: CA file {file}: ") or f"CA file {file}: {reason}" in line
         assert "network" not in line

@@ -63,7 +63,7 @@ def test_300_small_objects_are_exact_and_fetched_once(ceph: Ceph, bucket: str, t
     draw = random.Random(2)
     objects = {f"small/{number:03}": draw.randbytes(32 * 1024 + number) for number in range(300)}
     put(ceph, bucket, objects)
-    options = ["--fetch-processes", str(FETCH_PROCESSES)]
+    options = [f"fetch_processes={FETCH_PROCESSES}"]
     with mounted(f"s3://{bucket}", tmp_path, *options, environment=ceph.environment()) as mount:
         for _ in range(2):
             for key, content in objects.items():

@@ -33,7 +33,7 @@ from tests.support.users import STRANGER, as_user
 from trimsfs.cli.umount import STOP_TIMEOUT_S
 from trimsfs.fuse.waiters import CHECK_INTERVAL_S
 from trimsfs.mountinfo import trimsfs_at
-from trimsfs.processes import title_of
+from trimsfs.processes import shown, title_of
 
 BOOTS = 7
 WITH_LIMIT = """
@@ -165,7 +165,7 @@ def test_readers_wait_for_the_next_container_of_a_server_that_is_lost(node: Node
 def test_a_newer_server_takes_over_while_the_one_before_is_there(served: Node) -> None:
     old, before = served.processes[-1], served.serving()
     with (served.mountpoint / "warm").open("rb", buffering=0) as file:
-        new = served.server("--fetch-processes", "1")
+        new = served.server("fetch_processes=1")
         after = served.serving(not_by=before)
         assert old.poll() is None
         assert file.read() == FILES["warm"]
@@ -323,6 +323,22 @@ def test_a_mount_that_ends_while_it_waits_for_a_server_is_mounted_anew_by_the_ne
     served.server()
     served.serving()
     assert (served.mountpoint / "cold").read_bytes() == FILES["cold"]
+
+
+def test_who_keeps_the_cache_of_a_server_that_has_ended_is_named(served: Node) -> None:
+    keeper, launcher = served.processes
+    keeper.send_signal(signal.SIGTERM)
+    assert keeper.wait(TIMEOUT_S) == 0
+    (holder,) = [pid for pid in family(launcher.pid) if title_of(pid).startswith("trimsfs launcher ")]
+    os.kill(holder, signal.SIGSTOP)
+    done = trimsfs("umount", served.mountpoint)
+    assert done.returncode == 0, done.stderr
+    cache = served.directory / "cache"
+    done = trimsfs("mount", served.store, served.mountpoint, "--cache-dir", cache)
+    told = (
+        f"trimsfs: cache directory {cache} is in use by another server, pid unknown: unmount that, or set --cache-dir"
+    )
+    assert (done.returncode, done.stderr) == (8, f"{told}; {shown(holder)} holds its lock: end that\n")
 
 
 def test_a_keeper_that_is_stopped_while_its_mount_ends_does_not_wait_for_the_next_server(node: Node) -> None:

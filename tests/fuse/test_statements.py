@@ -30,7 +30,7 @@ def test_a_command_of_a_server_that_is_gone_has_ended(store_directory: Path, str
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("mode", ["--passthrough", "--no-passthrough"])
+@pytest.mark.parametrize("mode", ["passthrough=yes", "passthrough=no"])
 def test_a_mount_whose_processes_are_all_killed_says_so_until_it_is_unmounted(
     mode: str, store_directory: Path, tmp_path: Path
 ) -> None:
@@ -45,7 +45,7 @@ def test_a_mount_whose_processes_are_all_killed_says_so_until_it_is_unmounted(
         for who in ("keeper_pid", "server_pid"):
             os.kill(facts[who], signal.SIGKILL)
         wait_until(lambda: not_connected(mount.path / "other"))
-        assert passed == (mode == "--passthrough")
+        assert passed == (mode == "passthrough=yes")
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         if passed:
             assert mapping[:] == content == os.pread(file, len(content), 0)

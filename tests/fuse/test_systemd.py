@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from mountctl.linux.cdi_specs import default_output
 from tests.support.booted import SYSTEMD, Booted, booted
 from tests.support.mounts import MOUNTCTL, TRIMSFS, let_in, wait_until
 
+CONTAINERS = Path(__file__).parents[2] / "docs/containers.md"
 pytestmark = pytest.mark.skipif(not SYSTEMD.exists(), reason="systemd is not installed")
 
 
@@ -69,6 +71,23 @@ def test_up_and_down_start_and_stop_the_unit(system: Booted, mountpoint: Path) -
     assert system.mountctl("down", "models").returncode == 0
     assert system.state("models") == "inactive"
     assert system.mountctl("down", "models").stdout == "models is down\n"
+
+
+def test_the_documented_drop_in_makes_devices_at_each_mount(system: Booted, mountpoint: Path, directory: Path) -> None:
+    (directory / "store/bert").mkdir(exist_ok=True)
+    (drop_in,) = re.findall(r"\[Service\]\n *ExecStartPost=.* cdi .*\n", CONTAINERS.read_text())
+    drop_in = drop_in.replace("/usr/local/bin/mountctl", MOUNTCTL).replace(" /models\n", f" {mountpoint}\n")
+    place, spec = "/run/systemd/system/trimsfs@models.service.d", default_output(mountpoint)
+    system.run("mkdir", "-p", place)
+    system.run("sh", "-c", f"printf %s '{drop_in}' > {place}/devices.conf; systemctl daemon-reload")
+    try:
+        for _ in range(2):
+            assert system.mountctl("up", "models").returncode == 0
+            assert '"name": "bert"' in system.run("cat", spec).stdout
+            assert system.mountctl("down", "models").returncode == 0
+            wait_until(lambda: system.run("test", "-e", spec).returncode == 1)
+    finally:
+        system.run("sh", "-c", f"rm -r {place}; systemctl daemon-reload")
 
 
 def test_a_mount_that_another_directory_declares_is_none_of_the_unit(

@@ -18,7 +18,7 @@ from tests.support.mounts import MountedStore, mounted, wait_until
 
 MIB = 1 << 20
 ANSWER_TIMEOUT_S = 40
-HEADROOM = ("--gpu-headroom", "2MiB")
+HEADROOM = ("gpu_headroom=2MiB",)
 
 
 def digest_of(store: Path, name: str) -> str:

@@ -17,7 +17,7 @@ from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
 
 MIB = 1 << 20
 PARAMS = 5 * MIB
-HEADROOM = ("--gpu-headroom", "4MiB")
+HEADROOM = ("gpu_headroom=4MiB",)
 OTHER = 12345
 OTHER_SIZE = len(model_files.safetensors({"weight": model_files.Array("float16", (MIB // 2,), bytes(MIB))}))
 
@@ -173,22 +173,22 @@ def test_what_cannot_be_warmed_is_told_in_a_line(scene: Scene, store: Path, tmp_
     fails(2, "option --to gpu:: must be disk, host, gpu", "warm", params, "--to", "gpu:")
     fails(2, "option --to tape: must be disk, host, gpu", "warm", params, "--to", "tape")
     fails(2, "only copies on GPUs belong to a user", "warm", params, "--for-uid", "1")
-    fails(16, "raise --gpu-memory", "warm", scene.mount.path / "large", "--to", f"gpu:{scene.devices[1]}")
+    fails(16, "raise gpu_memory", "warm", scene.mount.path / "large", "--to", f"gpu:{scene.devices[1]}")
     fails(10, "is not on a trimsfs mount", "warm", tmp_path, "--to", "gpu")
     fails(13, "No such file", "warm", scene.folder / "absent", "--to", "gpu")
 
 
 def test_a_mount_that_shares_no_copies_is_not_warmed(store: Path, tmp_path: Path) -> None:
-    with staged(store, tmp_path, [32 * MIB], "--gpu-sharing", "none") as scene:
-        fails(2, "--gpu-sharing none", "warm", scene.folder / "params", "--to", "gpu")
+    with staged(store, tmp_path, [32 * MIB], "gpu_sharing=none") as scene:
+        fails(2, "gpu_sharing none", "warm", scene.folder / "params", "--to", "gpu")
 
 
 @pytest.mark.parametrize(
     ("option", "reason"),
-    [("auto", "no CUDA device: cuInit: CUDA_ERROR_NO_DEVICE"), ("off", "switched off by --gpu off")],
+    [("auto", "no CUDA device: cuInit: CUDA_ERROR_NO_DEVICE"), ("off", 'switched off by gpu = "off"')],
 )
 def test_a_mount_without_a_device_tells_why(option: str, reason: str, store: Path, tmp_path: Path) -> None:
-    with mounted(store, tmp_path, "--gpu", option, environment=environment(None)) as mount:
+    with mounted(store, tmp_path, f"gpu={option}", environment=environment(None)) as mount:
         folder = mount.path / "resnet50"
         fails(15, f"{mount.path} uses no GPU: {reason}", "warm", folder, "--to", "gpu")
         fails(15, f"{mount.path} uses no GPU: {reason}", "verify", folder, "--tier", "gpu")
@@ -327,7 +327,7 @@ def test_doctor_names_the_devices(store: Path, tmp_path: Path) -> None:
     with KernelDriver(tmp_path, [64 * MIB, 32 * MIB]) as kernel:
         places = ("--store", store, "--cache-dir", tmp_path / "cache")
         done = trimsfs("doctor", *places, environment=environment(kernel))
-        off = trimsfs("doctor", *places, "--gpu", "off", environment=environment(kernel))
+        off = trimsfs("doctor", *places, "gpu=off", environment=environment(kernel))
 
     lines = done.stdout.splitlines()
     assert any(line.startswith("ok    CUDA: cuda-bindings ") and "driver for CUDA" in line for line in lines)
@@ -335,5 +335,5 @@ def test_doctor_names_the_devices(store: Path, tmp_path: Path) -> None:
     assert (
         f"ok    GPUs: {one} (Emulated device 0, no GPU, 64 MiB), {other} (Emulated device 1, no GPU, 32 MiB)" in lines
     )
-    assert "ok    CUDA: switched off by --gpu off" in off.stdout
+    assert 'ok    CUDA: switched off by gpu = "off"' in off.stdout
     assert "GPUs: " not in off.stdout

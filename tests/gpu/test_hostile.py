@@ -83,7 +83,7 @@ def test_what_waits_for_a_device_is_bounded_and_leaves_files_alone(store: Path, 
 
 
 def test_connections_of_one_user_leave_room_for_others(store: Path, tmp_path: Path) -> None:
-    with scene(store, tmp_path, "--gpu-sharing", "all") as host:
+    with scene(store, tmp_path, "gpu_sharing=all") as host:
         told = host.program().ask("control_file", path=host.control_file("net.bin"), use=False)
         held = [connected(host) for _ in range(300)]
         try:
@@ -164,7 +164,7 @@ def test_a_device_that_hangs_does_not_hold_up_unmounting(store: Path, tmp_path: 
             assert time.monotonic() - begun < 20
 
 
-@pytest.mark.parametrize("option", [("--gpu-sharing", "none"), ("--gpu-policy", "eager")])
+@pytest.mark.parametrize("option", [("gpu_sharing=none",), ("eviction=gpu=eager",)])
 def test_what_ends_while_no_server_runs_is_given_up_by_the_next(
     store: Path, tmp_path: Path, option: tuple[str, str]
 ) -> None:

@@ -150,7 +150,7 @@ def another(host: Scene) -> Program:
 
 @pytest.mark.parametrize(("sharing", "copies"), [("all", 1), ("uid", 2), ("none", 3)])
 def test_copies_are_shared_inside_a_domain_of_trust(store: Path, tmp_path: Path, sharing: str, copies: int) -> None:
-    with scene(store, tmp_path, "--gpu-sharing", sharing) as host:
+    with scene(store, tmp_path, f"gpu_sharing={sharing}") as host:
         programs = [host.borrowing("net.bin"), host.borrowing("net.bin"), another(host)]
         programs[-1].ask("control_file", path=host.control_file("net.bin"))
 

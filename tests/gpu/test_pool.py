@@ -9,7 +9,7 @@ import pytest
 
 from tests.gpu.scene import MIB, digest_of, scene
 from tests.support.mounts import trimsfs, wait_until
-from trimsfs.tiers.eviction_policies import POLICIES
+from trimsfs.eviction_policies import POLICIES
 
 SIZE = 6 * MIB
 NAMES = [f"net{number}.bin" for number in range(6)]
@@ -35,7 +35,7 @@ def store(tmp_path: Path) -> Path:
     ],
 )
 def test_no_policy_takes_a_copy_that_is_in_use(store: Path, tmp_path: Path, policy: str) -> None:
-    with scene(store, tmp_path, "--gpu-policy", policy, memory=TINY) as host:
+    with scene(store, tmp_path, f"eviction=gpu={policy}", memory=TINY) as host:
         program = host.borrowing(NAMES[0])
         for name in NAMES[1:] * 2:
             descriptor = os.open(host.control_file(name), os.O_RDONLY)
@@ -49,7 +49,7 @@ def test_no_policy_takes_a_copy_that_is_in_use(store: Path, tmp_path: Path, poli
 
 
 def test_the_policy_never_lets_in_what_fits_and_no_more(store: Path, tmp_path: Path) -> None:
-    with scene(store, tmp_path, "--gpu-policy", "never", memory=TINY) as host:
+    with scene(store, tmp_path, "eviction=gpu=never", memory=TINY) as host:
         for name in NAMES[:2]:
             os.close(os.open(host.control_file(name), os.O_RDONLY))
         with pytest.raises(OSError, match="Cannot allocate memory"):
@@ -86,9 +86,9 @@ def test_memory_that_others_take_is_made_up_for_by_eviction_and_then_told(store:
 
 
 def test_what_is_larger_than_its_share_of_the_device_is_refused(store: Path, tmp_path: Path) -> None:
-    with scene(store, tmp_path, "--gpu-memory", "0.25", memory=TINY) as host:
+    with scene(store, tmp_path, "gpu_memory=0.25", memory=TINY) as host:
         assert host.program().ask("control_file", path=host.control_file(NAMES[0]))["errno"] == errno.ENOMEM
-        assert "raise --gpu-memory" in host.mount.log()
+        assert "raise gpu_memory" in host.mount.log()
 
 
 def test_pinned_models_stay_on_the_device(store: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def test_what_has_not_been_signed_comes_to_no_gpu(tmp_path: Path) -> None:
         (store / directory / "model.sig").write_bytes(sign(key, files))
     (tmp_path / "key.pem").write_bytes(pem(key))
     (tmp_path / "key.pem").chmod(0o600)  # the server reads it before it gives root up
-    options = ("--signatures", "require", "--signing-key", str(tmp_path / "key.pem"))
+    options = ("signatures=require", f"signing_key={tmp_path}/key.pem")
     with scene(store, tmp_path, *options) as host:
         assert host.borrowing("signed/net.bin").digest() == hashlib.sha256(CONTENT).hexdigest()
         refused = host.program().ask("control_file", path=host.control_file("changed/net.bin"))

@@ -10,6 +10,7 @@ import pytest
 from tests.cuda import environment
 from tests.gpu.scene import MIB, Scene, scene
 from tests.support.mounts import mounted, trimsfs, wait_until
+from trimsfs.options import GPU_OFF
 
 SIZE = 5 * MIB
 CONTENT = random.Random(6).randbytes(SIZE)
@@ -85,10 +86,10 @@ def test_a_driver_without_a_device(store: Path, tmp_path: Path) -> None:
         assert (mount.path / "net.bin").read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("options", [(), ("--gpu", "off")])
+@pytest.mark.parametrize("options", [(), ("gpu=off",)])
 def test_no_driver(store: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     with mounted(store, tmp_path / "mount", *options) as mount:
-        assert ("--gpu off" if options else "libcuda.so.1") in mount.control()["gpu"]["unavailable"]
+        assert (GPU_OFF if options else "libcuda.so.1") in mount.control()["gpu"]["unavailable"]
         with pytest.raises(FileNotFoundError):
             os.open(mount.path / ".trims/net.bin/gpu" / NOWHERE, os.O_RDONLY)
         assert (mount.path / "net.bin").read_bytes() == CONTENT

@@ -209,7 +209,7 @@ def test_a_server_with_few_descriptors(host: Host, tmp_path: Path, store_directo
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     limits = ("prlimit", f"--nofile={FEW}:{FEW}")
-    options = ("--no-passthrough", "--prefetch", "off")
+    options = ("passthrough=no", "--prefetch", "off")
     with mounted(store_directory, tmp_path, *options, before=limits) as mount:
         with host.alert("TrimsfsDescriptorsNearLimit", mount, stops=False), ExitStack() as held:
             for number in range(OPEN):
@@ -269,7 +269,7 @@ def test_copies_that_wait_for_their_comparison(host: Host) -> None:
 
 
 def test_cold_opens_that_wait_for_long(host: Host, tmp_path: Path) -> None:
-    options = ("--cold-open", "wait", "--stall-timeout", "6", "--retry-deadline", "60", "--prefetch", "off")
+    options = ("--cold-open", "wait", "stall_timeout=6", "--retry-deadline", "60", "--prefetch", "off")
     with mounted(f"s3://{BUCKET}", tmp_path, *options, environment=host.store.environment()) as mount:
         wait_until(lambda: bool(host.prometheus.query(_sample("trimsfs_up", mount))), 60)
         name = host.upload(3 * MIB)
@@ -283,7 +283,7 @@ def test_cold_opens_that_wait_for_long(host: Host, tmp_path: Path) -> None:
 def test_a_model_that_is_not_signed(host: Host, tmp_path: Path, store_directory: Path) -> None:
     (tmp_path / "key.pem").write_bytes(pem(new_key()))
     (store_directory / "weights").write_bytes(b"unsigned")
-    options = ("--signatures", "require", "--signing-key", str(tmp_path / "key.pem"))
+    options = ("signatures=require", f"signing_key={tmp_path}/key.pem")
     with mounted(store_directory, tmp_path, *options) as mount:
         wait_until(lambda: bool(host.prometheus.query(_sample("trimsfs_signatures_refusals_total", mount))), 60)
         with host.alert("TrimsfsSignatureRefused", mount), pytest.raises(PermissionError):

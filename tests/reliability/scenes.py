@@ -105,7 +105,7 @@ def scene(
     truth.mkdir()
     objects = Objects(truth, bucket, dict(WARM))
     objects.put_all(server, WARM)
-    fixed = ("--stall-timeout", "0.5", "--metadata-ttl", "1")
+    fixed = ("stall_timeout=0.5", "--metadata-ttl", "1")
     with (
         faulty(server) as through,
         mounted(

@@ -48,7 +48,7 @@ MEMORY = 640 * MIB
 """For the keeper, two servers, their fetch processes, and the page cache of what they fetch."""
 OPTIONS = (
     *("--cache-size", str(CACHE_SIZE), "--min-free", "0", "--host-size", "96MiB", "--memory-limit", "64MiB"),
-    *("--retry-deadline", "2", "--stall-timeout", "1"),
+    *("--retry-deadline", "2", "stall_timeout=1"),
 )
 READERS, COMMANDERS = 4, 2
 SIZES = (1, 4096, 100_000, 700_000, 3 * MIB, 9 * MIB, 17 * MIB + 5)

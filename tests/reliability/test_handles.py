@@ -35,7 +35,7 @@ def evicted(mount: MountedStore) -> int:
     return int(last["total_files"] - last["failed_files"])
 
 
-@pytest.mark.parametrize("options", [("wait", "--passthrough"), ("stream", "--no-passthrough")], ids=" ".join)
+@pytest.mark.parametrize("options", [("wait", "passthrough=yes"), ("stream", "passthrough=no")], ids=" ".join)
 def test_what_is_open_is_open_for_whoever_has_it(
     options: tuple[str, str], store_directory: Path, tmp_path: Path, survived: Survived
 ) -> None:
@@ -126,7 +126,7 @@ def test_many_threads_open_and_close_while_files_are_evicted_and_servers_die(
     )
 
 
-@pytest.mark.parametrize("mode", ["--passthrough", "--no-passthrough"])
+@pytest.mark.parametrize("mode", ["passthrough=yes", "passthrough=no"])
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_cold_mappings_faulted_by_64_threads_never_hang(

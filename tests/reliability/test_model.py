@@ -15,8 +15,8 @@ from tests.reliability.profiles import KNOWN_FAILURES, LONG, LONG_S, QUICK, surv
 from tests.reliability.virtual import VirtualDriver
 from tests.support.survival import Survived
 from tests.support.tmpfs import tmpfs
+from trimsfs.eviction_policies import POLICIES
 from trimsfs.opening.cold_open import ColdOpen
-from trimsfs.tiers.eviction_policies import POLICIES
 
 
 class Virtual(Machine):

@@ -23,7 +23,7 @@ class Real(Machine):
 
     @initialize(
         cold_open=st.sampled_from(("auto", "wait", "stream")),
-        passthrough=st.sampled_from(("--passthrough", "--passthrough", "--no-passthrough")),
+        passthrough=st.sampled_from(("passthrough=yes", "passthrough=yes", "passthrough=no")),
     )
     def begin(self, cold_open: str, passthrough: str) -> None:
         directory = self.directory / str(next(self.numbers))

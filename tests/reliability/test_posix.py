@@ -112,9 +112,9 @@ def expected(store: Path, scratch: Path) -> dict[int, dict[str, str]]:
 
 
 MODES = [
-    pytest.param(("--passthrough",), id="passthrough"),
-    pytest.param(("--no-passthrough",), id="cached", marks=pytest.mark.slow),
-    pytest.param(("--no-passthrough", "--cold-open", "stream"), id="stream", marks=pytest.mark.slow),
+    pytest.param(("passthrough=yes",), id="passthrough"),
+    pytest.param(("passthrough=no",), id="cached", marks=pytest.mark.slow),
+    pytest.param(("passthrough=no", "--cold-open", "stream"), id="stream", marks=pytest.mark.slow),
     pytest.param(("--cache-size", "1MiB"), id="uncached", marks=pytest.mark.slow),
 ]
 

@@ -103,7 +103,7 @@ def test_a_server_that_dies_while_it_fetches_ahead_costs_its_readers_nothing(
     models_in(bucket)
     options = (
         *("--cold-open", cold_open, "--cache-size", f"{BUDGET}", "--min-free", "0"),
-        *("--fetch-processes", f"{FETCH_PROCESSES}"),
+        f"fetch_processes={FETCH_PROCESSES}",
     )
     with start_fast(bucket.parent, rate=RATE) as store:
         with mounted("s3://bucket", tmp_path / "mount", *options, environment=store.environment()) as mount:

@@ -350,7 +350,7 @@ DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
 QUICK = {"blobs cut off"}
 
 
-@pytest.mark.parametrize("option", ["--passthrough", pytest.param("--no-passthrough", marks=slow)])
+@pytest.mark.parametrize("option", ["passthrough=yes", pytest.param("passthrough=no", marks=slow)])
 @pytest.mark.parametrize("damage", [pytest.param(name, marks=() if name in QUICK else slow) for name in DAMAGES])
 def test_damage_while_mounted_gives_no_wrong_byte_and_passes(
     damage: str, option: str, store: Path, tmp_path: Path, survived: Survived

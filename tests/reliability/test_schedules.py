@@ -26,9 +26,10 @@ from trimsfs.errors import (
     ObjectChangedError,
     StoreStalledError,
 )
+from trimsfs.eviction_policies import POLICIES
 from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.opening.cold_open import ColdOpen
-from trimsfs.tiers.eviction_policies import POLICIES
+from trimsfs.options import Eviction
 
 KEYS = ("a", "b", "d/c", "d/e")
 COMMANDS = ("warm-disk", "warm-host", "pin", "unpin", "evict")
@@ -227,9 +228,8 @@ async def playing(directory: Path, chunk_size: int, seed: int, cold_open: ColdOp
         cold_open=cold_open,
         metadata_ttl=draw.choice((0, 0.1, 60)),
         cache_size=draw.choice((None, 3 * chunk_size, 6 * chunk_size, 12 * chunk_size)),
-        cache_policy=draw.choice(sorted(POLICIES)),
         host_size=draw.choice((None, 3 * chunk_size)),
-        host_policy=draw.choice(sorted(POLICIES)),
+        eviction=Eviction(disk=draw.choice(sorted(POLICIES)), host=draw.choice(sorted(POLICIES))),
     ) as server:
         yield server
 

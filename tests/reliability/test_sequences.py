@@ -202,7 +202,7 @@ def check(store: Path, survived: Survived, rounds: int, count: int, *options: st
     )
 
 
-@pytest.mark.parametrize("mode", ["--passthrough", "--no-passthrough"])
+@pytest.mark.parametrize("mode", ["passthrough=yes", "passthrough=no"])
 def test_random_sequences_of_reads_and_mappings_are_exact(mode: str, store_directory: Path, survived: Survived) -> None:
     check(store_directory, survived, 2, 60, mode)
 
@@ -211,8 +211,8 @@ def test_random_sequences_of_reads_and_mappings_are_exact(mode: str, store_direc
 @pytest.mark.parametrize(
     "options",
     [
-        ("--passthrough",),
-        ("--no-passthrough",),
+        ("passthrough=yes",),
+        ("passthrough=no",),
         ("--cold-open", "stream"),
         ("--cache-size", "16MiB"),
         ("--cache-size", "0"),

@@ -96,7 +96,7 @@ def held(switch: Switch) -> Iterator[None]:
 def test_a_process_that_is_killed_goes_at_once_whatever_it_waits_for(
     cold_open: str, ceph: Ceph, bucket_of_models: str, tmp_path: Path, survived: Survived
 ) -> None:
-    options = ("--cold-open", cold_open, "--stall-timeout", f"{SILENCE_S}", "--retry-deadline", f"{SILENCE_S}")
+    options = ("--cold-open", cold_open, f"stall_timeout={SILENCE_S}", "--retry-deadline", f"{SILENCE_S}")
     with (
         switched(ceph) as (server, switch),
         mounted(f"s3://{bucket_of_models}", tmp_path, *options, environment=server.environment()) as mount,

@@ -136,17 +136,17 @@ def check(
 
 def test_fio_finds_no_wrong_block(store_directory: Path, scratch: Path, survived: Survived) -> None:
     few = [Way("psync"), Way("psync", direct=True), Way("mmap", shared=True), Way("io_uring")]
-    check(few, 1, store_directory, scratch, survived, "--passthrough")
+    check(few, 1, store_directory, scratch, survived, "passthrough=yes")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "options", "engines"),
     [
-        ("--passthrough", (), ENGINES),
-        ("--no-passthrough", (), ENGINES),
-        ("--no-passthrough", ("--cold-open", "stream"), FEW),
-        ("--passthrough", ("--cache-size", "8MiB"), FEW),  # less than is read
+        ("passthrough=yes", (), ENGINES),
+        ("passthrough=no", (), ENGINES),
+        ("passthrough=no", ("--cold-open", "stream"), FEW),
+        ("passthrough=yes", ("--cache-size", "8MiB"), FEW),  # less than is read
     ],
     ids=["passthrough", "cached", "stream", "small"],
 )

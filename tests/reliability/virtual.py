@@ -25,6 +25,7 @@ from tests.support.stores import MemoryStore
 from trimsfs.errors import StoreAccessError, StoreError, StoreStalledError, TransientStoreError
 from trimsfs.fetch.statistics import FetchStatistics
 from trimsfs.opening.cold_open import ColdOpen
+from trimsfs.options import Eviction
 from trimsfs.tiers.disk.tier import DiskStatistics
 
 T = TypeVar("T")
@@ -124,7 +125,7 @@ class VirtualDriver:
             host_size=3 * chunk_size,
             metadata_ttl=ttl_s,
             cold_open=cold_open,
-            cache_policy=policy,
+            eviction=Eviction(disk=policy),
         )
         self._loop.call(self._lives.mount)
 

@@ -26,7 +26,7 @@ from trimsfs.types import SIZE_MAX
 CONTENT = b"weights of a model" * 100
 MEMORY_LIMIT_KIB = 400 << 10
 """What no process of a mount takes, whatever it is sent."""
-OPTIONS = ("--retry-deadline", "0.2", "--stall-timeout", "0.5", "--metadata-ttl", "0", "--prefetch", "off")
+OPTIONS = ("--retry-deadline", "0.2", "stall_timeout=0.5", "--metadata-ttl", "0", "--prefetch", "off")
 
 LIES: dict[str, Told] = {
     "size negative": Told(content=CONTENT, size="-5"),

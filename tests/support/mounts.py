@@ -15,6 +15,7 @@ from typing import Any
 
 from trimsfs import mountinfo
 from trimsfs.control.metrics import parse
+from trimsfs.options import SCALARS
 
 TRIMSFS = str(Path(sys.executable).with_name("trimsfs"))
 MOUNTCTL = str(Path(TRIMSFS).with_name("mountctl"))
@@ -36,12 +37,13 @@ def trimsfs(
 ) -> "subprocess.CompletedProcess[str]":
     """Run ``trimsfs`` with these arguments, whatever it returns; TRIMSFS_* variables of the tests do not reach it.
 
-    *before* is a program that starts it, and sets limits.
+    Arguments may be options that are no flags, see `settings`. *before* is a program that starts it, and sets limits.
     """
+    arguments, variables = settings(arguments)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRIMSFS_")}
     return subprocess.run(
         [*before, TRIMSFS, *map(str, arguments)],
-        env=inherited | {"TRIMSFS_CONFIG": "/dev/null"} | dict(environment or {}),
+        env=inherited | {"TRIMSFS_CONFIG": "/dev/null"} | variables | dict(environment or {}),
         capture_output=True,
         text=True,
         timeout=timeout_s,
@@ -50,6 +52,14 @@ def trimsfs(
         group=user,
         extra_groups=None if user is None else [],
     )
+
+
+def settings(arguments: Sequence[str | Path]) -> tuple[tuple[str | Path, ...], dict[str, str]]:
+    """The arguments of a command, and the variables of those that set options as a file does, such as ``fence=no``."""
+    pairs = [str(each).partition("=") for each in arguments]
+    variables = {f"TRIMSFS_{name.upper()}": value for name, sign, value in pairs if sign and name in SCALARS}
+    rest = (each for each, (name, sign, _) in zip(arguments, pairs, strict=True) if not sign or name not in SCALARS)
+    return tuple(rest), variables
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mountctl.keeper.control_socket import KeeperGoneError, ask
-from tests.support.mounts import MOUNTCTL, TRIMSFS, MountedStore, let_in, trimsfs, wait_until
+from tests.support.mounts import MOUNTCTL, TRIMSFS, MountedStore, let_in, settings, trimsfs, wait_until
 from trimsfs.mountinfo import trimsfs_at
 
 TIMEOUT_S = 60
@@ -48,9 +48,11 @@ class Node:
         before: tuple[str, ...] = (),
     ) -> "subprocess.Popen[bytes]":
         """Start a server's container: its first process is ``trimsfs serve``, or a program *before* that becomes it."""
+        options, variables = settings(options)
         places = (store or self.store, self.mountpoint, "--cache-dir", self.directory / "cache")
         spaces = _HOST_PID if host_pid else _POD
-        return self._start("server", [*spaces, *before, TRIMSFS, "serve", *places, *options], environment)
+        command = [*spaces, *before, TRIMSFS, "serve", *places, *options]
+        return self._start("server", command, variables | dict(environment or {}))
 
     def _start(
         self, name: str, command: list[str | Path], environment: Mapping[str, str] | None = None

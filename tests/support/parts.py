@@ -20,6 +20,7 @@ import trio
 from tests.support.chunks import REQUESTS_PER_CHUNK, SMALL_CHUNK
 from tests.support.stores import MemoryStore, as_store
 from trimsfs.errors import TrimsError
+from trimsfs.eviction_policies import Policy, lru
 from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed, ThreadCopier
 from trimsfs.fetch.peers import Peers
 from trimsfs.fetch.priority import Priority
@@ -34,7 +35,6 @@ from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.budget import DiskLimits
 from trimsfs.tiers.disk.events import TierEvents
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.eviction_policies import Policy, lru
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.types import ChunkRecord, Generation
 

@@ -103,7 +103,7 @@ def test_metrics_are_parted_by_their_labels() -> None:
     [
         ("no CUDA device: the driver shows none", "none: no CUDA device: the driver shows none"),
         (None, "none: the server is still searching"),
-        (GPU_OFF, "none: switched off by --gpu off"),
+        (GPU_OFF, 'none: switched off by gpu = "off"'),
     ],
 )
 def test_why_there_is_no_device_has_a_line(unavailable: str | None, told: str) -> None:

@@ -6,17 +6,38 @@ from pathlib import Path
 
 import pytest
 
+from trimsfs.cli.mount_options import shown
+from trimsfs.eviction_policies import NAMES
 from trimsfs.exit_codes import EXIT_CODES
-from trimsfs.options import MountOptions, declared_mountpoint, load_options
+from trimsfs.options import FLAGS, MountOptions, declared_mountpoint, flag, load_options
+from trimsfs.options.declaration import HEADINGS
+from trimsfs.options.schema import DECLARATIONS, TABLES
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_every_option_is_described() -> None:
-    text = (ROOT / "docs/configuration.md").read_text()
+@pytest.mark.parametrize("heading", HEADINGS)
+def test_each_option_is_described_below_its_heading_as_it_is_spelled_and_with_its_default(heading: str) -> None:
+    page = (ROOT / "docs/configuration.md").read_text()
+    section = re.split(rf"(?m)^## {heading}(?: \(experimental\))?$", page)[1].partition("\n## ")[0]
+    table = section.partition("| option | default | |\n")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()[1:]]
+    described = {name: row[1] for row in rows for name in re.findall(r"`([\w\[\]-]+)[^`]*`", row[0])}
+    own = {name for name, declared in DECLARATIONS.items() if declared.heading == heading}
+    spelled = {f"[[{TABLES[name]}]]" if name in TABLES else flag(name) if name in FLAGS else name: name for name in own}
 
-    assert {name for name in MountOptions.model_fields if name.replace("_", "-") not in text} == set()
+    assert described.keys() == spelled.keys()
+    for spelling, name in spelled.items():
+        default = MountOptions.model_fields[name].default
+        if default is not None and name not in {"eviction", *TABLES}:
+            assert re.sub("[` ]", "", described[spelling]).startswith(shown(name, default)), spelling
+
+
+def test_each_eviction_policy_is_described() -> None:
+    table = (ROOT / "docs/configuration.md").read_text().partition("| policy | evicts |\n")[2].partition("\n\n")[0]
+
+    assert re.findall(r"(?m)^\| `(\w+)` \|", table) == [*NAMES]
 
 
 def test_every_exit_code_has_its_remedy() -> None:

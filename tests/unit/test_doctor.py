@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests.support.mounts import settings
 from trimsfs.cli.diagnosis.doctor import doctor
 from trimsfs.options import load_options
 
 
 def told(*arguments: str) -> dict[str, tuple[str, str]]:
     """What each check tells: its result and its message."""
-    done = CliRunner().invoke(doctor, ["--json", "--gpu", "off", "--no-passthrough", *arguments])
+    rest, variables = settings(["gpu=off", "passthrough=no", *arguments])
+    done = CliRunner().invoke(doctor, ["--json", *map(str, rest)], env=variables)
     return {one["check"]: (one["result"], one["message"]) for one in json.loads(done.stdout)}
 
 
@@ -34,8 +36,8 @@ def test_a_fleet_without_its_extra_fails(declared: Path, monkeypatch: pytest.Mon
     for module in ("trimsfs.extras.fleet.member_checks", "trimsfs.extras.fleet.connection"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "h11", None)
-    files = [part for name in ("ca", "cert", "key") for part in (f"--fleet-{name}", str(tmp_path / name))]
-    members = ["--fleet", "f", "--fleet-members", "10.0.0.1:7443", "--fleet-listen", "10.0.0.1:7443"]
+    files = [f"fleet_{name}={tmp_path / name}" for name in ("ca", "cert", "key")]
+    members = ["fleet=f", "fleet_members=10.0.0.1:7443", "fleet_listen=10.0.0.1:7443"]
     result, message = told("--config", str(declared), *members, *files)["fleet"]
     assert result == "FAIL"
     assert message.endswith(": pip install 'trimsfs[fleet]'")

@@ -1,12 +1,13 @@
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimsfs.options import MountOptions
-from trimsfs.tiers.eviction_policies import (
-    POLICIES,
+from trimsfs.eviction_policies import (
+    NAMES,
     Evictable,
     Policy,
     cost,
@@ -17,7 +18,9 @@ from trimsfs.tiers.eviction_policies import (
     lru,
     never,
     others_first,
+    policy_named,
 )
+from trimsfs.options import MountOptions
 
 
 def some(rows: list[tuple[int, int, int, int, float]]) -> list[Evictable]:
@@ -35,6 +38,8 @@ ENTRIES = st.lists(
     max_size=15,
 ).map(some)
 NEEDED = st.integers(1, 1500)
+
+ALL = {name: policy_named(name) for name in NAMES}
 
 Key = Callable[[Evictable], tuple[float, ...]]
 ORDERED: dict[str, tuple[Policy, Key]] = {
@@ -61,14 +66,35 @@ def names(victims: list[Evictable]) -> str:
 # All policies
 
 
-def test_every_policy_can_be_chosen_and_nothing_else() -> None:
-    for field in ("cache_policy", "host_policy"):
-        assert {MountOptions.model_validate({field: name}).model_dump()[field] for name in POLICIES} == set(POLICIES)
-        with pytest.raises(ValueError, match="lru"):
-            MountOptions.model_validate({field: "random"})
+@pytest.mark.parametrize("tier", ["disk", "host", "gpu"])
+def test_every_policy_can_be_chosen_and_nothing_else(tier: str) -> None:
+    for name, policy in ALL.items():
+        for chosen in (name, f"{tier}={name}", {tier: name}):
+            options = MountOptions.model_validate({"eviction": chosen})
+            assert ALL[getattr(options.eviction, tier)] is policy
+    for unknown in ("random", f"{tier}=random", {tier: "random"}):
+        with pytest.raises(ValueError, match=r"random is no eviction policy: write lru, .* or "):
+            MountOptions.model_validate({"eviction": unknown})
 
 
-@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+ADDED = """
+from trimsfs import extras
+extras.PLUGINS["eviction"]["mine"] = "trimsfs.eviction_policies:fifo"
+from click.testing import CliRunner
+from trimsfs.cli.mount import mount
+from trimsfs.eviction_policies import fifo, lru, policy_named
+from trimsfs.options import load_options
+eviction = load_options({"eviction": "disk=mine"}, environment={}).eviction
+assert (policy_named(eviction.disk), policy_named(eviction.gpu)) == (fifo, lru)
+assert ", mine." in " ".join(CliRunner().invoke(mount, ["--help"]).output.split())
+"""
+
+
+def test_a_policy_that_is_listed_can_be_chosen_and_is_in_the_help() -> None:
+    subprocess.run([sys.executable, "-c", ADDED], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("policy", ALL.values(), ids=ALL)
 @given(entries=ENTRIES, needed=st.integers(-10, 1500))
 def test_victims_are_some_of_the_entries_each_once(policy: Policy, entries: list[Evictable], needed: int) -> None:
     victims = policy(iter(entries), needed)
@@ -76,16 +102,16 @@ def test_victims_are_some_of_the_entries_each_once(policy: Policy, entries: list
     assert set(victims) <= set(entries)
 
 
-@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize("policy", ALL.values(), ids=ALL)
 @given(entries=ENTRIES, needed=st.integers(max_value=0))
 def test_nothing_is_evicted_for_nothing(policy: Policy, entries: list[Evictable], needed: int) -> None:
     assert policy(entries, needed) == []
 
 
-@pytest.mark.parametrize("name", sorted(set(POLICIES) - {"never"}))
+@pytest.mark.parametrize("name", sorted(set(ALL) - {"never"}))
 @given(entries=ENTRIES, needed=NEEDED)
 def test_victims_free_what_is_needed_or_are_all(name: str, entries: list[Evictable], needed: int) -> None:
-    victims = POLICIES[name](entries, needed)
+    victims = ALL[name](entries, needed)
     assert sum(victim.size for victim in victims) >= needed or len(victims) == len(entries)
 
 

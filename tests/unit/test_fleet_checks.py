@@ -86,7 +86,7 @@ def refusal(authority: Authority, identity: Identity) -> str:
 def test_a_certificate_of_another_ca_fails(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     identity = Authority(tmp_path / "other").identity(HOST)
-    told = f"option --fleet-cert {identity.certificate}: unable to get local issuer certificate: issue one by the CA"
+    told = f"option fleet_cert {identity.certificate}: unable to get local issuer certificate: issue one by the CA"
     assert refusal(Authority(tmp_path), identity).startswith(told)
 
 
@@ -115,9 +115,9 @@ def test_a_file_that_is_missing_or_junk_is_named(tmp_path: Path, option: str) ->
     file = {"ca": authority.certificate, "cert": identity.certificate, "key": identity.key}[option]
     file.write_text("junk")
     assert f"{file}" in refusal(authority, identity)
-    assert ("--fleet-ca" in refusal(authority, identity)) == (option == "ca")
+    assert ("fleet_ca" in refusal(authority, identity)) == (option == "ca")
     file.unlink()
-    assert refusal(authority, identity) == f"option --fleet-{option} {file}: No such file or directory"
+    assert refusal(authority, identity) == f"option fleet_{option} {file}: No such file or directory"
 
 
 def test_a_key_that_all_may_read_is_noted(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_clock_that_differs_fails(tmp_path: Path) -> None:
 
 def test_a_host_that_is_not_listed_fails(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    with pytest.raises(ProblemError, match=r"option --fleet-members 127\.0\.0\.2:1: lacks this host: add it"):
+    with pytest.raises(ProblemError, match=r"option fleet_members 127\.0\.0\.2:1: lacks this host: add it"):
         fleet_checks.members(options(authority, authority.identity(HOST), "127.0.0.2:1"))
 
 
@@ -201,7 +201,7 @@ def test_all_members_that_do_not_serve_are_named_with_what_to_do(tmp_path: Path)
         [
             f"{HOST}:{other}: this host refuses its certificate: self-signed certificate in certificate chain: "
             "`trimsfs doctor` there",
-            f"{together}: serves another fleet: compare --fleet",
+            f"{together}: serves another fleet: compare the option fleet",
             f"{HOST}:1: Connection refused: `systemctl status trimsfs-nginx` there",
         ]
     )
@@ -210,7 +210,7 @@ def test_all_members_that_do_not_serve_are_named_with_what_to_do(tmp_path: Path)
 def test_a_list_that_is_missing_fails(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     listed = str(tmp_path / "members")
-    with pytest.raises(ProblemError, match=f"option --fleet-members {listed}: No such file or directory: correct it"):
+    with pytest.raises(ProblemError, match=f"option fleet_members {listed}: No such file or directory: correct it"):
         fleet_checks.members(options(authority, authority.identity(HOST), listed))
 
 

@@ -59,7 +59,7 @@ def test_workers_have_the_group_of_the_server() -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({}, "option --fleet-listen 10.0.0.1:7443: another mount listens there: choose another port"),
+        ({}, "option fleet_listen 10.0.0.1:7443: another mount listens there: choose another port"),
         (
             {"fleet_listen": "10.0.0.1:1", "server_user": "root"},
             "option --server-user: the mounts of fleets have several",
@@ -177,7 +177,7 @@ def test_a_host_without_a_fleet_is_told_so(mounts: Path) -> None:
 
 def test_a_mount_with_wrong_options_is_left_out(mounts: Path, port: int) -> None:
     (mounts / "wrong.toml").write_text('mountpoint = "/wrong"\nfleet = "models"\n')
-    told = "mountctl: /wrong is left out: option --fleet models: incomplete: set --fleet-members\n"
+    told = "mountctl: /wrong is left out: option fleet models: incomplete: set fleet_members\n"
     done = mountctl_fleet(mounts, "apply")
     assert (done.returncode, done.stderr) == (2, told)
     assert done.stdout == f"/models: fleet models: served at 127.0.0.1:{port}\nreloaded nginx\n"
@@ -221,7 +221,7 @@ def test_a_certificate_that_nginx_cannot_load_is_told(mounts: Path) -> None:
     ("old", "new", "told"),
     [
         ('listen = "127.0.0.1', 'listen = "192.0.2.1', "nginx cannot listen: bind() to 192.0.2.1:7443 failed"),
-        ("127.0.0.1.pem", "later.pem", "option --fleet-cert {directory}/later.pem of /models: there is no such file"),
+        ("127.0.0.1.pem", "later.pem", "option fleet_cert {directory}/later.pem of /models: there is no such file"),
     ],
 )
 def test_what_may_come_later_is_tried_again(mounts: Path, old: str, new: str, told: str) -> None:

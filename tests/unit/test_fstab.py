@@ -59,12 +59,12 @@ def parsed(text: str, source: str = "s3://models") -> MountOptions:
 
 
 def test_options_are_those_of_trimsfs_mount_in_either_spelling() -> None:
-    options = parsed("cache_size=10GiB,metadata-ttl=5,anonymous,no_passthrough,derived=false,mode=0440,uid=7")
+    options = parsed("cache_size=10GiB,metadata-ttl=5,anonymous,no_allow_other,share_chunks=false,mode=0440,uid=7")
     assert (options.store, options.cache_size, options.metadata_ttl, options.mode, options.uid) == (
         *("s3://models", 10 << 30, 5),
         *(0o440, 7),
     )
-    assert (options.anonymous, options.passthrough, options.derived) == (True, False, False)
+    assert (options.anonymous, options.allow_other, options.share_chunks) == (True, False, False)
 
 
 def test_options_of_every_mount_are_for_others() -> None:
@@ -82,6 +82,10 @@ def test_options_of_every_mount_are_for_others() -> None:
         ("tenants=x", "there is no such option"),
         ("config=/nonexistent/file", "No such file"),
         ("mode=999", "is not an octal number"),
+        ("fence", 'option --fence: set "fence" in the configuration file (see docs/configuration.md)'),
+        ("no-fence", 'option --no-fence: set "fence" in the configuration file (see docs/configuration.md)'),
+        ("stale_for=5", 'option --stale-for: set "stale_for" in the configuration file (see docs/configuration.md)'),
+        ("cache-policy=lcu", "option --cache-policy: write --eviction disk=lcu"),
     ],
 )
 def test_what_cannot_be_meant_is_told(text: str, message: str) -> None:
@@ -92,6 +96,8 @@ def test_what_cannot_be_meant_is_told(text: str, message: str) -> None:
 
 def test_sloppy_mounts_take_what_they_know() -> None:
     assert parse("cachesize=1,metadata_ttl=3", "none", sloppy=True)[0].metadata_ttl == 3
+    with pytest.raises(ConfigurationError, match='set "signatures" in the configuration file'):
+        parse("signatures=require", "none", sloppy=True)  # no mount is less safe than it was
 
 
 def test_a_source_may_be_left_to_the_configuration(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import trio
 from tests.support.parts import content_of, copier, generation_of, until, written
 from tests.support.stores import MemoryStore
 from trimsfs.errors import CacheFullError
+from trimsfs.eviction_policies import POLICIES
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.eviction_policies import POLICIES
 from trimsfs.tiers.host import page_cache
 from trimsfs.tiers.host.tier import HostTier
 

@@ -40,7 +40,7 @@ PURE = [
     "trimsfs.prefetch.directory_readahead",
     "trimsfs.ranges",
     "trimsfs.text",
-    "trimsfs.tiers.eviction_policies",
+    "trimsfs.eviction_policies",
     "trimsfs.types",
 ]
 

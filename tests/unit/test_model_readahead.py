@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 from tests.support.parts import content_of, until
 from tests.support.served import STRANGER, FakeBacking, Server, Serving
 from tests.support.stores import MemoryStore
-from trimsfs.options import AccessRule
+from trimsfs.options import AccessRule, Eviction
 from trimsfs.prefetch import model_readahead
 from trimsfs.prefetch.load_plan import Expected, LoadPlanner
 
@@ -239,7 +239,7 @@ async def test_a_full_cache_gives_a_quarter_of_itself(
     serving: Serving, store: MemoryStore, chunk_size: int, policy: str, share: float
 ) -> None:
     store.put("old", content_of("old", 8 * chunk_size))
-    async with serving(cache_size=8 * chunk_size, cache_policy=policy) as server:
+    async with serving(cache_size=8 * chunk_size, eviction=Eviction(disk=policy)) as server:
         assert server.disk.space.room_ahead(store.generation("old"), here=0) == 8 * chunk_size
         await server.content("old")
         assert server.disk.space.room_ahead(store.generation("old"), here=0) == share * 8 * chunk_size

@@ -59,6 +59,22 @@ def test_who_mounted_is_told_of_mounts_of_fuse(kind: str, options: str, user: in
     assert [mount.user for mount in mounts(None)] == [user]
 
 
+@pytest.mark.parametrize(
+    ("options", "layers"),
+    [
+        ("rw,lowerdir=/a/b:/c,upperdir=/u,workdir=/w", ["/a/b", "/c"]),
+        (r"rw,lowerdir=/a\134:b\134\134:/c\134\054d\040e::/f,upperdir=/u", ["/a:b\\", "/c,d e", "/f"]),
+        (r"rw,lowerdir+=/a:b,lowerdir+=/c\054d,datadir+=/e,xino=off", ["/a:b", "/c,d", "/e"]),
+        ("rw,lowerdir=l/AB:/c", ["/c"]),
+        ("rw,upperdir=/u", []),
+    ],
+    ids=["one option", "escaped", "an option each", "relative", "none"],
+)
+def test_the_lower_layers_of_an_overlay_are_told(options: str, layers: list[str], mountinfo: Path) -> None:
+    write(mountinfo, f"40 21 0:51 / /merged rw - overlay overlay {options}", MODELS)
+    assert [each.layers for each in mounts(None)] == [tuple(map(Path, layers)), ()]
+
+
 def test_all_mounts_are_found_in_order(mountinfo: Path) -> None:
     write(mountinfo, ROOT, PROC, MODELS)
     assert [mount.kind for mount in mounts(None)] == ["ext4", "proc", "fuse.trimsfs"]

@@ -294,7 +294,7 @@ def test_a_negative_size_is_refused(name: str, toml: Path) -> None:
     ],
 )
 def test_a_bound_is_told_in_the_unit_of_the_option(name: str, value: str, cause: str) -> None:
-    assert error_of({name: value}).endswith(f": {cause}")
+    assert error_of(environment={f"TRIMSFS_{name.upper()}": value}).endswith(f": {cause}")
 
 
 def test_a_mode_that_is_not_octal_says_what_one_looks_like() -> None:
@@ -428,7 +428,8 @@ def test_different_mount_points_have_different_names() -> None:
 
 
 def test_a_key_without_anything_to_check_is_refused(tmp_path: Path) -> None:
-    assert "--signing-key: nothing is checked: set --signatures" in error_of({"signing_key": str(tmp_path)})
+    told = "signing_key: nothing is checked: set signatures"
+    assert told in error_of(environment={"TRIMSFS_SIGNING_KEY": str(tmp_path)})
 
 
 TABLES = """
@@ -523,4 +524,4 @@ def test_a_table_that_is_written_wrong_is_told(text: str, error: str, toml: Path
     ],
 )
 def test_what_is_no_address_in_a_fleet_is_refused(option: str, value: str, told: str) -> None:
-    assert told in error_of({option: value})
+    assert told in error_of(environment={f"TRIMSFS_{option.upper()}": value})

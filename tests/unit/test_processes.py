@@ -22,6 +22,8 @@ def test_who_uses_a_mount_is_named_or_that_it_is_not_known() -> None:
     elsewhere = Usage(mounted=[(os.getpid(), Path("/bind")), (os.getppid(), Path("/other"))])
     there = f"the mount at /other in the mount namespace of {shown(os.getppid())}"
     assert str(elsewhere) == f"by the mount at /bind, {there}"
+    layered = Usage(overlays=[(os.getpid(), Path("/merged")), (os.getppid(), Path("/other"))])
+    assert str(layered) == f"by the overlay at /merged, {there.replace('mount', 'overlay', 1)}"
     many = str(Usage(processes=[os.getpid()] * (SHOWN + 3)))
     assert many == f"by {', '.join([own] * SHOWN)}, 3 more"
 

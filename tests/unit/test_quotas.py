@@ -9,9 +9,9 @@ from tests.support.parts import content_of, copier, fill, generation_of, opened
 from tests.support.served import served
 from tests.support.stores import MemoryStore
 from trimsfs.errors import CacheFullError
+from trimsfs.eviction_policies import lru
 from trimsfs.options.schema import Tenant
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.eviction_policies import lru
 from trimsfs.tiers.host.tier import HostTier
 from trimsfs.tiers.quotas import REST, Quotas
 

@@ -10,7 +10,7 @@ from tests.support.parts import content_of, until
 from tests.support.served import OWNER, STRANGER, FakeBacking, Server, Serving
 from tests.support.stores import MemoryStore
 from trimsfs.errors import StoreUnavailableError
-from trimsfs.options import AccessRule
+from trimsfs.options import AccessRule, Eviction
 from trimsfs.prefetch.account import PrefetchStatistics
 from trimsfs.prefetch.directory_readahead import SMALL
 
@@ -123,7 +123,7 @@ async def test_what_the_caller_may_not_read_does_not_come(serving: Serving, stor
     assert fetched(store) == {f"dir/{number:02}" for number in (*range(10), *range(30, 33))}
 
 
-@pytest.mark.parametrize("options", [{"prefetch": "off"}, {"cache_policy": "eager"}])
+@pytest.mark.parametrize("options", [{"prefetch": "off"}, {"eviction": Eviction(disk="eager")}])
 async def test_what_is_switched_off_brings_nothing(
     serving: Serving, store: MemoryStore, options: dict[str, str]
 ) -> None:

@@ -61,11 +61,11 @@ def other_payload() -> str:
         (b'{"dsseEnvelope": {}}', "not a model signature"),
         (changed(lambda envelope: envelope.update(signatures=[])), "not a model signature"),
         (changed(lambda envelope: envelope.update(payload="?")), "not a model signature"),
-        (changed(lambda envelope: envelope.update(payload=other_payload())), "not signed with the --signing-key"),
-        (changed(lambda envelope: envelope.update(payloadType="text/plain")), "not signed with the --signing-key"),
+        (changed(lambda envelope: envelope.update(payload=other_payload())), "not signed with the signing_key"),
+        (changed(lambda envelope: envelope.update(payloadType="text/plain")), "not signed with the signing_key"),
         (changed(lambda envelope: envelope.update(payloadType="\ud800")), "not a model signature"),
-        (changed(lambda envelope: envelope["signatures"][0].update(sig="AAAA")), "not signed with the --signing-key"),
-        (sign(new_key(), FILES), "not signed with the --signing-key"),
+        (changed(lambda envelope: envelope["signatures"][0].update(sig="AAAA")), "not signed with the signing_key"),
+        (sign(new_key(), FILES), "not signed with the signing_key"),
         (sign(KEY, FILES, kind="text/plain"), "the signature is not of a model"),
         (sign(KEY, FILES, payload={}), "manifest has an unknown form"),
         (sign(KEY, FILES, payload=[]), "manifest has an unknown form"),
@@ -105,7 +105,7 @@ def test_whatever_a_file_holds_breaks_nothing(content: bytes) -> None:
 
 def test_keys_that_cannot_be_used(tmp_path: Path) -> None:
     path = tmp_path / "key.pem"
-    with pytest.raises(ConfigurationError, match=r"option --signing-key .*key.pem: No such file or directory"):
+    with pytest.raises(ConfigurationError, match=r"option signing_key .*key.pem: No such file or directory"):
         load_key(path)
     path.write_text("no key")
     with pytest.raises(ConfigurationError, match="not a public key in PEM"):

@@ -9,6 +9,6 @@ def test_a_fleet_is_told_with_what_keeps_this_host_out_of_it() -> None:
     assert told_of_fleet(facts, 0) == ["f, 1 member: 0 bytes from others, 0 bytes sent"]
     assert told_of_fleet(facts | {"drained": True}, 0)[0].endswith("sent; drained: `mountctl fleet undrain`")
     assert told_of_fleet(facts | {"problem": "No such file"}, 0)[1:] == [
-        "members not read: No such file: see --fleet-members"
+        "members not read: No such file: see fleet_members"
     ]
     assert told_of_fleet(facts | {"on": False}, 0) == ["f, 1 member: off: turn it on by `trimsfs fleet on`"]

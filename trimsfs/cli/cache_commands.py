@@ -86,7 +86,7 @@ def _spreading(directory: Path) -> str:
     """The name of the command that spreads models over the fleet. Raises ConfigurationError on a mount without one."""
     if WARM_FLEET not in os.listdir(directory):
         mountpoint = mount_of_path(directory).mountpoint
-        raise ConfigurationError(f"{mountpoint} belongs to no fleet now: see `trimsfs status` and --fleet")
+        raise ConfigurationError(f"{mountpoint} belongs to no fleet now: see `trimsfs status` and the option fleet")
     return WARM_FLEET
 
 

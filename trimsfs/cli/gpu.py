@@ -69,7 +69,7 @@ def _chosen(directory: Path, device: str) -> str:
         raise ConfigurationError(f"option --to gpu: this mount has several devices: use --to gpu:UUID, one of {told}")
     facts = _facts(directory)
     if facts is not None and facts.get("options", {}).get("gpu_sharing") == "none":
-        raise ConfigurationError(f"{facts['mountpoint']} is mounted with --gpu-sharing none: no copy can be preloaded")
+        raise ConfigurationError(f"{facts['mountpoint']} is mounted with gpu_sharing none: no copy can be preloaded")
     return device or found[0]
 
 

@@ -15,7 +15,7 @@ import click
 import platformdirs
 
 from trimsfs.cli.control_files import check_answers
-from trimsfs.cli.mount_options import mount_options
+from trimsfs.cli.mount_options import MountCommand, mount_options
 from trimsfs.cli.output import fail, reported
 from trimsfs.cli.umount import STOP_TIMEOUT_S
 from trimsfs.command_group import complete_path, examples
@@ -31,9 +31,9 @@ from trimsfs.errors import (
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, canonical, mount_at, mounts
 from trimsfs.options import MountOptions, default_store, flag, keeper_order
 from trimsfs.polling import readable
-from trimsfs.processes import device_served_by, usage
+from trimsfs.processes import device_served_by, shown, usage
 from trimsfs.text import printable
-from trimsfs.tiers.disk.lock import holder_of
+from trimsfs.tiers.disk.lock import holder_of, lock_holders
 
 START_TIMEOUT_S = 60.0
 _FOR_EXPORTER = ("HOME", "LANG", "LC_ALL", "PATH", "PYTHONPATH")
@@ -42,7 +42,7 @@ _URL = re.compile(r"([a-z][a-z0-9+.]+):/*(.+)")
 """A URL, also with too few or too many slashes."""
 
 
-class SourceFirst(click.Command):
+class SourceFirst(MountCommand):
     """A command with an optional argument, the source, before a required one, the mount point."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -72,7 +72,8 @@ def mount(mountpoint: Path, foreground: bool, options: MountOptions) -> None:
 
     Creates the mount point if its parent directory exists. Returns when the mount answers. All options but
     --foreground can also be set in the configuration file (with _ for -) or the environment (TRIMSFS_STORE for
-    --store). trimsfs finds S3 credentials as any AWS tool does.
+    --store). More options can only be set there: see docs/configuration.md, or `man trimsfs.toml`. trimsfs finds S3
+    credentials as any AWS tool does.
     """
     mount_store(mountpoint, options, foreground=foreground)
 
@@ -302,10 +303,13 @@ def _start(keeper: list[str], order: dict[str, object], options: MountOptions) -
 def _who_keeps_it(options: MountOptions) -> str:
     """Who still uses the detached mount whose server holds the cache directory, for an error message.
 
-    Empty if the mount is not detached, or if the kernel does not show it (before Linux 6.18).
+    Or who holds it in place of a server that has ended. Empty if the mount is not detached, or if the kernel does not
+    show it (before Linux 6.18).
     """
     assert options.cache_dir is not None
-    server = holder_of(options.cache_dir)
+    server, seen = holder_of(options.cache_dir), lock_holders(options.cache_dir)
+    if seen and server not in seen:
+        return f"; {shown(seen[0])} holds its lock: end that"
     device = device_served_by(server) if server is not None else None
     if device is None or any(mount.device == device for mount in mounts()):
         return ""

@@ -11,51 +11,51 @@ from click.shell_completion import CompletionItem
 
 from trimsfs.command_group import complete_path
 from trimsfs.errors import ConfigurationError
-from trimsfs.options import DEFAULT_CONFIG, ENVIRONMENT_PREFIX, SCALARS, MountOptions, flag, load_options
+from trimsfs.options import (
+    DEFAULT_CONFIG,
+    ENVIRONMENT_PREFIX,
+    FLAGS,
+    FORMER,
+    SCALARS,
+    MountOptions,
+    flag,
+    load_options,
+)
+from trimsfs.options.declaration import HEADINGS
+from trimsfs.options.schema import DECLARATIONS
 
-_METAVARS = {
-    "store": "URL",
-    "endpoint_url": "URL",
-    "cache_dir": "DIR",
-    "cache_size": "SIZE",
-    "host_size": "SIZE",
-    "gpu_memory": "SHARE",
-    "gpu_headroom": "SIZE",
-    "fetch_processes": "N",
-    "min_free": "SIZE",
-    "memory_limit": "SIZE",
-    "log_file": "FILE",
-    "web_identity_token_file": "FILE",
-    "sse_c_key_file": "FILE",
-    "signing_key": "FILE",
-    "role_arn": "ARN",
-    "scrub_rate": "SIZE",
-    "trace_opens": "SHARE",
-    "uid": "UID",
-    "gid": "GID",
-    "control_gid": "GID",
-    "server_user": "USER",
-    "metrics_listen": "ADDRESS",
-    "mode": "OCTAL",
-    "dir_mode": "OCTAL",
-    "fleet": "NAME",
-    "fleet_members": "LIST|FILE|DNS",
-    "fleet_listen": "ADDRESS:PORT",
-    "fleet_ca": "FILE",
-    "fleet_cert": "FILE",
-    "fleet_key": "FILE",
-    "fleet_upload_limit": "SIZE",
-}
+_GENERAL = "General"
+
+
+class MountCommand(click.Command):
+    """A command that takes the mount options: its help has them below their headings."""
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options by heading, in columns that are the same below all."""
+        sections = dict[str, list[tuple[str, str]]]()
+        for parameter in self.get_params(context):
+            record = parameter.get_help_record(context) if isinstance(parameter, click.Option) else None
+            if record is not None:
+                known = DECLARATIONS.get(parameter.name or "")
+                sections.setdefault(_GENERAL if known is None else known.heading, []).append(record)
+        widest = formatter.width // 3
+        width = max(len(name) for records in sections.values() for name, _ in records if len(name) <= widest)
+        for heading in (_GENERAL, *HEADINGS):
+            if heading in sections:
+                with formatter.section(heading):
+                    rows = [(name.ljust(width), text) for name, text in sections[heading]]
+                    formatter.write_dl(rows, col_max=width)
 
 
 def mount_options(command: Callable[..., None]) -> Callable[..., None]:
     """Decorate a command with the mount options; it receives them as one argument, ``options``.
 
+    Those that are no flags are taken too, hidden, so that `load_options` refuses them and tells where to set them.
     An argument ``source`` of the command is another way to name the store. Raises ConfigurationError.
     """
 
     def wrapped(config: tuple[Path, ...], source: str | None = None, **arguments: Any) -> None:
-        given = {name: arguments.pop(name) for name in SCALARS}
+        given = {name: arguments.pop(name) for name in (*SCALARS, *FORMER)}
         given = {name: value for name, value in given.items() if value is not None}
         if source is not None and given.setdefault("store", source) != source:
             raise ConfigurationError(f"store {source} and option --store {given['store']}: give one of them")
@@ -64,13 +64,11 @@ def mount_options(command: Callable[..., None]) -> Callable[..., None]:
     wrapped.__name__ = command.__name__
     wrapped.__doc__ = command.__doc__
     decorated: Callable[..., None] = wrapped
+    for name in FORMER:
+        decorated = click.option(flag(name), name, hidden=True)(decorated)
     for name in reversed(SCALARS):
-        field = MountOptions.model_fields[name]
         option = flag(name)
-        shown = (
-            "" if field.default in {None, False} or name == "mode" else f"  [default: {_shown(name, field.default)}]"
-        )
-        attributes: dict[str, Any] = {"default": None, "help": f"{field.description}{shown}"}
+        attributes: dict[str, Any] = {"default": None, "help": help_text(name), "hidden": name not in FLAGS}
         if is_flag(name):
             option = f"{option}/--no-{option[2:]}"
         else:
@@ -82,7 +80,7 @@ def mount_options(command: Callable[..., None]) -> Callable[..., None]:
         type=click.Path(dir_okay=False, path_type=Path),
         multiple=True,
         envvar=f"{ENVIRONMENT_PREFIX}CONFIG",
-        help=f"TOML file with any of these options; of several, later ones win.  [default: {DEFAULT_CONFIG}]",
+        help=f"TOML file; of several, later ones win.  [default: {DEFAULT_CONFIG}]",
     )(decorated)
 
 
@@ -108,18 +106,27 @@ def _holds(annotation: Any, kind: type) -> bool:
 
 def metavar(name: str) -> str:
     """What stands for the value of an option."""
-    return _METAVARS.get(name, _metavar(MountOptions.model_fields[name].annotation))
+    return DECLARATIONS[name].metavar or "|".join(_choices(MountOptions.model_fields[name].annotation)) or "TEXT"
 
 
-def _metavar(annotation: Any) -> str:
-    return "|".join(_choices(annotation)) or ("S" if annotation is float else "TEXT")
+def help_text(name: str) -> str:
+    """What the help says of an option: its description, and its default if that is a value."""
+    field = MountOptions.model_fields[name]
+    if field.default in {None, False} or name == "eviction":
+        return str(field.description)
+    return f"{field.description}  [default: {shown(name, field.default)}]"
 
 
 def _choices(annotation: Any) -> tuple[str, ...]:
     return typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
 
 
-def _shown(name: str, default: object) -> str:
-    if _METAVARS.get(name) == "SIZE" and isinstance(default, int):
-        return f"{default >> 20}MiB"
-    return str(default)
+def shown(name: str, default: object) -> str:
+    """A default as people write it."""
+    if metavar(name) == "OCTAL":
+        return f"{default:04o}"
+    if metavar(name) == "SIZE" and isinstance(default, int):
+        return f"{default >> 30}GiB" if default % (1 << 30) == 0 else f"{default >> 20}MiB"
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return f"{default:g}" if isinstance(default, float) else str(default)

@@ -14,7 +14,7 @@ from trimsfs.cli.control_files import check_answers, read_json
 from trimsfs.cli.output import fail, reported, say
 from trimsfs.command_group import complete_mounted, examples
 from trimsfs.errors import InUseError, MountpointError, NotMountedError, NotPermittedError, TrimsError
-from trimsfs.mount_namespaces import detach, namespaces, outliving
+from trimsfs.mount_namespaces import detach, namespaces, outliving, overlays
 from trimsfs.mountinfo import Mount, canonical, mount_at, mount_of, mounts, trimsfs_at
 from trimsfs.polling import readable
 from trimsfs.processes import Usage, usage
@@ -54,11 +54,12 @@ def umount(mountpoint: Path, lazy: bool, everywhere: bool) -> None:
     processes = _processes(facts) if facts is not None else []
     if everywhere or not lazy:
         _check_others(mount, everywhere=everywhere, lazy=lazy)
+    layered = _places(overlays(mount, namespaces()[0])) if lazy else []  # afterwards no table leads to them
     connection = _connection(mount)
     _unmount(mount, lazy=lazy, connection=connection)
     ends, held = _ends(mount, connection, 0 if lazy else CONNECTION_TIMEOUT_S), Usage()
     if not ends:
-        held = usage(mount.device)
+        held = _held(mount, layered)
         if not lazy and not (held.processes or held.mounted):  # the last user, or its mount namespace, has just ended
             ends = _ends(mount, connection, CONNECTION_TIMEOUT_S)
     if not ends:
@@ -90,6 +91,7 @@ def _is_at(mountpoint: Path, facts: dict[str, Any]) -> bool:
 def _check_others(mount: Mount, *, everywhere: bool, lazy: bool) -> None:
     """Find the mounts that an unmount would leave, in all mount namespaces; unmount them if *everywhere*.
 
+    An overlay over the mount is never unmounted, as it may be the root of a container: unless *lazy*, it keeps all.
     Waits up to PATIENCE_S for containers that start or end, and for who looks at all mounts. Raises InUseError,
     NotPermittedError.
     """
@@ -102,8 +104,12 @@ def _check_others(mount: Mount, *, everywhere: bool, lazy: bool) -> None:
         time.sleep(ENDING_INTERVAL_S)
     failed: dict[int, OSError] = {}
     deadline = time.monotonic() + PATIENCE_S
-    while left := outliving(mount, namespaces()[0]):
-        for pid, each in reversed(left) if everywhere else ():  # the mount that covers another first
+    while True:
+        places = namespaces()[0]
+        left, layered = outliving(mount, places), [] if lazy else overlays(mount, places)
+        if not (left or layered):
+            return
+        for pid, each in reversed(left) if everywhere and not layered else ():  # the mount that covers another first
             try:
                 detach(pid, each)
             except OSError as error:
@@ -111,13 +117,26 @@ def _check_others(mount: Mount, *, everywhere: bool, lazy: bool) -> None:
         if time.monotonic() > deadline:
             break
         time.sleep(ENDING_INTERVAL_S)
-    if left and not lazy:
-        reason = failed.get(left[0][1].number)
+    if not lazy:
+        reason = failed.get(left[0][1].number) if left else None
         locked = reason is not None and reason.errno == errno.EINVAL
         why = "" if reason is None else ": locked in a user namespace" if locked else f": {reason.strerror}"
-        remedy = "--lazy" if everywhere else "--everywhere"
-        held = Usage(mounted=[(pid, each.mountpoint) for pid, each in left])
+        remedy = "--lazy" if everywhere or layered else "--everywhere"
+        held = Usage(mounted=_places(left), overlays=_places(layered))
         raise InUseError(f"{mount.mountpoint} is in use {held}{why}: end that, or use {remedy}")
+
+
+def _places(found: list[tuple[int, Mount]]) -> list[tuple[int, Path]]:
+    """Where mounts are, each with a process of its mount namespace."""
+    return [(pid, each.mountpoint) for pid, each in found]
+
+
+def _held(mount: Mount, layered: list[tuple[int, Path]]) -> Usage:
+    """Who uses a mount that is detached; *layered* are the overlays that were there before."""
+    held = usage(mount.device)
+    held.mounted[:0] = [(os.getpid(), each.mountpoint) for each in mounts(None) if each.device == mount.device]
+    held.overlays += layered
+    return held
 
 
 def _unmount(mount: Mount, *, lazy: bool, connection: int | None = None) -> None:
@@ -207,5 +226,5 @@ def _wait(mount: Mount, processes: list[int]) -> None:
         ended = readable(processes, deadline - time.monotonic())
         if not ended:
             still = f"{mount.mountpoint} is unmounted, but its server has not ended in {STOP_TIMEOUT_S:.0f} s"
-            fail("", f"{still}: it is used {usage(mount.device)}")
+            fail("", f"{still}: it is used {_held(mount, [])}")
         processes = [process for process in processes if process not in ended]

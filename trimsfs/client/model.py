@@ -81,7 +81,7 @@ class Model(Tensors):
     def to(self, device: str | int, tensors: Patterns = None, memory: Literal["vmm", "ipc"] = "vmm") -> "DeviceModel":
         """Lease a copy of the file, or of some tensors, in a device's memory. Needs a mount with a GPU tier.
 
-        Processes share the copy, as the mount's ``--gpu-sharing`` allows. *device* is ``"cuda:1"`` or ``1`` by the
+        Processes share the copy, as the mount's ``gpu_sharing`` allows. *device* is ``"cuda:1"`` or ``1`` by the
         ordinal in this process, ``"GPU-…"`` by UUID, or ``"cuda"`` for the first. *tensors* is one `fnmatch` pattern or
         several; the server loads only the tensors that match. *memory* is ``"vmm"``, which is read-only, or ``"ipc"``,
         which every holder can write to and which is lost when the server ends.

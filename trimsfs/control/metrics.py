@@ -99,7 +99,7 @@ HELP = {
     "fleet_served_sent_bytes": "Bytes of chunks sent to other members.",
     "fleet_served_refused_requests": "Requests of other members that were refused, as this host sent enough already.",
     "gpu_device_used_bytes": "Bytes that copies take on each GPU.",
-    "gpu_device_budget_bytes": "Limit of bytes that copies take on each GPU, from --gpu-memory.",
+    "gpu_device_budget_bytes": "Limit of bytes that copies take on each GPU, from gpu_memory.",
     "gpu_device_copies": "Copies on each GPU, loaded or loading.",
     "gpu_device_leases": "Leases that programs hold of copies on each GPU.",
     "gpu_device_hits": "Requests for copies that were loaded or loading.",

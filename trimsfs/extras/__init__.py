@@ -18,6 +18,7 @@ PLUGINS = {
         "exporter": "trimsfs.extras.exporter.command",
         "node-labels": "trimsfs.extras.kubernetes.node_labels",
     },
+    "eviction": {},
     "stores": {
         "gs": "trimsfs.extras.stores.cloud.gcs:open_bucket",
         "gcs": "trimsfs.extras.stores.cloud.gcs:open_bucket",

@@ -1,13 +1,15 @@
 """The options of a mount: their schema, and the file, environment and command line that they are read from."""
 
+from trimsfs.options.eviction import Eviction
 from trimsfs.options.fleet import FLEET_DIRECTORY, FLEET_REPORTS, FLEET_SOCKET, FLEET_USER, FLEET_USERS_REMEDY
+from trimsfs.options.former import ENVIRONMENT_PREFIX, FORMER, ordered_options
 from trimsfs.options.places import Place, directories, places
 from trimsfs.options.schema import (
+    FLAGS,
     GPU_OFF,
     SCALARS,
     AccessRule,
     MountOptions,
-    PolicyName,
     Tenant,
     default_store,
     default_user,
@@ -16,7 +18,6 @@ from trimsfs.options.schema import (
 )
 from trimsfs.options.sources import (
     DEFAULT_CONFIG,
-    ENVIRONMENT_PREFIX,
     MOUNTPOINT,
     declared_mountpoint,
     keeper_order,
@@ -27,19 +28,21 @@ from trimsfs.options.store import SEVERAL, StoreTable
 __all__ = [
     "DEFAULT_CONFIG",
     "ENVIRONMENT_PREFIX",
+    "FLAGS",
     "FLEET_DIRECTORY",
     "FLEET_REPORTS",
     "FLEET_SOCKET",
     "FLEET_USER",
     "FLEET_USERS_REMEDY",
+    "FORMER",
     "GPU_OFF",
     "MOUNTPOINT",
     "SCALARS",
     "SEVERAL",
     "AccessRule",
+    "Eviction",
     "MountOptions",
     "Place",
-    "PolicyName",
     "StoreTable",
     "Tenant",
     "declared_mountpoint",
@@ -49,6 +52,7 @@ __all__ = [
     "flag",
     "keeper_order",
     "load_options",
+    "ordered_options",
     "places",
     "searchable",
 ]

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from trimsfs.listen_address import parse_address
+from trimsfs.options.declaration import option
 from trimsfs.options.size import Size
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -51,36 +52,44 @@ class FleetOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    fleet: Annotated[str, AfterValidator(_name)] | None = Field(
-        None, description="Name of the fleet whose hosts fetch from each other before they ask the store."
+    fleet: Annotated[str, AfterValidator(_name)] | None = option(
+        None, "Fleet", "Name of the fleet whose hosts fetch from each other before they ask the store.", metavar="NAME"
     )
-    fleet_members: Annotated[str, Field(min_length=1), AfterValidator(_members)] | None = Field(
+    fleet_members: Annotated[str, Field(min_length=1), AfterValidator(_members)] | None = option(
         None,
-        description="Hosts of the fleet: HOST[:PORT],HOST[:PORT],..., a file with one a line, or one DNS name of all. "
-        "Read again every 5 seconds. Default of PORT: that of --fleet-listen.",
+        "Fleet",
+        "Hosts of the fleet: HOST[:PORT],HOST[:PORT],..., a file with one a line, or one DNS name of all. "
+        "Read again every 5 seconds. Default of PORT: that of fleet_listen.",
+        metavar="LIST|FILE|DNS",
     )
-    fleet_listen: Annotated[str, AfterValidator(_address)] | None = Field(
-        None, description="Address and port at which nginx serves the fleet, such as 0.0.0.0:7443."
+    fleet_listen: Annotated[str, AfterValidator(_address)] | None = option(
+        None,
+        "Fleet",
+        "Address and port at which nginx serves the fleet, such as 0.0.0.0:7443.",
+        metavar="ADDRESS:PORT",
     )
-    fleet_ca: Annotated[Path, AfterValidator(Path.absolute)] | None = Field(
-        None, description="File with the certificate of the fleet's own CA, in PEM."
+    fleet_ca: Annotated[Path, AfterValidator(Path.absolute)] | None = option(
+        None, "Fleet", "File with the certificate of the fleet's own CA, in PEM.", metavar="FILE"
     )
-    fleet_cert: Annotated[Path, AfterValidator(Path.absolute)] | None = Field(
-        None, description="File with this host's certificate of that CA, in PEM."
+    fleet_cert: Annotated[Path, AfterValidator(Path.absolute)] | None = option(
+        None, "Fleet", "File with this host's certificate of that CA, in PEM.", metavar="FILE"
     )
-    fleet_key: Annotated[Path, AfterValidator(Path.absolute)] | None = Field(
-        None, description="File with the certificate's private key, in PEM."
+    fleet_key: Annotated[Path, AfterValidator(Path.absolute)] | None = option(
+        None, "Fleet", "File with the certificate's private key, in PEM.", metavar="FILE"
     )
-    fleet_upload_limit: Annotated[Size, Field(ge=LEAST_UPLOAD)] | None = Field(
-        None, description="Most bytes a second that this host sends to others of the fleet. Default: no limit."
+    fleet_upload_limit: Annotated[Size, Field(ge=LEAST_UPLOAD)] | None = option(
+        None,
+        "Fleet",
+        "Most bytes a second that this host sends to others of the fleet. Default: no limit.",
+        metavar="SIZE",
     )
 
     @model_validator(mode="after")
     def _fleet_is_whole(self) -> "FleetOptions":
         given = [name for name in (*_NEEDED, "fleet_upload_limit") if getattr(self, name) is not None]
         if self.fleet is None and given:
-            raise ValueError(f"option --{given[0].replace('_', '-')}: of no fleet: set --fleet NAME")
+            raise ValueError(f"option {given[0]}: of no fleet: set fleet")
         missing = [name for name in _NEEDED if getattr(self, name) is None]
         if self.fleet is not None and missing:
-            raise ValueError(f"option --fleet {self.fleet}: incomplete: set --{missing[0].replace('_', '-')}")
+            raise ValueError(f"option fleet {self.fleet}: incomplete: set {missing[0]}")
         return self

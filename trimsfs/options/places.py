@@ -55,7 +55,7 @@ def _place(path: str, base: str, own: MountOptions, tenant: Tenant | None) -> Pl
             f"[[tenants]] path {tenant.path}: has credentials, and {own.store} takes none: S3 does"
         )
     if tenant.share_cache and own.signatures != "off":
-        raise ConfigurationError(f"[[tenants]] path {tenant.path}: share_cache: not with --signatures")
+        raise ConfigurationError(f"[[tenants]] path {tenant.path}: share_cache: not with signatures")
     credentials = {
         "profile": tenant.profile or own.profile,  # of a role, the source of its credentials
         "role_arn": tenant.role_arn,

@@ -1,6 +1,7 @@
 """The options of a mount: their names, types, limits, defaults and help texts.
 
-One schema serves the configuration file, the environment and the command line; ``trimsfs.options.sources`` reads them.
+One schema serves the configuration file, the environment and, for options that are flags, the command line;
+``trimsfs.options.sources`` reads them. Each option is declared with its heading in the help and the documentation.
 """
 
 import os
@@ -19,16 +20,19 @@ from pydantic import (
     model_validator,
 )
 
+from trimsfs.eviction_policies import NAMES
 from trimsfs.listen_address import parse_address
 from trimsfs.mountinfo import escape
+from trimsfs.options.declaration import HEADINGS, declaration, option
+from trimsfs.options.eviction import TIERS, Eviction, EvictionOption
 from trimsfs.options.fleet import FleetOptions
 from trimsfs.options.size import Size
 from trimsfs.options.store import SEVERAL, AbsolutePath, InnerPath, StoreOptions, check_role
 
 FALLBACK_UID = 60874
 """A user id that Debian and systemd assign to nobody."""
-GPU_OFF = "switched off by --gpu off"
-"""The reason shown when --gpu off disables GPUs."""
+GPU_OFF = 'switched off by gpu = "off"'
+"""The reason shown when the option ``gpu`` disables GPUs."""
 
 
 def _parse_mode(value: object) -> object:
@@ -43,7 +47,6 @@ def _parse_mode(value: object) -> object:
 
 Mode = Annotated[int, BeforeValidator(_parse_mode), Field(ge=0, le=0o777)]
 Identity = Annotated[int, Field(ge=0, le=(1 << 32) - 2)]
-PolicyName = Literal["lru", "fifo", "lcu", "cost", "flush", "never", "eager"]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -98,119 +101,165 @@ class Tenant(BaseModel):
 class MountOptions(StoreOptions, FleetOptions):
     """The options of a mount. Sizes are in bytes (``10GiB`` is accepted), times in seconds."""
 
-    cache_dir: Path | None = Field(None, description="Directory of the disk tier; one server at a time may use it.")
-    cache_size: Size | None = Field(
-        None, description="Most bytes of models on disk. 0: keep none. Default: as many as --min-free leaves."
+    cache_dir: Path | None = option(
+        None, "Cache", "Directory of the disk tier; one server at a time may use it.", flag=True, metavar="DIR"
     )
-    cache_policy: PolicyName = Field("lru", description="Which models to evict from the disk when it is full.")
-    min_free: Size = Field(ByteSize(1 << 30), description="Bytes to leave free on the cache's file system.")
-    memory_limit: Annotated[Size, Field(ge=32 << 20)] = Field(
-        ByteSize(128 << 20), description="Most bytes of models in the server's own memory."
+    cache_size: Size | None = option(
+        None, "Cache", "Most bytes on disk. 0: keep none. Default: what --min-free leaves.", flag=True, metavar="SIZE"
     )
-    host_size: Size | None = Field(
-        None, description="Most bytes of models in the host's page cache. Default: as many as the kernel keeps."
+    min_free: Size = option(
+        ByteSize(1 << 30), "Cache", "Bytes to leave free on the cache's file system.", flag=True, metavar="SIZE"
     )
-    host_policy: PolicyName = Field("lru", description="Which models to drop from memory when --host-size is reached.")
-    gpu: Literal["auto", "off"] = Field("auto", description="Whether to lend copies of models on the host's GPUs.")
-    gpu_memory: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.8, description="Share of each GPU's memory that copies may take."
+    eviction: EvictionOption = option(
+        Eviction(),
+        "Cache",
+        f"Which models to evict first: {', '.join(NAMES)}. For one TIER of {', '.join(TIERS)}: disk=lcu,gpu=never.",
+        flag=True,
+        metavar="[TIER=]POLICY",
     )
-    gpu_headroom: Size = Field(
-        ByteSize(512 << 20), description="Bytes of each GPU's memory to leave free for other programs."
-    )
-    gpu_policy: PolicyName = Field("lru", description="Which copies to evict from a GPU when it is full.")
-    gpu_sharing: Literal["all", "uid", "none"] = Field(
-        "uid",
-        description="Who shares a copy on a GPU. all: all who may read the file; uid: the programs of one user; "
-        "none: nobody.",
-    )
-    passthrough: bool = Field(True, description="Have the kernel read local copies without the server, where it can.")
-    derived: bool = Field(True, description="Keep what a program derives from a model for others of the same user.")
-    share_chunks: bool = Field(
+    share_chunks: bool = option(
         False,
-        description="Fetch of a version only what others of its model lack; on XFS and btrfs, also share disk blocks "
-        "among models that are partly equal.",
+        "Cache",
+        "Fetch of a version only what differs; on XFS, btrfs share blocks.",
+        flag=True,
     )
-    digests: Literal["auto", "wait", "off"] = Field(
+    derived: bool = option(True, "Cache", "Keep what a program derives from a model for others of the same user.")
+    host_size: Size | None = option(
+        None, "Memory", "Most bytes in the page cache. Default: what the kernel keeps.", flag=True, metavar="SIZE"
+    )
+    memory_limit: Annotated[Size, Field(ge=32 << 20)] = option(
+        ByteSize(128 << 20), "Memory", "Most bytes of models in the server's own memory.", flag=True, metavar="SIZE"
+    )
+    cold_open: Literal["auto", "wait", "stream"] = option(
         "auto",
-        description="When to compare models with the store's digests. auto: before use where that is cheap, else once "
-        "the server is idle; wait: always before use; off: never.",
+        "Reads",
+        "What opening a model that is not cached does: fetch it first (wait), return at once (stream), or wait if that "
+        "takes at most 0.5 s, or 3 s if it is being prefetched (auto).",
+        flag=True,
     )
-    signatures: Literal["off", "check", "require"] = Field(
+    prefetch: Literal["auto", "off", "directory"] = option(
+        "auto",
+        "Reads",
+        "Prefetch what is likely to be opened next (auto), or all of a directory once a file of it is opened.",
+        flag=True,
+    )
+    passthrough: bool = option(True, "Reads", "Have the kernel read local copies without the server, where it can.")
+    metadata_ttl: Seconds = option(
+        60.0, "Network", "Seconds to cache names and sizes from the store.", flag=True, metavar="S"
+    )
+    stale_for: Seconds = option(
+        86400.0,
+        "Network",
+        "Seconds to keep using expired names and sizes while the store does not answer.",
+        metavar="S",
+    )
+    retry_deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] = option(
+        15.0, "Network", "Seconds to retry a request before a read gets EIO.", flag=True, metavar="S"
+    )
+    stall_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = option(
+        5.0, "Network", "Seconds without a byte from the store before a request is retried.", metavar="S"
+    )
+    fetch_processes: Annotated[int, Field(ge=1, le=64)] | None = option(
+        None, "Network", "Processes that fetch from the store. Default: one per core, 2 to 4.", metavar="N"
+    )
+    digests: Literal["auto", "wait", "off"] = option(
+        "auto",
+        "Data integrity",
+        "When to compare models with the store's digests: before use (wait), or only where that is cheap, else when "
+        "idle (auto).",
+        flag=True,
+    )
+    scrub_interval: Seconds = option(
+        7 * 86400.0,
+        "Data integrity",
+        "Seconds between scrubs, which check what is on disk for damage. 0: never.",
+        metavar="S",
+    )
+    scrub_rate: Annotated[Size, Field(ge=1 << 16)] = option(
+        ByteSize(32 << 20), "Data integrity", "Bytes a second that a scrub reads.", metavar="SIZE"
+    )
+    signatures: Literal["off", "check", "require"] = option(
         "off",
-        description="Which files must match a signed model.sig in a directory above them. check: those that have one; "
+        "Data integrity",
+        "Which files must match a signed model.sig in a directory above them. check: those that have one; "
         "require: all; off: none.",
     )
-    signing_key: Path | None = Field(None, description="Public key that verifies model.sig files, in PEM.")
-    scrub_interval: Seconds = Field(
-        7 * 86400.0, description="Seconds between scrubs, which check what is on disk for damage. 0: never."
+    signing_key: Path | None = option(
+        None, "Data integrity", "Public key that verifies model.sig files, in PEM.", metavar="FILE"
     )
-    scrub_rate: Annotated[Size, Field(ge=1 << 16)] = Field(
-        ByteSize(32 << 20), description="Bytes a second that a scrub reads."
+    allow_other: bool | None = option(
+        None, "Access", "Let other users in. Default: yes if root mounts, else no.", flag=True
     )
-    cold_open: Literal["auto", "wait", "stream"] = Field(
-        "auto",
-        description="What opening a model that is not cached does. wait: fetch it first; stream: return at once; auto: "
-        "wait if that takes at most 0.5 s, or 3 s if it is being prefetched.",
+    uid: Identity | None = option(
+        None, "Access", "Owner of all files. Default: the mounting user.", flag=True, metavar="UID"
     )
-    prefetch: Literal["auto", "off", "directory"] = Field(
-        "auto",
-        description="What to prefetch. auto: the files likely to be opened next; directory: all of a directory once "
-        "one of its files is opened; off: nothing.",
+    gid: Identity | None = option(
+        None, "Access", "Group of all files. Default: the mounting user's.", flag=True, metavar="GID"
     )
-    fetch_processes: Annotated[int, Field(ge=1, le=64)] | None = Field(
-        None, description="Processes that fetch from the store. Default: one per core, 2 to 4."
+    mode: Mode = option(
+        0o444,
+        "Access",
+        "Permission bits, octal, without w. Directories get x where r is set.",
+        flag=True,
+        metavar="OCTAL",
     )
-    trace_opens: Annotated[float, Field(ge=0, le=1)] = Field(
-        1.0, description="Share of cold opens to trace, for trimsfs trace. 0: none."
+    dir_mode: Mode | None = option(
+        None, "Access", "Permission bits of directories, octal. Default: mode, plus x where r is set.", metavar="OCTAL"
     )
-    metadata_ttl: Seconds = Field(60.0, description="Seconds to cache names and sizes from the store.")
-    stale_for: Seconds = Field(
-        86400.0, description="Seconds to keep using expired names and sizes while the store does not answer."
-    )
-    retry_deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        15.0, description="Seconds to retry a failing request before a read gets EIO."
-    )
-    stall_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        5.0,
-        description="Seconds without a byte from the store before a request is retried.",
-    )
-    allow_other: bool | None = Field(None, description="Let other users in. Default: yes if root mounts, else no.")
-    uid: Identity | None = Field(None, description="Owner of all files. Default: the mounting user.")
-    gid: Identity | None = Field(None, description="Group of all files. Default: the mounting user's.")
-    mode: Mode = Field(0o444, description="Permission bits of files, octal; write bits are ignored.")
-    dir_mode: Mode | None = Field(
-        None, description="Permission bits of directories, octal. Default: --mode, plus x where r is set."
-    )
-    access: tuple[AccessRule, ...] = Field((), description="Owner, group and mode by path. Only in a file.")
-    tenants: tuple[Tenant, ...] = Field((), description="Shares of disk and memory by path. Only in a file.")
-    control_gid: Identity | None = Field(
-        None, description="Group that may warm, pin and evict, besides root and the owner."
-    )
-    server_user: str | None = Field(
-        None, description="User that runs the server if root mounts. Default: trimsfs if it exists, else uid 60874."
-    )
-    fence: bool = Field(True, description="Confine the server with landlock and seccomp.")
-    metrics_listen: Annotated[str, AfterValidator(_local_address)] | None = Field(
+    control_gid: Identity | None = option(
         None,
-        description="Serve metrics of all mounts, and a status page, at 127.0.0.1:PORT or unix:PATH: one process for "
-        "the host, which ends with the last mount.",
+        "Access",
+        "Group that may warm, pin and evict, besides root and the owner.",
+        flag=True,
+        metavar="GID",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe messages to log.")
-    log_file: Path | None = Field(
+    access: tuple[AccessRule, ...] = option((), "Access", "Owner, group and mode by path.")
+    tenants: tuple[Tenant, ...] = option((), "Access", "Shares of disk and memory by path.")
+    server_user: str | None = option(
+        None, "Server", "Who runs it if root mounts. Default: trimsfs, else uid 60874.", flag=True, metavar="USER"
+    )
+    fence: bool = option(True, "Server", "Confine the server with landlock and seccomp.")
+    metrics_listen: Annotated[str, AfterValidator(_local_address)] | None = option(
         None,
-        description="File that a background mount logs to. Default: /var/log/trimsfs/NAME.log for root, else "
-        "trimsfs.log in the cache directory.",
+        "Server",
+        "Serve metrics and a status page at 127.0.0.1:PORT or unix:PATH.",
+        flag=True,
+        metavar="ADDRESS",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = option(
+        "info", "Logging", "Least severe messages to log.", flag=True
+    )
+    log_file: Path | None = option(
+        None,
+        "Logging",
+        "Log of a background mount. Default: /var/log/trimsfs/NAME.log for root, else trimsfs.log in the cache.",
+        flag=True,
+        metavar="FILE",
+    )
+    trace_opens: Annotated[float, Field(ge=0, le=1)] = option(
+        1.0, "Logging", "Share of cold opens to trace, for trimsfs trace. 0: none.", metavar="SHARE"
+    )
+    gpu: Literal["auto", "off"] = option("auto", "GPU", "Whether to lend copies of models on the host's GPUs.")
+    gpu_memory: Annotated[float, Field(gt=0, le=1)] = option(
+        0.8, "GPU", "Share of each GPU's memory that copies may take.", metavar="SHARE"
+    )
+    gpu_headroom: Size = option(
+        ByteSize(512 << 20), "GPU", "Bytes of each GPU's memory to leave free for other programs.", metavar="SIZE"
+    )
+    gpu_sharing: Literal["all", "uid", "none"] = option(
+        "uid",
+        "GPU",
+        "Who shares a copy on a GPU. all: all who may read the file; uid: the programs of one user; none: nobody.",
     )
 
     @model_validator(mode="after")
     def _key_is_told(self) -> "MountOptions":
         if self.signatures != "off" and self.signing_key is None:
-            raise ValueError(f"option --signatures {self.signatures}: needs the public key: set --signing-key FILE")
+            raise ValueError(f"option signatures {self.signatures}: needs the public key: set signing_key")
         if self.signatures == "off" and self.signing_key is not None:
-            raise ValueError("option --signing-key: nothing is checked: set --signatures check or require")
+            raise ValueError('option signing_key: nothing is checked: set signatures = "check" or "require"')
         if self.signatures != "off" and self.digests == "off":
-            raise ValueError(f"option --signatures {self.signatures}: needs digests: leave out --digests off")
+            raise ValueError(f"option signatures {self.signatures}: needs digests: leave out --digests off")
         return self
 
     @model_validator(mode="after")
@@ -257,13 +306,13 @@ class MountOptions(StoreOptions, FleetOptions):
 
 TABLES = {"access": "access", "tenants": "tenants", "stores": "store"}
 """The options that are tables of a configuration file, and their names there, such as ``[[access]]``."""
+DECLARATIONS = {name: declaration(field) for name, field in MountOptions.model_fields.items()}
 SCALARS = tuple(
-    name
-    for options in (StoreOptions, MountOptions, FleetOptions)
-    for name in options.__annotations__
-    if name in MountOptions.model_fields and name not in TABLES
+    name for heading in HEADINGS for name, own in DECLARATIONS.items() if own.heading == heading and name not in TABLES
 )
-"""The options that the environment and the command line accept too."""
+"""The options that variables can set too, in the order of their headings."""
+FLAGS = tuple(name for name in SCALARS if DECLARATIONS[name].flag)
+"""The options that the command line accepts too."""
 
 
 def default_user() -> str:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from trimsfs.errors import ConfigurationError
+from trimsfs.options.former import COMMAND_LINE, ENVIRONMENT, ENVIRONMENT_PREFIX, FORMER, refuse_former
 from trimsfs.options.schema import SCALARS, TABLES, MountOptions, flag
 from trimsfs.options.size import too_small
 from trimsfs.options.store import PASSWORD
@@ -24,7 +25,6 @@ from trimsfs.options.store import PASSWORD
 MOUNTPOINT = "mountpoint"
 """The key of the mount point in a configuration file that declares a mount. It is not an option of the mount."""
 DEFAULT_CONFIG = Path("/etc/trimsfs/config.toml")
-ENVIRONMENT_PREFIX = "TRIMSFS_"
 _OTHER_VARIABLES = re.compile(
     # of the commands and the client library; of containers with devices by CDI
     r"CONFIG|MOUNTS_DIR|FLEET_DIR|VERBOSE|MODELS|MODEL_.*"
@@ -73,8 +73,10 @@ def load_options(
         files.insert(0, (DEFAULT_CONFIG, _read_toml(DEFAULT_CONFIG, needed=False)))
     for path, values in files:
         layers.append((str(path), {name: value for name, value in values.items() if name != MOUNTPOINT}))
-    layers.append(("environment", _variables(environment)))
-    layers.append(("command line", arguments))
+    layers.append((ENVIRONMENT, _variables(environment)))
+    layers.append((COMMAND_LINE, arguments))
+    for source, layer in layers:
+        refuse_former(layer, source)
     layers = [(source, _with_stores(layer)) for source, layer in layers]
     merged = {name: value for _, layer in layers for name, value in layer.items()}
     try:
@@ -115,7 +117,7 @@ def _variables(environment: Mapping[str, str]) -> dict[str, str]:
         name = rest.lower()
         if rest == variable or _OTHER_VARIABLES.fullmatch(rest):
             continue
-        if name in SCALARS and rest.isupper():
+        if name in (*SCALARS, *FORMER) and rest.isupper():
             found[name] = value
             continue
         if name in (*TABLES, *TABLES.values()):

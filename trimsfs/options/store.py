@@ -7,6 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from trimsfs.options.declaration import option
+
 SEVERAL = "several stores"
 """The store of a mount whose configuration has ``[[store]]`` tables."""
 PASSWORD = re.compile(r"(?<=://)[^/]*:[^/]*(?=@)")
@@ -68,36 +70,48 @@ class StoreOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    store: Annotated[str, AfterValidator(_without_password)] | None = Field(
+    store: Annotated[str, AfterValidator(_without_password)] | None = option(
         None,
-        description="Where models come from: s3://, gs:// or az://BUCKET[/PREFIX], hf://ORG/NAME[@REVISION], "
-        "oci://REGISTRY/REPOSITORY[:TAG] or a directory.",
+        "Store",
+        "s3://, gs:// or az://BUCKET[/PREFIX], hf://ORG/NAME[@REVISION], oci://REGISTRY/REPOSITORY[:TAG] "
+        "or a directory.",
+        flag=True,
+        metavar="URL",
     )
-    layout: Literal["plain", "hf-cache"] = Field(
+    layout: Literal["plain", "hf-cache"] = option(
         "plain",
-        description="How to lay files out. plain: as in the store; hf-cache: repositories ORG/NAME as a Hugging Face "
-        "cache, for HF_HUB_CACHE.",
+        "Store",
+        "As in the store, or repositories as a Hugging Face cache, for HF_HUB_CACHE.",
+        flag=True,
     )
-    stores: tuple[StoreTable, ...] = Field((), description="Several stores by path, instead of one. Only in a file.")
-    allow_empty: bool = Field(False, description="Mount a prefix that holds no object yet.")
-    endpoint_url: str | None = Field(None, description="Address of the store's server, if it is not the service's own.")
-    region: str | None = Field(None, description="S3 region.")
-    profile: str | None = Field(None, description="Profile of the AWS configuration files.")
-    role_arn: str | None = Field(None, description="Role to assume for S3 requests, by STS.")
-    web_identity_token_file: AbsolutePath | None = Field(
-        None, description="File of the web identity token for --role-arn."
+    stores: tuple[StoreTable, ...] = option((), "Store", "Several stores by path, instead of one.")
+    allow_empty: bool = option(False, "Store", "Mount a prefix that holds no object yet.", flag=True)
+    endpoint_url: str | None = option(
+        None, "Store", "Address of the store's server, if it is not the service's own.", flag=True, metavar="URL"
     )
-    addressing_style: Literal["auto", "path", "virtual"] = Field("auto", description="How S3 requests name the bucket.")
-    anonymous: bool = Field(
-        False, description="Send requests without credentials: unsigned, and to a hub without a token."
+    region: str | None = option(None, "Store", "S3 region.", flag=True)
+    addressing_style: Literal["auto", "path", "virtual"] = option(
+        "auto", "Store", "How S3 requests name the bucket.", flag=True
     )
-    requester_pays: bool = Field(False, description="Pay for requests to an S3 bucket that charges who asks.")
-    sse_c_key_file: Path | None = Field(
-        None, description="File with the key of objects that S3 encrypts by SSE-C: 32 bytes, or these in base64."
+    requester_pays: bool = option(False, "Store", "Pay for requests to an S3 bucket that charges who asks.", flag=True)
+    transfer_acceleration: bool = option(False, "Store", "Use the S3 Transfer Acceleration endpoint.", flag=True)
+    plain_http: bool | None = option(
+        None,
+        "Store",
+        "Speak HTTP without TLS to an OCI registry. Default: yes for one on this host, else no.",
     )
-    transfer_acceleration: bool = Field(False, description="Use the S3 Transfer Acceleration endpoint.")
-    plain_http: bool | None = Field(
-        None, description="Speak HTTP without TLS to an OCI registry. Default: yes for one on this host, else no."
+    profile: str | None = option(None, "Credentials", "Profile of the AWS configuration files.", flag=True)
+    anonymous: bool = option(False, "Credentials", "Send requests unsigned, and to a hub without a token.", flag=True)
+    sse_c_key_file: Path | None = option(
+        None,
+        "Credentials",
+        "Key of objects encrypted by SSE-C: 32 bytes, or these in base64.",
+        flag=True,
+        metavar="FILE",
+    )
+    role_arn: str | None = option(None, "Credentials", "Role to assume for S3 requests, by STS.", metavar="ARN")
+    web_identity_token_file: AbsolutePath | None = option(
+        None, "Credentials", "File of the web identity token for role_arn.", metavar="FILE"
     )
 
     @model_validator(mode="after")

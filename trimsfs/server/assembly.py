@@ -17,6 +17,7 @@ from trimsfs.control.refresh import refresh
 from trimsfs.control.reports import Reports
 from trimsfs.control.xattrs import Xattrs
 from trimsfs.errors import TrimsError
+from trimsfs.eviction_policies import eager, never, others_first, policy_named
 from trimsfs.fetch.speed import StoreSpeed
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.filesystem.trust import Trust
@@ -45,7 +46,6 @@ from trimsfs.tiers.deduplication import Deduplication
 from trimsfs.tiers.disk.budget import DiskLimits
 from trimsfs.tiers.disk.events import TierEvents
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.eviction_policies import POLICIES, eager, never, others_first
 from trimsfs.tiers.host.tier import HostTier
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.types import Generation
@@ -164,7 +164,7 @@ def _always_compared(options: MountOptions) -> bool:
 
 def _tiers(options: MountOptions, environment: Environment, calls: Calls, speed: ByPath[StoreSpeed]) -> Tiers:
     assert options.cache_dir is not None
-    store, policy = environment.store, POLICIES[options.cache_policy]
+    store, policy = environment.store, policy_named(options.eviction.disk)
     if options.fleet is not None and policy not in {never, eager}:
         policy = others_first(policy)
     disk = DiskTier(
@@ -191,7 +191,7 @@ def _tiers(options: MountOptions, environment: Environment, calls: Calls, speed:
     host = HostTier(
         populate,
         budget=options.host_size,
-        policy=POLICIES[options.host_policy],
+        policy=policy_named(options.eviction.host),
         quotas=Quotas({f"{tenant.path}/": tenant.host_size for tenant in options.tenants}),
     )
     passthrough = Passthrough(

@@ -178,7 +178,7 @@ async def _begin(
     connection = await session.agreed()
     refusal = None
     if not settings.passthrough:
-        refusal = "switched off by --no-passthrough"
+        refusal = "switched off by passthrough = false"
     elif not connection.passthrough:
         refusal = why_no_passthrough()
     else:

@@ -35,11 +35,11 @@ def csi(endpoint: str, node_id: str, mounts_dir: Path, tenants: Path | None, tok
 
     Pods get models of this node's mounts as read-only volumes, inline or of a PersistentVolume.
 
-    Runs as root until SIGTERM; volumes stay mounted then. Exit codes: 0 ended, 1 cannot serve the socket, 2 invalid
-    option.
+    Runs as root until SIGTERM; volumes stay mounted then. Exit codes: 0 ended, 1 cannot serve the socket or write to
+    the directory of tokens, 2 invalid option.
     """
     try:
-        from mountctl.extras.csi.csi_server import EndpointError, serve  # noqa: PLC0415 - of an extra
+        from mountctl.extras.csi.csi_server import EndpointError, EndpointNameError, serve  # noqa: PLC0415 - of an extra
         from mountctl.extras.csi.service_account_tokens import ServiceAccountTokens  # noqa: PLC0415
         from mountctl.extras.csi.tenants import TenantsError, read_tenants  # noqa: PLC0415
     except ModuleNotFoundError as error:
@@ -54,6 +54,10 @@ def csi(endpoint: str, node_id: str, mounts_dir: Path, tenants: Path | None, tok
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
+        tokens = None if tokens_dir is None else ServiceAccountTokens(tokens_dir)
+    except OSError as error:
+        _fail(1, f"--tokens-dir {tokens_dir}: {error.strerror}: run it as root, with a directory that it may write to")
+    try:
         if tenants is not None:
             read_tenants(tenants)
         serve(
@@ -61,12 +65,12 @@ def csi(endpoint: str, node_id: str, mounts_dir: Path, tenants: Path | None, tok
             node_id=node_id,
             mounts_dir=Path(os.path.realpath(mounts_dir)),
             tenants=tenants,
-            tokens=None if tokens_dir is None else ServiceAccountTokens(tokens_dir),
+            tokens=tokens,
         )
     except TenantsError as error:
         _fail(2, f"--tenants {error}")
     except EndpointError as error:
-        _fail(1, str(error))
+        _fail(2 if isinstance(error, EndpointNameError) else 1, str(error))
 
 
 def _fail(code: int, message: str) -> NoReturn:

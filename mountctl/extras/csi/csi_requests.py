@@ -4,14 +4,16 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mountctl.extras.csi import csi_pb2
-from mountctl.extras.csi.status_errors import invalid, precondition, shown
+from mountctl.extras.csi.status_errors import SHOWN_LENGTH, invalid, precondition, shown
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_of
 
 RESERVED = "csi.storage.k8s.io/"
 EPHEMERAL = f"{RESERVED}ephemeral"
 NAMESPACE = f"{RESERVED}pod.namespace"
+POD = f"{RESERVED}pod.name"
 SERVICE_ACCOUNT = f"{RESERVED}serviceAccount.name"
 TOKENS = f"{RESERVED}serviceAccount.tokens"
 CONTROL_DIRECTORY = ".trims"
@@ -46,6 +48,14 @@ class Publication:
     namespace: str | None
     service_account: str | None
     tokens: str | None = field(repr=False)
+
+
+def subject(request: Any) -> str:
+    """The volume of any request and its pod, for a line of the log; "" if the request has none."""
+    volume, context = getattr(request, "volume_id", ""), getattr(request, "volume_context", {})
+    pod = "/".join(context[name] for name in (NAMESPACE, POD) if context.get(name))
+    about = [f"volume {volume}" if volume else "", f"pod {pod}" if pod else ""]
+    return "".join(f": {each[:SHOWN_LENGTH]}" for each in about if each)
 
 
 def publication(request: csi_pb2.NodePublishVolumeRequest, mounts_dir: Path) -> Publication:

@@ -18,6 +18,7 @@ from google.protobuf import descriptor, message_factory
 from google.protobuf.message import DecodeError, Message
 
 from mountctl.extras.csi import DRIVER_NAME, csi_pb2
+from mountctl.extras.csi.csi_requests import subject
 from mountctl.extras.csi.identity_service import IdentityService
 from mountctl.extras.csi.mount_commands import MountCommands
 from mountctl.extras.csi.mounts_directory import MountsDirectory
@@ -39,6 +40,10 @@ class EndpointError(Exception):
     """The driver cannot serve the socket."""
 
 
+class EndpointNameError(EndpointError):
+    """The endpoint names no socket."""
+
+
 def serve(
     *, endpoint: str, node_id: str, mounts_dir: Path, tenants: Path | None, tokens: ServiceAccountTokens | None
 ) -> None:
@@ -56,7 +61,7 @@ def serve(
     )
     with _ending() as wait:
         with _only_for_root():
-            _listen(server, path)
+            listen(server, path)
         server.start()
         log.info("%s serves %s for %s", DRIVER_NAME, mounts_dir, path)
         wait()
@@ -84,14 +89,16 @@ def _ending() -> Iterator[Callable[[], object]]:
 
 def _socket_path(endpoint: str) -> Path:
     text = endpoint.removeprefix("unix://") if endpoint.startswith("unix://") else endpoint.removeprefix("unix:")
-    if not text.startswith("/") or not endpoint.startswith("unix:"):
-        raise EndpointError(f"--endpoint {endpoint}: must be unix:///DIRECTORY/NAME")
-    if len(text.encode()) > SOCKET_PATH_LIMIT:
-        raise EndpointError(f"--endpoint {endpoint}: is longer than {SOCKET_PATH_LIMIT} bytes")
+    if not text.startswith("/") or text.endswith("/") or not endpoint.startswith("unix:"):
+        raise EndpointNameError(f"--endpoint {endpoint}: must be unix:///DIRECTORY/NAME")
+    if len(os.fsencode(text)) > SOCKET_PATH_LIMIT:
+        raise EndpointNameError(
+            f"--endpoint {endpoint}: is longer than {SOCKET_PATH_LIMIT} bytes: choose a shorter path"
+        )
     return Path(text)
 
 
-def _listen(server: grpc.Server, path: Path) -> None:
+def listen(server: grpc.Server, path: Path) -> None:
     """Listen at *path*; replaces the stale socket of an earlier driver, but neither a file nor a socket in use."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
@@ -111,7 +118,8 @@ def _listen(server: grpc.Server, path: Path) -> None:
     try:
         server.add_insecure_port(f"unix:{path}")
     except RuntimeError as error:
-        raise EndpointError(f"--endpoint {path}: cannot listen there: {error}") from None
+        why = f"cannot listen there: {error}" if os.geteuid() == 0 else "only root can listen there: run it as root"
+        raise EndpointError(f"--endpoint {path}: {why}") from None
 
 
 @contextlib.contextmanager
@@ -144,16 +152,19 @@ def _as_grpc(
     kind = message_factory.GetMessageClass(method.input_type)
 
     def handle(request: bytes, context: grpc.ServicerContext) -> Message:  # noqa: RET503 - abort raises
+        about = name
         try:
-            return call(kind.FromString(request))
+            parsed = kind.FromString(request)
+            about = f"{name}{subject(parsed)}"
+            return call(parsed)
         except DecodeError:
             code, message = grpc.StatusCode.INVALID_ARGUMENT, f"{name}: the request is not a {method.input_type.name}"
             log.warning("%s", message)
         except StatusError as error:
             code, message = error.code, str(error)
-            log.warning("%s: %s: %s", name, code.name, message)
+            log.warning("%s: %s: %s", about, code.name, message)
         except Exception:
-            log.exception("%s", name)
+            log.exception("%s", about)
             code, message = grpc.StatusCode.INTERNAL, f"{name}: unexpected error: see the driver's log"
         context.abort(code, message)
 

@@ -55,10 +55,10 @@ class MountsDirectory:
             f"volumeAttributes: mount {name}: no such mount in {self.path}: {there}",
         )
 
-    def devices(self) -> set[str]:
-        """The devices of the mounted file systems."""
+    def by_device(self) -> dict[str, Mount]:
+        """The mounts, each by the device of its file system. Raises StatusError (UNAVAILABLE)."""
         mounted = (trimsfs_at(self.path / name) for name in self.names())
-        return {mount.device for mount in mounted if mount is not None}
+        return {mount.device: mount for mount in mounted if mount is not None}
 
 
 def _is_name(name: str) -> bool:

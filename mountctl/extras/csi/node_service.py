@@ -101,6 +101,7 @@ class NodeService:
         """Unmount a volume, even if it is in use or hangs, and remove the target."""
         volume = volume_id(request.volume_id)
         target = target_path(request.target_path, self._mounts.path)
+        unmounted = False
         with self._locks.hold(f"target {target}", timeout_s=LOCK_TIMEOUT_S):
             for _ in range(LAYERS_LIMIT):
                 there = mount_at(target)
@@ -111,8 +112,10 @@ class NodeService:
                     mounting.unmount(target, lazy=True)
                 except OSError as error:
                     raise StatusError(grpc.StatusCode.INTERNAL, f"unmount {target}: {error.strerror}") from None
+                unmounted = True
             _remove_target(target)
-        log.info("volume %s: unmounted from %s", volume, target)
+        if unmounted:
+            log.info("volume %s: unmounted from %s", volume, target)
         return csi_pb2.NodeUnpublishVolumeResponse()
 
     def node_get_volume_stats(self, request: csi_pb2.NodeGetVolumeStatsRequest) -> csi_pb2.NodeGetVolumeStatsResponse:
@@ -125,11 +128,12 @@ class NodeService:
         if there is None:
             raise _not_published(volume, str(path))
         space, problem = Space(total=0, free=0, files=0), ""
-        if there.device not in self._mounts.devices():
+        source = self._mounts.by_device().get(there.device)
+        if source is None:
             problem = f"{there.source} was remounted, or is not mounted: restart the containers that use this volume"
         else:
             try:
-                space = self._children.check_answers(there)
+                space = self._children.check_answers(source)
             except StatusError as error:
                 problem = str(error)
         kind = csi_pb2.VolumeUsage
@@ -156,7 +160,7 @@ class NodeService:
                 return True
             if os.path.dirname(published) == os.path.dirname(root) and self._version_of(source, wanted.path):
                 return True  # an alias, which has moved since, or leads to what is published
-        if there.device in self._mounts.devices():
+        if there.device in self._mounts.by_device():
             raise StatusError(
                 grpc.StatusCode.ALREADY_EXISTS,
                 f"target_path {wanted.target}: {there.root} of {there.source} is published there: unpublish it first",

@@ -124,7 +124,7 @@ class Nginx:
                 said = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
                 told = _plain(next((line for line in said if "[emerg]" in line), said[0]))
                 if told.startswith("bind() "):  # perhaps later: the service is started again
-                    raise CommandNotRunnableError(f"nginx cannot listen: {told}: see `ip address` and --fleet-listen")
+                    raise CommandNotRunnableError(f"nginx cannot listen: {told}: see `ip address` and fleet_listen")
                 raise ConfigurationError(f"nginx refuses its configuration: {told}")
             new.replace(self.configuration)
         except subprocess.TimeoutExpired:
@@ -153,7 +153,7 @@ class Nginx:
                 if error.errno != errno.EADDRINUSE and not available:
                     continue
                 reason = os.strerror(error.errno or 0)
-                remedy = "end what `ss -ltnp` shows there, as workers of a killed nginx, or change --fleet-listen"
+                remedy = "end what `ss -ltnp` shows there, as workers of a killed nginx, or change fleet_listen"
                 raise CommandNotRunnableError(f"nginx cannot listen: {address}: {reason}: {remedy}") from None
 
     def command(self) -> list[str]:
@@ -215,7 +215,7 @@ def render(directory: Path, members: Sequence[Member]) -> str:
     for member in members:
         if listens.count(member.options.fleet_listen) > 1:
             raise ConfigurationError(
-                f"option --fleet-listen {member.options.fleet_listen}: another mount listens there: choose another port"
+                f"option fleet_listen {member.options.fleet_listen}: another mount listens there: choose another port"
             )
     users = {member.options.server_user: _user(member.options) for member in members}
     if len(set(users.values())) > 1:
@@ -238,7 +238,7 @@ def _check_certificates(members: Iterable[Member]) -> None:
         for name, file in (("ca", options.fleet_ca), ("cert", options.fleet_cert), ("key", options.fleet_key)):
             if not os.path.exists(str(file)):
                 raise CommandNotRunnableError(
-                    f"option --fleet-{name} {file} of {member.mountpoint}: there is no such file: make it"
+                    f"option fleet_{name} {file} of {member.mountpoint}: there is no such file: make it"
                 )
 
 

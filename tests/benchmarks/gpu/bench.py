@@ -26,10 +26,10 @@ from tests.services.fast import FastS3
 from tests.support.mounts import MountedStore, mounted, trimsfs, unmount, wait_until
 
 DEVICE_SHARE = 0.8
-"""Of a device, for copies: the default of ``--gpu-memory``."""
+"""Of a device, for copies: the default of ``gpu_memory``."""
 IDLE_S = 60
 FIRST, FIRST_COPY = "first", "a server's first copy"
-EAGER = ("--gpu-policy", "eager")
+EAGER = "eviction=gpu=eager"
 """A copy is given up with its last lease, so that each round loads anew, from the same file in memory."""
 
 
@@ -77,7 +77,7 @@ class GpuBench:
         with ExitStack() as stack:
             scratch = tempfile.TemporaryDirectory(prefix="mount-", dir=self.work, ignore_cleanup_errors=True)
             directory = Path(stack.enter_context(scratch))
-            options = (*EAGER, "--gpu-headroom", str(self.scale.spare // 2))
+            options = (EAGER, f"gpu_headroom={self.scale.spare // 2}")
             environment = self.server.environment() | dict(self.card.environment)
             try:
                 mount = stack.enter_context(mounted(f"s3://{BUCKET}", directory, *options, environment=environment))

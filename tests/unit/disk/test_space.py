@@ -17,8 +17,8 @@ from tests.support.parts import (
     until,
 )
 from tests.unit.disk.common import MISSING, here, small, store
+from trimsfs.eviction_policies import Evictable
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.eviction_policies import Evictable
 from trimsfs.tiers.index.index import BlobIndex
 
 

@@ -72,7 +72,7 @@ async def test_what_others_have_signed_is_refused(
     store.put("other/model.sig", sign(new_key(), files))
     store.put("signed/deep/model.sig", b"no signature")
     async with serving(signatures="check") as server:
-        with pytest.raises(SignatureError, match=r"other/model.sig: not signed with the --signing-key"):
+        with pytest.raises(SignatureError, match=r"other/model.sig: not signed with the signing_key"):
             await server.open("other/params")
         with pytest.raises(SignatureError, match=r"signed/deep/model.sig: not a model signature"):
             await server.open("signed/deep/shard")

@@ -20,7 +20,7 @@ import click
 from trimsfs.cli.control_files import check_answers, read_json
 from trimsfs.cli.diagnosis.checks import Advice, Check, ProblemError, as_server, server_of
 from trimsfs.cli.diagnosis.store_checks import check_store
-from trimsfs.cli.mount_options import mount_options
+from trimsfs.cli.mount_options import MountCommand, mount_options
 from trimsfs.cli.output import reported, say
 from trimsfs.command_group import examples
 from trimsfs.errors import (
@@ -43,9 +43,10 @@ _MAY_ENTER = '[ -x "$one" ]'
 
 
 @click.command(
+    cls=MountCommand,
     epilog=examples(
         "trimsfs doctor --store s3://my-models", "trimsfs doctor --config /etc/trimsfs/mounts.d/models.toml"
-    )
+    ),
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reported
@@ -179,7 +180,7 @@ def _existing(directory: Path) -> Path:
 def _passthrough(options: MountOptions) -> str:
     """Mount an empty store for a moment, with a cache beside the real one: only the kernel knows."""
     if not options.passthrough:
-        raise Advice("switched off by --no-passthrough: files are served in cached mode")
+        raise Advice("switched off by passthrough = false: files are served in cached mode")
     assert options.cache_dir is not None
     place = _existing(options.cache_dir)
     if place == options.cache_dir and as_server(options, _MAY_ENTER, [place]):
@@ -191,8 +192,8 @@ def _passthrough(options: MountOptions) -> str:
             directory.mkdir()
         trimsfs = [sys.executable, "-P", "-m", "trimsfs"]  # -P: import nothing from this directory
         mount = [*trimsfs, "mount", str(mountpoint), "--store", str(store), "--cache-dir", cache]
-        mount += ["--log-file", str(Path(scratch, "log")), "--min-free", "0", "--gpu", "off"]
-        environment = {**os.environ, f"{ENVIRONMENT_PREFIX}CONFIG": os.devnull}
+        mount += ["--log-file", str(Path(scratch, "log")), "--min-free", "0"]
+        environment = os.environ | {f"{ENVIRONMENT_PREFIX}CONFIG": os.devnull, f"{ENVIRONMENT_PREFIX}GPU": "off"}
         try:
             done = subprocess.run(
                 mount, env=environment, capture_output=True, text=True, timeout=TEST_MOUNT_TIMEOUT_S, check=False

@@ -132,7 +132,7 @@ def told_of_fleet(facts: dict[str, Any], sent_bytes: int) -> list[str]:
         if member["problem"] or member["strikes"]
     ]
     if facts.get("problem"):  # older servers do not send it
-        failing.insert(0, f"members not read: {facts['problem']}: see --fleet-members")
+        failing.insert(0, f"members not read: {facts['problem']}: see fleet_members")
     return [f"{facts['name']}, {counted(len(members), 'member')}: {state}", *failing]
 
 

@@ -35,10 +35,10 @@ def check_certificate(ca: Path, certificate: Path, key: Path) -> float:
     try:
         facts = _shake_hands(client_context(ca, certificate, key), server)
     except ssl.SSLCertVerificationError as error:
-        remedy = _REMEDIES.get(error.verify_code, "issue one by the CA of --fleet-ca")
-        raise ConfigurationError(f"option --fleet-cert {certificate}: {error.verify_message}: {remedy}") from None
+        remedy = _REMEDIES.get(error.verify_code, "issue one by the CA of fleet_ca")
+        raise ConfigurationError(f"option fleet_cert {certificate}: {error.verify_message}: {remedy}") from None
     except ssl.SSLError as error:
-        raise ConfigurationError(f"option --fleet-cert {certificate}: {error.reason}: issue another") from None
+        raise ConfigurationError(f"option fleet_cert {certificate}: {error.reason}: issue another") from None
     return ssl.cert_time_to_seconds(str(facts["notAfter"])) - time.time()
 
 
@@ -47,16 +47,16 @@ def _loaded(purpose: ssl.Purpose, ca: Path, certificate: Path, key: Path) -> ssl
         try:
             file.open("rb").close()  # errors of OpenSSL name no file
         except OSError as error:
-            raise ConfigurationError(f"option --fleet-{name} {file}: {error.strerror}") from None
+            raise ConfigurationError(f"option fleet_{name} {file}: {error.strerror}") from None
     try:
         context = ssl.create_default_context(purpose, cafile=ca)
     except ssl.SSLError as error:
-        raise ConfigurationError(f"option --fleet-ca {ca}: {error.reason}: it must be a certificate in PEM") from None
+        raise ConfigurationError(f"option fleet_ca {ca}: {error.reason}: it must be a certificate in PEM") from None
     try:
         context.load_cert_chain(certificate, key, password="")  # instead of a question on the terminal
     except ssl.SSLError as error:
         raise ConfigurationError(
-            f"option --fleet-cert {certificate}: {error.reason}: it must belong to {key}, both in PEM, "
+            f"option fleet_cert {certificate}: {error.reason}: it must belong to {key}, both in PEM, "
             "the key without a passphrase"
         ) from None
     return context

@@ -26,7 +26,9 @@ def fleet(state: str, path: Path, as_json: bool) -> None:
     try:
         done = read_json(mountpoint / ".trims" / f"fleet-{state}")
     except NoSuchEntryError:
-        raise ConfigurationError(f"{mountpoint} belongs to no fleet now: see `trimsfs status` and --fleet") from None
+        raise ConfigurationError(
+            f"{mountpoint} belongs to no fleet now: see `trimsfs status` and the option fleet"
+        ) from None
     if as_json:
         click.echo(json.dumps(done | {"mountpoint": str(mountpoint)}))
     else:

@@ -33,8 +33,8 @@ SOCKET_RIGHTS = stat.S_IRGRP | stat.S_IWGRP
 NOT_A_REQUEST, AWAY = 400, 503
 """What a member answers that serves this host, as no chunk is asked for, and one that is drained or off."""
 _PROBLEMS = {
-    403: "refuses this host's certificate: see `fleet certificate` above, else compare the files of --fleet-ca",
-    404: "serves another fleet: compare --fleet",
+    403: "refuses this host's certificate: see `fleet certificate` above, else compare the files of fleet_ca",
+    404: "serves another fleet: compare the option fleet",
     502: "its nginx runs, but no trimsfs server behind it: `trimsfs status` there",
     AWAY: "is drained, or off: `mountctl fleet undrain` or `trimsfs fleet on` there",
 }
@@ -124,13 +124,13 @@ def members(options: MountOptions) -> str:
     try:
         addresses, mine = listed.read(resolving_s=RESOLVING_S)
     except ValueError as error:
-        raise ProblemError(f"option --fleet-members {options.fleet_members}: {error}: correct it") from None
+        raise ProblemError(f"option fleet_members {options.fleet_members}: {error}: correct it") from None
     context = client_context(*_files(options))
     with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
         heard = list(threads.map(partial(_ask, fleet=options.fleet, context=context), sorted(addresses)))
     own = next((each for each in heard if each.member in mine), None)
     if own is None:
-        raise ProblemError(f"option --fleet-members {options.fleet_members}: lacks this host: add it")
+        raise ProblemError(f"option fleet_members {options.fleet_members}: lacks this host: add it")
     if own.problem not in {None, _PROBLEMS[AWAY]}:  # that is intended
         raise ProblemError(f"{own.member}, this host: {own.problem}")
     wrong = [each for each in heard if each.problem is None and abs(each.ahead_s) > CLOCK_DIFFERENCE_S]

@@ -36,7 +36,7 @@ class Members:
     itself would wait for the request that it is made for. Others may list a host before it is in its own list: then
     ``mine`` is what they probably call it. An address that is translated on the way is `found` by a request, which
     tells this server's ``instance``. ``problem`` tells why the list was not read. *listed* is as of
-    ``--fleet-members``. This host serves the fleet at *listen*.
+    ``fleet_members``. This host serves the fleet at *listen*.
     """
 
     def __init__(self, listed: str, listen: ListenAddress) -> None:

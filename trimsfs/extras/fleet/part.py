@@ -138,7 +138,7 @@ class FleetPart(Extra):
 def _context(options: MountOptions) -> ssl.SSLContext:
     """What this host connects to members with. Raises ConfigurationError."""
     if _MISSING is not None:
-        raise ConfigurationError(f"option --fleet {options.fleet}: {_MISSING}: pip install 'trimsfs[fleet]'")
+        raise ConfigurationError(f"option fleet {options.fleet}: {_MISSING}: pip install 'trimsfs[fleet]'")
     assert options.fleet_ca is not None
     assert options.fleet_cert is not None
     assert options.fleet_key is not None

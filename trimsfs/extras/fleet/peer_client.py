@@ -51,7 +51,7 @@ _OUTCOMES: dict[int, Outcome] = {
 """What answers mean, by status; any other is that of a busy member."""
 _DETAILS = {
     403: "it refuses this host's certificate",
-    404: "it cannot give them: see its log, and whether its --fleet is the same",
+    404: "it cannot give them: see its log, and whether its option fleet is the same",
     409: "its store has another generation of the file",
     502: "its nginx runs, but no trimsfs server behind it",
 }

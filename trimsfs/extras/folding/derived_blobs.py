@@ -123,7 +123,7 @@ class DerivedBlobs(Extra):
         another open file, and CacheFullError.
         """
         if not self._allowed:
-            raise NotPermittedError("derived blobs: --no-derived disables them on this mount")
+            raise NotPermittedError("derived blobs: derived = false disables them on this mount")
         key = derived_key(model, f"derived-{piece.uid}-{piece.number}")
         upload = self._uploads.get(key)
         if piece.offset == 0:

@@ -20,6 +20,7 @@ from trimsfs.errors import (
     NoSuchEntryError,
     TrimsError,
 )
+from trimsfs.eviction_policies import policy_named
 from trimsfs.extras.gpu import cuda
 from trimsfs.extras.gpu.copy_ledger import CopyLedger
 from trimsfs.extras.gpu.copy_loader import CopyLoader
@@ -35,7 +36,6 @@ from trimsfs.options import MountOptions
 from trimsfs.processes import shown
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.eviction_policies import POLICIES
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
@@ -109,12 +109,12 @@ class GpuCopies:
 
     def _add(self, device: cuda.DeviceInfo) -> None:
         if self._options.gpu_headroom >= device.total:
-            log.warning("device %s: --gpu-headroom exceeds its memory: lower it", device.uuid)
+            log.warning("device %s: gpu_headroom exceeds its memory: lower it", device.uuid)
         self.pools[device.uuid] = Pool(
             device,
             budget=int(device.total * self._options.gpu_memory),
             headroom=self._options.gpu_headroom,
-            policy=POLICIES[self._options.gpu_policy],
+            policy=policy_named(self._options.eviction.gpu),
             is_pinned=self._is_pinned,
             before_free=self.ledger.let_go,
         )
@@ -313,7 +313,7 @@ class GpuCopies:
         """
         if self._options.gpu_sharing == "none":
             raise InvalidRequestError(
-                f"{generation.key}: with --gpu-sharing none, each program gets a copy of its own: nothing to load ahead"
+                f"{generation.key}: with gpu_sharing none, each program gets a copy of its own: nothing to load ahead"
             )
         if models_only and await self._tables.tensors(generation) is None:
             return False

@@ -36,13 +36,13 @@ def load_key(path: Path) -> EllipticCurvePublicKey:
     try:
         key = load_pem_public_key(path.read_bytes())
     except OSError as error:
-        raise ConfigurationError(f"option --signing-key {path}: {error.strerror}") from None
+        raise ConfigurationError(f"option signing_key {path}: {error.strerror}") from None
     except (ValueError, UnsupportedAlgorithm):
         raise ConfigurationError(
-            f"option --signing-key {path}: not a public key in PEM: write it by `openssl ec -pubout`"
+            f"option signing_key {path}: not a public key in PEM: write it by `openssl ec -pubout`"
         ) from None
     if not isinstance(key, EllipticCurvePublicKey) or key.curve.key_size not in _HASHES:
-        raise ConfigurationError(f"option --signing-key {path}: must be an elliptic curve key of 256, 384 or 521 bits")
+        raise ConfigurationError(f"option signing_key {path}: must be an elliptic curve key of 256, 384 or 521 bits")
     return key
 
 
@@ -112,7 +112,7 @@ def read_manifest(bundle: bytes, key: EllipticCurvePublicKey) -> Mapping[str, Di
     try:
         key.verify(signature_bytes, signed, ECDSA(_HASHES[key.curve.key_size]))
     except InvalidSignature:
-        raise SignatureError("not signed with the --signing-key: check who signed it") from None
+        raise SignatureError("not signed with the signing_key: check who signed it") from None
     if kind != _PAYLOAD_TYPE:
         raise SignatureError("the signature is not of a model")
     return _manifest(payload)

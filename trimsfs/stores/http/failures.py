@@ -8,7 +8,6 @@ from typing import TypeVar
 import urllib3
 
 from trimsfs.errors import (
-    ObjectChangedError,
     ObjectNotFoundError,
     StoreAccessError,
     StoreError,
@@ -83,8 +82,6 @@ def kind_of(status: int) -> type[StoreError]:
         return StoreAccessError
     if status == 404:
         return ObjectNotFoundError
-    if status in {412, 416}:
-        return ObjectChangedError
     if status in {429, 503}:
         return StoreThrottledError
     if status in {408, 425} or status >= 500:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from trimsfs.tiers.eviction_policies import Policy, lru
+from trimsfs.eviction_policies import Policy, lru
 from trimsfs.tiers.quotas import Quotas
 
 FULL_FOR_S = 1.0

@@ -9,9 +9,9 @@ from dataclasses import replace
 import trio
 
 from trimsfs.errors import CacheUnusableError
+from trimsfs.eviction_policies import Evictable
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.state import TierState
-from trimsfs.tiers.eviction_policies import Evictable
 from trimsfs.tiers.leases import has_other_openers
 
 log = logging.getLogger(__name__)

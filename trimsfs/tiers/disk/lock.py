@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from trimsfs.errors import CacheInUseError, CacheUnusableError
-from trimsfs.processes import shown
+from trimsfs.processes import holders, shown, title_of
+from trimsfs.text import TITLE_PREFIX
 
 
 def lock_directory(directory: Path) -> int:
@@ -23,10 +24,9 @@ def lock_directory(directory: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        holder = holder_of(directory)
-        who = shown(holder) if holder is not None else "pid unknown"
         raise CacheInUseError(
-            f"cache directory {directory} is in use by another server, {who}: unmount that, or set --cache-dir"
+            f"cache directory {directory} is in use by another server, {_who_holds(directory)}: "
+            "unmount that, or set --cache-dir"
         ) from None
     except OSError as error:
         os.close(descriptor)
@@ -42,6 +42,23 @@ def holder_of(directory: Path) -> int | None:
     except OSError:
         return None
     return int(holder) if holder.isdecimal() else None
+
+
+def lock_holders(directory: Path) -> list[int]:
+    """The processes that have the lock file open, as far as this user may see."""
+    try:
+        status = os.stat(directory / "lock")
+    except OSError:
+        return []
+    return holders(f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}").get(status.st_ino, [])
+
+
+def _who_holds(directory: Path) -> str:
+    """Who holds the lock, for an error message. A server that has ended may have left it to its launcher."""
+    recorded, seen = holder_of(directory), lock_holders(directory)
+    if recorded is None or (recorded not in seen and not title_of(recorded).startswith(TITLE_PREFIX)):
+        recorded = seen[0] if seen else None  # the pid has ended, or is of another PID namespace
+    return shown(recorded) if recorded is not None else "pid unknown"
 
 
 def is_lock_of(descriptor: int, directory: Path) -> bool:

@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Set
 import trio
 
 from trimsfs.errors import CacheUnusableError
+from trimsfs.eviction_policies import Evictable, eager, never
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.budget import Budget, DiskLimits
-from trimsfs.tiers.eviction_policies import Evictable, eager, never
 from trimsfs.tiers.quotas import REST
 from trimsfs.types import Generation
 

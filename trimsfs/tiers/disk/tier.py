@@ -11,6 +11,7 @@ from typing import NoReturn, TypeVar, TypeVarTuple
 import trio
 
 from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError, TrimsError
+from trimsfs.eviction_policies import eager
 from trimsfs.origins import Origins
 from trimsfs.tiers.blob import Blob, ChunkState, FileChange
 from trimsfs.tiers.disk.blob_files import BlobFiles
@@ -25,7 +26,6 @@ from trimsfs.tiers.disk.open_blobs import OpenBlobs
 from trimsfs.tiers.disk.residency import Residency, residency_of
 from trimsfs.tiers.disk.space import DiskSpace
 from trimsfs.tiers.disk.state import TierState
-from trimsfs.tiers.eviction_policies import eager
 from trimsfs.tiers.index.blob_record import BlobRecord
 from trimsfs.tiers.index.equal_chunks import EqualChunks
 from trimsfs.tiers.index.journal import Journal

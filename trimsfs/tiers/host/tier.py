@@ -13,8 +13,8 @@ import trio
 
 from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.errors import CacheFullError
+from trimsfs.eviction_policies import Evictable, Policy, eager
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.eviction_policies import Evictable, Policy, eager
 from trimsfs.tiers.host import cgroups, page_cache
 from trimsfs.tiers.quotas import Quotas
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from trimsfs.errors import CacheUnusableError
+from trimsfs.eviction_policies import Evictable
 from trimsfs.origins import Origins, located
-from trimsfs.tiers.eviction_policies import Evictable
 from trimsfs.tiers.index import recovery
 from trimsfs.tiers.index.blob_record import BlobRecord
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation

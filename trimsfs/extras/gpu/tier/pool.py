@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import trio
 
 from trimsfs.errors import DeviceFullError, TrimsError
+from trimsfs.eviction_policies import Evictable, Policy, eager
 from trimsfs.extras.gpu.cuda import CudaError, DeviceInfo, DeviceMemory
 from trimsfs.extras.gpu.tier.device import Device
 from trimsfs.extras.gpu.tier.layout import Layout
-from trimsfs.tiers.eviction_policies import Evictable, Policy, eager
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
@@ -231,7 +231,7 @@ class Pool:
         if copy.size > self.budget:
             raise DeviceFullError(
                 f"{copy.generation.key}: {_mb(copy.size)} exceed the {_mb(self.budget)} that copies may use of "
-                f"{self.device.uuid}: raise --gpu-memory, or request some of its tensors"
+                f"{self.device.uuid}: raise gpu_memory, or request some of its tensors"
             )
         needed = copy.size + self._headroom
         missing = max(self._used + copy.size - self.budget, needed - await self.device.free_bytes())
@@ -269,8 +269,8 @@ class Pool:
         in_use = sum(other.size for other in self._copies.values() if other.in_use and other is not copy)
         return DeviceFullError(
             f"{copy.generation.key}: no room for {_mb(copy.size)} on {self.device.uuid}: {_mb(free)} are free, and "
-            f"--gpu-headroom keeps {_mb(self._headroom)}; copies take {_mb(self._used)} of the "
-            f"{_mb(self.budget)} of --gpu-memory, {_mb(in_use)} of them in use: end programs that use "
+            f"gpu_headroom keeps {_mb(self._headroom)}; copies take {_mb(self._used)} of the "
+            f"{_mb(self.budget)} of gpu_memory, {_mb(in_use)} of them in use: end programs that use "
             "copies (`trimsfs status --gpu` names them)"
         )
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from trimsfs.errors import (
     BucketNotFoundError,
+    ObjectChangedError,
     ObjectNotFoundError,
     StoreAccessError,
     StoreError,
@@ -111,7 +112,8 @@ def error_of(service: Service, answer: Answer, key: str) -> StoreError:
     subject = f"{key}: {service.subject}" if key else service.subject
     code, message = (one_line(text) for text in service.reason(answer))
     said = ": ".join(filter(None, (code, message))) or f"HTTP status {answer.status}"
-    status, kind = answer.status, kind_of(answer.status)
+    status = answer.status
+    kind = ObjectChangedError if status in {412, 416} else kind_of(status)
     if status in {404, 409} and (service.missing(code, message) or (status == 404 and not key)):
         return BucketNotFoundError(f"{service.subject} does not exist: check the spelling")
     if issubclass(kind, TransientStoreError):

@@ -30,7 +30,7 @@ MANIFEST_TYPES = (
 )
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _REMEDIES = {
-    "WRONG_VERSION_NUMBER": "set --plain-http if the registry has no TLS",
+    "WRONG_VERSION_NUMBER": "set plain_http if the registry has no TLS",
     "CERTIFICATE_VERIFY_FAILED": "set SSL_CERT_FILE to its authorities, if you trust them",
 }
 
@@ -122,7 +122,7 @@ class Registry:
 
     def _error(self, status: int, body: bytes, *, own: bool) -> StoreError:
         said = f"{self._reference}: {_said(body) or f'HTTP status {status}'}"
-        kind = StoreUnavailableError if status == 416 else kind_of(status)  # a layer does not change
+        kind = kind_of(status)
         if kind is StoreAccessError and not own:
             said += ": the registry's storage refuses: ask who runs the registry"
         elif kind is StoreAccessError:

@@ -7,6 +7,8 @@ that together free as much, or fewer if it evicts no more.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from trimsfs.plugins import load, plugins
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evictable:
@@ -31,22 +33,22 @@ Policy = Callable[[Iterable[Evictable], int], list[Evictable]]
 
 def lru(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
     """Evict the least recently used entries."""
-    return _first(sorted(entries, key=lambda entry: entry.last_used), needed)
+    return enough_of(sorted(entries, key=lambda entry: entry.last_used), needed)
 
 
 def fifo(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
     """Evict the entries loaded first."""
-    return _first(sorted(entries, key=lambda entry: entry.loaded), needed)
+    return enough_of(sorted(entries, key=lambda entry: entry.loaded), needed)
 
 
 def lcu(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
     """Evict the least commonly used entries; among equals, the least recently used."""
-    return _first(sorted(entries, key=lambda entry: (entry.uses, entry.last_used)), needed)
+    return enough_of(sorted(entries, key=lambda entry: (entry.uses, entry.last_used)), needed)
 
 
 def cost(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
     """Evict the entries quickest to load again, per byte; among equals, the least recently used."""
-    return _first(sorted(entries, key=lambda entry: (entry.cost_s / max(1, entry.size), entry.last_used)), needed)
+    return enough_of(sorted(entries, key=lambda entry: (entry.cost_s / max(1, entry.size), entry.last_used)), needed)
 
 
 def flush(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
@@ -74,6 +76,17 @@ POLICIES: dict[str, Policy] = {
     "never": never,
     "eager": eager,
 }
+_PLUGGED = plugins("eviction")
+NAMES = (*POLICIES, *_PLUGGED)
+"""What the option ``eviction`` accepts: the policies above, and those that extras add."""
+
+
+def policy_named(name: str) -> Policy:
+    """The policy of a name. That of an extra is imported on the first call."""
+    if name in POLICIES:
+        return POLICIES[name]
+    added: Policy = load(_PLUGGED[name])
+    return added
 
 
 def others_first(policy: Policy) -> Policy:
@@ -89,7 +102,8 @@ def others_first(policy: Policy) -> Policy:
     return choose
 
 
-def _first(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
+def enough_of(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
+    """The first entries, until they free what is needed."""
     victims: list[Evictable] = []
     for entry in entries:
         if needed <= 0:

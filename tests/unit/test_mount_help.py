@@ -1,0 +1,102 @@
+"""What `trimsfs mount --help` shows, and how an option is refused that is no flag, or that has another name now."""
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from trimsfs.cli.diagnosis.doctor import doctor
+from trimsfs.cli.main import main
+from trimsfs.cli.mount import mount
+from trimsfs.cli.mount_options import is_flag
+from trimsfs.cli.serve import serve
+from trimsfs.errors import ConfigurationError
+from trimsfs.eviction_policies import NAMES
+from trimsfs.exit_codes import exit_code
+from trimsfs.options import FLAGS, FORMER, SCALARS, flag, load_options
+from trimsfs.options.declaration import HEADINGS
+
+MOST_FLAGS = 35
+REFUSED = exit_code(ConfigurationError.__name__)
+
+
+@pytest.mark.parametrize("width", [110, 80])
+@pytest.mark.parametrize("verb", ["mount", "serve", "doctor"])
+def test_the_help_has_few_options_each_below_a_heading(verb: str, width: int) -> None:
+    done = CliRunner().invoke(main, [verb, "--help"], terminal_width=width)
+    text, listed, lists = done.output.partition("\nGeneral:\n")
+    lines = (listed + lists.partition("  Examples:\n")[0]).splitlines()
+    headings = [line.removesuffix(":") for line in lines if re.fullmatch(r"[A-Z][a-zA-Z ]+:", line)]
+    options = [line for line in lines if line.startswith("  -")]
+
+    assert done.exit_code == 0
+    assert headings == ["General", *(heading for heading in HEADINGS if heading in headings)]
+    assert {flag(name) for name in FLAGS} < {line.split()[0] for line in options}
+    assert len(options) <= MOST_FLAGS
+    assert max(map(len, [*text.splitlines(), *lines])) <= width
+
+
+@pytest.mark.parametrize("command", [mount, serve, doctor], ids=["mount", "serve", "doctor"])
+@pytest.mark.parametrize("name", [name for name in SCALARS if name not in FLAGS])
+def test_what_is_no_flag_is_refused_with_the_place_to_set_it(command: click.Command, name: str, tmp_path: Path) -> None:
+    mountpoint = [] if command is doctor else [str(tmp_path / "models")]
+    spellings = [[flag(name)], [flag(f"no_{name}")]] if is_flag(name) else [[flag(name), "1"]]
+    for spelled in spellings:
+        done = CliRunner().invoke(command, [*spelled, *mountpoint])
+        told = f'option {spelled[0]}: set "{name}" in the configuration file (see docs/configuration.md)'
+        assert (done.exit_code, done.output) == (REFUSED, f"trimsfs: {told}\n")
+
+
+@pytest.mark.parametrize(("name", "tier"), FORMER.items())
+def test_a_former_option_is_refused_with_its_new_spelling(name: str, tier: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(mount, [flag(name), "lcu", str(tmp_path / "models")])
+    told = f"trimsfs: option {flag(name)}: write --eviction {tier}=lcu\n"
+    assert (done.exit_code, done.output) == (REFUSED, told)
+
+    variable = f"TRIMSFS_{name.upper()}"
+    with pytest.raises(ConfigurationError) as of_variable:
+        load_options({}, environment={variable: "lcu"})
+    assert str(of_variable.value) == f"variable {variable}: write TRIMSFS_EVICTION={tier}=lcu"
+
+    file = tmp_path / "config.toml"
+    file.write_text(f'{name} = "lcu"')
+    with pytest.raises(ConfigurationError) as of_file:
+        load_options({}, configs=[file], environment={})
+    assert str(of_file.value) == f'option {name} in {file}: write eviction = {{ {tier} = "lcu" }}'
+
+
+# The policies of tiers
+
+
+@pytest.mark.parametrize("text", ['{ disk = "lcu", host = "never" }', '"disk=lcu, host=never"'])
+def test_a_file_names_a_policy_for_each_tier(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(f"eviction = {text}")
+    eviction = load_options({}, configs=[file], environment={}).eviction
+    assert (eviction.disk, eviction.host, eviction.gpu) == ("lcu", "never", "lru")
+
+
+REMEDY = f"write {', '.join(NAMES[:-1])} or {NAMES[-1]}"
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("lcu,fifo", f"lcu,fifo is no eviction policy: {REMEDY}"),
+        ("disk=lcu,ram=fifo", "ram is no tier: write POLICY, or TIER=POLICY of disk, host, gpu"),
+        ("disk=lcu,gpu=slowest", f"slowest is no eviction policy: {REMEDY}"),
+    ],
+)
+def test_an_eviction_that_cannot_be_meant_is_told(written: str, told: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_options({"eviction": written}, environment={})
+    assert str(caught.value) == f"option --eviction {written}: {told}"
+
+
+def test_an_eviction_of_another_type_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("eviction = 5")
+    with pytest.raises(ConfigurationError, match=r'eviction = 5 in .*: must be a policy, such as "lru", or a table'):
+        load_options({}, configs=[file], environment={})
