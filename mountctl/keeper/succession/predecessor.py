@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mountctl.keeper.connection import SEALS
 from mountctl.keeper.control_socket import KeeperGoneError, KeeperSilentError, ask, titled
 from mountctl.keeper.descriptor_store import FUSE_DEVICE, LISTENER
-from mountctl.keeper.forked_server import OtherProcess
-from mountctl.keeper.server_process import ALONE, ENVIRONMENT, FORKS, LAUNCHED, ServerProcess
+from mountctl.keeper.fuse_connection import SEALS, ledger_version
+from mountctl.keeper.servers.forked_server import OtherProcess
+from mountctl.keeper.servers.server_process import ALONE, ENVIRONMENT, FORKS, LAUNCHED, ServerProcess
 from mountctl.linux import mounting
 from mountctl.linux.sockets import gpu_path
 from trimsfs.errors import NotMountedError, TakeoverError
@@ -33,9 +33,6 @@ RESENDS_SINCE = (6, 9)
 ORDER_LINK = "/memfd:trimsfs-order (deleted)"
 ANSWER_TIMEOUT_S = 5.0
 _NAMES = {"/memfd:trimsfs-ledger (deleted)": "ledger", "/dev/fuse": "fuse"}
-_MAGIC = b"trimsfs"
-"""The first bytes of a ledger, before its version."""
-_MAGIC_LENGTH = 8
 
 
 class _UnfitError(Exception):
@@ -147,11 +144,6 @@ def _is_silent(mountpoint: Path) -> bool:
     except KeeperGoneError as error:
         return isinstance(error, KeeperSilentError)
     return False
-
-
-def ledger_version(ledger: int) -> str:
-    """The version of a ledger."""
-    return os.pread(ledger, _MAGIC_LENGTH, 0).removeprefix(_MAGIC).decode(errors="replace")
 
 
 def _order_of(process: OtherProcess) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Literal
 import click
 
 from mountctl.commands.declared_mounts import NamedMount, complete_mount, declared_mounts, find_mount
-from mountctl.commands.verbs import mounts_directory, reported
+from mountctl.commands.outcome import reported
+from mountctl.commands.verbs import mounts_directory
 from mountctl.extras.fleet.nginx import Member, Nginx
 from trimsfs.command_group import examples
 from trimsfs.errors import ConfigurationError

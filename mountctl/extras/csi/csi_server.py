@@ -18,13 +18,13 @@ from google.protobuf import descriptor, message_factory
 from google.protobuf.message import DecodeError, Message
 
 from mountctl.extras.csi import DRIVER_NAME, csi_pb2
-from mountctl.extras.csi.child_process import ChildProcesses
-from mountctl.extras.csi.errors import StatusError
-from mountctl.extras.csi.identity import IdentityService
+from mountctl.extras.csi.csi_requests import subject
+from mountctl.extras.csi.identity_service import IdentityService
+from mountctl.extras.csi.mount_commands import MountCommands
 from mountctl.extras.csi.mounts_directory import MountsDirectory
-from mountctl.extras.csi.node import NodeService
-from mountctl.extras.csi.requests import subject
+from mountctl.extras.csi.node_service import NodeService
 from mountctl.extras.csi.service_account_tokens import ServiceAccountTokens
+from mountctl.extras.csi.status_errors import StatusError
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT; volumes stay mounted. Raises EndpointError with one line."""
     path = _socket_path(endpoint)
-    mounts, children = MountsDirectory(mounts_dir), ChildProcesses()
+    mounts, children = MountsDirectory(mounts_dir), MountCommands()
     identity = IdentityService(mounts=mounts, children=children)
     node = NodeService(node_id=node_id, mounts=mounts, children=children, tenants=tenants, tokens=tokens)
     services = csi_pb2.DESCRIPTOR.services_by_name

@@ -1,23 +1,23 @@
-"""Runs commands that touch a mount, and so may hang, in child processes with a deadline.
+"""Runs commands that touch a mount, and so may hang.
 
-While a server does not answer a request that it has read, the waiting process cannot be killed. The driver leaves such
-a child behind, and does not touch its mount again until it has ended, so that hanging children stay few.
+The driver leaves a child that cannot be killed behind, and does not touch its mount again until it has ended, so that
+hanging children stay few.
 """
 
 import json
-import os
 import subprocess
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mountctl.extras.csi.errors import StatusError, unavailable
+from mountctl.extras.csi.status_errors import StatusError, unavailable
+from mountctl.linux import child_process
+from mountctl.linux.child_process import HangsError
 from trimsfs.mountinfo import Mount
 
 ANSWER_TIMEOUT_S = 5.0
 """How long a mount may take to answer a request that does not involve the store."""
-KILL_TIMEOUT_S = 0.3
 FACTS_LIMIT = 1 << 20
 """Most bytes of what a server tells of itself: it may be in an attacker's hands."""
 
@@ -31,7 +31,7 @@ class Space:
     files: int
 
 
-class ChildProcesses:
+class MountCommands:
     """Runs child processes, and tracks those that hang, by the device of their mount."""
 
     def __init__(self) -> None:
@@ -47,29 +47,12 @@ class ChildProcesses:
             self._hanging[mount.device] = hanging
         if hanging:
             raise no_answer(mount)
-        # No argument that would make Popen fork, which is not safe beside gRPC's threads.
-        process = subprocess.Popen(
-            command,
-            env={**os.environ, "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
         try:
-            output, errors = process.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            try:
-                process.communicate(timeout=KILL_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                for stream in (process.stdout, process.stderr):
-                    assert stream is not None
-                    stream.close()
-                with self._lock:
-                    self._hanging[mount.device].append(process)
+            return child_process.run(command, timeout_s)
+        except HangsError as hangs:
+            with self._lock:
+                self._hanging[mount.device].append(hangs.process)
             return None
-        return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
     def check_answers(self, mount: Mount) -> Space:
         """Check that a mount answers; returns its space. Raises StatusError (UNAVAILABLE)."""

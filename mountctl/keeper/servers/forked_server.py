@@ -15,7 +15,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from mountctl.keeper.server_process import Process, ServerProcess
+from mountctl.keeper.servers.server_process import Process, ServerProcess
 from trimsfs.polling import readable
 
 _SO_PASSPIDFD = 76

@@ -4,39 +4,30 @@ They connect to a socket that only root may use. A launcher also keeps copies of
 hand them to the next keeper.
 """
 
-import array
 import contextlib
 import json
 import os
 import select
 import selectors
-import signal
 import socket
-import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mountctl.keeper.control_socket import KeeperGoneError, titled
-from mountctl.keeper.descriptor_store import LISTENER
-from mountctl.keeper.forked_server import ForkedServer
-from mountctl.linux.sockets import BoundPath, launchers_path, listen_at
+from mountctl.keeper.control_socket import Reply
+from mountctl.keeper.launching.launcher_socket import KEPT, MESSAGE_LIMIT, PROTOCOL, SERVER, peer
+from mountctl.keeper.servers.forked_server import ForkedServer
+from mountctl.keeper.servers.server_process import ServerProcess
+from mountctl.keeper.servers.server_source import Order
+from mountctl.linux import descriptor_passing
+from mountctl.linux.listener import Listener
+from mountctl.linux.sockets import launchers_path
 from trimsfs import __version__
 from trimsfs.errors import NotPermittedError, TakeoverError
-from trimsfs.polling import readable
-from trimsfs.processes import StopWatch, stopped
+from trimsfs.processes import StopWatch
 
-PROTOCOL = 1
-"""The version of the messages between keeper and launcher. It changes when either cannot do with the other's of before;
-additional fields are ignored."""
 JOIN_TIMEOUT_S = 5.0
-MESSAGE_LIMIT = 16384
-SERVER = "server"
-"""The name under which a launcher keeps the pidfd of the server that serves."""
-KEPT = ("fuse", "ledger", "lock", LISTENER, SERVER)
-_CREDENTIALS = struct.Struct("=iII")
-_DESCRIPTOR = array.array("i").itemsize
 
 
 class _RefusedError(Exception):
@@ -49,7 +40,7 @@ class Launcher:
     Its order is that of a keeper, with the options that a keeper needs, and the launcher's number.
     """
 
-    def __init__(self, end: socket.socket, order: dict[str, Any], held: dict[str, int]) -> None:
+    def __init__(self, end: socket.socket, order: Order, held: dict[str, int]) -> None:
         self._end = end
         self.order = order
         self.held = held
@@ -70,7 +61,7 @@ class Launcher:
         """Whether it has been stopped for a while; ask once a tick."""
         return self._stop_watch.stays_stopped(self.pid)
 
-    def start(self, order: dict[str, Any]) -> ForkedServer:
+    def start(self, order: Order) -> ForkedServer:
         """Have it start a server. Raises OSError."""
         server = ForkedServer(order)
         try:
@@ -92,6 +83,11 @@ class Launcher:
             self._send({"do": "end", "kind": kind, "error": error}, [])
         self.close()
 
+    def answer(self, outcome: dict[str, Any]) -> None:
+        """End it if its server could not replace the one before."""
+        if "error" in outcome:
+            self.end(str(outcome.get("kind", TakeoverError.__name__)), _for_launcher(outcome["error"]))
+
     def close(self) -> None:
         """Close the connection to it, and what it kept from an earlier keeper."""
         self.drop_held()
@@ -104,23 +100,21 @@ class Launcher:
         self.held = {}
 
     def _send(self, message: dict[str, Any], descriptors: list[int]) -> None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-        self._end.sendmsg([json.dumps(message).encode()], rights, socket.MSG_DONTWAIT)
+        descriptor_passing.send(self._end, json.dumps(message).encode(), descriptors, flags=socket.MSG_DONTWAIT)
 
 
 class Launchers:
-    """Listens for launchers of a mount. Raises ListenError.
+    """Listens for launchers of a mount, whose servers are a keeper's `ServerSource`. Raises ListenError.
 
     A selector can watch its `fileno`; call `poll` when it is readable.
     """
 
+    elsewhere = True
+
     def __init__(self, mountpoint: Path) -> None:
         self._mountpoint = mountpoint
-        self._listener = listen_at(launchers_path(mountpoint), socket.SOCK_SEQPACKET, mode=0o600, backlog=8)
-        self._bound_path = BoundPath(self._listener)
         self._selector = selectors.EpollSelector()
-        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
-        self._silent: dict[socket.socket, float] = {}
+        self._listener = Listener(launchers_path(mountpoint), socket.SOCK_SEQPACKET, self._selector, self._hear)
         self._joined: dict[int, Launcher] = {}
         self._waiting: list[Launcher] = []
         self._number = 0
@@ -144,10 +138,7 @@ class Launchers:
         """Let those join who ask for it."""
         for key, _ in self._selector.select(timeout_s):
             key.data()
-        for end, since in list(self._silent.items()):
-            if time.monotonic() - since > JOIN_TIMEOUT_S:
-                self._forget(end)
-                end.close()
+        self._listener.drop_idle(JOIN_TIMEOUT_S)
 
     def wait(self, grace_s: float) -> Launcher:
         """Wait for a launcher: for *grace_s* after the first, for one that kept the descriptors of a mount.
@@ -181,11 +172,6 @@ class Launchers:
             launcher.close()
         return None
 
-    def of(self, order: dict[str, Any]) -> Launcher | None:
-        """The launcher that an order came from, if it lives."""
-        launcher = self._joined.get(order["launcher"])
-        return launcher if launcher is not None and not launcher.gone else None
-
     def living(self) -> list[Launcher]:
         """The launchers that serve or have served, the latest first."""
         for number, each in list(self._joined.items()):
@@ -193,35 +179,72 @@ class Launchers:
                 self._joined.pop(number).close()
         return [each for _, each in sorted(self._joined.items(), reverse=True) if each not in self._waiting]
 
+    def end(self, kind: str, error: str) -> None:
+        """End the launchers that serve or have served: as `Launcher.end`."""
+        for launcher in self.living():
+            launcher.end(kind, error)
+
     def close(self) -> None:
         """Stop listening. Launchers that have joined see that the keeper has ended, and wait for the next."""
-        self._bound_path.remove()
+        self._listener.close()
         for launcher in self._joined.values():
             launcher.close()
-        for end in (self._listener, *self._silent, *self._successors):
+        for end in self._successors:
             end.close()
         self._selector.close()
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            end, _ = self._listener.accept()
-            end.setblocking(False)
-            try:
-                self._selector.register(end, selectors.EVENT_READ, lambda: self._hear(end))
-            except OSError:
-                end.close()
-                raise
-            self._silent[end] = time.monotonic()
+    # The source of servers
 
-    def _forget(self, end: socket.socket) -> None:
-        self._selector.unregister(end)
-        del self._silent[end]
+    def newcomers(self) -> Iterator[tuple[Order, Reply]]:
+        while (launcher := self.take()) is not None:
+            launcher.drop_held()
+            yield launcher.order, launcher.answer
+
+    def can_start(self, order: Order) -> bool:
+        return self._of(order) is not None
+
+    def start(self, order: Order, *, spare: bool, alone: bool) -> ServerProcess:
+        if (launcher := self._of(order)) is None:
+            raise OSError("its launcher has ended")
+        return launcher.start(order)
+
+    def another(self) -> Order | None:
+        return next((launcher.order for launcher in self.living()), None)
+
+    def problem(self, order: Order) -> str | None:
+        launcher = self._of(order)
+        if launcher is None or not launcher.stays_stopped:
+            return None
+        pid = launcher.pid
+        return f"the launcher, pid {pid}, is stopped: no other server starts: run `kill -CONT {pid}`"
+
+    def keep(self, server: ServerProcess | None, descriptors: Mapping[str, int]) -> None:
+        current = self._of(server.order) if server is not None else None
+        for launcher in self.living():
+            if launcher is not current:
+                launcher.keep({})  # what it kept of its server is out of date
+        if current is not None:
+            of_server = {SERVER: server.pidfd} if descriptors and isinstance(server, ForkedServer) else {}
+            current.keep({**descriptors, **of_server})
+
+    def refuse(self, server: ServerProcess, kind: str, error: str) -> str:
+        error = _for_launcher(error)
+        if (launcher := self._of(server.order)) is not None:
+            launcher.end(kind, error)
+        return error
+
+    def _of(self, order: Order) -> Launcher | None:
+        """The launcher that an order came from, if it lives."""
+        launcher = self._joined.get(order["launcher"])
+        return launcher if launcher is not None and not launcher.gone else None
+
+    # Joining
 
     def _hear(self, end: socket.socket) -> None:
         """Handle the only message of whoever has connected."""
-        self._forget(end)
+        self._listener.release(end)
         try:
-            data, held = _received(end)
+            data, held, _ = descriptor_passing.receive(end, MESSAGE_LIMIT, len(KEPT))
         except OSError:
             data, held = b"", []
         try:
@@ -294,12 +317,6 @@ def _check_peer(end: socket.socket) -> None:
         )
 
 
-def peer(end: socket.socket) -> tuple[int, int]:
-    """The pid, 0 in another PID namespace, and uid of a peer when it connected or began to listen."""
-    pid, uid, _ = _CREDENTIALS.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    return pid, uid
-
-
 def _mismatch(protocol: int, version: str) -> str:
     older, of = ("keeper", __version__) if protocol > PROTOCOL else ("server", version)
     return (
@@ -308,61 +325,6 @@ def _mismatch(protocol: int, version: str) -> str:
     )
 
 
-def _received(end: socket.socket) -> tuple[bytes, list[int]]:
-    """A message and the descriptors with it, which are close-on-exec. Raises OSError."""
-    room = socket.CMSG_SPACE(len(KEPT) * _DESCRIPTOR)
-    data, ancillary, _, _ = end.recvmsg(MESSAGE_LIMIT, room, socket.MSG_CMSG_CLOEXEC)
-    descriptors = array.array("i")
-    for level, kind, content in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            descriptors.frombytes(content[: len(content) // _DESCRIPTOR * _DESCRIPTOR])
-    return data, list(descriptors)
-
-
-def check(mountpoint: Path, *, timeout_s: float) -> dict[str, Any]:
-    """Ask whether a keeper listens for launchers; its version and protocol. Raises KeeperGoneError."""
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end:
-            end.settimeout(timeout_s)
-            end.connect(str(launchers_path(mountpoint)))
-            end.send(json.dumps({"type": "check"}).encode())
-            answer: dict[str, Any] = json.loads(end.recv(MESSAGE_LIMIT))
-    except (OSError, ValueError) as error:
-        raise KeeperGoneError(
-            f"no keeper of {mountpoint} answers at {launchers_path(mountpoint)}: run `mountctl keeper {mountpoint}`"
-        ) from error
-    return answer
-
-
-def succeed(mountpoint: Path, *, timeout_s: float) -> None:
-    """Have the keeper that listens, if there is one, leave its mount to the next, and wait for its end.
-
-    Kills one that is stopped, or has not ended after *timeout_s*.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end, contextlib.suppress(OSError):
-        end.settimeout(timeout_s)
-        try:
-            end.connect(str(launchers_path(mountpoint)))
-        except BlockingIOError:  # so many wait that none can join them: it hangs
-            _kill_keeper(mountpoint, timeout_s)
-            return
-        end.send(json.dumps({"type": "succeed"}).encode())
-        pid = peer(end)[0]
-        if not stopped(pid):
-            with contextlib.suppress(TimeoutError):
-                end.recv(1)
-                return
-        if pid:  # else it is in another PID namespace
-            os.kill(pid, signal.SIGKILL)
-            end.recv(1)
-
-
-def _kill_keeper(mountpoint: Path, timeout_s: float) -> None:
-    """Kill another keeper of a mount in this mount namespace, and wait for its end. Raises OSError."""
-    own = os.readlink("/proc/self/ns/mnt")
-    for pid in titled("keeper", mountpoint):
-        if pid != os.getpid() and os.readlink(f"/proc/{pid}/ns/mnt") == own:
-            process = os.pidfd_open(pid)
-            signal.pidfd_send_signal(process, signal.SIGKILL)
-            readable([process], timeout_s)
-            os.close(process)
+def _for_launcher(error: str) -> str:
+    """An error for the operator of a launcher: its mount comes up by another command than that of other keepers."""
+    return error.replace("`mountctl up`", "start `trimsfs serve` again")

@@ -4,7 +4,6 @@
 copies of what the keeper holds, and hands them to the next keeper.
 """
 
-import array
 import contextlib
 import json
 import os
@@ -15,12 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mountctl.keeper.connection import memory_of
 from mountctl.keeper.control_socket import KeeperGoneError
-from mountctl.keeper.forked_server import adopt_orphans
-from mountctl.keeper.launchers import KEPT, MESSAGE_LIMIT, PROTOCOL, check, peer
+from mountctl.keeper.fuse_connection import memory_of
+from mountctl.keeper.launching.launcher_socket import KEPT, MESSAGE_LIMIT, PROTOCOL, check, peer
 from mountctl.keeper.reporter import Reporter
-from mountctl.keeper.server_process import FORKS, LAUNCHED, told
+from mountctl.keeper.servers.forked_server import adopt_orphans
+from mountctl.keeper.servers.server_process import FORKS, LAUNCHED, told
+from mountctl.linux import descriptor_passing
 from mountctl.linux.sd_notify import Notifier
 from mountctl.linux.sockets import launchers_path
 from trimsfs import __version__
@@ -39,7 +39,6 @@ END_TIMEOUT_S = 2.0
 LEAVE_TIMEOUT_S = 25.0
 """How long one that is stopped while there is no keeper waits for the next: it alone keeps the mount."""
 RETRY_S = 0.05
-_DESCRIPTOR = array.array("i").itemsize
 
 
 class ServerLauncher:
@@ -136,11 +135,10 @@ class ServerLauncher:
             "log_file": options["log_file"],
             "names": list(self._kept),
         }
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self._kept.values()))] if self._kept else []
         try:
             end.settimeout(CHECK_TIMEOUT_S)
             end.connect(str(self._path))
-            end.sendmsg([json.dumps(message).encode()], rights)
+            descriptor_passing.send(end, json.dumps(message).encode(), self._kept.values())
             end.settimeout(None)
         except OSError:
             end.close()
@@ -239,16 +237,11 @@ def launch(order: dict[str, Any]) -> int:
 
 def _received(keeper: socket.socket) -> tuple[Any, list[int]]:
     """A message of the keeper and its descriptors; None if the keeper has ended."""
-    room = socket.CMSG_SPACE(len(KEPT) * _DESCRIPTOR)
     try:
-        data, ancillary, _, _ = keeper.recvmsg(MESSAGE_LIMIT, room, socket.MSG_CMSG_CLOEXEC)
+        data, descriptors, _ = descriptor_passing.receive(keeper, MESSAGE_LIMIT, len(KEPT))
     except OSError:
         return None, []
-    descriptors = array.array("i")
-    for level, kind, content in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            descriptors.frombytes(content[: len(content) // _DESCRIPTOR * _DESCRIPTOR])
-    return json.loads(data) if data else None, list(descriptors)
+    return json.loads(data) if data else None, descriptors
 
 
 def _children() -> list[int]:

@@ -1,6 +1,5 @@
 """A server process and the keeper's end of the channel to it."""
 
-import array
 import contextlib
 import json
 import os
@@ -10,9 +9,10 @@ import subprocess
 from pathlib import Path
 from typing import Any, Protocol
 
-from mountctl.keeper import protocol
-from mountctl.keeper.connection import memory_of
-from mountctl.keeper.restart_policy import RestartPolicy
+from mountctl.keeper.fuse_connection import memory_of
+from mountctl.keeper.servers import server_messages
+from mountctl.keeper.servers.restart_policy import RestartPolicy
+from mountctl.linux import descriptor_passing
 from trimsfs.processes import StopWatch
 
 STRAY_TIMEOUT_S = 0.5
@@ -24,8 +24,6 @@ LAUNCHED = "launched"
 """The field of an order of a server whose keeper is elsewhere."""
 ALONE = "alone"
 """The field of an order of a server for a mount that has none: it does without what it can do without."""
-_SCM_PIDFD = 4
-_DESCRIPTOR = array.array("i").itemsize
 
 
 class Process(Protocol):
@@ -86,6 +84,8 @@ class ServerProcess:
         """For how long it has sent nothing, while the keeper ran."""
         self._stop_watch = StopWatch()
         self.ready_at: float | None = None
+        self.failure: server_messages.Failed | None = None
+        """Why it ends, if it has told."""
         self.unclaimed: list[int] = []
         """Backing ids that the server has not confirmed: it may die before it receives them."""
 
@@ -126,7 +126,7 @@ class ServerProcess:
             "descriptors": list(held),
             "unclaimed": unclaimed[-1] if unclaimed else None,  # for servers of earlier versions
             "all_unclaimed": unclaimed,
-            "backing_limit": protocol.BACKING_LIMIT,
+            "backing_limit": server_messages.BACKING_LIMIT,
             "restarts": before.restarts,
             "vacant_since": before.vacant_since,
             "keeper_pid": os.getpid(),
@@ -142,10 +142,12 @@ class ServerProcess:
             return bool(self.channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
         return False
 
-    def receive(self) -> tuple[protocol.Message | None, list[int]]:
+    def receive(self) -> tuple[server_messages.Message | None, list[int]]:
         """The next message, None at the end of the channel, and the descriptors with it. Raises ProtocolError."""
         try:
-            data, descriptors, pidfd = _received(self.channel)
+            data, descriptors, pidfd = descriptor_passing.receive(
+                self.channel, server_messages.MESSAGE_LIMIT, server_messages.DESCRIPTOR_LIMIT
+            )
         except OSError:
             return None, []
         if pidfd is not None:
@@ -155,10 +157,10 @@ class ServerProcess:
         self.silent_s = 0.0
         self.unclaimed = []
         try:
-            message = protocol.parse(data)
-            if len(descriptors) > protocol.most_descriptors(message):
-                raise protocol.ProtocolError("too many descriptors")
-        except protocol.ProtocolError:
+            message = server_messages.parse(data)
+            if len(descriptors) > server_messages.most_descriptors(message):
+                raise server_messages.ProtocolError("too many descriptors")
+        except server_messages.ProtocolError:
             for descriptor in descriptors:
                 os.close(descriptor)
             raise
@@ -170,14 +172,20 @@ class ServerProcess:
 
     def send(self, message: dict[str, Any], descriptors: list[int] | None = None) -> None:
         """Send a message without waiting. A server that does not receive hangs, which the keeper notices soon."""
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-        with contextlib.suppress(OSError):  # `socket.send_fds` ignores its flags and would block
-            self.channel.sendmsg([json.dumps(message).encode()], rights, socket.MSG_DONTWAIT)
+        with contextlib.suppress(OSError):
+            data = json.dumps(message).encode()
+            descriptor_passing.send(self.channel, data, descriptors or (), flags=socket.MSG_DONTWAIT)
 
-    @property
-    def stays_stopped(self) -> bool:
-        """Whether it has been stopped for a while; ask once a tick."""
-        return self._stop_watch.stays_stopped(self.pid)
+    def hang(self, silence_limit_s: float) -> str | None:
+        """How it hangs: it has been stopped for a while, or silent for longer than this; None if neither.
+
+        Ask once a tick.
+        """
+        if self._stop_watch.stays_stopped(self.pid):
+            return "is stopped"
+        if self.silent_s > silence_limit_s and not self.standing_by and not self.has_message():
+            return f"has sent nothing for {silence_limit_s:.0f} s"
+        return None
 
     def ended(self) -> bool:
         """Whether the server has ended; threads that hang in the kernel may be left of it."""
@@ -236,18 +244,3 @@ def told(code: int) -> str:
         return f"killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"killed by signal {-code}"
-
-
-def _received(channel: socket.socket) -> tuple[bytes, list[int], int | None]:
-    """Receive a message: its bytes, its descriptors and, if the channel is set to pass it, the sender's pidfd.
-
-    Descriptors are close-on-exec, so that servers do not inherit them; ``socket.recv_fds`` ignores its flags.
-    """
-    room = socket.CMSG_SPACE(protocol.DESCRIPTOR_LIMIT * _DESCRIPTOR) + socket.CMSG_SPACE(_DESCRIPTOR)
-    data, ancillary, _, _ = channel.recvmsg(protocol.MESSAGE_LIMIT, room, socket.MSG_CMSG_CLOEXEC)
-    descriptors, pidfds = array.array("i"), array.array("i")
-    for level, kind, content in ancillary:
-        if level == socket.SOL_SOCKET and kind in {socket.SCM_RIGHTS, _SCM_PIDFD}:
-            found = descriptors if kind == socket.SCM_RIGHTS else pidfds
-            found.frombytes(content[: len(content) // _DESCRIPTOR * _DESCRIPTOR])
-    return data, list(descriptors), next((pidfd for pidfd in pidfds if pidfd >= 0), None)

@@ -1,28 +1,23 @@
 """The ``mountctl`` commands for containers: attach, detach, cdi, oci-hook and share."""
 
-import functools
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec
 
 import click
 
+from mountctl.commands.outcome import reported
 from mountctl.containers import attachment, hook, propagation
 from mountctl.containers import cdi as devices
 from mountctl.containers.attachment import BindSource, Target
-from mountctl.containers.child_process import TIMEOUT_S
 from mountctl.containers.engines import ENGINES, process_of
-from mountctl.containers.errors import ContainerError
+from mountctl.containers.forked_work import TIMEOUT_S
 from mountctl.containers.mountpoints import gpu_socket, mountpoint_of
 from mountctl.linux.cdi_specs import WHOLE, default_output
 from trimsfs.command_group import examples
-from trimsfs.text import printable
 
 LISTING_TIMEOUT_S = 20.0
 
-_P = ParamSpec("_P")
 _engine = click.option("--engine", type=click.Choice(list(ENGINES)), help="Ask only this engine for CONTAINER.")
 _timeout = click.option(
     "--timeout",
@@ -32,20 +27,6 @@ _timeout = click.option(
     show_default=True,
     help="Seconds to wait for an answer.",
 )
-
-
-def _reported(command: Callable[_P, None]) -> Callable[_P, None]:
-    """Report an error as one line and an exit code."""
-
-    @functools.wraps(command)
-    def run(*arguments: _P.args, **options: _P.kwargs) -> None:
-        try:
-            command(*arguments, **options)
-        except ContainerError as error:
-            click.echo(f"mountctl: {printable(str(error))}", err=True)
-            sys.exit(error.exit_code)
-
-    return run
 
 
 @click.command(
@@ -58,7 +39,7 @@ def _reported(command: Callable[_P, None]) -> Callable[_P, None]:
 @click.option("--at", metavar="TARGET", help="Where PATH appears in the container.  [default: PATH]")
 @_engine
 @_timeout
-@_reported
+@reported
 def attach(container: str, path: Path, at: str | None, engine: str | None, timeout_s: float) -> None:
     """Mount PATH in the running CONTAINER.
 
@@ -76,7 +57,7 @@ def attach(container: str, path: Path, at: str | None, engine: str | None, timeo
 @click.argument("target")
 @_engine
 @_timeout
-@_reported
+@reported
 def detach(container: str, target: str, engine: str | None, timeout_s: float) -> None:
     """Unmount the model at TARGET in CONTAINER. Processes keep the files that they have open."""
     attachment.detach(Target(process_of(container, engine), target), timeout_s)
@@ -102,7 +83,7 @@ def detach(container: str, target: str, engine: str | None, timeout_s: float) ->
     show_default=True,
     help="Seconds to wait for the list of models.",
 )
-@_reported
+@reported
 def cdi(mountpoint: Path | None, output: Path | None, depth: int, kind_class: str, timeout_s: float) -> None:
     """Write a CDI spec of the models of a mount.
 
@@ -131,7 +112,7 @@ def cdi(mountpoint: Path | None, output: Path | None, depth: int, kind_class: st
 
 
 @click.command("oci-hook", epilog=examples("mountctl oci-hook < state.json"))
-@_reported
+@reported
 def oci_hook() -> None:
     """Mount models that annotations request (OCI hook).
 
@@ -154,7 +135,7 @@ def oci_hook() -> None:
 
 @click.command(epilog=examples("mountctl share /srv/mounts"))
 @click.argument("directory", type=Path)
-@_reported
+@reported
 def share(directory: Path) -> None:
     """Share a directory of mounts with containers.
 

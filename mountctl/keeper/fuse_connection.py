@@ -22,8 +22,9 @@ from trimsfs.processes import usage
 _FOR_SERVERS = ("ledger", "lock", "fuse")
 STORED = (*_FOR_SERVERS, "order")
 """The names under which a service manager stores what the next keeper needs."""
-
-
+_MAGIC = b"trimsfs"
+"""The first bytes of a ledger, before its version."""
+_MAGIC_LENGTH = 8
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
@@ -54,6 +55,11 @@ def _locked(ledger: int) -> int:
         os.close(descriptor)
         raise AlreadyKeptError from None
     return descriptor
+
+
+def ledger_version(ledger: int) -> str:
+    """The version of a ledger."""
+    return os.pread(ledger, _MAGIC_LENGTH, 0).removeprefix(_MAGIC).decode(errors="replace")
 
 
 class Connection:
@@ -119,6 +125,11 @@ class Connection:
             os.close(before)
         self._held["order"] = memory_of(order)
         return dict(self._held)
+
+    @property
+    def ledger_version(self) -> str | None:
+        """The version of the ledger that an earlier keeper has left; None if none did."""
+        return ledger_version(self._held["ledger"]) if self.inherited else None
 
     def mount(self, lock: int) -> dict[str, Any]:
         """Mount, and keep the lock of the cache directory; {} or the error, as the answer to the server."""

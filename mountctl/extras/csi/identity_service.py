@@ -7,9 +7,9 @@ from google.protobuf.wrappers_pb2 import BoolValue
 
 import trimsfs
 from mountctl.extras.csi import DRIVER_NAME, csi_pb2
-from mountctl.extras.csi.child_process import ChildProcesses
-from mountctl.extras.csi.errors import StatusError
+from mountctl.extras.csi.mount_commands import MountCommands
 from mountctl.extras.csi.mounts_directory import MountsDirectory
+from mountctl.extras.csi.status_errors import StatusError
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 class IdentityService:
     """The calls of the service. All raise StatusError."""
 
-    def __init__(self, *, mounts: MountsDirectory, children: ChildProcesses) -> None:
+    def __init__(self, *, mounts: MountsDirectory, children: MountCommands) -> None:
         self._mounts = mounts
         self._children = children
 

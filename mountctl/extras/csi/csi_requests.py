@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mountctl.extras.csi import csi_pb2
-from mountctl.extras.csi.errors import SHOWN_LENGTH, invalid, precondition, shown
+from mountctl.extras.csi.status_errors import SHOWN_LENGTH, invalid, precondition, shown
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_of
 
 RESERVED = "csi.storage.k8s.io/"

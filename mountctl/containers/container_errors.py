@@ -1,18 +1,72 @@
-"""The error message for each step at which attaching a model to a container can fail."""
+"""The errors of the commands for containers, with the exit code of each, and the message for each step that can fail.
+
+A message is one line: the subject, the cause and, if there is one, the remedy.
+"""
 
 import errno
 import os
 
-from mountctl.containers.child_process import RefusalError
-from mountctl.containers.errors import (
-    ArgumentError,
+from mountctl.containers.forked_work import RefusalError
+
+
+class ContainerError(Exception):
+    """Base of these errors; raised itself for an unexpected error."""
+
+    exit_code = 1
+
+
+class ArgumentError(ContainerError):
+    """The command cannot use an argument."""
+
+    exit_code = 2
+
+
+class TargetError(ContainerError):
+    """The command cannot mount on the target in the container, or cannot unmount it."""
+
+    exit_code = 4
+
+
+class NotMountedError(ContainerError):
+    """There is no trimsfs mount."""
+
+    exit_code = 10
+
+
+class NotPermittedError(ContainerError):
+    """The caller may not do this."""
+
+    exit_code = 11
+
+
+class NoSuchEntryError(ContainerError):
+    """A path, process or container does not exist."""
+
+    exit_code = 13
+
+
+class EngineError(ContainerError):
+    """No container engine is installed, or it failed."""
+
+    exit_code = 15
+
+
+class NoAnswerError(ContainerError):
+    """A mount, or a container's file system, does not answer in time."""
+
+    exit_code = 16
+
+
+ERRORS = (
     ContainerError,
-    NoSuchEntryError,
+    ArgumentError,
+    TargetError,
     NotMountedError,
     NotPermittedError,
-    TargetError,
+    NoSuchEntryError,
+    EngineError,
+    NoAnswerError,
 )
-
 _MESSAGES: dict[tuple[str, int | None], tuple[type[ContainerError], str]] = {
     ("path", errno.EXDEV): (ArgumentError, "{source}: leads out of the mount: give a path in it"),
     ("path", errno.ELOOP): (ArgumentError, "{source}: leads through a symbolic link: give the path that it leads to"),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mountctl.keeper.control_socket import Reply
-from mountctl.keeper.server_process import ServerProcess
+from mountctl.keeper.servers.server_process import ServerProcess
 
 FIXED = ("mountpoint", "source", "allow_other", "foreground")
 """The fields of an order that cannot change while it is mounted; the cache directory cannot either."""

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mountctl.keeper.connection import AlreadyKeptError
+from mountctl.keeper.fuse_connection import AlreadyKeptError
 from mountctl.keeper.keeper import Keeper
-from mountctl.keeper.predecessor import find_predecessor
 from mountctl.keeper.reporter import Reporter
+from mountctl.keeper.servers.server_source import OwnServers
+from mountctl.keeper.succession.predecessor import find_predecessor
 from mountctl.linux import logfile
 from trimsfs.errors import TakeoverError, TrimsError
 from trimsfs.polling import readable
@@ -60,7 +61,7 @@ def _successor(mountpoint: Path, status: int | None) -> Keeper:
         if left.keeper is not None:
             left.keeper.kill()
             left.keeper.wait(END_TIMEOUT_S)
-        keeper = Keeper(left.order | {"foreground": False}, status, left.descriptors, left.server)
+        keeper = Keeper(left.order | {"foreground": False}, OwnServers(), status, left.descriptors, left.server)
     except (AlreadyKeptError, subprocess.TimeoutExpired):
         raise TakeoverError(f"{mountpoint}: another keeper is taking it over: wait") from None
     except OSError as error:

@@ -9,12 +9,15 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from mountctl.containers.errors import NoAnswerError
 from trimsfs.polling import readable
 
 TIMEOUT_S = 10.0
 LIMIT = 16 << 20
 """The most bytes of a result."""
+
+
+class OverdueError(Exception):
+    """Work has not ended at its deadline, or its result is too long."""
 
 
 class RefusalError(Exception):
@@ -27,7 +30,7 @@ class RefusalError(Exception):
 
 
 def run_in_child(work: Callable[[], bytes], timeout_s: float = TIMEOUT_S) -> bytes:
-    """Run *work* in a child process; returns its result. Raises its RefusalError, and NoAnswerError at the deadline."""
+    """Run *work* in a child process; returns its result. Raises its RefusalError, and OverdueError at the deadline."""
     receiver, sender = os.pipe()
     child = os.fork()
     if child == 0:
@@ -35,7 +38,7 @@ def run_in_child(work: Callable[[], bytes], timeout_s: float = TIMEOUT_S) -> byt
     os.close(sender)
     try:
         answer = _read(receiver, time.monotonic() + timeout_s)
-    except NoAnswerError:
+    except OverdueError:
         os.kill(child, signal.SIGKILL)
         raise
     finally:
@@ -73,12 +76,12 @@ def _read(receiver: int, deadline: float) -> bytes:
     answer = bytearray()
     while len(answer) <= LIMIT:
         if not readable([receiver], deadline - time.monotonic()):
-            raise NoAnswerError("no answer in time")
+            raise OverdueError("no answer in time")
         part = os.read(receiver, 1 << 16)
         if not part:
             return bytes(answer)
         answer += part
-    raise NoAnswerError("the answer is too long")
+    raise OverdueError("the answer is too long")
 
 
 def _reap(child: int) -> None:

@@ -15,12 +15,12 @@ import grpc
 
 from mountctl.extras.csi import csi_pb2
 from mountctl.extras.csi.bind_volume import open_directory
-from mountctl.extras.csi.child_process import ChildProcesses, Space
-from mountctl.extras.csi.errors import StatusError, invalid, precondition, shown, unavailable
+from mountctl.extras.csi.csi_requests import Publication, publication, target_path, volume_id
+from mountctl.extras.csi.mount_commands import MountCommands, Space
 from mountctl.extras.csi.mounts_directory import MountsDirectory
 from mountctl.extras.csi.named_locks import NamedLocks
-from mountctl.extras.csi.requests import Publication, publication, target_path, volume_id
 from mountctl.extras.csi.service_account_tokens import ServiceAccountTokens
+from mountctl.extras.csi.status_errors import StatusError, invalid, precondition, shown, unavailable
 from mountctl.extras.csi.tenants import check_tenant
 from mountctl.linux import mounting
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, Mount, mount_at, trimsfs_at
@@ -43,7 +43,7 @@ class NodeService:
         *,
         node_id: str,
         mounts: MountsDirectory,
-        children: ChildProcesses,
+        children: MountCommands,
         tenants: Path | None,
         tokens: ServiceAccountTokens | None = None,
     ) -> None:

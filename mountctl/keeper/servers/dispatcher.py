@@ -6,10 +6,10 @@ import selectors
 import signal
 from collections.abc import Callable
 
-from mountctl.keeper import protocol
-from mountctl.keeper.forked_server import reap_orphans
 from mountctl.keeper.reporter import Reporter
-from mountctl.keeper.server_process import ServerProcess
+from mountctl.keeper.servers import server_messages
+from mountctl.keeper.servers.forked_server import reap_orphans
+from mountctl.keeper.servers.server_process import ServerProcess
 from trimsfs.processes import StopWatch
 
 
@@ -23,7 +23,7 @@ class Dispatcher:
         self,
         selector: selectors.BaseSelector,
         reporter: Reporter,
-        handle: Callable[[ServerProcess, protocol.Message, list[int]], None],
+        handle: Callable[[ServerProcess, server_messages.Message, list[int]], None],
     ) -> None:
         self._selector = selector
         self._reporter = reporter
@@ -42,13 +42,13 @@ class Dispatcher:
         try:
             if not self._receive_next(server):
                 self._unregister(server)  # the keeper's loop notices that it has ended
-        except protocol.ProtocolError as error:
+        except server_messages.ProtocolError as error:
             self._reporter.error(f"server {server.pid} violated the protocol: {error}: killing it")
             server.kill()
 
     def drain(self, server: ServerProcess) -> None:
         """Handle the messages that a server sent before it ended."""
-        with contextlib.suppress(protocol.ProtocolError):
+        with contextlib.suppress(server_messages.ProtocolError):
             while server.channel.fileno() >= 0 and server.has_message() and self._receive_next(server):
                 pass
 
