@@ -21,6 +21,7 @@ CONTENT = os.urandom(300_000)
 def core(tmp_path: Path) -> Path:
     """A directory with both programs, of which the packages of extras cannot be imported."""
     for program in (trimsfs, mountctl):
+        assert program.__file__ is not None
         copy = tmp_path / "core" / program.__name__
         shutil.copytree(Path(program.__file__).parent, copy, ignore=shutil.ignore_patterns("extras", "__pycache__"))
         (copy / "extras.py").write_text(f'raise ModuleNotFoundError(name="{copy.name}.extras")\n')
