@@ -86,8 +86,9 @@ class CommandGroup(click.Group):
                 for name, command in commands
                 if command is not None and not command.hidden
             ]
-            with formatter.section(title):
-                formatter.write_dl(rows)
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
     def main(self, *arguments: Any, **settings: Any) -> Any:
         with _writing(self.name):

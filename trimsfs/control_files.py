@@ -8,8 +8,8 @@ from pathlib import Path
 
 MOST_OPENS = 6
 """How many servers in a row are asked: the keeper gives up after as many crashes."""
-PROBLEMS = ("keeper", "store", "fleet", "cache")
-"""What a mount may serve without. The file ``control`` tells of each why, as NAME_problem."""
+PROBLEMS = ("keeper", "store", "fleet", "cache", "quarantine")
+"""What a mount may serve without, or not wholly. The file ``control`` tells of each why, as NAME_problem."""
 _PIECE = 1 << 20
 
 

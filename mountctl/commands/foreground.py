@@ -9,9 +9,11 @@ from pathlib import Path
 import click
 
 from mountctl.commands.declared_mounts import NamedMount, find_mount
-from mountctl.commands.verbs import ANSWER_TIMEOUT_S, mounts_directory, name_argument, reported
-from mountctl.keeper.connection import memory_of
-from mountctl.keeper.launchers import check as check_keeper
+from mountctl.commands.mount_status import ANSWER_TIMEOUT_S
+from mountctl.commands.outcome import reported
+from mountctl.commands.verbs import mounts_directory, name_argument
+from mountctl.keeper.fuse_connection import memory_of
+from mountctl.keeper.launching.launcher_socket import check as check_keeper
 from mountctl.linux import mounting
 from mountctl.linux.sd_notify import Notifier, stored_descriptors
 from trimsfs.command_group import examples

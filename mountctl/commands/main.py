@@ -24,11 +24,11 @@ _SECTIONS = {
     },
     "Fleets": {},
     "Containers and Kubernetes": {
-        "attach": "mountctl.containers.commands",
-        "detach": "mountctl.containers.commands",
-        "share": "mountctl.containers.commands",
-        "cdi": "mountctl.containers.commands",
-        "oci-hook": "mountctl.containers.commands",
+        "attach": "mountctl.commands.container_verbs",
+        "detach": "mountctl.commands.container_verbs",
+        "share": "mountctl.commands.container_verbs",
+        "cdi": "mountctl.commands.container_verbs",
+        "oci-hook": "mountctl.commands.container_verbs",
     },
 }
 """The module of each subcommand, imported when the subcommand runs; extras add to them."""

@@ -9,22 +9,18 @@ from typing import Any
 import click
 
 from mountctl.commands.declared_mounts import DIRECTORY, NamedMount
-from mountctl.commands.public_status import NOT_KEPT
-from mountctl.commands.verbs import (
+from mountctl.commands.mount_status import (
     ANSWER_TIMEOUT_S,
     DEAD,
     DEGRADED,
+    NOT_KEPT,
     PROBE_S,
-    chosen_mounts,
-    code_of,
     environment_of,
-    mounts_directory,
-    names_argument,
-    reported,
     status_of,
-    unit_serves,
     without_store,
 )
+from mountctl.commands.outcome import code_of, reported
+from mountctl.commands.verbs import chosen_mounts, mounts_directory, names_argument, unit_serves
 from mountctl.keeper.control_socket import KeeperGoneError, ask
 from mountctl.linux import mounting, systemd
 from trimsfs.command_group import examples

@@ -3,22 +3,33 @@
 None of them touches the mount itself but in child processes, so they also work for a mount that hangs.
 """
 
-import functools
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import click
 
 from mountctl.commands.declared_mounts import DIRECTORY, NamedMount, complete_mount, declared_mounts, find_mount
-from mountctl.commands.public_status import HIDDEN, NOT_KEPT, public_status, store_status
-from mountctl.keeper.control_socket import KeeperGoneError, KeeperRefusesError, ask
+from mountctl.commands.mount_status import (
+    ANSWER_TIMEOUT_S,
+    DEAD,
+    DEGRADED,
+    HIDDEN,
+    NOT_KEPT,
+    PROBE_S,
+    environment_of,
+    public_status,
+    status_of,
+    with_store,
+    without_store,
+)
+from mountctl.commands.outcome import reported
+from mountctl.keeper.control_socket import KeeperGoneError, ask
 from mountctl.linux import mounting, systemd
 from trimsfs.command_group import examples
 from trimsfs.errors import (
@@ -33,29 +44,7 @@ from trimsfs.exit_codes import exit_code
 from trimsfs.mountinfo import file_systems, mount_of, trimsfs_at
 from trimsfs.text import printable
 
-P = ParamSpec("P")
-
-ANSWER_TIMEOUT_S = 5.0
-DEAD = "dead"
-"""The state of a mount whose keeper and servers have ended."""
-_KINDS = {
-    "state": str,
-    "keeper_pid": int,
-    "server_pid": int | None,
-    "restarts": int,
-    "last_end": str | None,
-    "last_end_at": float | None,
-    "log_file": str,
-    "foreground": bool,
-    "environment": dict,
-}
-"""What a keeper's status has. Root asks keepers of other users, who may have replaced theirs."""
-DEGRADED = 1
-"""The exit code for a mount that a server serves without a keeper, or without its store."""
 REPLACE_TIMEOUT_S = 90.0
-PROBE_S = 4.0
-"""How long `up`, `restart` and `upgrade` wait for what the store answers to the new server."""
-
 mounts_directory = click.option(
     "--mounts-dir",
     "directory",
@@ -67,43 +56,6 @@ mounts_directory = click.option(
 )
 name_argument = click.argument("name", shell_complete=complete_mount)
 names_argument = click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_mount)
-
-
-def reported(function: Callable[P, int | None]) -> Callable[P, None]:
-    """Decorate a command that returns its exit code: an error ends it with one line and a documented exit code."""
-
-    @functools.wraps(function)
-    def call(*arguments: P.args, **named: P.kwargs) -> None:
-        try:
-            code = function(*arguments, **named)
-        except (TrimsError, KeeperGoneError) as error:
-            click.echo(f"mountctl: {printable(str(error))}", err=True)
-            code = code_of(error)
-        except PermissionError as error:
-            click.echo(f"mountctl: {error.filename}: {error.strerror}: run it as root", err=True)
-            code = exit_code(NotPermittedError.__name__)
-        except OSError as error:
-            click.echo(f"mountctl: {error.filename}: {error.strerror}", err=True)
-            code = 1
-        sys.exit(code or 0)
-
-    return call
-
-
-def code_of(error: TrimsError | KeeperGoneError) -> int:
-    """The exit code for an error."""
-    if isinstance(error, TrimsError):
-        return exit_code(type(error).__name__)
-    kind = NotPermittedError if isinstance(error, KeeperRefusesError) else NotMountedError
-    return exit_code(kind.__name__)
-
-
-def without_store(mount: NamedMount, *, patience_s: float = 0.0) -> int:
-    """Tell that a mount hangs, or is served without its store, or with an empty one; the exit code."""
-    told = store_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S, patience_s=patience_s)
-    for each in filter(None, told.values()):
-        click.echo(f"mountctl: {mount.name}: {each}", err=True)
-    return DEGRADED if told.get("store_problem") else 0
 
 
 @click.command(epilog=examples("mountctl down models"))
@@ -175,12 +127,6 @@ def upgrade(name: str, directory: Path) -> int:
     return _replace(mount, request)
 
 
-def environment_of(facts: dict[str, Any]) -> dict[str, str] | None:
-    """The variables that hold for a mount with this status: those of its service. None for those of this process."""
-    found: dict[str, str] | None = facts.get("environment") if facts.get("foreground") else None
-    return found
-
-
 def _replace(mount: NamedMount, request: dict[str, Any]) -> int:
     _check_mounted(mount)
     answer = ask(mount.mountpoint, request, timeout_s=REPLACE_TIMEOUT_S)
@@ -210,7 +156,7 @@ def status(names: tuple[str, ...], as_json: bool, directory: Path) -> int:
         known = {mounted.device for mount in chosen if (mounted := trimsfs_at(mount.mountpoint)) is not None}
         chosen += [NamedMount(str(one.mountpoint), one.mountpoint) for one in file_systems() if one.device not in known]
     found = [
-        {"name": mount.name, "mountpoint": str(mount.mountpoint)} | _with_store(mount, status_of(mount))
+        {"name": mount.name, "mountpoint": str(mount.mountpoint)} | with_store(mount, status_of(mount))
         for mount in chosen
     ]
     if as_json:
@@ -244,44 +190,6 @@ def _line(facts: dict[str, Any]) -> str:
     return line + "".join(f": {facts[what]}" for what in ("error", "store_problem", "store_note") if facts.get(what))
 
 
-def _with_store(mount: NamedMount, facts: dict[str, Any]) -> dict[str, Any]:
-    """The status of a mount with that of its store, which the keeper does not know."""
-    if facts["state"] not in {"serving", NOT_KEPT}:
-        return facts
-    return facts | store_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S)
-
-
-def status_of(mount: NamedMount) -> dict[str, Any]:
-    """The status of a mount, from the kernel's mount table and from its keeper."""
-    if trimsfs_at(mount.mountpoint) is None:
-        return {"state": "down"}
-    try:
-        facts = ask(mount.mountpoint, {"do": "status"}, timeout_s=ANSWER_TIMEOUT_S)
-        if "state" not in facts or not all(
-            isinstance(facts[name], _KINDS[name]) for name in facts.keys() & _KINDS.keys()
-        ):
-            raise KeeperRefusesError(f"what the keeper of {mount.mountpoint} answers is no status")
-        return facts
-    except KeeperRefusesError as error:
-        return public_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S) | {"hidden": str(error)}
-    except KeeperGoneError as error:
-        state = _state_without_keeper(mount.mountpoint)
-        told = str(error)
-        if state == DEAD:
-            told = f"keeper and server have ended: `trimsfs umount {mount.mountpoint}`, and mount it again"
-        elif mount.managed and systemd.restarts(mount.name):
-            told = f"{told.partition(': run ')[0]}: systemd starts another within {systemd.WATCHDOG_S} s"
-        elif mount.managed and (keeper := systemd.keeper_of(mount.name)) is not None:
-            told = f"{told.partition(': run ')[0]}: run `systemctl restart {keeper}`"
-        return {"state": state, "error": told}
-
-
-def _state_without_keeper(mountpoint: Path) -> str:
-    """The state of a mount without a keeper."""
-    answers = mounting.answers(mountpoint, timeout_s=ANSWER_TIMEOUT_S)
-    return "hanging" if answers is None else NOT_KEPT if answers else DEAD
-
-
 @click.command(epilog=examples("mountctl logs --follow models"))
 @name_argument
 @click.option("-n", "--lines", default=50, show_default=True, help="Number of lines to show, from the end.")
@@ -302,7 +210,7 @@ def logs(name: str, lines: int, follow: bool, directory: Path) -> int:
     if file is None and (mount.file is not None or facts["state"] == DEAD):
         file = mount.log_file
     if file is None and facts["state"] == NOT_KEPT:
-        file = public_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S).get("log_file")
+        file = public_status(mount.mountpoint).get("log_file")
     if file is None and facts["state"] != NOT_KEPT:
         raise NotMountedError(f"{mount.name}: no trimsfs mount, and none is declared")
     if file is None or facts.get("foreground"):
@@ -333,7 +241,7 @@ def recover(name: str, directory: Path) -> None:
         raise TakeoverError(f"{mount.name}: its keeper, pid {keeper}, is alive: there is nothing to recover")
     if mount.managed and systemd.restarts(mount.name):
         raise TakeoverError(f"{mount.name}: systemd restarts its keeper: see systemctl status trimsfs@{mount.name}")
-    from mountctl.keeper.successor import recover as start_recovery  # noqa: PLC0415 - takes long
+    from mountctl.keeper.succession.successor import recover as start_recovery  # noqa: PLC0415 - takes long
 
     report = start_recovery(mount.mountpoint, timeout_s=REPLACE_TIMEOUT_S)
     if report["type"] != "ready":

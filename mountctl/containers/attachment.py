@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from mountctl.containers.child_process import TIMEOUT_S, RefusalError, run_in_child
-from mountctl.containers.error_messages import error_for
-from mountctl.containers.errors import ArgumentError, NoAnswerError
+from mountctl.containers.container_errors import ArgumentError, NoAnswerError, error_for
+from mountctl.containers.forked_work import TIMEOUT_S, OverdueError, RefusalError, run_in_child
 from mountctl.linux import bind_mounts
 from mountctl.linux.bind_mounts import Resolve
 from mountctl.linux.sockets import GPU_SUFFIX, gpu_path
@@ -249,7 +248,7 @@ def _run(work: Callable[[], bytes], source: str, target: Target, timeout_s: floa
         run_in_child(work, timeout_s)
     except RefusalError as refusal:
         raise error_for(refusal, source, target.path, target.pid) from None
-    except NoAnswerError:
+    except OverdueError:
         raise NoAnswerError(
             f"{source or target.path}: no answer from the mount or the container's file system: see `trimsfs status`"
         ) from None

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mountctl.containers.child_process import RefusalError, run_in_child
-from mountctl.containers.errors import ArgumentError, ContainerError, NoAnswerError, NotPermittedError
+from mountctl.containers.container_errors import ArgumentError, ContainerError, NoAnswerError, NotPermittedError
+from mountctl.containers.forked_work import OverdueError, RefusalError, run_in_child
 from mountctl.containers.mountpoints import holds_mountpoints_only, is_shared
 from mountctl.linux.cdi_specs import DEFAULT_DIRECTORY, GPU, NAME_LIMIT, WHOLE, device_name, short_hash
 
@@ -50,7 +50,7 @@ def list_models(mountpoint: Path, depth: int, timeout_s: float) -> Listing:
 
     try:
         names = run_in_child(work, timeout_s).split(b"\0")
-    except NoAnswerError:
+    except OverdueError:
         raise NoAnswerError(f"{mountpoint}: no answer in {timeout_s:g} s: see `trimsfs status`") from None
     except RefusalError as refusal:
         if refusal.step == "many":

@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 
-from mountctl.containers.errors import ArgumentError, EngineError, NoSuchEntryError
+from mountctl.containers.container_errors import ArgumentError, EngineError, NoSuchEntryError
 
 TIMEOUT_S = 20.0
 _INSPECT = ("inspect", "--type", "container", "--format", "{{json .State.Pid}}")

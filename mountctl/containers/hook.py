@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from mountctl.containers.attachment import CONTROL, BindSource, Target
-from mountctl.containers.errors import ArgumentError, ContainerError, NoAnswerError, NoSuchEntryError
+from mountctl.containers.container_errors import ArgumentError, ContainerError, NoAnswerError, NoSuchEntryError
 from mountctl.containers.mountpoints import gpu_socket
 from mountctl.linux.sockets import gpu_path
 from trimsfs.polling import readable

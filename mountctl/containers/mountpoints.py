@@ -4,7 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-from mountctl.containers.errors import ArgumentError, NotMountedError
+from mountctl.containers.container_errors import ArgumentError, NotMountedError
 from mountctl.linux.sockets import gpu_path
 from trimsfs.mountinfo import file_systems, mount_at, mounts, named_mountpoint, trimsfs_at
 

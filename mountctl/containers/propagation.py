@@ -4,7 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-from mountctl.containers.errors import (
+from mountctl.containers.container_errors import (
     ArgumentError,
     ContainerError,
     NoSuchEntryError,

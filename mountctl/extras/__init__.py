@@ -2,10 +2,10 @@
 
 PLUGINS = {
     "commands/Fleets": {
-        "fleet": "mountctl.extras.fleet.command",
+        "fleet": "mountctl.extras.fleet.fleet_command",
     },
     "commands/Containers and Kubernetes": {
-        "csi": "mountctl.extras.csi.command",
+        "csi": "mountctl.extras.csi.csi_command",
     },
 }
 """The places of all extras, by the point of the core at which they are plugged in; see `trimsfs.plugins`."""

@@ -11,9 +11,10 @@ import resource
 import sys
 from pathlib import Path
 
-from mountctl.keeper.forked_server import adopt_orphans
 from mountctl.keeper.keeper import Keeper
-from mountctl.keeper.successor import follow
+from mountctl.keeper.servers.forked_server import adopt_orphans
+from mountctl.keeper.servers.server_source import OwnServers
+from mountctl.keeper.succession.successor import follow
 from mountctl.linux.sd_notify import stored_descriptors
 from trimsfs.text import set_process_title
 
@@ -52,18 +53,18 @@ def main() -> None:
         set_process_title("keeper", arguments.recover)
         sys.exit(follow(arguments.recover, status))
     if arguments.hold is not None:
-        from mountctl.keeper.standalone_keeper import hold  # noqa: PLC0415 - other keepers need no memory for it
+        from mountctl.keeper.launching.standalone_keeper import hold  # noqa: PLC0415 - other keepers need no memory for it
 
         set_process_title("keeper", arguments.hold)
         sys.exit(hold(arguments.hold))
     order = json.load(sys.stdin)
     if arguments.launch:
-        from mountctl.keeper.launcher import launch  # noqa: PLC0415 - keepers need no memory for it
+        from mountctl.keeper.launching.launcher import launch  # noqa: PLC0415 - keepers need no memory for it
 
         set_process_title("launcher", Path(order["mountpoint"]))
         sys.exit(launch(order))
     set_process_title("keeper", Path(order["mountpoint"]))
-    sys.exit(Keeper(order, status, stored_descriptors(os.environ)).run())
+    sys.exit(Keeper(order, OwnServers(), status, stored_descriptors(os.environ)).run())
 
 
 if __name__ == "__main__":

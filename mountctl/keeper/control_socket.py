@@ -11,7 +11,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from mountctl.linux.sockets import BoundPath, ListenError, NotTheirsError, listen_at, socket_of, socket_path
+from mountctl.linux.listener import Listener
+from mountctl.linux.sockets import ListenError, NotTheirsError, socket_of, socket_path
 from trimsfs.mountinfo import trimsfs_at
 from trimsfs.polling import readable
 from trimsfs.processes import stopped, title_of
@@ -83,18 +84,20 @@ def _answer(end: socket.socket, timeout_s: float) -> dict[str, Any]:
     return found
 
 
-def titled(role: str, mountpoint: Path) -> list[int]:
-    """The processes that claim to have a role in a mount."""
+def titled(role: str, mountpoint: Path, among: Callable[[int], bool] | None = None) -> list[int]:
+    """The processes that claim to have a role in a mount, of all or *among* some, the only ones whose titles it reads.
+
+    The title of a process that waits for a mount may be as long in coming.
+    """
     pids = map(int, filter(str.isdecimal, os.listdir("/proc")))
-    return [pid for pid in pids if title_of(pid) == title(role, mountpoint)]
+    return [pid for pid in filter(among, pids) if title_of(pid) == title(role, mountpoint)]
 
 
 def _check_not_stopped(mountpoint: Path, user: int) -> None:
     """Raises KeeperGoneError if the mount's keeper, of a user or root, is stopped."""
-    for pid in filter(stopped, map(int, filter(str.isdecimal, os.listdir("/proc")))):
+    for pid in titled("keeper", mountpoint, among=stopped):
         with contextlib.suppress(OSError):  # it has ended
-            theirs = os.stat(f"/proc/{pid}").st_uid in {0, user}
-            if theirs and title_of(pid) == title("keeper", mountpoint):
+            if os.stat(f"/proc/{pid}").st_uid in {0, user}:
                 remedy = f"run `kill -CONT {pid}`, or `mountctl recover {mountpoint}`"
                 raise KeeperGoneError(f"the keeper is stopped (pid {pid}): {remedy}")
 
@@ -105,66 +108,44 @@ class ControlSocket:
     def __init__(self, selector: selectors.BaseSelector, handle: Callable[[dict[str, Any], Reply], None]) -> None:
         self._selector = selector
         self._handle = handle
-        self._listener: socket.socket | None = None
-        self._bound_path: BoundPath | None = None
-        self._connections: dict[socket.socket, tuple[bytes, float]] = {}
+        self._listener: Listener | None = None
+        self._received: dict[socket.socket, bytes] = {}
 
     def listen(self, mountpoint: Path) -> str | None:
         """Begin to listen; the error if that fails."""
-        path = socket_path(mountpoint)
         try:
-            listener = listen_at(path, socket.SOCK_STREAM, mode=0o600, backlog=8)
+            self._listener = Listener(socket_path(mountpoint), socket.SOCK_STREAM, self._selector, self._read)
         except ListenError as error:
             return str(error)
-        self._listener, self._bound_path = listener, BoundPath(listener)
-        self._selector.register(listener, selectors.EVENT_READ, self._accept)
         return None
 
     def close(self) -> None:
         """Stop listening."""
-        for end in list(self._connections):
-            self._drop(end)
-        if self._listener is not None and self._bound_path is not None:
-            self._selector.unregister(self._listener)
-            self._bound_path.remove()
+        if self._listener is not None:
             self._listener.close()
             self._listener = None
 
     def drop_idle(self) -> None:
         """Close connections that have sent no request in time."""
-        now = time.monotonic()
-        for end, (_, since) in list(self._connections.items()):
-            if now - since > REQUEST_TIMEOUT_S:
-                self._drop(end)
-
-    def _accept(self) -> None:
-        assert self._listener is not None
-        with contextlib.suppress(OSError):
-            end, _ = self._listener.accept()
-            end.setblocking(False)
-            try:
-                self._selector.register(end, selectors.EVENT_READ, lambda: self._read(end))
-            except OSError:
-                end.close()
-                raise
-            self._connections[end] = b"", time.monotonic()
+        for end in self._listener.drop_idle(REQUEST_TIMEOUT_S) if self._listener is not None else ():
+            self._received.pop(end, None)
 
     def _read(self, end: socket.socket) -> None:
-        known, since = self._connections[end]
         try:
             piece = end.recv(REQUEST_LIMIT)
         except BlockingIOError:
             return
         except OSError:
             piece = b""
-        text = known + piece
+        text = self._received.pop(end, b"") + piece
+        if piece and b"\n" not in text and len(text) <= REQUEST_LIMIT:
+            self._received[end] = text
+            return
+        assert self._listener is not None
+        self._listener.release(end)
         if not piece or len(text) > REQUEST_LIMIT:
-            self._drop(end)
-        elif b"\n" not in text:
-            self._connections[end] = text, since
+            end.close()
         else:
-            self._selector.unregister(end)
-            del self._connections[end]
             self._dispatch(end, text)
 
     def _dispatch(self, end: socket.socket, text: bytes) -> None:
@@ -180,8 +161,3 @@ class ControlSocket:
             self._handle(request, reply)
         else:
             reply({"error": "not a JSON object"})
-
-    def _drop(self, end: socket.socket) -> None:
-        self._selector.unregister(end)
-        del self._connections[end]
-        end.close()

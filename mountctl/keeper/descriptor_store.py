@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mountctl.keeper import protocol
+from mountctl.keeper.servers import server_messages
 from mountctl.linux.sd_notify import Notifier
 from mountctl.linux.sockets import BoundPath, ListenError, gpu_path, listen_at
 
@@ -46,21 +46,21 @@ class DescriptorStore:
 
     def answer(
         self,
-        message: protocol.Hold | protocol.LetGo | protocol.Recall | protocol.Listen,
+        message: server_messages.Hold | server_messages.LetGo | server_messages.Recall | server_messages.Listen,
         descriptors: list[int],
         send: Callable[[dict[str, Any], list[int]], None],
     ) -> None:
         """Handle a message of a server, and answer it. Removes a descriptor that it stores from *descriptors*."""
         match message:
-            case protocol.Hold(number):
+            case server_messages.Hold(number):
                 send(self._hold(number, descriptors), [])
-            case protocol.LetGo(number):
+            case server_messages.LetGo(number):
                 self._let_go(number)
-            case protocol.Recall(number) if number in self._descriptors:
+            case server_messages.Recall(number) if number in self._descriptors:
                 send({}, [self._descriptors[number]])
-            case protocol.Recall(number):
+            case server_messages.Recall(number):
                 send({"error": f"number {number} is not held"}, [])
-            case protocol.Listen():
+            case server_messages.Listen():
                 send(*self._listen())
 
     def _hold(self, number: int, descriptors: list[int]) -> dict[str, Any]:

@@ -18,419 +18,267 @@ the outcome as one JSON line on ``--status-fd``: ``{"type": "ready"}`` or ``{"ty
 import math
 import os
 import selectors
-import signal
-import socket
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mountctl.keeper import limits, protocol
-from mountctl.keeper.connection import Connection
+from mountctl.keeper import limits
 from mountctl.keeper.control_socket import ControlSocket, Reply
-from mountctl.keeper.descriptor_store import DescriptorStore
-from mountctl.keeper.dispatcher import Dispatcher
-from mountctl.keeper.forked_server import forked_by
+from mountctl.keeper.kept_mount import KeptMount
+from mountctl.keeper.loop import STOP_SIGNALS, Loop, handled_in_loop
 from mountctl.keeper.phase import Phase
-from mountctl.keeper.replacement import Replacement
 from mountctl.keeper.reporter import Reporter
-from mountctl.keeper.restart_policy import RestartPolicy
-from mountctl.keeper.server_process import ServerProcess
-from mountctl.keeper.service_manager import ServiceManager
+from mountctl.keeper.servers.crew import Crew
+from mountctl.keeper.servers.server_process import ServerProcess
+from mountctl.keeper.servers.server_source import Order, ServerSource
 from mountctl.linux import mounting
-from mountctl.linux.sd_notify import Notifier
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 OPTION_PREFIX = "TRIMSFS_"
 """What the names of variables with options begin with: `trimsfs.options` has it as well, and takes memory."""
-CANNOT_TAKE_OVER = "this version cannot take over the mount: run `mountctl down` and `mountctl up`"
 
 
 class Keeper:
-    """One mount and its servers: the active one, which serves, and the standby."""
+    """Keeps one mount, and has its servers come from a source; *left* is a server that an earlier keeper has left.
+
+    *status* is that of `Reporter`; *stored* are the descriptors of an earlier keeper, by name.
+    """
 
     def __init__(
-        self, order: dict[str, Any], status: int | None, stored: dict[str, int], left: ServerProcess | None = None
+        self,
+        order: Order,
+        servers: ServerSource,
+        status: int | None,
+        stored: dict[str, int],
+        left: ServerProcess | None = None,
     ) -> None:
-        self._replacement = Replacement(order)
-        self._mountpoint, self._source = Path(order["mountpoint"]), str(order["source"])
-        self._connection = Connection.of(order, stored)
-        log_file = None if order["foreground"] else Path(order["options"]["log_file"])
-        self._reporter = Reporter(status, log_file)
-        self._selector = selectors.DefaultSelector()
-        self._control_socket = ControlSocket(self._selector, self._on_request)
-        self._dispatcher = Dispatcher(self._selector, self._reporter, self._on_message)
-        notifier = Notifier(os.environ)
-        self._service_manager = ServiceManager(notifier, self._source)
-        self._descriptor_store = DescriptorStore(self._mountpoint, notifier, stored)
-        self._restart_policy = RestartPolicy()
-        self._phase = Phase.REPLACEABLE if self._connection.mounted else Phase.STARTING
-        self._active: ServerProcess | None = left
-        self._standby: ServerProcess | None = None
-        self._unclaimed: list[int] = []
-        """Backing ids that the last server may have died before receiving."""
-        self._ledger_version: str | None = None
-        """The version of the last ready server's ledger; None until a server was ready."""
-        self._leaves = False
-        """Whether this keeper ends without an unmount, and lets the predecessor's server serve on."""
+        self._source = str(order["source"])
+        self._servers = servers
+        self._mount = KeptMount(order, stored)
+        self._reporter = Reporter(status, None if order["foreground"] else Path(order["options"]["log_file"]))
+        self._loop = Loop()
+        self._control_socket = ControlSocket(self._loop.selector, self._on_request)
+        self._crew = Crew(
+            order, servers, self._mount, self._reporter, self._loop.selector, on_ready=self._on_ready, left=left
+        )
         self._listens_at = math.inf
         """When to try again to listen for operators."""
-        self._ticked_at, self._passed_s = time.monotonic(), 0.0
-        """When the last tick was, and for how long this process ran before it."""
-        self._unmounted_s = 0.0
-        """For how long the server has run after the unmount."""
-        self._exit_code = 0
-        if left is not None:
-            self._ledger_version = left.ledger_version
-            self._replacement.begin(order, self._on_followed)
+        self._leave_by: float | None = None
+        """When to unmount if the mount cannot be left to the next keeper, for one that is told to leave it."""
+        self._ticked_at = time.monotonic()
+        self._vacant_s = 0.0
+        """For how long there has been no server."""
+        self._problem: str | None = None
+        """Why no server starts for now."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether `run` has come to an end, rather than met a defect."""
+        return self._mount.ended
+
+    @property
+    def failure(self) -> tuple[str, str]:
+        """The class of the last error of a server, by name, and the error."""
+        return self._crew.failure
+
+    def watch(self, descriptor: int, act: Callable[[], None]) -> None:
+        """Call *act* in the loop when a descriptor can be read."""
+        self._loop.selector.register(descriptor, selectors.EVENT_READ, act)
 
     # The loop
 
-    def run(self) -> int:
-        """Run until the file system is unmounted or no server can be kept alive; the exit code."""
-        wakeup, waker = socket.socketpair()
-        wakeup.setblocking(False)
-        waker.setblocking(False)
-        signal.set_wakeup_fd(waker.fileno())
-        for number in (*STOP_SIGNALS, signal.SIGCHLD):
-            signal.signal(number, self._on_signal)
-        self._selector.register(wakeup, selectors.EVENT_READ, lambda: self._on_signals(wakeup.recv(64)))
-        if self._connection.mounted:
+    def run(self, on_stop: Callable[[int, object], None] = handled_in_loop) -> int:
+        """Run until the file system is unmounted or no server can be kept alive; the exit code.
+
+        *on_stop* is called for a signal to stop, at any time, also once the loop has ended.
+        """
+        if self._mount.connection.mounted:
             self._listen()
         try:
-            while not self._ending:
-                self._tick()
-                if not self._ending:
-                    for key, _ in self._selector.select(self._tick_s()):
-                        act: Callable[[], None] = key.data
-                        act()
+            self._loop.run(self._tick_or_end, self._on_signals, on_stop)
         except Exception:
             # A defect. The server still serves, and a service manager starts another keeper for the mount.
             self._reporter.error(f"keeper crashed: report the traceback\n{traceback.format_exc()}")
             self._control_socket.close()
             return 1
-        finally:
-            signal.set_wakeup_fd(-1)
         self._clean_up()
-        return self._exit_code
+        return self._mount.exit_code
 
-    @property
-    def _ending(self) -> bool:
-        return self._phase is Phase.ENDING
-
-    def _end(self, exit_code: int) -> None:
-        """Leave the loop; the first exit code counts."""
-        if not self._ending:
-            self._phase, self._exit_code = Phase.ENDING, exit_code
-
-    def _tick_s(self) -> float:
-        """How long the next tick can wait."""
-        if self._active is None or self._active is self._replacement.outgoing:
-            return max(limits.DEATH_TICK_S, min(limits.TICK_S, self._restart_policy.delay_s))
+    def _tick_or_end(self) -> float | None:
+        """Tick; how long the next tick can wait, None at the end."""
+        if not self.ended:
+            self._tick()
+        if self.ended:
+            return None
+        if self._crew.urgent:
+            return max(limits.DEATH_TICK_S, min(limits.TICK_S, self._crew.restart_policy.delay_s))
         return limits.TICK_S
 
     def _tick(self) -> None:
         """Check the servers, and start and promote those that are due."""
         self._control_socket.drop_idle()
-        self._dispatcher.reap()
-        self._notice_unmount()
         now = time.monotonic()
         # While this process was stopped as well, e.g. with its container, just one tick passes.
-        self._passed_s, self._ticked_at = min(now - self._ticked_at, limits.TICK_S), now
-        if self._phase.unmounted:
-            self._unmounted_s += self._passed_s
-        for server, limit_s in ((self._active, limits.SILENCE_LIMIT_S), (self._standby, limits.START_TIMEOUT_S)):
-            if server is not None:
-                server.silent_s += self._passed_s
-                self._check(server, limit_s)
-        if self._active is not None and not self._ending:
-            self._service_manager.alive()
-        if self._listens_at <= now and not self._ending:
+        passed_s, self._ticked_at = min(now - self._ticked_at, limits.TICK_S), now
+        self._crew.check(passed_s)
+        self._give_up_if_exhausted()
+        if self._crew.active is not None and not self.ended:
+            self._mount.service_manager.alive()
+        if self._listens_at <= now and not self.ended:
             self._listen()
         self._reporter.rotate_log()
-        if self._ending or self._restart_policy.delay_s:
-            return
-        if self._standby is not None and self._standby.order is not self._replacement.order:
-            self._dismiss_standby()  # a replacement has failed
-        if self._standby is None:
-            serves = self._active is not None and self._active.ready_at is not None and not self._phase.unmounted
-            if self._can_start and (serves or self._active is None):
-                self._start()
-        elif self._standby.standing_by and self._active is None:
-            self._promote(self._standby)
+        if not self.ended:
+            self._crew.start_or_promote()
+            self._give_up_if_exhausted()
+        if not self.ended:
+            self._look_at_source()
+        self._vacant_s = self._vacant_s + passed_s if self._crew.active is None else 0.0
+        if self._mount.phase.replaceable and self._vacant_s > limits.VACANCY_LIMIT_S:
+            self._reporter.error(f"no server has come for {limits.VACANCY_LIMIT_S:.0f} s: giving up")
+            self._mount.end(1)
+        elif self._leave_by is not None and not self.ended:
+            self._leave(self._leave_by)
 
-    def _notice_unmount(self) -> None:
-        if not (self._phase.unmounted or self._ending) and self._connection.mounted and self._connection.gone:
-            self._phase = Phase.UNMOUNTED
+    def _give_up_if_exhausted(self) -> None:
+        if self._crew.restart_policy.exhausted and not self.ended:
+            self._reporter.error(f"servers keep crashing ({self._crew.restart_policy.last_end}): giving up")
+            self._mount.service_manager.gave_up()
+            self._mount.end(1)
 
-    def _check(self, server: ServerProcess, silence_limit_s: float) -> None:
-        """See whether a server has ended, and kill one that hangs."""
-        if server.ended():
-            self._on_end(server)
-        elif self._phase is Phase.OVERDUE:
-            pass  # it has been killed
-        elif self._phase is Phase.UNMOUNTED and server is self._active and self._unmounted_s > limits.STOP_TIMEOUT_S:
-            self._phase = Phase.OVERDUE
-            self._reporter.warning(
-                f"unmounted, but server {server.pid} has not ended in {limits.STOP_TIMEOUT_S:.0f} s: killing it"
-            )
-            server.kill()
-        elif server.stays_stopped:
-            role = "standby" if server is self._standby else "server"
-            self._reporter.warning(f"{role} {server.pid} is stopped: killing it")
-            if self._phase is Phase.UNMOUNTED and server is self._active:
-                self._phase = Phase.OVERDUE
-            server.kill()
-        elif server.silent_s > silence_limit_s and not server.standing_by and not server.has_message():
-            self._reporter.warning(f"server {server.pid} has sent nothing for {silence_limit_s:.0f} s: killing it")
-            server.kill()
-        elif server.silent_s > limits.HURRY_AFTER_S:
-            server.hurry()
-
-    def _on_signal(self, _number: int, _frame: object) -> None:
-        """Handle a signal; the loop gets its number, too."""
+    def _look_at_source(self) -> None:
+        """See what launchers elsewhere want, and whether they can still start servers."""
+        crew, phase = self._crew, self._mount.phase
+        if self._servers.leave and self._leave_by is None:
+            self._stop()
+        if phase is not Phase.STARTING and not self.ended:
+            for order, reply in self._servers.newcomers():
+                crew.replacement.fail("another server has come")
+                if self._replace(order, reply):
+                    crew.failure = ("", "")
+                    crew.restart_policy.reset()
+        before, self._problem = self._problem, self._servers.problem(crew.replacement.order)
+        if self._problem is not None and before is None:
+            self._reporter.warning(self._problem)
+        if crew.active is None and not crew.can_start:
+            if phase.unmounted:
+                self._mount.end(0)  # nobody else would end it, and it would refuse the next launcher
+            elif (earlier := self._servers.another()) is not None:
+                crew.replacement.fail("its launcher has ended")
+                crew.replacement.order = earlier
 
     def _on_signals(self, numbers: bytes) -> None:
         if set(STOP_SIGNALS) & set(numbers):
-            self._reporter.info("the keeper got a signal to stop: unmounting")
-            self._service_manager.stopping()
-            self._unmount()
-            self._end(0)
+            self._stop()
 
-    # Servers
-
-    def _start(self) -> None:
-        """Start a standby."""
-        try:
-            # After a crash the next server often crashes too: a standby must be ready soon.
-            spare = self._active is not None and not self._replacement.under_way and not self._restart_policy.last_end
-            server = self._new_server(spare=spare)
-        except OSError as error:
-            self._reporter.error(f"cannot start a server: {error}")
-            self._replacement.fail(f"cannot start a server: {error}")
-            if self._phase is Phase.STARTING:
-                self._end(1)
-            lasts = self._restart_policy.vacant_s > limits.SHORTAGE_S
-            self._restart_policy.standby_failed("not started", alone=self._active is None and lasts)
-            self._give_up_if_exhausted()
+    def _stop(self) -> None:
+        """Unmount and end; where servers are elsewhere, leave the mount to the next keeper instead."""
+        if self._servers.elsewhere and self._mount.phase.replaceable:
+            self._leave_by = time.monotonic() + limits.LEAVE_TIMEOUT_S
             return
-        self._dispatcher.add(server)
-        self._standby = server
+        self._reporter.info("the keeper got a signal to stop: unmounting")
+        self._mount.service_manager.stopping()
+        self._unmount()
 
-    @property
-    def _can_start(self) -> bool:
-        """Whether there is anything to start a server from."""
-        return True
+    def _leave(self, leave_by: float) -> None:
+        """Leave the mount to the next keeper, as soon as a launcher keeps what it needs; in the end, unmount."""
+        active = self._crew.active
+        if active is not None and self._crew.serves and self._servers.can_start(active.order):
+            self._reporter.info("the keeper got a signal to stop: it leaves the mount to the next one")
+            self._mount.left = True
+            self._mount.end(0)
+        elif time.monotonic() > leave_by:
+            self._reporter.warning("the keeper got a signal to stop, and no server keeps the mount: unmounting")
+            self._unmount()
 
-    def _new_server(self, *, spare: bool) -> ServerProcess:
-        """Start a server process. Raises OSError."""
-        alone = self._active is None and self._connection.mounted
-        return ServerProcess(self._replacement.order, spare=spare, alone=alone)
-
-    def _withdrawn(self, _server: ServerProcess) -> bool:
-        """Whether a server that has ended did so because somebody ended what it came from."""
-        return False
-
-    def _promote(self, server: ServerProcess) -> None:
-        """Make the standby the active server; the next standby is forked from it, if it can."""
-        self._active, (self._standby, channel) = server, forked_by(server)
-        if self._standby is not None:
-            self._dispatcher.add(self._standby)
-        self._restart_policy.standby_promoted()
-        held = self._connection.for_server()
-        server.promote(held, self._restart_policy, unclaimed=self._unclaimed, for_forked=channel)
-
-    def _on_message(self, server: ServerProcess, message: protocol.Message, descriptors: list[int]) -> None:
-        connection = self._connection
-        match message:
-            case protocol.StandingBy() if server is self._standby:
-                server.standing_by, server.ledger_version, server.forks = True, message.ledger, message.forks
-                server.hurry()
-                self._on_standing_by(server)
-            case protocol.Failed():
-                self._on_failure(server, message)
-            case _ if server is not self._active:
-                raise protocol.ProtocolError(f"{type(message).__name__} from a server that is not active")
-            case protocol.Mount() if not connection.mounted and descriptors:
-                answer = connection.mount(descriptors.pop())
-                server.send(answer, [connection.for_server()["fuse"]] if connection.mounted else [])
-            case protocol.BackingOpen() if connection.mounted:
-                answers = connection.open_backings(descriptors, message.count or 1)
-                server.unclaimed = [answer["id"] for answer in answers if "id" in answer]
-                server.send({"answers": answers} if message.count else answers[0])
-            case protocol.BackingClose() if connection.mounted:
-                connection.close_backing(message.number)
-            case protocol.Hold() | protocol.LetGo() | protocol.Recall() | protocol.Listen():
-                self._descriptor_store.answer(message, descriptors, server.send)
-            case protocol.Ready() if connection.mounted:
-                self._on_ready(server, resends=message.resends)
-            case protocol.Alive():
-                pass
-            case _:
-                raise protocol.ProtocolError(f"{type(message).__name__} out of order")
-
-    def _on_standing_by(self, server: ServerProcess) -> None:
-        if self._active is not None and self._active.order is not server.order and self._replacement.awaits(server):
-            if server.ledger_version == self._ledger_version:
-                self._replacement.kill_outgoing(self._active)
-            else:
-                self._replacement.fail(CANNOT_TAKE_OVER)
+    def _unmount(self) -> None:
+        """Unmount, and end."""
+        if (problem := self._mount.connection.unmount()) is not None:
+            self._reporter.warning(f"{self._mount.mountpoint}: {problem}: detached")
+            if self._crew.active is not None:
+                self._crew.active.terminate()
+        self._mount.end(0)
 
     def _on_ready(self, server: ServerProcess, *, resends: bool) -> None:
-        server.ready_at = time.monotonic()
-        self._service_manager.ready()
-        if self._phase.replaceable:
+        mount, replacement = self._mount, self._crew.replacement
+        mount.service_manager.ready()
+        if mount.phase.replaceable:
             self._reporter.info(f"server {server.pid} has taken over the mount")
-        elif self._phase is Phase.STARTING:
-            self._phase = Phase.REPLACEABLE if resends else Phase.IRREPLACEABLE
-            identity = self._connection.identity
+        elif mount.phase is Phase.STARTING:
+            mount.phase = Phase.REPLACEABLE if resends else Phase.IRREPLACEABLE
+            identity = mount.connection.identity
             for problem in ["it is no longer mounted"] if identity is None else mounting.tune(identity.device):
                 self._reporter.warning(f"cannot raise the read-ahead: {problem}")
             self._listen()
-        self._ledger_version = server.ledger_version
-        self._reporter.outcome({"type": "ready"}, f"{self._source} is mounted at {self._mountpoint}")
-        replaced = self._replacement.complete(server)
-        if self._phase.replaceable and (replaced or not self._service_manager.stored):
-            self._service_manager.store(self._connection, self._replacement.order)
-            self._descriptor_store.store()
-
-    def _on_followed(self, answer: dict[str, Any]) -> None:
-        """Handle the outcome of replacing the predecessor's server, which serves on after a failure."""
-        if "error" in answer:
-            self._reporter.outcome({"type": "failed"} | answer | {"kind": "TakeoverError"}, answer["error"])
-            if self._active is not None and self._replacement.outgoing is None:
-                self._leaves = True
-                self._end(1)
-
-    def _on_failure(self, server: ServerProcess, message: protocol.Failed) -> None:
-        if self._replacement.awaits(server):
-            self._replacement.fail(message.error, message.kind)
-        elif self._phase is Phase.STARTING:
-            self._reporter.outcome({"type": "failed", "kind": message.kind, "error": message.error}, message.error)
-        else:
-            self._reporter.error(f"server {server.pid} failed: {message.error}")
-
-    def _on_end(self, server: ServerProcess) -> None:
-        """Handle the end of a server: another server follows, or the keeper ends too."""
-        self._dispatcher.drain(server)
-        self._dispatcher.remove(server)
-        server.kill()  # threads that are left of it must not serve beside the next
-        if server is self._standby:
-            self._on_standby_end(server)
-            return
-        self._active = None
-        if self._standby is not None:
-            self._standby.hurry()
-        self._unclaimed = server.unclaimed
-        self._notice_unmount()
-        if not self._phase.replaceable:
-            self._restart_policy.ended(server.end_reason(), server.ready_at)
-            self._end(0 if self._phase is Phase.OVERDUE else server.exit_code)
-            return
-        if server is self._replacement.outgoing or self._withdrawn(server):
-            self._restart_policy.replaced()
-            return
-        if server.order is self._replacement.order:
-            self._replacement.fail(f"the new server ended ({server.end_reason()}): see the log")
-        self._restart_policy.ended(server.end_reason(), server.ready_at)
-        self._reporter.warning(f"server {server.pid} has ended ({server.end_reason()}): another takes over")
-        self._give_up_if_exhausted()
-
-    def _on_standby_end(self, server: ServerProcess) -> None:
-        self._standby = None
-        self._replacement.fail(f"the new server ended ({server.end_reason()}): see the log")
-        self._restart_policy.standby_failed(server.end_reason(), alone=self._active is None)
-        if self._phase is Phase.STARTING:
-            self._end(server.exit_code)
-        self._give_up_if_exhausted()
-
-    def _give_up_if_exhausted(self) -> None:
-        if self._restart_policy.exhausted and not self._ending:
-            self._reporter.error(f"servers keep crashing ({self._restart_policy.last_end}): giving up")
-            self._service_manager.gave_up()
-            self._end(1)
-
-    def _dismiss_standby(self) -> None:
-        if self._standby is not None:
-            self._dispatcher.remove(self._standby)
-            self._standby.kill()
-            self._standby = None
+        self._reporter.outcome({"type": "ready"}, f"{self._source} is mounted at {mount.mountpoint}")
+        replaced = replacement.complete(server)
+        if mount.phase.replaceable:
+            mount.store(replacement.order, changed=replaced)
+        self._servers.keep(server, mount.for_next_keeper() if mount.phase.replaceable else {})
 
     # Operators
 
     def _listen(self) -> None:
         first, self._listens_at = math.isinf(self._listens_at), math.inf
-        if (error := self._control_socket.listen(self._mountpoint)) is not None:
+        if (error := self._control_socket.listen(self._mount.mountpoint)) is not None:
             self._listens_at = time.monotonic() + limits.LISTEN_INTERVAL_S
             if first:
                 self._reporter.error(f"mountctl cannot reach this keeper: {error}")
 
     def _on_request(self, request: dict[str, Any], reply: Reply) -> None:
+        crew = self._crew
         match request:
             case {"do": "status"}:
                 reply(self._status())
-            case {"do": "replace"} if self._phase.refusal is not None:
-                reply({"error": self._phase.refusal})
+            case {"do": "replace", **given} if self._servers.elsewhere and ("order" in given or not crew.can_start):
+                remedy = "restart that, its container or its unit trimsfs-server@NAME"
+                reply({"error": f"its servers come with their options from `trimsfs serve`: {remedy}"})
             case {"do": "replace", **given}:
-                if self._replacement.begin(given.get("order", self._replacement.order), reply):
-                    self._dismiss_standby()  # it has loaded the version or options of before
-                    self._restart_policy.reset_delay()
+                if self._replace(given.get("order", crew.replacement.order), reply):
+                    crew.restart_policy.reset_delay()
             case _:
                 reply({"error": "unknown request"})
 
+    def _replace(self, order: Order, reply: Reply) -> bool:
+        """Begin to replace the server by one with this order; False, after a reply that says why, if refused."""
+        if (refusal := self._mount.phase.refusal) is not None:
+            reply({"error": refusal})
+            return False
+        if not self._crew.replacement.begin(order, reply):
+            return False
+        self._crew.dismiss_standby()  # it has loaded the version or options of before
+        return True
+
     def _status(self) -> dict[str, Any]:
-        active = self._active
+        crew = self._crew
+        problem = {} if self._problem is None else {"error": self._problem}
         return {
-            "state": "serving" if active is not None and active.ready_at is not None else "starting",
-            "mountpoint": str(self._mountpoint),
+            "state": "serving" if crew.serves else "starting",
+            "mountpoint": str(self._mount.mountpoint),
             "source": self._source,
             "keeper_pid": os.getpid(),
-            "server_pid": active.pid if active is not None else None,
-            "standby": self._standby is not None and self._standby.standing_by,
-            **self._restart_policy.facts(),
-            "log_file": self._replacement.order["options"]["log_file"],
-            "foreground": self._replacement.order["foreground"],
+            "server_pid": crew.active.pid if crew.active is not None else None,
+            "standby": crew.standby is not None and crew.standby.standing_by,
+            **crew.restart_policy.facts(),
+            "log_file": crew.replacement.order["options"]["log_file"],
+            "foreground": crew.replacement.order["foreground"],
             "environment": {name: value for name, value in os.environ.items() if name.startswith(OPTION_PREFIX)},
+            **problem,
         }
 
     # The end
 
-    def _unmount(self) -> None:
-        if (problem := self._connection.unmount()) is not None:
-            self._reporter.warning(f"{self._mountpoint}: {problem}: detached")
-            if self._active is not None:
-                self._active.terminate()
-
     def _clean_up(self) -> None:
-        """End the servers and unmount, unless the predecessor's server serves on."""
+        """End the servers and unmount, unless a server serves on."""
         self._control_socket.close()
-        if self._leaves:
-            self._dismiss_standby()
+        self._crew.dismiss_standby()
+        if self._mount.left:
             return
-        self._service_manager.unstore()
-        self._descriptor_store.close()
-        self._dismiss_standby()
-        server = self._active
-        if server is not None:
-            server.channel.close()  # the keeper answers it no more
-            if not self._connection.mounted:
-                server.terminate()  # it does not end by itself
-            if not server.wait(limits.STOP_TIMEOUT_S):
-                # One of its threads may wait in the kernel for an answer of the server itself.
-                self._connection.abort()
-                server.kill()
-                server.wait(limits.STOP_TIMEOUT_S)
-        self._connection.close()
-        error = f"the server ended ({self._restart_policy.last_end or 'killed'}) before the mount answered"
+        if self._mount.exit_code != 0:
+            self._mount.connection.abort()  # others have copies of its descriptor
+        if self._crew.ledger_version is not None:  # before a server was ready, this would be the news that theirs is
+            self._servers.keep(None, {})
+        self._mount.close(self._crew.active)
+        error = f"the server ended ({self._crew.restart_policy.last_end or 'killed'}) before the mount answered"
         self._reporter.outcome({"type": "failed", "kind": "Exception", "error": error}, error)
-        self._remove_devices()
-
-    def _remove_devices(self) -> None:
-        """Remove the CDI spec of the mount, which has ended."""
-        try:
-            from mountctl.linux.cdi_specs import remove  # noqa: PLC0415 - only now: it takes memory
-
-            remove(self._mountpoint)
-        except Exception as error:  # the programs may have been replaced or removed since this one began
-            self._reporter.warning(f"the CDI devices of {self._mountpoint} are not removed: {error}")
+        self._mount.remove_devices(self._reporter)

@@ -18,3 +18,8 @@ SHORTAGE_S = 60.0
 for a while."""
 LISTEN_INTERVAL_S = 5.0
 """How often a keeper that cannot listen for operators tries again."""
+LEAVE_TIMEOUT_S = 25.0
+"""How long a keeper that is stopped waits for a launcher to keep the mount, before it unmounts."""
+VACANCY_LIMIT_S = 600.0
+"""Readers that have waited for a server for so long get an error: the longest pause of the kubelet between restarts is
+half of it."""

@@ -5,7 +5,7 @@ import os
 from dataclasses import asdict
 from typing import Any
 
-from mountctl.keeper.connection import STORED, Connection
+from mountctl.keeper.fuse_connection import STORED, Connection
 from mountctl.linux.sd_notify import Notifier
 
 

@@ -11,6 +11,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from mountctl.linux import child_process
+from mountctl.linux.child_process import HangsError
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, trimsfs_at
 
 READ_AHEAD_KIB = 16384
@@ -119,20 +121,12 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
 
 
 def answers(mountpoint: Path, *, timeout_s: float) -> bool | None:
-    """Whether a mount answers: False if nobody has its connection, None if it hangs.
-
-    A child process asks: one that waits for a mount cannot be killed.
-    """
-    environment = {**os.environ, "LC_ALL": "C"}
-    process = subprocess.Popen(
-        ["stat", "-f", "--", str(mountpoint)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    """Whether a mount answers: False if nobody has its connection, None if it hangs."""
     try:
-        _, message = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
+        done = child_process.run(["stat", "-f", "--", mountpoint], timeout_s)
+    except HangsError:
         return None
-    return b"not connected" not in message
+    return "not connected" not in done.stderr
 
 
 def detach_dead(mountpoint: Path, *, timeout_s: float) -> bool:

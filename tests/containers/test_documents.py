@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mountctl.containers.errors import ERRORS
+from mountctl.containers.container_errors import ERRORS
 from mountctl.containers.hook import GPU, MODELS, MOUNT
 from tests.containers.engines import mountctl
 

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mountctl.containers import mountpoints
-from mountctl.containers.errors import ArgumentError, ContainerError
+from mountctl.containers.container_errors import ArgumentError, ContainerError
 from mountctl.containers.hook import STATE_LIMIT, parse_models, parse_state
 from tests.containers.engines import SUB_IDS, Podman, Users, bundle, packaged, run_bundle
 from tests.containers.host import Host

@@ -20,7 +20,7 @@ import grpc
 import pytest
 
 from mountctl.extras.csi import csi_pb2
-from mountctl.extras.csi.requests import NAMESPACE, SERVICE_ACCOUNT, TOKENS
+from mountctl.extras.csi.csi_requests import NAMESPACE, SERVICE_ACCOUNT, TOKENS
 from tests.csi.driver import Driver, needs_root, node, publication, refused, running, take_away, volumes
 from tests.services.roles import Authorising, of_moto
 from tests.services.web_identity import AUDIENCE, WebIdentities, start_sts

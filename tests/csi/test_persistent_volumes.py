@@ -12,9 +12,9 @@ import grpc
 import pytest
 
 from mountctl.extras.csi import csi_pb2
-from mountctl.extras.csi.child_process import ChildProcesses
+from mountctl.extras.csi.mount_commands import MountCommands
 from mountctl.extras.csi.mounts_directory import MountsDirectory
-from mountctl.extras.csi.node import NodeService
+from mountctl.extras.csi.node_service import NodeService
 from tests.csi.driver import (
     Driver,
     is_dead,
@@ -75,7 +75,7 @@ def test_pods_of_a_node_share_a_persistent_volume_and_each_leaves_it_alone(direc
         assert (targets[1] / "params").read_bytes() == b"weights"
 
 
-class _SlowForOne(ChildProcesses):
+class _SlowForOne(MountCommands):
     """The mount gives one target nothing until it is let."""
 
     def __init__(self, slow: str) -> None:

@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from mountctl.extras.csi import csi_pb2
-from mountctl.extras.csi.server import MESSAGE_LIMIT
+from mountctl.extras.csi.csi_server import MESSAGE_LIMIT
 from tests.csi.driver import (
     EPHEMERAL,
     Driver,

@@ -9,9 +9,9 @@ import grpc
 import jwt
 import pytest
 
-from mountctl.extras.csi.errors import StatusError
-from mountctl.extras.csi.requests import Publication
+from mountctl.extras.csi.csi_requests import Publication
 from mountctl.extras.csi.service_account_tokens import ServiceAccountTokens
+from mountctl.extras.csi.status_errors import StatusError
 
 TOKEN = jwt.encode({"sub": "system:serviceaccount:ns:reader"}, "k" * 32, algorithm="HS256")
 OWN, OTHER, TOO_DEEP, ELSEWHERE = (

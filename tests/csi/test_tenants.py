@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mountctl.extras.csi.errors import StatusError
+from mountctl.extras.csi.status_errors import StatusError
 from mountctl.extras.csi.tenants import TenantsError, check_tenant, read_tenants
 
 RULES = """

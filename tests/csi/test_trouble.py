@@ -16,13 +16,13 @@ from unittest.mock import Mock
 import grpc
 import pytest
 
-from mountctl.extras.csi.child_process import ChildProcesses, Space
-from mountctl.extras.csi.errors import StatusError
+from mountctl.extras.csi.csi_requests import POD
+from mountctl.extras.csi.csi_server import EndpointError, listen
+from mountctl.extras.csi.mount_commands import MountCommands, Space
 from mountctl.extras.csi.mounts_directory import MountsDirectory
 from mountctl.extras.csi.named_locks import NamedLocks
-from mountctl.extras.csi.node import NodeService
-from mountctl.extras.csi.requests import POD
-from mountctl.extras.csi.server import EndpointError, listen
+from mountctl.extras.csi.node_service import NodeService
+from mountctl.extras.csi.status_errors import StatusError
 from tests.csi.driver import (
     is_dead,
     kill_together,
@@ -153,7 +153,7 @@ def test_a_volume_goes_on_with_the_next_server(directory: Path) -> None:
         assert (driver.publish("b", path="team") / "bert/model").read_bytes() == b"more weights"
 
 
-class _SlowPaths(ChildProcesses):
+class _SlowPaths(MountCommands):
     """The mount answers, but not for the path."""
 
     def check_answers(self, mount: Mount) -> Space:
@@ -179,7 +179,7 @@ def test_a_path_that_is_not_found_in_time_is_told_as_that(directory: Path) -> No
 def test_a_child_that_cannot_be_killed_is_left_and_its_mount_not_asked_until_it_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    children = ChildProcesses()
+    children = MountCommands()
     monkeypatch.setattr(subprocess.Popen, "kill", lambda _: None)
 
     assert children.run(MOUNT, ["sleep", "1"], 0.1) is None
@@ -322,7 +322,7 @@ def test_without_the_extra_the_other_commands_work_and_this_one_names_it() -> No
 
 @pytest.mark.parametrize("told", ["", "{", "{}", "[]", '"options"'])
 def test_a_server_that_tells_no_options_is_named(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    children = ChildProcesses()
+    children = MountCommands()
     monkeypatch.setattr(children, "run", lambda *_: subprocess.CompletedProcess([], 0, told, ""))
     with pytest.raises(StatusError, match="/mounts/models: its server tells no options") as caught:
         children.options(MOUNT)

@@ -11,7 +11,7 @@ import pytest
 from tests.fleet.members import NAME, Fleet, Member
 from tests.fleet.reading import new_object, read_together, undisturbed
 from tests.support.mounts import again_while_copied, log_beside, trimsfs, wait_until
-from trimsfs.fetch.early_heads import HEAD_BYTES
+from trimsfs.fetch.bypass import HEAD_BYTES
 
 MIB = 1 << 20
 SIZE = 27 * MIB

@@ -89,6 +89,7 @@ def test_warm_pin_evict_and_ls(own_model: OwnDirectory) -> None:
     refused = trimsfs("evict", folder)
     assert (refused.returncode, "is pinned" in refused.stderr) == (12, True)
     assert "(1 of 2 files failed, the others are done)" in refused.stderr
+    assert refused.stderr.startswith(f"trimsfs: {folder}/params is pinned: ")
     assert _listed(folder)["disk"] == 17 * MIB
     assert trimsfs("unpin", folder / "params").returncode == 0
     with (folder / "params").open("rb"):

@@ -241,7 +241,7 @@ def test_devices_of_a_mount_go_with_it(store_directory: Path, tmp_path: Path) ->
     wait_until(lambda: not spec.exists())
 
 
-def test_a_push_onto_a_mount_names_its_store(store_directory: Path, tmp_path: Path) -> None:
+def test_publishers_commands_on_a_mount_name_its_store(store_directory: Path, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/params").write_bytes(b"weights")
     (store_directory / "m").mkdir()
@@ -249,3 +249,13 @@ def test_a_push_onto_a_mount_names_its_store(store_directory: Path, tmp_path: Pa
         done = trimsfs("push", tmp_path / "model", f"{mount.path}/m:v1")
         told = f"{mount.path} is a mount of trimsfs, which never takes writes: name its store, {store_directory}\n"
         assert (done.returncode, done.stderr.endswith(told)) == (6, True), done.stderr
+        name = f"{mount.path}/m"
+        for arguments in (
+            ("versions", name),
+            ("alias", name, "prod", "v1"),
+            ("rollback", name, "prod"),
+            ("rm", f"{name}:v1"),
+            ("diff", f"{name}:v1", f"{name}:v2"),
+        ):
+            done = trimsfs(*arguments)
+            assert (done.returncode, done.stderr.endswith(told)) == (6, True), done.stderr

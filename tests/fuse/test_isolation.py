@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from mountctl.keeper.control_socket import ask
 from tests.support.mounts import MOUNTCTL, MountedStore, again_while_copied, mounted, trimsfs, wait_until
 from tests.support.processes import family
+from tests.support.users import STRANGER, as_user
+from trimsfs.cli.watch.status import status
 from trimsfs.server.sandbox import CAP_DAC_READ_SEARCH
 
 A, B, OPERATORS = 2001, 2002, 2003
@@ -329,3 +332,19 @@ def test_a_cache_of_another_user_is_taken_over(store_directory: Path, tmp_path: 
             fetched = mount.metrics()["trimsfs_fetch_fetched_bytes_total"]
             assert fetched == (7 if user == "root" else 0)
             assert (mount.cache / "index.sqlite").stat().st_uid == (0 if user == "root" else int(user))
+
+
+@pytest.mark.alone  # looks at all mounts of the host
+def test_a_mount_that_its_modes_hide_is_no_mount_that_does_not_answer(store_directory: Path, tmp_path: Path) -> None:
+    def told(*arguments: str) -> tuple[int, str]:
+        done = CliRunner().invoke(status, arguments)
+        return done.exit_code, done.stdout
+
+    with mounted(store_directory, tmp_path, "--mode", "0400") as mount:
+        code, text = as_user(STRANGER, lambda: told(str(mount.path)))
+        assert (code, f"  hidden from this user: {mount.path}: Permission denied" in text) == (11, True), text
+        code, text = as_user(STRANGER, lambda: told("--json"))
+        kinds = {facts["mountpoint"]: facts.get("kind") for facts in json.loads(text)}
+        assert kinds[str(mount.path)] == "NotPermittedError"
+        assert (code == 2) == bool({*kinds.values()} & {"NotMountedError"})
+        assert told(str(mount.path))[0] == 0

@@ -228,6 +228,8 @@ def test_foreground_logs_to_the_terminal_and_ends_with_an_interrupt(store_direct
         store_directory,
         "--cache-dir",
         tmp_path / "cache",
+        "--log-file",
+        tmp_path / "log",
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
@@ -241,6 +243,8 @@ def test_foreground_logs_to_the_terminal_and_ends_with_an_interrupt(store_direct
     assert process.returncode == 0, errors
     assert f"serving {store_directory}" in errors
     assert "Traceback" not in errors
+    told = f"option --log-file {tmp_path / 'log'}: not written with --foreground, which logs to the terminal"
+    assert (f"trimsfs: warning: {told}\n" in errors, (tmp_path / "log").exists()) == (True, False)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from tests.services.fast import start_fast
 from tests.support.mounts import TRIMSFS, MountedStore, mounted, trimsfs, wait_until
-from trimsfs.fetch.workers import NICENESS, Role
+from trimsfs.fetch.processes.workers import NICENESS, Role
 
 MIB = 1 << 20
 CONTENT = random.Random(39).randbytes(96 * MIB)

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,12 @@ def test_a_wrong_secret_is_told_at_once_and_by_all(with_secret: WithSecret) -> N
     with pytest.raises(PermissionError):
         (mount.path / "m/a").read_bytes()
     assert mount.metrics()["trimsfs_store_failed_attempts_total"] >= 1
+    time.sleep(1.1)  # --metadata-ttl
+    done = trimsfs("ls", "--json", mount.path)
+    assert done.returncode == 6, done.stderr
+    assert f"trimsfs: {mount.path}: 1 directory not listed: the store refuses: bucket refuses: " in done.stderr
+    assert [row["path"] for row in json.loads(done.stdout)] == [str(mount.path / "m")], "what is known"
+    assert trimsfs("evict", mount.path).returncode == 0
     for who in (0, STRANGER):
         assert "SignatureDoesNotMatch" in as_user(who, lambda: problem(mount.path / "m/a"))
 

@@ -20,7 +20,7 @@ from tests.services.ceph import Ceph
 from tests.services.link import start_link
 from tests.services.switch import switched
 from tests.support.mounts import mounted, trimsfs, wait_until
-from trimsfs.fetch.first_bytes import MOST_SHARE
+from trimsfs.fetch.bypass import MOST_SHARE
 from trimsfs.mountinfo import mount_at
 
 MIB = 1 << 20

@@ -18,9 +18,9 @@ from statistics import median
 import pytest
 
 from mountctl.keeper.control_socket import ask
-from mountctl.keeper.forked_server import OtherProcess
-from mountctl.keeper.launcher import CHECK_TIMEOUT_S
-from mountctl.keeper.launchers import check
+from mountctl.keeper.launching.launcher import CHECK_TIMEOUT_S
+from mountctl.keeper.launching.launcher_socket import check
+from mountctl.keeper.servers.forked_server import OtherProcess
 from mountctl.linux import mounting
 from mountctl.linux.sockets import launchers_path
 from tests.services.fast import start_fast
@@ -39,42 +39,43 @@ BOOTS = 7
 WITH_LIMIT = """
 import sys
 from pathlib import Path
-from mountctl.keeper import standalone_keeper
-standalone_keeper.{} = {}
+from mountctl.keeper import limits
+from mountctl.keeper.launching import standalone_keeper
+{} = {}
 sys.exit(standalone_keeper.hold(Path(sys.argv[1])))
 """
 """A keeper with another limit."""
-IMPATIENT = WITH_LIMIT.format("VACANCY_LIMIT_S", 1)
+IMPATIENT = WITH_LIMIT.format("limits.VACANCY_LIMIT_S", 1)
 STOPPED_AT_THE_END = """
 import os, signal, sys
 from pathlib import Path
-from mountctl.keeper import standalone_keeper
-from mountctl.keeper.standalone_keeper import StandaloneKeeper
-clean_up = StandaloneKeeper._clean_up
+from mountctl.keeper.launching import standalone_keeper
+from mountctl.keeper.keeper import Keeper
+clean_up = Keeper._clean_up
 def stopped_meanwhile(keeper):
     os.kill(os.getpid(), signal.SIGTERM)
     clean_up(keeper)
-StandaloneKeeper._clean_up = stopped_meanwhile
+Keeper._clean_up = stopped_meanwhile
 sys.exit(standalone_keeper.hold(Path(sys.argv[1])))
 """
 BEFORE_LINUX_6_9 = """
 import sys
 from pathlib import Path
-from mountctl.keeper import standalone_keeper
-from mountctl.keeper.standalone_keeper import StandaloneKeeper
-on_ready = StandaloneKeeper._on_ready
-StandaloneKeeper._on_ready = lambda keeper, server, *, resends: on_ready(keeper, server, resends=False)
+from mountctl.keeper.launching import standalone_keeper
+from mountctl.keeper.keeper import Keeper
+on_ready = Keeper._on_ready
+Keeper._on_ready = lambda keeper, server, *, resends: on_ready(keeper, server, resends=False)
 sys.exit(standalone_keeper.hold(Path(sys.argv[1])))
 """
-SOON = WITH_LIMIT.format("LEAVE_TIMEOUT_S", 1)
+SOON = WITH_LIMIT.format("limits.LEAVE_TIMEOUT_S", 1)
 """A keeper that soon takes the one before for one that hangs."""
 IMPATIENT_LAUNCHER = """
 import json, sys
-from mountctl.keeper import launcher
+from mountctl.keeper.launching import launcher
 launcher.KEEPER_TIMEOUT_S = 1
 sys.exit(launcher.ServerLauncher(json.loads(sys.argv[1])).run())
 """
-IN_HASTE = WITH_LIMIT.format("KEPT_TIMEOUT_S", 0.2)
+IN_HASTE = WITH_LIMIT.format("standalone_keeper.KEPT_TIMEOUT_S", 0.2)
 FILES = {"warm": random.Random(1).randbytes(9 << 20), "cold": random.Random(2).randbytes(5 << 20)}
 JOIN = {
     "type": "join",

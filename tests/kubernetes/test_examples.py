@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from mountctl.extras.csi import DRIVER_NAME
-from mountctl.extras.csi.errors import StatusError
-from mountctl.extras.csi.requests import publication
+from mountctl.extras.csi.csi_requests import publication
+from mountctl.extras.csi.status_errors import StatusError
 from mountctl.extras.csi.tenants import check_tenant
 from tests.csi.driver import needs_root, persistent
 from tests.csi.driver import publication as inline

@@ -8,7 +8,7 @@ import click
 import pytest
 
 from mountctl.extras.csi import DRIVER_NAME
-from mountctl.extras.csi.command import csi
+from mountctl.extras.csi.csi_command import csi
 from mountctl.extras.csi.tenants import check_tenant
 from tests.kubernetes.manifests import (
     EXAMPLES,

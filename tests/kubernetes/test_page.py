@@ -11,7 +11,7 @@ import yaml
 import mountctl.commands.main
 import trimsfs.cli.main
 from mountctl.extras.csi import DRIVER_NAME
-from mountctl.extras.csi.requests import publication
+from mountctl.extras.csi.csi_requests import publication
 from mountctl.extras.csi.tenants import check_tenant
 from tests.csi.driver import persistent
 from tests.csi.driver import publication as inline

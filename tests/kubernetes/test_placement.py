@@ -13,7 +13,7 @@ from tests.kubernetes.api_server import ApiServer, api_server, merged
 from tests.kubernetes.manifests import EXAMPLES, Manifest, container, examples
 from tests.support.mounts import TRIMSFS, MountedStore, mounted, trimsfs, wait_until
 from trimsfs.cli.control_files import mount_over
-from trimsfs.cli.ls import Row, rows_below
+from trimsfs.cli.ls import Below, rows_below
 from trimsfs.errors import NoSuchEntryError, NotPermittedError, StoreAccessError, TrimsError
 from trimsfs.extras.kubernetes import node_labels
 from trimsfs.extras.kubernetes.node import label_key
@@ -75,7 +75,7 @@ def test_a_model_that_cannot_be_listed_has_no_label_and_the_others_have(
 ) -> None:
     """As one whose tenant's credentials have ended."""
 
-    def rows(path: Path, lines: str | None) -> tuple[dict[str, Row], bool]:
+    def rows(path: Path, lines: str | None) -> Below:
         if path.name == "llama":
             raise error("not now")
         return rows_below(path, lines)

@@ -36,7 +36,7 @@ from tests.support.memory_group import killed, limited, used
 from tests.support.mounts import let_in, trimsfs
 from tests.support.readers import Processes, Report
 from tests.support.survival import Survival
-from trimsfs.fetch.worker_pool import LINGER_S
+from trimsfs.fetch.processes.worker_pool import LINGER_S
 from trimsfs.mountinfo import mount_at
 
 if TYPE_CHECKING:

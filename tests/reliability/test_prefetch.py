@@ -19,7 +19,7 @@ from tests.support.mounts import MountedStore, mounted, wait_until
 from tests.support.parts import blob_files, recorded_loads
 from tests.support.readers import Processes
 from tests.support.survival import Survival, Survived
-from trimsfs.fetch.worker_pool import LINGER_S
+from trimsfs.fetch.processes.worker_pool import LINGER_S
 
 BUDGET = 72 * MIB
 """Of the cache: half of what there is."""

@@ -23,7 +23,7 @@ from tests.support.parts import blob_files, flip_byte
 from tests.support.served import Server
 from tests.support.stores import MemoryStore
 from trimsfs.errors import StoreAccessError, StoreError, StoreStalledError, TransientStoreError
-from trimsfs.fetch.statistics import FetchStatistics
+from trimsfs.fetch.fetcher import FetchStatistics
 from trimsfs.opening.cold_open import ColdOpen
 from trimsfs.options import Eviction
 from trimsfs.tiers.disk.tier import DiskStatistics

@@ -5,7 +5,7 @@ Its fetch processes cannot compute a checksum, and it cannot list the directory 
 
 from typing import Any, Never
 
-from trimsfs.fetch import copier
+from trimsfs.fetch.processes import thread_copier
 from trimsfs.server import daemon
 from trimsfs.stores.s3 import S3Store
 
@@ -15,7 +15,7 @@ def _checksum(*_: object) -> Never:
 
 
 def _have_defects() -> None:
-    vars(copier)["crc32c"] = _checksum
+    vars(thread_copier)["crc32c"] = _checksum
     list_page: Any = S3Store._list
 
     def _list(store: S3Store, prefix: str, *arguments: object) -> object:

@@ -13,7 +13,8 @@ import pytest
 
 from mountctl.keeper import control_socket, descriptor_store
 from mountctl.keeper.keeper import Keeper
-from mountctl.keeper.server_process import ServerProcess
+from mountctl.keeper.servers.server_process import ServerProcess
+from mountctl.keeper.servers.server_source import OwnServers
 from mountctl.linux import mounting
 from mountctl.linux.mounting import MountIdentity
 
@@ -112,17 +113,17 @@ def keeper_in_process(
             patch.setattr(mounting, harmless, lambda *_, **__: [])
         patch.setattr(descriptor_store, "gpu_path", lambda _: Path(directory) / "run/x.gpu")
         patch.setattr(control_socket, "socket_path", lambda _: Path(directory) / "run/x.sock")
-        made = Keeper(ORDER, None, {"fuse": open_fuse()} if left is not None else {}, left)
+        made = Keeper(ORDER, OwnServers(), None, {"fuse": open_fuse()} if left is not None else {}, left)
         server = left or FakeServer()
         if left is None:
-            vars(made)["_standby"] = server
-        made._selector.register(server.channel, 1)
+            made._crew.standby = server
+        made._loop.selector.register(server.channel, 1)
         try:
             yield made, server
         finally:
             made._control_socket.close()
-            made._descriptor_store.close()
-            made._connection.close()
-            made._selector.close()
+            made._mount.descriptor_store.close()
+            made._mount.connection.close()
+            made._loop.selector.close()
             server.channel.close()
             server.end.close()

@@ -21,11 +21,12 @@ from tests.support.chunks import REQUESTS_PER_CHUNK, SMALL_CHUNK
 from tests.support.stores import MemoryStore, as_store
 from trimsfs.errors import TrimsError
 from trimsfs.eviction_policies import Policy, lru
-from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed, ThreadCopier
+from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed
+from trimsfs.fetch.flights import Priority
 from trimsfs.fetch.peers import Peers
-from trimsfs.fetch.priority import Priority
-from trimsfs.fetch.speed import StoreSpeed, max_requests
+from trimsfs.fetch.processes.thread_copier import ThreadCopier
 from trimsfs.fetch.store_fetcher import StoreFetcher
+from trimsfs.fetch.store_requests import StoreSpeed, max_requests
 from trimsfs.origins import Origins
 from trimsfs.ranges import chunk_span
 from trimsfs.stores.retrying import Retrying

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 
 from trimsfs import errors
-from trimsfs.fetch import copier
-from trimsfs.fetch.copier import ThreadCopier
-from trimsfs.fetch.workers import Spawner
+from trimsfs.fetch.processes import thread_copier
+from trimsfs.fetch.processes.thread_copier import ThreadCopier
+from trimsfs.fetch.processes.workers import Spawner
 from trimsfs.stores.base import Sink
 from trimsfs.stores.directory import DirectoryStore
 from trimsfs.types import Generation
@@ -67,7 +67,7 @@ def make_copier(root: Path, *, streaming: bool) -> ThreadCopier:
 
 def main() -> None:
     end, root, write_size, streaming = sys.argv[1:]
-    vars(copier)["WRITE_SIZE"] = int(write_size)
+    vars(thread_copier)["WRITE_SIZE"] = int(write_size)
     with socket.socket(fileno=int(end)) as test:
         test.set_inheritable(False)
         spawner = Spawner(partial(make_copier, Path(root), streaming=streaming == "True"), mountpoint=Path("/models"))

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from trimsfs.fetch.access_pattern import STREAMS, WINDOW, AccessPattern, new_ends
+from trimsfs.fetch.bypass import STREAMS, WINDOW, AccessPattern, new_ends
 
 MIB = 1 << 20
 PAGE = 4096

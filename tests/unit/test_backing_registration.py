@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from mountctl.keeper import protocol
 from mountctl.keeper.keeper import Keeper
+from mountctl.keeper.servers import server_messages
 from mountctl.linux import mounting
 from tests.support.keeper_in_process import FakeServer, keeper_in_process
 from tests.support.parts import until
@@ -50,11 +50,11 @@ def mounted(kernel: Kernel) -> Iterator[tuple[Keeper, FakeServer]]:
         patch.setattr(mounting, "open_backing", kernel.open)
         patch.setattr(mounting, "close_backing", kernel.close)
         server.say(b'{"type": "standing-by", "ledger": "2"}')
-        keeper._dispatcher.receive(server)
-        keeper._promote(server)
+        keeper._crew.dispatcher.receive(server)
+        keeper._crew.promote(server)
         for said, descriptors in ((b'{"type": "mount"}', ["device"]), (b'{"type": "ready", "resends": true}', [])):
             server.say(said, descriptors)
-            keeper._dispatcher.receive(server)
+            keeper._crew.dispatcher.receive(server)
         yield keeper, server
 
 
@@ -65,8 +65,8 @@ async def answering(keeper: Keeper, server: FakeServer, heard: list[bytes]) -> A
     async def answer() -> None:
         while True:
             await trio.lowlevel.wait_readable(server.channel)
-            heard.append(server.channel.recv(protocol.MESSAGE_LIMIT, socket.MSG_PEEK))
-            keeper._dispatcher.receive(server)
+            heard.append(server.channel.recv(server_messages.MESSAGE_LIMIT, socket.MSG_PEEK))
+            keeper._crew.dispatcher.receive(server)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(answer)
@@ -74,10 +74,10 @@ async def answering(keeper: Keeper, server: FakeServer, heard: list[bytes]) -> A
         nursery.cancel_scope.cancel()
 
 
-def client_of(server: FakeServer, *, limit: int | None = protocol.BACKING_LIMIT) -> KeeperClient:
+def client_of(server: FakeServer, *, limit: int | None = server_messages.BACKING_LIMIT) -> KeeperClient:
     while True:  # what the keeper has said so far
         try:
-            server.end.recv(protocol.MESSAGE_LIMIT, socket.MSG_DONTWAIT)
+            server.end.recv(server_messages.MESSAGE_LIMIT, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return KeeperClient(server.end, backing_limit=limit)
 
@@ -92,7 +92,7 @@ async def opened(client: KeeperClient, path: Path, found: dict[str, int | str]) 
         os.close(descriptor)
 
 
-@pytest.mark.parametrize("limit", [protocol.BACKING_LIMIT, None])
+@pytest.mark.parametrize("limit", [server_messages.BACKING_LIMIT, None])
 async def test_each_file_has_its_own_id(limit: int | None, kernel: Kernel, tmp_path: Path) -> None:
     """None: the keeper is of an earlier version, and takes one file at a time."""
     found: dict[str, int | str] = {}
@@ -141,7 +141,7 @@ async def test_without_a_keeper_nobody_waits(tmp_path: Path, caplog: pytest.LogC
     theirs.close()
     found: dict[str, int | str] = {}
     with ours:
-        client = KeeperClient(ours, backing_limit=protocol.BACKING_LIMIT)
+        client = KeeperClient(ours, backing_limit=server_messages.BACKING_LIMIT)
         async with trio.open_nursery() as nursery:
             for name in ("first", "second", "third"):
                 nursery.start_soon(opened, client, tmp_path / name, found)
@@ -188,18 +188,18 @@ def test_the_next_server_hears_of_ids_that_the_last_may_not_have_heard_of(
     files = [os.open(tmp_path / "file", os.O_RDONLY) for _ in range(3)]
     with mounted(kernel) as (keeper, server):
         socket.send_fds(server.end, [b'{"type": "backing-open", "count": 3}'], files)
-        keeper._dispatcher.receive(server)
+        keeper._crew.dispatcher.receive(server)
         if claimed:
             server.say(b'{"type": "alive"}')
-            keeper._dispatcher.receive(server)
+            keeper._crew.dispatcher.receive(server)
         server.terminate()
-        keeper._on_end(server)
+        keeper._crew.on_end(server)
         successor = FakeServer()
-        keeper._promote(successor)
+        keeper._crew.promote(successor)
         promotion = stand_by(successor.end)
         assert promotion is not None
         assert promotion.unclaimed == (() if claimed else (1, 2, 3))
-        assert promotion.backing_limit == protocol.BACKING_LIMIT
+        assert promotion.backing_limit == server_messages.BACKING_LIMIT
         successor.channel.close()
         successor.end.close()
     for file in files:

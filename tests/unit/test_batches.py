@@ -33,8 +33,8 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.fetch.flights import Flight
+from trimsfs.fetch.scheduler import LINGER_S
 from trimsfs.fetch.store_fetcher import BATCH_LIMIT
-from trimsfs.fetch.under_way import LINGER_S
 from trimsfs.tiers.blob import Blob, ChunkState
 
 MISSING, UNVERIFIED, VERIFIED = ChunkState
@@ -199,7 +199,7 @@ async def test_a_reader_joins_a_chunk_of_a_run_under_way(streaming: Workshop, ch
 async def test_a_reader_gets_its_bytes_before_their_chunk_is_whole(
     streaming: Workshop, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.fetch.copier.WRITE_SIZE", chunk_size // 8)
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.WRITE_SIZE", chunk_size // 8)
     content = streaming.put("a", 2)
     bench = await streaming.bench(requests=1)
     blob = await bench.acquire("a")
@@ -225,7 +225,7 @@ async def test_bytes_that_came_before_a_request_broke_are_right_and_come_again(
     streaming: Workshop, chunk_size: int, monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock
 ) -> None:
     mock_clock.autojump_threshold = 0.05
-    monkeypatch.setattr("trimsfs.fetch.copier.WRITE_SIZE", chunk_size // 8)
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.WRITE_SIZE", chunk_size // 8)
     content = streaming.put("a", 1)
     bench = await streaming.bench(requests=1)
     blob = await bench.acquire("a")
@@ -555,7 +555,7 @@ async def test_a_disk_that_fills_up_within_a_run_keeps_what_has_landed(tmp_path:
 async def test_a_write_that_fails_within_a_run_is_tried_again_for_what_is_left(
     streaming: Workshop, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.fetch.copier.WRITE_SIZE", chunk_size)
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.WRITE_SIZE", chunk_size)
     content = streaming.put("a", 4)
     bench = await streaming.bench(requests=1)
     await fill(bench.tier, "old", content_of("old", chunk_size))

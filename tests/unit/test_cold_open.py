@@ -17,7 +17,7 @@ from trimsfs.errors import (
     StoreAccessError,
     StoreUnavailableError,
 )
-from trimsfs.fetch.prefetch import Urgency
+from trimsfs.fetch.flights import Urgency
 from trimsfs.filesystem.handles import passed_through
 from trimsfs.namespace.inodes import ROOT_INODE
 from trimsfs.opening.cold_open import PATIENCE_S, TRIAL_S

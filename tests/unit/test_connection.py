@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mountctl.keeper import connection
-from mountctl.keeper.connection import Connection, memory_of
-from mountctl.keeper.protocol import Mount
-from mountctl.keeper.server_process import ServerProcess
+from mountctl.keeper import fuse_connection
+from mountctl.keeper.fuse_connection import Connection, memory_of
+from mountctl.keeper.servers.server_messages import Mount
+from mountctl.keeper.servers.server_process import ServerProcess
 from mountctl.linux import logfile, mounting
 from mountctl.linux.mounting import MountIdentity
 from tests.support.tmpfs import tmpfs
@@ -163,7 +163,7 @@ def test_memory_is_read_from_its_start() -> None:
     file = memory_of(b"order")
     assert os.read(file, 10) == b"order"
     os.close(file)
-    assert connection.memory_of(b"") > 0
+    assert fuse_connection.memory_of(b"") > 0
 
 
 def test_a_long_log_on_a_full_disk_stays_with_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ from tests.support.parts import content_of, copier, piece
 from tests.support.stores import MemoryStore
 from tests.support.tmpfs import tmpfs
 from trimsfs.errors import ObjectChangedError, StoreError, TransientStoreError
-from trimsfs.fetch.copier import FIRST_WRITE_SHARE, Extent, ThreadCopier
+from trimsfs.fetch.copier import Extent
+from trimsfs.fetch.processes.thread_copier import FIRST_WRITE_SHARE, ThreadCopier
 from trimsfs.ranges import chunk_count, chunk_span
 from trimsfs.stores.base import Sink
 from trimsfs.tiers.host.page_cache import drop, resident_bytes
@@ -179,7 +180,7 @@ async def test_what_another_store_gives_lands_once_it_is_known_to_be_right(
 async def test_bytes_of_a_stream_are_told_of_once_they_are_in_the_file(
     streaming: MemoryStore, content: bytes, file: int, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.fetch.copier.WRITE_SIZE", chunk_size // 3)
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.WRITE_SIZE", chunk_size // 3)
     heard: list[int] = []
 
     def arrived(offset: int) -> None:
@@ -199,7 +200,7 @@ async def test_bytes_of_a_stream_are_told_of_once_they_are_in_the_file(
 async def test_first_bytes_that_a_reader_waits_for_are_written_sooner(
     streaming: MemoryStore, file: int, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.fetch.copier.WRITE_SIZE", chunk_size // 2)
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.WRITE_SIZE", chunk_size // 2)
     sizes: list[int] = []
     pwrite = os.pwrite
 
@@ -331,7 +332,7 @@ async def test_a_large_range_is_checked_in_pieces(
     store: MemoryStore, content: bytes, file: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.pwrite(file, content, 0)
-    monkeypatch.setattr("trimsfs.fetch.copier.PIECE", 1000)
+    monkeypatch.setattr("trimsfs.checksums._PIECE", 1000)
     assert await copier(store).checksum(file, 0, len(content)) == crc32c.crc32c(content)
 
 

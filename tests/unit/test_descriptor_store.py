@@ -16,10 +16,11 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mountctl.keeper import descriptor_store, protocol
-from mountctl.keeper.connection import Connection
+from mountctl.keeper import descriptor_store
 from mountctl.keeper.descriptor_store import LISTENER, DescriptorStore
-from mountctl.keeper.protocol import Hold, LetGo, Listen, Recall
+from mountctl.keeper.fuse_connection import Connection
+from mountctl.keeper.servers import server_messages
+from mountctl.keeper.servers.server_messages import Hold, LetGo, Listen, Recall
 from mountctl.linux import sockets
 from mountctl.linux.sd_notify import Notifier
 from mountctl.linux.sockets import ListenError, gpu_path, listen_at, socket_path
@@ -417,7 +418,7 @@ async def serving(keeping: DescriptorStore, *, delay_s: float = 0) -> AsyncItera
 async def answering(channel: Channel, keeping: DescriptorStore, delay_s: float) -> None:
     while True:
         said, descriptors = await channel.receive()
-        message = protocol.parse(json.dumps(said).encode())
+        message = server_messages.parse(json.dumps(said).encode())
         assert isinstance(message, Message)
         answers: list[tuple[dict[str, Any], list[int]]] = []
         keeping.answer(message, descriptors, lambda *answer: answers.append(answer))  # noqa: B023

@@ -16,8 +16,7 @@ from tests.unit.namespace.common import look, namespace_of
 from tests.unit.signature_policy.common import KEY
 from trimsfs.errors import ObjectNotFoundError, StoreAccessError, StoreUnavailableError, TransientStoreError, TrimsError
 from trimsfs.extras.signatures.signed_manifest import read_manifest
-from trimsfs.fetch.early_heads import HEAD_BYTES, MOST_AT_ONCE, EarlyHeads
-from trimsfs.fetch.first_bytes import LEAST_SIZE
+from trimsfs.fetch.bypass import HEAD_BYTES, LEAST_SIZE, MOST_AT_ONCE, EarlyHeads
 from trimsfs.stores.base import Head
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 
@@ -138,8 +137,8 @@ async def test_none_is_asked_for_while_the_store_does_not_serve(store: PeekableS
 
 
 async def test_none_is_asked_for_where_the_directory_may_not_be_listed(store: PeekableStore) -> None:
-    namespace, told = namespace_of(store), list[str]()
-    namespace.on_unlisted = told.append
+    told = list[str]()
+    namespace = namespace_of(store, unlisted=told.append)
     store.fail(StoreAccessError("may not be listed"), method="list_page", key="m/", times=10)
     for _ in range(3):
         with pytest.raises(StoreAccessError):
@@ -156,8 +155,8 @@ async def test_a_root_that_cannot_be_listed_ahead_is_listed_for_the_first_name(s
 
 
 async def test_only_a_name_in_a_directory_of_which_nothing_is_known_is_told(store: PeekableStore) -> None:
-    namespace, told = namespace_of(store), list[str]()
-    namespace.on_unlisted = told.append
+    told = list[str]()
+    namespace = namespace_of(store, unlisted=told.append)
     for path in ("m/large", "m/small", "m/absent", "n/other"):
         await look(namespace, path)
     namespace.expire("")

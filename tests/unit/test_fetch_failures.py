@@ -59,7 +59,7 @@ async def test_chunks_that_did_not_come_in_the_end_take_no_room(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trimsfs.tiers.disk.crash_recovery.SLACK", 0)
-    monkeypatch.setattr("trimsfs.fetch.copier.WRITE_SIZE", 8192)
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.WRITE_SIZE", 8192)
     chunk_size = workshop.chunk_size = 64 << 10
     content = content_of("a", 8 * chunk_size)
     workshop.store.put("a", content)

@@ -12,11 +12,11 @@ from tests.support.parts import blob_files, content_of, fetching, flip_byte, ope
 from tests.support.stores import MemoryStore
 from tests.unit.workshop import Workshop, fill_from
 from trimsfs.errors import CacheFullError, StoreAccessError, StoreThrottledError
-from trimsfs.fetch.access_pattern import AccessPattern
-from trimsfs.fetch.prefetch import Urgency
-from trimsfs.fetch.speed import max_requests
+from trimsfs.fetch.bypass import AccessPattern
+from trimsfs.fetch.flights import Urgency
+from trimsfs.fetch.scheduler import LINGER_S
 from trimsfs.fetch.store_fetcher import StoreFetcher
-from trimsfs.fetch.under_way import LINGER_S
+from trimsfs.fetch.store_requests import max_requests
 from trimsfs.tiers.blob import Blob
 
 PAGE = 4096
@@ -354,7 +354,7 @@ async def test_a_fetch_whose_caller_gives_up_and_comes_again_all_the_time_goes_o
 ) -> None:
     """As an open does that signals interrupt: one must not find it unwanted in the moments between."""
     linger_s = 2.0
-    monkeypatch.setattr("trimsfs.fetch.under_way.LINGER_S", linger_s)
+    monkeypatch.setattr("trimsfs.fetch.scheduler.LINGER_S", linger_s)
     workshop.put("a", 3)
     bench = await workshop.bench()
     blob = await bench.acquire("a")
@@ -420,7 +420,7 @@ def scattered(workshop: Workshop, count: int, chunks: int = 64) -> list[int]:
 async def test_of_a_file_that_is_read_at_random_only_what_is_read_is_fetched(
     workshop: Workshop, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.fetch.access_pattern.LEAST_GAP", PAGE)
+    monkeypatch.setattr("trimsfs.fetch.bypass.LEAST_GAP", PAGE)
     content = workshop.put("a", 64)
     bench = await workshop.bench()
     blob = await bench.acquire("a")
@@ -532,7 +532,7 @@ async def test_memory_stays_within_its_limit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, budget: int | None
 ) -> None:
     chunk_size = 128 * 1024
-    monkeypatch.setattr("trimsfs.fetch.copier.WRITE_SIZE", chunk_size // 4)  # all that a request takes
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.WRITE_SIZE", chunk_size // 4)  # all that a request takes
     memory_limit = 8 * chunk_size
     store = MemoryStore({key: content_of(key, 40 * chunk_size) for key in "ab"})
     most = 0

@@ -174,7 +174,7 @@ async def test_reads_that_go_on_where_another_program_stopped_are_in_order(
     serving: Serving, store: MemoryStore, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel reads each page for one of the programs that map a file."""
-    monkeypatch.setattr("trimsfs.fetch.access_pattern.LEAST_GAP", 1)
+    monkeypatch.setattr("trimsfs.fetch.bypass.LEAST_GAP", 1)
     content = content_of("large", 64 * chunk_size)
     store.put("large", content)
     size = chunk_size // 4

@@ -17,10 +17,8 @@ from tests.unit.signature_policy.common import KEY
 from tests.unit.workshop import Bench, Workshop
 from trimsfs.errors import StoreUnavailableError
 from trimsfs.extras.signatures.signed_manifest import read_manifest
-from trimsfs.fetch import first_bytes
-from trimsfs.fetch.access_pattern import AccessPattern
-from trimsfs.fetch.early_heads import HEAD_BYTES
-from trimsfs.fetch.first_bytes import LEAST_SIZE, MOST_SHARE, PATIENCE_S
+from trimsfs.fetch import bypass
+from trimsfs.fetch.bypass import HEAD_BYTES, LEAST_SIZE, MOST_SHARE, PATIENCE_S, AccessPattern
 from trimsfs.tiers.blob import Blob
 
 SIZE = 2 * LEAST_SIZE
@@ -126,7 +124,7 @@ async def test_only_a_share_of_a_file_comes_so(stuck: Stuck, chunk_size: int) ->
 
 
 async def test_only_so_many_bytes_of_a_file_come_so(stuck: Stuck, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(first_bytes, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(bypass, "MOST_BYTES", 10_000)
     with trio.fail_after(5):
         assert await stuck.read(FAR, 6000) == CONTENT[FAR : FAR + 6000]
     assert await stuck.waits(partial(stuck.read, FAR + 6000, 4001))
@@ -139,7 +137,7 @@ async def test_only_so_many_bytes_of_a_file_come_so(stuck: Stuck, monkeypatch: p
 async def test_a_read_that_is_larger_than_all_that_may_come_so_waits_for_its_chunks(
     stuck: Stuck, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(first_bytes, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(bypass, "MOST_BYTES", 10_000)
     assert await stuck.waits(partial(stuck.read, FAR, 10_001))
     assert stuck.requests() == []
 

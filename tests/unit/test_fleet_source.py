@@ -23,11 +23,10 @@ from trimsfs.extras.fleet.members import Members
 from trimsfs.extras.fleet.protocol import fleet_token, parse_request
 from trimsfs.extras.fleet.source import FleetSource
 from trimsfs.extras.fleet.spread import Spreader
-from trimsfs.fetch import first_bytes
+from trimsfs.fetch import bypass
 from trimsfs.fetch.copier import Extent, Landed
-from trimsfs.fetch.flights import Flight, Lane
+from trimsfs.fetch.flights import Flight, Lane, Priority
 from trimsfs.fetch.peers import Outcome, PeerAnswer, PeerRequest
-from trimsfs.fetch.priority import Priority
 from trimsfs.fetch.store_fetcher import StoreFetcher
 from trimsfs.listen_address import parse_address
 from trimsfs.tiers.blob import Blob, ChunkState
@@ -44,8 +43,8 @@ DEADLINE_S, RETRY_DEADLINE_S = 20.0, 1.0
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "BUSY_PAUSE_S", 0.01)
-    monkeypatch.setattr(first_bytes, "HEAD_BYTES", CHUNK // 2)
-    monkeypatch.setattr(first_bytes, "MOST_BYTES", CHUNK)
+    monkeypatch.setattr(bypass, "HEAD_BYTES", CHUNK // 2)
+    monkeypatch.setattr(bypass, "MOST_BYTES", CHUNK)
 
 
 class Host(InLoop):
@@ -291,8 +290,8 @@ async def test_a_busy_owner_names_who_has_the_chunk(tmp_path: Path) -> None:
 
 
 async def test_hosts_that_wait_for_each_other_all_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimsfs.fetch.slots.PEER_REQUESTS", 1)
-    monkeypatch.setattr("trimsfs.fetch.slots.DEMANDED_PEER_REQUESTS", 1)
+    monkeypatch.setattr("trimsfs.fetch.scheduler.PEER_REQUESTS", 1)
+    monkeypatch.setattr("trimsfs.fetch.scheduler.DEMANDED_PEER_REQUESTS", 1)
     turns = itertools.count()
     monkeypatch.setattr(Health, "expected_s", lambda *_: -next(turns))  # the second owner is asked first
     async with a_network(tmp_path, 4) as (network, hosts):
@@ -525,7 +524,7 @@ async def test_while_the_store_is_away_owners_are_asked_once(tmp_path: Path) -> 
             chunk, began = given_by_others(hosts[0], blob), trio.current_time()
             for _ in range(2 * int(RetryBudget.MOST)):
                 flight = Flight(blob, chunk, demanded=True)
-                assert not await hosts[0].source.fetch(flight, Flight.land, deadline=math.inf, away=lambda: True)
+                assert not await hosts[0].source.fetch(flight, deadline=math.inf, away=lambda: True)
         assert trio.current_time() < began + RetryBudget.REFILL_S
         assert network.asked == {(host.address, "busy"): 2 * int(RetryBudget.MOST) for host in hosts[1:]}
 
@@ -538,7 +537,7 @@ async def test_after_the_deadline_each_owner_is_asked_once_all_the_same(tmp_path
             first, second = hosts[0].source.owners(blob, chunk)
             network.fails[first] = lambda: PeerAnswer(outcome="busy")
             flight, late = Flight(blob, chunk, demanded=True), trio.current_time()
-            assert await hosts[0].source.fetch(flight, Flight.land, deadline=late, away=lambda: False)
+            assert await hosts[0].source.fetch(flight, deadline=late, away=lambda: False)
     assert network.asked[second, "ok"] == 1
 
 
@@ -552,7 +551,7 @@ async def test_owners_that_stay_busy_are_asked_until_the_deadline(
             network.fails[host.address] = lambda: PeerAnswer(outcome="busy")
         async with hosts[0].tier.using(network.store.generation("m")) as blob:
             flight, began = Flight(blob, given_by_others(hosts[0], blob), demanded=True), trio.current_time()
-            assert not await hosts[0].source.fetch(flight, Flight.land, deadline=began + 0.1, away=lambda: False)
+            assert not await hosts[0].source.fetch(flight, deadline=began + 0.1, away=lambda: False)
         assert trio.current_time() < began + 5
         assert network.asked.total() == 2 * len(hosts[1:])  # the last time for what they have
 

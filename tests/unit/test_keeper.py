@@ -16,9 +16,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mountctl.keeper import control_socket, protocol
+from mountctl.keeper import control_socket
 from mountctl.keeper.control_socket import ControlSocket, KeeperGoneError, KeeperSilentError, ask
-from mountctl.keeper.server_process import ServerProcess
+from mountctl.keeper.servers import server_messages
+from mountctl.keeper.servers.server_process import ServerProcess
 from mountctl.linux.sd_notify import Notifier, stored_descriptors
 from mountctl.linux.sockets import socket_path
 from tests.support.keeper_in_process import keeper_in_process
@@ -28,22 +29,22 @@ from tests.support.messages import json_values, near_misses
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b'{"type": "standing-by", "ledger": "1"}', protocol.StandingBy("1")),
-        (b'{"type": "mount"}', protocol.Mount()),
-        (b'{"type": "backing-open"}', protocol.BackingOpen()),
-        (b'{"type": "backing-open", "count": 32}', protocol.BackingOpen(32)),
-        (b'{"type": "backing-close", "id": 7}', protocol.BackingClose(7)),
-        (b'{"type": "hold", "number": 1}', protocol.Hold(1)),
-        (b'{"type": "let-go", "number": 2147483647}', protocol.LetGo(2147483647)),
-        (b'{"type": "recall", "number": 3}', protocol.Recall(3)),
-        (b'{"type": "listen"}', protocol.Listen()),
-        (b'{"type": "ready", "resends": true}', protocol.Ready(True)),
-        (b'{"type": "alive"}', protocol.Alive()),
-        (b'{"type": "failed", "kind": "StoreError", "error": "no"}', protocol.Failed("StoreError", "no")),
+        (b'{"type": "standing-by", "ledger": "1"}', server_messages.StandingBy("1")),
+        (b'{"type": "mount"}', server_messages.Mount()),
+        (b'{"type": "backing-open"}', server_messages.BackingOpen()),
+        (b'{"type": "backing-open", "count": 32}', server_messages.BackingOpen(32)),
+        (b'{"type": "backing-close", "id": 7}', server_messages.BackingClose(7)),
+        (b'{"type": "hold", "number": 1}', server_messages.Hold(1)),
+        (b'{"type": "let-go", "number": 2147483647}', server_messages.LetGo(2147483647)),
+        (b'{"type": "recall", "number": 3}', server_messages.Recall(3)),
+        (b'{"type": "listen"}', server_messages.Listen()),
+        (b'{"type": "ready", "resends": true}', server_messages.Ready(True)),
+        (b'{"type": "alive"}', server_messages.Alive()),
+        (b'{"type": "failed", "kind": "StoreError", "error": "no"}', server_messages.Failed("StoreError", "no")),
     ],
 )
-def test_messages_of_servers(data: bytes, message: protocol.Message) -> None:
-    assert protocol.parse(data) == message
+def test_messages_of_servers(data: bytes, message: server_messages.Message) -> None:
+    assert server_messages.parse(data) == message
 
 
 @pytest.mark.parametrize(
@@ -84,15 +85,15 @@ def test_messages_of_servers(data: bytes, message: protocol.Message) -> None:
     ],
 )
 def test_what_no_server_says_is_refused(data: bytes) -> None:
-    with pytest.raises(protocol.ProtocolError):
-        protocol.parse(data)
+    with pytest.raises(server_messages.ProtocolError):
+        server_messages.parse(data)
 
 
 @given(st.binary(max_size=64) | json_values.map(lambda value: json.dumps(value).encode()))
 def test_anything_is_a_message_or_refused(data: bytes) -> None:
     try:
-        message = protocol.parse(data)
-    except protocol.ProtocolError:
+        message = server_messages.parse(data)
+    except server_messages.ProtocolError:
         return
     assert type(message).__name__ in {"Mount", "BackingOpen", "Listen", "Alive"}
 
@@ -101,16 +102,21 @@ def test_anything_is_a_message_or_refused(data: bytes) -> None:
 @example({"type": "failed", "kind": "A", "error": "\x1b]0;title\x07\nsecond line"})
 def test_what_is_nearly_a_message_holds_only_what_it_may(fields: dict[str, Any]) -> None:
     try:
-        message = protocol.parse(json.dumps(fields).encode())
-    except protocol.ProtocolError:
+        message = server_messages.parse(json.dumps(fields).encode())
+    except server_messages.ProtocolError:
         return
     assert "more" not in fields
     match message:
-        case protocol.BackingOpen(count):
-            assert count is None or 0 < count <= protocol.BACKING_LIMIT
-        case protocol.BackingClose(number) | protocol.Hold(number) | protocol.LetGo(number) | protocol.Recall(number):
+        case server_messages.BackingOpen(count):
+            assert count is None or 0 < count <= server_messages.BACKING_LIMIT
+        case (
+            server_messages.BackingClose(number)
+            | server_messages.Hold(number)
+            | server_messages.LetGo(number)
+            | server_messages.Recall(number)
+        ):
             assert 0 < number < 1 << 31
-        case protocol.Failed(kind, error):
+        case server_messages.Failed(kind, error):
             assert kind.isalpha()
             assert error.isprintable()
             assert len(error) <= 4096

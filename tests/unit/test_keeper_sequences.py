@@ -7,10 +7,10 @@ import os
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mountctl.keeper import protocol
 from mountctl.keeper.descriptor_store import HELD_LIMIT
 from mountctl.keeper.keeper import Keeper
 from mountctl.keeper.phase import Phase
+from mountctl.keeper.servers import server_messages
 from tests.support.keeper_in_process import DESCRIPTORS, FakeServer, keeper_in_process
 from tests.support.messages import near_misses
 
@@ -38,9 +38,9 @@ said = st.tuples(messages, st.lists(st.sampled_from(sorted(DESCRIPTORS)), max_si
 def hear(made: Keeper, server: FakeServer, data: bytes, kinds: list[str]) -> None:
     """Say something, and have the keeper act on it; answers are heard now and then only."""
     server.say(data, kinds)
-    made._dispatcher.receive(server)
+    made._crew.dispatcher.receive(server)
     if server.standing_by:
-        made._promote(server)
+        made._crew.promote(server)
 
 
 def descriptors() -> int:
@@ -62,12 +62,12 @@ def test_anything_is_done_or_ends_the_server(words: list[tuple[bytes, list[str]]
             hear(made, server, data, kinds)
             if server.kills:  # nothing more of it is heard
                 break
-            assert len(data) <= protocol.MESSAGE_LIMIT
-            assert made._phase is not Phase.ENDING
+            assert len(data) <= server_messages.MESSAGE_LIMIT
+            assert made._mount.phase is not Phase.ENDING
         assert done.count("mount") <= 1
         # What is held, the connection, the lock, two listeners.
-        assert descriptors() <= idle + len(made._descriptor_store._descriptors) + 4
-        assert len(made._descriptor_store._descriptors) <= HELD_LIMIT
+        assert descriptors() <= idle + len(made._mount.descriptor_store._descriptors) + 4
+        assert len(made._mount.descriptor_store._descriptors) <= HELD_LIMIT
     assert descriptors() == before
 
 
@@ -76,9 +76,9 @@ def test_a_failure_of_the_server_that_serves_is_none_of_the_one_that_replaces_it
     with keeper_in_process([]) as (made, server):
         for data in TURN:
             hear(made, server, data, ["device"] if data == TURN[1] else [])
-        assert made._replacement.begin(dict(made._replacement.order), replies.append)
+        assert made._crew.replacement.begin(dict(made._crew.replacement.order), replies.append)
         hear(made, server, b'{"type": "failed", "kind": "CacheError", "error": "the disk has failed"}', [])
-        assert (made._replacement.under_way, replies) == (True, [])
+        assert (made._crew.replacement.under_way, replies) == (True, [])
 
 
 def test_a_server_that_has_closed_its_channel_says_nothing() -> None:

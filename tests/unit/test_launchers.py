@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mountctl.keeper import launchers
-from mountctl.keeper.launchers import JOIN_TIMEOUT_S, KEPT, PROTOCOL, Launcher, Launchers
+from mountctl.keeper.launching import launcher_socket, launchers
+from mountctl.keeper.launching.launcher_socket import KEPT, PROTOCOL
+from mountctl.keeper.launching.launchers import JOIN_TIMEOUT_S, Launcher, Launchers
 from tests.support.keeper_in_process import DESCRIPTORS
 from tests.support.messages import near_misses
 
@@ -45,7 +46,8 @@ messages = (
 def listening() -> Iterator[tuple[Launchers, Path]]:
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as directory:
         path = Path(directory) / "run/x.servers"
-        patch.setattr(launchers, "launchers_path", lambda _: path)
+        for module in (launchers, launcher_socket):
+            patch.setattr(module, "launchers_path", lambda _: path)
         found = Launchers(Path("/models"))
         try:
             yield found, path
@@ -132,8 +134,8 @@ def test_a_keeper_that_does_not_leave_is_killed_if_it_is_in_sight(
 ) -> None:
     kills: list[int] = []
     with listening():
-        monkeypatch.setattr(launchers, "peer", lambda _: (pid, 0))
-        monkeypatch.setattr(launchers, "stopped", lambda _: False)
+        monkeypatch.setattr(launcher_socket, "peer", lambda _: (pid, 0))
+        monkeypatch.setattr(launcher_socket, "stopped", lambda _: False)
         monkeypatch.setattr(os, "kill", lambda pid, _: kills.append(pid))
-        launchers.succeed(Path("/models"), timeout_s=0.1)
+        launcher_socket.succeed(Path("/models"), timeout_s=0.1)
     assert kills == killed

@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from mountctl.commands import verbs
+from mountctl.commands import mount_status, verbs
 from tests.support.keeper_in_process import keeper_in_process
 from trimsfs.options import load_options
 
@@ -20,7 +20,7 @@ def declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The directory of a declared mount, where this process has another variable than its service."""
     (tmp_path / "one.toml").write_text('mountpoint = "/nowhere/one"\nstore = "/store"')
     monkeypatch.setenv("TRIMSFS_METADATA_TTL", "5")
-    monkeypatch.setattr(verbs, "store_status", lambda *_, **__: {})
+    monkeypatch.setattr(mount_status, "store_status", lambda *_, **__: {})
     return tmp_path
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from mountctl.commands import verbs
+from mountctl.commands import mount_status, verbs
 
 
 def test_the_log_of_a_dead_mount_is_shown(
@@ -14,7 +14,7 @@ def test_the_log_of_a_dead_mount_is_shown(
     log = tmp_path / "mount.log"
     log.write_text("first\nlast\n")
     monkeypatch.setenv("TRIMSFS_LOG_FILE", str(log))
-    monkeypatch.setattr(verbs, "status_of", lambda _: {"state": verbs.DEAD})
+    monkeypatch.setattr(verbs, "status_of", lambda _: {"state": mount_status.DEAD})
 
     done = CliRunner().invoke(verbs.logs, [f"{tmp_path}/models", "-n", "1", "--mounts-dir", str(tmp_path)])
 

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from mountctl.keeper.forked_server import NOT_TOLD, ForkedServer, OtherProcess
+from mountctl.keeper.servers.forked_server import NOT_TOLD, ForkedServer, OtherProcess
 
 
 @pytest.mark.parametrize(("command", "code"), [("exit 3", 3), ("kill -SEGV $$", -signal.SIGSEGV)])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trimsfs.fetch.page_writer import HUGE, SLOW_RATE, SMALL, SPAN, PageWriter
+from trimsfs.fetch.processes.thread_copier import HUGE, SLOW_RATE, SMALL, SPAN, PageWriter
 
 
 class Memory:

@@ -170,7 +170,7 @@ async def test_a_file_is_announced_once_however_many_ask_for_it(
 async def test_an_announcement_outlives_who_asked_for_it(server: Server, backing: FakeBacking) -> None:
     """An id that the kernel has given out would be lost."""
     backing.gate = trio.Event()
-    server.fetcher._completed = nothing
+    server.fetcher._batches._completed = nothing
     blob = await blob_of(server, "b")
     await server.fetcher.fetch_all(blob)
     async with trio.open_nursery() as nursery:
@@ -276,7 +276,7 @@ async def test_a_file_that_cannot_be_brought_into_memory_is_served_in_cached_mod
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(page_cache, "resident_bytes", lambda _descriptor: 0)
-    monkeypatch.setattr("trimsfs.fetch.copier.populate", fail)
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.populate", fail)
     assert await server.outcome("warm-disk", "b") == ("done", None)
     await until(lambda: server.users() == 0)
     assert backing.opened == []
@@ -478,7 +478,7 @@ async def test_a_file_that_is_evicted_while_another_announces_it_is_left_alone(
     server: Server, backing: FakeBacking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`Fetcher.completed` announces blobs that nobody may use any more by then."""
-    server.fetcher._completed = nothing
+    server.fetcher._batches._completed = nothing
     commit_lock = server.disk._journal.recording
 
     async def write_index(free: trio.Event, task_status: trio.TaskStatus[None]) -> None:

@@ -19,8 +19,9 @@ from trimsfs.extras.fleet import connection, peer_client
 from trimsfs.extras.fleet.certificates import client_context
 from trimsfs.extras.fleet.peer_client import PeerClient
 from trimsfs.extras.fleet.protocol import CRCS, ChunkRequest, format_crcs, parse_request
-from trimsfs.fetch.copier import Extent, ThreadCopier
+from trimsfs.fetch.copier import Extent
 from trimsfs.fetch.peers import PeerAnswer, PeerRequest
+from trimsfs.fetch.processes.thread_copier import ThreadCopier
 from trimsfs.stores.http.receive_loop import PIECE
 from trimsfs.types import ChunkRecord
 

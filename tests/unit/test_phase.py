@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from mountctl.keeper import keeper as keepers
-from mountctl.keeper.connection import Connection
-from mountctl.keeper.forked_server import ForkedServer
+from mountctl.keeper.fuse_connection import Connection
 from mountctl.keeper.keeper import Keeper
 from mountctl.keeper.limits import HURRY_AFTER_S, SILENCE_LIMIT_S, STOP_TIMEOUT_S, TICK_S
 from mountctl.keeper.phase import Phase
+from mountctl.keeper.servers import server_source
+from mountctl.keeper.servers.forked_server import ForkedServer
 from tests.support.keeper_in_process import ORDER, FakeServer, keeper_in_process
 from trimsfs.handover.keeper_client import Promotion, stand_by
 
@@ -41,12 +41,12 @@ class Scene:
 
     @property
     def phase(self) -> Phase:
-        return self.keeper._phase
+        return self.keeper._mount.phase
 
     def say(self, server: FakeServer, *messages: bytes) -> None:
         for message in messages:
             server.say(message, ["device"] if message == MOUNT else [])
-            self.keeper._dispatcher.receive(server)
+            self.keeper._crew.dispatcher.receive(server)
             assert server.kills == 0
 
     def serve(self, ready: bytes = RESENDS) -> FakeServer:
@@ -71,7 +71,7 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
         made = Scene(
             keeper, first, lambda: os.close(read)
         )  # an error is polled then, as of a connection that has ended
-        monkeypatch.setattr(keepers, "ServerProcess", made.start)
+        monkeypatch.setattr(server_source, "ServerProcess", made.start)
         yield made
         for server in made.servers:
             server.channel.close()
@@ -86,7 +86,7 @@ def test_until_a_server_is_ready_the_keeper_ends_with_it(scene: Scene) -> None:
     assert scene.phase is Phase.STARTING
     first.ended_with = 7
     scene.keeper._tick()
-    assert (scene.phase, scene.keeper._exit_code) == (Phase.ENDING, 7)
+    assert (scene.phase, scene.keeper._mount.exit_code) == (Phase.ENDING, 7)
     assert scene.servers == [first]
 
 
@@ -97,10 +97,10 @@ def test_a_standby_that_cannot_start_ends_a_keeper_that_never_served(
         raise FileNotFoundError(2, "No such file", order["server"][0])
 
     (first,) = scene.servers
-    monkeypatch.setattr(keepers, "ServerProcess", fails)
-    vars(scene.keeper)["_standby"] = None
+    monkeypatch.setattr(server_source, "ServerProcess", fails)
+    scene.keeper._crew.standby = None
     scene.keeper._tick()
-    assert (scene.phase, scene.keeper._exit_code) == (Phase.ENDING, 1)
+    assert (scene.phase, scene.keeper._mount.exit_code) == (Phase.ENDING, 1)
     assert first.kills == 0
 
 
@@ -110,7 +110,7 @@ def test_where_the_kernel_does_not_resend_the_keeper_ends_with_its_server(scene:
     assert "before Linux 6.9" in scene.ask({"do": "replace"})["error"]
     first.ended_with = 3
     scene.keeper._tick()
-    assert (scene.phase, scene.keeper._exit_code) == (Phase.ENDING, 3)
+    assert (scene.phase, scene.keeper._mount.exit_code) == (Phase.ENDING, 3)
 
 
 def test_a_server_that_ends_is_followed_by_the_standby(scene: Scene) -> None:
@@ -121,7 +121,7 @@ def test_a_server_that_ends_is_followed_by_the_standby(scene: Scene) -> None:
     scene.say(standby, STANDING_BY)
     first.ended_with = 137
     scene.keeper._tick()
-    assert (scene.phase, scene.keeper._active) == (Phase.REPLACEABLE, standby)
+    assert (scene.phase, scene.keeper._crew.active) == (Phase.REPLACEABLE, standby)
     scene.say(standby, RESENDS)
     assert scene.keeper._status()["restarts"] == 1
 
@@ -134,20 +134,20 @@ def test_a_server_that_forks_the_next_one_is_followed_by_it(scene: Scene) -> Non
     keeper._tick()
     promotion, end = promoted(first)
     scene.say(first, MOUNT, RESENDS)
-    forked = keeper._standby
+    forked = keeper._crew.standby
     assert isinstance(forked, ForkedServer)
     keeper._tick()
-    assert (keeper._standby, len(scene.servers), forked.standing_by, forked.ended()) == (forked, 1, False, False)
+    assert (keeper._crew.standby, len(scene.servers), forked.standing_by, forked.ended()) == (forked, 1, False, False)
     child = os.fork()
     if child == 0:
         os._exit(int(stand_by(end) is None))
     end.close()
     assert select.select([forked.channel], [], [], 20)[0]
-    keeper._dispatcher.receive(forked)
+    keeper._crew.dispatcher.receive(forked)
     assert (forked.pid, forked.standing_by, forked.ended()) == (child, True, False)
     first.ended_with = 137
     keeper._tick()
-    assert (keeper._active, keeper._standby) == (forked, None)
+    assert (keeper._crew.active, keeper._crew.standby) == (forked, None)
     assert forked.wait(20)
     assert (forked.ended(), forked.exit_code) == (True, 0)
     forked.kill()  # which does nothing any more
@@ -166,9 +166,9 @@ def test_a_fork_that_fails_is_replaced_by_a_standby_that_is_loaded(scene: Scene)
     scene.say(first, MOUNT, RESENDS)
     scene.keeper._tick()
     assert len(scene.servers) == 1
-    scene.keeper._restart_policy.reset_delay()
+    scene.keeper._crew.restart_policy.reset_delay()
     scene.keeper._tick()
-    assert (scene.keeper._active, scene.keeper._standby) == (first, scene.servers[1])
+    assert (scene.keeper._crew.active, scene.keeper._crew.standby) == (first, scene.servers[1])
     close(promotion)
 
 
@@ -184,10 +184,10 @@ def test_the_fork_of_the_new_server_does_not_have_it_replaced_again(scene: Scene
     scene.keeper._tick()
     promotion, end = promoted(new)
     end.send(STANDING_BY)
-    forked = scene.keeper._standby
+    forked = scene.keeper._crew.standby
     assert isinstance(forked, ForkedServer)
-    scene.keeper._dispatcher.receive(forked)
-    assert (scene.keeper._active, new.kills) == (new, 0)
+    scene.keeper._crew.dispatcher.receive(forked)
+    assert (scene.keeper._crew.active, new.kills) == (new, 0)
     end.close()
     forked.channel.close()
     close(promotion)
@@ -270,7 +270,7 @@ def test_a_server_starts_alone_where_no_other_serves(scene: Scene) -> None:
     _, standby = scene.servers
     first.ended_with = standby.ended_with = 137
     scene.keeper._tick()
-    vars(scene.keeper._restart_policy)["_not_before"] = 0.0
+    vars(scene.keeper._crew.restart_policy)["_not_before"] = 0.0
     scene.keeper._tick()
     assert [server.alone for server in scene.servers] == [False, False, True]
 
@@ -292,7 +292,7 @@ def test_a_server_that_ends_after_the_unmount_is_not_followed(scene: Scene) -> N
     assert "unmounted" in scene.ask({"do": "replace"})["error"]
     first.ended_with = 0
     scene.keeper._tick()
-    assert (scene.phase, scene.keeper._exit_code) == (Phase.ENDING, 0)
+    assert (scene.phase, scene.keeper._mount.exit_code) == (Phase.ENDING, 0)
 
 
 def test_a_server_that_does_not_end_after_the_unmount_is_killed_once_and_no_failure(
@@ -306,7 +306,7 @@ def test_a_server_that_does_not_end_after_the_unmount_is_killed_once_and_no_fail
     assert (scene.phase, first.kills) == (Phase.OVERDUE, 1)
     first.ended_with = 137
     scene.keeper._tick()
-    assert (scene.phase, scene.keeper._exit_code) == (Phase.ENDING, 0)
+    assert (scene.phase, scene.keeper._mount.exit_code) == (Phase.ENDING, 0)
 
 
 def test_unmounted_while_no_server_serves_the_next_one_ends_the_keeper(scene: Scene) -> None:
@@ -321,14 +321,14 @@ def test_unmounted_while_no_server_serves_the_next_one_ends_the_keeper(scene: Sc
     scene.keeper._tick()
     second.ended_with = 0
     scene.keeper._tick()
-    assert (scene.phase, scene.keeper._exit_code) == (Phase.ENDING, 0)
+    assert (scene.phase, scene.keeper._mount.exit_code) == (Phase.ENDING, 0)
 
 
 def test_a_keeper_that_is_told_to_stop_ends_whatever_its_phase(scene: Scene) -> None:
     scene.keeper._on_signals(bytes([signal.SIGCHLD]))
     assert scene.phase is Phase.STARTING
     scene.keeper._on_signals(bytes([signal.SIGTERM]))
-    assert (scene.phase, scene.keeper._exit_code) == (Phase.ENDING, 0)
+    assert (scene.phase, scene.keeper._mount.exit_code) == (Phase.ENDING, 0)
 
 
 def test_a_server_that_becomes_ready_does_not_call_off_the_end(scene: Scene) -> None:
@@ -340,22 +340,22 @@ def test_a_server_that_becomes_ready_does_not_call_off_the_end(scene: Scene) -> 
     scene.say(first, RESENDS)
     assert scene.phase is Phase.ENDING
     scene.unmount()
-    scene.keeper._notice_unmount()
-    assert (scene.phase, scene.keeper._exit_code) == (Phase.ENDING, 0)
+    scene.keeper._mount.notice_unmount()
+    assert (scene.phase, scene.keeper._mount.exit_code) == (Phase.ENDING, 0)
 
 
 def test_servers_that_crash_again_and_again_end_the_keeper(scene: Scene) -> None:
     server = scene.serve()
     while scene.phase is Phase.REPLACEABLE:
         server.ended_with = 1
-        scene.keeper._restart_policy.reset_delay()
+        scene.keeper._crew.restart_policy.reset_delay()
         scene.keeper._tick()
         server = scene.servers[-1]
-        if scene.phase is Phase.REPLACEABLE and server is scene.keeper._standby:
-            scene.keeper._restart_policy.reset_delay()
+        if scene.phase is Phase.REPLACEABLE and server is scene.keeper._crew.standby:
+            scene.keeper._crew.restart_policy.reset_delay()
             scene.say(server, STANDING_BY)
             scene.keeper._tick()
-    assert (scene.keeper._restart_policy.restarts, scene.keeper._exit_code) == (6, 1)
+    assert (scene.keeper._crew.restart_policy.restarts, scene.keeper._mount.exit_code) == (6, 1)
 
 
 def test_the_mount_of_an_earlier_keeper_outlives_its_first_server(
@@ -363,17 +363,17 @@ def test_the_mount_of_an_earlier_keeper_outlives_its_first_server(
 ) -> None:
     monkeypatch.setattr(Connection, "mounted", property(lambda _: True))
     monkeypatch.setattr(Connection, "gone", property(lambda _: False))
-    later = Keeper({**scene.keeper._replacement.order}, None, {})
+    later = Keeper({**scene.keeper._crew.replacement.order}, server_source.OwnServers(), None, {})
     try:
-        assert later._phase is Phase.REPLACEABLE
+        assert later._mount.phase is Phase.REPLACEABLE
         later._tick()
         first = scene.servers[-1]
         first.ended_with = 1
         later._tick()
-        later._restart_policy.reset_delay()
+        later._crew.restart_policy.reset_delay()
         later._tick()
-        assert (later._phase, later._standby) == (Phase.REPLACEABLE, scene.servers[-1])
+        assert (later._mount.phase, later._crew.standby) == (Phase.REPLACEABLE, scene.servers[-1])
         assert scene.servers[-1] is not first
     finally:
-        later._connection.close()
-        later._selector.close()
+        later._mount.connection.close()
+        later._loop.selector.close()

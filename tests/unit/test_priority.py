@@ -12,8 +12,7 @@ from tests.support.stores import as_store
 from tests.unit.workshop import Bench, Workshop
 from trimsfs.errors import CacheFullError
 from trimsfs.fetch.copier import Arrived, Extent, Landed
-from trimsfs.fetch.prefetch import Prefetch, Urgency
-from trimsfs.fetch.priority import Priority
+from trimsfs.fetch.flights import Prefetch, Priority, Urgency
 from trimsfs.telemetry.trace import Spent
 from trimsfs.tiers.blob import Blob
 from trimsfs.types import Generation

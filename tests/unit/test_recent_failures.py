@@ -9,7 +9,7 @@ from trio.testing import MockClock
 
 from tests.unit.workshop import DEADLINE_S, Bench, Workshop
 from trimsfs.errors import StoreUnavailableError, TransientStoreError
-from trimsfs.fetch.access_pattern import AccessPattern
+from trimsfs.fetch.bypass import AccessPattern
 from trimsfs.stores.recent_failures import REMEMBERED_S
 from trimsfs.tiers.blob import Blob
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from mountctl.keeper import keeper as keepers
-from mountctl.keeper.connection import AlreadyKeptError, Connection, memory_of
+from mountctl.keeper.fuse_connection import AlreadyKeptError, Connection, memory_of
 from mountctl.keeper.keeper import Keeper
 from mountctl.keeper.phase import Phase
-from mountctl.keeper.predecessor import find_predecessor
+from mountctl.keeper.servers import server_source
+from mountctl.keeper.succession.predecessor import find_predecessor
 from mountctl.linux import mounting
 from mountctl.linux.mounting import MountIdentity
 from tests.support.keeper_in_process import ORDER, FakeServer, keeper_in_process
@@ -40,7 +40,7 @@ class Scene:
 
     def say(self, server: FakeServer, message: bytes) -> None:
         server.say(message)
-        self.keeper._dispatcher.receive(server)
+        self.keeper._crew.dispatcher.receive(server)
         self.keeper._tick()
 
 
@@ -51,7 +51,7 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     read, write = os.pipe()
     with keeper_in_process([], lambda: write, left=left) as (keeper, _):
         made = Scene(keeper, left)
-        monkeypatch.setattr(keepers, "ServerProcess", made.start)
+        monkeypatch.setattr(server_source, "ServerProcess", made.start)
         keeper._tick()
         yield made
         for server in made.started:
@@ -68,7 +68,7 @@ def test_the_server_that_is_left_is_replaced_once_another_stands_by(scene: Scene
     scene.left.ended_with = 137
     scene.keeper._tick()
     scene.say(new, READY)
-    assert (scene.keeper._phase, scene.keeper._active) == (Phase.REPLACEABLE, new)
+    assert (scene.keeper._mount.phase, scene.keeper._crew.active) == (Phase.REPLACEABLE, new)
     assert scene.keeper._status()["last_end"] is None
 
 
@@ -83,10 +83,10 @@ def test_a_server_that_cannot_be_replaced_is_left_as_it_is(problem: str, scene: 
             scene.keeper._tick()
         case "fails":
             scene.say(new, b'{"type": "failed", "kind": "ConfigurationError", "error": "no such user"}')
-    assert (scene.keeper._phase, scene.keeper._exit_code) == (Phase.ENDING, 1)
+    assert (scene.keeper._mount.phase, scene.keeper._mount.exit_code) == (Phase.ENDING, 1)
     scene.keeper._clean_up()
     assert (scene.left.kills, scene.left.ended_with) == (0, None)
-    assert scene.keeper._connection.for_server().keys() == {"fuse", "ledger"}  # nothing was unmounted
+    assert scene.keeper._mount.connection.for_server().keys() == {"fuse", "ledger"}  # nothing was unmounted
     assert new.kills or problem == "ends"
 
 
@@ -96,7 +96,7 @@ def test_a_server_that_ends_meanwhile_is_followed_as_any_other(scene: Scene) -> 
     (new,) = scene.started
     new.ended_with = 1
     scene.keeper._tick()
-    assert scene.keeper._phase is Phase.REPLACEABLE  # the keeper has the mount's only descriptors
+    assert scene.keeper._mount.phase is Phase.REPLACEABLE  # the keeper has the mount's only descriptors
 
 
 def test_a_mount_has_one_keeper_at_a_time(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_mount_has_one_keeper_at_a_time(tmp_path: Path) -> None:
 PROCESS = """
 import os, sys, time
 from setproctitle import setproctitle
-from mountctl.keeper.connection import memory_of
+from mountctl.keeper.fuse_connection import memory_of
 titles, uid, order = sys.argv[1:-2], sys.argv[-2], sys.argv[-1]
 if uid:
     os.setuid(int(uid))

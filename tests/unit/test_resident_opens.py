@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.parts import content_of
-from tests.support.served import FakeBacking, Server, Serving, served
+from tests.support.served import OWNER, FakeBacking, Server, Serving, served
 from tests.support.stores import MemoryStore
 from trimsfs.errors import BlobDamagedError
 from trimsfs.filesystem import files
@@ -118,6 +118,18 @@ async def test_the_file_used_longest_ago_is_evicted_first_also_if_all_were_opene
     assert known == [f"d/{name}" for name in order]
 
 
+async def test_opens_that_are_answered_at_once_complete_in_any_order(server: Server) -> None:
+    opens, handles = server.filesystem.files, list[int]()
+    for name in ("a", "b"):
+        handle = opens.open_resident(await server.number(f"d/{name}"), 1)
+        assert handle is not None
+        handles.append(handle)
+    for handle in reversed(handles):
+        opens.used(handle, 1, lambda: OWNER)
+        server.handles.add(handle)
+    assert [opens.path(handle) for handle in handles] == ["d/a", "d/b"]
+
+
 # Spare handles
 
 
@@ -158,6 +170,7 @@ async def test_a_handle_that_the_kernel_did_not_take_leaves_nothing_in_use(serve
     server.filesystem.files.release(handle)
     assert server.users() == users
     assert server.filesystem.handles._slots == {}
+    assert server.filesystem.files._resident == {}
     server.release(opened(server, number))
 
 

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from mountctl.keeper import restart_policy
-from mountctl.keeper.restart_policy import RestartPolicy
+from mountctl.keeper.servers import restart_policy
+from mountctl.keeper.servers.restart_policy import RestartPolicy
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mountctl.commands import verbs
+from mountctl.commands import mount_status
 from mountctl.commands.declared_mounts import NamedMount
 from mountctl.keeper import control_socket
 from mountctl.keeper.control_socket import KeeperGoneError, KeeperRefusesError, ask
@@ -34,7 +34,7 @@ def listener(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket
     monkeypatch.setattr(sockets, "ROOTS_DIRECTORY", tmp_path / "roots")
     monkeypatch.setattr(sockets, "_temporary_directory", lambda user: tmp_path / f"trimsfs-{user}")
     monkeypatch.setattr(control_socket, "trimsfs_at", mounted)
-    monkeypatch.setattr(verbs, "trimsfs_at", mounted)
+    monkeypatch.setattr(mount_status, "trimsfs_at", mounted)
     path = socket_path(MODELS, USER)
     path.parent.mkdir()
     with socket.socket(socket.AF_UNIX) as end:
@@ -76,9 +76,9 @@ def test_a_status_that_is_none_is_not_believed(
 ) -> None:
     facts = {"state": "serving", "keeper_pid": 1, "server_pid": 2, "restarts": 0, "last_end": "x", "last_end_at": 1.5}
     facts |= {"log_file": "/l", "foreground": False}
-    monkeypatch.setattr(verbs, "public_status", lambda *_, **__: {"state": "serving"})
+    monkeypatch.setattr(mount_status, "public_status", lambda *_, **__: {"state": "serving"})
     answer(listener, json.dumps(facts | change).encode() + b"\n")
-    found = verbs.status_of(NamedMount("models", MODELS))
+    found = mount_status.status_of(NamedMount("models", MODELS))
     assert found == ({"state": "serving", "hidden": found.get("hidden")} if change else facts)
     assert not change or "is no status" in found["hidden"]
 

@@ -1,6 +1,48 @@
-"""``trimsfs status`` without a mount: what it tells of a fleet."""
+"""``trimsfs status`` without a mount: what it tells of a fleet, a cache and files in quarantine, as does ``ls``."""
 
-from trimsfs.cli.watch.status import told_of_fleet
+from typing import Any
+
+import pytest
+
+from trimsfs.cli.ls import Row, _print
+from trimsfs.cli.watch.status import DEGRADED, _exit_code, _show, told_of_fleet
+
+FACTS: dict[str, Any] = {
+    "mountpoint": "/models",
+    "store": "s3://models",
+    "keeper_pid": 1,
+    "server_pid": 2,
+    "version": "1",
+    "cache_dir": "/cache",
+    "log_file": None,
+    "metrics": {"trimsfs_disk_budget_bytes": 5e9},
+}
+
+
+def test_files_in_quarantine_degrade_a_mount_and_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = FACTS | {"quarantine": [f"m/{number}" for number in range(7)], "quarantine_problem": "in quarantine: m/0"}
+    assert _exit_code(facts) == DEGRADED
+    _show(facts)
+    named = ", ".join(f"/models/m/{number}" for number in range(5))
+    assert f"  quarantine  7 files: {named} and 2 more\n" in capsys.readouterr().out
+
+
+def test_ls_marks_models_with_files_in_quarantine(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {"/m/a": Row(files=2, size=10, disk=10, pinned=1), "/m/b": Row(files=1, size=5)}
+    _print(rows, False)
+    assert "quarantine" not in (plain := capsys.readouterr().out)
+    assert plain.splitlines()[1].endswith("  1 file")
+    rows["/m/b"].quarantined = 1
+    _print(rows, False)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.endswith("  1 in quarantine") for line in lines] == [False, False, True, True]
+
+
+def test_a_cache_larger_than_its_disk_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    _show(FACTS | {"cache_disk_bytes": 10**9})
+    assert "  cache       0 bytes of 5.0 GB (its file system has 1.0 GB) in /cache\n" in capsys.readouterr().out
+    _show(FACTS | {"cache_disk_bytes": 10**10})
+    assert "  cache       0 bytes of 5.0 GB in /cache\n" in capsys.readouterr().out
 
 
 def test_a_fleet_is_told_with_what_keeps_this_host_out_of_it() -> None:

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from mountctl.commands import up as command
 from mountctl.commands.declared_mounts import NamedMount
-from mountctl.commands.public_status import NOT_KEPT
+from mountctl.commands.mount_status import NOT_KEPT
 from trimsfs.mountinfo import Mount
 
 STORE = "/store"

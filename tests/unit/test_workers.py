@@ -35,9 +35,9 @@ from trimsfs.errors import (
     WorkerLostError,
 )
 from trimsfs.fetch.copier import Extent, LocalBytes
-from trimsfs.fetch.priority import Priority
-from trimsfs.fetch.worker_pool import LINGER_S, SILENT_S, WorkerPool
-from trimsfs.fetch.workers import NICENESS, Spawner
+from trimsfs.fetch.flights import Priority
+from trimsfs.fetch.processes.worker_pool import LINGER_S, SILENT_S, WorkerPool
+from trimsfs.fetch.processes.workers import NICENESS, Spawner
 from trimsfs.ranges import chunk_count
 from trimsfs.stores.directory import DirectoryStore
 from trimsfs.tiers.host.page_cache import resident_bytes
@@ -499,7 +499,7 @@ async def test_a_worker_that_is_killed_fails_its_jobs_and_is_replaced(
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fetch processes that do not answer are given up soon."""
-    monkeypatch.setattr("trimsfs.fetch.worker_pool.LOOK_INTERVAL_S", 0.1)
+    monkeypatch.setattr("trimsfs.fetch.processes.worker_pool.LOOK_INTERVAL_S", 0.1)
     monkeypatch.setitem(SILENT_S, "fetch", 0.5)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from botocore.exceptions import ClientError
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -19,8 +20,9 @@ from tests.services import S3Server
 from tests.support.signing import new_key, pem
 from tests.versions.safetensors_files import check_reference_rules, file_of
 from trimsfs.cli.main import main
-from trimsfs.errors import ConfigurationError
+from trimsfs.errors import ConfigurationError, StoreUnavailableError, TransientStoreError
 from trimsfs.extras.signatures.signed_manifest import load_key, load_private_key, read_manifest
+from trimsfs.extras.versions.commands.store_options import SEEN
 from trimsfs.extras.versions.location import parse
 from trimsfs.stores import writer
 
@@ -55,11 +57,14 @@ def trimsfs(*arguments: object, code: int = 0) -> Result:
 
 def test_a_model_is_pushed_by_one_command(model: Path, store: Path) -> None:
     result = trimsfs("push", model, f"{store}/llama:v1")
-    assert result.stdout == f"{store}/llama:v1: published, 3 files, 8.3 kB, of which 8.3 kB were uploaded now\n"
+    assert result.stdout == f"{store}/llama:v1: published, 3 files, 8.3 kB, of which 8.3 kB were uploaded now\n{SEEN}\n"
     assert result.stderr == "trimsfs: left out 2 hidden names: .git, .gitattributes\n"
     found = {str(file.relative_to(store / "llama/v1")) for file in (store / "llama/v1").rglob("*") if file.is_file()}
     assert found == {"config.json", "sub/tokenizer.json", "model.safetensors"}
 
+    assert (
+        trimsfs("push", model, f"{store}/llama:v1").stdout == f"{store}/llama:v1: already published, 3 files, 8.3 kB\n"
+    )
     again = json.loads(trimsfs("push", "--json", model, f"{store}/llama:v1").stdout)
     assert (again["version"], again["files"], again["sent_bytes"], again["hidden"]) == ("v1", 3, 0, 2)
     (model / "config.json").write_text("[]")
@@ -79,10 +84,10 @@ def test_a_version_without_a_name_is_named_after_its_content(model: Path, store:
 def test_versions_aliases_rollback_and_removal(model: Path, store: Path) -> None:
     name = f"{store}/llama"
     assert "no versions" in trimsfs("versions", name, code=13).stderr
-    for version in ("v1", "v2"):
+    for version, told in (("v1", f"prod leads to v1\n{SEEN}\n"), ("v2", "prod leads to v2, before to v1\n")):
         (model / "config.json").write_text(version)
         trimsfs("push", "--quiet", model, f"{name}:{version}")
-        trimsfs("alias", name, "prod", version)
+        assert trimsfs("alias", name, "prod", version).stdout == told
     lines = trimsfs("versions", name).stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["VERSION", "v1", "v2"]
     assert lines[2].endswith("prod")
@@ -93,6 +98,12 @@ def test_versions_aliases_rollback_and_removal(model: Path, store: Path) -> None
     assert trimsfs("rollback", name, "prod").stdout == "prod leads to v1\n"
     assert "stay until" in trimsfs("rm", f"{name}:v2").stdout
     assert "(removed, kept until" in trimsfs("versions", name).stdout
+    kept = {
+        each["version"]: each["kept_until"]
+        for each in json.loads(trimsfs("versions", "--json", name).stdout)["versions"]
+    }
+    assert kept["v1"] is None
+    assert f"kept until {kept['v2']})" in trimsfs("versions", name).stdout
     assert (store / "llama/v2").exists()
     assert "no removed version whose grace period is over" in trimsfs("rm", "--expired", name).stdout
     trimsfs("push", "--quiet", model, f"{name}:v3")
@@ -152,6 +163,17 @@ def test_a_pushed_model_can_be_aligned_and_signed(model: Path, store: Path, tmp_
     assert "--align changes what it signs" in trimsfs("push", "--align", model, f"{store}/llama:v2", code=2).stderr
 
 
+def test_a_package_that_is_missing_is_told_before_anything_is_uploaded(
+    model: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "trimsfs.extras.signatures.signed_manifest")
+    monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)
+    told = trimsfs("push", "--sign", store / "missing.pem", model, f"{store}/llama:v1", code=2).stderr
+    cause = "import of cryptography.exceptions halted; None in sys.modules"
+    assert told == f"trimsfs: option --sign: {cause}: pip install 'trimsfs[signatures]'\n"
+    assert os.listdir(store) == []
+
+
 def test_keys_of_other_kinds_are_refused(tmp_path: Path) -> None:
     key = ec.generate_private_key(ec.SECP256K1())
     path = tmp_path / "key.pem"
@@ -180,6 +202,22 @@ def test_versions_are_compared(model: Path, store: Path) -> None:
     assert "tensors: 1 added, 2 of equal shape, but not compared" in lines
 
 
+def test_what_hosts_share_is_told_of_versions_of_one_model_only(
+    model: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for target in ("llama:v1", "other:v1"):
+        trimsfs("push", "--quiet", model, f"{store}/{target}")
+    told = trimsfs("diff", f"{store}/llama:v1", f"{store}/other:v1").stdout
+    assert "a host that has A fetches 8.3 kB for B, and stores as much: they are of two models\n" in told
+    assert "share-chunks" not in told
+    found = json.loads(trimsfs("diff", "--json", f"{store}/llama:v1", f"{store}/other:v1").stdout)
+    assert (found["fetched_bytes"] > 8192, found["missing_bytes"], found["shared_bytes"]) == (True, None, None)
+
+    monkeypatch.chdir(store)
+    assert trimsfs("diff", f"{store}/llama:v1", "./llama:v1").stdout == "the same version\n"
+    assert json.loads(trimsfs("diff", "--json", f"{store}/llama:v1", "./llama:v1").stdout)["fetched_bytes"] == 0
+
+
 def test_an_alias_may_be_compared_and_is_resolved(model: Path, store: Path) -> None:
     for version in ("v1", "v2"):
         (model / "config.json").write_text(version)
@@ -202,6 +240,19 @@ def test_rm_of_an_alias_tells_the_command_that_removes_it(model: Path, store: Pa
     subprocess.run(command.split(), check=True, stdin=subprocess.DEVNULL)
     assert "no such version" in trimsfs("rm", f"{store}/llama:prod", code=13).stderr
     assert "files stay until" in trimsfs("rm", f"{store}/llama:v1").stdout
+
+
+def test_the_command_that_removes_an_alias_reaches_the_same_store(
+    model: Path, moto: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_only(moto, monkeypatch)
+    reach = ["--endpoint-url", moto.endpoint_url, "--addressing-style", "path"]
+    with contextlib.closing(moto.client()) as client:
+        name = f"s3://{new_bucket(client).bucket}/llama"
+        trimsfs("push", model, f"{name}:v1", *reach)
+        trimsfs("alias", name, "prod", "v1", *reach)
+        told = trimsfs("rm", f"{name}:prod", *reach, code=13).stderr
+    assert f"`aws --endpoint-url {moto.endpoint_url} s3 rm {name}/.trims-versions/aliases/prod.json`" in told
 
 
 def test_a_model_is_imported_from_another_store(
@@ -246,6 +297,47 @@ def test_a_store_that_does_not_answer_is_told_in_one_line(model: Path) -> None:
     assert done.stderr.endswith(": check the network and the address\n")
 
 
+def test_an_error_of_a_bucket_names_the_option_for_another_server(
+    model: Path, moto: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_only(moto, monkeypatch)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto.endpoint_url)
+    told = trimsfs("push", model, "s3://none-of-this-name/llama", code=5).stderr
+    assert told == (
+        "trimsfs: bucket none-of-this-name does not exist: check the spelling; "
+        "for a server of your own: `s3://none-of-this-name/llama --endpoint-url URL`\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("cause", "remedy"),
+    [
+        ("silence", "check the network and a server of your own: `s3://bucket/llama --endpoint-url URL`"),
+        ("answer", "the store answers with this error: try again, or see its log"),
+    ],
+)
+def test_a_store_that_answers_with_an_error_is_no_matter_of_the_network(
+    model: Path, monkeypatch: pytest.MonkeyPatch, cause: str, remedy: str
+) -> None:
+    async def fails(*_: object) -> None:
+        await trio.lowlevel.checkpoint()
+        try:
+            if cause == "answer":
+                raise ClientError({"Error": {"Code": "InternalError"}}, "PutObject")
+            raise TransientStoreError("no route") from OSError()
+        except ClientError as error:
+            transient = TransientStoreError("InternalError")
+            transient.__cause__ = error
+        except TransientStoreError as error:
+            transient = error
+        raise StoreUnavailableError("llama: no answer") from transient
+
+    monkeypatch.setattr("trimsfs.stores.s3.writer.S3Writer.list", fails)
+    monkeypatch.setattr("trimsfs.extras.versions.commands.push.expire", fails)
+    told = trimsfs("push", model, "s3://bucket/llama", code=7).stderr
+    assert told == f"trimsfs: llama: no answer: {remedy}\n"
+
+
 @pytest.mark.parametrize("command", [["push", "{model}", "{name}:v1"], ["versions", "{name}"], ["rm", "{name}:v1"]])
 def test_an_error_of_a_bucket_names_the_model_and_no_inner_key(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
@@ -264,6 +356,37 @@ def test_what_is_no_directory_of_a_model_is_told(model: Path, store: Path) -> No
     assert "is a file: name the directory" in trimsfs("push", model / "config.json", f"{store}/m:v1", code=2).stderr
     (model / "dangling").symlink_to("nowhere")
     assert "dangling: a link that leads nowhere: remove it" in trimsfs("push", model, f"{store}/m:v1", code=2).stderr
+
+
+def test_arguments_in_the_wrong_order_get_a_hint(model: Path, store: Path) -> None:
+    for target in ("s3://my-models/llama:v1", f"{store}/llama:v1"):
+        told = trimsfs("push", target, model, code=2).stderr
+        assert told == f"trimsfs: {target}: no such directory: DIR comes first: `trimsfs push {model} {target}`\n"
+    told = trimsfs("push", "s3://a/m", "s3://b/m:v1", code=2).stderr
+    assert told == "trimsfs: s3://a/m is a store, not a directory: write `trimsfs import s3://a/m s3://b/m:v1`\n"
+
+
+def test_safetensors_that_are_cut_short_are_refused(model: Path, store: Path) -> None:
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    for arguments in ([], ["--align"]):
+        told = trimsfs("push", *arguments, model, f"{store}/llama:v1", code=2).stderr
+        assert told.startswith(f"trimsfs: {file}: not valid safetensors: tensor 'weight': its bytes [")
+        assert told.endswith(f" exceed the file of {file.stat().st_size} bytes\n")
+    file.write_bytes(b"")
+    assert "not valid safetensors" in trimsfs("push", model, f"{store}/llama:v1", code=2).stderr
+    assert os.listdir(store) == []
+
+
+def test_an_interrupted_push_says_that_the_same_command_goes_on(
+    model: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trimsfs.extras.versions.commands.push.publish", interrupted)
+    told = trimsfs("push", model, f"{store}/llama:v1", code=130).stderr
+    assert told.endswith("trimsfs: interrupted: the same command uploads what is missing\n")
 
 
 def test_locations() -> None:
@@ -324,6 +447,10 @@ def test_the_publishers_prefetch_hint_is_part_of_a_version(model: Path, store: P
         told = trimsfs(command, model, f"{store}/llama:v1", code=2).stderr
         assert told.startswith("trimsfs: .trims-prefetch.json: not understood: write ")
         assert told.count("\n") == 1
+    hint.write_text('{"prefetch": ["model.safetensors", "sub/other.bin"]}')
+    told = trimsfs(command, model, f"{store}/llama:v1", code=2).stderr
+    remedy = "name files of the model, or remove it"
+    assert told == f"trimsfs: .trims-prefetch.json: names sub/other.bin, which is not there: {remedy}\n"
     assert os.listdir(store) == []
 
     hint.write_text('{"prefetch": ["model.safetensors"]}')

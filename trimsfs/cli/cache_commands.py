@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 from rich.table import Column
 
-from trimsfs.cli.control_files import control_directory, mount_of_path, read_json, read_lines
+from trimsfs.cli.control_files import control_directory, mount_of_path, path_of_key, read_json, read_lines
 from trimsfs.cli.gpu import VERIFY_GPU, Naming, counted, verifying, warming
 from trimsfs.cli.output import fail_if_any, reported, say
 from trimsfs.command_group import complete_mounted, examples
@@ -257,7 +258,7 @@ class _Follower:
 def _failure(path: Path, line: dict[str, Any], manner: _Manner) -> tuple[str, str] | None:
     """The error class and message of a command that failed; None if it succeeded."""
     if line["state"] == "failed":
-        return line["kind"], line["error"] + _users(path, line) + _extent(line)
+        return line["kind"], _error(path, line) + _users(path, line) + _extent(line)
     if line["state"] != "done":
         return "", f"{path}: the command ended without a result: see the log of the mount"
     if line.get("unlocked_files") and not manner.best_effort:
@@ -284,10 +285,22 @@ def _result(command: str, line: dict[str, Any], manner: _Manner) -> list[str]:
     return told
 
 
+def _error(path: Path, line: dict[str, Any]) -> str:
+    """The error of a command, with the path of the file on this host instead of its key."""
+    key, error = line.get("failed"), str(line["error"])  # older servers do not send the key
+    if not key or not error.startswith(key):
+        return error
+    rest = re.sub(r"^ at (\d+)(?=:)", r", from byte \1 on", error.removeprefix(key))
+    return f"{path_of_key(path, key)}{rest}"
+
+
 def _unlocked(line: dict[str, Any]) -> str:
     """The message about models that are pinned on disk but not locked in memory."""
     extent = f"{line['unlocked_files']} of {line['total_files']} files"
-    return f"pinned on disk, not locked in memory ({extent}): {line['unlocked']}; --best-effort exits 0"
+    return (
+        f"pinned on disk, not locked in memory ({extent}): {line['unlocked']}; then mount "
+        "again, which locks them; --best-effort exits 0"
+    )
 
 
 def _extent(line: dict[str, Any]) -> str:
@@ -303,9 +316,8 @@ def _users(path: Path, line: dict[str, Any]) -> str:
     """Who uses the file that blocks a command, for an error message."""
     if not line.get("in_use"):
         return ""
-    mount = mount_of_path(path)
+    mount, file = mount_of_path(path), path_of_key(path, line["in_use"])
     try:
-        file = mount.mountpoint / os.path.relpath(f"/{line['in_use']}", mount.root)
         return f" (used {usage(mount.device, file.stat().st_ino)})"
     except OSError:
         return ""  # the store no longer has it

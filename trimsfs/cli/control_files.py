@@ -174,6 +174,12 @@ def on_this_host(mount: Mount, records: Iterable[dict[str, Any]]) -> list[dict[s
     ]
 
 
+def path_of_key(path: Path, key: str) -> Path:
+    """Where a key of the mount that a *path* lies on is found on this host."""
+    mount = mount_of_path(path)
+    return mount.mountpoint / os.path.relpath(f"/{key}", mount.root)
+
+
 def _ask(ask: Callable[[], object], sender: int) -> None:
     """Run a query in this child process, and send its result."""
     try:

@@ -2,7 +2,8 @@
 
 import json
 import os
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,15 @@ from trimsfs.cli.control_files import (
     read_json,
     read_lines,
 )
-from trimsfs.cli.gpu import devices
-from trimsfs.cli.output import fail_if_any, left_out, reported, show
+from trimsfs.cli.gpu import counted, devices
+from trimsfs.cli.output import fail_if_any, left_out, reported, say, show
 from trimsfs.command_group import complete_mounted, examples
-from trimsfs.mountinfo import file_systems, mount_of
+from trimsfs.errors import NoSuchEntryError, StoreAccessError
+from trimsfs.mountinfo import Mount, file_systems, mount_of
 from trimsfs.text import printable
+
+PROBE_S = 1.0
+"""How long after a refusal the server may need to learn whether the store refuses everything."""
 
 
 @dataclass(slots=True)
@@ -35,10 +40,11 @@ class Row:
     gpu: dict[str, int] = field(default_factory=dict)
     open: int = 0
     pinned: int = 0
+    quarantined: int = 0
 
     def add(self, other: "Row") -> None:
         """Add the counts of another row."""
-        for name in ("files", "size", "disk", "host", "open", "pinned"):
+        for name in ("files", "size", "disk", "host", "open", "pinned", "quarantined"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for device, size in other.gpu.items():
             self.gpu[device] = self.gpu.get(device, 0) + size
@@ -66,7 +72,8 @@ def ls(paths: tuple[Path, ...], named: Path | None, lines: str | None, as_json: 
 
     DISK is the share that is in the cache directory. HOST is the share that is in memory, in the kernel's page cache.
     HOST below 100 % with DISK at 100 %: the kernel has dropped pages, or not read them since a restart of the host.
-    Programs get them from the disk. OPEN counts open files, not programs; `trimsfs top` names those.
+    Programs get them from the disk. OPEN counts open files, not programs; `trimsfs top` names those. Names are as of
+    the last listing: `trimsfs refresh` shows new ones at once.
     """
     rows: dict[str, Row] = {}
     has_device = False
@@ -78,8 +85,12 @@ def ls(paths: tuple[Path, ...], named: Path | None, lines: str | None, as_json: 
     if not paths:
         answers = ask_each(file_systems(), lambda mount: rows_below(mount.mountpoint, lines))
         found = [answer for _, answer in left_out(answers, failures)]
-    for each, device_there in found:
-        rows, has_device = rows | each, has_device or device_there
+    for each in found:
+        rows, has_device = rows | each.rows, has_device or each.has_device
+        if each.refuses is not None:
+            failures.append((StoreAccessError.__name__, f"{each.not_listed}: the store refuses: {each.refuses}"))
+        elif each.not_listed is not None:
+            say(f"trimsfs: {each.not_listed}: {each.refused}", error=True)
     if base is not None:
         rows = {os.path.relpath(name, base): row for name, row in rows.items()}
     if as_json:
@@ -97,7 +108,8 @@ def _print(rows: dict[str, Row], has_device: bool) -> None:
     total = Row()
     for row in rows.values():
         total.add(row)
-    table = [("MODEL", "FILES", "SIZE", "DISK", "HOST", *gpu, "OPEN", "PINNED")]
+    damaged = [""] if total.quarantined else []
+    table = [("MODEL", "FILES", "SIZE", "DISK", "HOST", *gpu, "OPEN", "PINNED", *damaged)]
     for name, row in [*sorted(rows.items()), *([("total", total)] if len(rows) > 1 else [])]:
         table.append(
             (
@@ -108,33 +120,72 @@ def _print(rows: dict[str, Row], has_device: bool) -> None:
                 _share(row.host, row.size),
                 *[_bytes(sum(row.gpu.values())) for _ in gpu],
                 str(row.open or ""),
-                "yes" if row.pinned == row.files else f"{row.pinned} files" if row.pinned else "",
+                "yes" if row.pinned == row.files else counted(row.pinned, "file") if row.pinned else "",
+                *[f"{row.quarantined} in quarantine" if row.quarantined else "" for _ in damaged],
             )
         )
     show(table, left=1)
 
 
-def rows_below(path: Path, lines: str | None) -> tuple[dict[str, Row], bool]:
-    """The models below a path by their names, and whether their mount has a GPU."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Below:
+    """The models below a path by their names, and whether their mount has a GPU.
+
+    *not_listed* tells how many directories the store has refused to list, *refused* why the first of them, and
+    *refuses* why it refuses everything; each is None if it has not.
+    """
+
+    rows: dict[str, Row]
+    has_device: bool
+    not_listed: str | None = None
+    refused: str | None = None
+    refuses: str | None = None
+
+
+def rows_below(path: Path, lines: str | None) -> Below:
+    """The models below a path. Raises TrimsError."""
     directory = control_directory(path)
     root = os.path.realpath(path)
     rows: dict[str, Row] = {}
     if directory.name != CONTROL_NAME:
         info = read_json(directory / "info")
         rows[root] = _row(info["size"], info)
-        return rows, bool(devices(directory))
+        return Below(rows=rows, has_device=bool(devices(directory)))
     mount = mount_of(Path(root))
     alone = mount is not None and str(mount.mountpoint) == root
     prefix: str | None = None
+    refused = list[str]()
     for told in read_lines(directory / "files", about=path):
         prefix = told["path"] if prefix is None else prefix
         below = told["path"][len(prefix) :].rstrip("/")
         here = told["here"]
+        refused += [told["refused"]] if "refused" in told else []
         shown = _shown(root, below, lines, alone=alone)
         for name, size in told["files"].items():
             row = _row(size, here.get(name))
             rows.setdefault(shown or os.path.join(root, below, name), Row()).add(row)
-    return rows, bool(devices(directory))
+    found = Below(rows=rows, has_device=bool(devices(directory)))
+    if not refused or mount is None:
+        return found
+    directories = "1 directory" if len(refused) == 1 else f"{len(refused)} directories"
+    not_listed = f"{path}: {directories} not listed"
+    try:
+        refuses = _refuses(mount)
+    except NoSuchEntryError:  # a bind mount of a directory, which has no facts about the store
+        refuses = refused[0]
+    return replace(found, not_listed=not_listed, refused=refused[0], refuses=refuses)
+
+
+def _refuses(mount: Mount) -> str | None:
+    """Why the store of a mount refuses everything; None if it refuses some directories only. Raises TrimsError."""
+    until = time.monotonic() + PROBE_S
+    while True:
+        facts = read_json(mount.mountpoint / CONTROL_NAME / "control")
+        if facts.get("store_refuses"):
+            return str(facts["store_problem"])
+        if time.monotonic() > until:
+            return None
+        time.sleep(0.1)
 
 
 def _shown(root: str, below: str, lines: str | None, *, alone: bool) -> str | None:
@@ -160,6 +211,7 @@ def _row(size: int, here: dict[str, Any] | None) -> Row:
         gpu=residency.get("gpu", {}),
         open=here["open"],
         pinned=int(here["pinned"]),
+        quarantined=int(here.get("quarantined", False)),  # older servers do not send it
     )
 
 

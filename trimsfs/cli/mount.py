@@ -75,6 +75,9 @@ def mount(mountpoint: Path, foreground: bool, options: MountOptions) -> None:
     --store). More options can only be set there: see docs/configuration.md, or `man trimsfs.toml`. trimsfs finds S3
     credentials as any AWS tool does.
     """
+    if foreground and options.log_file is not None:
+        told = f"option --log-file {options.log_file}: not written with --foreground, which logs to the terminal"
+        click.echo(f"trimsfs: warning: {printable(told)}", err=True)
     mount_store(mountpoint, options, foreground=foreground)
 
 

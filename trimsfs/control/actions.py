@@ -13,6 +13,7 @@ from trimsfs.control.progress import Progress
 from trimsfs.errors import (
     BlobDamagedError,
     CacheError,
+    CacheFullError,
     CacheUnusableError,
     StoreAccessError,
     StoreUnavailableError,
@@ -20,7 +21,7 @@ from trimsfs.errors import (
     TrimsError,
 )
 from trimsfs.fetch.fetcher import Fetcher
-from trimsfs.fetch.prefetch import Urgency
+from trimsfs.fetch.flights import Urgency
 from trimsfs.integrity.integrity import Integrity
 from trimsfs.integrity.signature_policy import SignaturePolicy
 from trimsfs.opening.passthrough import Passthrough
@@ -133,6 +134,12 @@ class Actions:
 
     async def _fetch(self, blob: Blob) -> None:
         await self._admit(blob)
+        limit, size = self._disk.statistics().budget_bytes, blob.generation.size
+        if limit is not None and size > limit and not blob.complete:
+            raise CacheFullError(
+                f"{blob.generation.key}: no room in the cache: its {size >> 20} MiB are more than --cache-size, "
+                f"{limit >> 20} MiB: raise that"
+            )
         await self._fetcher.fetch_all(blob, Urgency.COMMAND)
         blob.health.check()
 

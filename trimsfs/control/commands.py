@@ -12,6 +12,7 @@ from typing import TypeVar
 import trio
 
 from trimsfs.control.actions import Actions
+from trimsfs.control.authorisation import CONTROL_PART
 from trimsfs.control.extra import Command, Extra
 from trimsfs.control.handle import ControlHandle, Text, as_json
 from trimsfs.control.jobs import Job, Jobs, Order
@@ -168,10 +169,10 @@ class Commands:
             await self._outlasting(progress, generation.key, partial(command, generation, progress))
             progress.done_bytes += generation.size
         except TrimsError as error:
-            progress.failed(error)
+            progress.failed(error, generation.key)
         except Exception as error:  # a defect: it ends this command, not the server
             log.exception("/%s", generation.key)
-            progress.failed(CacheUnusableError(f"{generation.key}: internal error: {error!r}"))
+            progress.failed(CacheUnusableError(f"{generation.key}: internal error: {error!r}"), generation.key)
         finally:
             slots.release()
 
@@ -194,6 +195,9 @@ class Commands:
             try:
                 listing = await self._listed(prefix, progress)
             except StoreError as error:
+                if order.name == "evict":  # what is here is removed without the store
+                    found |= await self._cached(prefix)
+                    continue
                 if self._breakers.of(prefix) is self._breakers.of(order.path):
                     raise
                 failures.append(error)  # another store than others below the path
@@ -207,15 +211,28 @@ class Commands:
                     prefixes.append(f"{prefix}{name.decode(errors='surrogateescape')}/")
                 else:
                     path = entry.leads_to if isinstance(entry, Symlink) else prefix + os.fsdecode(name)
-                    above, slash, last = (path or "").rpartition("/")
                     try:
-                        linked, _ = await self._namespace.lookup(above + slash, os.fsencode(last))
+                        found |= await self._linked(path or "")
                     except TrimsError as error:
-                        failures.append(error)
-                    else:
-                        if isinstance(linked, Generation):
-                            found[linked.key] = linked
+                        here = await self._cached(path or "", exactly=True) if order.name == "evict" else {}
+                        found |= here
+                        failures += [] if here else [error]
         return list(found.values()), failures
+
+    async def _linked(self, path: str) -> dict[str, Generation]:
+        """The file at a path, by its key; none if that is no file."""
+        above, slash, last = path.rpartition("/")
+        linked, _ = await self._namespace.lookup(above + slash, os.fsencode(last))
+        return {linked.key: linked} if isinstance(linked, Generation) else {}
+
+    async def _cached(self, prefix: str, *, exactly: bool = False) -> dict[str, Generation]:
+        """What is cached below a prefix, or of this key *exactly*. Derived blobs go with their models."""
+        keys = {here.generation.key: here.generation for here in await self._disk.residencies()}
+        return {
+            key: generation
+            for key, generation in keys.items()
+            if CONTROL_PART not in key and (key == prefix if exactly else key.startswith(prefix))
+        }
 
     async def _listed(self, prefix: str, progress: Progress | None) -> Listing:
         if progress is None:

@@ -16,7 +16,8 @@ class Inventory:
     """Lines of JSON, at least one per directory: ``path``, ``files`` with their sizes, and what is cached, ``here``.
 
     A line has at most SLICE files. Reads make the lines from listings: no name needs an inode. *here* returns what is
-    cached of a file. Directories that are not *listable*, or that the store refuses to list, are left out.
+    cached of a file. Directories that are not *listable* are left out; of one that the store refuses to list, the line
+    has the reason, ``refused``.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Inventory:
         self._listable = listable
         self._prefix = ""
         self._names: Iterator[tuple[bytes, Entry]] | None = None
+        self._refused: str | None = None
         self._prefixes = [path]
         self._text = b""
         self._start = 0
@@ -52,10 +54,11 @@ class Inventory:
     async def _listed(self, prefix: str) -> Iterator[tuple[bytes, Entry]]:
         try:
             return iter((await self._entries(prefix)).items())
-        except StoreAccessError:
+        except StoreAccessError as error:
             if prefix == self._path:
                 raise
-            return iter(())  # the store refuses to list it
+            self._refused = str(error)
+            return iter(())
 
     async def _line(self) -> bytes:
         if self._names is None:
@@ -78,4 +81,6 @@ class Inventory:
                 files[name] = 0  # the store refuses to describe it
             elif self._listable(below := f"{self._prefix}{name}/"):
                 self._prefixes.append(below)
-        return as_json({"path": self._prefix, "files": files, "here": here})
+        refused, self._refused = self._refused, None
+        told: dict[str, object] = {"path": self._prefix, "files": files, "here": here}
+        return as_json(told if refused is None else told | {"refused": refused})

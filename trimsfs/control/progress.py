@@ -35,13 +35,16 @@ class Progress:
         self.finished = trio.Event()
         self.cancelled = False
         self.error: TrimsError | None = None
+        self.failed_key: str | None = None
+        """The key of the file that the error is of."""
         self.patient = patient
         self._outage = outage
 
-    def failed(self, error: TrimsError) -> None:
-        """Count a failed file; keep the first error."""
+    def failed(self, error: TrimsError, key: str | None = None) -> None:
+        """Count a failed file, of this *key* if it is known; keep the first error."""
         self.failed_files += 1
-        self.error = self.error or error
+        if self.error is None:
+            self.error, self.failed_key = error, key
 
     def absent(self, size: int) -> None:
         """Count a file, of *size* bytes, that is not cached: the command has nothing to do."""
@@ -89,7 +92,7 @@ class Progress:
             "waiting": waiting,
         }
         if self.error is not None:
-            facts |= {"error": str(self.error), "kind": type(self.error).__name__}
+            facts |= {"error": str(self.error), "kind": type(self.error).__name__, "failed": self.failed_key}
         if isinstance(self.error, InUseError):
             facts["in_use"] = self.error.key
         return facts

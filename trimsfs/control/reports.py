@@ -197,8 +197,16 @@ class Reports:
         return Lines(trace.facts() for trace in self._traces())
 
     async def mount(self, caller: Caller) -> bytes:
-        """Facts about the mount; its options, and who waits for what, for who may command."""
+        """Facts about the mount; its options, and who waits for what, for who may command.
+
+        Files in quarantine are those that the caller may read.
+        """
         facts = self._facts()
+        facts["cache_problem"] = facts["cache_problem"] or self._disk.too_small()
+        facts["cache_disk_bytes"] = self._disk.disk_bytes()
+        damaged = [blob.generation for blob in self._disk.quarantined() if self._may_learn(blob.generation, caller)]
+        facts["quarantine"] = names = sorted(_shown(generation.key) for generation in damaged)
+        facts["quarantine_problem"] = f"in quarantine: {', '.join(names)}" if names else None
         if not self._authorisation.may_command(caller):
             secret = {"options", "waits", "stores"}  # they name tenants, and what others read
             facts = {name: fact for name, fact in facts.items() if name not in secret}
@@ -210,9 +218,9 @@ class Reports:
         return as_json(extra.report(lambda generation: self._authorisation.may_read(generation.key, caller), uid))
 
     def _model(self, here: Residency) -> dict[str, object]:
-        generation = here.generation
+        generation, blob = here.generation, self._disk.known(here.token)
         return {
-            "path": generation.key.encode(errors="surrogateescape").decode(errors="replace"),
+            "path": _shown(generation.key),
             "size": generation.size,
             "generation": here.token,
             "etag": generation.etag,
@@ -220,6 +228,7 @@ class Reports:
             "modified": generation.modified_ns / 1e9,
             "residency": self.residency(here),
             "verified": here.verified,
+            "quarantined": blob is not None and blob.health.quarantined,
             "digest": here.digest or None,
             "passthrough": self._passthrough.has(generation),
             "pinned": here.pinned,
@@ -234,3 +243,8 @@ class Reports:
         for extra in self._extras:
             found |= extra.resident(here.generation)
         return found
+
+
+def _shown(key: str) -> str:
+    """A key as text that JSON can hold."""
+    return key.encode(errors="surrogateescape").decode(errors="replace")

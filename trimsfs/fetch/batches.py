@@ -1,49 +1,35 @@
-"""Batches: consecutive chunks, which are verified if they are here, else fetched in one request."""
+"""Batches: consecutive chunks, which are verified if they are here, else fetched in one request, and published."""
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from weakref import WeakValueDictionary
 
 import trio
 
-from trimsfs.concurrency.adaptive_limit import AdaptiveLimit
-from trimsfs.errors import (
-    ObjectChangedError,
-    ObjectNotFoundError,
-    StoreAccessError,
-    StoreUnavailableError,
-    TransientStoreError,
-)
-from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed
+from trimsfs.concurrency.background import Background
+from trimsfs.errors import StoreError, StoreUnavailableError, TransientStoreError
+from trimsfs.fetch.bypass import UncachedChunks
+from trimsfs.fetch.copier import Copier, Extent
 from trimsfs.fetch.equal_chunks import EqualChunkCopier
-from trimsfs.fetch.flights import Flight
+from trimsfs.fetch.flights import Flight, no_room
 from trimsfs.fetch.peers import Peers
-from trimsfs.fetch.priority import Priority
-from trimsfs.fetch.uncached import UncachedChunks, in_memory
-from trimsfs.stores.base import Store
+from trimsfs.fetch.scheduler import FlightScheduler
+from trimsfs.fetch.store_requests import StoreRequests
 from trimsfs.stores.retrying import Retrying
-from trimsfs.telemetry.trace import REQUEST, VERIFY, Spent, spanning
+from trimsfs.telemetry.trace import VERIFY, spanning
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.types import Buffer, ChunkRecord, Generation
+from trimsfs.types import ChunkRecord
 
 log = logging.getLogger(__name__)
-
-MISSING_FOR_S = (0.1, 0.5)
-"""How long after each other a store is asked for an object that it has not found, before that counts as deleted."""
 
 
 class BatchFetcher:
     """Makes the chunks of batches readable: on the disk if there is room, else in memory.
 
-    *names* tells the generations by which programs have a blob open, each with the key that they used. What is small
-    and urgent comes right from the *store*.
-    Calls *landed* with each flight that succeeds, and *came* with the blob and size of what the store sent. Calls
-    *refused* with a blob for which the disk has no room: its demanded chunks stay in memory, its others are not
-    fetched.
+    Without *equal* and *peers*, all bytes come from the store. *completed* gets each blob that becomes whole.
     """
 
     def __init__(
@@ -51,35 +37,69 @@ class BatchFetcher:
         copier: Copier,
         disk: DiskTier,
         retrying: Retrying,
-        *,
+        requests: StoreRequests,
+        scheduler: FlightScheduler,
         uncached: UncachedChunks,
+        background: Background,
+        *,
         equal: EqualChunkCopier | None,
         peers: Peers | None,
-        limit: AdaptiveLimit,
-        names: Callable[[Blob], Iterable[Generation]],
-        landed: Callable[[Flight], None],
-        came: Callable[[Blob, int], None],
-        refused: Callable[[Blob], None],
-        store: Store | None = None,
+        completed: Callable[[Blob], Awaitable[object]],
     ) -> None:
         self._copier = copier
         self._disk = disk
         self._retrying = retrying
+        self._requests = requests
+        self._scheduler = scheduler
         self._uncached = uncached
+        self._background = background
         self._equal = equal
         self._peers = peers
-        self._limit = limit
-        self._names = names
-        self._landed = landed
-        self._came = came
-        self._refused = refused
-        self._store = store
-        self._requests = 0
+        self._completed = completed
         self._verifying = WeakValueDictionary[tuple[str, int], trio.Lock]()
-        self.verified = 0
-        """Chunks of earlier servers that have passed their checksum since this server started."""
+        self.verified = self.failed = 0
+        """Since this server started: chunks of earlier servers that have passed their checksum; those not fetched."""
 
-    async def missing(self, batch: Sequence[Flight]) -> list[Sequence[Flight]]:
+    async def make_readable(self, batch: Sequence[Flight]) -> None:
+        """Land all flights of a batch, each as soon as its chunk is readable, or with an error."""
+        missing: list[Sequence[Flight]] = []
+        with self._failing(batch):
+            missing = await self._missing(batch)
+        for flights in missing:
+            with self._failing(flights):
+                await self._fetch(flights)
+
+    @contextmanager
+    def _failing(self, batch: Sequence[Flight]) -> Iterator[None]:
+        """Fail the flights of the batch, and so the reads that wait for them, if the block raises an error."""
+        key, token = batch[0].blob.generation.key, batch[0].blob.token
+        told = self._retrying.problem(token) is not None  # it is in the log already
+        try:
+            yield
+        except StoreError as error:
+            if not told:
+                log.error("%s: chunk %d not fetched: %s", key, batch[0].chunk, error)
+            self._fail(batch, error)
+        except Exception:
+            log.exception("%s: chunk %d not fetched: internal error", key, batch[0].chunk)
+            self._fail(batch, StoreUnavailableError(f"{key}: internal error"))
+
+    def _fail(self, batch: Sequence[Flight], error: StoreError) -> None:
+        self.failed += sum(not flight.done.is_set() for flight in batch)
+        self._scheduler.land_unfinished(batch, error)
+        self._scheduler.stop_prefetch(batch[0].blob, error)
+        if not isinstance(error, StoreUnavailableError):
+            return
+        # Readers that have queued for the whole retry deadline need not wait for a failure of their own.
+        patience = trio.current_time() - self._retrying.deadline_s
+        if self._requests.succeeded_at > patience:
+            return  # the store serves other objects
+        for waiting in self._scheduler.impatient(patience):
+            self._scheduler.land(waiting, error)
+
+    # What is here, or near
+
+    async def _missing(self, batch: Sequence[Flight]) -> list[Sequence[Flight]]:
         """The missing flights of a batch, in batches to fetch from the store.
 
         Those land whose chunks are here, in another blob or on another host.
@@ -89,29 +109,37 @@ class BatchFetcher:
         if not all(states[flight.chunk] == ChunkState.MISSING for flight in batch):
             # Verify all of them first: chunks that are here must not wait for a store that may fail.
             missing = [[flight] for flight in batch if not await self._is_here(flight)]
-        if self._equal is not None and self._retrying.problem(batch[0].blob.token) is None:
-            missing = [left for flights in missing for left in await self._equal.copy(flights, self._landed)]
-        if self._peers is not None:
-            missing = [left for flights in missing for left in await self._not_on_peers(self._peers, flights)]
-        return missing
+        if missing and self._equal is not None and self._retrying.problem(batch[0].blob.token) is None:
+            copied = partial(self._equal.copy, await self._equal.of(batch[0].blob))
+            missing = [left for flights in missing for left in await self._not_from(copied, flights)]
+        return [left for flights in missing for left in await self._not_on_peers(flights)]
 
-    async def _not_on_peers(self, peers: Peers, batch: Sequence[Flight]) -> list[Sequence[Flight]]:
-        """The flights of a batch that no peer has given, in batches of consecutive chunks."""
+    async def _not_on_peers(self, batch: Sequence[Flight]) -> list[Sequence[Flight]]:
+        """The flights of a batch whose chunks no peer has sent, in batches of consecutive chunks."""
+        return [batch] if self._peers is None else await self._not_from(partial(self._sent, self._peers), batch)
+
+    async def _not_from(
+        self, source: Callable[[Flight], Awaitable[bool]], batch: Sequence[Flight]
+    ) -> list[Sequence[Flight]]:
+        """The flights of a batch whose chunks a source has not written, in batches of consecutive chunks."""
         left: list[list[Flight]] = []
-        token = batch[0].blob.token
-
-        def away() -> bool:
-            return self._retrying.problem(token) is not None
-
         for flight in batch:
-            deadline = trio.current_time() + self._retrying.deadline_s
-            if flight.done.is_set() or await peers.fetch(flight, self._landed, deadline=deadline, away=away):
+            if flight.done.is_set():
                 continue
-            if left and left[-1][-1].chunk + 1 == flight.chunk:
+            if await source(flight):
+                self._publish(flight)
+            elif left and left[-1][-1].chunk + 1 == flight.chunk:
                 left[-1].append(flight)
             else:
                 left.append([flight])
         return list(left)
+
+    async def _sent(self, peers: Peers, flight: Flight) -> bool:
+        """Whether a peer has sent a chunk, which is written."""
+        deadline = trio.current_time() + self._retrying.deadline_s
+        return await peers.fetch(
+            flight, deadline=deadline, away=lambda: self._retrying.problem(flight.blob.token) is not None
+        )
 
     async def _is_here(self, flight: Flight) -> bool:
         """Whether a chunk is here, perhaps fetched or verified since it was demanded; then it has landed."""
@@ -121,8 +149,7 @@ class BatchFetcher:
             case ChunkState.UNVERIFIED:
                 if not await self._verify(flight.blob, flight.chunk):
                     return False
-        if not flight.done.is_set():  # else it was given up meanwhile
-            self._landed(flight)
+        self._publish(flight)
         return True
 
     async def are_here(self, blob: Blob, chunks: range) -> bool:
@@ -151,7 +178,9 @@ class BatchFetcher:
             self.verified += 1
             return True
 
-    async def fetch(self, batch: Sequence[Flight]) -> None:
+    # What the store has
+
+    async def _fetch(self, batch: Sequence[Flight]) -> None:
         """Fetch consecutive chunks from the store, into the blob if the disk has room.
 
         Peers are asked again if only this shows that the store is away: they may have been slow.
@@ -161,7 +190,7 @@ class BatchFetcher:
             await self._fetch_from_store(batch)
         except StoreUnavailableError:
             left = [flight for flight in batch if not flight.done.is_set()]
-            if left and (known or self._peers is None or await self._not_on_peers(self._peers, left)):
+            if left and (known or await self._not_on_peers(left)):
                 raise
 
     async def _fetch_from_store(self, batch: Sequence[Flight]) -> None:
@@ -179,11 +208,12 @@ class BatchFetcher:
             if flight.done.is_set():
                 continue
             self._disk.space.refused()
-            self._refused(blob)
+            self._scheduler.stop_prefetch(blob, no_room(blob, self._disk.space.tenant_full(blob)))
             if flight.demanded:
-                await self._fetch_uncached(flight)
+                flight.data = await self._uncached.fetch(blob, flight.chunk)
+                self._publish(flight)
             else:
-                self._landed(flight)
+                self._scheduler.land(flight)  # nobody waits for it
 
     async def _fetch_into_blob(self, batch: Sequence[Flight], *, last: bool) -> bool:
         """Fetch chunks into the blob, whose space is reserved.
@@ -204,8 +234,8 @@ class BatchFetcher:
             heard = trio.current_time()
             self._retrying.breaker.answered()
             self._disk.wrote(blob, record)
-            self._came(blob, record.length)
-            self._landed(flights[record.chunk])
+            self._requests.came(blob, record.length)
+            self._publish(flights[record.chunk])
 
         def arrived(offset: int) -> None:
             if blob.resizes == resizes:
@@ -218,7 +248,7 @@ class BatchFetcher:
             resizes = blob.resizes
             wanted = any(flight.demanded for flight in batch)
             extent = Extent(position, stop, blob.fileno(), position, blob.chunk_size)
-            await self._request(blob, extent, landed, arrived, batch[0].priority, eager=wanted)
+            await self._requests.once(blob, extent, landed, arrived, batch[0].priority, eager=wanted)
             if position < stop:
                 raise TransientStoreError("its file in the cache was truncated meanwhile")
 
@@ -233,119 +263,16 @@ class BatchFetcher:
             raise
         return True
 
-    async def _fetch_uncached(self, flight: Flight) -> None:
-        """Fetch a chunk into memory: the disk has no room for it."""
+    def _publish(self, flight: Flight) -> None:
+        """A chunk is readable: wake its readers. Once the blob is whole, the kernel may read it by itself."""
+        if flight.done.is_set():
+            return  # it was given up meanwhile
         blob = flight.blob
-        start, stop = blob.span_of(flight.chunk)
-
-        async def fill(descriptor: int) -> None:
-            await self.fetch_into(blob, flight.chunk, descriptor)
-
-        flight.data = await self._uncached.fetch(blob, flight.chunk, fill)
-        self._came(blob, stop - start)
-        self._landed(flight)
-
-    async def fetch_into(self, blob: Blob, chunk: int, descriptor: int) -> ChunkRecord:
-        """Fetch a chunk into a descriptor's file at offset 0. Raises StoreError and OSError."""
-        start, stop = blob.span_of(chunk)
-        return await self._get_into(blob, start, stop, descriptor)
-
-    async def fetch_range(self, blob: Blob, start: int, stop: int) -> memoryview:
-        """The bytes ``[start, stop)`` from the store, not cached anywhere. Raises StoreError."""
-        data = await in_memory(blob, stop - start, partial(self._get_into, blob, start, stop))
-        self._came(blob, stop - start)
-        return data
-
-    async def fetch_directly(self, blob: Blob, start: int, stop: int) -> Buffer:
-        """As `fetch_range`, by this process, where that works: once, and only for a few bytes."""
-        if self._store is None:
-            return await self.fetch_range(blob, start, stop)
-        data = bytearray()
-        await self._store.read(blob.generation, start, stop - start, data.extend)
-        self._came(blob, len(data))
-        return memoryview(data)
-
-    async def _get_into(self, blob: Blob, start: int, stop: int, descriptor: int) -> ChunkRecord:
-        came: list[ChunkRecord] = []
-        await self._retrying.call(
-            f"{blob.generation.key} at {start}",
-            lambda: self._request(blob, Extent(start, stop, descriptor, 0, blob.chunk_size), came.append),
-            token=blob.token,
-        )
-        return came[-1]
-
-    async def _request(
-        self,
-        blob: Blob,
-        extent: Extent,
-        landed: Landed,
-        arrived: Arrived | None = None,
-        priority: Priority | None = None,
-        *,
-        eager: bool = False,
-    ) -> None:
-        """Try once to copy bytes of the object to a file."""
-        began, generation, refused = trio.current_time(), blob.generation, set[str]()
-        self._requests += 1
-        under_way, spent = self._requests, Spent()
-        try:
-            with spanning(blob, REQUEST, offset=extent.start, bytes=extent.size) as span:
-                copy = partial(
-                    self._copier.fetch,
-                    extent=extent,
-                    landed=landed,
-                    arrived=arrived,
-                    eager=eager,
-                    spent=spent,
-                    priority=priority,
-                )
-                while True:
-                    try:
-                        version = await _copied(copy, generation)
-                        break
-                    except StoreAccessError:
-                        # Perhaps one tenant of several may no more: go on with the credentials of another open.
-                        refused.add(generation.key)
-                        names = (blob.generation, *self._names(blob))
-                        other = next((each for each in names if each.key not in refused), None)
-                        if other is None:
-                            raise
-                        generation = other
-                if spent.first_byte:
-                    span.spent = spent
-        except ObjectNotFoundError as error:
-            raise await self._missing(generation) from error
-        finally:
-            self._requests -= 1
-        if extent.size % blob.chunk_size == 0:
-            self._limit.succeeded(trio.current_time() - began, under_way, size=extent.size)
-        if blob.generation.key in refused:
-            blob.generation = generation
-        if version is not None:
-            blob.generation = replace(blob.generation, version_id=version)
-
-    async def _missing(self, generation: Generation) -> ObjectChangedError | TransientStoreError:
-        """The error of a read of an object that the store does not find: a read that may succeed, if it finds it when
-        asked for it again. Raises StoreError."""
-        for wait_s in MISSING_FOR_S:
-            if self._store is None:
-                break  # of files, the host itself knows
-            await trio.sleep(wait_s)
-            with suppress(ObjectNotFoundError):
-                await self._store.stat(generation.key)
-                return TransientStoreError(f"{generation.key}: not found, though the store has it")
-        return ObjectChangedError(f"{generation.key} has been deleted")
-
-
-async def _copied(copy: Callable[[Generation], Awaitable[str | None]], generation: Generation) -> str | None:
-    """*copy* bytes of an object, with the credentials of the generation's path; the version, if told."""
-    try:
-        return await copy(generation)
-    except (ObjectChangedError, ObjectNotFoundError):
-        if generation.version_id is None:
-            raise
-    # This version is gone, but the newest one may have the same content.
-    return await copy(replace(generation, version_id=None))
+        self._scheduler.land(flight)
+        if blob.complete and self._equal is not None:
+            self._equal.forget(blob)
+        if blob.complete and self._background.running:
+            self._background.start(self._completed, blob)
 
 
 def _start(batch: Sequence[Flight]) -> int:

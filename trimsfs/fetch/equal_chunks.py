@@ -1,7 +1,7 @@
 """Equal chunks: what a host has of a model's other versions is copied from there, and not fetched again."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import trio
@@ -43,28 +43,11 @@ class EqualChunkCopier:
         self._known: LRUCache[str, _Known] = LRUCache(MOST_BLOBS)
         self.copied_bytes = 0
 
-    async def copy(self, batch: Sequence[Flight], landed: Callable[[Flight], None]) -> list[Sequence[Flight]]:
-        """Copy the missing chunks of a batch that are on the disk, and call *landed* with each.
-
-        Returns the others, in batches of consecutive chunks.
-        """
-        blob = batch[0].blob
-        equal = await self._equal(blob)
-        left: list[list[Flight]] = []
-        for flight in batch:
-            if flight.chunk in equal and await self._copied(flight, *equal[flight.chunk]):
-                landed(flight)
-            elif left and left[-1][-1].chunk + 1 == flight.chunk:
-                left[-1].append(flight)
-            else:
-                left.append([flight])
-        return list(left)
-
     def forget(self, blob: Blob) -> None:
         """Forget what is known of a blob: it is whole."""
         self._known.pop(blob.token, None)
 
-    async def _equal(self, blob: Blob) -> Mapping[int, tuple[LocalChunk, bytes]]:
+    async def of(self, blob: Blob) -> Mapping[int, tuple[LocalChunk, bytes]]:
         """The chunks on the disk that a blob's are equal to, with their SHA-256s, by the blob's numbers."""
         if not blob.attached:
             return {}
@@ -99,9 +82,14 @@ class EqualChunkCopier:
         digests = fingerprint.digest if fingerprint is not None and chunks else lambda _chunk: b""
         return {chunk: (local, digests(chunk)) for chunk, local in found.items()}
 
-    async def _copied(self, flight: Flight, local: LocalChunk, sha256: bytes) -> bool:
-        """Copy a chunk; False if its bytes are gone or others by now, or there is no room for it."""
-        blob = flight.blob
+    async def copy(self, equal: Mapping[int, tuple[LocalChunk, bytes]], flight: Flight) -> bool:
+        """Copy a chunk, if it is among those that are *equal*; whether its bytes are in its blob.
+
+        They are not if there is no room for them, or the other file has lost or changed them.
+        """
+        if flight.chunk not in equal:
+            return False
+        blob, (local, sha256) = flight.blob, equal[flight.chunk]
         start, stop = blob.span_of(flight.chunk)
         record = ChunkRecord(chunk=flight.chunk, length=stop - start, crc=local.record.crc)
         if flight.done.is_set() or not await self._disk.space.reserve(blob, record.length):

@@ -1,17 +1,35 @@
 """The fetcher as others use it: it makes bytes of blobs readable. A mount of several stores has one for each."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import trio
 
-from trimsfs.fetch.access_pattern import AccessPattern
-from trimsfs.fetch.prefetch import Urgency
-from trimsfs.fetch.statistics import FetchStatistics
+from trimsfs.fetch.bypass import AccessPattern
+from trimsfs.fetch.flights import Urgency
 from trimsfs.origins import ByPath
 from trimsfs.tiers.blob import Blob
 from trimsfs.types import Buffer, ChunkRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchStatistics:
+    """Counts since the server started, except for those of the present.
+
+    ``in_flight`` is batches under way now, ``waiting`` demanded chunks in the queue, ``rate`` recent bytes a second.
+    """
+
+    fetched_bytes: int
+    fetched_chunks: int
+    copied_bytes: int
+    failed_chunks: int
+    verified_chunks: int
+    uncached_chunks: int
+    in_flight: int
+    waiting: int
+    request_limit: int
+    rate: float | None
 
 
 class Fetcher(Protocol):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from trimsfs.fetch.flights import Flight, Lane
+from trimsfs.stores.base import Sink
 from trimsfs.tiers.blob import Blob
 
 Outcome = Literal[
@@ -55,11 +56,22 @@ class Peers(Protocol):
     def lane(self, blob: Blob, chunk: int) -> Lane:
         """Where a chunk most likely comes from."""
 
-    async def fetch(
-        self, flight: Flight, landed: Callable[[Flight], None], *, deadline: float, away: Callable[[], bool]
-    ) -> bool:
-        """Fetch a chunk into its blob; returns whether it has landed. If not, the store is to be asked.
+    async def fetch(self, flight: Flight, *, deadline: float, away: Callable[[], bool]) -> bool:
+        """Fetch a chunk into its blob; returns whether it is there. If not, the store is to be asked.
 
         Each owner is asked once. Those that are busy are asked again a few times: after the *deadline* only for what
         they have, and not while this host's store is *away*.
         """
+
+
+class PeerReader(Protocol):
+    """Reads from peers, in a fetch process."""
+
+    async def read(self, request: PeerRequest, length: int, begin: Callable[[Sequence[int]], Sink]) -> PeerAnswer:
+        """Make a request for *length* bytes, which the sink gets that *begin* makes of the checksums of the chunks.
+
+        Raises what *begin* and the sink do.
+        """
+
+    async def ask(self, request: PeerRequest) -> PeerAnswer:
+        """Make a request for no bytes."""

@@ -1,42 +1,43 @@
-"""Flights: the chunks that are being fetched or wait for it, and the order in which flights start."""
+"""The scheduler: which chunks are being fetched or wait for it, and the order in which flights start."""
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import trio
 
-from trimsfs.fetch.flights import Flight, Lane, no_room
-from trimsfs.fetch.prefetch import Prefetch, Urgency
-from trimsfs.fetch.priority import Priority
+from trimsfs.concurrency.background import Background
+from trimsfs.errors import CacheFullError, StoreError, StoreUnavailableError
+from trimsfs.fetch.flights import Flight, Lane, Prefetch, Priority, Urgency, no_room
+from trimsfs.fetch.peers import Peers
+from trimsfs.fetch.store_requests import StoreSpeed
 from trimsfs.tiers.blob import Blob
-from trimsfs.types import Generation
+from trimsfs.tiers.disk.tier import DiskTier
+
+LINGER_S = 0.1
+"""How long an unwanted batch goes on: programs open a file twice in a row, and again after each signal."""
+PEER_REQUESTS, DEMANDED_PEER_REQUESTS = 16, 32
+"""Most requests to peers at once, for what is prefetched and for what readers wait for."""
+LEAST_SHARE = 1
+"""Requests to the store that a host may have under way, however many hosts share them."""
 
 
 class FlightScheduler:
     """Knows all flights and decides which start next: demanded ones, those for other hosts, then prefetched ones.
 
-    A batch has at most *batch_limit* consecutive chunks, and fewer while more requests may start, but not fewer than
-    *least* says for a caller who waits for a whole blob. *lane* tells where a chunk most likely comes from; each lane
-    has queues of its own, and one chunk of peers is a batch. ``head_start`` says that the last `next_prefetched` held
-    prefetches back, so that demanded first bytes come sooner.
-    Invariant: a flight is listed from its demand or start until `landed`.
+    A batch has at most *batch_limit* consecutive chunks, and fewer while more requests may start. *peers* tell where a
+    chunk most likely comes from; each lane has queues of its own, and one chunk of peers is a batch.
+    Invariant: a flight is listed, and a user of its blob, from its demand or start until it lands.
     """
 
-    def __init__(
-        self,
-        *,
-        batch_limit: int,
-        least: Callable[[], int] = lambda: 1,
-        lane: Callable[[Blob, int], Lane] | None = None,
-    ) -> None:
+    def __init__(self, disk: DiskTier, peers: Peers | None = None, *, batch_limit: int) -> None:
+        self._disk = disk
+        self._peers = peers
         self._batch_limit = batch_limit
-        self._least = least
-        self._lane = lane
         self._flights: dict[tuple[str, int], Flight] = {}
         self._demanded: tuple[deque[Flight], ...] = tuple(deque() for _ in Lane)
         self._for_others: tuple[deque[Flight], ...] = tuple(deque() for _ in Lane)
         self._prefetches: OrderedDict[str, Prefetch] = OrderedDict()
-        self.head_start = False
 
     @property
     def waiting(self) -> int:
@@ -48,44 +49,55 @@ class FlightScheduler:
         """Whether there is no flight and no caller waits for a whole blob."""
         return not self._flights and not any(prefetch.waited_for for prefetch in self._prefetches.values())
 
-    def demand(self, blob: Blob, chunk: int) -> tuple[Flight, bool]:
-        """The flight of a chunk that a reader waits for, and whether it is new."""
-        flight, new = self._flight(blob, chunk)
-        if new or not (flight.demanded or flight.started):
+    def demand(self, blob: Blob, chunk: int) -> Flight:
+        """The flight of a chunk that a reader waits for."""
+        flight = self._flight(blob, chunk)
+        if not (flight.demanded or flight.started):
             self._demanded[flight.lane].append(flight)
         flight.demanded = True
         flight.priority.lift()
-        return flight, new
+        return flight
 
-    def demand_for_others(self, blob: Blob, chunk: int) -> tuple[Flight, bool]:
-        """The flight of a chunk that another host waits for, and whether it is new.
+    def demand_for_others(self, blob: Blob, chunk: int) -> Flight:
+        """The flight of a chunk that another host waits for.
 
         A demanded flight that has not started is in both queues: it must not wait for peers that wait for it.
         """
-        flight, new = self._flight(blob, chunk)
+        flight = self._flight(blob, chunk)
         if not (flight.for_others or flight.started):
             self._for_others[flight.lane].append(flight)
         flight.for_others = True
         flight.priority.lift()
-        return flight, new
+        return flight
 
-    def _flight(self, blob: Blob, chunk: int) -> tuple[Flight, bool]:
-        """The flight of a chunk, and whether it is new."""
+    def _flight(self, blob: Blob, chunk: int) -> Flight:
+        """The flight of a chunk: the one that is listed, else a new one."""
         flight = self._flights.get((blob.token, chunk))
-        if flight is not None:
-            return flight, False
-        flight = self._flights[blob.token, chunk] = Flight(blob, chunk, demanded=False, lane=self._lane_of(blob, chunk))
-        return flight, True
+        return flight or self._new(Flight(blob, chunk, demanded=False, lane=self._lane_of(blob, chunk)))
+
+    def _new(self, flight: Flight) -> Flight:
+        self._flights[flight.blob.token, flight.chunk] = flight
+        flight.blob.users += 1
+        return flight
 
     def _lane_of(self, blob: Blob, chunk: int) -> Lane:
-        return Lane.STORE if self._lane is None else self._lane(blob, chunk)
+        return Lane.STORE if self._peers is None else self._peers.lane(blob, chunk)
 
-    def landed(self, flight: Flight) -> None:
-        """Remove a flight that has succeeded or failed."""
+    def land(self, flight: Flight, error: StoreError | None = None) -> None:
+        """Wake the readers of a flight that has succeeded, or failed with an *error*."""
+        flight.error = error
         del self._flights[flight.blob.token, flight.chunk]
         prefetch = self._prefetches.get(flight.blob.token)
         if prefetch is not None:
             prefetch.tell()
+        flight.land()
+        self._disk.release(flight.blob)
+
+    def land_unfinished(self, batch: Sequence[Flight], error: StoreError) -> None:
+        """Land those flights of a batch that have not landed, with an error."""
+        for flight in batch:
+            if not flight.done.is_set():
+                self.land(flight, error)
 
     def impatient(self, since: float) -> list[Flight]:
         """Take from their queues the flights that have waited there at least since a time."""
@@ -134,6 +146,12 @@ class FlightScheduler:
         """The prefetch of a blob; None if nobody holds it."""
         return self._prefetches.get(blob.token)
 
+    def stop_prefetch(self, blob: Blob, error: StoreError | CacheFullError) -> None:
+        """Stop the prefetch of a blob with an error: the rest cannot be fetched for now."""
+        prefetch = self._prefetches.get(blob.token)
+        if prefetch is not None:
+            prefetch.stop(error)
+
     def expected(self, blob: Blob) -> bool:
         """Whether a caller waits for all of a blob or prefetches it."""
         prefetch = self._prefetches.get(blob.token)
@@ -178,34 +196,35 @@ class FlightScheduler:
             flight.started = True
         return batch
 
-    def next_prefetched(self, idle: Sequence[int], *, full: Callable[[Generation], bool]) -> list[Flight]:
+    def next_prefetched(self, idle: Sequence[int], *, least: int = 1) -> tuple[list[Flight], bool]:
         """The next batch of prefetched flights, if *idle* more requests of its lane may start; else empty.
 
-        *full* says whether the disk has no room for a generation.
+        It has not fewer chunks than *least* for a caller who waits for a whole blob. Also whether another prefetch was
+        held back, so that demanded first bytes come sooner.
         """
-        self.head_start = False
-        if idle[Lane.STORE] <= 0 and (self._lane is None or idle[Lane.PEERS] <= 0):
-            return []
+        held_back = False
+        if idle[Lane.STORE] <= 0 and (self._peers is None or idle[Lane.PEERS] <= 0):
+            return [], held_back
         for urgency, prefetch in self._by_urgency():
             if not prefetch.blob.attached:
                 continue
-            if not prefetch.waited_for and full(prefetch.blob.generation):
+            if not prefetch.waited_for and self._disk.space.full(prefetch.blob.generation):
                 if prefetch.callers[Urgency.AHEAD]:
                     prefetch.stop(no_room(prefetch.blob))  # else its callers would wait for ever
                 continue
             if self._first_is_demanded(prefetch, urgency):
-                self.head_start = True
+                held_back = True
                 continue
             # Many small requests serve a waiting caller sooner; few large ones cost less processor time.
             most = self._batch_limit
             if urgency <= Urgency.READ:
-                most = min(most, max(self._least(), self._share(prefetch.left, idle[Lane.STORE])))
+                most = min(most, max(least, self._share(prefetch.left, idle[Lane.STORE])))
             batch = self._take(prefetch, most, idle)
             if batch:
                 if urgency < Urgency.AHEAD:  # prefetches ahead of any open go in order
                     self._prefetches.move_to_end(prefetch.blob.token)
-                return batch
-        return []
+                return batch, held_back
+        return [], held_back
 
     def _by_urgency(self) -> list[tuple[Urgency, Prefetch]]:
         found = [
@@ -244,8 +263,7 @@ class FlightScheduler:
             if idle[lane] <= 0 or (batch and (lane is Lane.PEERS or not _follows(batch[-1], blob, chunk))):
                 prefetch.put_back()
                 break
-            flight = Flight(blob, chunk, demanded=False, lane=lane, priority=priority)
-            self._flights[blob.token, chunk] = flight
+            flight = self._new(Flight(blob, chunk, demanded=False, lane=lane, priority=priority))
             flight.started = True
             batch.append(flight)
             if lane is Lane.PEERS:
@@ -253,7 +271,119 @@ class FlightScheduler:
         return batch
 
 
+class Slots:
+    """Counts the batches under way of each lane. Prefetched ones of the store stay within its adaptive limit, demanded
+    ones within its maximum.
+
+    What other hosts wait for has slots of its own in each lane. A host that waits for a peer can then still serve that
+    peer, so that no two wait for each other.
+
+    Hosts that fetch together, with their *peers*, share the requests that one of them would have under way. Their
+    chunks then land one after the other, and are passed on meanwhile; all at once, they would land at the end.
+    """
+
+    def __init__(self, speed: StoreSpeed, peers: Peers | None) -> None:
+        self._throughput = speed.throughput
+        self._limit = speed.limit
+        self._peers = peers
+        self._under_way = [0 for _ in Lane]
+        self._for_others = [0 for _ in Lane]
+
+    @property
+    def in_use(self) -> int:
+        """The number of batches under way."""
+        return sum(self._under_way) + sum(self._for_others)
+
+    @property
+    def for_demanded(self) -> list[int]:
+        """How many demanded batches may start, by lane."""
+        return [
+            self._limit.maximum - self._in_store,
+            DEMANDED_PEER_REQUESTS - self._under_way[Lane.PEERS],
+        ]
+
+    @property
+    def for_prefetched(self) -> list[int]:
+        """How many prefetched batches may start, by lane."""
+        return [self._share - self._in_store, PEER_REQUESTS - self._under_way[Lane.PEERS]]
+
+    @property
+    def for_others(self) -> list[int]:
+        """How many batches may start for other hosts, by lane."""
+        return [
+            max(self._share - self._in_store, 1 - self._for_others[Lane.STORE]),
+            PEER_REQUESTS - self._for_others[Lane.PEERS],
+        ]
+
+    @property
+    def _share(self) -> int:
+        """How many requests to the store this host may have under way, but for what its readers wait for, and for one
+        that others wait for."""
+        hosts = 1 if self._peers is None else self._peers.hosts()
+        return self._limit.limit if hosts == 1 else max(LEAST_SHARE, self._limit.limit // hosts - 1)
+
+    @property
+    def _in_store(self) -> int:
+        return self._under_way[Lane.STORE] + self._for_others[Lane.STORE]
+
+    def take(self, lane: Lane, *, for_others: bool) -> None:
+        """Count a batch that starts."""
+        if self.in_use == 0:
+            self._throughput.busy()
+        (self._for_others if for_others else self._under_way)[lane] += 1
+
+    def give_back(self, lane: Lane, *, for_others: bool) -> None:
+        """Undo one `take`."""
+        (self._for_others if for_others else self._under_way)[lane] -= 1
+
+
+class BatchesUnderWay:
+    """The batches that have started and not ended: cancels those that nobody wants any more."""
+
+    def __init__(self, scheduler: FlightScheduler, background: Background) -> None:
+        self._scheduler = scheduler
+        self._background = background
+        self._scopes: dict[trio.CancelScope, Sequence[Flight]] = {}
+        self._left: dict[Blob, float] = {}
+
+    @contextmanager
+    def going_on(self, batch: Sequence[Flight]) -> Iterator[None]:
+        """Register a batch for the length of the block, and cancel the block once nobody wants the batch."""
+        with trio.CancelScope() as scope:
+            self._scopes[scope] = batch
+            try:
+                yield
+            finally:
+                del self._scopes[scope]
+
+    def unwanted(self, blob: Blob) -> None:
+        """Note that a reader has left a blob: cancel its batches once nobody has wanted them for LINGER_S."""
+        if self._background.running and any(_is_of(blob, batch) for batch in self._scopes.values()):
+            if blob not in self._left:
+                self._background.start(self._stop, blob)
+            self._left[blob] = trio.current_time()
+
+    async def _stop(self, blob: Blob) -> None:
+        try:
+            while trio.current_time() < self._left[blob] + LINGER_S:  # noqa: ASYNC110 - until nothing has happened
+                await trio.sleep_until(self._left[blob] + LINGER_S)
+        finally:
+            del self._left[blob]
+        for scope, batch in list(self._scopes.items()):
+            if _is_of(blob, batch) and self._scheduler.unwanted(batch):
+                # Land them first: a later demand for these chunks then starts a new flight.
+                self._scheduler.land_unfinished(
+                    batch, StoreUnavailableError(f"{blob.generation.key}: no longer wanted")
+                )
+                scope.cancel()
+
+
 def _follows(flight: Flight, blob: Blob, chunk: int) -> bool:
     """Whether a chunk can join a flight in one request."""
     states = blob.states
     return flight.blob is blob and chunk == flight.chunk + 1 and states[chunk] == states[flight.chunk]
+
+
+def _is_of(blob: Blob, batch: Sequence[Flight]) -> bool:
+    """Whether a batch belongs to a blob and has not landed."""
+    return batch[0].blob is blob and not all(flight.done.is_set() for flight in batch)

@@ -12,7 +12,7 @@ from cachetools import LRUCache
 from trimsfs.control.authorisation import Caller, readable_by
 from trimsfs.control.control_files import Control
 from trimsfs.errors import ObjectChangedError, SignatureError, StaleHandleError, StoreAccessError
-from trimsfs.fetch.access_pattern import AccessPattern, new_ends
+from trimsfs.fetch.bypass import AccessPattern, new_ends
 from trimsfs.filesystem.handles import BACKING_SHIFT, Handles, OpenFile, passed_through
 from trimsfs.filesystem.ioctls import Ioctls
 from trimsfs.filesystem.names import Names
@@ -85,11 +85,12 @@ class Files:
         self._handles = handles
         self._ioctls = ioctls
         self._ends = WeakValueDictionary[str, deque[int]]()
-        """Those of `AccessPattern`, by the tokens of blobs."""
+        """Where recent reads of each open file have ended, by the tokens of blobs: all its readers go on from there."""
         self._resident_seconds = tracer.open_seconds.series("resident")
         self._spare: dict[int, tuple[int, Blob, Counts]] = {}
         """Handles for the next opens of passed-through files, with their blobs and counts, by inode number."""
-        self._offered: tuple[Inode, Blob, Counts | None, float]
+        self._resident: dict[int, tuple[Inode, Blob, Counts | None, float]] = {}
+        """Opens that `open_resident` answers, with their instants, by handle, until the kernel has it."""
         self._refusals = LRUCache[str, str](MOST_REFUSALS)
         """Why the last open or read of a file was refused, by path."""
         self.reads = self.read_bytes = 0
@@ -190,7 +191,8 @@ class Files:
     def open_resident(self, number: int, request: int) -> int | None:
         """`open` in passthrough mode without waiting: a handle, `offered` as the answer to *request*.
 
-        Does only what the answer needs: call `used` next, before anything else. Returns None if it takes `open`.
+        Does only what the answer needs: call `used` once the kernel has the handle, else `release`. Returns None if it
+        takes `open`.
         """
         began = time.perf_counter()
         inode = self._names.known(number)
@@ -207,12 +209,12 @@ class Files:
             return None
         handle = handle or self._handles.made(inode, blob)
         self._handles.offered(handle, request)
-        self._offered = inode, blob, counts, began
+        self._resident[handle] = inode, blob, counts, began
         return handle
 
     def used(self, handle: int, thread: int, caller: Callable[[], Caller]) -> None:
         """Complete the open by `open_resident`, whose handle a thread has got, and make one for the next open."""
-        inode, blob, counts, began = self._offered
+        inode, blob, counts, began = self._resident.pop(handle)
         waited = time.perf_counter() - began
         counts = counts or self._tracer.models.of(inode.path)
         self._disk.use(blob, inode.generation or blob.generation)
@@ -307,6 +309,7 @@ class Files:
         """
         file = self._handles.remove(handle)
         if file is None:
+            self._resident.pop(handle, None)
             return
         if file.trace is not None:
             self._tracer.closed(file.trace)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from trimsfs.control.handle import ControlHandle
 from trimsfs.errors import StaleHandleError
-from trimsfs.fetch.access_pattern import AccessPattern
+from trimsfs.fetch.bypass import AccessPattern
 from trimsfs.handover.ledger import Ledger, RecordKind
 from trimsfs.namespace.inodes import Inode, InodeKind, Inodes
 from trimsfs.namespace.listing import Listing

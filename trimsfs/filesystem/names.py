@@ -57,7 +57,6 @@ class Names:
         self._describe = describe
         self._handles = handles
         self._tracer = tracer
-        namespace.on_replaced = self._tell_replaced
         self.replaced_while_open = 0
         """How often the server found a file replaced while programs had files of its directory open."""
 
@@ -207,7 +206,7 @@ class Names:
         log.info("/%s has been replaced in the store", inode.path)
         self._namespace.replaced(inode.generation)
 
-    def _tell_replaced(self, prefix: str) -> None:
+    def tell_replaced(self, prefix: str) -> None:
         """Warn of programs that may mix two versions of a model: they had files of it open when it was replaced."""
         paths = {file.inode.path for file in self._handles.files.values()}
         count = sum(path[: path.rfind("/") + 1] == prefix for path in paths)

@@ -8,7 +8,7 @@ from typing import TypeVar
 import trio
 
 from trimsfs.errors import CacheFullError, TrimsError
-from trimsfs.fetch.access_pattern import AccessPattern
+from trimsfs.fetch.bypass import AccessPattern
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.fetch.flights import lost_repeatedly
 from trimsfs.filesystem.rights import Rights

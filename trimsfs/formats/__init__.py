@@ -34,6 +34,8 @@ def parse(source: Source, name: str) -> TensorTable:
 
 
 def _parse(source: Source, name: str) -> TensorTable:
+    if source.size == 0:
+        raise FormatError("empty file")
     begin = bytes(source.read(0, min(_PROBED, source.size)))
     if begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") <= source.size:
         return _reader("safetensors")(source)

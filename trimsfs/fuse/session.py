@@ -153,7 +153,7 @@ class Session:
         await drop()
 
     def waits(self) -> list[dict[str, object]]:
-        """As of `Waiters`."""
+        """Which threads wait for which paths of the store, and for how long, as `Waiters.waits` tells it."""
         return self._operations.waiters.waits()
 
     async def serve(self) -> None:

@@ -1,6 +1,6 @@
 """The server's end of the channel to its keeper, which has the privileges and holds what outlives a server.
 
-The keeper's end, and what each message may contain, is in ``mountctl.keeper.protocol``.
+The keeper's end, and what each message may contain, is in ``mountctl.keeper.servers.server_messages``.
 """
 
 import errno

@@ -58,7 +58,9 @@ class Namespace:
     that it is absent, by a whole listing or an answer for the name, after ABSENT_AFTER_S. An unknown name raises
     StoreUnavailableError. *impatient* is the same store without retries, for requests that an expired answer can
     replace. *kept* has listings of earlier servers. *invalidate* gets a directory's inode number and a name that the
-    kernel should look up again; it must not block.
+    kernel should look up again; it must not block. *replaced* gets a directory's prefix when the server finds that an
+    object in it was replaced, *unlisted* the path of a name that a directory is to be listed for, of which nothing is
+    known yet.
     """
 
     def __init__(
@@ -73,6 +75,8 @@ class Namespace:
         ledger: Ledger | None = None,
         origins: Origins | None = None,
         invalidate: Callable[[int, bytes], None] = lambda *_: None,
+        replaced: Callable[[str], None] = lambda _: None,
+        unlisted: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._store = store
         breakers = by_path(breaker or CircuitBreaker(deadline_s=RETRY_DEADLINE_S))
@@ -82,10 +86,8 @@ class Namespace:
         self._negative_ttl_s = min(ttl_s, NEGATIVE_TTL_S)
         self._stale_for_s = stale_for_s
         self._invalidate = invalidate
-        self.on_replaced: Callable[[str], None] = lambda _: None
-        """Called with a directory's prefix when the server finds that an object in it was replaced."""
-        self.on_unlisted: Callable[[str], None] = lambda _: None
-        """Called with the path of a name that a directory is to be listed for, of which nothing is known yet."""
+        self._replaced = replaced
+        self._unlisted = unlisted
         self._directories = Directories(breakers)
         self.inodes = Inodes(ledger or Ledger(), origins)
         for inode in self.inodes:
@@ -160,7 +162,7 @@ class Namespace:
         """List a directory of at most *most* pages. Returns what is then known of a name. Raises StoreError."""
         await self._recall(directory, prefix)
         if not directory.complete and not directory.large and directory.recent_failure is None:
-            self.on_unlisted(prefix + os.fsdecode(name))
+            self._unlisted(prefix + os.fsdecode(name))
         patient = not directory.complete and not self._exists(directory.stale(name, self._oldest()))
         try:
             await self._refresh(directory, prefix, most=most, patient=patient)
@@ -267,7 +269,7 @@ class Namespace:
         """
         for directory, name in self.inodes.known_names(prefix, {InodeKind.OBJECT}):
             self._invalidate(directory, name)
-        self.on_replaced(prefix)
+        self._replaced(prefix)
 
     def mark_outdated(self, key: str) -> None:
         """Make the next lookup of an object ask the store: the directory's answer may be outdated."""

@@ -12,7 +12,7 @@ from cachetools import LRUCache
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import TrimsError
 from trimsfs.fetch.fetcher import Fetcher
-from trimsfs.fetch.prefetch import Urgency
+from trimsfs.fetch.flights import Urgency
 from trimsfs.namespace.tree import Namespace
 from trimsfs.origins import ByPath, by_path
 from trimsfs.prefetch.account import Account

@@ -10,7 +10,7 @@ from cachetools import FIFOCache
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import TrimsError
 from trimsfs.fetch.fetcher import Fetcher
-from trimsfs.fetch.prefetch import Urgency
+from trimsfs.fetch.flights import Urgency
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.prefetch.account import Account

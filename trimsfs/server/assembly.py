@@ -18,7 +18,7 @@ from trimsfs.control.reports import Reports
 from trimsfs.control.xattrs import Xattrs
 from trimsfs.errors import TrimsError
 from trimsfs.eviction_policies import eager, never, others_first, policy_named
-from trimsfs.fetch.speed import StoreSpeed
+from trimsfs.fetch.store_requests import StoreSpeed
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.filesystem.trust import Trust
 from trimsfs.integrity.integrity import Integrity, Schedule
@@ -33,7 +33,7 @@ from trimsfs.prefetch.prefetcher import Prefetcher
 from trimsfs.server.components import Checks, Components, Fetching, Tiers
 from trimsfs.server.environment import Environment
 from trimsfs.server.fetching import assemble_fetching, store_speeds
-from trimsfs.server.late_binding import LateBound
+from trimsfs.server.late_binding import LateBound, LateCalls
 from trimsfs.server.plugin import Core, ServerPlugin
 from trimsfs.server.statistics import facts, sources
 from trimsfs.stores.digests import Digest
@@ -51,17 +51,19 @@ from trimsfs.tiers.quotas import Quotas
 from trimsfs.types import Generation
 
 
-class Calls:
-    """Late-bound calls, from components to those that are built after them."""
+class Calls(LateCalls):
+    """Calls from components to those that are built after them."""
 
     def __init__(self) -> None:
-        self.blob_removed = LateBound[[Blob], None]("blob_removed")
-        self.blob_suspected = LateBound[[Blob, TrimsError], None]("blob_suspected")
-        self.approve = LateBound[[Blob], Awaitable[bool]]("approve")
-        self.registered = LateBound[[Blob], None]("registered")
-        self.expected_digest = LateBound[[Generation], Awaitable[Digest | None]]("expected_digest")
-        self.open_names = LateBound[[Blob], Iterable[Generation]]("open_names")
-        self.render_metrics = LateBound[[], Iterator[bytes]]("render_metrics")
+        super().__init__()
+        self.blob_removed = LateBound[[Blob], None](self, "blob_removed")
+        self.blob_suspected = LateBound[[Blob, TrimsError], None](self, "blob_suspected")
+        self.approve = LateBound[[Blob], Awaitable[bool]](self, "approve")
+        self.registered = LateBound[[Blob], None](self, "registered")
+        self.ask_digest = LateBound[..., Awaitable[Digest | None]](self, "ask_digest")
+        self.open_names = LateBound[[Blob], Iterable[Generation]](self, "open_names")
+        self.replaced = LateBound[[str], None](self, "replaced")
+        self.render_metrics = LateBound[[], Iterator[bytes]](self, "render_metrics")
 
 
 def assemble(options: MountOptions, environment: Environment, plugins: Sequence[ServerPlugin]) -> Components:
@@ -72,7 +74,9 @@ def assemble(options: MountOptions, environment: Environment, plugins: Sequence[
     tracer = Tracer(share=options.trace_opens)
     asked = (plugin.peers(options, environment, tiers, speed) for plugin in plugins)
     peers = next((each for each in asked if each is not None), None)
-    fetching = assemble_fetching(options, environment, tiers, speed, tracer, names=calls.open_names, peers=peers)
+    fetching = assemble_fetching(
+        options, environment, tiers, speed, tracer, names=calls.open_names, replaced=calls.replaced, peers=peers
+    )
     core = Core(options=options, environment=environment, tiers=tiers, fetching=fetching)
     extras = [plugin.build(core) for plugin in plugins]
     checks = _checks(options, environment, calls, tiers, fetching, extras)
@@ -93,11 +97,13 @@ def assemble(options: MountOptions, environment: Environment, plugins: Sequence[
     )
     calls.open_names.bind(filesystem.handles.names)
     calls.registered.bind(filesystem.files.registered)
+    calls.replaced.bind(filesystem.names.tell_replaced)
     above = _sources_above(filesystem, prefetcher, deduplication)
     calls.render_metrics.bind(metrics.renderer(sources(environment, tiers, fetching, extras, checks) | above))
     maintenance: list[Service] = [tiers.disk.run, tiers.host.run, checks.integrity.run]
     if options.share_chunks:
         maintenance.append(deduplication.run)
+    calls.check()
     return Components(
         disk=tiers.disk,
         host=tiers.host,
@@ -245,7 +251,7 @@ def _checks(
             scrub_rate=options.scrub_rate,
             pace=environment.pace,
         ),
-        ask_digest=signed_first(calls.expected_digest, prefetch.digest) if signed else prefetch.digest,
+        ask_digest=calls.ask_digest,
         repaired=_repaired(environment, fetching, extras),
     )
     calls.approve.bind(integrity.approve)
@@ -269,7 +275,7 @@ def _checks(
             compare=integrity.comparer.compare,
             compare_later=integrity.compare_later,
         )
-        calls.expected_digest.bind(policy.expected)
+    calls.ask_digest.bind(prefetch.digest if policy is None else signed_first(policy.expected, prefetch.digest))
     return Checks(integrity=integrity, cold_opener=cold_opener, signature_policy=policy)
 
 

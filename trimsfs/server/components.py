@@ -9,7 +9,7 @@ from trimsfs.control.commands import Commands
 from trimsfs.control.control_files import Control
 from trimsfs.control.extra import Extra, Service
 from trimsfs.control.tensor_tables import TensorTables
-from trimsfs.fetch.early_heads import EarlyHeads
+from trimsfs.fetch.bypass import EarlyHeads
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.filesystem.rights import Rights

@@ -23,9 +23,9 @@ import trio
 
 from trimsfs.errors import CacheUnusableError, ConfigurationError, TrimsError
 from trimsfs.exit_codes import exit_code
-from trimsfs.fetch.copier import ThreadCopier
-from trimsfs.fetch.speed import max_requests
-from trimsfs.fetch.workers import Spawner
+from trimsfs.fetch.processes.thread_copier import ThreadCopier
+from trimsfs.fetch.processes.workers import Spawner
+from trimsfs.fetch.store_requests import max_requests
 from trimsfs.formats import load_readers
 from trimsfs.handover.keeper_client import Promotion, stand_by, tell_failure
 from trimsfs.integrity.manifests import ReadManifest

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from trimsfs.fetch.copier import Copier
-from trimsfs.fetch.speed import REQUEST_MEMORY
+from trimsfs.fetch.store_requests import REQUEST_MEMORY
 from trimsfs.filesystem.filesystem import Mount
 from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.deferred import Pace

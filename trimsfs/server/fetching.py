@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable
 
 from trimsfs.control.tensor_tables import TensorTables
-from trimsfs.fetch.early_heads import EarlyHeads
+from trimsfs.fetch.bypass import EarlyHeads
 from trimsfs.fetch.equal_chunks import EqualChunkCopier
 from trimsfs.fetch.fetcher import Fetcher, Fetchers
 from trimsfs.fetch.peers import Peers
-from trimsfs.fetch.speed import StoreSpeed, max_requests
 from trimsfs.fetch.store_fetcher import StoreFetcher
+from trimsfs.fetch.store_requests import StoreSpeed, max_requests
 from trimsfs.filesystem.rights import Rights
 from trimsfs.integrity.digest_prefetch import DigestPrefetch
 from trimsfs.namespace.kept_listings import KeptListings
@@ -44,11 +44,13 @@ def assemble_fetching(
     tracer: Tracer,
     *,
     names: Callable[[Blob], Iterable[Generation]],
+    replaced: Callable[[str], None],
     peers: Peers | None,
 ) -> Fetching:
     """Build the components that ask the stores. Each store has its own retries, breaker and fetcher.
 
-    *names* is as of `BatchFetcher`, *peers* of `StoreFetcher`.
+    *names* tells the generations by which programs have a blob open, each with the key that they used. *replaced* hears
+    of each directory in which the store has replaced an object. *peers* are the other hosts of a fleet.
     """
     retrying = _retrying(options, environment, speed)
     impatient = VersionedStore(environment.store)
@@ -73,9 +75,9 @@ def assemble_fetching(
         ledger=environment.ledger,
         origins=origins,
         invalidate=environment.invalidate,
+        replaced=replaced,
+        unlisted=early.expect if early is not None else lambda _: None,
     )
-    if early is not None:
-        namespace.on_unlisted = early.expect
     return Fetching(
         retrying=retrying,
         breakers=breakers,

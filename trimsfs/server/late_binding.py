@@ -1,26 +1,50 @@
 """Late binding: calls from a component to one that can only be built after it."""
 
 from collections.abc import Callable
-from typing import Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class LateBound(Generic[P, T]):
-    """A function that components get before it exists. An early call or a second `bind` raises RuntimeError."""
+class LateCalls:
+    """A group of late-bound calls. `check` them before the server uses any."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self) -> None:
+        self._calls: list[LateBound[..., Any]] = []
+
+    def register(self, call: "LateBound[..., Any]") -> None:
+        """Count a call in: it has to be bound."""
+        self._calls.append(call)
+
+    def check(self) -> None:
+        """Raises RuntimeError if a call is not bound: a component would find out only when it makes it."""
+        unbound = [call.name for call in self._calls if not call.bound]
+        if unbound:
+            raise RuntimeError(f"not bound: {', '.join(unbound)}")
+
+
+class LateBound(Generic[P, T]):
+    """A function that components get before it exists, in a *group*. An early call or a second `bind` raises
+    RuntimeError."""
+
+    def __init__(self, group: LateCalls, name: str) -> None:
+        self.name = name
         self._function: Callable[P, T] | None = None
+        group.register(self)
+
+    @property
+    def bound(self) -> bool:
+        """Whether calls go to a function."""
+        return self._function is not None
 
     def bind(self, function: Callable[P, T]) -> None:
         """Make later calls go to *function*."""
         if self._function is not None:
-            raise RuntimeError(f"{self._name} is bound already")
+            raise RuntimeError(f"{self.name} is bound already")
         self._function = function
 
     def __call__(self, *arguments: P.args, **options: P.kwargs) -> T:
         if self._function is None:
-            raise RuntimeError(f"{self._name} is called before it is bound")
+            raise RuntimeError(f"{self.name} is called before it is bound")
         return self._function(*arguments, **options)

@@ -21,8 +21,8 @@ from trimsfs.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from trimsfs.fetch.worker_pool import WorkerPool
-from trimsfs.fetch.workers import Spawner
+from trimsfs.fetch.processes.worker_pool import WorkerPool
+from trimsfs.fetch.processes.workers import Spawner
 from trimsfs.filesystem.takeover import Takeover
 from trimsfs.fuse.session import Session, forget_attributes, forget_pages, invalidate, why_no_passthrough
 from trimsfs.handover.connection_settings import ConnectionSettings
@@ -36,7 +36,7 @@ from trimsfs.options import MountOptions, Place, places
 from trimsfs.server.assembly import assemble
 from trimsfs.server.components import Components
 from trimsfs.server.environment import Environment, recovery_of
-from trimsfs.server.late_binding import LateBound
+from trimsfs.server.late_binding import LateBound, LateCalls
 from trimsfs.server.plugin import ServerPlugin
 from trimsfs.stores.base import Store
 from trimsfs.stores.broker import Broker
@@ -64,6 +64,17 @@ class Loaded:
     launched: bool
 
 
+class SessionCalls(LateCalls):
+    """Calls from components to the FUSE session, which is built after them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expire = LateBound[[Iterable[tuple[int, bytes]]], None](self, "expire")
+        self.prune = LateBound[[Sequence[int]], None](self, "prune")
+        self.drop_pages = LateBound[[int], None](self, "drop_pages")
+        self.waits = LateBound[[], list[dict[str, object]]](self, "waits")
+
+
 async def serve(
     options: MountOptions, mountpoint: Path, keeper_end: socket.socket, promotion: Promotion, loaded: Loaded
 ) -> None:
@@ -81,10 +92,7 @@ async def serve(
             backing_limit=promotion.backing_limit,
         )
         pool = WorkerPool(loaded.spawner, count=options.fetch_processes or 2)
-        expire = LateBound[[Iterable[tuple[int, bytes]]], None]("expire")
-        prune = LateBound[[Sequence[int]], None]("prune")
-        drop_pages = LateBound[[int], None]("drop_pages")
-        waits = LateBound[[], list[dict[str, object]]]("waits")
+        calls = SessionCalls()
         environment = Environment(
             mountpoint=mountpoint,
             mounted_ns=settings.mounted_ns,
@@ -103,18 +111,19 @@ async def serve(
             read_manifest=loaded.read_manifest,
             invalidate=invalidate,
             forget_pages=forget_pages,
-            expire=expire,
-            prune=prune,
-            drop_pages=drop_pages,
-            waits=waits,
+            expire=calls.expire,
+            prune=calls.prune,
+            drop_pages=calls.drop_pages,
+            waits=calls.waits,
         )
         components = assemble(options, environment, loaded.plugins)
         # The kernel numbers threads as in the keeper's PID namespace.
         session = Session(components.filesystem, settings, hide_threads=not keeper.in_sight)
-        expire.bind(session.expire)
-        prune.bind(session.prune)
-        drop_pages.bind(session.drop_pages)
-        waits.bind(session.waits)
+        calls.expire.bind(session.expire)
+        calls.prune.bind(session.prune)
+        calls.drop_pages.bind(session.drop_pages)
+        calls.waits.bind(session.waits)
+        calls.check()
         try:
             if promotion.fuse is None:
                 await _reach_stores(loaded.store, options, components)

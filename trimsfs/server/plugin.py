@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimsfs.control.extra import Extra
-from trimsfs.fetch.copier import PeerReader
-from trimsfs.fetch.peers import Peers
-from trimsfs.fetch.speed import StoreSpeed
+from trimsfs.fetch.peers import PeerReader, Peers
+from trimsfs.fetch.store_requests import StoreSpeed
 from trimsfs.options import MountOptions
 from trimsfs.origins import ByPath
 from trimsfs.plugins import load, plugins

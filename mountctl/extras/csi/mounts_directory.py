@@ -5,8 +5,8 @@ from pathlib import Path
 
 import grpc
 
-from mountctl.extras.csi.errors import StatusError, invalid, unavailable
-from mountctl.extras.csi.requests import mount_name
+from mountctl.extras.csi.csi_requests import mount_name
+from mountctl.extras.csi.status_errors import StatusError, invalid, unavailable
 from trimsfs.mountinfo import Mount, mount_at, trimsfs_at
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import grpc
 
-from mountctl.extras.csi.errors import StatusError
+from mountctl.extras.csi.status_errors import StatusError
 
 
 class NamedLocks:

@@ -17,8 +17,8 @@ from typing import Any
 
 import grpc
 
-from mountctl.extras.csi.errors import StatusError, invalid, precondition, shown
-from mountctl.extras.csi.requests import Publication
+from mountctl.extras.csi.csi_requests import Publication
+from mountctl.extras.csi.status_errors import StatusError, invalid, precondition, shown
 
 _UNFINISHED = ".new-"
 """How names of files begin that get a token: no service account's does."""

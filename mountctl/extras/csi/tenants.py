@@ -17,8 +17,8 @@ from typing import Annotated
 import grpc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mountctl.extras.csi.errors import StatusError, shown
-from mountctl.extras.csi.requests import model_path
+from mountctl.extras.csi.csi_requests import model_path
+from mountctl.extras.csi.status_errors import StatusError, shown
 
 Names = Annotated[list[str], Field(min_length=1)]
 

@@ -12,7 +12,7 @@ from tests.support.served import Server, Serving
 from tests.support.stores import MemoryStore
 from tests.unit.control.common import drop, in_memory, last_line, on_disk
 from trimsfs.control.commands import FILES_AT_ONCE
-from trimsfs.errors import StoreAccessError, StoreUnavailableError
+from trimsfs.errors import StoreAccessError, StoreError, StoreUnavailableError
 from trimsfs.tiers.host import page_cache
 from trimsfs.tiers.host.page_cache import resident_bytes
 
@@ -70,7 +70,9 @@ async def test_warming_the_host_reads_every_byte_into_its_memory(
     server: Server, monkeypatch: pytest.MonkeyPatch, sizes: dict[str, int]
 ) -> None:
     ranges: list[tuple[int, int]] = []
-    monkeypatch.setattr("trimsfs.fetch.copier.populate", lambda _descriptor, start, stop: ranges.append((start, stop)))
+    monkeypatch.setattr(
+        "trimsfs.fetch.processes.thread_copier.populate", lambda _descriptor, start, stop: ranges.append((start, stop))
+    )
     monkeypatch.setattr(page_cache, "resident_bytes", lambda _descriptor: 0)
     await server.command("warm-disk", "net/params")
     await in_memory(server, "net/params")
@@ -170,6 +172,31 @@ async def test_evicting_a_directory_leaves_its_neighbours(server: Server, sizes:
     assert await server.outcome("evict", "net") == ("done", None)
     for key, size in sizes.items():
         assert await on_disk(server, key) == (0 if key.startswith("net/") else size)
+
+
+@pytest.mark.parametrize("error", [StoreAccessError("not allowed"), StoreUnavailableError("away")])
+async def test_evicting_needs_no_store(
+    serving: Serving, store: MemoryStore, sizes: dict[str, int], error: StoreError
+) -> None:
+    async with serving(metadata_ttl=0.0, stale_for=0.0) as server:
+        await server.command("warm-disk", "")
+        store.fail(error, times=float("inf"), method="list_page", key="net/deep/")
+        assert await server.outcome("warm-disk", "net") == ("failed", type(error).__name__)
+        assert await server.outcome("evict", "net") == ("done", None)
+        assert server.disk.statistics().used_bytes == sizes["other/params"]
+        assert await server.outcome("evict", "") == ("done", None)
+        assert server.disk.statistics().used_bytes == 0
+
+
+async def test_a_file_larger_than_the_cache_is_told_and_evicts_nothing(serving: Serving, sizes: dict[str, int]) -> None:
+    async with serving(cache_size=sizes["net/params"] - 1) as server:
+        await server.command("warm-disk", "other/params")
+        *_, last = await server.command("warm-disk", "net/params")
+        told = f"net/params: no room in the cache: its {sizes['net/params'] >> 20} MiB are more than --cache-size, "
+        assert (last["kind"], last["failed"]) == ("CacheFullError", "net/params")
+        assert last["error"].startswith(told)
+        assert last["error"].endswith(" MiB: raise that")
+        assert await on_disk(server, "other/params") == sizes["other/params"]
 
 
 async def test_eviction_waits_for_a_close_that_is_about_to_be_heard_of(server: Server) -> None:

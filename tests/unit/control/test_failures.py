@@ -16,7 +16,7 @@ from tests.support.stores import MemoryStore
 from trimsfs.control.authorisation import Caller
 from trimsfs.control.control_files import Control
 from trimsfs.errors import WorkerLostError
-from trimsfs.fetch import copier as copiers
+from trimsfs.fetch.processes import thread_copier as copiers
 from trimsfs.namespace.inodes import Inode, InodeKind
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.host import page_cache

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 
+from tests.support.parts import until
 from tests.support.served import MOUNTPOINT, OWNER, STRANGER, Server, Serving
 from tests.support.stores import MemoryStore
 from tests.unit.control.common import ATTRIBUTES, COMMANDS, IN_CONTROL_GROUP, ROOT, in_memory, on_disk
@@ -17,7 +18,7 @@ from trimsfs import __version__
 from trimsfs.control import metrics
 from trimsfs.control.authorisation import Caller
 from trimsfs.control.reports import REST
-from trimsfs.errors import NoSuchEntryError, NotPermittedError, StoreAccessError
+from trimsfs.errors import BlobDamagedError, NoSuchEntryError, NotPermittedError, StoreAccessError
 from trimsfs.namespace.listing import SLICE
 from trimsfs.options import GPU_OFF, AccessRule
 from trimsfs.tiers.disk.residency import Residency
@@ -162,11 +163,48 @@ async def test_control_tells_the_facts(
         "store_empty": None,
         "store_known": True,
         "cache_problem": None,
+        "cache_disk_bytes": facts["cache_disk_bytes"],
+        "quarantine": [],
+        "quarantine_problem": None,
         "log_file": facts["log_file"],
         "passthrough": {"used": False, "reason": "not wanted"},
         "waits": [],
         "gpu": {"unavailable": GPU_OFF, "socket": None, "devices": []},
     }
+
+
+async def test_files_in_quarantine_are_told_to_who_may_read_them(serving: Serving) -> None:
+    async with serving(access=(AccessRule(path="net", uid=5, mode=0o400),)) as server:
+        await server.command("warm-disk", "")
+        for blob in server.disk.complete_blobs():
+            if blob.generation.key in {"net/params", "other/params"}:
+                blob.users += 1  # else it is evicted
+                server.integrity.quarantine.add(blob, BlobDamagedError("damaged"))
+        facts = json.loads(await server.content(".trims/control"))
+        assert facts["quarantine"] == ["net/params", "other/params"]
+        assert facts["quarantine_problem"] == "in quarantine: net/params, other/params"
+        assert json.loads(await server.content(".trims/control", STRANGER))["quarantine"] == ["other/params"]
+        assert (await server.info("net/params"))["quarantined"] is True
+        assert (await server.info("net/symbol.json"))["quarantined"] is False
+        for blob in server.disk.quarantined():
+            blob.users -= 1
+
+
+async def test_a_cache_that_can_hold_nothing_is_told(serving: Serving, caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(min_free=1 << 60) as server:
+        problem = json.loads(await server.content(".trims/control"))["cache_problem"]
+        assert problem == f"{server.disk.directory}: {problem.split()[1]} MiB available and --min-free keeps " + (
+            f"{1 << 40}: models are not cached: free some space, lower --min-free or set --cache-dir"
+        )
+        await until(lambda: "nothing is cached: " in caplog.text)
+    caplog.clear()
+    async with serving(min_free=1 << 60, cache_size=0) as server:  # nothing shall be
+        assert json.loads(await server.content(".trims/control"))["cache_problem"] is None
+    async with serving(cache_size=1 << 60) as server:
+        facts = json.loads(await server.content(".trims/control"))
+        assert (facts["cache_problem"], facts["cache_disk_bytes"] < 1 << 60) == (None, True)
+        await until(lambda: " MiB, less than --cache-size" in caplog.text)
+    assert "nothing is cached" not in caplog.text
 
 
 async def test_control_tells_the_options_to_who_may_command_only(server: Server) -> None:
@@ -292,11 +330,15 @@ async def test_reading_files_goes_on_where_it_was_interrupted(server: Server, st
     assert b'"weights"' in text
 
 
-async def test_directories_that_the_store_may_not_list_are_left_out(server: Server, store: MemoryStore) -> None:
+async def test_directories_that_the_store_may_not_list_are_left_out_and_told(
+    server: Server, store: MemoryStore
+) -> None:
     store.fail(StoreAccessError("not allowed"), times=float("inf"), method="list_page", key="net/deep/")
     files, _ = await inventory(server, "")
     assert "net/params" in files
     assert "net/deep/er/weights" not in files
+    lines = [json.loads(line) for line in (await server.content(".trims/.trims/files")).splitlines()]
+    assert {line["path"]: line["refused"] for line in lines if "refused" in line} == {"net/deep/": "not allowed"}
     with pytest.raises(StoreAccessError):
         await inventory(server, "net/deep")
 

@@ -65,7 +65,7 @@ async def test_progress_never_goes_back_while_the_host_is_warmed(
 ) -> None:
     fetched = store.block(method="read", offset=4 * chunk_size)
     populated = threading.Event()
-    monkeypatch.setattr("trimsfs.fetch.copier.populate", lambda *_: populated.wait(5))
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.populate", lambda *_: populated.wait(5))
     monkeypatch.setattr(page_cache, "resident_bytes", lambda _descriptor: 0)
     handle = await server.open(await server.control_file("net/params", "warm-host"))
     done: list[int] = []

@@ -117,7 +117,7 @@ async def test_a_copy_that_cannot_be_read_is_given_to_nobody(
 
     store.digests["a"] = digest_of(content, "crc64nvme")
     with monkeypatch.context() as patch:
-        patch.setattr("trimsfs.fetch.copier.compute", fails)
+        patch.setattr("trimsfs.fetch.processes.thread_copier.compute", fails)
         with pytest.raises(BlobDamagedError, match=r"a: cannot be read from the cache: .*Input/output error"):
             await server.open("a")
         await until(lambda: server.integrity.statistics().doubtful == 0)

@@ -130,7 +130,7 @@ async def test_damage_in_the_cache_is_not_taken_for_the_stores(
         assert gate.wait(20)
         return compute(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("trimsfs.fetch.copier.compute", computed)
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.compute", computed)
     store.digests["a"] = digest_of(content, "sha256" if certain else "md5", certain=certain)
     async with serving() as server:
         handle = await opened(server)

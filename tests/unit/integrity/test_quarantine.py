@@ -38,7 +38,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
             assert gate.opened.wait(20)
         return compute(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("trimsfs.fetch.copier.compute", computed)
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.compute", computed)
     yield gate
     gate.opened.set()
 

@@ -28,7 +28,7 @@ async def test_a_chunk_that_is_verified_while_its_read_is_queued_is_not_counted_
     store.requests.clear()
     store.delete("small")  # it would be prefetched as the sibling of the others, and counted
     async with serving(backing=None, cold_open="stream", retry_deadline=20.0) as server:
-        most = server.fetcher._limit.maximum
+        most = server.fetcher._speed.limit.maximum
         names = [f"other{number}" for number in range(most)]
         for name in names:
             store.put(name, b"x")

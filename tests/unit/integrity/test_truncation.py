@@ -44,7 +44,7 @@ async def test_what_is_cut_off_while_a_read_waits_for_more_is_not_read_as_zeros(
 async def test_a_chunk_that_is_cut_off_as_it_comes_is_not_believed(
     tmp_path: Path, chunk_size: int, content: bytes, monkeypatch: pytest.MonkeyPatch, streaming: bool
 ) -> None:
-    monkeypatch.setattr("trimsfs.fetch.copier.WRITE_SIZE", 2048)
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.WRITE_SIZE", 2048)
     store = MemoryStore({"a": content}, streaming=streaming)
     async with served(store, tmp_path / "cache", chunk_size=chunk_size, cold_open="stream") as server:
         handle = await server.open("a")

@@ -111,7 +111,7 @@ async def test_verify_of_a_file_that_is_mended_wrong_by_two(
             assert gate.wait(20)
         return found
 
-    monkeypatch.setattr("trimsfs.fetch.copier.compute", computed)
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.compute", computed)
     store.digests["a"] = digest_of(content, "md5", certain=False)
     async with serving() as server:
         handle = await opened(server)
@@ -140,7 +140,7 @@ async def test_what_is_closed_while_it_is_compared_does_not_end_the_server(
         assert gate.wait(20)
         return compute(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("trimsfs.fetch.copier.compute", computed)
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.compute", computed)
     store.digests["a"] = digest_of(content, "md5", certain=False)
     async with serving() as server:
         server.release(await opened(server))
@@ -176,7 +176,7 @@ async def test_what_is_mended_with_the_same_bytes_while_it_is_compared_is_compar
         return found
 
     computed_once = threading.Event()
-    monkeypatch.setattr("trimsfs.fetch.copier.compute", computed)
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.compute", computed)
     store.digests["a"] = digest_of(content, "sha256" if certain else "md5", certain=certain)
     async with serving() as server:
         handle = await opened(server)

@@ -1,5 +1,7 @@
 """What the tests of the namespace have in common."""
 
+from collections.abc import Callable
+
 from tests.support.stores import MemoryStore, as_store
 from trimsfs.errors import (
     StoreUnavailableError,
@@ -16,8 +18,10 @@ def down() -> StoreUnavailableError:
     return StoreUnavailableError("the store is down")
 
 
-def namespace_of(store: MemoryStore, *, ttl_s: float = TTL_S) -> Namespace:
-    return Namespace(as_store(store), ttl_s=ttl_s)
+def namespace_of(
+    store: MemoryStore, *, ttl_s: float = TTL_S, unlisted: Callable[[str], None] = lambda _: None
+) -> Namespace:
+    return Namespace(as_store(store), ttl_s=ttl_s, unlisted=unlisted)
 
 
 async def look(namespace: Namespace, path: str) -> Entry:

@@ -19,8 +19,12 @@ class Kernel:
     def __init__(self, store: MemoryStore, ttl_s: float) -> None:
         self.invalidated: list[tuple[int, bytes]] = []
         self.replaced: list[str] = []
-        self.namespace = Namespace(as_store(store), ttl_s=ttl_s, invalidate=lambda *name: self.invalidated.append(name))
-        self.namespace.on_replaced = self.replaced.append
+        self.namespace = Namespace(
+            as_store(store),
+            ttl_s=ttl_s,
+            invalidate=lambda *name: self.invalidated.append(name),
+            replaced=self.replaced.append,
+        )
 
     async def look(self) -> None:
         """Look the objects up, which the kernel then knows."""

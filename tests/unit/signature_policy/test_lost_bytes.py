@@ -62,7 +62,7 @@ async def test_what_was_read_before_it_was_compared_is_not_given_after(
         signature_policy = server.filesystem._trust.signature_policy
         assert signature_policy is not None
         blob = next(one.blob for one in server.filesystem.handles.files.values())
-        server.fetcher._completed = nothing  # it is compared for the open alone
+        server.fetcher._batches._completed = nothing  # it is compared for the open alone
         real, gate, asked = signature_policy.manifests.signed, trio.Event(), []
 
         async def signed(generation: object) -> object:
@@ -100,7 +100,7 @@ async def test_a_comparison_that_began_before_the_file_was_signed_does_not_deny_
             assert gate.wait(20)
         return compute(descriptor, size, algorithm, part_size)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("trimsfs.fetch.copier.compute", computed)
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.compute", computed)
     monkeypatch.setattr("trimsfs.integrity.integrity.SMALL", 0)
     store.digests["other/params"] = digest_of(files["params"], "md5", certain=False)
     async with serving(backing=None, signatures="check") as server:

@@ -68,7 +68,7 @@ async def test_local_damage_before_it_is_compared_does_not_deny_a_signed_file(
             flip_byte(cached(tmp_path, files["params"]), 5)
         return compute(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("trimsfs.fetch.copier.compute", computed)
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.compute", computed)
     async with serving(backing=None) as server:
         handle = await server.open("signed/params")
         assert await server.read(handle, 0, 10**6) == files["params"]

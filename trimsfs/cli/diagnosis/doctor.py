@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,8 @@ from trimsfs.tiers.disk.lock import lock_directory
 from trimsfs.tiers.extents import can_share
 
 OLDEST_KERNEL = (5, 14)
+CAP_SYS_RESOURCE = 24
+"""The number of the capability to raise limits."""
 TEST_MOUNT_TIMEOUT_S = 90.0
 """Longer than `trimsfs mount` waits, which says more."""
 _MAY_ENTER = '[ -x "$one" ]'
@@ -68,6 +71,7 @@ def doctor(options: MountOptions, as_json: bool) -> None:
         ("sharing", _sharing),
         ("passthrough", _passthrough),
         ("memory", _memory),
+        ("locked memory", _locked_memory),
         *((f"store {place.path.rstrip('/')}".rstrip(), partial(check_store, place)) for place in places(options)),
         *_extras(options),
         ("mounts", _mounts),
@@ -236,6 +240,15 @@ def _memory(options: MountOptions) -> str:
             f"{(options.cache_size + options.min_free) >> 20}m tmpfs DIR`, for mappings by huge page (lost at reboot)"
         )
     return facts
+
+
+def _locked_memory(_: MountOptions) -> str:
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
+    status = Path("/proc/self/status").read_text()
+    if limit == resource.RLIM_INFINITY or int(status.partition("CapEff:")[2].split()[0], 16) >> CAP_SYS_RESOURCE & 1:
+        return "no limit: `trimsfs pin` locks whole models"
+    raised = "raise it (ulimit -l, LimitMEMLOCK=)" + (" or give root CAP_SYS_RESOURCE" if os.geteuid() == 0 else "")
+    raise Advice(f"at most {limit >> 20} MiB: `trimsfs pin` keeps what is more on disk only: {raised}")
 
 
 def _available_bytes() -> int:

@@ -1,5 +1,7 @@
 """The check of a store, for ``trimsfs doctor``: whether it can be listed and read, and its certificate verified."""
 
+import ssl
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -49,6 +51,16 @@ def _check_ca_file(store: Store, mount: MountOptions) -> None:
             f"CA file {file}: {server_of(mount)} may not read it: let that user read the file and enter the "
             "directories above it, or name a copy elsewhere in AWS_CA_BUNDLE"
         )
+    if file is not None and Path(file).is_file() and not _has_certificate(file):
+        raise ProblemError(f"CA file {file}: has no certificate in PEM: name another in AWS_CA_BUNDLE or ca_bundle")
+
+
+def _has_certificate(file: str) -> bool:
+    with suppress(OSError):  # ssl.SSLError is one; what cannot be read at all is told by the request
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(cafile=file)
+        return True
+    return False
 
 
 async def _read_byte(store: Store, place: Place) -> str:

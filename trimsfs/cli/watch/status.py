@@ -16,12 +16,15 @@ from trimsfs.cli.output import reported, say
 from trimsfs.command_group import complete_mounted, examples
 from trimsfs.control.metrics import parse
 from trimsfs.control_files import PROBLEMS
-from trimsfs.errors import NotPermittedError, TrimsError
+from trimsfs.errors import NotPermittedError, StoreAccessError, TrimsError
+from trimsfs.exit_codes import exit_code
 from trimsfs.mountinfo import Mount, file_systems
 from trimsfs.options import FLEET_DIRECTORY
 
 DEGRADED, NOT_ANSWERING = 1, 2
 """Exit codes."""
+MOST_NAMED = 5
+"""Most files in quarantine that are named."""
 
 
 @click.command(epilog=examples("trimsfs status", "trimsfs status --json /models"))
@@ -34,8 +37,9 @@ def status(mountpoint: Path | None, with_copies: bool, as_json: bool) -> None:
 
     Shows all mounts of this host, or the one that MOUNTPOINT lies on.
 
-    Exits 0 if all mounts work, 1 if one serves without its keeper, its store, its fleet, its cache or a GPU, 2 if one
-    does not answer. Members of a fleet that fail do not count.
+    Exits 0 if all mounts work, 1 if one serves without its keeper, its store, its fleet, its cache or a GPU or has a
+    file in quarantine, 2 if one does not answer, 11 if MOUNTPOINT is another user's, who hides it. Members of a fleet
+    that fail do not count.
     """
     chosen = [mount_over(mountpoint)] if mountpoint is not None else file_systems()
     told = dict(ask_each(chosen, partial(_facts, copies=with_copies or as_json)))
@@ -48,14 +52,17 @@ def status(mountpoint: Path | None, with_copies: bool, as_json: bool) -> None:
         for facts in found:
             _show(facts)
     # Another user's mount that denies access is no failure, unless it was named.
-    answered = [facts for facts in found if mountpoint is not None or facts.get("kind") != NotPermittedError.__name__]
+    answered = [facts for facts in found if mountpoint is not None or not _is_hidden(facts)]
     sys.exit(max(map(_exit_code, answered), default=0))
 
 
 def _facts(mount: Mount, *, copies: bool) -> dict[str, Any]:
     """The facts and metrics of a mount, read from its control files. Raises TrimsError."""
     check_answers(mount.mountpoint)
-    facts = read_json(mount.mountpoint / ".trims/control")
+    try:
+        facts = read_json(mount.mountpoint / ".trims/control")
+    except StoreAccessError:  # by the modes of the mount: no store is asked for its facts
+        raise NotPermittedError(f"{mount.mountpoint}: Permission denied: it is another user's mount") from None
     metrics = read_text(mount.mountpoint / ".trims/metrics")
     facts["metrics"] = parse(metrics)
     if facts.get("fleet"):
@@ -98,6 +105,23 @@ def _without_store(*, refuses: bool | None) -> str:
     return f"{'refuses' if refuses else 'does not answer'}, serving from the cache"
 
 
+def _told_of_cache(facts: dict[str, Any], used: int, budget: int) -> str:
+    """How many bytes are used of the budget, and whether its file system has as many; or why none is used."""
+    if facts.get("cache_problem"):
+        return f"not used: {facts['cache_problem']}"
+    limit = f" of {decimal(budget)}" if budget else ""
+    disk = facts.get("cache_disk_bytes") or budget  # older servers do not send it
+    limit += f" (its file system has {decimal(disk)})" if disk < budget else ""
+    return f"{decimal(used)}{limit} in {facts['cache_dir']}"
+
+
+def _told_of_quarantine(facts: dict[str, Any]) -> str:
+    """How many files are in quarantine, and the paths of the first."""
+    named = [str(Path(facts["mountpoint"]) / path) for path in facts["quarantine"]]
+    more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
+    return f"{counted(len(named), 'file')}: {', '.join(named[:MOST_NAMED])}{more}"
+
+
 def _told_of_store(facts: dict[str, Any]) -> str:
     """What is told of one of several stores."""
     if facts["problem"]:
@@ -136,9 +160,14 @@ def told_of_fleet(facts: dict[str, Any], sent_bytes: int) -> list[str]:
     return [f"{facts['name']}, {counted(len(members), 'member')}: {state}", *failing]
 
 
+def _is_hidden(facts: dict[str, Any]) -> bool:
+    """Whether another user's mount denies access: it may be well."""
+    return facts.get("kind") == NotPermittedError.__name__
+
+
 def _exit_code(facts: dict[str, Any]) -> int:
     if "error" in facts:
-        return NOT_ANSWERING
+        return exit_code(facts["kind"]) if _is_hidden(facts) else NOT_ANSWERING
     told = any(facts.get(f"{what}_problem") for what in PROBLEMS)
     return DEGRADED if told or has_failed(facts.get("gpu")) else 0
 
@@ -146,25 +175,22 @@ def _exit_code(facts: dict[str, Any]) -> int:
 def _show(facts: dict[str, Any]) -> None:
     say(f"{facts['mountpoint']}: {facts['store']}")
     if "error" in facts:
-        say(f"  not answering: {facts['error']}")
+        say(f"  {'hidden from this user' if _is_hidden(facts) else 'not answering'}: {facts['error']}")
         return
     metrics = facts["metrics"]
 
     def number(name: str) -> int:
         return int(metrics.get(f"trimsfs_{name}", 0))
 
-    budget = number("disk_budget_bytes")
-    limit = f" of {decimal(budget)}" if budget else ""
     keeper = "no keeper" if facts["keeper_pid"] is None else f"keeper pid {facts['keeper_pid']}"
     say(f"  server      pid {facts['server_pid']}, {keeper}, version {facts['version']}")
     if facts.get("keeper_problem"):
         say(f"  keeper      {facts['keeper_problem']}")
     if "processes" in facts:  # older servers do not send it
         say(f"  processes   {_processes(facts['processes'])}; {_descriptors(facts['descriptors'])}")
-    if facts.get("cache_problem"):
-        say(f"  cache       not used: {facts['cache_problem']}")
-    else:
-        say(f"  cache       {decimal(number('disk_used_bytes'))}{limit} in {facts['cache_dir']}")
+    say(f"  cache       {_told_of_cache(facts, number('disk_used_bytes'), number('disk_budget_bytes'))}")
+    if facts.get("quarantine"):  # older servers do not send it
+        say(f"  quarantine  {_told_of_quarantine(facts)}")
     say(
         f"  fetched     {decimal(number('fetch_fetched_bytes_total'))}, "
         f"{number('fetch_in_flight')} requests in flight of at most {number('fetch_request_limit')}"

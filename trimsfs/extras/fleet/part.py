@@ -10,8 +10,8 @@ from trimsfs.control.extra import Admitted, Command, Extra
 from trimsfs.control.jobs import Order
 from trimsfs.control.progress import Progress
 from trimsfs.errors import ConfigurationError
-from trimsfs.fetch.copier import PeerReader
-from trimsfs.fetch.speed import StoreSpeed
+from trimsfs.fetch.peers import PeerReader
+from trimsfs.fetch.store_requests import StoreSpeed
 from trimsfs.options import MountOptions, directories
 from trimsfs.origins import ByPath
 from trimsfs.server.components import Tiers

@@ -15,7 +15,7 @@ from trimsfs.extras.fleet.protocol import ChunkRequest, fleet_token
 from trimsfs.fetch.copier import Copier, Extent
 from trimsfs.fetch.flights import Flight, Lane
 from trimsfs.fetch.peers import PeerAnswer, PeerRequest
-from trimsfs.fetch.slots import PEER_REQUESTS
+from trimsfs.fetch.scheduler import PEER_REQUESTS
 from trimsfs.telemetry.trace import REQUEST, spanning
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
@@ -100,19 +100,15 @@ class FleetSource:
         """Whether a member is this host."""
         return member in self._members.mine
 
-    async def fetch(
-        self, flight: Flight, landed: Callable[[Flight], None], *, deadline: float, away: Callable[[], bool]
-    ) -> bool:
-        """Fetch a chunk into its blob; returns whether it has landed. If not, the store is to be asked."""
-        if await self._fetched(flight, landed, deadline, away):
+    async def fetch(self, flight: Flight, *, deadline: float, away: Callable[[], bool]) -> bool:
+        """Fetch a chunk into its blob; returns whether it is there. If not, the store is to be asked."""
+        if await self._fetched(flight, deadline, away):
             return True
         if self._is_of_others(flight.blob, flight.chunk):
             self.counts.store_chunks += 1
         return False
 
-    async def _fetched(
-        self, flight: Flight, landed: Callable[[Flight], None], deadline: float, away: Callable[[], bool]
-    ) -> bool:
+    async def _fetched(self, flight: Flight, deadline: float, away: Callable[[], bool]) -> bool:
         blob = flight.blob
         size = blob.length_of(flight.chunk)
         # Without room, the bytes come from the store: nothing could compare those of a member with the file's digest.
@@ -134,7 +130,6 @@ class FleetSource:
         if not written:
             return flight.done.is_set()
         self._came(blob, size)
-        landed(flight)
         return True
 
     def owners(self, blob: Blob, chunk: int, count: int = OWNERS) -> list[str]:

@@ -134,7 +134,7 @@ def _found(mount: Mount, *, depth: int, limit: int) -> dict[str, float]:
     shares = {}
     for model in sorted(sizes, key=lambda model: (-sizes[model], model))[:limit]:
         try:
-            rows, _ = rows_below(mount.mountpoint / model, None)
+            rows = rows_below(mount.mountpoint / model, None).rows
         except (NoSuchEntryError, NotPermittedError, StoreAccessError):
             continue  # deleted in the store, or the credentials of its tenant have ended
         whole = sum(row.size for row in rows.values())

@@ -44,7 +44,7 @@ class Aligned:
 
 def aligned(file: LocalFile) -> Aligned | LocalFile:
     """A safetensors file with aligned tensors: itself, if they are. Raises FormatError when it is malformed."""
-    source = _LocalSource(file)
+    source = LocalSource(file)
     table = safetensors.parse(source)
     length = int.from_bytes(source.read(0, 8), "little")
     base = 8 + length
@@ -72,10 +72,13 @@ def _alignment(nbytes: int) -> int:
     return min(PAGE, nbytes & -nbytes) if nbytes else PAGE
 
 
-class _LocalSource:
+class LocalSource:
+    """A file of this host, for a parser."""
+
     def __init__(self, file: LocalFile) -> None:
         self._file = file
         self.size = file.size
 
     def read(self, offset: int, length: int) -> bytes:
+        """At most *length* bytes from *offset* on."""
         return self._file.read_now(offset, min(length, max(0, self.size - offset)))

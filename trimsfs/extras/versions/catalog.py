@@ -34,11 +34,12 @@ class Contents:
 
 
 class Catalog:
-    """The objects in ``NAME/.trims-versions/`` of a model."""
+    """The objects in ``NAME/.trims-versions/`` of a model. *aws* is how the AWS command line reaches the store."""
 
-    def __init__(self, writer: Writer, name: str) -> None:
+    def __init__(self, writer: Writer, name: str, *, aws: str = "aws") -> None:
         self.writer = writer
         self.name = name
+        self.aws = aws
 
     def of(self, version: str) -> str:
         """A version, for messages."""

@@ -168,13 +168,19 @@ def _left_out(path: str) -> bool:
 
 
 async def check_hint(contents: Mapping[str, Content]) -> None:
-    """Raises ConfigurationError for a hint that no mount would understand."""
+    """Raises ConfigurationError for a hint that no mount would understand, or that names a file which is not there."""
     hint = contents.get(_HINT)
-    if hint is not None and (hint.size > LARGEST_HINT or hinted(await hint.read(0, hint.size)) is None):
+    if hint is None:
+        return
+    named = None if hint.size > LARGEST_HINT else hinted(await hint.read(0, hint.size))
+    if named is None:
         raise ConfigurationError(
             f'{_HINT}: not understood: write {{"prefetch": [FILE, ...]}} or {{"prefetch": false}}, in {LARGEST_HINT} '
             "bytes at most, or remove it"
         )
+    missing = next((name for name in named if name not in contents), None)
+    if missing is not None:
+        raise ConfigurationError(f"{_HINT}: names {missing}, which is not there: name files of the model, or remove it")
 
 
 def _fail(error: OSError) -> None:

@@ -39,9 +39,10 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """A version that readers see, and what this push sent of it."""
+    """A version that readers see, and what this push sent of it; *repeated* if it was published before."""
 
     manifest: Manifest
+    repeated: bool
     sent_files: int
     sent_bytes: int
 
@@ -65,6 +66,7 @@ async def publish(
     push = _Push(catalog, version, files, progress)
     push.manifest(dict.fromkeys(files, LONG_ETAG))  # before anything is uploaded
     manifest = await push.published()
+    repeated = manifest is not None
     if manifest is not None:
         await push.check_files(manifest)
     else:
@@ -75,7 +77,7 @@ async def publish(
             await push.upload()
             manifest = await push.make_manifest()
     await push.end_reservation()
-    return Publication(manifest=manifest, sent_files=push.sent_files, sent_bytes=push.sent_bytes)
+    return Publication(manifest=manifest, repeated=repeated, sent_files=push.sent_files, sent_bytes=push.sent_bytes)
 
 
 class _Push:

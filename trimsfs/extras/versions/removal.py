@@ -99,7 +99,7 @@ async def _check_no_alias(catalog: Catalog, name: str) -> None:
     alias = await catalog.alias(name)
     if alias is not None:
         key = f"{catalog.writer.location}/{formats.alias_key(catalog.name, name)}"
-        command = f"{'aws s3 rm' if key.startswith('s3://') else 'rm'} {shlex.quote(key)}"
+        command = f"{f'{catalog.aws} s3 rm' if key.startswith('s3://') else 'rm'} {shlex.quote(key)}"
         raise NoSuchEntryError(
             f"{catalog.of(name)}: is an alias of {alias[0].version}: name a version; `{command}` removes the alias"
         )

@@ -47,6 +47,7 @@ class Maintenance:
         """
         if self._state.directory.problem is not None:
             await self._wait_until_usable()
+        self._warn_of_limits()
         await self._sync_recorded()  # first: opens wait for it
         await self._recover()
         await self._space.keep()
@@ -69,6 +70,17 @@ class Maintenance:
                 synced = trio.current_time()
             if self._failing or self._state.journal.failing_s > PATIENCE_S:
                 await self._give_up()
+
+    def _warn_of_limits(self) -> None:
+        """Log what makes the cache hold nothing, or less than its limit says."""
+        budget = self._state.budget
+        with suppress(OSError):
+            too_small, size = budget.too_small(), budget.disk_bytes()
+            if too_small is not None:
+                log.warning("nothing is cached: %s", too_small)
+            elif budget.limit is not None and budget.limit > size:
+                path = self._state.directory.path
+                log.warning("cache directory %s: its file system has %d MiB, less than --cache-size", path, size >> 20)
 
     async def _rest(self) -> None:
         """Sleep until there is work, and for a moment longer, to batch it."""

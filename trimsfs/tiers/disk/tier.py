@@ -3,7 +3,7 @@
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn, TypeVar, TypeVarTuple
@@ -133,6 +133,22 @@ class DiskTier:
             refused_chunks=self.space.refusals,
             tenant_used_bytes={pool: self._budget.used_by(pool) for pool in self._quotas.pools() if pool},
         )
+
+    def too_small(self) -> str | None:
+        """Why the disk has no room for any model; None if it has, or shall have none, or if nobody can tell now."""
+        with suppress(OSError):  # the directory was removed
+            return self._budget.too_small()
+        return None
+
+    def disk_bytes(self) -> int | None:
+        """The size of the file system; None if nobody can tell now."""
+        with suppress(OSError):
+            return self._budget.disk_bytes()
+        return None
+
+    def quarantined(self) -> list[Blob]:
+        """The blobs whose bytes must not be served."""
+        return [blob for blob in self._state.blobs.values() if blob.health.quarantined]
 
     def known(self, token: str) -> Blob | None:
         """The blob of this token, if the tier knows it; else None."""

@@ -172,7 +172,8 @@ class HostTier:
         try:
             hosted.address = await in_thread(page_cache.lock, blob.fileno(), size)
         except OSError as error:
-            return f"{error.strerror}: raise the server's limit of locked memory (ulimit -l, LimitMEMLOCK=)"
+            remedy = "raise the server's limit of locked memory (ulimit -l, LimitMEMLOCK=)"
+            return f"{error.strerror}: {remedy} or, where that is not possible, give root CAP_SYS_RESOURCE"
         return None
 
     async def unpin(self, blob: Blob) -> None:

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
@@ -20,7 +21,7 @@ from trimsfs.extras.versions.difference import Change, Changed, Difference, Vers
 from trimsfs.extras.versions.location import Location, parse_version
 from trimsfs.formats.fingerprints import Fingerprint
 from trimsfs.stores.base import Store
-from trimsfs.stores.open import open_store
+from trimsfs.stores.open import directory_of, open_store
 from trimsfs.stores.retrying import Retrying
 
 _SIGNS: dict[Change, str] = {"equal": "=", "changed": "~", "added": "+", "removed": "-", "unknown": "?"}
@@ -42,7 +43,7 @@ _MOST_SHOWN = 20
 def diff(first: str, second: str, tensors: bool, as_json: bool, reach: dict[str, Any]) -> None:
     """Show how two versions differ, by file and by tensor. A and B may be aliases.
 
-    Also how many bytes a host that has A fetches and stores for B.
+    Also how many bytes a host that has A fetches and stores for B; with --share-chunks, if both are of one model.
 
     trimsfs compares the fingerprints that a push has left. Where there are none, as after an import that was
     interrupted, it reads the headers of safetensors files, and compares names, types and shapes of tensors.
@@ -51,16 +52,30 @@ def diff(first: str, second: str, tensors: bool, as_json: bool, reach: dict[str,
     (a, before), (b, after) = (
         run_on_catalog(partial(_version, location=location, reach=reach), location, reach) for location in (one, other)
     )
+    related = _model(one) == _model(other)
+    same = related and a == b
     difference = compare(before, after)
     if as_json:
-        click.echo(json.dumps({"first": a, "second": b, **asdict(difference)}, indent=2))
+        told = {"first": a, "second": b, **asdict(difference)}
+        told |= {} if related else {"missing_bytes": None, "shared_bytes": None}
+        told |= {"fetched_bytes": 0} if same else {}
+        click.echo(json.dumps(told, indent=2))
         return
     for location, version in ((one, a), (other, b)):
         if location.version != version:
             say(f"{location.version} leads to {version}")
+    if same:
+        say("the same version")
+        return
     _show_files(difference)
     _show_tensors(difference, None if tensors else _MOST_SHOWN)
-    _show_bytes(difference)
+    _show_bytes(difference, related=related)
+
+
+def _model(location: Location) -> tuple[Path | str, str]:
+    """What tells models apart: mounts share chunks among the versions of one model only."""
+    root = directory_of(location.store)
+    return location.store if root is None else root.resolve(), location.name
 
 
 async def _version(catalog: Catalog, location: Location, reach: dict[str, Any]) -> tuple[str, Version]:
@@ -120,9 +135,12 @@ def _counts(changes: tuple[Changed, ...]) -> str:
     return ", ".join(f"{counts[change]} {words.get(change, change)}" for change in _SIGNS if counts[change]) or "none"
 
 
-def _show_bytes(difference: Difference) -> None:
+def _show_bytes(difference: Difference, *, related: bool) -> None:
     fetched, shared = difference.fetched_bytes, difference.shared_bytes
     say(f"different: {decimal(difference.different_bytes)} of {decimal(fetched)}")
+    if not related:
+        say(f"a host that has A fetches {decimal(fetched)} for B, and stores as much: they are of two models")
+        return
     stored = "an unknown part of that" if shared is None else decimal(fetched - shared)
     say(f"a host that has A fetches {decimal(fetched)} for B; with --share-chunks {decimal(difference.missing_bytes)}")
     say(f"in its cache, B takes {decimal(fetched)}; with --share-chunks {stored}")

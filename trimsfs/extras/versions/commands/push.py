@@ -1,6 +1,7 @@
 """``trimsfs push`` and ``import``: publish a version of a model."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,12 +14,18 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from trimsfs.cli.gpu import counted
-from trimsfs.cli.output import reported, say
+from trimsfs.cli.output import fail, reported, say
 from trimsfs.command_group import complete_path, examples
 from trimsfs.errors import ConfigurationError
-from trimsfs.extras.versions.alignment import aligned
+from trimsfs.extras.versions.alignment import LocalSource, aligned
 from trimsfs.extras.versions.catalog import Catalog
-from trimsfs.extras.versions.commands.store_options import MOST_REQUESTS, run_on_catalog, single_writer, store_options
+from trimsfs.extras.versions.commands.store_options import (
+    MOST_REQUESTS,
+    SEEN,
+    run_on_catalog,
+    single_writer,
+    store_options,
+)
 from trimsfs.extras.versions.content import (
     Bytes,
     Content,
@@ -32,11 +39,15 @@ from trimsfs.extras.versions.description import SAFETENSORS, describe
 from trimsfs.extras.versions.location import Location, parse_new
 from trimsfs.extras.versions.push import Publication, content_id, publish
 from trimsfs.extras.versions.removal import expire
+from trimsfs.formats import safetensors
 from trimsfs.formats.table import FormatError
 from trimsfs.options import load_options
 from trimsfs.stores.open import directory_of, open_store
 from trimsfs.stores.retrying import Retrying
 from trimsfs.text import printable
+
+Signer = Callable[[str, Mapping[str, str]], bytes]
+"""Makes a signed manifest of a model's name and the SHA-256s of its files by path."""
 
 SIGNATURE = "model.sig"
 _AUTOMATIC = 12
@@ -56,7 +67,7 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
         "trimsfs push ./llama /srv/models/llama",
     )
 )
-@click.argument("directory", metavar="DIR", type=Path, shell_complete=complete_path)
+@click.argument("source", metavar="DIR", shell_complete=complete_path)
 @click.argument("target", metavar="STORE/NAME[:VERSION]")
 @click.option(
     "--align", is_flag=True, help="Lay out safetensors so that tensors of whole pages begin at multiples of 4 KiB."
@@ -70,7 +81,7 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @store_options
 @reported
 def push(
-    directory: Path,
+    source: str,
     target: str,
     align: bool,
     key: Path | None,
@@ -86,19 +97,22 @@ def push(
     Readers see all files of the version at once, when the push ends. A version never changes. If a push is interrupted,
     the same command uploads what is missing. Hidden files are left out, but for .trims-prefetch.json.
     """
-    location = parse_new(target)
+    _check_order(source, target)
+    signed = _signer(key) if key is not None else None  # before anything is read: it may be missing
+    directory, location = Path(source), parse_new(target)
     files, hidden = files_of_directory(directory)
     _check_apart(directory, location)
     if key is None and align and SIGNATURE in files:
         raise ConfigurationError(f"{directory / SIGNATURE}: --align changes what it signs: sign anew with --sign KEY")
     contents: dict[str, Content] = {path: _laid_out(file, align) for path, file in files.items()}
-    if key is not None:
+    if signed is not None:
         contents.pop(SIGNATURE, None)
 
     async def act(catalog: Catalog) -> tuple[Location, Publication]:
-        return await _publish(catalog, location, contents, key, conditions=not single_writer, bar=not quiet)
+        return await _publish(catalog, location, contents, signed, conditions=not single_writer, bar=not quiet)
 
-    published = run_on_catalog(act, location, reach, conditions=not single_writer)
+    with _repeatable():
+        published = run_on_catalog(act, location, reach, conditions=not single_writer)
     _tell(*published, hidden, quiet=quiet, as_json=as_json)
 
 
@@ -151,8 +165,40 @@ def import_(
         finally:
             await store.aclose()
 
-    published = run_on_catalog(act, location, reach, conditions=not single_writer)
+    with _repeatable():
+        published = run_on_catalog(act, location, reach, conditions=not single_writer)
     _tell(*published, left_out, quiet=quiet, as_json=as_json)
+
+
+def _check_order(source: str, target: str) -> None:
+    """Raises ConfigurationError when the arguments are swapped, or what is to be pushed is a store."""
+    if os.path.exists(source):
+        return
+    if os.path.isdir(target):
+        raise ConfigurationError(f"{source}: no such directory: DIR comes first: `trimsfs push {target} {source}`")
+    if "://" in source:
+        verb = "import" if "://" in target else "push"
+        first, second = (source, target) if verb == "import" else (target, source)
+        raise ConfigurationError(f"{source} is a store, not a directory: write `trimsfs {verb} {first} {second}`")
+
+
+def _signer(key: Path) -> Signer:
+    """What signs files with a private key. Raises ConfigurationError, also without the package for it."""
+    try:
+        from trimsfs.extras.signatures.signed_manifest import load_private_key, sign  # noqa: PLC0415 - its package is an extra
+    except ImportError as error:
+        raise ConfigurationError(f"option --sign: {error}: pip install 'trimsfs[signatures]'") from None
+    private = load_private_key(key)
+    return lambda name, digests: sign(private, name, digests)
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """A block after whose interruption the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        fail(KeyboardInterrupt.__name__, "interrupted: the same command uploads what is missing")
 
 
 def _check_apart(directory: Path, location: Location) -> None:
@@ -163,10 +209,14 @@ def _check_apart(directory: Path, location: Location) -> None:
 
 
 def _laid_out(file: LocalFile, align: bool) -> Content:
-    if not align or file.path.suffix != SAFETENSORS:
+    """A file as it is pushed. Raises ConfigurationError for safetensors that are cut short or otherwise malformed."""
+    if file.path.suffix != SAFETENSORS:
         return file
     try:
-        return aligned(file)
+        if align:
+            return aligned(file)
+        safetensors.parse(LocalSource(file))
+        return file
     except FormatError as error:
         raise ConfigurationError(f"{file.path}: not valid safetensors: {error}") from None
 
@@ -175,20 +225,18 @@ async def _publish(
     catalog: Catalog,
     location: Location,
     contents: Mapping[str, Content],
-    key: Path | None,
+    signed: Signer | None,
     *,
     conditions: bool,
     bar: bool,
 ) -> tuple[Location, Publication]:
-    """Publish contents, signed with a *key*; where, and what was done."""
+    """Publish contents, and what *signed* makes of their digests; where, and what was done."""
     await check_hint(contents)
     with _progress("reading", total(contents), bar) as progress:
         files = await describe(contents, progress)
-    if key is not None:
-        from trimsfs.extras.signatures.signed_manifest import load_private_key, sign  # noqa: PLC0415 - its package is an extra
-
+    if signed is not None:
         digests = {path: file.sha256 for path, file in files.items()}
-        files |= await describe({SIGNATURE: Bytes(sign(load_private_key(key), location.name, digests))})
+        files |= await describe({SIGNATURE: Bytes(signed(location.name, digests))})
     version = location.version or content_id(files)[:_AUTOMATIC]
     location = Location(store=location.store, name=location.name, version=version)
     await expire(catalog)
@@ -224,4 +272,8 @@ def _tell(location: Location, publication: Publication, hidden: Sequence[str], *
         say(f"trimsfs: left out {counted(len(hidden), 'hidden name')}: {', '.join(named)}", error=True)
     if not quiet:
         size = f"{counted(len(manifest.files), 'file')}, {decimal(manifest.size)}"
+        if publication.repeated:
+            say(f"{location}: already published, {size}")
+            return
         say(f"{location}: published, {size}, of which {decimal(publication.sent_bytes)} were uploaded now")
+        say(SEEN)

@@ -15,7 +15,7 @@ from trimsfs.errors import ConfigurationError, NoSuchEntryError
 from trimsfs.extras.versions import alias as aliases
 from trimsfs.extras.versions import removal
 from trimsfs.extras.versions.catalog import Catalog, Contents
-from trimsfs.extras.versions.commands.store_options import run_on_catalog, single_writer, store_options
+from trimsfs.extras.versions.commands.store_options import SEEN, run_on_catalog, single_writer, store_options
 from trimsfs.extras.versions.location import parse_model, parse_version
 from trimsfs.formats import versions as formats
 from trimsfs.formats.table import FormatError
@@ -81,6 +81,9 @@ def _described(contents: Contents) -> dict[str, object]:
                 "bytes": manifest.size,
                 "created": formats.text(manifest.created),
                 "removed": version in contents.removed,
+                "kept_until": formats.text(contents.removed[version].delete_after)
+                if version in contents.removed
+                else None,
             }
             for version, manifest in contents.manifests.items()
         ],
@@ -108,7 +111,10 @@ def alias(model: str, alias: str, version: str, single_writer: bool, reach: dict
     """
     name, target, conditions = _checked(check_alias, alias), _checked(check_version, version), not single_writer
     move = partial(aliases.move, alias=name, version=target, conditions=conditions)
-    _tell(alias, run_on_catalog(move, parse_model(model), reach, conditions=conditions))
+    moved = run_on_catalog(move, parse_model(model), reach, conditions=conditions)
+    _tell(alias, moved)
+    if not moved.history:  # a name that mounts may not know
+        say(SEEN)
 
 
 @click.command(epilog=examples("trimsfs rollback s3://my-models/llama prod"))
