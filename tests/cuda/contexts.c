@@ -18,7 +18,6 @@ static struct context *make(int device)
 		return NULL;
 	context->device = device;
 	context->default_stream = (struct stream){.context = context, .legacy = true};
-	context->thread_stream = (struct stream){.context = context};
 	context->next = contexts;
 	contexts = context;
 	return context;

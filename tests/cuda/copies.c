@@ -7,12 +7,12 @@
 /* A true driver may stage this much pageable memory and return before the device has it. */
 #define STAGED_LIMIT ((size_t)64 << 10)
 
-enum side { HOST, DEVICE, EITHER };
+enum side { HOST, DEVICE };
 
 /* Tell whether an address is device memory. Checks it before anything happens, as a true driver does. */
 static CUresult look(uintptr_t address, size_t size, enum side side, bool *device)
 {
-	*device = side != HOST && is_device(address, size);
+	*device = side == DEVICE && is_device(address, size);
 	return side == DEVICE && !*device ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
 }
 
@@ -60,56 +60,42 @@ static CUresult fill(CUdeviceptr to, unsigned char value, size_t size, CUstream 
 	return result != CUDA_SUCCESS || size == 0 ? result : submit(&operation, false);
 }
 
-/* Each function has a variant for programs with a default stream per thread. */
-#define VARIANTS(suffix, stream) \
-	API CUresult cuMemcpy##suffix(CUdeviceptr to, CUdeviceptr from, size_t size) \
-	{ \
-		return copy(to, EITHER, from, EITHER, size, stream, true); \
-	} \
-	API CUresult cuMemcpyHtoD_v2##suffix(CUdeviceptr to, const void *from, size_t size) \
-	{ \
-		return copy(to, DEVICE, (uintptr_t)from, HOST, size, stream, true); \
-	} \
-	API CUresult cuMemcpyDtoH_v2##suffix(void *to, CUdeviceptr from, size_t size) \
-	{ \
-		return copy((uintptr_t)to, HOST, from, DEVICE, size, stream, true); \
-	} \
-	API CUresult cuMemcpyDtoD_v2##suffix(CUdeviceptr to, CUdeviceptr from, size_t size) \
-	{ \
-		return copy(to, DEVICE, from, DEVICE, size, stream, true); \
-	} \
-	API CUresult cuMemsetD8_v2##suffix(CUdeviceptr to, unsigned char value, size_t count) \
-	{ \
-		return fill(to, value, count, stream); \
-	}
+API CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, size_t size)
+{
+	return copy(to, DEVICE, (uintptr_t)from, HOST, size, NULL, true);
+}
 
-#define THREAD_STREAM ((CUstream)2)
-#define OWN(stream) ((stream) == NULL ? THREAD_STREAM : (stream))
-#define SAME(stream) (stream)
+API CUresult cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t size)
+{
+	return copy((uintptr_t)to, HOST, from, DEVICE, size, NULL, true);
+}
 
-#define ASYNC_VARIANTS(suffix, meant) \
-	API CUresult cuMemcpyAsync##suffix(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream) \
-	{ \
-		return copy(to, EITHER, from, EITHER, size, meant(stream), false); \
-	} \
-	API CUresult cuMemcpyHtoDAsync_v2##suffix(CUdeviceptr to, const void *from, size_t size, CUstream stream) \
-	{ \
-		return copy(to, DEVICE, (uintptr_t)from, HOST, size, meant(stream), false); \
-	} \
-	API CUresult cuMemcpyDtoHAsync_v2##suffix(void *to, CUdeviceptr from, size_t size, CUstream stream) \
-	{ \
-		return copy((uintptr_t)to, HOST, from, DEVICE, size, meant(stream), false); \
-	} \
-	API CUresult cuMemcpyDtoDAsync_v2##suffix(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream) \
-	{ \
-		return copy(to, DEVICE, from, DEVICE, size, meant(stream), false); \
-	} \
-	API CUresult cuMemsetD8Async##suffix(CUdeviceptr to, unsigned char value, size_t count, CUstream stream) \
-	{ \
-		return fill(to, value, count, meant(stream)); \
-	}
+API CUresult cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t size)
+{
+	return copy(to, DEVICE, from, DEVICE, size, NULL, true);
+}
 
-VARIANTS(, NULL)
-VARIANTS(_ptds, THREAD_STREAM)
-ASYNC_VARIANTS(, SAME)
-ASYNC_VARIANTS(_ptsz, OWN)
+API CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t size, CUstream stream)
+{
+	return copy(to, DEVICE, (uintptr_t)from, HOST, size, stream, false);
+}
+
+API CUresult cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t size, CUstream stream)
+{
+	return copy((uintptr_t)to, HOST, from, DEVICE, size, stream, false);
+}
+
+API CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream)
+{
+	return copy(to, DEVICE, from, DEVICE, size, stream, false);
+}
+
+API CUresult cuMemsetD8_v2(CUdeviceptr to, unsigned char value, size_t count)
+{
+	return fill(to, value, count, NULL);
+}
+
+API CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t count, CUstream stream)
+{
+	return fill(to, value, count, stream);
+}

@@ -133,7 +133,7 @@ struct context {
 	bool destroyed;
 	unsigned references;
 	_Atomic(CUresult) error; /* sticky, as with a true driver: the process must be restarted */
-	struct stream default_stream, thread_stream;
+	struct stream default_stream;
 	struct context *next;
 };
 
@@ -188,7 +188,6 @@ struct operation {
 	bool fill; /* else a copy */
 	struct stream *stream;
 	uint64_t sequence;
-	bool asked;
 	uintptr_t to, from;
 	bool to_device, from_device;
 	size_t size;
@@ -203,8 +202,6 @@ CUresult submit(const struct operation *operation, bool wait);
 CUresult finish(struct stream *stream);
 CUresult finish_context(struct context *context);
 void finish_device_of(uintptr_t address);
-CUresult inquire(struct stream *stream);
 CUresult perform(const struct operation *operation);
-bool stands_still(int device);
 
 #endif

@@ -6,9 +6,7 @@
  * order that streams allow. Nobody who holds one engine waits for another, so a paused device delays only those who
  * wait for it.
  */
-#include <errno.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include "emulated.h"
 
@@ -174,30 +172,4 @@ void finish_device_of(uintptr_t address)
 	pthread_mutex_unlock(&tables);
 	if (range != NULL)
 		run_now(&choice);
-}
-
-/*
- * Whether a stream has come so far. The first query of an operation says "not ready", the second runs it. So programs
- * see both answers, and polling ends. A query never waits for a paused device.
- */
-CUresult inquire(struct stream *stream)
-{
-	struct choice choice = everything(stream);
-	struct engine *engine = &engines[choice.device];
-	bool pending = false, known = !stands_still(choice.device);
-
-	if (pthread_mutex_trylock(&engine->mutex) == EBUSY)
-		return CUDA_ERROR_NOT_READY;
-	pthread_mutex_lock(&tables);
-	for (struct operation *operation = engine->first; operation != NULL; operation = operation->next)
-		if (chosen(&choice, operation)) {
-			pending = true;
-			known = known && operation->asked;
-			operation->asked = true;
-		}
-	pthread_mutex_unlock(&tables);
-	if (pending && known)
-		run(&choice);
-	pthread_mutex_unlock(&engine->mutex);
-	return !pending || known ? stream->context->error : CUDA_ERROR_NOT_READY;
 }

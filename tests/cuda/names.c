@@ -6,7 +6,6 @@
 
 #include "emulated.h"
 
-#define PER_THREAD_DEFAULT_STREAM 2ull
 #define SYMBOL_NOT_FOUND 1
 
 static const struct {
@@ -99,33 +98,21 @@ static const char *suffix(const char *name, int version)
 	return "";
 }
 
-static void *find(void *library, const char *name, const char *version, const char *variant)
-{
-	char symbol[128];
-
-	snprintf(symbol, sizeof(symbol), "%s%s%s", name, version, variant);
-	return dlsym(library, symbol);
-}
-
 API CUresult cuGetProcAddress_v2(const char *name, void **function, int version, uint64_t flags, int *status)
 {
+	char symbol[128];
 	Dl_info self;
 	void *library = NULL;
 
+	(void)flags;
 	if (name == NULL || function == NULL)
 		return CUDA_ERROR_INVALID_VALUE;
 	*function = NULL;
 	if (dladdr(VERSIONS, &self) != 0)
 		library = dlopen(self.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
-	const char *meant = suffix(name, version);
-	if (library != NULL && strncmp(name, "cu", 2) == 0) {
-		if ((flags & PER_THREAD_DEFAULT_STREAM) != 0)
-			*function = find(library, name, meant, "_ptsz");
-		if ((flags & PER_THREAD_DEFAULT_STREAM) != 0 && *function == NULL)
-			*function = find(library, name, meant, "_ptds");
-		if (*function == NULL)
-			*function = find(library, name, meant, "");
-	}
+	snprintf(symbol, sizeof(symbol), "%s%s", name, suffix(name, version));
+	if (library != NULL && strncmp(name, "cu", 2) == 0)
+		*function = dlsym(library, symbol);
 	if (library != NULL)
 		dlclose(library);
 	if (status != NULL)

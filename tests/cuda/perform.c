@@ -19,14 +19,6 @@ static double now_ms(void)
 	return (double)time.tv_sec * 1e3 + (double)time.tv_nsec / 1e6;
 }
 
-/* Whether tests have paused a device; a lost device, or one without its kernel driver, is not paused. */
-bool stands_still(int device)
-{
-	const struct device_registers *registered = &registers->device[device];
-
-	return registered->paused && !registered->lost && !kernel_is_gone();
-}
-
 /* Sleep until a copy that began at start_ms is due at the speed set by tests, and while they pause the device. */
 static void dawdle(const struct device_registers *device, double start_ms, size_t bytes)
 {
@@ -131,10 +123,8 @@ static CUresult copy(const struct operation *operation)
 			TRY(move(to, from, &size, buffers[operation->stream->context->device]));
 		else if (operation->to_device)
 			TRY(transfer(to, from, &size, true));
-		else if (operation->from_device)
-			TRY(transfer(from, to, &size, false));
 		else
-			memmove((void *)to, (const void *)from, size);
+			TRY(transfer(from, to, &size, false));
 	}
 	return CUDA_SUCCESS;
 }

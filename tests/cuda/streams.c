@@ -4,7 +4,6 @@
 #include "emulated.h"
 
 #define LEGACY ((CUstream)1)
-#define THREAD ((CUstream)2)
 
 static struct stream *streams;
 
@@ -16,10 +15,6 @@ CUresult find_stream(struct stream *handle, struct stream **stream)
 	TRY(current(&context));
 	if (handle == NULL || handle == LEGACY) {
 		*stream = &context->default_stream;
-		return CUDA_SUCCESS;
-	}
-	if (handle == THREAD) {
-		*stream = &context->thread_stream;
 		return CUDA_SUCCESS;
 	}
 	for (*stream = streams; *stream != NULL; *stream = (*stream)->next)
@@ -67,7 +62,7 @@ API CUresult cuStreamDestroy_v2(CUstream handle)
 {
 	struct stream *stream;
 
-	if (handle == NULL || handle == LEGACY || handle == THREAD)
+	if (handle == NULL || handle == LEGACY)
 		return CUDA_ERROR_INVALID_HANDLE;
 	TRY(resolve(handle, &stream));
 	finish(stream);
@@ -86,28 +81,4 @@ API CUresult cuStreamSynchronize(CUstream handle)
 
 	TRY(resolve(handle, &stream));
 	return finish(stream);
-}
-
-API CUresult cuStreamQuery(CUstream handle)
-{
-	struct stream *stream;
-
-	TRY(resolve(handle, &stream));
-	return inquire(stream);
-}
-
-/* For programs with a default stream per thread. Here, all threads of a context share that one. */
-static CUstream own(CUstream handle)
-{
-	return handle == NULL ? THREAD : handle;
-}
-
-API CUresult cuStreamSynchronize_ptsz(CUstream handle)
-{
-	return cuStreamSynchronize(own(handle));
-}
-
-API CUresult cuStreamQuery_ptsz(CUstream handle)
-{
-	return cuStreamQuery(own(handle));
 }

@@ -119,9 +119,8 @@ def test_fills_and_copies_of_a_stream_are_done_in_order(
     assert process.read(pointer + size - 2, 2) == "0304"
 
 
-@pytest.mark.parametrize("per_thread", [False, True])
-def test_fills_of_the_default_stream_are_done_in_order(kernel: KernelDriver, start: Start, *, per_thread: bool) -> None:
-    process = start(0, {"CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM": str(int(per_thread))})
+def test_fills_of_the_default_stream_are_done_in_order(kernel: KernelDriver, start: Start) -> None:
+    process = start()
     pointer, buffer = process.call("cuMemAlloc", MIB), process.call("cuMemHostAlloc", MIB, 0)
     (allocation,) = kernel.allocations()
     process.fill_host(buffer, 1, MIB)
@@ -138,25 +137,6 @@ def test_what_fills_are_refused_for(process_and_memory: tuple[CudaProcess, int])
     for at, count in ((pointer, size + 1), (pointer - 1, 2)):
         assert process.outcome("cuMemsetD8", at, 1, count) == "CUDA_ERROR_INVALID_VALUE"
     assert process.read(pointer, 1) + process.read(pointer + size - 1, 1) == UNTOUCHED * 2
-
-
-def test_who_asks_sees_it_unfinished_and_then_done(start: Start) -> None:
-    process = start()
-    pointer, stream = process.call("cuMemAlloc", MIB), process.call("cuStreamCreate", NON_BLOCKING)
-    process.outcome("cuMemsetD8Async", pointer, 1, MIB, stream)
-    assert process.outcome("cuStreamQuery", stream) == "CUDA_ERROR_NOT_READY"
-    assert process.outcome("cuStreamQuery", stream) == "CUDA_SUCCESS"
-    assert process.read(pointer, 1) == "01"
-
-
-def test_programs_may_choose_the_default_stream_of_threads(start: Start) -> None:
-    process = start(0, {"CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM": "1"})
-    pointer, buffer = process.call("cuMemAlloc", MIB), process.call("cuMemHostAlloc", MIB, 0)
-    process.fill_host(buffer, 1, MIB)
-    process.outcome("cuMemcpyHtoDAsync", pointer, buffer, MIB, DEFAULT)
-    assert process.outcome("cuStreamQuery", DEFAULT) == "CUDA_ERROR_NOT_READY"
-    process.outcome("cuStreamSynchronize", DEFAULT)
-    assert process.read(pointer, 1) == "01"
 
 
 def test_a_failed_copy_is_told_of_when_it_is_waited_for(start: Start) -> None:
@@ -240,16 +220,6 @@ def test_copies_within_two_devices_at_once(kernel: KernelDriver, start: Start) -
     assert sorted(process.joined()) == ["0101", "0202"]
     for device, (allocation,) in enumerate(device.allocations() for device in kernel.devices):
         assert kernel.read(allocation.number, 0, 8 * MIB) == bytes([1 + device]) * (8 * MIB)
-
-
-def test_who_asks_does_not_wait_for_a_device_that_stands_still(kernel: KernelDriver, start: Start) -> None:
-    process = start()
-    pointer, stream = process.call("cuMemAlloc", MIB), process.call("cuStreamCreate", NON_BLOCKING)
-    process.outcome("cuMemcpyDtoDAsync", pointer, pointer + 4096, 4096, stream)
-    with kernel.devices[0].paused():
-        for _ in range(3):
-            assert process.outcome("cuStreamQuery", stream) == "CUDA_ERROR_NOT_READY"
-    assert process.outcome("cuStreamQuery", stream) == "CUDA_SUCCESS"
 
 
 def test_copies_can_be_caught_in_the_middle(kernel: KernelDriver, start: Start) -> None:
