@@ -281,4 +281,5 @@ def chosen_mounts(names: tuple[str, ...], directory: Path, *, exact: bool = Fals
 
 def _check_mounted(mount: NamedMount) -> None:
     if trimsfs_at(mount.mountpoint) is None:
-        raise NotMountedError(f"{mount.name}: no trimsfs mount at {mount.mountpoint}")
+        remedy = f"`mountctl up {mount.name}`" if mount.file is not None else "mount it with `trimsfs mount`"
+        raise NotMountedError(f"{mount.name}: no trimsfs mount at {mount.mountpoint}: {remedy}")

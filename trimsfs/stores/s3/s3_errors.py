@@ -116,6 +116,10 @@ def _tls_error(error: botocore.exceptions.SSLError, ca_file: str) -> TransientSt
             f"the certificate of {host} is not trusted by the CA file {ca_file}: {reason}: set AWS_CA_BUNDLE, or "
             "ca_bundle in the AWS configuration, to a file with the CA that has signed it"
         )
+    if "NO_CERTIFICATE_OR_CRL_FOUND" in said:
+        return StoreNotTrustedError(
+            f"CA file {ca_file}: has no certificate in PEM: correct the path in AWS_CA_BUNDLE or ca_bundle"
+        )
     _, unusable, why = said.partition(" [Errno ")
     if unusable:
         return StoreNotTrustedError(
