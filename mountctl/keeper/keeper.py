@@ -30,7 +30,7 @@ from mountctl.keeper.kept_mount import KeptMount
 from mountctl.keeper.loop import STOP_SIGNALS, Loop, handled_in_loop
 from mountctl.keeper.phase import Phase
 from mountctl.keeper.reporter import Reporter
-from mountctl.keeper.servers.crew import Crew
+from mountctl.keeper.servers.active_and_standby import Crew
 from mountctl.keeper.servers.server_process import ServerProcess
 from mountctl.keeper.servers.server_source import Order, ServerSource
 from mountctl.linux import mounting

@@ -22,8 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.mounts import wait_until
 from trimsfs.errors import ConfigurationError
 from trimsfs.extras.exporter.exporter import listen, read_token
-from trimsfs.extras.exporter.exposition import merged, parsed, total
 from trimsfs.extras.exporter.history import INTERVAL_S, MOST_MOUNTS, SAMPLES, History
+from trimsfs.extras.exporter.merged_metrics import merged, parsed, total
 from trimsfs.extras.exporter.mounts import Mounts
 from trimsfs.extras.exporter.scraper import LONGEST, Scraper, scrape_forever
 from trimsfs.extras.exporter.status_page import MOST_MODELS, status

@@ -166,7 +166,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         ("grpc", "mountctl.extras.csi"),
         ("huggingface_hub", "trimsfs.extras.stores.huggingface"),
         ("opentelemetry", "trimsfs.extras.tracing.otlp"),
-        ("prometheus_client", ("trimsfs.control.metrics", "trimsfs.extras.exporter.exposition")),
+        ("prometheus_client", ("trimsfs.control.metrics", "trimsfs.extras.exporter.merged_metrics")),
         ("pyfuse3", "trimsfs.fuse"),
         ("sqlite3", "trimsfs.tiers"),
         ("xattr", "trimsfs.client.file_attributes"),

@@ -188,7 +188,7 @@ async def test_the_end_of_a_server_waits_for_no_comparison(
     serving: Serving, store: MemoryStore, contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for most in ("SMALL", "TINY"):  # or the server computes it itself
-        monkeypatch.setattr(f"trimsfs.integrity.compare.{most}", 1000)
+        monkeypatch.setattr(f"trimsfs.integrity.digest_comparison.{most}", 1000)
     store.digests["b"] = digest_of(contents["b"], "sha256")
     compares = trio.Event()
 

@@ -25,10 +25,10 @@ from trimsfs.errors import (
 )
 from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.fetcher import Fetcher
-from trimsfs.integrity.compare import MOST_ATTEMPTS, Comparer
+from trimsfs.integrity.chunk_checks import Repair, held
 from trimsfs.integrity.deferred import RETRY_INTERVAL_S, DeferredComparisons, Pace, Retries, not_yet
+from trimsfs.integrity.digest_comparison import MOST_ATTEMPTS, Comparer
 from trimsfs.integrity.quarantine import Quarantine
-from trimsfs.integrity.repair import Repair, held
 from trimsfs.integrity.scrub import Scrubber
 from trimsfs.namespace.derived import model_key
 from trimsfs.opening.passthrough import Passthrough

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import trio
 
 from trimsfs.errors import TrimsError
-from trimsfs.integrity.repair import Repair
+from trimsfs.integrity.chunk_checks import Repair
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.types import Generation

@@ -13,7 +13,6 @@ from trimsfs.errors import (
     StoreUnavailableError,
 )
 from trimsfs.handover.ledger import Ledger
-from trimsfs.namespace.directories import Directories
 from trimsfs.namespace.directory import (
     LEAST_ASKED,
     LONG_AGO,
@@ -23,6 +22,7 @@ from trimsfs.namespace.directory import (
 from trimsfs.namespace.inodes import IN_THE_STORE, Inode, InodeKind, Inodes, is_below
 from trimsfs.namespace.inquiries import PAGES_LIMIT, Inquiries
 from trimsfs.namespace.kept_listings import KeptListings
+from trimsfs.namespace.known_directories import Directories
 from trimsfs.namespace.listing import Entry, Listing, NonObject, possible
 from trimsfs.origins import ByPath, Origins, by_path
 from trimsfs.stores.base import Store

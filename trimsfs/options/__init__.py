@@ -2,7 +2,7 @@
 
 from trimsfs.options.eviction import Eviction
 from trimsfs.options.fleet_options import FLEET_DIRECTORY, FLEET_REPORTS, FLEET_SOCKET, FLEET_USER, FLEET_USERS_REMEDY
-from trimsfs.options.former import ENVIRONMENT_PREFIX, FORMER, ordered_options
+from trimsfs.options.former_options import ENVIRONMENT_PREFIX, FORMER, ordered_options
 from trimsfs.options.places import Place, directories, places
 from trimsfs.options.schema import (
     FLAGS,

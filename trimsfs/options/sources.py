@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from trimsfs.errors import ConfigurationError
-from trimsfs.options.former import COMMAND_LINE, ENVIRONMENT, ENVIRONMENT_PREFIX, FORMER, refuse_former
+from trimsfs.options.former_options import COMMAND_LINE, ENVIRONMENT, ENVIRONMENT_PREFIX, FORMER, refuse_former
 from trimsfs.options.schema import SCALARS, TABLES, MountOptions, flag
 from trimsfs.options.size import too_small
 from trimsfs.options.store_settings import PASSWORD

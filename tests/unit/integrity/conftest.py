@@ -29,7 +29,7 @@ def store(content: bytes, monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
     """A model that is too large for any digest to be computed at once."""
     monkeypatch.setattr("trimsfs.integrity.integrity.SMALL", 1000)
     for most in ("SMALL", "TINY"):
-        monkeypatch.setattr(f"trimsfs.integrity.compare.{most}", 1000)
+        monkeypatch.setattr(f"trimsfs.integrity.digest_comparison.{most}", 1000)
     return MemoryStore({"a": content, "b": content_of("b", len(content)), "small": content[:1000], "empty": b""})
 
 

@@ -14,8 +14,8 @@ from tests.support.served import FakeBacking, Server, Serving
 from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import digest_of, opened
 from trimsfs.errors import BlobDamagedError, ObjectChangedError, StoreUnavailableError
-from trimsfs.integrity.compare import MOST_FRUITLESS
 from trimsfs.integrity.deferred import RETRY_INTERVAL_S
+from trimsfs.integrity.digest_comparison import MOST_FRUITLESS
 from trimsfs.stores.digests import Algorithm, Digest
 
 # Comparing with the store

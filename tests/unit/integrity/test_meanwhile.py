@@ -13,7 +13,7 @@ from tests.support.served import FakeBacking, Serving
 from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import comes_right, digest_of, down, opened
 from trimsfs.errors import StoreUnavailableError, TrimsError
-from trimsfs.integrity import repair
+from trimsfs.integrity import chunk_checks as repair
 from trimsfs.stores.digests import compute
 
 
@@ -32,7 +32,7 @@ async def test_a_comparison_while_other_bytes_are_written_does_not_count(
         assert gate.wait(20)
         real(*arguments)
 
-    monkeypatch.setattr("trimsfs.integrity.repair._copy", copy)
+    monkeypatch.setattr("trimsfs.integrity.chunk_checks._copy", copy)
     async with serving() as server:
         handle = await opened(server)
         await until(lambda: server.integrity.statistics().to_compare == 1)
@@ -159,7 +159,7 @@ async def test_a_fetch_that_fails_does_not_leave_other_bytes_in_a_chunk_that_has
             assert gate.wait(20)
         real(*arguments)
 
-    monkeypatch.setattr("trimsfs.integrity.repair._copy", copy)
+    monkeypatch.setattr("trimsfs.integrity.chunk_checks._copy", copy)
     async with serving(backing=None, cold_open="stream") as server:
         handle = await server.open("a")
         assert await server.read(handle) == content

@@ -16,7 +16,7 @@ from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import digest_of, down, opened
 from trimsfs.errors import BlobDamagedError, InUseError, StoreUnavailableError, TransientStoreError
 from trimsfs.handover.ledger import Ledger
-from trimsfs.integrity.repair import held
+from trimsfs.integrity.chunk_checks import held
 from trimsfs.tiers.mapping import mapped
 
 

@@ -13,7 +13,7 @@ from tests.support.served import Serving, served
 from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import CHUNKS, comes_right, digest_of, opened
 from trimsfs.errors import BlobDamagedError, TrimsError
-from trimsfs.integrity import repair
+from trimsfs.integrity import chunk_checks as repair
 from trimsfs.stores.digests import Algorithm
 
 
@@ -157,7 +157,7 @@ async def test_what_is_cut_off_just_as_it_has_been_mended_is_not_believed(
                 os.truncate(file, 0)
                 trio.from_thread.run(find)
 
-        monkeypatch.setattr("trimsfs.integrity.repair._copy", copy)
+        monkeypatch.setattr("trimsfs.integrity.chunk_checks._copy", copy)
         with trio.fail_after(10):
             await server.outcome("verify", "a")
         assert done

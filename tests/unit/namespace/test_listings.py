@@ -11,8 +11,8 @@ from trio.testing import MockClock
 
 from tests.support.stores import MemoryStore, as_store
 from tests.unit.namespace.common import TTL_S, a_generation, look
-from trimsfs.namespace.directories import Directories
 from trimsfs.namespace.inodes import InodeKind
+from trimsfs.namespace.known_directories import Directories
 from trimsfs.namespace.listing import SLICE, STEP, Entry, Listing, NonObject
 from trimsfs.namespace.tree import LISTED_TTL_S, Namespace
 from trimsfs.origins import by_path

@@ -31,7 +31,7 @@ def serving(store: MemoryStore, tmp_path: Path, chunk_size: int, monkeypatch: py
     monkeypatch.setattr("trimsfs.integrity.integrity.PATIENCE_S", 20)
     monkeypatch.setattr("trimsfs.integrity.integrity.RETRY_INTERVAL_S", 0.1)
     for most in ("SMALL", "TINY"):  # a test holds the copier's digests back
-        monkeypatch.setattr(f"trimsfs.integrity.compare.{most}", 1000)
+        monkeypatch.setattr(f"trimsfs.integrity.digest_comparison.{most}", 1000)
     monkeypatch.setattr("trimsfs.integrity.quarantine.LOOK_INTERVAL_S", 0.1)
     return partial(
         served,

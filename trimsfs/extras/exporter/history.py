@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 
-from trimsfs.extras.exporter.exposition import Families, total
+from trimsfs.extras.exporter.merged_metrics import Families, total
 
 INTERVAL_S = 10.0
 SAMPLES = 360

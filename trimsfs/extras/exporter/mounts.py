@@ -10,8 +10,8 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
-from trimsfs.extras.exporter.exposition import Families, merged, parsed
 from trimsfs.extras.exporter.history import History
+from trimsfs.extras.exporter.merged_metrics import Families, merged, parsed
 from trimsfs.extras.exporter.status_page import status
 from trimsfs.processes import LOOK_INTERVAL_S
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from trimsfs import __version__
 from trimsfs.cli.control_reader import PROBLEMS
-from trimsfs.extras.exporter.exposition import Families, total
 from trimsfs.extras.exporter.history import PLOTTED, History
+from trimsfs.extras.exporter.merged_metrics import Families, total
 from trimsfs.processes import title_of
 
 MOST_MODELS = 200

@@ -15,7 +15,7 @@ from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any
 
-from trimsfs.extras.exporter.exposition import CONTENT_TYPE
+from trimsfs.extras.exporter.merged_metrics import CONTENT_TYPE
 from trimsfs.extras.exporter.mounts import Mounts, ScraperGoneError
 
 log = logging.getLogger(__name__)

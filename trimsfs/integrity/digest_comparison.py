@@ -11,8 +11,8 @@ import trio
 
 from trimsfs.errors import BlobDamagedError, CacheUnusableError, SignatureError, StoreError, TrimsError
 from trimsfs.fetch.copier import Copier
+from trimsfs.integrity.chunk_checks import Repair, held
 from trimsfs.integrity.quarantine import Quarantine
-from trimsfs.integrity.repair import Repair, held
 from trimsfs.stores.digests import TINY, Algorithm, Digest, compute, crc32c_of
 from trimsfs.stores.retrying import Retrying
 from trimsfs.telemetry.histogram import Histogram

@@ -1,4 +1,4 @@
-"""Repair: refetches wrong bytes of local copies and overwrites them."""
+"""Chunk checks: compares chunks of local copies with their checksums, and refetches and overwrites wrong ones."""
 
 import logging
 import os
