@@ -26,7 +26,7 @@ from trimsfs.exit_codes import EXIT_CODES
 from trimsfs.options import DEFAULT_CONFIG, SCALARS, MountOptions
 from trimsfs.options.schema import TABLES, AccessRule, Tenant
 from trimsfs.options.sources import MOUNTPOINT
-from trimsfs.options.store import StoreTable
+from trimsfs.options.store_settings import StoreTable
 
 ABOUT = "trimsfs: models of a bucket as files"
 CONFIGURATION = "trimsfs.toml"

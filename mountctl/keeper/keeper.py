@@ -159,7 +159,7 @@ class Keeper:
                     crew.restart_policy.reset()
         before, self._problem = self._problem, self._servers.problem(crew.replacement.order)
         if self._problem is not None and before is None:
-            self._reporter.warning(self._problem)
+            self._reporter.warning(f"the launcher, {self._problem}")
         if crew.active is None and not crew.can_start:
             if phase.unmounted:
                 self._mount.end(0)  # nobody else would end it, and it would refuse the next launcher
@@ -251,7 +251,7 @@ class Keeper:
 
     def _status(self) -> dict[str, Any]:
         crew = self._crew
-        problem = {} if self._problem is None else {"error": self._problem}
+        problem = {} if self._problem is None else {"error": f"the launcher, {self._problem}"}
         return {
             "state": "serving" if crew.serves else "starting",
             "mountpoint": str(self._mount.mountpoint),

@@ -29,7 +29,7 @@ from trimsfs.extras.stores.cloud.connections import Request
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, Store
 from trimsfs.stores.digests import Digest
-from trimsfs.stores.directory import DirectoryStore
+from trimsfs.stores.local_directory import DirectoryStore
 from trimsfs.stores.open import open_store
 from trimsfs.stores.retrying import Retrying, RetryingStore
 from trimsfs.stores.router import StoreRouter

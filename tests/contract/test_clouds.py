@@ -49,7 +49,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.extras.stores.cloud import store as cloud_store
+from trimsfs.extras.stores.cloud import cloud_store
 from trimsfs.extras.stores.cloud.azure import API_VERSION
 from trimsfs.stores.base import Store
 from trimsfs.stores.digests import Digest, compute

@@ -22,8 +22,9 @@ from trimsfs.errors import (
     StoreStalledError,
     TransientStoreError,
 )
-from trimsfs.stores import directory, stall_guard
-from trimsfs.stores.directory import MOST_NAMES, DirectoryStore
+from trimsfs.stores import local_directory as directory
+from trimsfs.stores import stall_guard
+from trimsfs.stores.local_directory import MOST_NAMES, DirectoryStore
 
 
 @pytest.fixture
@@ -198,7 +199,7 @@ async def test_errors_of_the_disk_are_told_in_one_line_with_the_path(
         ("open", lambda: read(store, generation)),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(f"trimsfs.stores.directory.os.{name}", fail)
+            patch.setattr(f"trimsfs.stores.local_directory.os.{name}", fail)
             with pytest.raises(expected, match=rf"\A{root}[^\n]*: {os.strerror(number)}(: [^\n]+)?\Z"):
                 await call()
 
@@ -218,7 +219,7 @@ async def test_pages_are_read_one_after_the_other_whatever_comes_and_goes(
         read_bytes += count
         return count
 
-    monkeypatch.setattr("trimsfs.stores.directory._getdents64", counted)
+    monkeypatch.setattr("trimsfs.stores.local_directory._getdents64", counted)
     await store.list_page("", limit=MOST_NAMES)
     once, read_bytes = read_bytes, 0
     token, found = None, list[str]()

@@ -31,7 +31,7 @@ from trimsfs.errors import (
 from trimsfs.namespace.listing import NonObject
 from trimsfs.namespace.tree import Namespace
 from trimsfs.options import MountOptions
-from trimsfs.server.daemon import _configure_logging
+from trimsfs.server.startup import _configure_logging
 from trimsfs.stores.base import Peekable, Store
 from trimsfs.stores.open import open_store
 from trimsfs.stores.retrying import Retrying, RetryingStore

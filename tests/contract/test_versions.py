@@ -4,7 +4,7 @@ import hashlib
 
 from tests.contract.backends import Backend
 from tests.support.versions import move, publish, remove, write_files
-from trimsfs.formats.versions import DIRECTORY
+from trimsfs.formats.version_records import DIRECTORY
 from trimsfs.stores.base import Store
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.layouts.versioned import VersionedStore

@@ -277,7 +277,7 @@ async def test_other_kinds_of_stores_are_refused() -> None:
 
 
 async def test_an_object_that_is_not_small_is_not_read_whole(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("trimsfs.stores.directory_writer", "trimsfs.stores.s3.writer"):
+    for module in ("trimsfs.stores.directory_writer", "trimsfs.stores.s3.s3_writer"):
         monkeypatch.setattr(f"{module}.SMALL", 3)
     await writer.put_if_absent("m/v/a", b"four")
     with pytest.raises(StoreUnavailableError, match="larger"):

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 
+from trimsfs.extras.fleet.fleet_source import OWNERS
 from trimsfs.extras.fleet.placement import Placement, content_seed
 from trimsfs.extras.fleet.serving.uploads import MOST_OF_CHUNK, REFERRALS
-from trimsfs.extras.fleet.source import OWNERS
 
 WINDOW = 8
 """Chunks that a host wants at once."""

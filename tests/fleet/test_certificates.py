@@ -29,7 +29,7 @@ def test_a_mount_tells_that_its_certificate_has_expired(store_directory: Path, t
     with mounted(store_directory, tmp_path / "mounted", *in_a_fleet(authority, identity)) as mount:
         assert (mount.path / "file").read_bytes() == b"content"
         told = f"fleet: other members refuse this host: option fleet_cert {identity.certificate}: certificate has exp"
-        assert f" WARNING trimsfs.extras.fleet.part: {told}" in mount.log()
+        assert f" WARNING trimsfs.extras.fleet.fleet_plugin: {told}" in mount.log()
 
 
 def test_a_mount_outlives_its_certificate(store_directory: Path, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from trimsfs.cli.umount import STOP_TIMEOUT_S
 from trimsfs.fuse.waiters import CHECK_INTERVAL_S
 from trimsfs.mountinfo import trimsfs_at
 from trimsfs.processes import shown, title_of
+from trimsfs.tiers.disk.lock import lock_holders
 
 BOOTS = 7
 WITH_LIMIT = """
@@ -322,6 +323,17 @@ def test_a_mount_that_ends_while_it_waits_for_a_server_is_mounted_anew_by_the_ne
     wait_until(lambda: trimsfs_at(served.mountpoint) is None)
     served.server()
     served.serving()
+    assert (served.mountpoint / "cold").read_bytes() == FILES["cold"]
+
+
+def test_a_launcher_lets_go_of_a_mount_that_has_ended_while_there_is_no_keeper(served: Node) -> None:
+    keeper, _ = served.processes
+    keeper.send_signal(signal.SIGTERM)
+    assert keeper.wait(TIMEOUT_S) == 0
+    assert trimsfs("umount", served.mountpoint).returncode == 0
+    cache = served.directory / "cache"
+    wait_until(lambda: not lock_holders(cache), 10)
+    served.serving(keeper=served.keeper().pid)
     assert (served.mountpoint / "cold").read_bytes() == FILES["cold"]
 
 

@@ -26,8 +26,8 @@ TOLD = {
     "keeper": "the keeper, pid {pid}, is stopped",
     "server": "server {pid} is stopped: killing it",
     "standby": "standby {pid} is stopped: killing it",
-    "spawner": "trimsfs.server.daemon: the spawner, pid {pid}, is stopped: starting another server",
-    "broker": "trimsfs.server.daemon: the broker, pid {pid}, is stopped: starting another server",
+    "spawner": "trimsfs.server.startup: the spawner, pid {pid}, is stopped: starting another server",
+    "broker": "trimsfs.server.startup: the broker, pid {pid}, is stopped: starting another server",
     "fetch": "fetch process {pid} is stopped: killing it, the next job starts another",
 }
 """What the log says of each process that is stopped."""

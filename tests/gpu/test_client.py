@@ -310,7 +310,7 @@ for each in (model, model.tensors["half"], model.image):
 
 def test_a_server_that_is_replaced_meanwhile_is_asked_again(gpu_mount: GpuMount) -> None:
     code = """
-from trimsfs.extras.gpu.client.leases import Lease
+from trimsfs.extras.gpu.client.copy_leases import Lease
 description = Lease.description
 def once(lease):
     told = description(lease)

@@ -15,7 +15,7 @@ import trio
 from tests.gpu.mount import TIMEOUT_S, error_of
 from trimsfs.concurrency.channel import Channel, pair
 from trimsfs.extras.gpu.client import GpuError, descriptor_client, mapped_copy
-from trimsfs.extras.gpu.client.leases import CopyDescription, Lease
+from trimsfs.extras.gpu.client.copy_leases import CopyDescription, Lease
 
 DESCRIPTION: dict[str, Any] = {
     "device": "GPU-0",

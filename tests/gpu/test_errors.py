@@ -14,7 +14,8 @@ import pytest
 from tests.cuda import environment
 from tests.gpu.mount import PREAMBLE, ROOT, TIMEOUT_S, GpuMount, error_of
 from trimsfs.extras.gpu import cuda
-from trimsfs.extras.gpu.client import GpuError, GpuFullError, GpuLostError, leases
+from trimsfs.extras.gpu.client import GpuError, GpuFullError, GpuLostError
+from trimsfs.extras.gpu.client import copy_leases as leases
 
 UUID = "GPU-01234567-89ab-cdef-0123-456789abcdef"
 DEVICE = cuda.DeviceInfo(ordinal=0, uuid=UUID, name="none", total=0)

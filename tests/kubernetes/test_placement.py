@@ -12,7 +12,7 @@ from tests.csi.driver import needs_root
 from tests.kubernetes.api_server import ApiServer, api_server, merged
 from tests.kubernetes.manifests import EXAMPLES, Manifest, container, examples
 from tests.support.mounts import TRIMSFS, MountedStore, mounted, trimsfs, wait_until
-from trimsfs.cli.control_files import mount_over
+from trimsfs.cli.control_client import mount_over
 from trimsfs.cli.ls import Below, rows_below
 from trimsfs.errors import NoSuchEntryError, NotPermittedError, StoreAccessError, TrimsError
 from trimsfs.extras.kubernetes import node_labels

@@ -8,8 +8,8 @@ import trio
 from tests.support.parts import blob_files
 from tests.support.served import Server
 from trimsfs.filesystem.handles import BACKING_SHIFT, passed_through
-from trimsfs.ranges import chunk_span
 from trimsfs.tiers.blob import Blob, ChunkState
+from trimsfs.tiers.ranges import chunk_span
 
 
 def content_of_blob(server: Server, blob: Blob) -> bytes:

@@ -20,8 +20,8 @@ from tests.reliability.virtual import damage_some
 from tests.support.keepers import kill
 from tests.support.mounts import MountedStore, mounted, wait_until
 from tests.support.parts import blob_files
-from trimsfs.ranges import chunk_span
 from trimsfs.tiers.index.index import BlobIndex
+from trimsfs.tiers.ranges import chunk_span
 from trimsfs.types import CHUNK_SIZE
 
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")

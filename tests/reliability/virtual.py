@@ -26,7 +26,7 @@ from trimsfs.errors import StoreAccessError, StoreError, StoreStalledError, Tran
 from trimsfs.fetch.fetcher import FetchStatistics
 from trimsfs.opening.cold_open import ColdOpen
 from trimsfs.options import Eviction
-from trimsfs.tiers.disk.tier import DiskStatistics
+from trimsfs.tiers.disk.disk_tier import DiskStatistics
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

@@ -22,9 +22,10 @@ import trio
 from trimsfs.errors import StoreError
 from trimsfs.handover.keeper_client import KeeperClient
 from trimsfs.options import MountOptions
-from trimsfs.server import daemon, lifecycle
+from trimsfs.server import lifecycle
+from trimsfs.server import startup as daemon
 from trimsfs.stores.base import Store
-from trimsfs.stores.directory import DirectoryStore
+from trimsfs.stores.local_directory import DirectoryStore
 from trimsfs.stores.open import open_store
 
 SEED = 7

@@ -24,7 +24,7 @@ from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, 
 from trimsfs.server.sandbox import CAP_DAC_READ_SEARCH, become, fence, identity
 from trimsfs.stores.base import Page
 from trimsfs.stores.broker import Broker
-from trimsfs.stores.directory import DirectoryStore
+from trimsfs.stores.local_directory import DirectoryStore
 from trimsfs.types import SIZE_MAX, Generation
 
 SECRET, HARMLESS = b"secret of another" * 100, b"weights of a model" * 100

@@ -67,7 +67,7 @@ def test_files_of_a_directory_may_have_any_name(store_directory: Path, tmp_path:
 
 DEFECT = """
 import logging, sys
-from trimsfs.server.daemon import _configure_logging
+from trimsfs.server.startup import _configure_logging
 from trimsfs.options import MountOptions
 _configure_logging(MountOptions())
 try:

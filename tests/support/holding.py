@@ -10,7 +10,8 @@ import socket
 import trio
 
 from trimsfs.handover.keeper_client import KeeperClient
-from trimsfs.server import daemon, lifecycle
+from trimsfs.server import lifecycle
+from trimsfs.server import startup as daemon
 
 NUMBER = 7
 

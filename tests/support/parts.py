@@ -28,15 +28,15 @@ from trimsfs.fetch.processes.thread_copier import ThreadCopier
 from trimsfs.fetch.store_fetcher import StoreFetcher
 from trimsfs.fetch.store_requests import StoreSpeed, max_requests
 from trimsfs.origins import Origins
-from trimsfs.ranges import chunk_span
 from trimsfs.stores.retrying import Retrying
 from trimsfs.telemetry.model_counters import ModelCounters
-from trimsfs.telemetry.trace import Spent
+from trimsfs.telemetry.open_trace import Spent
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.budget import DiskLimits
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.tiers.disk.events import TierEvents
-from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.quotas import Quotas
+from trimsfs.tiers.ranges import chunk_span
 from trimsfs.types import ChunkRecord, Generation
 
 T = TypeVar("T")

@@ -40,8 +40,8 @@ from trimsfs.server.components import Components
 from trimsfs.server.environment import Environment
 from trimsfs.server.plugin import load_plugins
 from trimsfs.stores.open import routed
-from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.host.tier import HostTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.host.memory_tier import HostTier
 
 OWNER = Caller(uid=1000, groups=frozenset({1000}))
 STRANGER = Caller(uid=2000, groups=frozenset({2000, 2001}))

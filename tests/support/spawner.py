@@ -17,7 +17,7 @@ from trimsfs.fetch.processes import thread_copier
 from trimsfs.fetch.processes.thread_copier import ThreadCopier
 from trimsfs.fetch.processes.workers import Spawner
 from trimsfs.stores.base import Sink
-from trimsfs.stores.directory import DirectoryStore
+from trimsfs.stores.local_directory import DirectoryStore
 from trimsfs.types import Generation
 
 HANG_S = 600

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from tests.support.stores import MemoryStore
-from trimsfs.formats.versions import (
+from trimsfs.formats.version_records import (
     Alias,
     Manifest,
     Tombstone,

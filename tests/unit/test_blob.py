@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tests.support.chunks import SMALL_CHUNK
 from tests.support.parts import content_of, generation_of, piece, written
 from trimsfs.errors import CacheUnusableError
-from trimsfs.ranges import chunk_count, chunk_length
 from trimsfs.tiers.blob import Blob, ChunkState
+from trimsfs.tiers.ranges import chunk_count, chunk_length
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
 
 

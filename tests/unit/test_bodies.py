@@ -9,7 +9,7 @@ import trio
 
 from trimsfs.errors import StoreSlowError, StoreStalledError, StoreUnavailableError
 from trimsfs.extras.stores.cloud import gcs
-from trimsfs.extras.stores.huggingface.store import HubStore
+from trimsfs.extras.stores.huggingface.hub_store import HubStore
 from trimsfs.extras.stores.oci.registry import registry_errors
 from trimsfs.options import MountOptions
 from trimsfs.stores.http import bodies, receive_loop
@@ -24,7 +24,7 @@ from trimsfs.stores.http.bodies import (
 )
 from trimsfs.stores.http.failures import parsing
 from trimsfs.stores.http.receive_loop import PIECE
-from trimsfs.stores.s3 import errors as s3_errors
+from trimsfs.stores.s3 import s3_errors
 
 STALL_S, SECONDS = 5, 12
 

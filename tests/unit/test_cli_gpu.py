@@ -11,7 +11,7 @@ from trimsfs.cli.diagnosis.checks import Advice
 from trimsfs.cli.gpu import lines, warming
 from trimsfs.control import metrics
 from trimsfs.errors import ConfigurationError, DeviceError
-from trimsfs.extras.gpu import checks
+from trimsfs.extras.gpu import gpu_checks as checks
 from trimsfs.options import GPU_OFF, MountOptions
 
 UUID, OTHER = (f"GPU-{digit * 8}-0000-0000-0000-000000000000" for digit in "12")

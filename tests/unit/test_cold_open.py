@@ -65,7 +65,7 @@ def clock(mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> MockClock:
     """Time that passes while nothing else happens; what threads do, takes none."""
     # It jumps no further than to the next look of a tier at itself.
     monkeypatch.setattr("trimsfs.tiers.disk.maintenance.FLUSH_INTERVAL_S", 10.0)
-    monkeypatch.setattr("trimsfs.tiers.host.tier.CHECK_INTERVAL_S", 10.0)
+    monkeypatch.setattr("trimsfs.tiers.host.memory_tier.CHECK_INTERVAL_S", 10.0)
     mock_clock.autojump_threshold = 0.05
     return mock_clock
 

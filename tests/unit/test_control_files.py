@@ -11,9 +11,9 @@ import pytest
 
 from tests.support.mounts import wait_until
 from tests.support.processes import alive
-from trimsfs.cli import control_files
-from trimsfs.cli.control_files import ask_each, mount_over, read_json, read_lines, read_text
-from trimsfs.control_files import MOST_OPENS
+from trimsfs.cli import control_client as control_files
+from trimsfs.cli.control_client import ask_each, mount_over, read_json, read_lines, read_text
+from trimsfs.cli.control_reader import MOST_OPENS
 from trimsfs.errors import NotMountedError, NotPermittedError, ObjectChangedError
 from trimsfs.mountinfo import Mount
 

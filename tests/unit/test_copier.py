@@ -21,9 +21,9 @@ from tests.support.tmpfs import tmpfs
 from trimsfs.errors import ObjectChangedError, StoreError, TransientStoreError
 from trimsfs.fetch.copier import Extent
 from trimsfs.fetch.processes.thread_copier import FIRST_WRITE_SHARE, ThreadCopier
-from trimsfs.ranges import chunk_count, chunk_span
 from trimsfs.stores.base import Sink
 from trimsfs.tiers.host.page_cache import drop, resident_bytes
+from trimsfs.tiers.ranges import chunk_count, chunk_span
 from trimsfs.types import ChunkRecord, Generation
 
 

@@ -21,7 +21,7 @@ from tests.support.parts import content_of, fill, generation_of, opened, until
 from trimsfs.tiers import deduplication
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Deduplication
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.tiers.extents import BLOCK, LEAST_SHARED, SharedExtent, can_share, share, shared_extents
 from trimsfs.tiers.host import page_cache
 from trimsfs.types import CHUNK_SIZE, Generation

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from trimsfs.stores import digests
 from trimsfs.stores.digests import MIB, Algorithm, Digest, compute, crc32c_of
-from trimsfs.stores.s3.digests import digest_by_etag, digest_of
+from trimsfs.stores.s3.object_digests import digest_by_etag, digest_of
 from trimsfs.tiers.host.page_cache import resident_bytes
 from trimsfs.types import ChunkRecord
 

@@ -17,7 +17,7 @@ from trimsfs.extras.versions.content import Bytes
 from trimsfs.extras.versions.description import LEAST_BYTES, describe
 from trimsfs.extras.versions.difference import Version, compare
 from trimsfs.formats import fingerprints
-from trimsfs.formats.versions import Manifest, fingerprints_key, manifest_key
+from trimsfs.formats.version_records import Manifest, fingerprints_key, manifest_key
 from trimsfs.stores.retrying import Retrying
 
 CHUNK = 64 << 10

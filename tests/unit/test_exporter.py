@@ -26,7 +26,7 @@ from trimsfs.extras.exporter.exposition import merged, parsed, total
 from trimsfs.extras.exporter.history import INTERVAL_S, MOST_MOUNTS, SAMPLES, History
 from trimsfs.extras.exporter.mounts import Mounts
 from trimsfs.extras.exporter.scraper import LONGEST, Scraper, scrape_forever
-from trimsfs.extras.exporter.status import MOST_MODELS, status
+from trimsfs.extras.exporter.status_page import MOST_MODELS, status
 from trimsfs.extras.exporter.web import MOST_REQUESTS, WebServer
 from trimsfs.listen_address import ListenAddress
 from trimsfs.mountinfo import Mount

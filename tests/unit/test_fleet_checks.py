@@ -23,7 +23,7 @@ from tests.support.http_server import Server
 from trimsfs.cli.diagnosis.checks import Advice, ProblemError
 from trimsfs.errors import ConfigurationError
 from trimsfs.extras.fleet import member_checks as fleet_checks
-from trimsfs.extras.fleet.part import FleetPlugin
+from trimsfs.extras.fleet.fleet_plugin import FleetPlugin
 from trimsfs.handover.ledger import Ledger
 from trimsfs.options import FLEET_SOCKET, MountOptions
 

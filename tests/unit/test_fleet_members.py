@@ -13,7 +13,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.support.parts import until
-from trimsfs.extras.fleet.health import (
+from trimsfs.extras.fleet.member_health import (
     FAILING_S,
     FIRST_RATE,
     LEAST_PATIENCE_S,

@@ -17,11 +17,12 @@ from tests.support.parts import InLoop, fetcher_of, opened, until
 from tests.support.stores import MemoryStore, as_store
 from trimsfs.checksums import crc32c
 from trimsfs.errors import InvalidRequestError, StoreUnavailableError, TransientStoreError, TrimsError
-from trimsfs.extras.fleet import source, spread
-from trimsfs.extras.fleet.health import Health, RetryBudget
+from trimsfs.extras.fleet import fleet_source as source
+from trimsfs.extras.fleet import spread
+from trimsfs.extras.fleet.fleet_source import FleetSource
+from trimsfs.extras.fleet.member_health import Health, RetryBudget
 from trimsfs.extras.fleet.members import Members
 from trimsfs.extras.fleet.protocol import fleet_token, parse_request
-from trimsfs.extras.fleet.source import FleetSource
 from trimsfs.extras.fleet.spread import Spreader
 from trimsfs.fetch import bypass
 from trimsfs.fetch.copier import Extent, Landed
@@ -30,7 +31,7 @@ from trimsfs.fetch.peers import Outcome, PeerAnswer, PeerRequest
 from trimsfs.fetch.store_fetcher import StoreFetcher
 from trimsfs.listen_address import parse_address
 from trimsfs.tiers.blob import Blob, ChunkState
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.types import ChunkRecord
 
 CHUNK = 4096

@@ -19,7 +19,7 @@ from trimsfs.errors import CacheFullError
 from trimsfs.eviction_policies import POLICIES
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.host import page_cache
-from trimsfs.tiers.host.tier import HostTier
+from trimsfs.tiers.host.memory_tier import HostTier
 
 SIZE = 16 * mmap.PAGESIZE
 
@@ -282,7 +282,7 @@ async def test_what_has_left_the_disk_is_no_longer_counted(shelf: Shelf) -> None
 
 
 async def test_eager_drops_what_nobody_uses_any_more(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimsfs.tiers.host.tier.CHECK_INTERVAL_S", 0.005)
+    monkeypatch.setattr("trimsfs.tiers.host.memory_tier.CHECK_INTERVAL_S", 0.005)
     tier = shelf.tier(policy="eager")
     pinned = shelf.blob("p")
     pinned.pinned = True
@@ -303,7 +303,7 @@ async def test_eager_drops_what_nobody_uses_any_more(shelf: Shelf, monkeypatch: 
 async def test_other_policies_wait_until_room_is_needed(
     shelf: Shelf, policy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.tiers.host.tier.CHECK_INTERVAL_S", 0.005)
+    monkeypatch.setattr("trimsfs.tiers.host.memory_tier.CHECK_INTERVAL_S", 0.005)
     tier = shelf.tier(1, policy)
     await bring(tier, shelf.blob("a"))
     with trio.move_on_after(0.1):

@@ -38,7 +38,7 @@ PURE = [
     "trimsfs.errors",
     "trimsfs.options",
     "trimsfs.prefetch.directory_readahead",
-    "trimsfs.ranges",
+    "trimsfs.tiers.ranges",
     "trimsfs.text",
     "trimsfs.eviction_policies",
     "trimsfs.types",
@@ -126,7 +126,7 @@ def rank(module: str) -> int:
 
 def test_the_packages_are_found() -> None:
     assert Path(mountctl.__file__).parent.parent == ROOT
-    assert {"trimsfs", "trimsfs.types", "trimsfs.stores.s3", "trimsfs.tiers.disk.tier"} <= MODULES.keys()
+    assert {"trimsfs", "trimsfs.types", "trimsfs.stores.s3", "trimsfs.tiers.disk.disk_tier"} <= MODULES.keys()
     rooms = {name for name in PACKAGES if name.count(".") == 1}
     assert rooms == {f"{program}.{name}" for program, ranks in RANKS.items() for names in ranks for name in names}
 
@@ -169,7 +169,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         ("prometheus_client", ("trimsfs.control.metrics", "trimsfs.extras.exporter.exposition")),
         ("pyfuse3", "trimsfs.fuse"),
         ("sqlite3", "trimsfs.tiers"),
-        ("xattr", "trimsfs.client.xattrs"),
+        ("xattr", "trimsfs.client.file_attributes"),
     ],
 )
 def test_a_library_has_one_home(library: str, home: str | tuple[str, ...]) -> None:

@@ -18,7 +18,7 @@ from trimsfs.cli.main import main as trimsfs
 from trimsfs.exit_codes import EXIT_CODES
 from trimsfs.options import MountOptions
 from trimsfs.options.schema import AccessRule, Tenant
-from trimsfs.options.store import StoreTable
+from trimsfs.options.store_settings import StoreTable
 
 ROOT = Path(__file__).parents[2]
 BIN = str(Path(TRIMSFS).parent)

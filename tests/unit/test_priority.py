@@ -13,7 +13,7 @@ from tests.unit.workshop import Bench, Workshop
 from trimsfs.errors import CacheFullError
 from trimsfs.fetch.copier import Arrived, Extent, Landed
 from trimsfs.fetch.flights import Prefetch, Priority, Urgency
-from trimsfs.telemetry.trace import Spent
+from trimsfs.telemetry.open_trace import Spent
 from trimsfs.tiers.blob import Blob
 from trimsfs.types import Generation
 

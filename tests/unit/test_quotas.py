@@ -11,8 +11,8 @@ from tests.support.stores import MemoryStore
 from trimsfs.errors import CacheFullError
 from trimsfs.eviction_policies import lru
 from trimsfs.options.schema import Tenant
-from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.host.tier import HostTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.host.memory_tier import HostTier
 from trimsfs.tiers.quotas import REST, Quotas
 
 

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimsfs.ranges import chunk_count, chunk_length, chunk_span, chunks_of
+from trimsfs.tiers.ranges import chunk_count, chunk_length, chunk_span, chunks_of
 from trimsfs.types import CHUNK_SIZE
 
 SIZES = st.one_of(

@@ -18,7 +18,7 @@ from trimsfs.errors import StoreStalledError, StoreUnavailableError, TransientSt
 from trimsfs.stores.base import Sink
 from trimsfs.stores.http import failures, receive_loop
 from trimsfs.stores.http.receive_loop import PIECE, RECORD, HttpBody, RoomySink, receive
-from trimsfs.stores.s3.errors import translated
+from trimsfs.stores.s3.s3_errors import translated
 from trimsfs.types import Buffer
 
 MIB = 1 << 20

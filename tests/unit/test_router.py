@@ -8,10 +8,10 @@ from tests.support.parts import disk_tier, fill
 from tests.support.stores import MemoryStore, as_store
 from trimsfs.errors import ObjectNotFoundError
 from trimsfs.options import MountOptions
-from trimsfs.options.store import StoreTable
+from trimsfs.options.store_settings import StoreTable
 from trimsfs.origins import ByPath, Origins
 from trimsfs.stores.base import Store
-from trimsfs.stores.directory import DirectoryStore
+from trimsfs.stores.local_directory import DirectoryStore
 from trimsfs.stores.open import open_store
 from trimsfs.stores.router import StoreRouter
 from trimsfs.tiers.quotas import Quotas

@@ -8,7 +8,7 @@ import botocore.exceptions
 import pytest
 
 from trimsfs.errors import StoreAccessError
-from trimsfs.stores.s3.errors import translated
+from trimsfs.stores.s3.s3_errors import translated
 
 
 def refusal(code: str, *, date: str | None = None, **more: str) -> str:

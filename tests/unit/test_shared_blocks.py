@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from trimsfs.client import native, shared_blocks
-from trimsfs.client.xattrs import read_attribute
+from trimsfs.client.file_attributes import read_attribute
 from trimsfs.extras.folding import folding
 
 SIZE = 2 << 20

@@ -14,7 +14,7 @@ from trimsfs.extras.stores.fsspec import FsspecStore
 from trimsfs.options import MountOptions
 from trimsfs.stores.open import open_store
 from trimsfs.stores.reach import reach, unreachable
-from trimsfs.stores.s3.errors import translated
+from trimsfs.stores.s3.s3_errors import translated
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from trimsfs.stores.digests import Digest
 from trimsfs.stores.retrying import Retrying
 from trimsfs.telemetry.histogram import BOUNDS_S, Histogram
 from trimsfs.telemetry.model_counters import MOST_MODELS, OTHERS, ModelCounters, model_of
-from trimsfs.telemetry.trace import MOST_REQUESTS, Activity, OpenTrace, Spent, spanning
+from trimsfs.telemetry.open_trace import MOST_REQUESTS, Activity, OpenTrace, Spent, spanning
 from trimsfs.telemetry.tracer import KEPT
 from trimsfs.tiers.blob import Blob
 from trimsfs.types import Generation

@@ -9,7 +9,7 @@ from trio.testing import MockClock
 from tests.support.stores import MemoryStore, as_store
 from tests.support.versions import in_memory, move, publish, remove, write_files
 from trimsfs.errors import ObjectNotFoundError, StoreAccessError, StoreUnavailableError
-from trimsfs.formats.versions import DIRECTORY
+from trimsfs.formats.version_records import DIRECTORY
 from trimsfs.stores.base import PAGE_LIMIT, Page
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.layouts import version_manifests

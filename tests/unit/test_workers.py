@@ -38,9 +38,9 @@ from trimsfs.fetch.copier import Extent, LocalBytes
 from trimsfs.fetch.flights import Priority
 from trimsfs.fetch.processes.worker_pool import LINGER_S, SILENT_S, WorkerPool
 from trimsfs.fetch.processes.workers import NICENESS, Spawner
-from trimsfs.ranges import chunk_count
-from trimsfs.stores.directory import DirectoryStore
+from trimsfs.stores.local_directory import DirectoryStore
 from trimsfs.tiers.host.page_cache import resident_bytes
+from trimsfs.tiers.ranges import chunk_count
 from trimsfs.types import ChunkRecord, Generation
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from trimsfs.errors import StoreError
 from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.store_fetcher import StoreFetcher
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 
 DEADLINE_S = 15.0
 

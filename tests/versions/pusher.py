@@ -12,7 +12,7 @@ import botocore.loaders  # noqa: F401 - what takes long to load is loaded before
 
 import trimsfs.extras.versions.commands.push
 import trimsfs.stores.directory_writer
-import trimsfs.stores.s3.writer  # noqa: F401
+import trimsfs.stores.s3.s3_writer  # noqa: F401
 from trimsfs.cli.main import main
 from trimsfs.stores import writer
 

@@ -332,7 +332,7 @@ def test_a_store_that_answers_with_an_error_is_no_matter_of_the_network(
             transient = error
         raise StoreUnavailableError("llama: no answer") from transient
 
-    monkeypatch.setattr("trimsfs.stores.s3.writer.S3Writer.list", fails)
+    monkeypatch.setattr("trimsfs.stores.s3.s3_writer.S3Writer.list", fails)
     monkeypatch.setattr("trimsfs.extras.versions.commands.push.expire", fails)
     told = trimsfs("push", model, "s3://bucket/llama", code=7).stderr
     assert told == f"trimsfs: llama: no answer: {remedy}\n"

@@ -14,7 +14,7 @@ from tests.contract.backends import shared_bucket, use_only
 from tests.services import HOST, S3Server
 from tests.services.hub import TOKEN, Hub
 from tests.versions.pusher import PART, ran
-from trimsfs.formats.versions import Manifest
+from trimsfs.formats.version_records import Manifest
 
 LARGEST_FILE = 64 << 10
 """Bytes of the largest file that an import may write on its host: much less than a part."""

@@ -18,7 +18,7 @@ from tests.services import HOST, S3Server
 from tests.services.hub import Hub
 from tests.versions.proxy import Proxy, proxy_of
 from tests.versions.pusher import PART, ran, started
-from trimsfs.formats.versions import Manifest
+from trimsfs.formats.version_records import Manifest
 from trimsfs.options import MountOptions
 from trimsfs.stores.open import open_writer
 

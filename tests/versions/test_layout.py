@@ -19,7 +19,7 @@ from trimsfs.formats import fingerprints, safetensors
 from trimsfs.formats.fingerprints import Fingerprint
 from trimsfs.formats.source import BufferSource
 from trimsfs.formats.table import FormatError
-from trimsfs.formats.versions import VersionFile
+from trimsfs.formats.version_records import VersionFile
 from trimsfs.types import CHUNK_SIZE
 
 PAGES = {f"layer.{number}": os.urandom(2 * PAGE) for number in range(5)}

@@ -28,9 +28,9 @@ from trimsfs.extras.versions import removal
 from trimsfs.extras.versions.catalog import Catalog, now
 from trimsfs.extras.versions.content import Bytes, Content, LocalFile, files_of_directory, files_of_store
 from trimsfs.extras.versions.description import describe
-from trimsfs.extras.versions.push import Publication, publish
-from trimsfs.formats import versions as formats
-from trimsfs.formats.versions import Alias, Reservation, Tombstone
+from trimsfs.extras.versions.publishing import Publication, publish
+from trimsfs.formats import version_records as formats
+from trimsfs.formats.version_records import Alias, Reservation, Tombstone
 from trimsfs.options import MountOptions
 from trimsfs.stores import writer as protocol
 from trimsfs.stores.digests import Digest

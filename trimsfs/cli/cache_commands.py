@@ -14,7 +14,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 from rich.table import Column
 
-from trimsfs.cli.control_files import control_directory, mount_of_path, path_of_key, read_json, read_lines
+from trimsfs.cli.control_client import control_directory, mount_of_path, path_of_key, read_json, read_lines
 from trimsfs.cli.gpu import VERIFY_GPU, Naming, counted, verifying, warming
 from trimsfs.cli.output import fail_if_any, reported, say
 from trimsfs.command_group import complete_mounted, examples

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from trimsfs.cli.control_files import read_json, translated
+from trimsfs.cli.control_client import read_json, translated
 from trimsfs.control.metrics import labelled
 from trimsfs.errors import ConfigurationError, DeviceError, NoSuchEntryError
 from trimsfs.mountinfo import mount_of

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.filesize import decimal
 
-from trimsfs.cli.control_files import (
+from trimsfs.cli.control_client import (
     CONTROL_NAME,
     ask_each,
     control_directory,

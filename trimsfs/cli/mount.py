@@ -14,7 +14,7 @@ from typing import IO, Any, BinaryIO, NoReturn
 import click
 import platformdirs
 
-from trimsfs.cli.control_files import check_answers
+from trimsfs.cli.control_client import check_answers
 from trimsfs.cli.mount_options import MountCommand, mount_options
 from trimsfs.cli.output import fail, reported
 from trimsfs.cli.umount import STOP_TIMEOUT_S

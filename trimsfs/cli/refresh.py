@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from trimsfs.cli.control_files import control_directory, read_json
+from trimsfs.cli.control_client import control_directory, read_json
 from trimsfs.cli.output import reported, say
 from trimsfs.command_group import complete_mounted, examples
 from trimsfs.errors import NoSuchEntryError

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from trimsfs.cli.control_files import check_answers, read_json
+from trimsfs.cli.control_client import check_answers, read_json
 from trimsfs.cli.output import fail, reported, say
 from trimsfs.command_group import complete_mounted, examples
 from trimsfs.errors import InUseError, MountpointError, NotMountedError, NotPermittedError, TrimsError

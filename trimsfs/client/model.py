@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trimsfs.client.file_state import ensure_local, explained, generation_of, is_replaced
-from trimsfs.client.mapping import mapped
+from trimsfs.client.model_mapping import mapped
 from trimsfs.client.patterns import Patterns, matching
 from trimsfs.client.tensors import Tensors
 from trimsfs.formats import BufferSource, FormatError, Tensor, TensorTable, parse

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from trimsfs.client import pages
+from trimsfs.client.file_attributes import read_attribute
 from trimsfs.client.file_state import is_local
-from trimsfs.client.xattrs import read_attribute
 
 log = logging.getLogger(__name__)
 

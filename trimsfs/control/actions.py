@@ -28,8 +28,8 @@ from trimsfs.opening.passthrough import Passthrough
 from trimsfs.origins import ByPath, by_path
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.host.tier import HostTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.host.memory_tier import HostTier
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)

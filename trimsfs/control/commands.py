@@ -24,7 +24,7 @@ from trimsfs.namespace.listing import SLICE, Listing, NonObject
 from trimsfs.namespace.tree import Namespace
 from trimsfs.origins import ByPath, by_path
 from trimsfs.stores.circuit_breaker import CircuitBreaker
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.types import Generation, Symlink
 
 log = logging.getLogger(__name__)

@@ -19,11 +19,11 @@ from trimsfs.errors import NotPermittedError, StoreAccessError
 from trimsfs.namespace.inodes import Inode
 from trimsfs.namespace.listing import Entry
 from trimsfs.opening.passthrough import Passthrough
-from trimsfs.telemetry.trace import OpenTrace
+from trimsfs.telemetry.open_trace import OpenTrace
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Deduplication
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.tiers.disk.residency import Residency
-from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Generation
 
 OPERATORS_LABELS = (b'{tenant="', b'{model="', b'{store="')

@@ -14,7 +14,7 @@ from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.formats import FormatError, TensorTable, parse
 from trimsfs.formats.source import Bytes
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.types import Generation
 
 T = TypeVar("T")

@@ -2,7 +2,7 @@
 
 PLUGINS = {
     "commands/Mounts": {
-        "fleet": "trimsfs.extras.fleet.command",
+        "fleet": "trimsfs.extras.fleet.fleet_command",
     },
     "commands/Versions": {
         "push": "trimsfs.extras.versions.commands.push",
@@ -15,7 +15,7 @@ PLUGINS = {
     },
     "commands/Watch": {
         "trace": "trimsfs.extras.tracing.trace",
-        "exporter": "trimsfs.extras.exporter.command",
+        "exporter": "trimsfs.extras.exporter.exporter_command",
         "node-labels": "trimsfs.extras.kubernetes.node_labels",
     },
     "eviction": {},
@@ -25,14 +25,14 @@ PLUGINS = {
         "az": "trimsfs.extras.stores.cloud.azure:open_container",
         "abfs": "trimsfs.extras.stores.cloud.azure:open_container",
         "abfss": "trimsfs.extras.stores.cloud.azure:open_container",
-        "hf": "trimsfs.extras.stores.huggingface.store:HubStore",
-        "oci": "trimsfs.extras.stores.oci.store:OciStore",
+        "hf": "trimsfs.extras.stores.huggingface.hub_store:HubStore",
+        "oci": "trimsfs.extras.stores.oci.oci_store:OciStore",
         "*": "trimsfs.extras.stores.fsspec:FsspecStore",
     },
     "server": {
-        "gpu": "trimsfs.extras.gpu.plugin:GpuPlugin",
-        "folding": "trimsfs.extras.folding.plugin:FoldingPlugin",
-        "fleet": "trimsfs.extras.fleet.part:FleetPlugin",
+        "gpu": "trimsfs.extras.gpu.gpu_plugin:GpuPlugin",
+        "folding": "trimsfs.extras.folding.folding_plugin:FoldingPlugin",
+        "fleet": "trimsfs.extras.fleet.fleet_plugin:FleetPlugin",
     },
     "adapters": {
         "mxnet": "trimsfs.extras.mxnet:install",
@@ -52,8 +52,8 @@ PLUGINS = {
         "openssf": "trimsfs.extras.signatures.signed_manifest:reader",
     },
     "doctor": {
-        "gpu": "trimsfs.extras.gpu.checks:checks",
-        "fleet": "trimsfs.extras.fleet.checks:checks",
+        "gpu": "trimsfs.extras.gpu.gpu_checks:checks",
+        "fleet": "trimsfs.extras.fleet.fleet_checks:checks",
     },
 }
 """The places of all extras, by the point of the core at which they are plugged in; see `trimsfs.plugins`."""

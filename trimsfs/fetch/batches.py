@@ -18,9 +18,9 @@ from trimsfs.fetch.peers import Peers
 from trimsfs.fetch.scheduler import FlightScheduler
 from trimsfs.fetch.store_requests import StoreRequests
 from trimsfs.stores.retrying import Retrying
-from trimsfs.telemetry.trace import VERIFY, spanning
+from trimsfs.telemetry.open_trace import VERIFY, spanning
 from trimsfs.tiers.blob import Blob, ChunkState
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.types import ChunkRecord
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import Protocol
 from trimsfs.fetch.flights import Priority
 from trimsfs.fetch.peers import PeerAnswer, PeerRequest
 from trimsfs.stores.digests import Algorithm
-from trimsfs.telemetry.trace import Spent
+from trimsfs.telemetry.open_trace import Spent
 from trimsfs.types import ChunkRecord, Generation
 
 Landed = Callable[[ChunkRecord], None]

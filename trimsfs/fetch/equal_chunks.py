@@ -11,10 +11,10 @@ from trimsfs.errors import StoreError
 from trimsfs.fetch.copier import Copier, Extent, LocalBytes
 from trimsfs.fetch.flights import Flight
 from trimsfs.stores.layouts.versioned import VersionedStore
-from trimsfs.telemetry.trace import spanning
+from trimsfs.telemetry.open_trace import spanning
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.index.equal_chunks import LocalChunk
+from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.index.chunk_records import LocalChunk
 from trimsfs.types import ChunkRecord
 
 MOST_BLOBS = 64

@@ -12,7 +12,7 @@ from trimsfs.fetch.flights import Flight, Lane, Prefetch, Priority, Urgency, no_
 from trimsfs.fetch.peers import Peers
 from trimsfs.fetch.store_requests import StoreSpeed
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 
 LINGER_S = 0.1
 """How long an unwanted batch goes on: programs open a file twice in a row, and again after each signal."""

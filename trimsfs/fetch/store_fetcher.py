@@ -57,7 +57,7 @@ from trimsfs.stores.base import Store
 from trimsfs.stores.retrying import Retrying
 from trimsfs.telemetry.model_counters import ModelCounters
 from trimsfs.tiers.blob import Blob, ChunkState
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.types import Buffer, ChunkRecord, Generation
 
 BATCH_LIMIT = 4

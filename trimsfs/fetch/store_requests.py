@@ -24,7 +24,7 @@ from trimsfs.fetch.flights import Priority
 from trimsfs.stores.base import Store
 from trimsfs.stores.retrying import Retrying
 from trimsfs.telemetry.model_counters import ModelCounters
-from trimsfs.telemetry.trace import REQUEST, Spent, spanning
+from trimsfs.telemetry.open_trace import REQUEST, Spent, spanning
 from trimsfs.tiers.blob import Blob
 from trimsfs.types import Buffer, ChunkRecord, Generation
 

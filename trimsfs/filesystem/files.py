@@ -22,10 +22,10 @@ from trimsfs.opening.cold_open import Interruptible
 from trimsfs.opening.opener import Opener
 from trimsfs.prefetch.prefetcher import Prefetcher
 from trimsfs.telemetry.model_counters import Counts
-from trimsfs.telemetry.trace import OpenTrace, Why
+from trimsfs.telemetry.open_trace import OpenTrace, Why
 from trimsfs.telemetry.tracer import Tracer
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.types import Buffer, Generation
 
 WEIGHTS = (

@@ -27,7 +27,7 @@ from trimsfs.prefetch.prefetcher import Prefetcher
 from trimsfs.telemetry.histogram import Histogram
 from trimsfs.telemetry.model_counters import ModelStatistics
 from trimsfs.telemetry.tracer import Tracer
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

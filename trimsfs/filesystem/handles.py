@@ -10,7 +10,7 @@ from trimsfs.fetch.bypass import AccessPattern
 from trimsfs.handover.ledger import Ledger, RecordKind
 from trimsfs.namespace.inodes import Inode, InodeKind, Inodes
 from trimsfs.namespace.listing import Listing
-from trimsfs.telemetry.trace import OpenTrace
+from trimsfs.telemetry.open_trace import OpenTrace
 from trimsfs.tiers.blob import Blob
 from trimsfs.types import Generation
 

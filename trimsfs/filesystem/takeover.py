@@ -5,7 +5,7 @@ from trimsfs.filesystem.files import Files
 from trimsfs.filesystem.handles import Handles, OpenFile, passed_through
 from trimsfs.namespace.inodes import InodeKind, Inodes
 from trimsfs.opening.opener import Opener
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 
 
 class Takeover:

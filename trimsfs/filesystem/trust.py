@@ -17,7 +17,7 @@ from trimsfs.namespace.inodes import Inode
 from trimsfs.opening.cold_open import Interruptible, not_compared
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.types import Buffer, Generation
 
 T = TypeVar("T")

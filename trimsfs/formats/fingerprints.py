@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from trimsfs.formats import versions
+from trimsfs.formats import version_records as versions
 from trimsfs.formats.table import FormatError
 
 DIGEST_BYTES = 32

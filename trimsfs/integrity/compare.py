@@ -16,9 +16,9 @@ from trimsfs.integrity.repair import Repair, held
 from trimsfs.stores.digests import TINY, Algorithm, Digest, compute, crc32c_of
 from trimsfs.stores.retrying import Retrying
 from trimsfs.telemetry.histogram import Histogram
-from trimsfs.telemetry.trace import spanning
+from trimsfs.telemetry.open_trace import spanning
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.tiers.host import page_cache
 from trimsfs.tiers.threads import Threads
 

@@ -35,9 +35,9 @@ from trimsfs.opening.passthrough import Passthrough
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.retrying import Retrying
 from trimsfs.telemetry.histogram import Histogram
-from trimsfs.telemetry.trace import spanning
+from trimsfs.telemetry.open_trace import spanning
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.types import CHUNK_SIZE, Generation
 
 log = logging.getLogger(__name__)

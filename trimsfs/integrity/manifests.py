@@ -12,7 +12,7 @@ from trimsfs.namespace.derived import model_key
 from trimsfs.namespace.tree import Namespace
 from trimsfs.stores.digests import Digest
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.types import Generation
 
 NAME = "model.sig"

@@ -9,7 +9,7 @@ import trio
 
 from trimsfs.errors import CacheError, CacheUnusableError, InUseError, StoreError, TrimsError
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.integrity.quarantine import Quarantine
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.tiers.threads import Threads
 from trimsfs.types import Generation
 

@@ -9,7 +9,7 @@ import trio
 from trimsfs.errors import TrimsError
 from trimsfs.integrity.repair import Repair
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)

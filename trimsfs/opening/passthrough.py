@@ -18,10 +18,10 @@ from cachetools import LRUCache
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import BlobDamagedError, CacheFullError, TrimsError
 from trimsfs.handover.ledger import Ledger, Record, RecordKind
-from trimsfs.telemetry.trace import spanning
+from trimsfs.telemetry.open_trace import spanning
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.host.tier import HostTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.host.memory_tier import HostTier
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """The options of a mount: their schema, and the file, environment and command line that they are read from."""
 
 from trimsfs.options.eviction import Eviction
-from trimsfs.options.fleet import FLEET_DIRECTORY, FLEET_REPORTS, FLEET_SOCKET, FLEET_USER, FLEET_USERS_REMEDY
+from trimsfs.options.fleet_options import FLEET_DIRECTORY, FLEET_REPORTS, FLEET_SOCKET, FLEET_USER, FLEET_USERS_REMEDY
 from trimsfs.options.former import ENVIRONMENT_PREFIX, FORMER, ordered_options
 from trimsfs.options.places import Place, directories, places
 from trimsfs.options.schema import (
@@ -23,7 +23,7 @@ from trimsfs.options.sources import (
     keeper_order,
     load_options,
 )
-from trimsfs.options.store import SEVERAL, StoreTable
+from trimsfs.options.store_settings import SEVERAL, StoreTable
 
 __all__ = [
     "DEFAULT_CONFIG",

@@ -25,9 +25,9 @@ from trimsfs.listen_address import parse_address
 from trimsfs.mountinfo import escape
 from trimsfs.options.declaration import HEADINGS, declaration, option
 from trimsfs.options.eviction import TIERS, Eviction, EvictionOption
-from trimsfs.options.fleet import FleetOptions
+from trimsfs.options.fleet_options import FleetOptions
 from trimsfs.options.size import Size
-from trimsfs.options.store import SEVERAL, AbsolutePath, InnerPath, StoreOptions, check_role
+from trimsfs.options.store_settings import SEVERAL, AbsolutePath, InnerPath, StoreOptions, check_role
 
 FALLBACK_UID = 60874
 """A user id that Debian and systemd assign to nobody."""

@@ -20,7 +20,7 @@ from trimsfs.errors import ConfigurationError
 from trimsfs.options.former import COMMAND_LINE, ENVIRONMENT, ENVIRONMENT_PREFIX, FORMER, refuse_former
 from trimsfs.options.schema import SCALARS, TABLES, MountOptions, flag
 from trimsfs.options.size import too_small
-from trimsfs.options.store import PASSWORD
+from trimsfs.options.store_settings import PASSWORD
 
 MOUNTPOINT = "mountpoint"
 """The key of the mount point in a configuration file that declares a mount. It is not an option of the mount."""

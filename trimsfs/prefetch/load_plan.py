@@ -19,7 +19,7 @@ from trimsfs.prefetch.load_order import (
     indexed,
     numbered,
 )
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)

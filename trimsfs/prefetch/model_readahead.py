@@ -22,7 +22,7 @@ from trimsfs.prefetch.load_plan import LoadPlanner
 from trimsfs.prefetch.load_window import CAUTIOUS_FILES, DESCRIBED_FILES, LoadWindow
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.tiers.blob import Blob, ChunkState
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from trimsfs.prefetch.model_readahead import ModelReadahead
 from trimsfs.prefetch.siblings import Siblings
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 
 Prefetch = Literal["auto", "off", "directory"]
 _CONTROL = f"{CONTROL_NAME.decode()}/"

@@ -15,7 +15,7 @@ from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.prefetch.account import Account
 from trimsfs.prefetch.directory_readahead import SMALL, DirectoryReadahead, Readable
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)

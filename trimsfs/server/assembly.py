@@ -44,9 +44,9 @@ from trimsfs.telemetry.tracer import Tracer
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Deduplication
 from trimsfs.tiers.disk.budget import DiskLimits
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.tiers.disk.events import TierEvents
-from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.host.tier import HostTier
+from trimsfs.tiers.host.memory_tier import HostTier
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.types import Generation
 

@@ -25,8 +25,8 @@ from trimsfs.origins import ByPath
 from trimsfs.prefetch.prefetcher import Prefetcher
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.stores.retrying import Retrying
-from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.host.tier import HostTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.host.memory_tier import HostTier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,7 +40,7 @@ from trimsfs.server.late_binding import LateBound, LateCalls
 from trimsfs.server.plugin import ServerPlugin
 from trimsfs.stores.base import Store
 from trimsfs.stores.broker import Broker
-from trimsfs.stores.directory import DirectoryStore
+from trimsfs.stores.local_directory import DirectoryStore
 from trimsfs.stores.open import beneath
 from trimsfs.stores.reach import reach_place, unreachable
 from trimsfs.stores.router import stores_of

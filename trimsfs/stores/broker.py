@@ -24,7 +24,7 @@ from trimsfs.concurrency.watch import watched
 from trimsfs.errors import StoreError, TransientStoreError
 from trimsfs.processes import fork_patiently
 from trimsfs.stores.base import Page
-from trimsfs.stores.directory import MOST_NAMES, DirectoryReader
+from trimsfs.stores.local_directory import MOST_NAMES, DirectoryReader
 from trimsfs.text import set_process_title
 from trimsfs.types import Generation
 

@@ -22,7 +22,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
 )
 from trimsfs.mountinfo import mount_of
-from trimsfs.stores.directory import etag_of, no_directory
+from trimsfs.stores.local_directory import etag_of, no_directory
 from trimsfs.stores.writer import Stored, Upload, part_size
 
 T = TypeVar("T")

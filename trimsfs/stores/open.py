@@ -10,9 +10,9 @@ from trimsfs.errors import ConfigurationError
 from trimsfs.options import MountOptions, Place, places
 from trimsfs.plugins import load, plugins
 from trimsfs.stores.base import Store
-from trimsfs.stores.directory import DirectoryStore
 from trimsfs.stores.layouts.hf_cache import HasRefs, HfCacheStore
 from trimsfs.stores.layouts.versioned import VersionedStore
+from trimsfs.stores.local_directory import DirectoryStore
 from trimsfs.stores.router import StoreRouter
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def open_writer(options: MountOptions, *, scratch: str, max_requests: int, condi
     url = options.store or ""
     if url.startswith("s3://"):
         bucket, prefix = _bucket(url)
-        from trimsfs.stores.s3.writer import S3Writer  # noqa: PLC0415 - likewise
+        from trimsfs.stores.s3.s3_writer import S3Writer  # noqa: PLC0415 - likewise
 
         return S3Writer(bucket, prefix, options, max_requests=max_requests, conditions=conditions)
     root = directory_of(url)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from trimsfs.telemetry.histogram import Histogram
 from trimsfs.telemetry.model_counters import ModelCounters, Tier
-from trimsfs.telemetry.trace import OpenTrace, Span, Subject, Why
+from trimsfs.telemetry.open_trace import OpenTrace, Span, Subject, Why
 
 KEPT = 64
 """Traces that are kept."""

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from trimsfs.checksums import crc32c_of_file
 from trimsfs.errors import CacheUnusableError
-from trimsfs.ranges import chunk_count, chunk_length, chunk_span, chunks_of
-from trimsfs.telemetry.trace import Activity
+from trimsfs.telemetry.open_trace import Activity
 from trimsfs.tiers.health import Health
 from trimsfs.tiers.mapping import mapped
+from trimsfs.tiers.ranges import chunk_count, chunk_length, chunk_span, chunks_of
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
 
 _FLAGS = os.O_RDWR | os.O_CLOEXEC

@@ -16,7 +16,7 @@ import trio
 from trimsfs.errors import InUseError
 from trimsfs.tiers import extents
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.tiers.host import page_cache
 from trimsfs.tiers.threads import Threads
 from trimsfs.types import Generation

@@ -7,6 +7,7 @@ copies of what the keeper holds, and hands them to the next keeper.
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -65,10 +66,14 @@ class ServerLauncher:
         signal.set_wakeup_fd(waker.fileno())
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
-        self._join_by = time.monotonic() + KEEPER_TIMEOUT_S
+        self._join_by, waits = time.monotonic() + KEEPER_TIMEOUT_S, False
         while True:
             if self._keeper is None:
+                self._let_go()
                 self._join()
+            if self._keeper is None and not waits:
+                waits = True
+                self._reporter.info(f"waiting up to {KEEPER_TIMEOUT_S:.0f} s for the keeper at {self._path}")
             if (problem := self._waits_in_vain()) is not None:
                 return self._end(NotMountedError.__name__, problem)
             if self._stops():
@@ -119,6 +124,16 @@ class ServerLauncher:
         except KeeperGoneError:
             return False
         return True
+
+    def _let_go(self) -> None:
+        """Close what it keeps of a mount that has ended: its cache is another's to use. It waits for a keeper as at its
+        start."""
+        mount = select.poll()
+        if (fuse := self._kept.get("fuse")) is not None:
+            mount.register(fuse, 0)
+            if mount.poll(0):  # the kernel has ended the connection
+                self._keep({})
+                self._heard, self._join_by = False, time.monotonic() + KEEPER_TIMEOUT_S
 
     def _join(self) -> None:
         """Join the keeper, if there is one."""

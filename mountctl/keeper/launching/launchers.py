@@ -216,7 +216,7 @@ class Launchers:
         if launcher is None or not launcher.stays_stopped:
             return None
         pid = launcher.pid
-        return f"the launcher, pid {pid}, is stopped: no other server starts: run `kill -CONT {pid}`"
+        return f"pid {pid}, is stopped: no other server starts: run `kill -CONT {pid}`"
 
     def keep(self, server: ServerProcess | None, descriptors: Mapping[str, int]) -> None:
         current = self._of(server.order) if server is not None else None

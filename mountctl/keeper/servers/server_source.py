@@ -38,7 +38,7 @@ class ServerSource(Protocol):
         ...
 
     def problem(self, order: Order) -> str | None:
-        """Why no server starts with this order for now; ask once a tick."""
+        """Why the launcher of this order starts no server for now; ask once a tick."""
         ...
 
     def keep(self, server: ServerProcess | None, descriptors: Mapping[str, int]) -> None:

@@ -17,7 +17,7 @@ os.environ.setdefault("MXNET_SUBGRAPH_BACKEND", "NONE")  # fused operators would
 import mxnet as mx
 from common import report, run, seeded_array
 
-from trimsfs.extras.mxnet import folding
+from trimsfs.extras.mxnet import folding_thread as folding
 
 SHAPE = (1, 3, 32, 32)
 HUNG_S = 60

@@ -16,7 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import mxnet as mx
 from common import report, run
 
-from trimsfs.extras.mxnet import folding
+from trimsfs.extras.mxnet import folding_thread as folding
 
 SHAPE = (2, 3, 8, 8)
 SECONDS = 4.0

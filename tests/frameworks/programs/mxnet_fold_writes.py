@@ -18,7 +18,7 @@ from common import report, run
 
 from trimsfs.client import native
 from trimsfs.extras.folding import folding
-from trimsfs.extras.mxnet import folding as mxnet_folding
+from trimsfs.extras.mxnet import folding_thread as mxnet_folding
 
 VALUES = 24
 SHAPE = (1 << 20,)

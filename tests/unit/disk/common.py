@@ -11,7 +11,7 @@ from tests.support.parts import (
     store_chunk,
 )
 from trimsfs.tiers.blob import Blob, ChunkState
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 
 MISSING, UNVERIFIED, VERIFIED = ChunkState
 

@@ -30,8 +30,8 @@ from tests.support.tmpfs import tmpfs
 from trimsfs.errors import BlobDamagedError, CacheInUseError, CacheUnusableError, TrimsError
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.cache_directory import CacheDirectory
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.tiers.disk.lock import is_lock_of, lock_directory
-from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.index.index import BlobIndex
 
 

@@ -22,7 +22,7 @@ from tests.support.parts import (
     written,
 )
 from trimsfs.tiers import extents
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 
 BLOCK = 4096
 

@@ -15,7 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 from tests.support.parts import blob_files, content_of, fill, flip_byte, generation_of, opened, states, until
 from tests.unit.disk.common import MISSING, UNVERIFIED, VERIFIED
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.types import Generation
 
 

@@ -8,7 +8,7 @@ import trio
 from tests.support.parts import content_of, fill, generation_of, opened, recorded_bytes, until
 from trimsfs.eviction_policies import POLICIES, Evictable, cost, eager, fifo
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from trimsfs.formats import versions
+from trimsfs.formats import version_records as versions
 from trimsfs.formats.table import FormatError
-from trimsfs.formats.versions import Alias, Manifest, Tombstone, VersionFile
+from trimsfs.formats.version_records import Alias, Manifest, Tombstone, VersionFile
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
 SHA256 = "ab" * 32

@@ -364,7 +364,7 @@ async def test_scrubbing_keeps_to_its_rate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("trimsfs.tiers.disk.maintenance.FLUSH_INTERVAL_S", 10.0)
-    monkeypatch.setattr("trimsfs.tiers.host.tier.CHECK_INTERVAL_S", 10.0)
+    monkeypatch.setattr("trimsfs.tiers.host.memory_tier.CHECK_INTERVAL_S", 10.0)
     mock_clock.autojump_threshold = 1.0
     async with serving() as server:
         server.release(await opened(server))

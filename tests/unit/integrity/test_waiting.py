@@ -143,7 +143,7 @@ async def test_what_is_found_to_have_been_cut_off_as_it_is_opened_is_fetched_aga
         looks.append(crash_recovery.chunks_in_holes(blob, descriptor))
         return looks[-1]
 
-    monkeypatch.setattr("trimsfs.tiers.disk.tier.chunks_in_holes", zeroed)
+    monkeypatch.setattr("trimsfs.tiers.disk.disk_tier.chunks_in_holes", zeroed)
     async with serving(digests="wait", cold_open="wait") as server:
         assert await server.content("a") == content
         assert looks == [[0], []]

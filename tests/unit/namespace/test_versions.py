@@ -13,7 +13,7 @@ from tests.support.versions import in_memory, move, publish, remove, write_files
 from tests.unit.namespace.processes import Processes
 from trimsfs.errors import BlobDamagedError, NoSuchEntryError, StoreUnavailableError
 from trimsfs.filesystem import names
-from trimsfs.formats.versions import alias_key
+from trimsfs.formats.version_records import alias_key
 from trimsfs.handover.ledger import Ledger
 from trimsfs.stores.base import Page
 from trimsfs.stores.layouts.versioned import VersionedStore

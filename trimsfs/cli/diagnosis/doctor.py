@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 
-from trimsfs.cli.control_files import check_answers, read_json
+from trimsfs.cli.control_client import check_answers, read_json
 from trimsfs.cli.diagnosis.checks import Advice, Check, ProblemError, as_server, server_of
 from trimsfs.cli.diagnosis.store_checks import check_store
 from trimsfs.cli.mount_options import MountCommand, mount_options

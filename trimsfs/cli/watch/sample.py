@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trimsfs.cli.control_files import check_answers, read_json, read_text
+from trimsfs.cli.control_client import check_answers, read_json, read_text
 from trimsfs.cli.watch.jobs import jobs_of
 from trimsfs.control.metrics import parse
 from trimsfs.errors import TrimsError

@@ -9,9 +9,9 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from trimsfs.cli.control_reader import PROBLEMS
 from trimsfs.cli.gpu import counted
 from trimsfs.cli.watch.sample import RATES, History, Model, Sample
-from trimsfs.control_files import PROBLEMS
 from trimsfs.text import printable
 
 ORDERS: dict[str, tuple[str, Callable[[Model, float], float]]] = {

@@ -10,12 +10,12 @@ from typing import Any
 import click
 from rich.filesize import decimal
 
-from trimsfs.cli.control_files import ask_each, check_answers, mount_over, read_json, read_text
+from trimsfs.cli.control_client import ask_each, check_answers, mount_over, read_json, read_text
+from trimsfs.cli.control_reader import PROBLEMS
 from trimsfs.cli.gpu import add_details, counted, has_failed, lines
 from trimsfs.cli.output import reported, say
 from trimsfs.command_group import complete_mounted, examples
 from trimsfs.control.metrics import parse
-from trimsfs.control_files import PROBLEMS
 from trimsfs.errors import NotPermittedError, StoreAccessError, TrimsError
 from trimsfs.exit_codes import exit_code
 from trimsfs.mountinfo import Mount, file_systems

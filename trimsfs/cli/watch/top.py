@@ -18,7 +18,7 @@ import click
 from rich.console import Console, Group
 from rich.live import Live
 
-from trimsfs.cli.control_files import Questions, ask_each, mount_over
+from trimsfs.cli.control_client import Questions, ask_each, mount_over
 from trimsfs.cli.output import fail_if_any, left_out, reported, say, show
 from trimsfs.cli.watch import screen
 from trimsfs.cli.watch.sample import History, Sample, take_sample

@@ -12,7 +12,7 @@ from typing import Any
 
 from trimsfs.extras.exporter.exposition import Families, merged, parsed
 from trimsfs.extras.exporter.history import History
-from trimsfs.extras.exporter.status import status
+from trimsfs.extras.exporter.status_page import status
 from trimsfs.processes import LOOK_INTERVAL_S
 
 METRICS_AGE_S, STATUS_AGE_S = 1.0, 5.0

@@ -16,7 +16,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-from trimsfs.control_files import read_bytes
+from trimsfs.cli.control_reader import read_bytes
 from trimsfs.mountinfo import Mount, file_systems
 from trimsfs.polling import readable
 from trimsfs.processes import container_of, open_paths, start_child, title_of

@@ -6,16 +6,16 @@ from itertools import islice
 
 import trio
 
-from trimsfs.extras.fleet.health import Health, MemberHealth
+from trimsfs.extras.fleet.fleet_source import FleetSource
+from trimsfs.extras.fleet.member_health import Health, MemberHealth
 from trimsfs.extras.fleet.members import Members
-from trimsfs.extras.fleet.source import FleetSource
 from trimsfs.fetch.copier import Copier
 from trimsfs.handover.ledger import Ledger, RecordKind
 from trimsfs.listen_address import parse_address
 from trimsfs.options import MountOptions
 from trimsfs.telemetry.model_counters import Labelled
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 
 MOST_MEMBERS = 64
 """Members with bytes of their own in the statistics: those that were asked first."""

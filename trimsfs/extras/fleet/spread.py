@@ -5,12 +5,12 @@ from functools import partial
 import trio
 
 from trimsfs.errors import InvalidRequestError, StoreUnavailableError, TransientStoreError, TrimsError
-from trimsfs.extras.fleet.source import FleetSource
+from trimsfs.extras.fleet.fleet_source import FleetSource
 from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.fetch.peers import PeerAnswer
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.types import Generation
 
 CHUNKS_AT_ONCE = 32

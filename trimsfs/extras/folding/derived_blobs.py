@@ -24,7 +24,7 @@ from trimsfs.fuse import _libfuse
 from trimsfs.namespace.derived import derived_key, model_key, owner
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)

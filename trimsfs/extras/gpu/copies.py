@@ -26,7 +26,7 @@ from trimsfs.extras.gpu.copy_ledger import CopyLedger
 from trimsfs.extras.gpu.copy_loader import CopyLoader
 from trimsfs.extras.gpu.copy_requests import CopyRequest, MemoryKind, matching
 from trimsfs.extras.gpu.cuda import CudaError
-from trimsfs.extras.gpu.statistics import GpuStatistics, statistics_of
+from trimsfs.extras.gpu.gpu_statistics import GpuStatistics, statistics_of
 from trimsfs.extras.gpu.tier.layout import Layout, lay_out
 from trimsfs.extras.gpu.tier.pool import Copy, CopyKey, Holder, Lease, Pool, rounded
 from trimsfs.extras.gpu.tier.staging import differs
@@ -35,7 +35,7 @@ from trimsfs.formats import TensorTable
 from trimsfs.options import MountOptions
 from trimsfs.processes import shown
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)

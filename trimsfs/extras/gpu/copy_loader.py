@@ -12,7 +12,7 @@ from trimsfs.extras.gpu.tier.pool import Copy, Pool
 from trimsfs.extras.gpu.tier.staging import fill
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 
 log = logging.getLogger(__name__)
 

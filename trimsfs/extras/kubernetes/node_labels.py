@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from trimsfs.cli.control_files import ask_each, check_answers, mount_over, read_json
+from trimsfs.cli.control_client import ask_each, check_answers, mount_over, read_json
 from trimsfs.cli.ls import rows_below
 from trimsfs.cli.output import reported, say
 from trimsfs.command_group import complete_mounted, examples

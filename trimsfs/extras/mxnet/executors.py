@@ -27,7 +27,7 @@ from trimsfs.client import pages
 from trimsfs.client.pages import PAGE
 from trimsfs.extras.mxnet import mapped_files
 from trimsfs.extras.mxnet.arrays import WITH_GRADIENT, Records, over, zeros
-from trimsfs.extras.mxnet.folding import folder
+from trimsfs.extras.mxnet.folding_thread import folder
 from trimsfs.extras.mxnet.mapped_files import MappedFile
 from trimsfs.formats import Tensor
 

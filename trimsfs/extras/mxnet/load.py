@@ -22,10 +22,10 @@ from mxnet.gluon.parameter import Parameter, ParameterDict
 from mxnet.util import is_np_array, is_np_shape
 
 from trimsfs.client.file_state import ensure_local
-from trimsfs.client.mapping import mapped
+from trimsfs.client.model_mapping import mapped
 from trimsfs.client.native import library
 from trimsfs.extras.mxnet.arrays import WITH_GRADIENT, fits, over, read, zeros
-from trimsfs.extras.mxnet.folding import folder
+from trimsfs.extras.mxnet.folding_thread import folder
 from trimsfs.extras.mxnet.mapped_files import register
 from trimsfs.formats import FormatError, TensorTable
 

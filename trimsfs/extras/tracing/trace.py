@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from trimsfs.cli.control_files import check_answers, on_this_host, read_lines, records_of
+from trimsfs.cli.control_client import check_answers, on_this_host, read_lines, records_of
 from trimsfs.cli.output import fail_if_any, reported, say, show
 from trimsfs.command_group import complete_mounted, examples
 from trimsfs.errors import ConfigurationError, NoSuchEntryError, TrimsError

@@ -2,8 +2,8 @@
 
 from trimsfs.errors import NoSuchEntryError, ObjectChangedError, VersionConflictError
 from trimsfs.extras.versions.catalog import Catalog, now
-from trimsfs.formats import versions as formats
-from trimsfs.formats.versions import HISTORY, Alias
+from trimsfs.formats import version_records as formats
+from trimsfs.formats.version_records import HISTORY, Alias
 
 
 async def move(catalog: Catalog, alias: str, version: str, *, conditions: bool = True) -> Alias:

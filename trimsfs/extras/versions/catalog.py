@@ -9,10 +9,10 @@ import trio
 
 from trimsfs.errors import ConfigurationError, NoSuchEntryError, ObjectChangedError, VersionConflictError
 from trimsfs.formats import fingerprints
-from trimsfs.formats import versions as formats
+from trimsfs.formats import version_records as formats
 from trimsfs.formats.fingerprints import Fingerprint
 from trimsfs.formats.table import FormatError
-from trimsfs.formats.versions import Alias, Manifest, Reservation, Tombstone
+from trimsfs.formats.version_records import Alias, Manifest, Reservation, Tombstone
 from trimsfs.stores.writer import Writer
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.formats.table import FormatError
-from trimsfs.formats.versions import DIRECTORY, check_path
+from trimsfs.formats.version_records import DIRECTORY, check_path
 from trimsfs.prefetch.load_order import HINT, LARGEST_HINT, hinted
 from trimsfs.stores.base import Page, Store
 from trimsfs.stores.open import directory_of

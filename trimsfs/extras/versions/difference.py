@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trimsfs.formats.fingerprints import Fingerprint, TensorPrint
-from trimsfs.formats.versions import VersionFile
+from trimsfs.formats.version_records import VersionFile
 from trimsfs.types import CHUNK_SIZE
 
 Change = Literal["equal", "changed", "added", "removed", "unknown"]

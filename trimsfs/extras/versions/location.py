@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from trimsfs.errors import ConfigurationError
 from trimsfs.formats.table import FormatError
-from trimsfs.formats.versions import DIRECTORY, check_version
+from trimsfs.formats.version_records import DIRECTORY, check_version
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 

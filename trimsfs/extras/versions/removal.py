@@ -6,8 +6,8 @@ from datetime import timedelta
 
 from trimsfs.errors import InUseError, NoSuchEntryError, ObjectChangedError, VersionConflictError
 from trimsfs.extras.versions.catalog import Catalog, now
-from trimsfs.formats import versions as formats
-from trimsfs.formats.versions import Tombstone
+from trimsfs.formats import version_records as formats
+from trimsfs.formats.version_records import Tombstone
 
 
 async def remove(catalog: Catalog, version: str, grace: timedelta) -> Tombstone:

@@ -21,7 +21,7 @@ from trimsfs.fetch.peers import PeerAnswer, PeerReader, PeerRequest
 from trimsfs.stores.base import Sink, Store
 from trimsfs.stores.digests import RWF_DONTCACHE, Algorithm, compute
 from trimsfs.stores.router import store_of
-from trimsfs.telemetry.trace import Spent
+from trimsfs.telemetry.open_trace import Spent
 from trimsfs.tiers.host.page_cache import populate
 from trimsfs.types import Buffer, ChunkRecord, Generation
 

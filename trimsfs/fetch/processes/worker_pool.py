@@ -26,7 +26,7 @@ from trimsfs.fetch.peers import PeerAnswer, PeerRequest
 from trimsfs.fetch.processes.workers import MOST_TRIES, TRY_AGAIN_S, Role, Spawner, give_priority
 from trimsfs.processes import LOOK_INTERVAL_S, StopWatch
 from trimsfs.stores.digests import Algorithm
-from trimsfs.telemetry.trace import Spent
+from trimsfs.telemetry.open_trace import Spent
 from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)

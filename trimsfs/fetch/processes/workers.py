@@ -26,7 +26,7 @@ from trimsfs.fetch.copier import Arrived, Extent, Landed, LocalBytes
 from trimsfs.fetch.peers import PeerRequest
 from trimsfs.fetch.processes.thread_copier import ThreadCopier
 from trimsfs.processes import fork_patiently, may_rise, prioritise
-from trimsfs.telemetry.trace import Spent
+from trimsfs.telemetry.open_trace import Spent
 from trimsfs.text import set_process_title
 from trimsfs.types import ChunkRecord, Generation
 

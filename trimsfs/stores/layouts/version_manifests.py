@@ -14,7 +14,7 @@ from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreAccessE
 from trimsfs.formats import fingerprints
 from trimsfs.formats.fingerprints import Fingerprint
 from trimsfs.formats.table import FormatError
-from trimsfs.formats.versions import DIRECTORY, FINGERPRINTS, MOST_BYTES, Manifest
+from trimsfs.formats.version_records import DIRECTORY, FINGERPRINTS, MOST_BYTES, Manifest
 from trimsfs.stores.base import Store
 from trimsfs.types import Generation
 

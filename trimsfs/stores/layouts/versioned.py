@@ -22,7 +22,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.formats.table import FormatError
-from trimsfs.formats.versions import (
+from trimsfs.formats.version_records import (
     ALIASES,
     DIRECTORY,
     REMOVED,

@@ -19,9 +19,9 @@ from trimsfs.stores.http.failures import parsing
 from trimsfs.stores.http.receive_loop import HttpBody
 from trimsfs.stores.s3.answers import Transport
 from trimsfs.stores.s3.client import ca_file, make_client
-from trimsfs.stores.s3.digests import digest_by_etag, digest_of
-from trimsfs.stores.s3.errors import by_sdk, translated
+from trimsfs.stores.s3.object_digests import digest_by_etag, digest_of
 from trimsfs.stores.s3.requests import Condition, ObjectRequests
+from trimsfs.stores.s3.s3_errors import by_sdk, translated
 from trimsfs.stores.s3.timestamps import parsed
 from trimsfs.types import Generation
 

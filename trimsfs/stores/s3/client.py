@@ -18,8 +18,8 @@ from botocore.session import Session
 from trimsfs.errors import ConfigurationError
 from trimsfs.options import MountOptions
 from trimsfs.stores.http.bodies import CONNECT_TIMEOUT_S
-from trimsfs.stores.s3.credentials import assume_role
-from trimsfs.stores.s3.errors import by_sdk
+from trimsfs.stores.s3.aws_credentials import assume_role
+from trimsfs.stores.s3.s3_errors import by_sdk
 from trimsfs.stores.s3.sdk_data import use_less
 from trimsfs.stores.s3.timestamps import parsed
 

@@ -18,7 +18,7 @@ from botocore.awsrequest import AWSPreparedRequest, AWSRequest, AWSResponse, Hea
 from botocore.utils import percent_encode, percent_encode_sequence
 
 from trimsfs.stores.s3.answers import Transport
-from trimsfs.stores.s3.errors import by_sdk
+from trimsfs.stores.s3.s3_errors import by_sdk
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

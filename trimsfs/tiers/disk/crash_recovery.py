@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from trimsfs.checksums import crc32c
-from trimsfs.ranges import chunk_count, chunk_span
 from trimsfs.tiers import extents
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.index.index import BlobIndex
+from trimsfs.tiers.ranges import chunk_count, chunk_span
 from trimsfs.types import ChunkRecord
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from trimsfs.extras.fleet.serving.uploads import Uploads
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.namespace.tree import Namespace
 from trimsfs.options import FLEET_REPORTS, FLEET_SOCKET, MountOptions
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 
 log = logging.getLogger(__name__)
 

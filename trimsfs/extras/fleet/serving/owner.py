@@ -27,7 +27,7 @@ from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.namespace.listing import possible
 from trimsfs.namespace.tree import Namespace
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from trimsfs.client.patterns import Patterns, listed
 from trimsfs.extras.gpu import cuda
 from trimsfs.extras.gpu.client.device_model import DeviceModel
 from trimsfs.extras.gpu.client.device_tensor import DeviceTensor
-from trimsfs.extras.gpu.client.errors import GpuError, GpuFullError, GpuLostError
+from trimsfs.extras.gpu.client.gpu_errors import GpuError, GpuFullError, GpuLostError
 from trimsfs.extras.gpu.client.mapped_copy import map_copy
 from trimsfs.extras.gpu.client.visible_devices import find
 

@@ -8,7 +8,7 @@ import struct
 from contextlib import suppress
 
 from trimsfs.extras.gpu.client import fork_safety
-from trimsfs.extras.gpu.client.errors import GpuError
+from trimsfs.extras.gpu.client.gpu_errors import GpuError
 
 TIMEOUT_S = 30.0
 """How long the server may take for each step: a takeover may be under way."""

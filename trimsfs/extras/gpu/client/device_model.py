@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from trimsfs.extras.gpu.client import frameworks
 from trimsfs.extras.gpu.client.device_tensor import DeviceTensor
-from trimsfs.extras.gpu.client.errors import GpuError
+from trimsfs.extras.gpu.client.gpu_errors import GpuError
 from trimsfs.extras.gpu.client.mapped_copy import MappedCopy
 from trimsfs.formats import Tensor
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 from trimsfs.client.dtypes import NUMPY, check_whole_bytes, numpy_dtype
 from trimsfs.extras.gpu import cuda
 from trimsfs.extras.gpu.client import dlpack
-from trimsfs.extras.gpu.client.errors import GpuError
+from trimsfs.extras.gpu.client.gpu_errors import GpuError
 from trimsfs.extras.gpu.client.mapped_copy import MappedCopy
 from trimsfs.formats import DTYPE_BITS, Tensor
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from trimsfs.extras.gpu import cuda
 from trimsfs.extras.gpu.client import descriptor_client
-from trimsfs.extras.gpu.client.errors import GpuError
-from trimsfs.extras.gpu.client.leases import CopyDescription, Lease, take
+from trimsfs.extras.gpu.client.copy_leases import CopyDescription, Lease, take
+from trimsfs.extras.gpu.client.gpu_errors import GpuError
 
 log = logging.getLogger(__name__)
 

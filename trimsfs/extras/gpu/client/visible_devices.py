@@ -3,7 +3,7 @@
 import re
 
 from trimsfs.extras.gpu import cuda
-from trimsfs.extras.gpu.client.errors import GpuError
+from trimsfs.extras.gpu.client.gpu_errors import GpuError
 
 _DEVICE = re.compile(r"(?:cuda:)?(?P<ordinal>\d+)|(?P<first>cuda)|(?P<uuid>GPU-[0-9a-f-]{36})")
 

@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 
 from trimsfs.errors import ConfigurationError, ObjectNotFoundError
 from trimsfs.extras.stores.cloud.azure_credentials import Account, find_account, signer
+from trimsfs.extras.stores.cloud.cloud_store import CloudStore
 from trimsfs.extras.stores.cloud.connections import Answer, Connections, Request, unsigned
 from trimsfs.extras.stores.cloud.service import Listed, content_name, etag_of
-from trimsfs.extras.stores.cloud.store import CloudStore
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import moment
 from trimsfs.stores.http.bodies import METADATA_THREADS

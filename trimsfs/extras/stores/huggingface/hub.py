@@ -17,7 +17,7 @@ from trimsfs.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from trimsfs.extras.stores.huggingface.errors import refused
+from trimsfs.extras.stores.huggingface.hub_errors import refused
 from trimsfs.extras.stores.huggingface.repositories import Repository
 from trimsfs.options import MountOptions
 from trimsfs.stores.http.bodies import check_range, pass_on

@@ -14,7 +14,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.extras.stores.oci.authorisation import Authorisation
+from trimsfs.extras.stores.oci.bearer_tokens import Authorisation
 from trimsfs.extras.stores.oci.reference import Reference
 from trimsfs.options import MountOptions
 from trimsfs.stores.http.failures import MALFORMED, MalformedAnswerError, kind_of, one_line, translated

@@ -37,7 +37,7 @@ from trimsfs.extras.versions.content import (
 )
 from trimsfs.extras.versions.description import SAFETENSORS, describe
 from trimsfs.extras.versions.location import Location, parse_new
-from trimsfs.extras.versions.push import Publication, content_id, publish
+from trimsfs.extras.versions.publishing import Publication, content_id, publish
 from trimsfs.extras.versions.removal import expire
 from trimsfs.formats import safetensors
 from trimsfs.formats.table import FormatError

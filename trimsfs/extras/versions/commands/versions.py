@@ -17,9 +17,9 @@ from trimsfs.extras.versions import removal
 from trimsfs.extras.versions.catalog import Catalog, Contents
 from trimsfs.extras.versions.commands.store_options import SEEN, run_on_catalog, single_writer, store_options
 from trimsfs.extras.versions.location import parse_model, parse_version
-from trimsfs.formats import versions as formats
+from trimsfs.formats import version_records as formats
 from trimsfs.formats.table import FormatError
-from trimsfs.formats.versions import Alias, check_alias, check_version
+from trimsfs.formats.version_records import Alias, check_alias, check_version
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _model = click.argument("model", metavar="STORE/NAME")

@@ -26,7 +26,7 @@ from trimsfs.tiers.disk.open_blobs import OpenBlobs
 from trimsfs.tiers.disk.residency import Residency, residency_of
 from trimsfs.tiers.disk.state import TierState
 from trimsfs.tiers.index.blob_record import BlobRecord
-from trimsfs.tiers.index.equal_chunks import EqualChunks
+from trimsfs.tiers.index.chunk_records import EqualChunks
 from trimsfs.tiers.index.journal import Journal
 from trimsfs.tiers.index.listing_records import ListingRecords
 from trimsfs.tiers.index.load_records import LoadRecords

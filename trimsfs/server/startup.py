@@ -47,7 +47,7 @@ from trimsfs.server.sandbox import (
 )
 from trimsfs.stores.base import Store
 from trimsfs.stores.broker import Broker
-from trimsfs.stores.directory import DirectoryStore
+from trimsfs.stores.local_directory import DirectoryStore
 from trimsfs.stores.open import after_fork, beneath, open_store
 from trimsfs.stores.router import stores_of
 from trimsfs.text import LineFormatter, set_process_title

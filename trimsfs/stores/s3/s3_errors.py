@@ -28,7 +28,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.stores.http.failures import MalformedAnswerError, one_line, parsing
-from trimsfs.stores.s3.credentials import TOKEN_FILE
+from trimsfs.stores.s3.aws_credentials import TOKEN_FILE
 
 T = TypeVar("T")
 

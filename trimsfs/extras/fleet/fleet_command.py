@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from trimsfs.cli.control_files import mount_of_path, read_json
+from trimsfs.cli.control_client import mount_of_path, read_json
 from trimsfs.cli.output import reported, say
 from trimsfs.command_group import complete_mounted, examples
 from trimsfs.errors import ConfigurationError, NoSuchEntryError

@@ -24,13 +24,13 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.formats.versions import DIRECTORY
+from trimsfs.formats.version_records import DIRECTORY
 from trimsfs.options import MountOptions
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.stores.http.failures import parsing
 from trimsfs.stores.retrying import Retrying
 from trimsfs.stores.s3.client import ca_file, make_client
-from trimsfs.stores.s3.errors import translated
+from trimsfs.stores.s3.s3_errors import translated
 from trimsfs.stores.writer import Stored, Upload, part_size
 
 T = TypeVar("T")

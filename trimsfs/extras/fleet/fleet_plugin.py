@@ -23,9 +23,9 @@ from trimsfs.types import Generation
 try:
     from trimsfs.extras.fleet.certificates import check_certificate, client_context
     from trimsfs.extras.fleet.fleet import Fleet
+    from trimsfs.extras.fleet.fleet_source import FleetSource
     from trimsfs.extras.fleet.peer_client import PeerClient
     from trimsfs.extras.fleet.serving.chunk_server import ChunkServer
-    from trimsfs.extras.fleet.source import FleetSource
     from trimsfs.extras.fleet.spread import Spreader
 except ImportError as error:
     _MISSING: str | None = str(error)

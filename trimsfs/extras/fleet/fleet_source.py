@@ -8,7 +8,7 @@ from itertools import takewhile
 import trio
 
 from trimsfs.errors import TransientStoreError
-from trimsfs.extras.fleet.health import Health, RetryBudget
+from trimsfs.extras.fleet.member_health import Health, RetryBudget
 from trimsfs.extras.fleet.members import Members
 from trimsfs.extras.fleet.placement import Placement, content_seed
 from trimsfs.extras.fleet.protocol import ChunkRequest, fleet_token
@@ -16,9 +16,9 @@ from trimsfs.fetch.copier import Copier, Extent
 from trimsfs.fetch.flights import Flight, Lane
 from trimsfs.fetch.peers import PeerAnswer, PeerRequest
 from trimsfs.fetch.scheduler import PEER_REQUESTS
-from trimsfs.telemetry.trace import REQUEST, spanning
+from trimsfs.telemetry.open_trace import REQUEST, spanning
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.types import ChunkRecord, Generation
 
 OWNERS = 2

@@ -15,7 +15,7 @@ from typing import Any
 from trimsfs.client.file_state import on_mount
 from trimsfs.extras.gpu import cuda
 from trimsfs.extras.gpu.client import fork_safety
-from trimsfs.extras.gpu.client.errors import GpuError, GpuFullError, GpuLostError
+from trimsfs.extras.gpu.client.gpu_errors import GpuError, GpuFullError, GpuLostError
 from trimsfs.formats import DTYPE_BITS, Tensor
 
 _PIECE = 1 << 20

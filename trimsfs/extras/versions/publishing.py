@@ -18,8 +18,8 @@ from trimsfs.extras.versions.catalog import Catalog, now
 from trimsfs.extras.versions.content import Content
 from trimsfs.extras.versions.description import Described, Digester, digester_of
 from trimsfs.formats import fingerprints
-from trimsfs.formats import versions as formats
-from trimsfs.formats.versions import Manifest, Reservation, VersionFile
+from trimsfs.formats import version_records as formats
+from trimsfs.formats.version_records import Manifest, Reservation, VersionFile
 from trimsfs.stores.writer import Stored, Upload, part_size
 
 PARTS_AT_ONCE = 8

@@ -17,8 +17,8 @@ from trimsfs.errors import (
     ObjectChangedError,
     ObjectNotFoundError,
 )
-from trimsfs.extras.stores.huggingface.errors import hub_errors
 from trimsfs.extras.stores.huggingface.hub import Hub
+from trimsfs.extras.stores.huggingface.hub_errors import hub_errors
 from trimsfs.extras.stores.huggingface.repositories import MAIN, Place, Repository, is_commit, parse, place
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment

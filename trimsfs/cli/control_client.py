@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, Generic, TypeVar, cast
 
-from trimsfs import control_files
+from trimsfs.cli import control_reader as control_files
 from trimsfs.cli.output import left_out
 from trimsfs.errors import (
     NoSuchEntryError,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trimsfs import __version__
-from trimsfs.control_files import PROBLEMS
+from trimsfs.cli.control_reader import PROBLEMS
 from trimsfs.extras.exporter.exposition import Families, total
 from trimsfs.extras.exporter.history import PLOTTED, History
 from trimsfs.processes import title_of

@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from trimsfs.errors import StoreAccessError, TransientStoreError
-from trimsfs.extras.stores.oci.credentials import Credentials, DockerConfig
 from trimsfs.extras.stores.oci.reference import Reference, is_local
+from trimsfs.extras.stores.oci.registry_credentials import Credentials, DockerConfig
 from trimsfs.options import MountOptions
 from trimsfs.stores.http.bodies import received
 from trimsfs.stores.http.failures import parsing
