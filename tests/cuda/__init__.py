@@ -10,7 +10,6 @@ bytes of new memory are `STALE`.
 | variable | |
 |---|---|
 | `EMULATED_CUDA` | the socket of the kernel driver; without it there is no device |
-| `EMULATED_CUDA_EAGER` | copies are done at once, not put off until something waits for them |
 | `EMULATED_CUDA_TRANSPARENT` | the host can use device pointers, as far as access is granted; it faults otherwise |
 | `CUDA_VISIBLE_DEVICES` | as for a true driver: indices or UUIDs |
 """
@@ -61,12 +60,11 @@ def _directory() -> Path:
     return shared_by_run(run) if run else Path(tempfile.gettempdir()) / f"trimsfs-emulated-cuda-{os.getuid()}"
 
 
-def environment(kernel: KernelDriver | None, *, eager: bool = False, transparent: bool = False) -> dict[str, str]:
+def environment(kernel: KernelDriver | None, *, transparent: bool = False) -> dict[str, str]:
     """The variables by which processes have the devices of a kernel driver; of None, a driver without devices."""
     path = os.environ.get("LD_LIBRARY_PATH")
     return (
         {"LD_LIBRARY_PATH": f"{library().parent}{f':{path}' if path else ''}"}
         | ({"EMULATED_CUDA": str(kernel.path)} if kernel else {})
-        | ({"EMULATED_CUDA_EAGER": "1"} if eager else {})
         | ({"EMULATED_CUDA_TRANSPARENT": "1"} if transparent else {})
     )

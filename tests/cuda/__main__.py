@@ -20,13 +20,12 @@ def main() -> None:
     parser.add_argument("directory", metavar="DIR", type=Path, help="for the socket")
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--memory", type=TypeAdapter(ByteSize).validate_python, default=64 << 20, help="of each device")
-    parser.add_argument("--eager", action="store_true", help="copies are done at once")
     parser.add_argument("--transparent", action="store_true", help="the host can use device pointers")
     arguments = parser.parse_args()
     arguments.directory.mkdir(exist_ok=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
     with KernelDriver(arguments.directory, [arguments.memory] * arguments.devices) as kernel:
-        for name, value in environment(kernel, eager=arguments.eager, transparent=arguments.transparent).items():
+        for name, value in environment(kernel, transparent=arguments.transparent).items():
             print(f"export {name}={shlex.quote(value)}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()

@@ -91,7 +91,6 @@ API CUresult cuInit(unsigned flags)
 		return CUDA_ERROR_NO_DEVICE;
 	}
 	opaque = getenv("EMULATED_CUDA_TRANSPARENT") == NULL;
-	eager = getenv("EMULATED_CUDA_EAGER") != NULL;
 	if (!children)
 		pthread_atfork(NULL, NULL, become_child);
 	children = true;

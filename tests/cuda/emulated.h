@@ -197,7 +197,6 @@ struct operation {
 	struct operation *next;
 };
 
-extern bool eager;
 CUresult submit(const struct operation *operation, bool wait);
 CUresult finish(struct stream *stream);
 CUresult finish_context(struct context *context);

@@ -10,8 +10,6 @@
 
 #include "emulated.h"
 
-bool eager;
-
 struct engine {
 	pthread_mutex_t mutex;
 	struct operation *first; /* with the tables held; includes the running operation */
@@ -130,7 +128,7 @@ CUresult submit(const struct operation *operation, bool wait)
 		link = &(*link)->next;
 	*link = added;
 	pthread_mutex_unlock(&tables);
-	if (wait || eager)
+	if (wait)
 		run_now(&choice);
 	return result;
 }

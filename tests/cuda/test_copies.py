@@ -35,15 +35,6 @@ def test_a_missing_synchronisation_shows(start: Start) -> None:
     assert process.read_host(buffer, 2) == "0202"
 
 
-def test_copies_can_be_eager(start: Start) -> None:
-    process = start(eager=True)
-    pointer, stream = process.call("cuMemAlloc", MIB), process.call("cuStreamCreate", NON_BLOCKING)
-    buffer = process.call("cuMemHostAlloc", MIB, 0)
-    process.fill_host(buffer, 1, MIB)
-    process.outcome("cuMemcpyHtoDAsync", pointer, buffer, MIB, stream)
-    assert process.read(pointer, 2) == "0101"
-
-
 @pytest.mark.parametrize("size", [4096, MIB])
 def test_pageable_memory_may_be_used_again_at_once(start: Start, size: int) -> None:
     process = start()

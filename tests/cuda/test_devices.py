@@ -204,7 +204,7 @@ def test_a_confined_server_can_use_it(start: Start) -> None:
 
 
 def test_it_serves_from_the_command_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.cuda", "--memory", "64MiB", "--eager", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.cuda", "--memory", "64MiB", "--transparent", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
