@@ -49,6 +49,20 @@ def test_what_is_no_flag_is_refused_with_the_place_to_set_it(command: click.Comm
         assert (done.exit_code, done.output) == (REFUSED, f"trimsfs: {told}\n")
 
 
+def test_the_policy_of_a_tier_is_that_of_the_last_source_that_has_one(tmp_path: Path) -> None:
+    common, declared = tmp_path / "config.toml", tmp_path / "models.toml"
+    common.write_text('eviction = "fifo"')
+    declared.write_text('eviction = { host = "never" }')
+    environment = {"TRIMSFS_EVICTION": "disk=lcu"}
+    eviction = load_options({"eviction": "gpu=never"}, configs=[common, declared], environment=environment).eviction
+    assert (eviction.disk, eviction.host, eviction.gpu) == ("lcu", "never", "never")
+
+
+def test_former_options_of_one_source_are_told_as_one() -> None:
+    with pytest.raises(ConfigurationError, match=r"write --eviction disk=never,gpu=lcu$"):
+        load_options({"cache_policy": "never", "gpu_policy": "lcu"}, environment={})
+
+
 @pytest.mark.parametrize(("name", "tier"), FORMER.items())
 def test_a_former_option_is_refused_with_its_new_spelling(name: str, tier: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(mount, [flag(name), "lcu", str(tmp_path / "models")])

@@ -335,6 +335,8 @@ class Slots:
     def give_back(self, lane: Lane, *, for_others: bool) -> None:
         """Undo one `take`."""
         (self._for_others if for_others else self._under_way)[lane] -= 1
+        if self.in_use == 0:
+            self._throughput.idle()
 
 
 class BatchesUnderWay:

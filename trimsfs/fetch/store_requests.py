@@ -70,7 +70,7 @@ class Throughput:
         """End the measurement: no request is under way."""
         if self._bytes >= self.LEAST_BYTES:
             self._measure(trio.current_time() - self._began)
-        self._bytes = 0
+        self._bytes, self._began = 0, math.inf
 
     def _measure(self, elapsed_s: float) -> None:
         if elapsed_s > 0:

@@ -30,8 +30,11 @@ class Eviction(BaseModel):
 TIERS = tuple(Eviction.model_fields)
 
 
-def _by_tier(value: object) -> object:
-    """What is written: a policy for all tiers, ``disk=eager,gpu=never``, or a table of the file with these."""
+def by_tier(value: object) -> dict[str, object]:
+    """The policies that are written, by tier: one for all, ``disk=eager,gpu=never``, or a table of the file with these.
+
+    Raises ValueError.
+    """
     if isinstance(value, str):
         value = (
             dict(part.strip().partition("=")[::2] for part in value.split(","))
@@ -41,9 +44,10 @@ def _by_tier(value: object) -> object:
     if isinstance(value, dict):
         for tier in value.keys() - set(TIERS):
             raise ValueError(f"{tier} is no tier: write POLICY, or TIER=POLICY of {', '.join(TIERS)}")
-    elif not isinstance(value, Eviction):
-        raise ValueError('must be a policy, such as "lru", or a table, such as { disk = "lru", gpu = "never" }')
-    return value
+        return value
+    if isinstance(value, Eviction):
+        return value.model_dump()
+    raise ValueError('must be a policy, such as "lru", or a table, such as { disk = "lru", gpu = "never" }')
 
 
-EvictionOption = Annotated[Eviction, BeforeValidator(_by_tier)]
+EvictionOption = Annotated[Eviction, BeforeValidator(by_tier)]

@@ -15,9 +15,10 @@ FORMER = {"cache_policy": "disk", "host_policy": "host", "gpu_policy": "gpu"}
 
 def refuse_former(options: Mapping[str, Any], source: str) -> None:
     """Raise ConfigurationError for an option that its source does not take any more: it tells the new spelling."""
+    policies = {FORMER[name]: value for name, value in options.items() if name in FORMER}
     for name, value in options.items():
         if name in FORMER:
-            raise ConfigurationError(f"{_written(name, value, source)}: write {_policy(FORMER[name], value, source)}")
+            raise ConfigurationError(f"{_written(name, value, source)}: write {_eviction(policies, source)}")
         if source == COMMAND_LINE and name in SCALARS and name not in FLAGS:
             told = f'set "{name}" in the configuration file (see docs/configuration.md)'
             raise ConfigurationError(f"{_written(name, value, source)}: {told}")
@@ -33,15 +34,16 @@ def _written(name: str, value: object, source: str) -> str:
             return f"option {name} in {source}"
 
 
-def _policy(tier: str, value: object, source: str) -> str:
-    """The policy of a tier, as the source spells it now."""
+def _eviction(policies: Mapping[str, object], source: str) -> str:
+    """The policies of tiers, as the source spells them now."""
+    listed = ",".join(f"{tier}={policy}" for tier, policy in policies.items())
     match source:
         case "command line":
-            return f"--eviction {tier}={value}"
+            return f"--eviction {listed}"
         case "environment":
-            return f"{ENVIRONMENT_PREFIX}EVICTION={tier}={value}"
+            return f"{ENVIRONMENT_PREFIX}EVICTION={listed}"
         case _:
-            return f'eviction = {{ {tier} = "{value}" }}'
+            return "eviction = { " + ", ".join(f'{tier} = "{policy}"' for tier, policy in policies.items()) + " }"
 
 
 def ordered_options(order: Mapping[str, Any]) -> MountOptions:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from trimsfs.errors import ConfigurationError
+from trimsfs.options.eviction import by_tier
 from trimsfs.options.former_options import COMMAND_LINE, ENVIRONMENT, ENVIRONMENT_PREFIX, FORMER, refuse_former
 from trimsfs.options.schema import SCALARS, TABLES, MountOptions, flag
 from trimsfs.options.size import too_small
@@ -79,6 +80,8 @@ def load_options(
         refuse_former(layer, source)
     layers = [(source, _with_stores(layer)) for source, layer in layers]
     merged = {name: value for _, layer in layers for name, value in layer.items()}
+    if "eviction" in merged:
+        merged["eviction"] = _by_tier(layers)
     try:
         options = MountOptions.model_validate(merged)
     except ValidationError as error:
@@ -89,7 +92,8 @@ def load_options(
         source = _source_of(name, layers)
         if len(first["loc"]) > 1 and name in TABLES:
             raise ConfigurationError(_in_table(name, merged[name], source, first)) from None
-        raise ConfigurationError(f"{_spelling(name, merged[name], source)}: {_cause(name, first)}") from None
+        written = next(layer[name] for _, layer in reversed(layers) if name in layer)
+        raise ConfigurationError(f"{_spelling(name, written, source)}: {_cause(name, first)}") from None
     for name in ("cache_size", "host_size"):
         cause = too_small(getattr(options, name), merged.get(name))
         if cause is not None:
@@ -101,6 +105,18 @@ def load_options(
                 source = _source_of("tenants", layers)
                 raise ConfigurationError(f"[[tenants]] {tenant.path} in {source}: {name}: {cause}")
     return options
+
+
+def _by_tier(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The eviction policy of each tier, from the last source that has one for it. Raises ConfigurationError."""
+    found = dict[str, Any]()
+    for source, layer in layers:
+        if "eviction" in layer:
+            try:
+                found |= by_tier(layer["eviction"])
+            except ValueError as error:
+                raise ConfigurationError(f"{_spelling('eviction', layer['eviction'], source)}: {error}") from None
+    return found
 
 
 def _source_of(name: str, layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str:

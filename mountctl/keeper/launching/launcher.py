@@ -66,14 +66,15 @@ class ServerLauncher:
         signal.set_wakeup_fd(waker.fileno())
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
-        self._join_by, waits = time.monotonic() + KEEPER_TIMEOUT_S, False
+        self._join_by, told = time.monotonic() + KEEPER_TIMEOUT_S, False
         while True:
             if self._keeper is None:
                 self._let_go()
                 self._join()
-            if self._keeper is None and not waits:
-                waits = True
+            may_end = self._keeper is None and not self._kept and not self._heard
+            if may_end and not told:
                 self._reporter.info(f"waiting up to {KEEPER_TIMEOUT_S:.0f} s for the keeper at {self._path}")
+            told = may_end
             if (problem := self._waits_in_vain()) is not None:
                 return self._end(NotMountedError.__name__, problem)
             if self._stops():

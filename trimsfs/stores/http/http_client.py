@@ -42,6 +42,7 @@ class HttpClient:
         *,
         connections: int,
         stall_timeout_s: float,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
         cafile: str | None = None,
         proxied: tuple[str, ...] = ("http", "https"),
     ) -> None:
@@ -50,7 +51,7 @@ class HttpClient:
             proxied,
             maxsize=connections,
             retries=False,
-            timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=stall_timeout_s),
+            timeout=urllib3.Timeout(connect=connect_timeout_s, read=stall_timeout_s),
             # Reads the certificates now: the server may not be allowed to later.
             ssl_context=ssl.create_default_context(cafile=cafile) if endpoint.startswith("https:") else None,
             socket_options=[*HTTPConnection.default_socket_options, (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)],

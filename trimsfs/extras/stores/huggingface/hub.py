@@ -57,7 +57,10 @@ class Hub:
         self._headers = {"Accept-Encoding": "identity", **others}
         self._has_token = bool(self._own)
         self._stall_timeout_s = options.stall_timeout
-        self._client = HttpClient(self.endpoint, connections=connections, stall_timeout_s=options.stall_timeout)
+        stall_s = options.stall_timeout
+        self._client = HttpClient(
+            self.endpoint, connections=connections, stall_timeout_s=stall_s, connect_timeout_s=stall_s
+        )
         self.forget = self._client.forget
 
     def ask(
