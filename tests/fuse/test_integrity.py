@@ -70,7 +70,7 @@ def test_damage_is_found_by_verify_and_mended_while_it_is_mapped(
             flip_byte(blob(mount), 9 * MIB)
             bad = trimsfs("verify", mount.path / "model")
             assert bad.returncode == 18
-            assert bad.stderr == "trimsfs: model: local copy was damaged, chunks refetched: 1\n"
+            assert bad.stderr == f"trimsfs: {mount.path / 'model'}: local copy was damaged, chunks refetched: 1\n"
             assert mapping[:] == CONTENT
         assert trimsfs("verify", mount.path).returncode == 0
         assert blob(mount).read_bytes() == CONTENT

@@ -39,8 +39,8 @@ def test_what_a_server_knows_goes_with_its_process_and_is_not_taken_apart() -> N
     """Of a million names that takes seconds, and who unmounts waits."""
     code = """
 import atexit, runpy
-from trimsfs.server import daemon
-daemon.main = lambda: atexit.register(print, "took it apart")
+from trimsfs.server import startup
+startup.main = lambda: atexit.register(print, "took it apart")
 runpy.run_module("trimsfs.daemon", run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
