@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,16 @@ def store_status(mountpoint: Path, *, patience_s: float = 0.0) -> dict[str, str 
                 "store_note": None if empty is None else f"{empty}: {EMPTY}",
             }
         time.sleep(POLL_S)
+
+
+def changed_options(mountpoint: Path, declared: Mapping[str, Any]) -> list[str]:
+    """The options that are declared otherwise than a mount has them; none if it does not tell this user its own."""
+    facts, _ = _control(mountpoint)
+    if facts is None or "options" not in facts or facts.get("fleet_problem"):
+        return []
+    running = facts["options"]
+    differ = {name for name in running.keys() | declared.keys() if running.get(name) != declared.get(name)}
+    return sorted(differ - {"allow_empty", "log_file"})  # these depend on who starts it
 
 
 def _control(mountpoint: Path) -> tuple[dict[str, Any] | None, str | None]:

@@ -15,6 +15,7 @@ from mountctl.commands.mount_status import (
     DEGRADED,
     NOT_KEPT,
     PROBE_S,
+    changed_options,
     environment_of,
     status_of,
     without_store,
@@ -170,8 +171,8 @@ def _is_up(mount: NamedMount, mounted: Mount, facts: dict[str, Any]) -> int:
 
     Raises MountpointError if another store is mounted there.
     """
-    store = mount.order(foreground=False, environment=environment_of(facts))["source"]
-    if mounted.source != store:
+    order = mount.order(foreground=False, environment=environment_of(facts))
+    if mounted.source != (store := order["source"]):
         raise MountpointError(
             f"{mount.name}: {mounted.source} is mounted at {mount.mountpoint}, not {store}: "
             "take it down, or choose another mountpoint"
@@ -181,4 +182,7 @@ def _is_up(mount: NamedMount, mounted: Mount, facts: dict[str, Any]) -> int:
         click.echo(printable(f"mountctl: {mount.name}: {facts['state']} at {mount.mountpoint}: {why}"), err=True)
         return code
     click.echo(f"{mount.name} is up at {mount.mountpoint}")
+    if changed := changed_options(mount.mountpoint, order["options"]):
+        told = f"declared with other options ({', '.join(changed)}): `mountctl upgrade {mount.name}` applies them"
+        click.echo(f"mountctl: {mount.name}: {told}", err=True)
     return without_store(mount)

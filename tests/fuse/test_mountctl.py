@@ -56,6 +56,22 @@ log_file = "{tmp_path / f"{name}.log"}"'''
     return mountpoint
 
 
+def test_up_tells_that_a_mount_has_other_options_than_its_file(
+    mountctl: Mountctl, declared: Path, store_directory: Path, tmp_path: Path
+) -> None:
+    (store_directory / "model").write_bytes(b"weights")
+    declare(declared, "one", store_directory, tmp_path)
+    assert mountctl("up", "one").returncode == 0
+    with (declared / "one.toml").open("a") as file:
+        file.write('\ncache_size = "1GiB"\nprefetch = "off"\n')
+    done = mountctl("up", "one")
+    told = "mountctl: one: declared with other options (cache_size, prefetch): `mountctl upgrade one` applies them\n"
+    assert (done.returncode, done.stderr) == (0, told)
+    assert mountctl("upgrade", "one").returncode == 0
+    done = mountctl("up", "one")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.alone  # asks all mounts of the host
 def test_declared_mounts_go_up_and_down(
     mountctl: Mountctl, declared: Path, store_directory: Path, tmp_path: Path
@@ -67,7 +83,8 @@ def test_declared_mounts_go_up_and_down(
     done = mountctl("up")
     assert done.returncode == 0, done.stderr
     assert (one / "model").read_bytes() == (other / "model").read_bytes() == b"weights"
-    assert mountctl("up", "one").stdout == f"one is up at {one}\n"
+    done = mountctl("up", "one")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"one is up at {one}\n", "")
     done = mountctl("status")
     assert done.returncode == 0
     assert [line.split(",")[0] for line in done.stdout.splitlines()[:2]] == [

@@ -217,7 +217,7 @@ class Crew:
             self.restart_policy.replaced()
             return
         if server.order is self.replacement.order:
-            self.replacement.fail(f"the new server ended ({server.end_reason()}): see its log")
+            self.replacement.fail(f"the new server ended ({server.end_reason()}): `mountctl logs` tells why")
         self.restart_policy.ended(server.end_reason(), server.ready_at)
         self._reporter.warning(f"server {server.pid} has ended ({server.end_reason()}): another takes over")
 
@@ -229,7 +229,7 @@ class Crew:
         elif self._withdrawn(server):
             self.replacement.fail("its launcher has ended")
         else:
-            ended = f"the new server ended ({reason}): see its log"
+            ended = f"the new server ended ({reason}): `mountctl logs` tells why"
             failure = server.failure or Failed(TakeoverError.__name__, ended)
             if self.active is None and not self.replacement.awaits(server):
                 told = self._source.refuse(server, failure.kind, failure.error)
