@@ -31,6 +31,8 @@ END_TIMEOUT_S = 15.0
 def pytest_sessionstart(session: pytest.Session) -> None:
     if not hasattr(session.config, "workerinput"):
         os.environ[MARK] = f"{os.getpid()}-{uuid.uuid4().hex}"
+        # PyTorch would leave a directory in the temporary directory.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(shared_by_run(os.environ[MARK]) / "torchinductor")
         session.config.stash[_BEFORE] = _temporary()
 
 
