@@ -57,16 +57,6 @@ class NoAnswerError(ContainerError):
     exit_code = 16
 
 
-ERRORS = (
-    ContainerError,
-    ArgumentError,
-    TargetError,
-    NotMountedError,
-    NotPermittedError,
-    NoSuchEntryError,
-    EngineError,
-    NoAnswerError,
-)
 _MESSAGES: dict[tuple[str, int | None], tuple[type[ContainerError], str]] = {
     ("path", errno.EXDEV): (ArgumentError, "{source}: leads out of the mount: give a path in it"),
     ("path", errno.ELOOP): (ArgumentError, "{source}: leads through a symbolic link: give the path that it leads to"),
