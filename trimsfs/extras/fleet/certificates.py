@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from trimsfs.errors import ConfigurationError
+from trimsfs.options import MountOptions
 
 _REMEDIES = {
     9: "set this host's clock by NTP",
@@ -12,6 +13,14 @@ _REMEDIES = {
     26: "issue one with extendedKeyUsage = serverAuth, clientAuth",
 }
 """What to do, by the code of OpenSSL's error."""
+
+
+def files_of(options: MountOptions) -> tuple[Path, Path, Path]:
+    """The CA's certificate, this host's, and its key, of a mount of a fleet."""
+    assert options.fleet_ca is not None
+    assert options.fleet_cert is not None
+    assert options.fleet_key is not None
+    return options.fleet_ca, options.fleet_cert, options.fleet_key
 
 
 def client_context(ca: Path, certificate: Path, key: Path) -> ssl.SSLContext:

@@ -21,7 +21,7 @@ from trimsfs.tiers.blob import Blob
 from trimsfs.types import Generation
 
 try:
-    from trimsfs.extras.fleet.certificates import check_certificate, client_context
+    from trimsfs.extras.fleet.certificates import check_certificate, client_context, files_of
     from trimsfs.extras.fleet.fleet import Fleet
     from trimsfs.extras.fleet.fleet_source import FleetSource
     from trimsfs.extras.fleet.peer_client import PeerClient
@@ -139,10 +139,7 @@ def _context(options: MountOptions) -> ssl.SSLContext:
     """What this host connects to members with. Raises ConfigurationError."""
     if _MISSING is not None:
         raise ConfigurationError(f"option fleet {options.fleet}: {_MISSING}: pip install 'trimsfs[fleet]'")
-    assert options.fleet_ca is not None
-    assert options.fleet_cert is not None
-    assert options.fleet_key is not None
-    files = (options.fleet_ca, options.fleet_cert, options.fleet_key)
+    files = files_of(options)
     context = client_context(*files)
     try:
         check_certificate(*files)

@@ -12,10 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from trimsfs.cli.diagnosis.checks import Advice, ProblemError
-from trimsfs.extras.fleet.certificates import check_certificate, client_context
+from trimsfs.extras.fleet.certificates import check_certificate, client_context, files_of
 from trimsfs.extras.fleet.connection import reason_of
 from trimsfs.extras.fleet.members import Members
 from trimsfs.listen_address import parse_address
@@ -43,7 +42,7 @@ _PROBLEMS = {
 
 def certificate(options: MountOptions) -> str:
     """Have this host's certificate accepted as other members would: as a server's, and as a client's."""
-    _, chain, key = files = _files(options)
+    _, chain, key = files = files_of(options)
     left_s = check_certificate(*files)
     if left_s < RENEW_BEFORE_S:
         raise Advice(f"{chain}: expires in {left_s / 86400:.0f} days: renew it")
@@ -60,14 +59,6 @@ def stores(options: MountOptions) -> str:
             "use a bucket"
         )
     return "none is a directory"
-
-
-def _files(options: MountOptions) -> tuple[Path, Path, Path]:
-    """The CA's certificate, this host's, and its key."""
-    assert options.fleet_ca is not None
-    assert options.fleet_cert is not None
-    assert options.fleet_key is not None
-    return options.fleet_ca, options.fleet_cert, options.fleet_key
 
 
 def nginx(options: MountOptions) -> str:
@@ -125,7 +116,7 @@ def members(options: MountOptions) -> str:
         addresses, mine = listed.read(resolving_s=RESOLVING_S)
     except ValueError as error:
         raise ProblemError(f"option fleet_members {options.fleet_members}: {error}: correct it") from None
-    context = client_context(*_files(options))
+    context = client_context(*files_of(options))
     with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
         heard = list(threads.map(partial(_ask, fleet=options.fleet, context=context), sorted(addresses)))
     own = next((each for each in heard if each.member in mine), None)
