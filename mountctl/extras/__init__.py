@@ -2,7 +2,7 @@
 
 PLUGINS = {
     "commands/Fleets": {
-        "fleet": "mountctl.extras.fleet.fleet_command",
+        "fleet": "mountctl.extras.fleet.nginx_command",
     },
     "commands/Containers and Kubernetes": {
         "csi": "mountctl.extras.csi.csi_command",

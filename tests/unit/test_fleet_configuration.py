@@ -130,6 +130,7 @@ def port(mounts: Path) -> Iterator[int]:
     replace(mounts, 'fleet_listen = "127.0.0.1:7443"', f'fleet_listen = "127.0.0.1:{port}"')
     with run_daemon("nginx", command(mounts, "run"), mounts.parent / "nginx.log", os.environ) as daemon:
         daemon.wait_until(lambda: accepts(port), 20)
+        daemon.wait_until(lambda: (mounts.parent / "fleet/nginx.pid").read_text() != "", 20)  # written after it listens
         yield port
 
 
