@@ -22,8 +22,7 @@ from trimsfs.errors import (
     StoreStalledError,
     TransientStoreError,
 )
-from trimsfs.stores import local_directory as directory
-from trimsfs.stores import stall_guard
+from trimsfs.stores import local_directory, stall_guard
 from trimsfs.stores.local_directory import MOST_NAMES, DirectoryStore
 
 
@@ -211,7 +210,7 @@ async def test_pages_are_read_one_after_the_other_whatever_comes_and_goes(
     for number in range(5000):
         (root / f"model-{number}").touch()
     read_bytes = 0
-    getdents = directory._getdents64
+    getdents = local_directory._getdents64
 
     def counted(*arguments: Any) -> int:
         nonlocal read_bytes
@@ -247,8 +246,8 @@ async def test_a_file_system_that_hangs_is_a_store_that_stalls(
         return open_file(*arguments, **named)
 
     monkeypatch.setattr(stall_guard, "STALL_S", 0.2)
-    monkeypatch.setattr(directory, "STALL_S", 0.2)
-    monkeypatch.setattr(directory, "SLOWEST_STAT_S", 0.0)
+    monkeypatch.setattr(local_directory, "STALL_S", 0.2)
+    monkeypatch.setattr(local_directory, "SLOWEST_STAT_S", 0.0)
     monkeypatch.setattr(os, "open", hang)
     try:
         with trio.fail_after(10):
@@ -262,7 +261,7 @@ async def test_a_file_system_that_hangs_is_a_store_that_stalls(
 
 
 async def test_a_file_system_may_be_slow(root: Path, store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = os.urandom(12 * directory.PIECE)
+    content = os.urandom(12 * local_directory.PIECE)
     (root / "model").write_bytes(content)
     generation, preadv = await store.stat("model"), os.preadv
 

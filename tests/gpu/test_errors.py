@@ -14,8 +14,7 @@ import pytest
 from tests.cuda import environment
 from tests.gpu.mount import PREAMBLE, ROOT, TIMEOUT_S, GpuMount, error_of
 from trimsfs.extras.gpu import cuda
-from trimsfs.extras.gpu.client import GpuError, GpuFullError, GpuLostError
-from trimsfs.extras.gpu.client import copy_leases as leases
+from trimsfs.extras.gpu.client import GpuError, GpuFullError, GpuLostError, copy_leases
 
 UUID = "GPU-01234567-89ab-cdef-0123-456789abcdef"
 DEVICE = cuda.DeviceInfo(ordinal=0, uuid=UUID, name="none", total=0)
@@ -52,9 +51,9 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-def take(model: Path, pattern: str | None = None, memory: str = "vmm") -> leases.Lease:
+def take(model: Path, pattern: str | None = None, memory: str = "vmm") -> copy_leases.Lease:
     with model.open("rb", buffering=0) as file:
-        return leases.take(model, file, DEVICE, pattern, memory)
+        return copy_leases.take(model, file, DEVICE, pattern, memory)
 
 
 def offering(model: Path, told: object, name: str = UUID) -> Path:
@@ -152,7 +151,7 @@ def test_a_file_that_is_on_no_mount(model: Path) -> None:
 
 
 def test_a_mount_without_a_gpu_tier_and_one_that_lacks_the_device(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "on_mount", lambda _file: True)
+    monkeypatch.setattr(copy_leases, "on_mount", lambda _file: True)
     (model.parent / ".trims" / model.name).mkdir(parents=True)
     assert "its mount serves no copies on GPUs" in error_of(lambda: take(model))
     offering(model, TOLD, "another")
@@ -175,7 +174,7 @@ def test_a_lease_that_is_refused(
 ) -> None:
     monkeypatch.setattr(os, "open", failing(number))
     with model.open("rb", buffering=0) as file:
-        assert message in error_of(lambda: leases.take(model, file, DEVICE, "net.*", "ipc"), kind)
+        assert message in error_of(lambda: copy_leases.take(model, file, DEVICE, "net.*", "ipc"), kind)
 
 
 def test_a_pattern_that_makes_too_long_a_name(model: Path) -> None:

@@ -22,8 +22,7 @@ import trio
 from trimsfs.errors import StoreError
 from trimsfs.handover.keeper_client import KeeperClient
 from trimsfs.options import MountOptions
-from trimsfs.server import lifecycle
-from trimsfs.server import startup as daemon
+from trimsfs.server import lifecycle, startup
 from trimsfs.stores.base import Store
 from trimsfs.stores.local_directory import DirectoryStore
 from trimsfs.stores.open import open_store
@@ -195,5 +194,5 @@ if __name__ == "__main__":
     VICTIMS = json.loads(Path(sys.argv[3]).read_text())
     del sys.argv[1:4]
     vars(lifecycle)["KeeperClient"] = TakenOver
-    vars(daemon)["open_store"] = remembered
-    daemon.main()
+    vars(startup)["open_store"] = remembered
+    startup.main()

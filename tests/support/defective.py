@@ -6,7 +6,7 @@ Its fetch processes cannot compute a checksum, and it cannot list the directory 
 from typing import Any, Never
 
 from trimsfs.fetch.processes import thread_copier
-from trimsfs.server import startup as daemon
+from trimsfs.server import startup
 from trimsfs.stores.s3 import S3Store
 
 
@@ -28,4 +28,4 @@ def _have_defects() -> None:
 
 if __name__ == "__main__":
     _have_defects()
-    daemon.main()
+    startup.main()

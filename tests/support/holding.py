@@ -10,8 +10,7 @@ import socket
 import trio
 
 from trimsfs.handover.keeper_client import KeeperClient
-from trimsfs.server import lifecycle
-from trimsfs.server import startup as daemon
+from trimsfs.server import lifecycle, startup
 
 NUMBER = 7
 
@@ -40,4 +39,4 @@ class Holding(KeeperClient):
 
 if __name__ == "__main__":
     vars(lifecycle)["KeeperClient"] = Holding
-    daemon.main()
+    startup.main()

@@ -5,8 +5,8 @@ A thread of it is in a call that never returns, as one that waits for a GPU may 
 
 import threading
 
-from trimsfs.server import startup as daemon
+from trimsfs.server import startup
 
 if __name__ == "__main__":
     threading.Thread(target=threading.Event().wait).start()
-    daemon.main()
+    startup.main()

@@ -11,7 +11,7 @@ from trimsfs.cli.diagnosis.checks import Advice
 from trimsfs.cli.gpu import lines, warming
 from trimsfs.control import metrics
 from trimsfs.errors import ConfigurationError, DeviceError
-from trimsfs.extras.gpu import gpu_checks as checks
+from trimsfs.extras.gpu import gpu_checks
 from trimsfs.options import GPU_OFF, MountOptions
 
 UUID, OTHER = (f"GPU-{digit * 8}-0000-0000-0000-000000000000" for digit in "12")
@@ -138,14 +138,14 @@ def test_doctor_tells_whether_the_server_may_open_devices(
     for name in ("nvidia0", "nvidiactl", "nvidia-uvm", "nvidia-modeset"):
         (tmp_path / name).touch()
         (tmp_path / name).chmod(0o600 if name == "nvidia-modeset" else mode)
-    monkeypatch.setattr(checks, "DEVICES", tmp_path)
+    monkeypatch.setattr(gpu_checks, "DEVICES", tmp_path)
     options = MountOptions(server_user="60874")
     if allowed:
-        told = checks._device_nodes(options)
+        told = gpu_checks._device_nodes(options)
         assert told.startswith("the server, which runs as uid 60874, may open ")
     else:
         with pytest.raises(Advice) as caught:
-            checks._device_nodes(options)
+            gpu_checks._device_nodes(options)
         told = str(caught.value)
         assert "uid 60874, may not open " in told
     assert [name in told for name in ("nvidia0", "nvidiactl", "nvidia-uvm", "nvidia-modeset")] == [*[True] * 3, False]

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.mounts import wait_until
 from tests.support.processes import alive
-from trimsfs.cli import control_client as control_files
+from trimsfs.cli import control_client
 from trimsfs.cli.control_client import ask_each, mount_over, read_json, read_lines, read_text
 from trimsfs.cli.control_reader import MOST_OPENS
 from trimsfs.errors import NotMountedError, NotPermittedError, ObjectChangedError
@@ -47,7 +47,7 @@ def ask(mount: Mount) -> int:
 
 
 def test_each_mount_answers_for_itself_and_none_that_hangs_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control_files, "STANDSTILL_S", 0.5)
+    monkeypatch.setattr(control_client, "STANDSTILL_S", 0.5)
     began = time.monotonic()
     found = {mount.mountpoint.name: answer for mount, answer in ask_each([*map(mount, NAMES)], ask)}
     assert (found["works"], found["answers"]) == (1 << 20, 1 << 20)

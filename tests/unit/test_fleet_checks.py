@@ -22,7 +22,7 @@ from tests.support.certificates import Authority, Identity
 from tests.support.http_server import Server
 from trimsfs.cli.diagnosis.checks import Advice, ProblemError
 from trimsfs.errors import ConfigurationError
-from trimsfs.extras.fleet import member_checks as fleet_checks
+from trimsfs.extras.fleet import member_checks
 from trimsfs.extras.fleet.fleet_plugin import FleetPlugin
 from trimsfs.handover.ledger import Ledger
 from trimsfs.options import FLEET_SOCKET, MountOptions
@@ -59,13 +59,13 @@ def test_a_certificate_that_members_accept_is_well(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     identity = authority.identity(HOST)
     with pytest.raises(Advice, match="expires in 1 days: renew it"):
-        fleet_checks.certificate(options(authority, identity))
+        member_checks.certificate(options(authority, identity))
 
 
 def refusal(authority: Authority, identity: Identity) -> str:
     """Why the certificate is refused."""
     with pytest.raises(ConfigurationError) as caught:
-        fleet_checks.certificate(options(authority, identity))
+        member_checks.certificate(options(authority, identity))
     return str(caught.value)
 
 
@@ -111,9 +111,9 @@ def test_a_key_that_all_may_read_is_noted(tmp_path: Path) -> None:
     identity = authority.identity(HOST, days=30)
     identity.key.chmod(0o644)
     with pytest.raises(Advice, match="every local user may read it: `chmod 600 "):
-        fleet_checks.certificate(options(authority, identity))
+        member_checks.certificate(options(authority, identity))
     identity.key.chmod(0o600)
-    assert "valid for 30 days" in fleet_checks.certificate(options(authority, identity))
+    assert "valid for 30 days" in member_checks.certificate(options(authority, identity))
 
 
 def checked(directory: Path, own: int, *others: tuple[int, float]) -> str:
@@ -122,10 +122,10 @@ def checked(directory: Path, own: int, *others: tuple[int, float]) -> str:
     identity = authority.identity(HOST)
     if not others:
         with answering(authority, identity, own) as port:
-            return fleet_checks.members(options(authority, identity, f"{HOST}:{port}", port))
+            return member_checks.members(options(authority, identity, f"{HOST}:{port}", port))
     (status, ahead_s), *_ = others
     with answering(authority, identity, own) as port, answering(authority, identity, status, ahead_s) as other:
-        return fleet_checks.members(options(authority, identity, f"{HOST}:{port},{HOST}:{other}", port))
+        return member_checks.members(options(authority, identity, f"{HOST}:{port},{HOST}:{other}", port))
 
 
 def test_members_that_answer_are_well(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_clock_that_differs_fails(tmp_path: Path) -> None:
 def test_a_host_that_is_not_listed_fails(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     with pytest.raises(ProblemError, match=r"option fleet_members 127\.0\.0\.2:1: lacks this host: add it"):
-        fleet_checks.members(options(authority, authority.identity(HOST), "127.0.0.2:1"))
+        member_checks.members(options(authority, authority.identity(HOST), "127.0.0.2:1"))
 
 
 def test_all_members_that_do_not_serve_are_named_with_what_to_do(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_all_members_that_do_not_serve_are_named_with_what_to_do(tmp_path: Path)
     ):
         listed = ",".join(f"{HOST}:{port}" for port in (own, other, one, two, 1))
         with pytest.raises(Advice) as caught:
-            fleet_checks.members(options(authority, identity, listed, own))
+            member_checks.members(options(authority, identity, listed, own))
     prefix, *told = str(caught.value).replace("host: ", "host; ", 1).split("; ")
     assert prefix == "4 of 5 do not serve this host"
     together = ", ".join(sorted(f"{HOST}:{port}" for port in (one, two)))
@@ -197,14 +197,14 @@ def test_a_list_that_is_missing_fails(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     listed = str(tmp_path / "members")
     with pytest.raises(ProblemError, match=f"option fleet_members {listed}: No such file or directory: correct it"):
-        fleet_checks.members(options(authority, authority.identity(HOST), listed))
+        member_checks.members(options(authority, authority.identity(HOST), listed))
 
 
 def checked_rights(cache: Path, user: str, monkeypatch: pytest.MonkeyPatch, worker: str) -> str:
     """The check of nginx, whose workers are this user."""
-    monkeypatch.setattr(fleet_checks, "FLEET_USER", worker)
+    monkeypatch.setattr(member_checks, "FLEET_USER", worker)
     monkeypatch.setattr("shutil.which", lambda *_, **__: "/usr/sbin/nginx")
-    return fleet_checks.nginx(MountOptions(server_user=user, cache_dir=cache))
+    return member_checks.nginx(MountOptions(server_user=user, cache_dir=cache))
 
 
 def test_nginx_needs_users_and_the_rights_of_the_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +240,7 @@ def test_a_store_that_is_a_directory_is_noted(
     fleet = {name: f"/{name}" for name in ("fleet_members", "fleet_ca", "fleet_cert", "fleet_key")}
     of_mount = MountOptions(fleet="models", fleet_listen=f"{HOST}:7443", **fleet, **stores)
     with pytest.raises(Advice, match=f"^{told[0]}: a directory, ") if told else nullcontext():
-        assert fleet_checks.stores(of_mount) == "none is a directory"
+        assert member_checks.stores(of_mount) == "none is a directory"
     parts: Any = SimpleNamespace(copier=None, disk=None, ledger=Ledger())
     assert FleetPlugin(of_mount, alone=True).peers(of_mount, parts, parts, parts) is not None
     assert [record.getMessage().partition(":")[2].split()[1] for record in caplog.records] == told

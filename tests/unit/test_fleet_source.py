@@ -17,8 +17,7 @@ from tests.support.parts import InLoop, fetcher_of, opened, until
 from tests.support.stores import MemoryStore, as_store
 from trimsfs.checksums import crc32c
 from trimsfs.errors import InvalidRequestError, StoreUnavailableError, TransientStoreError, TrimsError
-from trimsfs.extras.fleet import fleet_source as source
-from trimsfs.extras.fleet import spread
+from trimsfs.extras.fleet import fleet_source, spread
 from trimsfs.extras.fleet.fleet_source import FleetSource
 from trimsfs.extras.fleet.member_health import Health, RetryBudget
 from trimsfs.extras.fleet.members import Members
@@ -43,7 +42,7 @@ DEADLINE_S, RETRY_DEADLINE_S = 20.0, 1.0
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "BUSY_PAUSE_S", 0.01)
+    monkeypatch.setattr(fleet_source, "BUSY_PAUSE_S", 0.01)
     monkeypatch.setattr(bypass, "HEAD_BYTES", CHUNK // 2)
     monkeypatch.setattr(bypass, "MOST_BYTES", CHUNK)
 
@@ -431,7 +430,7 @@ async def test_the_second_owner_waits_for_a_first_one_that_is_busy(tmp_path: Pat
 async def test_a_chunk_that_is_still_on_the_way_to_who_is_named_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "ARRIVING_S", 0.01)
+    monkeypatch.setattr(fleet_source, "ARRIVING_S", 0.01)
     async with a_network(tmp_path, 3) as (network, hosts):
         content = network.put("m")
         await hosts[0].read("m")
@@ -545,7 +544,7 @@ async def test_after_the_deadline_each_owner_is_asked_once_all_the_same(tmp_path
 async def test_owners_that_stay_busy_are_asked_until_the_deadline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "BUSY_PAUSE_S", 0.4)
+    monkeypatch.setattr(fleet_source, "BUSY_PAUSE_S", 0.4)
     async with a_network(tmp_path, 3) as (network, hosts):
         network.put("m")
         for host in hosts[1:]:

@@ -29,7 +29,7 @@ from trimsfs.extras.versions.catalog import Catalog, now
 from trimsfs.extras.versions.content import Bytes, Content, LocalFile, files_of_directory, files_of_store
 from trimsfs.extras.versions.description import describe
 from trimsfs.extras.versions.publishing import Publication, publish
-from trimsfs.formats import version_records as formats
+from trimsfs.formats import version_records
 from trimsfs.formats.version_records import Alias, Reservation, Tombstone
 from trimsfs.options import MountOptions
 from trimsfs.stores import writer as protocol
@@ -190,7 +190,7 @@ async def test_a_version_whose_manifest_nobody_could_read_is_not_pushed(
     catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A name of 40 characters that are not ASCII takes 240 bytes in JSON."""
-    monkeypatch.setattr(formats, "MOST_BYTES", 1 << 16)
+    monkeypatch.setattr(version_records, "MOST_BYTES", 1 << 16)
     for count, fits in ((100, True), (200, False)):
         files = {"\u6a21" * 40 + str(number): b"" for number in range(count)}
         if fits:
@@ -231,9 +231,9 @@ async def test_a_push_that_ends_while_its_remains_are_removed_leaves_no_version_
         await delete(keys)
         deleted += 1
         if deleted == (1 if until == "fingerprints" else 2):
-            files = {"z": formats.VersionFile(size=1, sha256="0" * 64, etag="z")}
-            manifest = formats.Manifest(version="v1", created=now(), files=files)
-            await local.writer.put_if_absent(formats.manifest_key("m", "v1"), manifest.encode())
+            files = {"z": version_records.VersionFile(size=1, sha256="0" * 64, etag="z")}
+            manifest = version_records.Manifest(version="v1", created=now(), files=files)
+            await local.writer.put_if_absent(version_records.manifest_key("m", "v1"), manifest.encode())
 
     monkeypatch.setattr(local.writer, "delete", ends)
     if until == "fingerprints":

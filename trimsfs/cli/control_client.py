@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, Generic, TypeVar, cast
 
-from trimsfs.cli import control_reader as control_files
+from trimsfs.cli import control_reader
 from trimsfs.cli.output import left_out
 from trimsfs.errors import (
     NoSuchEntryError,
@@ -214,7 +214,7 @@ def read_lines(path: Path, *, about: Path | None = None, again: bool = False) ->
     With *again*, a command begins anew on the next server if its own ends.
     """
     try:
-        yield from map(json.loads, control_files.read_lines(path, again=again))
+        yield from map(json.loads, control_reader.read_lines(path, again=again))
     except OSError as error:
         raise translated(error, about or path) from error
 
@@ -222,7 +222,7 @@ def read_lines(path: Path, *, about: Path | None = None, again: bool = False) ->
 def read_text(path: Path) -> str:
     """The text of a control file."""
     try:
-        return control_files.read_bytes(path).decode()
+        return control_reader.read_bytes(path).decode()
     except OSError as error:
         raise translated(error, path) from error
 

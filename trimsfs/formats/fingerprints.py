@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from trimsfs.formats import version_records as versions
+from trimsfs.formats import version_records
 from trimsfs.formats.table import FormatError
 
 DIGEST_BYTES = 32
@@ -60,13 +60,13 @@ def encode(version: str, files: Mapping[str, Fingerprint]) -> bytes:
         }
         for path, file in sorted(files.items())
     }
-    return versions.encoded({"version": version, "files": described}, indent=None)
+    return version_records.encoded({"version": version, "files": described}, indent=None)
 
 
 def parse(data: bytes) -> dict[str, Fingerprint]:
     """Raises FormatError."""
-    files = versions.get(versions.fields_of(data), "files", dict)
-    return {versions.check_path(path): _file(entry) for path, entry in files.items()}
+    files = version_records.get(version_records.fields_of(data), "files", dict)
+    return {version_records.check_path(path): _file(entry) for path, entry in files.items()}
 
 
 def _file(entry: object) -> Fingerprint:

@@ -16,7 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import mxnet as mx
 from common import report, run
 
-from trimsfs.extras.mxnet import folding_thread as folding
+from trimsfs.extras.mxnet import folding_thread
 
 SHAPE = (2, 3, 8, 8)
 SECONDS = 4.0
@@ -80,7 +80,7 @@ def main() -> None:
     if options.build:
         build(options.directory)
         return
-    folding.FIRST_S = folding.LAST_S = 0.05
+    folding_thread.FIRST_S = folding_thread.LAST_S = 0.05
     symbol, params = (str(options.directory / name) for name in ("net-symbol.json", "net-0000.params"))
     network = mx.gluon.SymbolBlock.imports(symbol, ["data"], params)
     image, derived = mx.nd.ones(SHAPE), options.directory / f".trims/net-0000.params/derived-{os.geteuid()}-0"

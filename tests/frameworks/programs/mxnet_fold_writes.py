@@ -18,7 +18,7 @@ from common import report, run
 
 from trimsfs.client import native
 from trimsfs.extras.folding import folding
-from trimsfs.extras.mxnet import folding_thread as mxnet_folding
+from trimsfs.extras.mxnet import folding_thread
 
 VALUES = 24
 SHAPE = (1 << 20,)
@@ -36,7 +36,7 @@ def fold_all_the_time(library: str, scratch: Path) -> list[int]:
         function, model = getattr(slow, f"trimsfs_{name}"), getattr(native.library(), f"trimsfs_{name}")
         function.argtypes, function.restype = model.argtypes, model.restype
     replace(native, library=lambda: slow)
-    for name in mxnet_folding.WRITING:  # kept apart by the library that was there before
+    for name in folding_thread.WRITING:  # kept apart by the library that was there before
         original = getattr(mx.base._LIB, name).__wrapped__
         setattr(mx.base._LIB, name, native.writing(original))
     counted, derived, fold = [0], scratch / "derived", folding.Foldable.fold
@@ -60,7 +60,7 @@ def fold_all_the_time(library: str, scratch: Path) -> list[int]:
         _upload=pass_on,
         fold=fold_anew,
     )
-    replace(mxnet_folding, FIRST_S=0.02, LAST_S=0.02, MOST_SKIPPED=0)
+    replace(folding_thread, FIRST_S=0.02, LAST_S=0.02, MOST_SKIPPED=0)
     return counted
 
 

@@ -16,7 +16,7 @@ from tests.support.stores import MemoryStore
 from trimsfs.control.authorisation import Caller
 from trimsfs.control.control_files import Control
 from trimsfs.errors import WorkerLostError
-from trimsfs.fetch.processes import thread_copier as copiers
+from trimsfs.fetch.processes import thread_copier
 from trimsfs.namespace.inodes import Inode, InodeKind
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.host import page_cache
@@ -90,7 +90,9 @@ async def test_warming_the_page_cache_from_a_disk_that_cannot_be_read(
 ) -> None:
     # What has just been written is in memory, and would not be read.
     monkeypatch.setattr(page_cache, "resident_bytes", lambda _descriptor: 0)
-    told = await fail_then_succeed(running, "warm-host", monkeypatch, copiers, "populate", OSError(5, "I/O error"))
+    told = await fail_then_succeed(
+        running, "warm-host", monkeypatch, thread_copier, "populate", OSError(5, "I/O error")
+    )
     assert "I/O error" in told
 
 

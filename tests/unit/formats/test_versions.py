@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from trimsfs.formats import version_records as versions
+from trimsfs.formats import version_records
 from trimsfs.formats.table import FormatError
 from trimsfs.formats.version_records import Alias, Manifest, Tombstone, VersionFile
 
@@ -103,8 +103,8 @@ def test_an_alias_or_tombstone_with_invalid_fields_is_refused() -> None:
 
 def test_names_in_the_directories_of_versions_and_aliases() -> None:
     names = ["v1.json", "v1.sigstore.json", "aliases", "aliases.json", ".x.json", "v1", "1.0.json"]
-    assert [versions.version_of_manifest(name) for name in names] == ["v1", None, None, None, None, None, "1.0"]
-    assert versions.alias_of("prod.json") == "prod"
-    assert versions.manifest_key("org/m", "v1") == "org/m/.trims-versions/v1.json"
-    assert versions.alias_key("m", "prod") == "m/.trims-versions/aliases/prod.json"
-    assert versions.tombstone_key("m", "v1") == "m/.trims-versions/removed/v1.json"
+    assert [version_records.version_of_manifest(name) for name in names] == ["v1", None, None, None, None, None, "1.0"]
+    assert version_records.alias_of("prod.json") == "prod"
+    assert version_records.manifest_key("org/m", "v1") == "org/m/.trims-versions/v1.json"
+    assert version_records.alias_key("m", "prod") == "m/.trims-versions/aliases/prod.json"
+    assert version_records.tombstone_key("m", "v1") == "m/.trims-versions/removed/v1.json"

@@ -13,7 +13,7 @@ from tests.support.served import FakeBacking, Serving
 from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import comes_right, digest_of, down, opened
 from trimsfs.errors import StoreUnavailableError, TrimsError
-from trimsfs.integrity import chunk_checks as repair
+from trimsfs.integrity import chunk_checks
 from trimsfs.stores.digests import compute
 
 
@@ -25,7 +25,7 @@ async def test_a_comparison_while_other_bytes_are_written_does_not_count(
     store.digests["a"] = digest_of(content, "crc32c")
     down(store, method="digest")
     writing, gate = threading.Event(), threading.Event()
-    real = repair._copy
+    real = chunk_checks._copy
 
     def copy(*arguments: int) -> None:
         writing.set()
@@ -151,7 +151,7 @@ async def test_a_fetch_that_fails_does_not_leave_other_bytes_in_a_chunk_that_has
 ) -> None:
     """A store that tells only at the end that the object has been replaced."""
     writing, gate = threading.Event(), threading.Event()
-    real = repair._copy
+    real = chunk_checks._copy
 
     def copy(*arguments: int) -> None:
         if not writing.is_set():

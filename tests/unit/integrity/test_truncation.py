@@ -13,7 +13,7 @@ from tests.support.served import Serving, served
 from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import CHUNKS, comes_right, digest_of, opened
 from trimsfs.errors import BlobDamagedError, TrimsError
-from trimsfs.integrity import chunk_checks as repair
+from trimsfs.integrity import chunk_checks
 from trimsfs.stores.digests import Algorithm
 
 
@@ -143,7 +143,7 @@ async def test_what_is_cut_off_just_as_it_has_been_mended_is_not_believed(
         assert await server.read(handle) == content
         (file,) = blob_files(tmp_path / "cache")
         flip_byte(file, 5)
-        real = repair._copy
+        real = chunk_checks._copy
         done: list[bool] = []
 
         async def find() -> None:

@@ -2,7 +2,7 @@
 
 from trimsfs.errors import NoSuchEntryError, ObjectChangedError, VersionConflictError
 from trimsfs.extras.versions.catalog import Catalog, now
-from trimsfs.formats import version_records as formats
+from trimsfs.formats import version_records
 from trimsfs.formats.version_records import HISTORY, Alias
 
 
@@ -69,7 +69,7 @@ async def _withdraw(catalog: Catalog, alias: str, moved: Alias, found: tuple[Ali
     there = await catalog.alias(alias)
     if there is not None and there[0] == moved:
         if found is None:
-            await catalog.writer.delete([formats.alias_key(catalog.name, alias)])
+            await catalog.writer.delete([version_records.alias_key(catalog.name, alias)])
         else:
             await _put(catalog, alias, found[0], there[1])
 
@@ -82,7 +82,7 @@ async def _check_name(catalog: Catalog, alias: str) -> None:
 
 
 async def _put(catalog: Catalog, alias: str, moved: Alias, etag: str | None) -> None:
-    key = formats.alias_key(catalog.name, alias)
+    key = version_records.alias_key(catalog.name, alias)
     try:
         if etag is None:
             await catalog.writer.put_if_absent(key, moved.encode())

@@ -8,8 +8,7 @@ from typing import TypeVar
 import trio
 
 from trimsfs.errors import ConfigurationError, NoSuchEntryError, ObjectChangedError, VersionConflictError
-from trimsfs.formats import fingerprints
-from trimsfs.formats import version_records as formats
+from trimsfs.formats import fingerprints, version_records
 from trimsfs.formats.fingerprints import Fingerprint
 from trimsfs.formats.table import FormatError
 from trimsfs.formats.version_records import Alias, Manifest, Reservation, Tombstone
@@ -47,16 +46,16 @@ class Catalog:
 
     async def manifest(self, version: str) -> Manifest | None:
         """The manifest of a version, removed or not; None if nobody has published it."""
-        found = await self._read(formats.manifest_key(self.name, version), Manifest.parse)
+        found = await self._read(version_records.manifest_key(self.name, version), Manifest.parse)
         return found and found[0]
 
     async def alias(self, alias: str) -> tuple[Alias, str] | None:
         """An alias and the ETag of its object."""
-        return await self._read(formats.alias_key(self.name, alias), Alias.parse)
+        return await self._read(version_records.alias_key(self.name, alias), Alias.parse)
 
     async def tombstone(self, version: str) -> Tombstone | None:
         """The tombstone of a version whose files are not deleted yet."""
-        found = await self._read(formats.tombstone_key(self.name, version), Tombstone.parse)
+        found = await self._read(version_records.tombstone_key(self.name, version), Tombstone.parse)
         return found and found[0]
 
     async def removed(self, version: str) -> Tombstone | None:
@@ -65,17 +64,17 @@ class Catalog:
         if tombstone is not None:
             return tombstone
         # In this order: the one is made before the other is deleted.
-        found = await self._read(formats.deleted_key(self.name, version), Tombstone.parse)
+        found = await self._read(version_records.deleted_key(self.name, version), Tombstone.parse)
         return found and found[0]
 
     async def reservation(self, version: str) -> Reservation | None:
         """The reservation of an unfinished push."""
-        found = await self._read(formats.reservation_key(self.name, version), Reservation.parse)
+        found = await self._read(version_records.reservation_key(self.name, version), Reservation.parse)
         return found and found[0]
 
     async def fingerprints(self, version: str) -> dict[str, Fingerprint]:
         """The fingerprints of a version's files by path; none if its push has left none."""
-        key = formats.fingerprints_key(self.name, version)
+        key = version_records.fingerprints_key(self.name, version)
         found = await self._read(key, fingerprints.parse)
         return found[0] if found else {}
 
@@ -88,7 +87,7 @@ class Catalog:
         """The manifest of a version that readers see. Raises NoSuchEntryError."""
         manifest, tombstone = await self.manifest(version), await self.removed(version)
         if tombstone is not None:
-            raise NoSuchEntryError(f"{self.of(version)}: it was removed at {formats.text(tombstone.removed)}")
+            raise NoSuchEntryError(f"{self.of(version)}: it was removed at {version_records.text(tombstone.removed)}")
         if manifest is None:
             reason = "no such version: see `trimsfs versions`"
             if await self.reservation(version) is not None:
@@ -100,22 +99,22 @@ class Catalog:
 
     async def has_versions(self) -> bool:
         """Whether anybody has published a version, or begun to."""
-        return bool([stored async for stored in self.writer.list(f"{self.name}/{formats.DIRECTORY}/")])
+        return bool([stored async for stored in self.writer.list(f"{self.name}/{version_records.DIRECTORY}/")])
 
     async def model_above(self) -> str | None:
         """What the directory of a model that has versions says against another model in it; None if it has none."""
         # Not by reading, as a publisher may have no right to read outside of the model's directory.
-        above = [stored.key async for stored in self.writer.list(f"{formats.DIRECTORY}/")]
+        above = [stored.key async for stored in self.writer.list(f"{version_records.DIRECTORY}/")]
         if not above:
             return None
         version = f"write {self.writer.location}:{self.name}"
-        if f"{formats.DIRECTORY}/{self.name}.json" in above:
+        if f"{version_records.DIRECTORY}/{self.name}.json" in above:
             return f"{self.name} is a version of the model above it: {version}, or choose another name"
         return f"{self.writer.location} is a model with versions and shows nothing else: {version}, or another store"
 
     async def contents(self, below: str = "") -> Contents:
         """All objects of the model, or only those in a directory, such as ``aliases/``."""
-        directory = f"{self.name}/{formats.DIRECTORY}/"
+        directory = f"{self.name}/{version_records.DIRECTORY}/"
         manifests: dict[str, Manifest] = {}
         aliases: dict[str, Alias] = {}
         removed: dict[str, Tombstone] = {}
@@ -129,13 +128,13 @@ class Catalog:
         async with trio.open_nursery() as nursery:
             async for stored in self.writer.list(directory + below):
                 match stored.key.removeprefix(directory).split("/"):
-                    case [file] if version := formats.version_of_manifest(file):
+                    case [file] if version := version_records.version_of_manifest(file):
                         nursery.start_soon(read, manifests, stored.key, version, Manifest.parse)
-                    case [formats.ALIASES, file] if alias := formats.alias_of(file):
+                    case [version_records.ALIASES, file] if alias := version_records.alias_of(file):
                         nursery.start_soon(read, aliases, stored.key, alias, Alias.parse)
-                    case [formats.REMOVED, file] if version := formats.version_of_manifest(file):
+                    case [version_records.REMOVED, file] if version := version_records.version_of_manifest(file):
                         nursery.start_soon(read, removed, stored.key, version, Tombstone.parse)
-                    case [formats.PUSHES, file] if version := formats.version_of_manifest(file):
+                    case [version_records.PUSHES, file] if version := version_records.version_of_manifest(file):
                         nursery.start_soon(read, unfinished, stored.key, version, Reservation.parse)
         return Contents(
             manifests=dict(sorted(manifests.items())),
@@ -146,7 +145,7 @@ class Catalog:
 
     async def check_conditions(self) -> None:
         """Check that the store heeds If-Match. Raises ConfigurationError."""
-        key = f"{self.name}/{formats.DIRECTORY}/conditions"
+        key = f"{self.name}/{version_records.DIRECTORY}/conditions"
         try:
             await self.writer.put_if_match(key, b"", '"00000000000000000000000000000000"')
         except ObjectChangedError:

@@ -17,8 +17,7 @@ from trimsfs.errors import ConfigurationError, ObjectChangedError, TrimsError, V
 from trimsfs.extras.versions.catalog import Catalog, now
 from trimsfs.extras.versions.content import Content
 from trimsfs.extras.versions.description import Described, Digester, digester_of
-from trimsfs.formats import fingerprints
-from trimsfs.formats import version_records as formats
+from trimsfs.formats import fingerprints, version_records
 from trimsfs.formats.version_records import Manifest, Reservation, VersionFile
 from trimsfs.stores.writer import Stored, Upload, part_size
 
@@ -122,7 +121,7 @@ class _Push:
     async def _check_removed(self) -> None:
         tombstone = await self._catalog.removed(self._version)
         if tombstone is not None:
-            raise self._conflict(f"it was removed at {formats.text(tombstone.removed)}: choose another version")
+            raise self._conflict(f"it was removed at {version_records.text(tombstone.removed)}: choose another version")
 
     async def check_name(self) -> None:
         """Raises VersionConflictError when an alias has the name of the version, or its model lies in another one."""
@@ -174,11 +173,11 @@ class _Push:
 
     async def end_reservation(self) -> None:
         """Delete the reservation of a version that is published, or cannot be."""
-        await self._writer.delete([formats.reservation_key(self._catalog.name, self._version)])
+        await self._writer.delete([version_records.reservation_key(self._catalog.name, self._version)])
 
     async def _make_reservation(self, conditions: bool) -> bool:
         """Returns whether this push has made it, and no earlier one of the same files."""
-        key, content = formats.reservation_key(self._catalog.name, self._version), content_id(self._files)
+        key, content = version_records.reservation_key(self._catalog.name, self._version), content_id(self._files)
         reservation = Reservation(version=self._version, content=content, started=now()).encode()
         while True:
             try:
@@ -188,8 +187,8 @@ class _Push:
                 found = await self._catalog.reservation(self._version)
             if found is not None and found.content != content:
                 raise self._conflict(
-                    f"a push of other files has begun at {formats.text(found.started)}: let it end, or, if it is dead, "
-                    f"`trimsfs rm --unfinished {self._catalog.of(self._version)}`"
+                    f"a push of other files has begun at {version_records.text(found.started)}: let it end, or, if it "
+                    f"is dead, `trimsfs rm --unfinished {self._catalog.of(self._version)}`"
                 )
             if found is not None:
                 return False
@@ -325,7 +324,7 @@ class _Push:
             raise self._conflict("files of it were deleted while it was pushed: push again")
         await self._put_fingerprints()
         manifest, encoded = self.manifest({path: stored.etag for path, stored in there.items()})
-        key = formats.manifest_key(self._catalog.name, self._version)
+        key = version_records.manifest_key(self._catalog.name, self._version)
         try:
             await self._writer.put_if_absent(key, encoded)
         except ObjectChangedError:  # by another push, or an attempt of which the answer was lost
@@ -348,10 +347,10 @@ class _Push:
         }
         manifest = Manifest(version=self._version, created=now(), files=files)
         encoded = manifest.encode()
-        if len(encoded) > formats.MOST_BYTES:
+        if len(encoded) > version_records.MOST_BYTES:
             raise ConfigurationError(
                 f"{self._catalog.of(self._version)}: the manifest of {len(files)} files would be longer than "
-                f"{formats.MOST_BYTES >> 20} MiB: push fewer files, or shorter names"
+                f"{version_records.MOST_BYTES >> 20} MiB: push fewer files, or shorter names"
             )
         return manifest, encoded
 
@@ -360,9 +359,11 @@ class _Push:
         not end has uploaded."""
         found = {path: fingerprint for path, fingerprint in self._fingerprints.items() if fingerprint is not None}
         data = fingerprints.encode(self._version, found)
-        if found and len(data) <= formats.MOST_BYTES:
+        if found and len(data) <= version_records.MOST_BYTES:
             with suppress(ObjectChangedError):
-                await self._writer.put_if_absent(formats.fingerprints_key(self._catalog.name, self._version), data)
+                await self._writer.put_if_absent(
+                    version_records.fingerprints_key(self._catalog.name, self._version), data
+                )
 
     def _sent(self, count: int) -> None:
         self.sent_bytes += count

@@ -17,7 +17,7 @@ from trimsfs.extras.versions import removal
 from trimsfs.extras.versions.catalog import Catalog, Contents
 from trimsfs.extras.versions.commands.store_options import SEEN, run_on_catalog, single_writer, store_options
 from trimsfs.extras.versions.location import parse_model, parse_version
-from trimsfs.formats import version_records as formats
+from trimsfs.formats import version_records
 from trimsfs.formats.table import FormatError
 from trimsfs.formats.version_records import Alias, check_alias, check_version
 
@@ -61,14 +61,14 @@ def versions(model: str, as_json: bool, reach: dict[str, Any]) -> None:
         leading.setdefault(alias.version, []).append(name)
     rows = [("VERSION", "FILES", "SIZE", "CREATED", "ALIASES")]
     for version, manifest in contents.manifests.items():
-        created = formats.text(manifest.created)
+        created = version_records.text(manifest.created)
         names = ", ".join(leading.get(version, []))
         tombstone = contents.removed.get(version)
         if tombstone is not None:
-            names = f"(removed, kept until {formats.text(tombstone.delete_after)})"
+            names = f"(removed, kept until {version_records.text(tombstone.delete_after)})"
         rows.append((version, str(len(manifest.files)), decimal(manifest.size), created, names))
     for version, reservation in contents.unfinished.items():
-        rows.append((version, "", "", "", f"(unfinished push of {formats.text(reservation.started)})"))
+        rows.append((version, "", "", "", f"(unfinished push of {version_records.text(reservation.started)})"))
     show(rows, left=1, last=True)
 
 
@@ -79,16 +79,16 @@ def _described(contents: Contents) -> dict[str, object]:
                 "version": version,
                 "files": len(manifest.files),
                 "bytes": manifest.size,
-                "created": formats.text(manifest.created),
+                "created": version_records.text(manifest.created),
                 "removed": version in contents.removed,
-                "kept_until": formats.text(contents.removed[version].delete_after)
+                "kept_until": version_records.text(contents.removed[version].delete_after)
                 if version in contents.removed
                 else None,
             }
             for version, manifest in contents.manifests.items()
         ],
         "aliases": {
-            name: {"version": alias.version, "history": list(alias.history), "moved": formats.text(alias.moved)}
+            name: {"version": alias.version, "history": list(alias.history), "moved": version_records.text(alias.moved)}
             for name, alias in contents.aliases.items()
         },
         "unfinished": list(contents.unfinished),
@@ -177,7 +177,7 @@ def rm(
             return "", await removal.expire(catalog)
         tombstone = await removal.remove(catalog, version, grace)
         deleted = await removal.expire(catalog)
-        return f"{location}: removed; its files stay until {formats.text(tombstone.delete_after)}", deleted
+        return f"{location}: removed; its files stay until {version_records.text(tombstone.delete_after)}", deleted
 
     told, deleted = run_on_catalog(act, location, reach, conditions=not single_writer)
     if told and version not in deleted:
