@@ -12,11 +12,8 @@ COMMANDS = {"attach", "detach", "cdi", "oci-hook", "share"}
 
 def test_every_exit_code_command_and_annotation_is_described() -> None:
     described = {name for name in COMMANDS if f"mountctl {name}" in TEXT}
-    assert {
-        code
-        for code in (0, *(error.exit_code for error in (ContainerError, *ContainerError.__subclasses__())))
-        if f"| {code} |" not in TEXT
-    } == set()
+    errors: list[type[ContainerError]] = [ContainerError, *ContainerError.__subclasses__()]
+    assert {code for code in (0, *(error.exit_code for error in errors)) if f"| {code} |" not in TEXT} == set()
     assert described == COMMANDS - {"oci-hook"}
     assert {name for name in (MODELS, MOUNT, GPU) if f"| `{name}` |" not in TEXT} == set()
 
