@@ -1,4 +1,4 @@
-"""What `trimsfs mount --help` shows, and how an option is refused that is no flag, or that has another name now."""
+"""What `trimsfs mount --help` shows, and how an option is refused that is no flag."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from trimsfs.cli.serve import serve
 from trimsfs.errors import ConfigurationError
 from trimsfs.eviction_policies import NAMES
 from trimsfs.exit_codes import exit_code
-from trimsfs.options import FLAGS, FORMER, SCALARS, flag, load_options
+from trimsfs.options import FLAGS, SCALARS, flag, load_options
 from trimsfs.options.declaration import HEADINGS
 
 MOST_FLAGS = 35
@@ -56,29 +56,6 @@ def test_the_policy_of_a_tier_is_that_of_the_last_source_that_has_one(tmp_path: 
     environment = {"TRIMSFS_EVICTION": "disk=lcu"}
     eviction = load_options({"eviction": "gpu=never"}, configs=[common, declared], environment=environment).eviction
     assert (eviction.disk, eviction.host, eviction.gpu) == ("lcu", "never", "never")
-
-
-def test_former_options_of_one_source_are_told_as_one() -> None:
-    with pytest.raises(ConfigurationError, match=r"write --eviction disk=never,gpu=lcu$"):
-        load_options({"cache_policy": "never", "gpu_policy": "lcu"}, environment={})
-
-
-@pytest.mark.parametrize(("name", "tier"), FORMER.items())
-def test_a_former_option_is_refused_with_its_new_spelling(name: str, tier: str, tmp_path: Path) -> None:
-    done = CliRunner().invoke(mount, [flag(name), "lcu", str(tmp_path / "models")])
-    told = f"trimsfs: option {flag(name)}: write --eviction {tier}=lcu\n"
-    assert (done.exit_code, done.output) == (REFUSED, told)
-
-    variable = f"TRIMSFS_{name.upper()}"
-    with pytest.raises(ConfigurationError) as of_variable:
-        load_options({}, environment={variable: "lcu"})
-    assert str(of_variable.value) == f"variable {variable}: write TRIMSFS_EVICTION={tier}=lcu"
-
-    file = tmp_path / "config.toml"
-    file.write_text(f'{name} = "lcu"')
-    with pytest.raises(ConfigurationError) as of_file:
-        load_options({}, configs=[file], environment={})
-    assert str(of_file.value) == f'option {name} in {file}: write eviction = {{ {tier} = "lcu" }}'
 
 
 # The policies of tiers

@@ -347,7 +347,7 @@ def test_relative_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_resolved_options_survive_the_way_to_the_server(tmp_path: Path) -> None:
-    options = load({"cache_size": "1GiB", "mode": "0440"}).resolved(tmp_path)
+    options = load({"cache_size": "1GiB", "mode": "0440", "eviction": "disk=lcu,gpu=never"}).resolved(tmp_path)
     assert MountOptions.model_validate(options.model_dump(mode="json")) == options
 
 

@@ -15,7 +15,7 @@ from trimsfs.filesystem.handles import Handles
 from trimsfs.handover.connection_settings import ConnectionSettings
 from trimsfs.handover.ledger import Ledger, RecordKind
 from trimsfs.namespace.inodes import InodeKind, Inodes
-from trimsfs.options import Eviction, MountOptions, keeper_order, ordered_options
+from trimsfs.options import MountOptions, keeper_order
 from trimsfs.types import Generation
 
 EARLIER_LEDGER = (
@@ -43,15 +43,6 @@ def test_an_order_says_what_keepers_of_other_versions_read() -> None:
     assert order.keys() == ORDER.keys()
     assert {"cache_dir", "log_file"} <= order["options"].keys()
     assert MountIdentity(device="0:51", control=7) == MountIdentity("0:51", 7)  # as a service manager has it
-
-
-def test_an_order_of_an_earlier_keeper_says_what_it_said() -> None:
-    options = MountOptions(eviction=Eviction(disk="lcu", gpu="never")).resolved(Path("/models"))
-    order = keeper_order(Path("/models"), options, foreground=False)["options"]
-    assert ordered_options(order) == options
-    earlier = {name: value for name, value in order.items() if name != "eviction"}
-    policies = {"cache_policy": "lcu", "host_policy": "lru", "gpu_policy": "never"}
-    assert ordered_options(earlier | policies) == options
 
 
 def test_a_ledger_of_an_earlier_version_says_what_it_said() -> None:

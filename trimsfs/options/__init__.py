@@ -2,7 +2,6 @@
 
 from trimsfs.options.eviction import Eviction
 from trimsfs.options.fleet_options import FLEET_DIRECTORY, FLEET_REPORTS, FLEET_SOCKET, FLEET_USER, FLEET_USERS_REMEDY
-from trimsfs.options.former_options import ENVIRONMENT_PREFIX, FORMER, ordered_options
 from trimsfs.options.places import Place, directories, places
 from trimsfs.options.schema import (
     FLAGS,
@@ -18,6 +17,7 @@ from trimsfs.options.schema import (
 )
 from trimsfs.options.sources import (
     DEFAULT_CONFIG,
+    ENVIRONMENT_PREFIX,
     MOUNTPOINT,
     declared_mountpoint,
     keeper_order,
@@ -34,7 +34,6 @@ __all__ = [
     "FLEET_SOCKET",
     "FLEET_USER",
     "FLEET_USERS_REMEDY",
-    "FORMER",
     "GPU_OFF",
     "MOUNTPOINT",
     "SCALARS",
@@ -52,7 +51,6 @@ __all__ = [
     "flag",
     "keeper_order",
     "load_options",
-    "ordered_options",
     "places",
     "searchable",
 ]

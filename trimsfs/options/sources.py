@@ -18,13 +18,15 @@ from pydantic_core import ErrorDetails
 
 from trimsfs.errors import ConfigurationError
 from trimsfs.options.eviction import by_tier
-from trimsfs.options.former_options import COMMAND_LINE, ENVIRONMENT, ENVIRONMENT_PREFIX, FORMER, refuse_former
-from trimsfs.options.schema import SCALARS, TABLES, MountOptions, flag
+from trimsfs.options.schema import FLAGS, SCALARS, TABLES, MountOptions, flag
 from trimsfs.options.size import too_small
 from trimsfs.options.store_settings import PASSWORD
 
 MOUNTPOINT = "mountpoint"
 """The key of the mount point in a configuration file that declares a mount. It is not an option of the mount."""
+COMMAND_LINE, ENVIRONMENT = "command line", "environment"
+"""The sources of options beside files, which their paths name."""
+ENVIRONMENT_PREFIX = "TRIMSFS_"
 DEFAULT_CONFIG = Path("/etc/trimsfs/config.toml")
 _OTHER_VARIABLES = re.compile(
     # of the commands and the client library; of containers with devices by CDI
@@ -76,8 +78,7 @@ def load_options(
         layers.append((str(path), {name: value for name, value in values.items() if name != MOUNTPOINT}))
     layers.append((ENVIRONMENT, _variables(environment)))
     layers.append((COMMAND_LINE, arguments))
-    for source, layer in layers:
-        refuse_former(layer, source)
+    _check_flags(arguments)
     layers = [(source, _with_stores(layer)) for source, layer in layers]
     merged = {name: value for _, layer in layers for name, value in layer.items()}
     if "eviction" in merged:
@@ -107,6 +108,16 @@ def load_options(
     return options
 
 
+def _check_flags(arguments: Mapping[str, Any]) -> None:
+    """Raises ConfigurationError for an option that the command line does not take."""
+    for name, value in arguments.items():
+        if name in SCALARS and name not in FLAGS:
+            spelled = flag(f"no_{name}" if value is False else name)
+            raise ConfigurationError(
+                f'option {spelled}: set "{name}" in the configuration file (see docs/configuration.md)'
+            )
+
+
 def _by_tier(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     """The eviction policy of each tier, from the last source that has one for it. Raises ConfigurationError."""
     found = dict[str, Any]()
@@ -133,7 +144,7 @@ def _variables(environment: Mapping[str, str]) -> dict[str, str]:
         name = rest.lower()
         if rest == variable or _OTHER_VARIABLES.fullmatch(rest):
             continue
-        if name in (*SCALARS, *FORMER) and rest.isupper():
+        if name in SCALARS and rest.isupper():
             found[name] = value
             continue
         if name in (*TABLES, *TABLES.values()):

@@ -29,7 +29,7 @@ from trimsfs.fetch.store_requests import max_requests
 from trimsfs.formats import load_readers
 from trimsfs.handover.keeper_client import Promotion, stand_by, tell_failure
 from trimsfs.integrity.manifests import ReadManifest
-from trimsfs.options import MountOptions, ordered_options
+from trimsfs.options import MountOptions
 from trimsfs.plugins import plugin
 from trimsfs.server.lifecycle import Loaded, serve
 from trimsfs.server.plugin import ServerPlugin, load_plugins
@@ -90,7 +90,7 @@ def main() -> None:
         order = json.load(sys.stdin)
         mountpoint = Path(order["mountpoint"])
         set_process_title("standby", mountpoint)
-        options = ordered_options(order["options"])
+        options = MountOptions.model_validate(order["options"])
         if order["foreground"]:
             options = options.model_copy(update={"log_file": None})  # it logs to standard error
         _may_open_files(options)
