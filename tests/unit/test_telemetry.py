@@ -430,4 +430,3 @@ def test_what_prefetching_counts_are_counters() -> None:
         f"trimsfs_prefetch_{how}_{what}_total" for how in ("ahead", "used", "wasted") for what in ("files", "bytes")
     }
     assert set(re.findall(r"^# TYPE (\w+) counter$", text, re.MULTILINE)) == counted
-    assert metrics.HELP.keys() >= metrics.GAUGES

@@ -1,13 +1,13 @@
 """Makes one Prometheus text of those of all mounts, each sample with a label for its mount."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from trimsfs.control.metrics import Collected
 from trimsfs.text import printable
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -37,9 +37,7 @@ def merged(mounts: Mapping[str, Families | None]) -> bytes:
             if name.startswith("trimsfs_") and name != UP:
                 known = found.setdefault(name, Metric(name, family.documentation, family.type))
                 known.samples += [Sample(each.name, each.labels | label, each.value) for each in family.samples]
-    registry = CollectorRegistry()
-    registry.register(_Collected([up, *found.values()]))
-    return generate_latest(registry)
+    return generate_latest(Collected([up, *found.values()]))
 
 
 def total(families: Families, name: str, **labels: str) -> float:
@@ -47,11 +45,3 @@ def total(families: Families, name: str, **labels: str) -> float:
     family = families.get(name.removesuffix("_total")) or families.get(name.removesuffix("_count"))
     samples: list[Sample] = family.samples if family is not None else []
     return sum(sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items())
-
-
-class _Collected(Collector):
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families
