@@ -16,6 +16,11 @@ FACTS: dict[str, Any] = {
     "cache_dir": "/cache",
     "log_file": None,
     "metrics": {"trimsfs_disk_budget_bytes": 5e9},
+    "processes": {"keeper": 1, "server": 1},
+    "descriptors": {"open": 9, "limit": 1024},
+    "cache_disk_bytes": None,
+    "quarantine": [],
+    **dict.fromkeys(("cache_problem", "keeper_problem", "store_problem", "store_empty")),
 }
 
 
@@ -47,7 +52,7 @@ def test_a_cache_larger_than_its_disk_is_told(capsys: pytest.CaptureFixture[str]
 
 def test_a_fleet_is_told_with_what_keeps_this_host_out_of_it() -> None:
     member = {"address": "10.0.0.1:7443", "problem": None, "received_bytes": 0, "strikes": 0}
-    facts = {"name": "f", "on": True, "drained": False, "me": "10.0.0.1:7443", "members": [member]}
+    facts = {"name": "f", "on": True, "drained": False, "problem": None, "me": "10.0.0.1:7443", "members": [member]}
     assert told_of_fleet(facts, 0) == ["f, 1 member: 0 bytes from others, 0 bytes sent"]
     assert told_of_fleet(facts | {"drained": True}, 0)[0].endswith("sent; drained: `mountctl fleet undrain`")
     assert told_of_fleet(facts | {"problem": "No such file"}, 0)[1:] == [

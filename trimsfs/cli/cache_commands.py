@@ -4,7 +4,7 @@ import json
 import os
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +213,7 @@ def _carry_out(files: dict[Path, Path], manner: _Manner) -> list[tuple[str, str]
         for path, file in files.items():
             task = progress.add_task(printable(f"{manner.doing} {path}"), total=None, waiting="")
             try:
-                last = _Follower(path, manner, progress, task).last_line(file)
+                last = _last_line(path, file, manner, progress, task)
             except TrimsError as error:
                 failures.append(_failed(path, error, manner))
                 continue
@@ -228,31 +228,20 @@ def _carry_out(files: dict[Path, Path], manner: _Manner) -> list[tuple[str, str]
     return failures
 
 
-@dataclass(slots=True)
-class _Follower:
-    """Shows the progress of the command for a path."""
-
-    path: Path
-    manner: _Manner
-    progress: Progress
-    task: TaskID
-    _waiting: bool = field(default=False, init=False)
-
-    def last_line(self, file: Path) -> dict[str, Any]:
-        """Show the progress of the command; its last line, which has the result."""
-        line: dict[str, Any] = {"state": "running"}
-        for line in read_lines(file, again=True):
-            if self.manner.as_json:
-                click.echo(json.dumps(line | {"path": str(self.path)}))
-            reason = line.get("waiting") or ""  # older servers do not send it
-            self.progress.update(
-                self.task, completed=line["done_bytes"], total=line["total_bytes"] or None, waiting=printable(reason)
-            )
-            told = self.progress.disable and not self.manner.quiet and not self.manner.as_json
-            if told and bool(reason) != self._waiting and line["state"] == "running":
-                self._waiting = bool(reason)
-                say(f"trimsfs: {self.path}: {reason or 'the store answers again'}", error=True)
-        return line
+def _last_line(path: Path, file: Path, manner: _Manner, progress: Progress, task: TaskID) -> dict[str, Any]:
+    """Show the progress of the command for a path; its last line, which has the result."""
+    line: dict[str, Any] = {"state": "running"}
+    waits = False
+    for line in read_lines(file, again=True):
+        if manner.as_json:
+            click.echo(json.dumps(line | {"path": str(path)}))
+        reason, size = line["waiting"] or "", line["total_bytes"] or None
+        progress.update(task, completed=line["done_bytes"], total=size, waiting=printable(reason))
+        says = progress.disable and not manner.quiet and not manner.as_json
+        if says and bool(reason) != waits and line["state"] == "running":
+            waits = bool(reason)
+            say(f"trimsfs: {path}: {reason or 'the store answers again'}", error=True)
+    return line
 
 
 def _failure(path: Path, line: dict[str, Any], manner: _Manner) -> tuple[str, str] | None:
@@ -261,34 +250,33 @@ def _failure(path: Path, line: dict[str, Any], manner: _Manner) -> tuple[str, st
         return line["kind"], _error(path, line) + _users(path, line) + _extent(line)
     if line["state"] != "done":
         return "", f"{path}: the command ended without a result: see the log of the mount"
-    if line.get("unlocked_files") and not manner.best_effort:
+    if line["unlocked_files"] and not manner.best_effort:
         return CacheFullError.__name__, f"{path}: {_unlocked(line)}"
     return None
 
 
 def _result(command: str, line: dict[str, Any], manner: _Manner) -> list[str]:
     """What to print about a command that succeeded."""
-    left_out = line.get("left_out_files", 0)
+    left_out, absent = line["left_out_files"], line["absent_files"]
     told = []
-    if command == VERIFY_GPU and "compared_copies" in line:  # older servers do not send it
+    if command == VERIFY_GPU:
         told.append(f"{counted(line['compared_copies'], 'copy')} compared, no difference")
     elif not manner.quiet:
-        absent = line.get("absent_files", 0)  # older servers do not send it
-        size = f", {decimal(line['total_bytes'] - line.get('absent_bytes', 0))}" if manner.bar else ""
+        size = f", {decimal(line['total_bytes'] - line['absent_bytes'])}" if manner.bar else ""
         told.append(f"{manner.done} {counted(line['total_files'] - left_out - absent, 'file')}{size}")
         if absent:
             told.append(f"skipped {counted(absent, 'other file')} that this host does not have")
     if left_out:
         told.append(f"left out {left_out} of {line['total_files']} files of unknown format: name one to load it anyway")
-    if line.get("unlocked_files"):
+    if line["unlocked_files"]:
         told.append(_unlocked(line))
     return told
 
 
 def _error(path: Path, line: dict[str, Any]) -> str:
     """The error of a command, with the path of the file on this host instead of its key."""
-    key, error = line.get("failed"), str(line["error"])  # older servers do not send the key
-    if not key or not error.startswith(key):
+    key, error = line["failed"], str(line["error"])
+    if key is None or not error.startswith(key):
         return error
     rest = re.sub(r"^ at (\d+)(?=:)", r", from byte \1 on", error.removeprefix(key))
     return f"{path_of_key(path, key)}{rest}"

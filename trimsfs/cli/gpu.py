@@ -80,7 +80,7 @@ def _wait_for_devices(directory: Path) -> list[str]:
         facts = _facts(directory)
         if facts is None:
             raise DeviceError(f"{directory}: the mount has no GPU: `trimsfs status` on the host says why")
-        reason = facts["gpu"]["unavailable"] if "gpu" in facts else "its server has an earlier version"
+        reason = facts["gpu"]["unavailable"] if "gpu" in facts else "its server has no GPU tier"
         if reason is not None or time.monotonic() > deadline:
             raise DeviceError(f"{facts['mountpoint']} uses no GPU: {reason or 'its server is still searching'}")
         time.sleep(_SEARCH_INTERVAL_S)

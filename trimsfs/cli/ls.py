@@ -19,7 +19,7 @@ from trimsfs.cli.control_client import (
     read_lines,
 )
 from trimsfs.cli.gpu import counted, devices
-from trimsfs.cli.output import fail_if_any, left_out, reported, say, show
+from trimsfs.cli.output import fail_if_any, left_out, reported, say, share, show
 from trimsfs.command_group import complete_mounted, examples
 from trimsfs.errors import NoSuchEntryError, StoreAccessError
 from trimsfs.mountinfo import Mount, file_systems, mount_of
@@ -116,9 +116,10 @@ def _print(rows: dict[str, Row], has_device: bool) -> None:
                 printable(name),
                 str(row.files),
                 decimal(row.size),
-                _share(row.disk, row.size),
-                _share(row.host, row.size),
-                *[_bytes(sum(row.gpu.values())) for _ in gpu],
+                share(row.disk, row.size),
+                share(row.host, row.size),
+                # Bytes, not a percentage: several devices and users can each have a copy, or one of some tensors.
+                *[decimal(sum(row.gpu.values())) if any(row.gpu.values()) else "-" for _ in gpu],
                 str(row.open or ""),
                 "yes" if row.pinned == row.files else counted(row.pinned, "file") if row.pinned else "",
                 *[f"{row.quarantined} in quarantine" if row.quarantined else "" for _ in damaged],
@@ -181,7 +182,7 @@ def _refuses(mount: Mount) -> str | None:
     until = time.monotonic() + PROBE_S
     while True:
         facts = read_json(mount.mountpoint / CONTROL_NAME / "control")
-        if facts.get("store_refuses"):
+        if facts["store_refuses"]:
             return str(facts["store_problem"])
         if time.monotonic() > until:
             return None
@@ -211,16 +212,5 @@ def _row(size: int, here: dict[str, Any] | None) -> Row:
         gpu=residency.get("gpu", {}),
         open=here["open"],
         pinned=int(here["pinned"]),
-        quarantined=int(here.get("quarantined", False)),  # older servers do not send it
+        quarantined=int(here["quarantined"]),
     )
-
-
-def _share(part: int, whole: int) -> str:
-    if whole == 0 or part == 0:
-        return "-"
-    return f"{min(part / whole, 1):.0%}"
-
-
-def _bytes(number: int) -> str:
-    # Bytes, not a percentage: several devices and users can each have a copy, or one of some tensors.
-    return decimal(number) if number else "-"

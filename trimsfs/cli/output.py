@@ -39,6 +39,11 @@ def show(rows: Sequence[Sequence[str]], *, left: int, last: bool = False) -> Non
     click.echo("\n".join(lines))
 
 
+def share(part: int, whole: int) -> str:
+    """A part as a percentage of at most 100, or -."""
+    return f"{min(part / whole, 1):.0%}" if part and whole else "-"
+
+
 def fail(kind: str, message: str) -> NoReturn:
     """Print one line and exit with the code of an error class."""
     say(f"trimsfs: {message}", error=True)

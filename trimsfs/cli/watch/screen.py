@@ -11,6 +11,7 @@ from rich.text import Text
 
 from trimsfs.cli.control_reader import PROBLEMS
 from trimsfs.cli.gpu import counted
+from trimsfs.cli.output import share
 from trimsfs.cli.watch.sample import RATES, History, Model, Sample
 from trimsfs.text import printable
 
@@ -70,8 +71,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (
         printable(path),
         decimal(model.size),
-        _share(model.disk, model.size),
-        _share(model.host, model.size),
+        share(model.disk, model.size),
+        share(model.host, model.size),
         decimal(model.gpu) if model.gpu else "",
         str(model.open or ""),
         str(model.uses or ""),
@@ -79,10 +80,6 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{decimal(int(rates[-1]))}/s" if rates and rates[-1] else "",
         ", ".join([*users[:SHOWN_USERS], *more]),
     )
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{min(part / whole, 1):.0%}" if part and whole else "-"
 
 
 def lines(history: History, now: float, *, asked: bool, brief: bool = False) -> Iterator[str]:

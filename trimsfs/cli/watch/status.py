@@ -67,7 +67,7 @@ def _facts(mount: Mount, *, copies: bool) -> dict[str, Any]:
     facts["metrics"] = parse(metrics)
     if facts.get("fleet"):
         facts["fleet"]["drained"] = str(mount.mountpoint) in _drained()
-    if "gpu" in facts:  # older servers do not send it
+    if "gpu" in facts:
         add_details(facts["gpu"], metrics, mount.mountpoint, copies=copies)
     return facts
 
@@ -96,21 +96,17 @@ def _processes(counts: dict[str, int]) -> str:
     return f"{sum(counts.values())}: {', '.join(kinds)}"
 
 
-def _descriptors(counts: dict[str, int]) -> str:
-    return f"the server has {counts['open']} descriptors open of at most {counts['limit']}"
-
-
-def _without_store(*, refuses: bool | None) -> str:
-    """What a store does that serves nothing new; older servers do not tell whether it *refuses*."""
+def _without_store(*, refuses: bool) -> str:
+    """What a store does that serves nothing new."""
     return f"{'refuses' if refuses else 'does not answer'}, serving from the cache"
 
 
 def _told_of_cache(facts: dict[str, Any], used: int, budget: int) -> str:
     """How many bytes are used of the budget, and whether its file system has as many; or why none is used."""
-    if facts.get("cache_problem"):
+    if facts["cache_problem"]:
         return f"not used: {facts['cache_problem']}"
     limit = f" of {decimal(budget)}" if budget else ""
-    disk = facts.get("cache_disk_bytes") or budget  # older servers do not send it
+    disk = facts["cache_disk_bytes"] or budget
     limit += f" (its file system has {decimal(disk)})" if disk < budget else ""
     return f"{decimal(used)}{limit} in {facts['cache_dir']}"
 
@@ -125,7 +121,7 @@ def _told_of_quarantine(facts: dict[str, Any]) -> str:
 def _told_of_store(facts: dict[str, Any]) -> str:
     """What is told of one of several stores."""
     if facts["problem"]:
-        state = f"{_without_store(refuses=facts.get('refuses'))}: {facts['problem']}"
+        state = f"{_without_store(refuses=facts['refuses'])}: {facts['problem']}"
     else:
         state = f"{facts['requests']} requests, {facts['failed_attempts']} attempts failed"
     tenant = f", tenant {facts['tenant']}" if facts["tenant"] is not None else ""
@@ -155,7 +151,7 @@ def told_of_fleet(facts: dict[str, Any], sent_bytes: int) -> list[str]:
         for member in members
         if member["problem"] or member["strikes"]
     ]
-    if facts.get("problem"):  # older servers do not send it
+    if facts["problem"]:
         failing.insert(0, f"members not read: {facts['problem']}: see fleet_members")
     return [f"{facts['name']}, {counted(len(members), 'member')}: {state}", *failing]
 
@@ -184,12 +180,12 @@ def _show(facts: dict[str, Any]) -> None:
 
     keeper = "no keeper" if facts["keeper_pid"] is None else f"keeper pid {facts['keeper_pid']}"
     say(f"  server      pid {facts['server_pid']}, {keeper}, version {facts['version']}")
-    if facts.get("keeper_problem"):
+    if facts["keeper_problem"]:
         say(f"  keeper      {facts['keeper_problem']}")
-    if "processes" in facts:  # older servers do not send it
-        say(f"  processes   {_processes(facts['processes'])}; {_descriptors(facts['descriptors'])}")
+    of_server = "the server has {open} descriptors open of at most {limit}".format(**facts["descriptors"])
+    say(f"  processes   {_processes(facts['processes'])}; {of_server}")
     say(f"  cache       {_told_of_cache(facts, number('disk_used_bytes'), number('disk_budget_bytes'))}")
-    if facts.get("quarantine"):  # older servers do not send it
+    if facts["quarantine"]:
         say(f"  quarantine  {_told_of_quarantine(facts)}")
     say(
         f"  fetched     {decimal(number('fetch_fetched_bytes_total'))}, "
@@ -198,14 +194,14 @@ def _show(facts: dict[str, Any]) -> None:
     if facts.get("stores"):
         for index, each in enumerate(facts["stores"]):
             say(f"  {'' if index else 'stores':<11} {_told_of_store(each)}")
-    elif facts.get("store_problem"):
-        say(f"  store       {_without_store(refuses=facts.get('store_refuses'))}: {facts['store_problem']}")
+    elif facts["store_problem"]:
+        say(f"  store       {_without_store(refuses=facts['store_refuses'])}: {facts['store_problem']}")
     else:
         say(
             f"  store       {number('store_requests_total')} requests, "
             f"{number('store_failed_attempts_total')} attempts failed"
         )
-    if facts.get("store_empty"):
+    if facts["store_empty"]:
         say(f"  {'':<11} {facts['store_empty']}: there is nothing under it: check the spelling if you expect objects")
     for index, line in enumerate(_lines_of_fleet(facts, number("fleet_served_sent_bytes_total"))):
         say(f"  {'' if index else 'fleet':<11} {line}")
