@@ -7,14 +7,14 @@ of whole pages come first, and the others follow by the power of two that divide
 import json
 from typing import Any
 
-from trimsfs.extras.versions.content import LocalFile
+from trimsfs.extras.versions.content import Content, LocalFile
 from trimsfs.formats import safetensors
 from trimsfs.formats.table import FormatError
 
 PAGE = 4096
 
 
-class Aligned:
+class Aligned(Content):
     """A safetensors file of this host in another layout: `header`, and then the tensors' bytes in its order."""
 
     def __init__(self, file: LocalFile, header: bytes, parts: list[tuple[int, int]]) -> None:
@@ -22,13 +22,7 @@ class Aligned:
         self._header = header
         self._parts = parts
         """Offset in the file and length of each tensor."""
-
-    @property
-    def size(self) -> int:
-        return len(self._header) + sum(length for _, length in self._parts)
-
-    async def sha256(self) -> None:
-        return None
+        self.size = len(header) + sum(length for _, length in parts)
 
     async def read(self, offset: int, length: int) -> bytes:
         end = offset + length

@@ -31,28 +31,24 @@ _HINT = os.fsdecode(HINT)
 
 
 class Content(Protocol):
-    """The bytes of a file. They are read more than once, and must be the same each time."""
+    """The bytes of a file, ``size`` in all. They are read more than once, and must be the same each time."""
 
-    @property
-    def size(self) -> int:
-        """Bytes in all."""
+    size: int
 
     async def sha256(self) -> str | None:
         """The SHA-256 in hexadecimal digits, if it is known without reading the file."""
+        return None
 
     async def read(self, offset: int, length: int) -> bytes:
         """The bytes of a range inside of the file. Raises StoreError and TrimsError."""
 
 
-class Bytes:
+class Bytes(Content):
     """Content in memory."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-
-    @property
-    def size(self) -> int:
-        return len(self._data)
+        self.size = len(data)
 
     async def sha256(self) -> str:
         return hashlib.sha256(self._data).hexdigest()
@@ -61,20 +57,13 @@ class Bytes:
         return self._data[offset : offset + length]
 
 
-class LocalFile:
+class LocalFile(Content):
     """A file of this host, as it is when this is made. Raises ObjectChangedError once somebody has written to it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         status = path.stat()
-        self._size, self._modified_ns = status.st_size, status.st_mtime_ns
-
-    @property
-    def size(self) -> int:
-        return self._size
-
-    async def sha256(self) -> None:
-        return None
+        self.size, self._modified_ns = status.st_size, status.st_mtime_ns
 
     async def read(self, offset: int, length: int) -> bytes:
         return await in_thread(partial(self.read_now, offset, length))
@@ -90,22 +79,19 @@ class LocalFile:
                 status = os.fstat(file.fileno())
         except OSError as error:
             raise NoSuchEntryError(f"{self.path}: {error.strerror}") from None
-        if done < length or (status.st_size, status.st_mtime_ns) != (self._size, self._modified_ns):
+        if done < length or (status.st_size, status.st_mtime_ns) != (self.size, self._modified_ns):
             raise ObjectChangedError(f"{self.path}: it changed while it was read: push again once nobody writes to it")
         return b"".join(pieces)
 
 
-class StoredFile:
+class StoredFile(Content):
     """An object of another store, in one generation. Its SHA-256 is what that store tells, if it tells one."""
 
     def __init__(self, store: Store, generation: Generation, retrying: Retrying) -> None:
         self._store = store
         self._generation = generation
         self._retrying = retrying
-
-    @property
-    def size(self) -> int:
-        return self._generation.size
+        self.size = generation.size
 
     async def sha256(self) -> str | None:
         digest = await self._retrying.call("no digest", partial(self._store.digest, self._generation, certain=True))

@@ -54,14 +54,12 @@ class Difference:
 
 def compare(first: Version, second: Version) -> Difference:
     """The difference of two versions of a model."""
-    files = tuple(_files(first.files, second.files))
-    tensors = tuple(_tensors(first, second))
     before = {file.sha256 for file in first.files.values()}
     new = {path: file for path, file in second.files.items() if file.sha256 not in before}
     known = sum(_equal_tensor_bytes(first, second, path) for path in new)
     return Difference(
-        files=files,
-        tensors=tensors,
+        files=tuple(_files(first.files, second.files)),
+        tensors=tuple(_tensors(first, second)),
         fetched_bytes=sum(file.size for file in second.files.values()),
         different_bytes=sum(file.size for file in new.values()) - known,
         missing_bytes=_missing(first, second),
