@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 
 from trimsfs.extras.fleet.fleet_source import OWNERS
-from trimsfs.extras.fleet.placement import Placement, content_seed
+from trimsfs.extras.fleet.placement import Placement, seed_of
 from trimsfs.extras.fleet.serving.uploads import MOST_OF_CHUNK, REFERRALS
 
 WINDOW = 8
@@ -37,7 +37,7 @@ class Simulation:
         self, hosts: int, chunks: int, *, content: str, owners: int = OWNERS, most: int = MOST_OF_CHUNK
     ) -> None:
         names = [f"10.0.{number // 256}.{number % 256}:7443" for number in range(hosts)]
-        placement, seed = Placement(names), content_seed(content)
+        placement, seed = Placement(names), seed_of(content)
         numbers = {name: number for number, name in enumerate(names)}
         self._owners: Callable[[int], Sequence[int]] = cache(
             lambda chunk: [numbers[name] for name in placement.ranked(seed, chunk, owners)]

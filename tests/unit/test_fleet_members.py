@@ -25,7 +25,7 @@ from trimsfs.extras.fleet.member_health import (
     RetryBudget,
 )
 from trimsfs.extras.fleet.members import Members
-from trimsfs.extras.fleet.placement import Placement, content_seed
+from trimsfs.extras.fleet.placement import Placement, seed_of
 from trimsfs.extras.fleet.protocol import AWAY_S
 from trimsfs.fetch.peers import Outcome, PeerAnswer
 from trimsfs.listen_address import parse_address
@@ -36,7 +36,7 @@ MIB = 1 << 20
 
 
 def ranked(members: list[str], count: int = 2) -> list[list[str]]:
-    placement, content = Placement(members), content_seed("model")
+    placement, content = Placement(members), seed_of("model")
     return [placement.ranked(content, chunk, count) for chunk in CHUNKS]
 
 
@@ -53,7 +53,7 @@ def test_a_member_that_leaves_moves_only_its_own_chunks() -> None:
 
 
 def test_a_chunk_is_ranked_once_however_often_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    placement, content = Placement(HOSTS), content_seed("model")
+    placement, content = Placement(HOSTS), seed_of("model")
     owners = placement.ranked(content, 5, 3)
     monkeypatch.setattr("trimsfs.extras.fleet.placement._mixed", None)
     assert placement.ranked(content, 5, 3) == owners
@@ -62,7 +62,7 @@ def test_a_chunk_is_ranked_once_however_often_it_is_asked_for(monkeypatch: pytes
 
 @pytest.mark.parametrize("left", [0, 1, 7, 8, 17, 20])
 def test_whoever_is_left_out_the_others_keep_their_order(left: int) -> None:
-    placement, content = Placement(HOSTS), content_seed("model")
+    placement, content = Placement(HOSTS), seed_of("model")
     for chunk in range(20):
         order = placement.ranked(content, chunk, len(HOSTS))
         assert placement.ranked(content, chunk, 4, without=set(order[:left])) == order[left:][:4]

@@ -1,12 +1,10 @@
 """A mount's part in its fleet: who the members are, where chunks come from, and whether it takes part."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 
-import trio
-
-from trimsfs.extras.fleet.fleet_source import FleetSource
+from trimsfs.extras.fleet.fleet_source import Counts, FleetSource
 from trimsfs.extras.fleet.member_health import Health, MemberHealth
 from trimsfs.extras.fleet.members import Members
 from trimsfs.fetch.copier import Copier
@@ -21,22 +19,14 @@ MOST_MEMBERS = 64
 """Members with bytes of their own in the statistics: those that were asked first."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FleetStatistics:
-    """Counts since the server started: what members gave, requests to them that failed, and chunks for which the store
-    was asked in their place. ``on``, ``members`` and ``failing_members`` are of now. Members without strikes are not
-    among those of ``member_strikes``."""
+@dataclass(slots=True, kw_only=True)
+class FleetStatistics(Counts):
+    """The counts since the server started. ``on``, ``members`` and ``failing_members`` are of now. Members without
+    strikes are not among those of ``member_strikes``."""
 
     on: int
     members: int
     failing_members: int
-    received_bytes: int
-    received_chunks: int
-    store_chunks: int
-    damaged_chunks: int
-    slow_requests: int
-    busy_requests: int
-    failed_requests: int
     member_received_bytes: Labelled
     member_strikes: Labelled
 
@@ -85,23 +75,12 @@ class Fleet:
             self._ledger.set_count(self._off, 0)
             self._off = None
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the members up to date, until the server stops."""
-        await self.members.run(task_status)
-
     def statistics(self) -> FleetStatistics:
-        counts = self.source.counts
         return FleetStatistics(
+            **asdict(self.source.counts),
             on=int(self.on),
             members=len(self.members.addresses),
             failing_members=len(self.health.failing() & self.members.addresses) if self.on else 0,
-            received_bytes=counts.received_bytes,
-            received_chunks=counts.received_chunks,
-            store_chunks=counts.store_chunks,
-            damaged_chunks=counts.damaged,
-            slow_requests=counts.slow,
-            busy_requests=counts.busy,
-            failed_requests=counts.failed,
             member_received_bytes=_by_member(
                 {member: health.received_bytes for member, health in islice(self.health.members.items(), MOST_MEMBERS)}
             ),

@@ -113,7 +113,7 @@ class FleetPart(Extra):
             serving=lambda: fleet.on,
             instance=fleet.members.instance,
         )
-        self.services = (fleet.run, server.run)
+        self.services = (fleet.members.run, server.run)
         self.sources = {"fleet": fleet.statistics, "fleet_served": server.statistics}
         self.switches = {f"fleet-{word}": partial(fleet.switch, on=word == "on") for word in ("on", "off")}
 
@@ -127,11 +127,9 @@ class FleetPart(Extra):
 
     def command(self, order: Order, admitted: Admitted) -> Command | None:
         """What spreads a file; None for other commands."""
-        del admitted
         return self._spread if order.name == WARM_FLEET else None
 
     async def _spread(self, generation: Generation, progress: Progress) -> None:
-        del progress
         await self._spreader.spread(generation)
 
 

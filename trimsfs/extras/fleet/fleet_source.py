@@ -10,7 +10,7 @@ import trio
 from trimsfs.errors import TransientStoreError
 from trimsfs.extras.fleet.member_health import Health, RetryBudget
 from trimsfs.extras.fleet.members import Members
-from trimsfs.extras.fleet.placement import Placement, content_seed
+from trimsfs.extras.fleet.placement import Placement, seed_of
 from trimsfs.extras.fleet.protocol import ChunkRequest, fleet_token
 from trimsfs.fetch.copier import Copier, Extent
 from trimsfs.fetch.flights import Flight, Lane
@@ -49,10 +49,10 @@ class Counts:
     received_bytes: int = 0
     received_chunks: int = 0
     store_chunks: int = 0
-    damaged: int = 0
-    slow: int = 0
-    busy: int = 0
-    failed: int = 0
+    damaged_chunks: int = 0
+    slow_requests: int = 0
+    busy_requests: int = 0
+    failed_requests: int = 0
 
 
 class FleetSource:
@@ -160,7 +160,7 @@ class FleetSource:
             if len(self._contents) >= KNOWN_CONTENTS:
                 self._contents.clear()
             token = fleet_token(self._fleet, blob.generation, blob.chunk_size)
-            known = self._contents[blob.token] = (blob.generation, token, content_seed(token))
+            known = self._contents[blob.token] = (blob.generation, token, seed_of(token))
         return known
 
     async def _from_members(self, flight: Flight, deadline: float, away: Callable[[], bool]) -> ChunkRecord | None:
@@ -322,11 +322,11 @@ class FleetSource:
             case "ok":
                 self.counts.received_bytes += answer.received
                 self.counts.received_chunks += 1
-            case "damaged" | "slow" | "busy":
-                setattr(self.counts, answer.outcome, getattr(self.counts, answer.outcome) + 1)
-            case "self":
-                pass
-            case "absent" | "other" if cached_only:
-                pass
-            case _:
-                self.counts.failed += 1
+            case "damaged":
+                self.counts.damaged_chunks += 1
+            case "slow":
+                self.counts.slow_requests += 1
+            case "busy":
+                self.counts.busy_requests += 1
+            case outcome if outcome != "self" and not (cached_only and outcome in {"absent", "other"}):
+                self.counts.failed_requests += 1

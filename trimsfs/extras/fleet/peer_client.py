@@ -81,22 +81,17 @@ class PeerClient:
 
         Raises what the sink does.
         """
-        began = time.monotonic()
-        try:
-            connection, head = await self._asked(request)
-        except PeerUnreachableError as error:
-            return PeerAnswer(outcome="unreachable", detail=str(error))
-        except _GivenUpError as error:
-            return PeerAnswer(outcome=error.outcome, detail=f"no answer in {time.monotonic() - began:.0f} s")
-        waited_s, kept = time.monotonic() - began, False
+        asked = await self._asked(request)
+        if isinstance(asked, PeerAnswer):
+            return asked
+        (connection, head, waited_s), kept = asked, False
         try:
             if head.status == 200:
                 return PeerAnswer(outcome="damaged", detail="it answers with more than was asked for")
             if head.status != 206:
                 kept = int(head.headers.get("content-length", "1")) == len(head.rest)
                 return replace(_told(head), waited_s=waited_s)
-            told = head.headers.get(CRCS, "")
-            crcs = parse_crcs(told, count=told.count(",") + 1)
+            crcs = parse_crcs(head.headers.get(CRCS, ""))
             if head.headers.get("content-length") != str(length) or len(head.rest) > length:
                 raise ProtocolError("another range than asked for")
             body_s = await self._body(connection, head, length, begin(crcs), request)
@@ -119,20 +114,23 @@ class PeerClient:
 
     async def ask(self, request: PeerRequest) -> PeerAnswer:
         """Make a request for no bytes."""
-        began = time.monotonic()
+        asked = await self._asked(request)
+        if isinstance(asked, PeerAnswer):
+            return asked
+        connection, head, waited_s = asked
+        self._return(connection, head, request.member, kept=True)
+        return replace(_told(head), waited_s=waited_s)
+
+    async def _asked(self, request: PeerRequest) -> tuple[PeerConnection, Head, float] | PeerAnswer:
+        """The connection, the head of the answer to a request, and the seconds until it came; or why none has come."""
+        method, wait, began = "GET" if request.sends else "HEAD", partial(self._head, request), time.monotonic()
         try:
-            connection, head = await self._asked(request)
+            connection, head = await self._answered(request.member, method, request.target, request.headers, wait)
         except PeerUnreachableError as error:
             return PeerAnswer(outcome="unreachable", detail=str(error))
         except _GivenUpError as error:
             return PeerAnswer(outcome=error.outcome, detail=f"no answer in {time.monotonic() - began:.0f} s")
-        self._return(connection, head, request.member, kept=True)
-        return replace(_told(head), waited_s=time.monotonic() - began)
-
-    async def _asked(self, request: PeerRequest) -> tuple[PeerConnection, Head]:
-        """The head of the answer to a request, and its connection. Raises PeerUnreachableError and _GivenUpError."""
-        method, wait = "GET" if request.sends else "HEAD", partial(self._head, request)
-        return await self._answered(request.member, method, request.target, request.headers, wait)
+        return connection, head, time.monotonic() - began
 
     async def _answered(
         self,

@@ -19,11 +19,11 @@ class Placement:
     """The ranks of *members*, which are addresses."""
 
     def __init__(self, members: Collection[str]) -> None:
-        self._seeds = {member: _seed(member.encode()) for member in members}
+        self._seeds = {member: seed_of(member) for member in members}
         self._first = lru_cache(KNOWN_CHUNKS)(partial(_ranked, self._seeds, FIRST))
 
     def ranked(self, content: int, chunk: int, count: int, *, without: Collection[str] = ()) -> list[str]:
-        """The first *count* members for a chunk of a content, as of `content_seed`; *without* some."""
+        """The first *count* members for a chunk of a content, by the seed of its token; *without* some."""
         first = self._first(content + chunk)
         if without:
             first = [member for member in first if member not in without]
@@ -40,13 +40,9 @@ def _ranked(seeds: Mapping[str, int], count: int, chunk: int) -> list[str]:
     return [member for _, member in heapq.nlargest(count, scores)]
 
 
-def content_seed(token: str) -> int:
-    """The number of a content in placements, by its token in the fleet."""
-    return _seed(token.encode())
-
-
-def _seed(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
+def seed_of(name: str) -> int:
+    """The number of a member or a content in placements."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
 
 
 def _mixed(number: int) -> int:
