@@ -198,7 +198,6 @@ class Actions:
 
     async def unpin(self, generation: Generation, progress: Progress) -> None:
         """Allow eviction of a pinned file."""
-        del progress
         async with self._disk.using(generation) as blob, self._pinning():
             await self._disk.pin(blob, False)
             await self._host.unpin(blob)

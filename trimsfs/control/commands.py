@@ -20,7 +20,7 @@ from trimsfs.control.progress import Progress, RunningCommand
 from trimsfs.errors import CacheUnusableError, InvalidRequestError, StoreError, TrimsError
 from trimsfs.handover.ledger import Ledger
 from trimsfs.namespace.inodes import Inode
-from trimsfs.namespace.listing import SLICE, Listing, NonObject
+from trimsfs.namespace.listing import SLICE, NonObject
 from trimsfs.namespace.tree import Namespace
 from trimsfs.origins import ByPath, by_path
 from trimsfs.stores.circuit_breaker import CircuitBreaker
@@ -126,7 +126,8 @@ class Commands:
         try:
             with scope:
                 command = self._command(order)
-                concerned, failures = await self._concerned(order, progress)
+                concern = self._pinned if order.name == "unpin" else self._below
+                concerned, failures = await concern(order, progress)
                 for failure in failures:
                     progress.failed(failure)
                 # Several links may lead to one content.
@@ -176,24 +177,15 @@ class Commands:
         finally:
             slots.release()
 
-    async def _concerned(self, order: Order, progress: Progress) -> tuple[list[Generation], list[TrimsError]]:
-        """The files of a command, and the errors of names that cannot be looked up."""
-        if order.name == "unpin":
-            return await self._pinned(order)
-        return await self._below(order, progress)
-
-    async def _below(self, order: Order, progress: Progress | None = None) -> tuple[list[Generation], list[TrimsError]]:
-        """The command's file, or all files below its directory or linked there, and the errors of the names there.
-
-        A patient command, which has a *progress*, waits for a store that is away.
-        """
+    async def _below(self, order: Order, progress: Progress) -> tuple[list[Generation], list[TrimsError]]:
+        """The command's file, or all files below its directory or linked there, and the errors of the names there."""
         if order.generation is not None:
             return [order.generation], []
         found, failures, prefixes = dict[str, Generation](), list[TrimsError](), [order.path]
         while prefixes:
             prefix = prefixes.pop()
             try:
-                listing = await self._listed(prefix, progress)
+                listing = await self._outlasting(progress, prefix, partial(self._namespace.entries, prefix))
             except StoreError as error:
                 if order.name == "evict":  # what is here is removed without the store
                     found |= await self._cached(prefix)
@@ -234,12 +226,7 @@ class Commands:
             if CONTROL_PART not in key and (key == prefix if exactly else key.startswith(prefix))
         }
 
-    async def _listed(self, prefix: str, progress: Progress | None) -> Listing:
-        if progress is None:
-            return await self._namespace.entries(prefix)
-        return await self._outlasting(progress, prefix, partial(self._namespace.entries, prefix))
-
-    async def _pinned(self, order: Order) -> tuple[list[Generation], list[TrimsError]]:
+    async def _pinned(self, order: Order, progress: Progress) -> tuple[list[Generation], list[TrimsError]]:
         """The pinned files at a path or below, and the pinned targets of links there; the errors of unreadable names.
 
         Includes files that the store has replaced or deleted since.
@@ -254,7 +241,7 @@ class Commands:
                 elsewhere.add(here.token)
         if elsewhere and self._namespace.has_links:
             try:
-                below, failures = await self._below(order)
+                below, failures = await self._below(order, progress)
                 found += [each for each in below if each.token(self._disk.store) in elsewhere]
             except StoreError as error:
                 failures.append(error)  # links there may lead to pinned files

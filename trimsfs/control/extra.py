@@ -66,7 +66,6 @@ class Extra:
 
     def knows(self, name: str) -> bool:
         """Whether a control file in the directory may have this name."""
-        del name
         return False
 
     async def open(self, generation: Generation, name: str, caller: Caller) -> ControlHandle:
@@ -75,7 +74,6 @@ class Extra:
 
     def restored(self, handle: int, name: str) -> ControlHandle | None:
         """A control file in the directory that an earlier server opened; None if it cannot go on."""
-        del handle, name
         return None
 
     def report(self, may_tell: Callable[[Generation], bool], uid: int | None) -> Mapping[str, object]:
@@ -85,17 +83,14 @@ class Extra:
 
     async def find(self, model: Generation, name: str) -> Generation | None:
         """The file of this name among the control files of a model's file; None if it is none of this extra."""
-        del model, name
         return None
 
     def xattr(self, generation: Generation, name: str, caller: Callable[[], Caller]) -> bytes | None:
         """The value of an attribute, named without its prefix; None if it is none of this extra."""
-        del generation, name, caller
         return None
 
     def shows_content(self, name: str) -> bool:
         """Whether a control file or attribute reveals some of its file's content."""
-        del name
         return False
 
     # Commands
@@ -110,14 +105,12 @@ class Extra:
 
     def command(self, order: Order, admitted: Admitted) -> Command | None:
         """What carries out an order; None if it is none of this extra."""
-        del order, admitted
         return None
 
     # The life of a file
 
     def resident(self, generation: Generation) -> Mapping[str, object]:
         """What it adds to the bytes of a generation in each tier."""
-        del generation
         return {}
 
     def generations(self) -> Mapping[str, Generation]:

@@ -13,7 +13,6 @@ from trimsfs.control.authorisation import Authorisation
 from trimsfs.control.commands import Commands
 from trimsfs.control.control_files import Control
 from trimsfs.control.extra import Extra, Service
-from trimsfs.control.refresh import refresh
 from trimsfs.control.reports import Reports
 from trimsfs.control.xattrs import Xattrs
 from trimsfs.errors import TrimsError
@@ -23,6 +22,7 @@ from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.filesystem.trust import Trust
 from trimsfs.integrity.integrity import Integrity, Schedule
 from trimsfs.integrity.signature_policy import SignaturePolicy, signed_first
+from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.cold_open import ColdOpener
 from trimsfs.opening.opener import Opener
 from trimsfs.opening.passthrough import Passthrough
@@ -368,8 +368,16 @@ def _control(
         reports,
         authorisation,
         tells_common=options.share_chunks,
-        refresh=partial(refresh, fetching.namespace, environment.expire),
+        refresh=partial(_refresh, fetching.namespace, environment.expire),
     )
+
+
+async def _refresh(namespace: Namespace, expire: Callable[[Iterable[tuple[int, bytes]]], None], path: str) -> None:
+    """Make the next lookup of a path, or of a name below it, ask the store; while that does not answer, what is known
+    stays. *expire* makes the kernel look names up."""
+    namespace.mark_outdated(path.removesuffix("/"))
+    namespace.expire(path)
+    await in_thread(expire, namespace.inodes.known_names_below(path), abandon_on_cancel=True)
 
 
 def _problem(tiers: Tiers, fetching: Fetching, generation: Generation) -> str | None:
