@@ -1,4 +1,4 @@
-"""What `trimsfs mount --help` shows, and how an option is refused that is no flag."""
+"""What `trimsfs mount --help` shows, and how an option is refused that is no flag, or that has another name now."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from trimsfs.cli.serve import serve
 from trimsfs.errors import ConfigurationError
 from trimsfs.eviction_policies import NAMES
 from trimsfs.exit_codes import exit_code
-from trimsfs.options import FLAGS, SCALARS, flag, load_options
+from trimsfs.options import FLAGS, FORMER, SCALARS, flag, load_options
 from trimsfs.options.declaration import HEADINGS
 
 MOST_FLAGS = 35
@@ -56,6 +56,24 @@ def test_the_policy_of_a_tier_is_that_of_the_last_source_that_has_one(tmp_path: 
     environment = {"TRIMSFS_EVICTION": "disk=lcu"}
     eviction = load_options({"eviction": "gpu=never"}, configs=[common, declared], environment=environment).eviction
     assert (eviction.disk, eviction.host, eviction.gpu) == ("lcu", "never", "never")
+
+
+@pytest.mark.parametrize(("name", "tier"), FORMER.items())
+def test_a_former_option_is_refused_with_its_new_spelling(name: str, tier: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(mount, [flag(name), "lcu", str(tmp_path / "models")])
+    message = f"trimsfs: option {flag(name)} lcu: write option --eviction {tier}=lcu\n"
+    assert (done.exit_code, done.output) == (REFUSED, message)
+
+    file = tmp_path / "config.toml"
+    file.write_text(f'{name} = "lcu"')
+    variable = f"TRIMSFS_{name.upper()}"
+    for configs, environment, expected in [
+        ([], {variable: "lcu"}, f"variable {variable}=lcu: write variable TRIMSFS_EVICTION={tier}=lcu"),
+        ([file], {}, f"option {name} = 'lcu' in {file}: write option eviction = '{tier}=lcu' in {file}"),
+    ]:
+        with pytest.raises(ConfigurationError) as refused:
+            load_options({}, configs=configs, environment=environment)
+        assert str(refused.value) == expected
 
 
 # The policies of tiers

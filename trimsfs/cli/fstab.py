@@ -17,7 +17,7 @@ from trimsfs.cli.mount_options import is_flag
 from trimsfs.cli.output import reported
 from trimsfs.command_group import examples
 from trimsfs.errors import ConfigurationError
-from trimsfs.options import SCALARS, MountOptions, load_options
+from trimsfs.options import FORMER, SCALARS, MountOptions, load_options
 
 _OTHERS = re.compile(
     r"""(?x)
@@ -70,8 +70,8 @@ def parse(text: str, source: str, *, sloppy: bool = False) -> tuple[MountOptions
             configs.append(Path(value))
         elif name == "foreground" and not equals:
             foreground = True
-        elif name in SCALARS:
-            if not equals and not is_flag(name):
+        elif name in (*SCALARS, *FORMER):
+            if not equals and (name in FORMER or not is_flag(name)):
                 raise ConfigurationError(f"mount option {item}: needs a value, {item}=VALUE")
             given[name] = value.strip() if equals else True
         elif negated in SCALARS and not equals:

@@ -15,6 +15,7 @@ from trimsfs.options import (
     DEFAULT_CONFIG,
     ENVIRONMENT_PREFIX,
     FLAGS,
+    FORMER,
     SCALARS,
     MountOptions,
     flag,
@@ -54,7 +55,7 @@ def mount_options(command: Callable[..., None]) -> Callable[..., None]:
     """
 
     def wrapped(config: tuple[Path, ...], source: str | None = None, **arguments: Any) -> None:
-        given = {name: value for name in SCALARS if (value := arguments.pop(name)) is not None}
+        given = {name: value for name in (*SCALARS, *FORMER) if (value := arguments.pop(name)) is not None}
         if source is not None and given.setdefault("store", source) != source:
             raise ConfigurationError(f"store {source} and option --store {given['store']}: give one of them")
         command(options=load_options(given, configs=config), **arguments)
@@ -62,6 +63,8 @@ def mount_options(command: Callable[..., None]) -> Callable[..., None]:
     wrapped.__name__ = command.__name__
     wrapped.__doc__ = command.__doc__
     decorated: Callable[..., None] = wrapped
+    for name in FORMER:
+        decorated = click.option(flag(name), name, hidden=True)(decorated)
     for name in reversed(SCALARS):
         option = flag(name)
         attributes: dict[str, Any] = {"default": None, "help": help_text(name), "hidden": name not in FLAGS}

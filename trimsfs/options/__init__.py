@@ -18,6 +18,7 @@ from trimsfs.options.schema import (
 from trimsfs.options.sources import (
     DEFAULT_CONFIG,
     ENVIRONMENT_PREFIX,
+    FORMER,
     MOUNTPOINT,
     declared_mountpoint,
     keeper_order,
@@ -34,6 +35,7 @@ __all__ = [
     "FLEET_SOCKET",
     "FLEET_USER",
     "FLEET_USERS_REMEDY",
+    "FORMER",
     "GPU_OFF",
     "MOUNTPOINT",
     "SCALARS",

@@ -28,6 +28,8 @@ COMMAND_LINE, ENVIRONMENT = "command line", "environment"
 """The sources of options beside files, which their paths name."""
 ENVIRONMENT_PREFIX = "TRIMSFS_"
 DEFAULT_CONFIG = Path("/etc/trimsfs/config.toml")
+FORMER = {"cache_policy": "disk", "host_policy": "host", "gpu_policy": "gpu"}
+"""Former options, each of which is now the policy of a tier in ``eviction``: refused with the new spelling."""
 _OTHER_VARIABLES = re.compile(
     # of the commands and the client library; of containers with devices by CDI
     r"CONFIG|MOUNTS_DIR|FLEET_DIR|VERBOSE|MODELS|MODEL_.*"
@@ -78,7 +80,8 @@ def load_options(
         layers.append((str(path), {name: value for name, value in values.items() if name != MOUNTPOINT}))
     layers.append((ENVIRONMENT, _variables(environment)))
     layers.append((COMMAND_LINE, arguments))
-    _check_flags(arguments)
+    for source, layer in layers:
+        _check_names(layer, source)
     layers = [(source, _with_stores(layer)) for source, layer in layers]
     merged = {name: value for _, layer in layers for name, value in layer.items()}
     if "eviction" in merged:
@@ -108,10 +111,13 @@ def load_options(
     return options
 
 
-def _check_flags(arguments: Mapping[str, Any]) -> None:
-    """Raises ConfigurationError for an option that the command line does not take."""
-    for name, value in arguments.items():
-        if name in SCALARS and name not in FLAGS:
+def _check_names(options: Mapping[str, Any], source: str) -> None:
+    """Raises ConfigurationError for a former option, and for one that the command line does not take."""
+    for name, value in options.items():
+        if name in FORMER:
+            new = _spelling("eviction", f"{FORMER[name]}={value}", source)
+            raise ConfigurationError(f"{_spelling(name, value, source)}: write {new}")
+        if source == COMMAND_LINE and name in SCALARS and name not in FLAGS:
             spelled = flag(f"no_{name}" if value is False else name)
             raise ConfigurationError(
                 f'option {spelled}: set "{name}" in the configuration file (see docs/configuration.md)'
@@ -144,7 +150,7 @@ def _variables(environment: Mapping[str, str]) -> dict[str, str]:
         name = rest.lower()
         if rest == variable or _OTHER_VARIABLES.fullmatch(rest):
             continue
-        if name in SCALARS and rest.isupper():
+        if name in (*SCALARS, *FORMER) and rest.isupper():
             found[name] = value
             continue
         if name in (*TABLES, *TABLES.values()):
