@@ -8,35 +8,29 @@ it has measured.
 """
 
 import argparse
-import os
-import signal
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from rich.console import Console
 
-from tests.benchmarks import machine, plots, report
-from tests.benchmarks.bench import FAILURES, PROFILE_LATENCY_MS, PROFILE_RATE, Bench
+from tests.benchmarks import machine, plots, program, report, tables
+from tests.benchmarks.bench import PROFILE_LATENCY_MS, PROFILE_RATE, Bench
 from tests.benchmarks.data import BUCKET, Data
 from tests.benchmarks.measure import cold, growth, processes, service, stores, warm, ways
 from tests.benchmarks.models.cases import SHORT
-from tests.benchmarks.models.everything import models
-from tests.benchmarks.models.loads import Selection
+from tests.benchmarks.models.loads import Loads, Selection
 from tests.benchmarks.models.outages import outages
-from tests.benchmarks.models.places import PLACES
+from tests.benchmarks.models.partial_reads import partial_reads
+from tests.benchmarks.models.places import PLACES, places
 from tests.benchmarks.models.ways import WAYS
-from tests.benchmarks.options import parser_of, some_of
+from tests.benchmarks.program import parser_of, some_of
 from tests.benchmarks.results import Results
 from tests.benchmarks.scale import FULL, QUICK, Scale
 from tests.benchmarks.scaling import growths
 from tests.benchmarks.scaling import plots as growth_plots
-from tests.services import SCRATCH
 from tests.services.fast import start_fast
 
 GROUPS: dict[str, Callable[[Bench], None]] = {
@@ -56,6 +50,15 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "scale": growths.scale,
 }
 TOUCHED, FRESH = "touched", "fresh"
+
+
+def models(bench: Bench, selection: Selection) -> None:
+    """First loads of whole models, then of parts of files, from each endpoint."""
+    with places(set(selection.places)) as there:
+        Loads(bench, selection).measure(there)
+        partial_reads(bench, selection, there)
+
+
 SELECTED = {"models": models, "outages": outages}
 NAMES = [*GROUPS, *SELECTED]
 LONG = ("stores", "scale", "outages")
@@ -65,13 +68,9 @@ LONG = ("stores", "scale", "outages")
 def main() -> None:
     """Measure, print, write."""
     options = _options()
-    console = Console(width=max(Console().width, 240))
-    if os.geteuid() != 0:
-        sys.exit("the benchmarks mount and drop caches: run them as root")
+    console = program.begin(options.output, 240)
     if missing := machine.missing_programs():
         sys.exit(f"not installed: {', '.join(missing)}")
-    options.output.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     scale = QUICK if options.quick else FULL
     if options.turns:
         scale = replace(scale, model_repetitions=options.turns)
@@ -79,35 +78,22 @@ def main() -> None:
     facts = machine.facts() | machine.peers() | {"scale": "quick" if options.quick else "full", "touched": touched}
     selection = Selection(options.programs, options.places, options.contenders)
     results = _run(scale, options.only, selection, touched, console)
-    report.show(results, console)
+    tables.show(report.tables(results), console, results.failures, results.skipped)
     drawn = plots.draw(results, options.output) + growth_plots.draw(results, options.output)
-    (options.output / "results.json").write_text(report.as_json(results, facts))
-    (options.output / "report.md").write_text(report.markdown(results, facts, drawn))
-    console.print(f"written to {options.output}")
-    sys.exit(1 if results.failures else 0)
+    text = report.markdown(results, facts, drawn)
+    program.finish(options.output, report.document(results, facts), text, results.failures, console)
 
 
 def _run(scale: Scale, only: list[str], selection: Selection, touched: int, console: Console) -> Results:
     with ExitStack() as stack:
-        scratch = tempfile.TemporaryDirectory(prefix="trimsfs-bench-", dir=SCRATCH, ignore_cleanup_errors=True)
-        work = Path(stack.enter_context(scratch))
+        work = stack.enter_context(program.scratch("bench"))
         data = Data(work)
         (data.store / BUCKET).mkdir(parents=True)
         plain = stack.enter_context(start_fast(data.store))
         profile = stack.enter_context(start_fast(data.store, latency_ms=PROFILE_LATENCY_MS, rate=PROFILE_RATE))
         bench = Bench(scale, work, data, plain, profile, console, touched)
         groups = GROUPS | {name: partial(part, selection=selection) for name, part in SELECTED.items()}
-        for name in only:
-            begun = time.monotonic()
-            try:
-                groups[name](bench)
-            except FAILURES as error:
-                # What goes wrong outside of one measurement, an unmount say.
-                bench.results.failures.append(f"{name}: {type(error).__name__}: {error}")
-            except KeyboardInterrupt:
-                bench.results.failures.append(f"{name}: ended before it was done")
-                break
-            console.print(f"{name}: {time.monotonic() - begun:.0f} s", highlight=False)
+        program.run({name: partial(groups[name], bench) for name in only}, bench.results.failures, console)
         return bench.results
 
 

@@ -1,35 +1,60 @@
 """What trimsfs is held to: each budget a formula over the results and a bound."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tests.benchmarks.budget import Budget, Formula
 from tests.benchmarks.measure import cold, growth, processes, service, stores, warm
 from tests.benchmarks.measure.references import ONE_LAST, PART, WHOLE
-from tests.benchmarks.models.bounds import MODELS
-from tests.benchmarks.results import GETS, NATIVE, PEERS, TRIMSFS, Key, Results
+from tests.benchmarks.models import loads, partial_reads
+from tests.benchmarks.models.cases import FILE_READ, LLAMA, LLAMA_32, SMALL, TENSORS
+from tests.benchmarks.models.places import BUSY_HTTP, BUSY_HTTPS, DISTANT, HTTPS, SLOW
+from tests.benchmarks.models.ways import DOWNLOADS
+from tests.benchmarks.results import GETS, JUICEFS, NATIVE, PEERS, RCLONE, RUNAI, S3FS, TRIMSFS, Key, Results
 from tests.benchmarks.scale import MIB, size_text
 from tests.benchmarks.scaling import growths, slopes, study
 
+Formula = Callable[[Results], float | None]
+FACTORS = {"ms": 1e3, "µs": 1e6, "MiB": 1 / MIB}
+"""What numbers are multiplied by to be shown in a unit, where that is not 1."""
+
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """A budget and its number; None when it was not measured."""
+class Budget:
+    """A bound on a number: at most, or at least if *least*. Numbers are in seconds or bytes, and shown in *unit*."""
 
-    budget: Budget
-    value: float | None
+    name: str
+    formula: Formula
+    bound: float
+    unit: str = "x"
+    least: bool = False
+
+    def word(self, value: float | None) -> str:
+        """How it went, in a word or two; a number is None when it was not measured."""
+        if value is None:
+            return "not measured"
+        return "met" if (value >= self.bound if self.least else value <= self.bound) else "missed"
+
+    def text(self, value: float) -> str:
+        """A number as it is shown."""
+        return f"{value * FACTORS.get(self.unit, 1):.4g} {self.unit}".rstrip()
 
     @property
-    def word(self) -> str:
-        """How it went, in a word or two."""
-        if self.value is None:
-            return "not measured"
-        return "met" if self.budget.met(self.value) else "missed"
+    def description(self) -> str:
+        """What is measured."""
+        return DESCRIPTIONS[self.name]
+
+    @property
+    def bound_text(self) -> str:
+        """The bound as it is shown."""
+        return f"{'≥' if self.least else '≤'} {self.text(self.bound)}"
 
 
-def verdicts(results: Results) -> list[Verdict]:
+def verdicts(results: Results) -> list[tuple[Budget, float | None]]:
     """Every budget with its number."""
-    return [Verdict(budget, budget.formula(results)) for budget in BUDGETS]
+    return [(budget, budget.formula(results)) for budget in BUDGETS]
+
+
+# What is measured of trimsfs alone
 
 
 def _worst(values: Iterable[float | None]) -> float | None:
@@ -43,22 +68,27 @@ def _value(group: str, name: str) -> Formula:
 
 def _last(group: str, name: str) -> Formula:
     """The median of trimsfs in the largest case, which comes last."""
+    return lambda results: _worst(results.median(group, name, of, TRIMSFS) for of in results.cases(group, name)[-1:])
 
-    def formula(results: Results) -> float | None:
-        cases = results.cases(group, name)
-        return results.median(group, name, cases[-1], TRIMSFS) if cases else None
 
-    return formula
+def _ours(name: str, case: str, place: str) -> Formula:
+    """The median of trimsfs in loads of models from a place."""
+    return lambda results: results.median(loads.group(place), name, case, TRIMSFS)
+
+
+# Beside others
+
+
+def _ratio(results: Results, group: str, name: str, case: str, above: str, below: str) -> float | None:
+    one, other = results.median(group, name, case, above), results.median(group, name, case, below)
+    return one / other if one and other else None
 
 
 def _times_native(name: str) -> Formula:
     """Time of trimsfs / time of the native file, warm."""
-
-    def formula(results: Results) -> float | None:
-        ratios = [_ratio(results, warm.WARM, name, of, TRIMSFS, NATIVE) for of in results.cases(warm.WARM, name)]
-        return _worst(ratios)
-
-    return formula
+    return lambda results: _worst(
+        _ratio(results, warm.WARM, name, of, TRIMSFS, NATIVE) for of in results.cases(warm.WARM, name)
+    )
 
 
 def _speed_of_native(results: Results) -> float | None:
@@ -71,12 +101,9 @@ def _speed_of(group: str, *others: str) -> Formula:
 
     def formula(results: Results) -> float | None:
         ratios = [
-            ratio
-            for of in results.cases(group, WHOLE)
-            for other in others
-            if (ratio := _ratio(results, group, WHOLE, of, other, TRIMSFS))
+            _ratio(results, group, WHOLE, of, other, TRIMSFS) for of in results.cases(group, WHOLE) for other in others
         ]
-        return min(ratios, default=None)
+        return min(filter(None, ratios), default=None)
 
     return formula
 
@@ -84,7 +111,7 @@ def _speed_of(group: str, *others: str) -> Formula:
 def _first_byte(group: str, open_group: str) -> Formula:
     """Time to the first byte of the largest file, whose name is known, streamed / time of one GET of 8 MiB.
 
-    From the group of the modes of opening where this trimsfs has them, otherwise from the ordinary cold read.
+    From the group of the modes of opening if that was measured, otherwise from the ordinary cold read.
     """
 
     def formula(results: Results) -> float | None:
@@ -101,219 +128,160 @@ def _first_byte(group: str, open_group: str) -> Formula:
 
 def _beside_s3(kind: str) -> Formula:
     """Time of a whole cold read by another kind of store / time by S3."""
-
-    def formula(results: Results) -> float | None:
-        names = stores.contender_name(kind), stores.contender_name(stores.S3)
-        return _worst(_ratio(results, stores.STORES, WHOLE, of, *names) for of in results.cases(stores.STORES, WHOLE))
-
-    return formula
+    names = stores.contender_name(kind), stores.contender_name(stores.S3)
+    return lambda results: _worst(
+        _ratio(results, stores.STORES, WHOLE, of, *names) for of in results.cases(stores.STORES, WHOLE)
+    )
 
 
-def _ratio(results: Results, group: str, name: str, case: str, above: str, below: str) -> float | None:
-    one, other = results.median(group, name, case, above), results.median(group, name, case, below)
-    return one / other if one and other else None
+# First loads of models
 
+
+def _beside(name: str, cases: Sequence[str], others: Sequence[str], *places: str) -> Formula:
+    """trimsfs / the least of the others, of the worst of these cases and places."""
+    return lambda results: max(_ratios(results, name, cases, others, places), default=None)
+
+
+def _ratios(
+    results: Results, name: str, cases: Sequence[str], others: Sequence[str], places: Sequence[str]
+) -> Iterator[float]:
+    for group in map(loads.group, places):
+        for case in cases:
+            median = results.median(group, name, case, TRIMSFS)
+            theirs = [least for other in others if (least := results.median(group, name, case, other))]
+            if median and theirs:
+                yield median / min(theirs)
+
+
+def _neighbours(results: Results) -> float | None:
+    """How fast programs compute beside trimsfs / beside s3fs, of the worst of what is loaded on a busy host."""
+    return min(_ratios(results, loads.RATE, (FILE_READ, LLAMA), (S3FS,), _BUSY), default=None)
+
+
+def _header_beside_one_get(results: Results) -> float | None:
+    """From the worse of near and distant: time of a shard's header / time of one GET of as many bytes."""
+    name, places = partial_reads.WHOLE_HEADER, (HTTPS, DISTANT)
+    cases = [case for place in places for case in results.cases(loads.group(place), name)]
+    return _beside(name, cases, (GETS,), *places)(results)
+
+
+def _beside_the_wire(results: Results) -> float | None:
+    """From afar: time of the first load and inference, less that of an inference with everything in memory, / time of
+    the bytes on the wire."""
+    cold_s = _ours(loads.SUM, LLAMA, DISTANT)(results)
+    inferring_s = results.median(loads.group(HTTPS), loads.INFER, LLAMA, NATIVE)
+    wire_s = results.median(loads.group(DISTANT), partial_reads.WIRE, LLAMA, GETS)
+    return (cold_s - inferring_s) / wire_s if cold_s and inferring_s and wire_s else None
+
+
+_BUSY = (BUSY_HTTPS, BUSY_HTTP)
+_LLAMAS = (LLAMA, LLAMA_32)
+_SAME_FAR = "the same, 25 ms and 90 MB/s for each connection"
+_SUM, _CPU = loads.SUM, loads.CPU
 
 BUDGETS = (
-    Budget(
-        name="warm mapping, pages entered",
-        description="time / native time to map the open file and enter every page",
-        formula=_times_native(warm.TOUCH),
-        bound=1.05,
-    ),
-    Budget(
-        name="warm mapping, bytes read",
-        description="time / native time to map the file and read every byte",
-        formula=_times_native(warm.SCAN),
-        bound=1.05,
-    ),
-    Budget(
-        name="warm read",
-        description="speed / native speed of reads of 1 MiB",
-        formula=_speed_of_native,
-        bound=0.95,
-        least=True,
-    ),
-    Budget(
-        name="warm open",
-        description="median of open and close, one after the other",
-        formula=_value(warm.WARM, warm.OPEN + warm.P50),
-        bound=70e-6,
-        unit="µs",
-        factor=1e6,
-    ),
-    Budget(
-        name="open during a fetch",
-        description="99 % of opens of a resident file take at most this while another is fetched",
-        formula=_value(service.BUSY, f"{service.RESIDENT}, p99"),
-        bound=5e-3,
-        unit="ms",
-        factor=1e3,
-    ),
-    Budget(
-        name="cold load",
-        description="speed / speed of plain GETs by 4 or 8 processes",
-        formula=_speed_of(cold.COLD, GETS),
-        bound=0.85,
-        least=True,
-    ),
-    Budget(
-        name="cold load, distant",
-        description="the same, 25 ms and 90 MB/s for each connection",
-        formula=_speed_of(cold.PROFILE, GETS),
-        bound=0.85,
-        least=True,
-    ),
-    Budget(
-        name="cold load beside others",
-        description="speed / speed of the fastest other mount",
-        formula=_speed_of(cold.COLD, *PEERS),
-        bound=1.5,
-        least=True,
-    ),
-    Budget(
-        name="cold load beside others, distant",
-        description="the same, 25 ms and 90 MB/s for each connection",
-        formula=_speed_of(cold.PROFILE, *PEERS),
-        bound=1.5,
-        least=True,
-    ),
-    Budget(
-        name="gs:// beside s3://",
-        description="time of a cold load / time by S3, 25 ms and 90 MB/s for each connection",
-        formula=_beside_s3(stores.GOOGLE),
-        bound=1.1,
-    ),
-    Budget(
-        name="az:// beside s3://",
-        description="the same of Azure",
-        formula=_beside_s3(stores.AZURE),
-        bound=1.1,
-    ),
-    Budget(
-        name="hf:// beside s3://",
-        description="the same of a Hugging Face hub",
-        formula=_beside_s3(stores.HUB),
-        bound=1.1,
-    ),
-    Budget(
-        name="oci:// beside s3://",
-        description="the same of an OCI registry",
-        formula=_beside_s3(stores.REGISTRY),
-        bound=1.1,
-    ),
-    Budget(
-        name="first byte",
-        description="time to the first byte of a streamed file / time of one GET of 8 MiB",
-        formula=_first_byte(cold.COLD, cold.COLD_OPEN),
-        bound=1.2,
-    ),
-    Budget(
-        name="first byte, distant",
-        description="the same, 25 ms and 90 MB/s for each connection",
-        formula=_first_byte(cold.PROFILE, cold.COLD_OPEN_PROFILE),
-        bound=1.2,
-    ),
-    Budget(
-        name="fetched once",
-        description="bytes fetched / bytes of the file, whatever the number of processes",
-        formula=_value(processes.PROCESSES, processes.FETCHED),
-        bound=1.0,
-    ),
-    Budget(
-        name="one copy in memory",
-        description="page cache of file and cache directory / bytes of the file, with the most processes",
-        formula=_last(processes.PROCESSES, processes.IN_MEMORY),
-        bound=1.02,
-    ),
-    Budget(
-        name="server memory",
-        description="peak PSS of the server's processes during a fetch, without cached files they map",
-        formula=_value(service.COST, service.PEAK),
-        bound=200 * MIB,
-        unit="MiB",
-        factor=1 / MIB,
-    ),
-    Budget(
-        name="large directory, listed",
-        description="list and stat all objects of the largest directory",
-        formula=_last(growth.DIRECTORIES, growth.LISTING),
-        bound=10,
-        unit="s",
-    ),
-    Budget(
-        name="large directory, looked up",
-        description="one lookup in the largest directory, by a kernel that has forgotten the name",
-        formula=_last(growth.DIRECTORIES, growth.LOOKUP),
-        bound=100e-6,
-        unit="µs",
-        factor=1e6,
-    ),
-    *MODELS,
-    Budget(
-        name="growth",
-        description="the largest exponent of anything in the groups scale",
-        formula=slopes.steepest,
-        bound=1.1,
-        unit="",
-    ),
-    Budget(
-        name="open of a resident file among many",
-        description="time with the most objects / with the fewest",
-        formula=slopes.last_by_first(growths.OBJECTS, study.OPEN),
-        bound=1.2,
-    ),
-    Budget(
-        name="memory for a million names",
-        description="PSS of all processes of the mount once all are listed",
-        formula=slopes.at(growths.OBJECTS, study.MEMORY, 1_000_000),
-        bound=300 * MIB,
-        unit="MiB",
-        factor=1 / MIB,
-    ),
-    Budget(
-        name="trimsfs ls of 100,000 files",
-        description="of directories of 1,000",
-        formula=slopes.at(growths.OBJECTS, study.COMMAND_LS, 100_000),
-        bound=5,
-        unit="s",
-    ),
-    Budget(
-        name="trimsfs umount after a million names",
-        description="until its processes have ended",
-        formula=slopes.at(growths.OBJECTS, study.UMOUNT, 1_000_000),
-        bound=2,
-        unit="s",
-    ),
-    Budget(
-        name="trimsfs mount",
-        description="the command, of one mount",
-        formula=slopes.at(growths.MOUNTS, study.MOUNT, 1),
-        bound=0.3,
-        unit="ms",
-        factor=1e3,
-    ),
-    Budget(
-        name="memory of a mount at rest",
-        description="PSS of all its processes",
-        formula=slopes.at(growths.MOUNTS, study.MEMORY, 1),
-        bound=60 * MIB,
-        unit="MiB",
-        factor=1 / MIB,
-    ),
-    Budget(
-        name="memory of 20 mounts at rest",
-        description="PSS of all their processes",
-        formula=slopes.at(growths.MOUNTS, study.MEMORY, 20),
-        bound=600 * MIB,
-        unit="MiB",
-        factor=1 / MIB,
-    ),
-    Budget(
-        name="wakeups of a mount at rest",
-        description="a second, of all its processes",
-        formula=slopes.at(growths.MOUNTS, growths.WAKEUPS, 1),
-        bound=2,
-        unit="",
-    ),
+    Budget("warm mapping, pages entered", _times_native(warm.TOUCH), 1.05),
+    Budget("warm mapping, bytes read", _times_native(warm.SCAN), 1.05),
+    Budget("warm read", _speed_of_native, 0.95, least=True),
+    Budget("warm open", _value(warm.WARM, warm.OPEN + warm.P50), 70e-6, "µs"),
+    Budget("open during a fetch", _value(service.BUSY, f"{service.RESIDENT}, p99"), 5e-3, "ms"),
+    Budget("cold load", _speed_of(cold.COLD, GETS), 0.85, least=True),
+    Budget("cold load, distant", _speed_of(cold.PROFILE, GETS), 0.85, least=True),
+    Budget("cold load beside others", _speed_of(cold.COLD, *PEERS), 1.5, least=True),
+    Budget("cold load beside others, distant", _speed_of(cold.PROFILE, *PEERS), 1.5, least=True),
+    Budget("gs:// beside s3://", _beside_s3(stores.GOOGLE), 1.1),
+    Budget("az:// beside s3://", _beside_s3(stores.AZURE), 1.1),
+    Budget("hf:// beside s3://", _beside_s3(stores.HUB), 1.1),
+    Budget("oci:// beside s3://", _beside_s3(stores.REGISTRY), 1.1),
+    Budget("first byte", _first_byte(cold.COLD, cold.COLD_OPEN), 1.2),
+    Budget("first byte, distant", _first_byte(cold.PROFILE, cold.COLD_OPEN_PROFILE), 1.2),
+    Budget("fetched once", _value(processes.PROCESSES, processes.FETCHED), 1.0),
+    Budget("one copy in memory", _last(processes.PROCESSES, processes.IN_MEMORY), 1.02),
+    Budget("server memory", _value(service.COST, service.PEAK), 200 * MIB, "MiB"),
+    Budget("large directory, listed", _last(growth.DIRECTORIES, growth.LISTING), 10, "s"),
+    Budget("large directory, looked up", _last(growth.DIRECTORIES, growth.LOOKUP), 100e-6, "µs"),
+    Budget("model, beside downloads", _beside(_SUM, _LLAMAS, DOWNLOADS, HTTPS), 0.75),
+    Budget("model, beside s3fs", _beside(_SUM, _LLAMAS, (S3FS,), HTTPS), 0.8),
+    Budget("model, beside other mounts", _beside(_SUM, _LLAMAS, (RCLONE, JUICEFS), HTTPS), 0.7),
+    Budget("model, processor time", _beside(_CPU, _LLAMAS, DOWNLOADS, HTTPS), 1.2),
+    Budget("model, busy, beside downloads", _beside(_SUM, (LLAMA,), DOWNLOADS, *_BUSY), 0.65),
+    Budget("model, busy, beside s3fs", _beside(_SUM, (LLAMA,), (S3FS,), *_BUSY), 0.75),
+    Budget("model, distant, beside downloads", _beside(_SUM, (LLAMA,), DOWNLOADS, DISTANT), 0.8),
+    Budget("model, distant, beside other mounts", _beside(_SUM, (LLAMA,), PEERS, DISTANT), 0.7),
+    Budget("model, distant, beside the wire", _beside_the_wire, 1.1),
+    Budget("tensors, beside Run:ai's streamer", _beside(_SUM, (TENSORS,), (RUNAI,), HTTPS), 0.6),
+    Budget("one file, beside other mounts", _beside(_SUM, (FILE_READ,), PEERS, HTTPS), 0.8),
+    Budget("one file, distant, beside other mounts", _beside(_SUM, (FILE_READ,), PEERS, DISTANT), 0.67),
+    Budget("one file, processor time", _ours(loads.CPU_PER_GIB, FILE_READ, HTTPS), 1.5, "s"),
+    Budget("one file, busy, beside other mounts", _beside(_SUM, (FILE_READ,), PEERS, *_BUSY), 1.0),
+    Budget("what computes meanwhile", _neighbours, 1.0, least=True),
+    Budget("header, beside one GET", _header_beside_one_get, 1.5),
+    Budget("first bytes over a slow link", _last(loads.group(SLOW), partial_reads.BESIDE), 0.6, "s"),
+    Budget("small files, cold", _beside(_SUM, (SMALL,), PEERS, HTTPS), 0.7),
+    Budget("small files, warm", _beside(loads.WARM, (SMALL,), PEERS, HTTPS), 0.2),
+    Budget("growth", slopes.steepest, 1.1, ""),
+    Budget("open of a resident file among many", slopes.last_by_first(growths.OBJECTS, study.OPEN), 1.2),
+    Budget("memory for a million names", slopes.at(growths.OBJECTS, study.MEMORY, 1_000_000), 300 * MIB, "MiB"),
+    Budget("trimsfs ls of 100,000 files", slopes.at(growths.OBJECTS, study.COMMAND_LS, 100_000), 5, "s"),
+    Budget("trimsfs umount after a million names", slopes.at(growths.OBJECTS, study.UMOUNT, 1_000_000), 2, "s"),
+    Budget("trimsfs mount", slopes.at(growths.MOUNTS, study.MOUNT, 1), 0.3, "ms"),
+    Budget("memory of a mount at rest", slopes.at(growths.MOUNTS, study.MEMORY, 1), 60 * MIB, "MiB"),
+    Budget("memory of 20 mounts at rest", slopes.at(growths.MOUNTS, study.MEMORY, 20), 600 * MIB, "MiB"),
+    Budget("wakeups of a mount at rest", slopes.at(growths.MOUNTS, growths.WAKEUPS, 1), 2, ""),
 )
+DESCRIPTIONS = {
+    "warm mapping, pages entered": "time / native time to map the open file and enter every page",
+    "warm mapping, bytes read": "time / native time to map the file and read every byte",
+    "warm read": "speed / native speed of reads of 1 MiB",
+    "warm open": "median of open and close, one after the other",
+    "open during a fetch": "99 % of opens of a resident file take at most this while another is fetched",
+    "cold load": "speed / speed of plain GETs by 4 or 8 processes",
+    "cold load, distant": _SAME_FAR,
+    "cold load beside others": "speed / speed of the fastest other mount",
+    "cold load beside others, distant": _SAME_FAR,
+    "gs:// beside s3://": "time of a cold load / time by S3, 25 ms and 90 MB/s for each connection",
+    "az:// beside s3://": "the same of Azure",
+    "hf:// beside s3://": "the same of a Hugging Face hub",
+    "oci:// beside s3://": "the same of an OCI registry",
+    "first byte": "time to the first byte of a streamed file / time of one GET of 8 MiB",
+    "first byte, distant": _SAME_FAR,
+    "fetched once": "bytes fetched / bytes of the file, whatever the number of processes",
+    "one copy in memory": "page cache of file and cache directory / bytes of the file, with the most processes",
+    "server memory": "peak PSS of the server's processes during a fetch, without cached files they map",
+    "large directory, listed": "list and stat all objects of the largest directory",
+    "large directory, looked up": "one lookup in the largest directory, by a kernel that has forgotten the name",
+    "model, beside downloads": "first load and inference of the Llama, https: time / time with the fastest "
+    "download before it",
+    "model, beside s3fs": "the same: time / time with s3fs",
+    "model, beside other mounts": "the same: time / time with the fastest other mount, without s3fs",
+    "model, processor time": "of the whole machine for it / with the cheapest download before it",
+    "model, busy, beside downloads": "the Llama on a host that computes, https and http: time / time with the fastest "
+    "download",
+    "model, busy, beside s3fs": "the same: time / time with s3fs",
+    "model, distant, beside downloads": "the Llama at 25 ms and 90 MB/s for each connection: time / time with the "
+    "fastest download",
+    "model, distant, beside other mounts": "the same: time / time with the fastest other mount",
+    "model, distant, beside the wire": "that time, less an inference from memory / time of the bytes on the wire",
+    "tensors, beside Run:ai's streamer": "all tensors of the Llama in private memory, https: time / time by the "
+    "streamer",
+    "one file, beside other mounts": "read for the first time, https: time / time with the fastest other mount",
+    "one file, distant, beside other mounts": "the same at 25 ms and 90 MB/s for each connection",
+    "one file, processor time": "of the machine without the server's, for a GiB, https",
+    "one file, busy, beside other mounts": "on a host that computes, https and http: time / time with the fastest "
+    "other mount",
+    "what computes meanwhile": "how fast it does beside trimsfs / beside s3fs, one file and Llama, https and http",
+    "header, beside one GET": "of a shard, near and distant: time / time of one GET of as many bytes",
+    "first bytes over a slow link": "of a shard, while the rest of its model is fetched, 25 ms and 25 MB/s in all",
+    "small files, cold": "300 files by name, one after the other, https: time / time of the fastest other mount",
+    "small files, warm": "the same again",
+    "growth": "the largest exponent of anything in the groups scale",
+    "open of a resident file among many": "time with the most objects / with the fewest",
+    "memory for a million names": "PSS of all processes of the mount once all are listed",
+    "trimsfs ls of 100,000 files": "of directories of 1,000",
+    "trimsfs umount after a million names": "until its processes have ended",
+    "trimsfs mount": "the command, of one mount",
+    "memory of a mount at rest": "PSS of all its processes",
+    "memory of 20 mounts at rest": "PSS of all their processes",
+    "wakeups of a mount at rest": "a second, of all its processes",
+}
+"""What each measures, by its name."""

@@ -6,7 +6,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -76,14 +76,16 @@ class Child:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{word}\n".encode())
 
-    def outcome(self, timeout_s: float) -> dict[str, float]:
+    def outcome(self, timeout_s: float) -> dict[str, Any]:
         """What it prints next. Raises TooSlowError, or ChildError when it fails."""
-        return self.answer(timeout_s)
+        outcome: dict[str, Any] = json.loads(self._line(timeout_s))
+        return outcome
 
-    def answer(self, timeout_s: float) -> dict[str, Any]:
-        """As `outcome`, of a process that tells more than numbers."""
-        answer: dict[str, Any] = json.loads(self._line(timeout_s))
-        return answer
+    def run(self, timeout_s: float) -> dict[str, Any]:
+        """Have it act, and end it; its outcome. Raises as `outcome`."""
+        with self:
+            begin([self])
+            return self.outcome(timeout_s)
 
     def _line(self, timeout_s: float) -> bytes:
         assert self._process.stdout is not None
@@ -105,18 +107,14 @@ class Child:
         return lines[-1] if lines else f"ended with status {self._process.wait(READY_S)}"
 
 
-def measure(
-    action: str,
-    path: Path,
-    timeout_s: float,
-    *,
-    count: int = 1,
-    threads: int = 1,
-    sleep_s: float = 0,
-    known: int = 0,
-) -> dict[str, float]:
-    """The outcome of one action of `reader`."""
-    with Child("reader", action, path, count=count, threads=threads, sleep_s=sleep_s, known=known) as child:
-        child.wait_ready()
+def begin(children: Sequence[Child], timeout_s: float = READY_S) -> None:
+    """Have processes act at once, as soon as all of them are ready."""
+    for child in children:
+        child.wait_ready(timeout_s)
+    for child in children:
         child.tell()
-        return child.outcome(timeout_s)
+
+
+def measure(action: str, path: Path, timeout_s: float, **options: Any) -> dict[str, float]:
+    """The outcome of one action of `reader`."""
+    return Child("reader", action, path, **options).run(timeout_s)

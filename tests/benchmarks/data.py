@@ -55,21 +55,31 @@ class Data:
 
     def heat(self, relative: Path) -> None:
         """Bring the objects into the page cache, so that the endpoint never waits for a disk."""
-        buffer = bytearray(MIB)
         for path in _files(self.store / BUCKET / relative):  # also one that is absolute
-            with path.open("rb", buffering=0) as file:
-                while file.readinto(buffer):
-                    pass
+            heat(path)
 
     def chill(self, relative: Path) -> None:
         """Drop the native files from the page cache."""
         for path in _files(self.native / relative):
-            with path.open("rb", buffering=0) as file:
-                os.fsync(file)
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            chill(path)
 
     def _both(self, relative: Path) -> list[Path]:
         return [path for path in (self.store / BUCKET / relative, self.native / relative) if not path.exists()]
+
+
+def heat(path: Path) -> None:
+    """Have all of a file in memory."""
+    buffer = bytearray(_BLOCK)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
+def chill(path: Path) -> None:
+    """Have nothing of a file in memory."""
+    with path.open("rb", buffering=0) as file:
+        os.fsync(file)
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _files(path: Path) -> list[Path]:

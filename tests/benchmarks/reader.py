@@ -1,7 +1,8 @@
 """One measurement in a process of its own: ``python -m tests.benchmarks.reader ACTION PATH``.
 
-Prints ``ready``, acts when it is sent a line, and prints JSON: times in seconds, sizes in bytes. With ``--hold`` it
-then keeps its mapping, and tells that mapping's PSS and the file's page cache when it is sent another line.
+Prints ``ready``, acts when it is sent a line, and prints JSON: times in seconds, sizes in bytes. It keeps what it has
+mapped and open until its input ends; after `scan`, each line is answered with the mapping's PSS and the file's page
+cache.
 """
 
 import argparse
@@ -10,11 +11,14 @@ import json
 import math
 import os
 import random
+import resource
 import select
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -169,24 +173,57 @@ def cached(path: str, _: argparse.Namespace) -> Outcome:
     return {"bytes": done}
 
 
+def walk(path: str, options: argparse.Namespace) -> Outcome:
+    """List all below a directory and stat every file, as ``ls -lR`` does; then stat some of them again, at random."""
+    begun = time.perf_counter()
+    paths = []
+    for entry in below(path):
+        entry.stat(follow_symlinks=False)
+        paths.append(entry.path)
+    seconds = time.perf_counter() - begun
+    names = iter(random.Random(5).choices(paths, k=options.count))
+    return {"seconds": seconds, "files": len(paths), "stat": _timed(lambda: os.stat(next(names)), options)["p50"]}
+
+
+def hold(path: str, options: argparse.Namespace) -> Outcome:
+    """Open files below a directory, those after the first that are to be skipped, and keep them open."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    paths = [entry.path for entry in islice(below(path), options.skip, options.skip + options.count)]
+    times = [_time(partial(os.open, name, os.O_RDONLY)) for name in paths]
+    return {"seconds": sum(times), "each": percentile(sorted(times), 0.5), "files": len(times)}
+
+
+def peek(path: str, _: argparse.Namespace) -> Outcome:
+    """Open a file and read a bit of its begin, its middle and its end."""
+    begun = time.perf_counter()
+    descriptor = os.open(path, os.O_RDONLY)
+    opened = time.perf_counter()
+    size = os.fstat(descriptor).st_size
+    for offset in (0, size // 2 // FIRST * FIRST, size - FIRST):
+        if len(os.pread(descriptor, FIRST, offset)) != FIRST:
+            raise ValueError(f"{path} ends before {offset + FIRST}")
+    return {"open": opened - begun, "reads": time.perf_counter() - opened}
+
+
 ACTIONS: dict[str, Callable[[str, argparse.Namespace], Outcome]] = {
     function.__name__: function
     for function in (
-        read,
-        preads,
-        scan,
-        touch,
-        randoms,
-        opens,
-        stats,
-        lookups,
-        fstats,
-        opens_until_told,
-        files,
-        listing,
-        cached,
+        *(read, preads, scan, touch, randoms, opens, stats, lookups, fstats, opens_until_told, files, listing, cached),
+        *(walk, hold, peek),
     )
 }
+
+
+def below(path: str) -> Iterator["os.DirEntry[str]"]:
+    """The files below a directory, in order of name."""
+    with os.scandir(path) as entries:
+        listed = sorted(entries, key=lambda entry: entry.name)
+    for entry in listed:
+        if entry.is_dir(follow_symlinks=False):
+            yield from below(entry.path)
+        else:
+            yield entry
 
 
 def percentile(sorted_values: list[float], share: float) -> float:
@@ -254,21 +291,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("action", choices=ACTIONS)
     parser.add_argument("path")
-    parser.add_argument("--count", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
+    for name, default in (("count", 1), ("threads", 1), ("known", 0), ("skip", 0)):
+        parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--sleep-s", type=float, default=0)
-    parser.add_argument("--hold", action="store_true")
-    parser.add_argument("--known", type=int, default=0)
     options = parser.parse_args()
     print("ready", flush=True)
     sys.stdin.readline()
     outcome = ACTIONS[options.action](options.path, options)
     print(json.dumps(outcome), flush=True)
-    if options.hold:
-        sys.stdin.readline()
+    for _ in sys.stdin:
         held = {"pss": _pss(int(outcome["address"])), "cached": _cached(int(outcome["descriptor"]))}
         print(json.dumps(held), flush=True)
-        sys.stdin.readline()
 
 
 if __name__ == "__main__":

@@ -1,15 +1,10 @@
-"""Results as tables in the terminal, as markdown and as JSON."""
+"""Results as tables, as markdown and for JSON."""
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table as RichTable
-
 from tests.benchmarks.bench import PROFILE_TEXT, TOUCHED_TIMES
-from tests.benchmarks.budgets import Verdict, verdicts
+from tests.benchmarks.budgets import verdicts
 from tests.benchmarks.models.loads import GROUP as MODELS
 from tests.benchmarks.models.machine import COMPUTING_FOR_EACH_CORE
 from tests.benchmarks.models.places import SLOW_TEXT
@@ -17,26 +12,21 @@ from tests.benchmarks.models.ways import DOWNLOADS
 from tests.benchmarks.results import BYTES, GETS, NATIVE, PEERS, RATES, RUNAI, S3FS, SHARES, TRIMSFS, Results, Series
 from tests.benchmarks.scale import GIB, KIB, MIB
 from tests.benchmarks.scaling import slopes
+from tests.benchmarks.tables import Table
 
 COMPARED = {"best download": DOWNLOADS, "best other mount": PEERS, S3FS: (S3FS,), RUNAI: (RUNAI,)}
 _NONE = "-"
-_BYTE_UNITS = (("GiB", GIB), ("MiB", MIB), ("KiB", KIB))
-_TIME_UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
-_RATE_UNITS = (("GB/s", 1e9), ("MB/s", 1e6))
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table before it is rendered."""
-
-    title: str
-    headings: Sequence[str]
-    rows: Sequence[Sequence[str]]
+_UNITS = (
+    (BYTES, (("GiB", GIB), ("MiB", MIB), ("KiB", KIB))),
+    (RATES, (("GB/s", 1e9), ("MB/s", 1e6))),
+    (SHARES, (("", 1),)),
+)
+_TIME_UNITS = (("s", 1), ("ms", 1e-3), ("µs", 1e-6))
 
 
 def tables(results: Results) -> Iterator[Table]:
     """The budgets, then each group."""
-    yield _budget_table(verdicts(results))
+    yield _budget_table(results)
     for group in results.groups():
         if group in slopes.GROUPS:
             yield _growth_table(results, group)
@@ -44,26 +34,6 @@ def tables(results: Results) -> Iterator[Table]:
             yield _model_table(results, group)
         else:
             yield _group_table(results, group)
-
-
-def show(results: Results, console: Console) -> None:
-    """Print the tables, and what failed or was left out."""
-    show_tables(tables(results), results, console)
-
-
-def show_tables(made: Iterable[Table], results: Results, console: Console) -> None:
-    """Print these tables, and what failed or was left out."""
-    for table in made:
-        rich = RichTable(title=table.title, title_justify="left")
-        for number, heading in enumerate(table.headings):
-            rich.add_column(heading, justify="left" if number == 0 else "right")
-        for row in table.rows:
-            rich.add_row(*row)
-        console.print(rich)
-    for text in results.skipped:
-        console.print(f"left out: {text}", highlight=False)
-    for text in results.failures:
-        console.print(f"[red]failed:[/red] {text}", highlight=False)
 
 
 def markdown(results: Results, machine: Mapping[str, str | int], plots: Sequence[Path]) -> str:
@@ -98,7 +68,7 @@ def markdown(results: Results, machine: Mapping[str, str | int], plots: Sequence
     ]
     parts = ["# Benchmarks", "\n".join(about)]
     parts += [f"![{path.stem.replace('-', ' ')}]({path.name})" for path in plots]
-    parts += [table_markdown(table, "##") for table in tables(results)]
+    parts += [table.markdown() for table in tables(results)]
     parts += [f"Left out: {text}" for text in results.skipped] + [f"Failed: {text}" for text in results.failures]
     return "\n\n".join(parts) + "\n"
 
@@ -114,50 +84,28 @@ def _memory_text(touched: int) -> str:
     )
 
 
-def table_markdown(table: Table, level: str) -> str:
-    """A table below a heading, whose *level* is that many ``#``."""
-    lines = [
-        f"{level} {table.title}\n",
-        _line(table.headings),
-        _line(["---", *["---:"] * (len(table.headings) - 1)]),
-        *map(_line, table.rows),
-    ]
-    return "\n".join(lines)
-
-
-def as_json(results: Results, machine: Mapping[str, str | int]) -> str:
+def document(results: Results, machine: Mapping[str, str | int]) -> dict[str, object]:
     """All samples, the budgets' numbers and the machine."""
     budgets = [
-        {"name": verdict.budget.name, "value": verdict.value, "bound": verdict.budget.bound, "verdict": verdict.word}
-        for verdict in verdicts(results)
+        {"name": budget.name, "value": value, "bound": budget.bound, "verdict": budget.word(value)}
+        for budget, value in verdicts(results)
     ]
-    document = {
-        "machine": dict(machine),
-        "budgets": budgets,
-        "series": samples(results),
-        "skipped": results.skipped,
-        "failures": results.failures,
-    }
-    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    return {"machine": machine, "budgets": budgets, **samples(results)}
 
 
-def samples(results: Results) -> list[dict[str, object]]:
-    """All series, for JSON."""
-    return [
+def samples(results: Results) -> dict[str, object]:
+    """All series, and what failed or was left out."""
+    series = [
         {**key._asdict(), "samples": series.samples, "median": series.median, "note": series.note}
         for key, series in results.series.items()
     ]
+    return {"series": series, "skipped": results.skipped, "failures": results.failures}
 
 
 def value_text(name: str, value: float, *bounds: float) -> str:
     """A value, after it in parentheses the bounds of a range, and their unit, which goes by the name."""
-    unit, factor = "", 1.0
-    if name in BYTES:
-        unit, factor = next((unit for unit in _BYTE_UNITS if value >= unit[1]), _BYTE_UNITS[-1])
-    elif name in RATES:
-        unit, factor = next((unit for unit in _RATE_UNITS if value >= unit[1]), _RATE_UNITS[-1])
-    elif name not in SHARES:
-        unit, factor = next((unit for unit in _TIME_UNITS if value >= unit[1]), _TIME_UNITS[-1])
+    units = next((units for names, units in _UNITS if name in names), _TIME_UNITS)
+    unit, factor = next((unit for unit in units if value >= unit[1]), units[-1])
     text = _number(value / factor)
     if bounds:
         text += f" ({' - '.join(_number(bound / factor) for bound in bounds)})"
@@ -240,14 +188,9 @@ def cell(name: str, series: Series | None, base: float | None) -> str:
     return f"{text}, then {series.note}" if series.note else text
 
 
-def _budget_table(all_verdicts: Sequence[Verdict]) -> Table:
+def _budget_table(results: Results) -> Table:
     rows = []
-    for verdict in all_verdicts:
-        budget = verdict.budget
-        number = _NONE if verdict.value is None else budget.text(verdict.value)
-        rows.append([budget.name, budget.description, budget.bound_text, number, verdict.word])
+    for budget, value in verdicts(results):
+        number = _NONE if value is None else budget.text(value)
+        rows.append([budget.name, budget.description, budget.bound_text, number, budget.word(value)])
     return Table("budgets", ["", "what", "bound", "measured", ""], rows)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -5,18 +5,15 @@ PYTHON is an interpreter that has MXNet. Exits with 1 when a request failed or g
 
 import argparse
 import os
-import signal
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
+from dataclasses import asdict
 
 from rich.console import Console
 
-from tests.benchmarks import machine
-from tests.benchmarks.options import parser_of
+from tests.benchmarks import machine, program, tables
+from tests.benchmarks.program import parser_of
 from tests.evaluation import plots, report
 from tests.evaluation.clients import clients
 from tests.evaluation.folding import folding
@@ -24,7 +21,6 @@ from tests.evaluation.policies import policies
 from tests.evaluation.results import Results
 from tests.evaluation.setting import BUCKET, Model, Setting
 from tests.evaluation.single import single
-from tests.services import SCRATCH
 from tests.services.fast import start_fast
 
 QUICK = ("squeezenet-1.1", "resnet18-v2", "googlenet", "alexnet")
@@ -34,29 +30,24 @@ PARTS = ("single", "clients", "policies", "folding")
 def main() -> None:
     """Measure, print, write."""
     options = _options()
-    console = Console(width=max(Console().width, 200))
-    if os.geteuid() != 0:
-        sys.exit("the evaluation mounts and drops caches: run it as root")
-    options.output.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that everything is unmounted then too
+    console = program.begin(options.output, 200)
     facts = machine.facts() | {"scale": "quick" if options.quick else "full"}
     results, models = _run(options, console)
     made = report.tables(results, models)
-    report.show(made, results, facts, console)
+    tables.show(made, console, results.failures)
+    for remark in report.remarks(results, facts):
+        console.print(remark, highlight=False)
     for old in options.output.glob("*.svg"):
         old.unlink()
     drawn = plots.draw(results, models, options.output)
-    (options.output / "results.json").write_text(report.as_json(results, facts))
-    (options.output / "report.md").write_text(report.markdown(made, results, facts, drawn))
-    console.print(f"written to {options.output}")
-    sys.exit(1 if results.failures else 0)
+    text = report.markdown(made, results, facts, drawn)
+    program.finish(options.output, {"facts": facts, **asdict(results)}, text, results.failures, console)
 
 
 def _run(options: argparse.Namespace, console: Console) -> tuple[Results, list[Model]]:
     results = Results()
     with ExitStack() as stack:
-        scratch = tempfile.TemporaryDirectory(prefix="trimsfs-evaluation-", dir=SCRATCH, ignore_cleanup_errors=True)
-        work = Path(stack.enter_context(scratch))
+        work = stack.enter_context(program.scratch("evaluation"))
         (work / "store" / BUCKET).mkdir(parents=True)
         setting = Setting(options.python, work, stack.enter_context(start_fast(work / "store")), console)
         models = setting.models()
@@ -66,18 +57,16 @@ def _run(options: argparse.Namespace, console: Console) -> tuple[Results, list[M
             if unknown := set(options.models) - {model.name for model in models}:
                 sys.exit(f"{', '.join(sorted(unknown))}: none of {', '.join(model.name for model in models)}")
             models = [model for model in models if model.name in options.models]
-        for name in options.only:
-            began = time.monotonic()
-            _part(name, setting, models, results, quick=options.quick)
-            console.print(f"{name}: {time.monotonic() - began:.0f} s", highlight=False)
+        parts = _parts(setting, models, results, quick=options.quick)
+        program.run({name: parts[name] for name in options.only}, results.failures, console)
     results.failures += [f"{name}: outputs differ" for name in results.differing()]
     return results, models
 
 
-def _part(name: str, setting: Setting, models: Sequence[Model], results: Results, *, quick: bool) -> None:
+def _parts(setting: Setting, models: list[Model], results: Results, *, quick: bool) -> dict[str, Callable[[], None]]:
     small = [model for model in models if not model.large]
-    parts: dict[str, Callable[[], None]] = {
-        "single": lambda: single(setting, list(models), results, repeat=1 if quick else 2),
+    return {
+        "single": lambda: single(setting, models, results, repeat=1 if quick else 2),
         "clients": lambda: clients(
             setting,
             small,
@@ -89,7 +78,6 @@ def _part(name: str, setting: Setting, models: Sequence[Model], results: Results
         "policies": lambda: policies(setting, small, results, requests=20 if quick else 300),
         "folding": lambda: folding(setting, small, results, processes=2 if quick else 8),
     }
-    parts[name]()
 
 
 def _options() -> argparse.Namespace:

@@ -3,9 +3,10 @@
 import time
 from collections.abc import Sequence
 
+from tests.benchmarks.data import heat
 from tests.evaluation.clients import draw
 from tests.evaluation.results import Policy, Results
-from tests.evaluation.setting import BUCKET, Model, Setting, heat
+from tests.evaluation.setting import BUCKET, Model, Setting
 from trimsfs.eviction_policies import POLICIES
 
 

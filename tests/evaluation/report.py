@@ -1,12 +1,9 @@
-"""Results as tables, in Markdown and on the terminal, and as JSON."""
+"""Results as tables and in Markdown."""
 
-import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
 
-from rich.console import Console
-from rich.table import Table
-
+from tests.benchmarks.scale import MIB
+from tests.benchmarks.tables import Table
 from tests.evaluation.results import (
     IDEAL,
     NATIVE,
@@ -30,20 +27,9 @@ PAPER = {
     ("clients", "trimsfs / ideal"): "up to 1.2x",
 }
 """What the paper tells, of models in a GPU's memory instead of the host's."""
-MIB = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """A table, and what there is to know to read it."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
-
-
-def tables(results: Results, models: Sequence[Model]) -> list[Rows]:
+def tables(results: Results, models: Sequence[Model]) -> list[Table]:
     """All tables there are results for."""
     measured = {request.model for request in results.requests}
     single = [model for model in models if model.name in measured]
@@ -62,17 +48,17 @@ def tables(results: Results, models: Sequence[Model]) -> list[Rows]:
     return [*made, summary] if summary.rows else made
 
 
-def _times(title: str, results: Results, models: Sequence[Model], value: Callable[[Request], float]) -> Rows:
+def _times(title: str, results: Results, models: Sequence[Model], value: Callable[[Request], float]) -> Table:
     rows = [
         [model.name, f"{model.nbytes / MIB:.0f}"]
         + [_milliseconds(results.median(model.name, place, value)) for place in PLACES]
         for model in models
     ]
     places = "; ".join(f"{place}: {what}" for place, what in PLACES.items())
-    return Rows(title, ["model", "MiB", *PLACES], rows, f"Medians. {places}.")
+    return Table(title, ["model", "MiB", *PLACES], rows, f"Medians. {places}.")
 
 
-def _gains(results: Results, models: Sequence[Model]) -> Rows:
+def _gains(results: Results, models: Sequence[Model]) -> Table:
     rows = []
     for model in models:
         copies = [results.median(model.name, place, private_bytes) for place in ("native warm", "host")]
@@ -84,15 +70,12 @@ def _gains(results: Results, models: Sequence[Model]) -> Rows:
             + ["" if each is None else f"{each / MIB:.0f}" for each in copies]
         )
     columns = ["model", "loading, warm", "end to end, warm", "end to end, cold", "host / ideal"]
-    return Rows(
-        "How many times as fast as MXNet by itself, and MiB of a process's own",
-        [*columns, "own, MXNet", "own, trimsfs"],
-        rows,
-        "Warm: native warm / host. Cold: native download / cold. Own: memory that a request has written to.",
-    )
+    columns += ["own, MXNet", "own, trimsfs"]
+    note = "Warm: native warm / host. Cold: native download / cold. Own: memory that a request has written to."
+    return Table("How many times as fast as MXNet by itself, and MiB of a process's own", columns, rows, note)
 
 
-def _summary(results: Results, models: Sequence[Model]) -> Rows:
+def _summary(results: Results, models: Sequence[Model]) -> Table:
     ratios: dict[tuple[str, str], dict[str, float]] = {}
     for label, large in (("small", False), ("large", True)):
         names = [model.name for model in models if model.large is large]
@@ -117,7 +100,7 @@ def _summary(results: Results, models: Sequence[Model]) -> Rows:
             rows.append([label, what, _times_text(geometric(found.values())), *ends, PAPER.get((label, what), "")])
     columns = ["models", "ratio", "geometric mean", "least", "most", "the paper"]
     note = "Ideal is what cannot be beaten: a ratio to it that is far below 1 tells how much the machine's noise is."
-    return Rows("In short", columns, rows, note)
+    return Table("In short", columns, rows, note)
 
 
 def _cells(results: Results) -> list[tuple[float, int]]:
@@ -125,7 +108,7 @@ def _cells(results: Results) -> list[tuple[float, int]]:
     return list(dict.fromkeys((batch.share, batch.clients) for batch in results.batches))
 
 
-def _batches(results: Results) -> Rows:
+def _batches(results: Results) -> Table:
     rows = []
     for share, clients in _cells(results):
         native, shared, ideal = (results.batch(way, share, clients) for way in (NATIVE, SHARED, IDEAL))
@@ -134,38 +117,25 @@ def _batches(results: Results) -> Rows:
             + [f"{batch.wall_s:.1f}" for batch in (native, shared, ideal)]
             + [_times_text(native.wall_s / shared.wall_s), _times_text(shared.wall_s / ideal.wall_s)]
             + [_times_text(p99_speedups(native, shared))]
-            + [
-                _milliseconds(percentile(batch.all_latencies, rank))
-                for rank in (0.5, 0.99)
-                for batch in (native, shared)
-            ]
+            + [_milliseconds(percentile(each.all_latencies, rank)) for rank in (0.5, 0.99) for each in (native, shared)]
             + [f"{batch.private_bytes / MIB:.0f}" for batch in (native, shared)]
         )
     columns = ["of models", "clients", "MXNet s", "trimsfs s", "ideal s", "gain", "trimsfs / ideal", "p99 gain"]
     columns += ["p50 MXNet", "p50 trimsfs", "p99 MXNet", "p99 trimsfs", "own MiB, MXNet", "own MiB, trimsfs"]
-    return Rows(
-        "Clients under a Pareto(1, 1) load: batches, latencies in ms, most memory of processes' own", columns, rows
-    )
+    title = "Clients under a Pareto(1, 1) load: batches, latencies in ms, most memory of processes' own"
+    return Table(title, columns, rows)
 
 
-def _policies(results: Results) -> Rows:
+def _policies(results: Results) -> Table:
     rows = [
-        [
-            policy.name,
-            f"{policy.fetched / MIB:.0f}",
-            f"{policy.fetched / policy.asked:.1%}",
-            f"{1e3 * policy.mean_s:.0f}",
-        ]
-        for policy in results.policies
+        [each.name, f"{each.fetched / MIB:.0f}", f"{each.fetched / each.asked:.1%}", f"{1e3 * each.mean_s:.0f}"]
+        for each in results.policies
     ]
-    return Rows(
-        "Eviction under a budget of half of the models",
-        ["policy", "MiB fetched", "of what was read", "mean ms a read"],
-        rows,
-    )
+    columns = ["policy", "MiB fetched", "of what was read", "mean ms a read"]
+    return Table("Eviction under a budget of half of the models", columns, rows)
 
 
-def _foldings(results: Results) -> Rows:
+def _foldings(results: Results) -> Table:
     rows = [
         [folding.model, str(folding.processes), f"{folding.nbytes / MIB:.0f}"]
         + [f"{each / folding.nbytes:.2f}" for each in (folding.own, folding.own_folded, folding.all_folded)]
@@ -173,51 +143,24 @@ def _foldings(results: Results) -> Rows:
         for folding in results.foldings
     ]
     columns = ["model", "processes", "MiB", "own before", "own after", "all after", "ms before", "ms after"]
-    return Rows("Folding: copies of the weights in all processes together, and ms an inference", columns, rows)
+    return Table("Folding: copies of the weights in all processes together, and ms an inference", columns, rows)
 
 
-def show(made: Iterable[Rows], results: Results, facts: dict[str, str | int], console: Console) -> None:
-    """Print all tables, and what went wrong."""
-    for rows in made:
-        table = Table(*rows.columns, title=rows.title, caption=rows.note or None)
-        for row in rows.rows:
-            table.add_row(*row)
-        console.print(table)
-    for failure in results.failures:
-        console.print(f"failed: {failure}", highlight=False)
-    for line in _remarks(results, facts):
-        console.print(line, highlight=False)
-
-
-def markdown(made: Iterable[Rows], results: Results, facts: dict[str, str | int], drawn: Sequence[str]) -> str:
+def markdown(made: Iterable[Table], results: Results, facts: dict[str, str | int], drawn: Sequence[str]) -> str:
     """All tables and plots, and where they were made."""
-    lines = ["# Evaluation", ""]
-    lines += [f"- {name}: {value}" for name, value in facts.items()]
-    lines += [f"- failed: {failure}" for failure in results.failures]
-    lines += [f"- {remark}" for remark in _remarks(results, facts)]
-    for rows in made:
-        lines += ["", f"## {rows.title}", "", _line(rows.columns), _line(["---"] * len(rows.columns))]
-        lines += [_line(row) for row in rows.rows]
-        lines += ["", rows.note] if rows.note else []
-    lines += ["", *[f"![{name}]({name})" for name in drawn]]
-    return "\n".join(lines) + "\n"
+    about = [f"{name}: {value}" for name, value in facts.items()]
+    about += [*(f"failed: {failure}" for failure in results.failures), *remarks(results, facts)]
+    parts = ["# Evaluation", "\n".join(f"- {each}" for each in about), *(table.markdown() for table in made)]
+    return "\n\n".join([*parts, "\n".join(f"![{name}]({name})" for name in drawn)]) + "\n"
 
 
-def _remarks(results: Results, facts: dict[str, str | int]) -> list[str]:
+def remarks(results: Results, facts: dict[str, str | int]) -> list[str]:
+    """What there is to know of a run."""
     count, differing = results.outputs(), results.differing()
     remarks = [f"outputs are equal from every place: {len(count) - len(differing)} of {len(count)} models"]
     if facts["scale"] == "quick":
         remarks.append("a quick run: that it works is what it shows, its samples are too few for figures")
     return remarks
-
-
-def as_json(results: Results, facts: dict[str, str | int]) -> str:
-    """Every sample."""
-    return json.dumps({"facts": facts, **asdict(results)}, indent=1)
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _milliseconds(seconds: float | None) -> str:

@@ -46,15 +46,10 @@ class Setting:
 
     def models(self) -> list[Model]:
         """The zoo's networks, in the paper's order."""
-        listed = [json.loads(line) for line in self._zoo("--list").splitlines()]
+        entries = [json.loads(line) for line in self._zoo("--list").splitlines()]
         return [
-            Model(
-                name=entry["name"],
-                nbytes=entry["bytes"],
-                input_shape=tuple(entry["input_shape"]),
-                large=entry["large"],
-            )
-            for entry in listed
+            Model(name=each["name"], nbytes=each["bytes"], input_shape=tuple(each["input_shape"]), large=each["large"])
+            for each in entries
         ]
 
     def write(self, model: Model) -> Path:
@@ -102,21 +97,3 @@ class Setting:
         """Have a process that is started for it, and has imported MXNet, answer a request. Raises RequestError."""
         with zygote(self.python, self.work / "zygote.log", shared=shared, once=True) as running:
             return running.ask(directory, shape, ideal=ideal, memory=memory)
-
-
-def chill(path: Path) -> None:
-    """Have nothing of a file in memory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fdatasync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
-
-
-def heat(path: Path) -> None:
-    """Have all of a file in memory."""
-    with path.open("rb", buffering=0) as file:
-        buffer = bytearray(8 << 20)
-        while file.readinto(buffer):
-            pass

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from tests.benchmarks.data import chill, heat
 from tests.evaluation.results import IDEAL, PLACES, Request, Results
 from tests.evaluation.runtime import Answer, RequestError
-from tests.evaluation.setting import BUCKET, FILES, Model, Setting, chill, heat
+from tests.evaluation.setting import BUCKET, FILES, Model, Setting
 from tests.support.mounts import MountedStore, trimsfs
 
 Ask = Callable[[], tuple[Answer, float]]

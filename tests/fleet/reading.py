@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.benchmarks.children import Child
+from tests.benchmarks.children import Child, begin
 from tests.fleet.members import Fleet, Member
 from tests.support.mounts import wait_until
 
@@ -55,12 +55,9 @@ def read_together(
             stack.enter_context(Child("fleet.reader", "once", member.mount.path / name, expected=expected))
             for member in members
         ]
-        for reader in readers:
-            reader.wait_ready()
-        for reader in readers:
-            reader.tell()
+        begin(readers)
         meanwhile()
-        outcomes = [reader.answer(READ_S) for reader in readers]
+        outcomes = [reader.outcome(READ_S) for reader in readers]
     assert [outcome["wrong"] for outcome in outcomes] == [0] * len(members)
     return outcomes
 
@@ -69,11 +66,10 @@ def read_together(
 def reading(member: Member, expected: Path, seed: int) -> Iterator[Callable[[], dict[str, Any]]]:
     """A program on a member that reads files until what this gives is called, which returns what it saw."""
     with Child("fleet.reader", "forever", member.mount.path, expected=expected, seed=seed) as reader:
-        reader.wait_ready()
-        reader.tell()
+        begin([reader])
 
         def end() -> dict[str, Any]:
             reader.tell()
-            return reader.answer(READ_S)
+            return reader.outcome(READ_S)
 
         yield end

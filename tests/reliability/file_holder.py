@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from itertools import islice
 
-from tests.benchmarks.scaling.reader import below
+from tests.benchmarks.reader import below
 
 
 def main() -> None:

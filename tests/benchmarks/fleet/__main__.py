@@ -4,24 +4,16 @@ Exits with 1 when a case failed or a reader got a wrong byte; a bound that is mi
 """
 
 import argparse
-import os
-import signal
-import sys
-import tempfile
-import time
-from pathlib import Path
+from dataclasses import asdict
+from functools import partial
 
 from pydantic import ByteSize, TypeAdapter
 from rich.console import Console
 
-from tests.benchmarks import machine
-from tests.benchmarks.bench import FAILURES
-from tests.benchmarks.children import TooSlowError
-from tests.benchmarks.fleet import report
-from tests.benchmarks.fleet.cases import CASES, References, Result
+from tests.benchmarks import machine, program, tables
+from tests.benchmarks.fleet.cases import CASES, Case, References, Result
 from tests.benchmarks.fleet.setting import a_setting
-from tests.benchmarks.options import parser_of
-from tests.services import SCRATCH
+from tests.benchmarks.program import parser_of
 from tests.support.mounts import let_in
 from tests.support.network import MEGABIT
 
@@ -35,24 +27,19 @@ PATIENCE = 3
 def main() -> None:
     """Measure, print, write."""
     options = _options()
-    console = Console(width=max(Console().width, 120))
-    if os.geteuid() != 0:
-        sys.exit("the benchmarks mount: run them as root")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that everything is unmounted then too
-    options.output.mkdir(parents=True, exist_ok=True)
+    console = program.begin(options.output, 120)
     results, failures = _run(options, console)
     facts = machine.facts() | {
         "hosts": options.hosts,
         "object": f"{options.size / 2**20:g} MiB",
         "links": f"{options.megabits} Mbit/s each way, the store's too",
     }
-    report.show(results, console)
-    (options.output / "results.json").write_text(report.as_json(results, facts))
-    (options.output / "report.md").write_text(report.markdown(results, facts))
-    for failure in failures:
-        console.print(f"[red]failed:[/red] {failure}", highlight=False)
-    console.print(f"written to {options.output}")
-    sys.exit(1 if failures else 0)
+    rows = [[result.case, result.name, f"{result.value:.3g}", *result.verdict] for result in results]
+    table = tables.Table("Results", ["case", "measured", "value", "bound", ""], rows)
+    tables.show([table], console, failures)
+    document = {"machine": facts, "results": [asdict(result) for result in results]}
+    about = "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    program.finish(options.output, document, f"# A fleet\n\n{about}\n\n{table.markdown()}\n", failures, console)
 
 
 def _run(options: argparse.Namespace, console: Console) -> tuple[list[Result], list[str]]:
@@ -60,29 +47,18 @@ def _run(options: argparse.Namespace, console: Console) -> tuple[list[Result], l
     failures: list[str] = []
     rate = options.megabits * MEGABIT
     patience_s = max(LEAST_TIMEOUT_S, options.size / rate * options.hosts * PATIENCE)
-    with tempfile.TemporaryDirectory(prefix="trimsfs-fleet-", dir=SCRATCH, ignore_cleanup_errors=True) as scratch:
-        let_in(Path(scratch))
-        with a_setting(
-            Path(scratch),
-            options.output / "logs",
-            size=options.size,
-            rate=rate,
-            count=options.hosts,
-            timeout_s=patience_s,
-        ) as setting:
+
+    def measure(case: Case, references: References) -> None:
+        for result in case(references):
+            results.append(result)
+            console.print(f"[dim]{result.case}: {result.name}: {result.value:.3g}[/dim]", highlight=False)
+
+    with program.scratch("fleet") as scratch:
+        let_in(scratch)
+        limits = {"size": options.size, "rate": rate, "count": options.hosts, "timeout_s": patience_s}
+        with a_setting(scratch, options.output / "logs", **limits) as setting:
             references = References(setting)
-            for name in options.only:
-                begun = time.monotonic()
-                try:
-                    for result in CASES[name](references):
-                        results.append(result)
-                        console.print(f"[dim]{result.case}: {result.name}: {result.value:.3g}[/dim]", highlight=False)
-                except (*FAILURES, TooSlowError) as error:
-                    failures.append(f"{name}: {type(error).__name__}: {error}")
-                except KeyboardInterrupt:
-                    failures.append(f"{name}: ended before it was done")
-                    break
-                console.print(f"{name}: {time.monotonic() - begun:.0f} s", highlight=False)
+            program.run({name: partial(measure, CASES[name], references) for name in options.only}, failures, console)
             failures += [f"a wrong byte on {reader}" for reader in setting.wrong]
     return results, failures
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
-from tests.benchmarks.children import Child
+from tests.benchmarks.children import Child, begin
 from tests.benchmarks.fleet.setting import OBJECT, SMALL, Round, Setting
 from tests.fleet.members import Fleet, Member
 
@@ -34,9 +34,11 @@ class Result:
     bound: float | None = None
 
     @property
-    def met(self) -> bool:
-        """Whether it is within its bound."""
-        return self.bound is None or self.value <= self.bound
+    def verdict(self) -> tuple[str, str]:
+        """Its bound, and whether it is met."""
+        if self.bound is None:
+            return "", ""
+        return f"{self.bound:g}", "met" if self.value <= self.bound else "missed"
 
 
 class References:
@@ -203,8 +205,7 @@ def _everyone(setting: Setting) -> Iterator[Fleet]:
 def _opens(member: Member, meanwhile: Callable[[], object]) -> float:
     """The 99th percentile of opens on a member, in seconds."""
     with Child("fleet.reader", "opens", member.mount.path / SMALL) as child:
-        child.wait_ready()
-        child.tell()
+        begin([child])
         meanwhile()
         child.tell()
-        return child.outcome(OUTCOME_S)["p99"]
+        return float(child.outcome(OUTCOME_S)["p99"])

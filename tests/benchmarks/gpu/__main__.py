@@ -5,21 +5,15 @@ failed. ``--emulated`` does all of it on an emulated device, to see that it work
 """
 
 import argparse
-import os
-import signal
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from rich.console import Console
 
-from tests.benchmarks import machine
-from tests.benchmarks.bench import FAILURES
-from tests.benchmarks.children import TooSlowError
+from tests.benchmarks import machine, program, tables
 from tests.benchmarks.data import BUCKET
 from tests.benchmarks.gpu import card, report
 from tests.benchmarks.gpu.bench import GpuBench
@@ -28,9 +22,7 @@ from tests.benchmarks.gpu.fill import fetch, fill
 from tests.benchmarks.gpu.load import load
 from tests.benchmarks.gpu.memory import memory
 from tests.benchmarks.gpu.scale import EMULATED_DEVICE, FULL, QUICK, TINY
-from tests.benchmarks.options import parser_of
-from tests.benchmarks.report import show_tables
-from tests.services import SCRATCH
+from tests.benchmarks.program import parser_of
 from tests.services.fast import start_fast
 from tests.support.mounts import let_in
 from trimsfs.extras.gpu.cuda import CudaError
@@ -51,23 +43,17 @@ def main() -> None:
             sys.exit(NO_CARD)
     if options.check:
         return
-    if os.geteuid() != 0:
-        sys.exit("the benchmarks mount: run them as root")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that everything is unmounted then too
-    options.output.mkdir(parents=True, exist_ok=True)
-    console = Console(width=max(Console().width, 160))
+    console = program.begin(options.output, 160)
     bench = _run(options, console)
-    show_tables(report.tables(bench.results, bench.facts), bench.results, console)
-    (options.output / "results.json").write_text(report.as_json(bench.results, bench.facts))
-    (options.output / "report.md").write_text(report.markdown(bench.results, bench.facts))
-    console.print(f"written to {options.output}")
-    sys.exit(1 if bench.results.failures else 0)
+    results, facts = bench.results, bench.facts
+    tables.show(report.tables(results, facts), console, results.failures, results.skipped)
+    text = report.markdown(results, facts)
+    program.finish(options.output, report.document(results, facts), text, results.failures, console)
 
 
 def _run(options: argparse.Namespace, console: Console) -> GpuBench:
     with ExitStack() as stack:
-        scratch = tempfile.TemporaryDirectory(prefix="trimsfs-bench-gpu-", dir=SCRATCH, ignore_cleanup_errors=True)
-        work = Path(stack.enter_context(scratch))
+        work = stack.enter_context(program.scratch("bench-gpu"))
         let_in(work)  # servers are not root
         models = Models(work)
         (models.store / BUCKET).mkdir(parents=True)
@@ -80,14 +66,7 @@ def _run(options: argparse.Namespace, console: Console) -> GpuBench:
         bench.facts |= machine.facts() | found.facts() | _libraries()
         bench.facts["scale"] = "emulated" if options.emulated else "quick" if options.quick else "full"
         bench.note_link()
-        for name in options.only:
-            begun = time.monotonic()
-            try:
-                GROUPS[name](bench)
-            except (TooSlowError, *FAILURES) as error:
-                # What goes wrong outside of one measurement, a mount say.
-                bench.results.failures.append(f"{name}: {type(error).__name__}: {error}")
-            console.print(f"{name}: {time.monotonic() - begun:.0f} s", highlight=False)
+        program.run({name: partial(GROUPS[name], bench) for name in options.only}, bench.results.failures, console)
         return bench
 
 

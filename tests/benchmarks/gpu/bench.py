@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from tests.benchmarks.data import BUCKET
 from tests.benchmarks.gpu.card import Card, link
 from tests.benchmarks.gpu.data import Model, Models
 from tests.benchmarks.gpu.scale import GpuScale
+from tests.benchmarks.machine import available_bytes
 from tests.benchmarks.results import TRIMSFS, Key, Results
 from tests.benchmarks.scale import size_text
 from tests.services.fast import FastS3
@@ -122,17 +122,13 @@ class GpuBench:
 
     # Processes
 
-    def child(self, module: str, *arguments: str | Path, **options: float | str | Path) -> Child:
+    def child(self, module: str, *arguments: str | Path, **options: Any) -> Child:
         """A process that sees the card."""
-        environment, python = self.card.environment, sys.executable
-        return Child(f"gpu.{module}", *arguments, environment=environment, python=python, **options)
+        return Child(f"gpu.{module}", *arguments, environment=self.card.environment, **options)
 
     def ask(self, action: str, path: Path) -> dict[str, Any]:
         """What one action of `device` tells."""
-        with self.child("device", action, path) as child:
-            child.wait_ready()
-            child.tell()
-            return child.answer(self.scale.timeout_s)
+        return self.child("device", action, path).run(self.scale.timeout_s)
 
     def note_link(self) -> None:
         """The link to the card is in use, or was a moment ago: cards let it fall asleep."""
@@ -168,9 +164,3 @@ def _reason(error: Exception) -> str:
     """The last line of an error, without the name of a class of ours, for a cell of a table."""
     text = (str(error).splitlines() or [""])[-1].strip()
     return text.replace("|", "/") or type(error).__name__
-
-
-def available_bytes() -> int:
-    """Bytes of memory that programs can still get."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

@@ -64,11 +64,8 @@ def emulated(directory: Path, size: int) -> Iterator[Card]:
 
 def _asked(variables: Mapping[str, str], *, emulated: bool) -> Card:
     """By a process of its own: a context of this one would take memory of the device all the time."""
-    with Child("gpu.device", "facts", environment=variables) as child:
-        child.wait_ready()
-        child.tell()
-        told = child.answer(FACTS_S)
-    return Card(**told, driver=_driver(emulated=emulated), emulated=emulated, environment=variables)
+    reported = Child("gpu.device", "facts", environment=variables).run(FACTS_S)
+    return Card(**reported, driver=_driver(emulated=emulated), emulated=emulated, environment=variables)
 
 
 def _driver(*, emulated: bool) -> str:

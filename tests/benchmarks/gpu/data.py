@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.benchmarks.data import BUCKET
+from tests.benchmarks.data import BUCKET, heat
 from tests.benchmarks.scale import MIB, size_text
 
 _BLOCK = 8 * MIB
@@ -53,10 +53,7 @@ class Models:
 
     def heat(self, name: str) -> None:
         """Bring a file into the page cache."""
-        buffer = bytearray(MIB)
-        with self.path(name).open("rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
+        heat(self.path(name))
 
     def remove(self, size: int) -> None:
         """Give the space of a model back, and of what was made of it."""

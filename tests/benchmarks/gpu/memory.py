@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from tests.benchmarks.children import Child
-from tests.benchmarks.gpu.bench import GpuBench, available_bytes
+from tests.benchmarks.gpu.bench import GpuBench
 from tests.benchmarks.gpu.data import Model
 from tests.benchmarks.gpu.load import READY_S, TORCH_LOAD, check, convert, loading
-from tests.benchmarks.machine import own_memory_bytes
+from tests.benchmarks.machine import available_bytes, own_memory_bytes
 from tests.benchmarks.results import TRIMSFS, Key
 from tests.benchmarks.scale import size_text
 

@@ -1,12 +1,12 @@
-"""Results of a card as tables in the terminal, as markdown and as JSON."""
+"""Results of a card as tables, as markdown and for JSON."""
 
-import json
 from collections.abc import Iterator, Mapping
 
 from tests.benchmarks.gpu import bench, card, fill, load, memory
-from tests.benchmarks.report import Table, cell, samples, table_markdown
+from tests.benchmarks.report import cell, samples
 from tests.benchmarks.results import RATES, SHARES, TRIMSFS, Results
 from tests.benchmarks.scale import GIB
+from tests.benchmarks.tables import Table
 
 Facts = Mapping[str, str | int | bool]
 
@@ -96,7 +96,7 @@ def markdown(results: Results, facts: Facts) -> str:
     groups = [group for group in results.groups() for _ in range(_count(results, group))]
     for group, table in zip(groups, tables(results, facts), strict=True):
         ratios = f"Ratios are to {BASES[group]}. " if group in BASES else ""
-        parts += [table_markdown(table, "###"), ratios + NOTES[group]]
+        parts += [table.markdown("###"), ratios + NOTES[group]]
     parts += [f"Left out: {text}" for text in results.skipped] + [f"Failed: {text}" for text in results.failures]
     return "\n\n".join(parts) + "\n"
 
@@ -105,14 +105,7 @@ def _count(results: Results, group: str) -> int:
     return len({key.case for key in results.series if key.group == group}) if group == load.LOAD else 1
 
 
-def as_json(results: Results, facts: Facts) -> str:
+def document(results: Results, facts: Facts) -> dict[str, object]:
     """All samples, the machine and the card."""
-    document = {
-        "warning": WARNING if facts["emulated"] else None,
-        "machine": dict(facts),
-        "rates": sorted(RATES),
-        "series": samples(results),
-        "skipped": results.skipped,
-        "failures": results.failures,
-    }
-    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    warning = WARNING if facts["emulated"] else None
+    return {"warning": warning, "machine": facts, "rates": sorted(RATES), **samples(results)}

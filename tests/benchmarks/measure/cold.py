@@ -11,7 +11,6 @@ from tests.benchmarks.measure.references import WHOLE, best_gets, gets, single_g
 from tests.benchmarks.results import TRIMSFS
 from tests.benchmarks.scale import KIB, size_text
 from tests.services.fast import FastS3
-from tests.support.mounts import trimsfs as command
 
 COLD, PROFILE = "cold", "cold, distant"
 COLD_OPEN, COLD_OPEN_PROFILE = "cold open", "cold open, distant"
@@ -46,9 +45,6 @@ def _cold_set(bench: Bench, group: str, server: FastS3, size: int) -> None:
 
 def cold_open(bench: Bench) -> None:
     """What an open of a file that is not here does, by the option ``--cold-open``."""
-    if "--cold-open" not in command("mount", "--help").stdout:
-        bench.results.skipped.append(f"{COLD_OPEN}: this trimsfs has no option --cold-open")
-        return
     for group, server in ((COLD_OPEN, bench.plain), (COLD_OPEN_PROFILE, bench.profile)):
         for size in bench.scale.cold_open_sizes:
             relative = bench.data.file(size)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.benchmarks.bench import Bench
-from tests.benchmarks.children import Child, TooSlowError, measure
+from tests.benchmarks.children import Child, TooSlowError, begin, measure
 from tests.benchmarks.contenders import Contender
 from tests.benchmarks.machine import settle
 from tests.benchmarks.results import NATIVE
@@ -48,11 +48,8 @@ def map_in(path: Path, count: int, timeout_s: float) -> tuple[float, float, floa
     """Seconds from the first process's open to the last one's last byte, and then in bytes: PSS of all, page cache."""
     deadline = time.monotonic() + timeout_s
     with ExitStack() as stack:
-        readers = [stack.enter_context(Child("reader", "scan", "--hold", path)) for _ in range(count)]
-        for reader in readers:
-            reader.wait_ready()
-        for reader in readers:
-            reader.tell()
+        readers = [stack.enter_context(Child("reader", "scan", path)) for _ in range(count)]
+        begin(readers)
         try:
             outcomes = [reader.outcome(max(0, deadline - time.monotonic())) for reader in readers]
         except TooSlowError:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tests.benchmarks.bench import Bench
-from tests.benchmarks.children import Child
+from tests.benchmarks.children import Child, begin
 from tests.benchmarks.data import BUCKET
 from tests.benchmarks.results import GETS, Key
 from tests.benchmarks.scale import KIB, MIB, size_text
@@ -55,23 +56,10 @@ def _fill(bench: Bench, server: FastS3, relative: Path, size: int, at_once: int)
         target.touch()
         os.truncate(target, size)
         workers = [
-            stack.enter_context(
-                Child(
-                    "getter",
-                    *(server.endpoint_url, BUCKET, relative),
-                    target=target,
-                    size=size,
-                    length=PART,
-                    worker=number,
-                    workers=at_once,
-                )
-            )
+            stack.enter_context(_getter(server, relative, size, PART, target=target, worker=number, workers=at_once))
             for number in range(at_once)
         ]
-        for worker in workers:
-            worker.wait_ready()
-        for worker in workers:
-            worker.tell()
+        begin(workers)
         outcomes = [worker.outcome(bench.scale.timeout_s) for worker in workers]
     return [max(outcome["ended"] for outcome in outcomes) - min(outcome["begun"] for outcome in outcomes)]
 
@@ -79,8 +67,9 @@ def _fill(bench: Bench, server: FastS3, relative: Path, size: int, at_once: int)
 def _single(bench: Bench, server: FastS3, relative: Path, length: int) -> Sequence[float]:
     bench.data.heat(relative)
     size = bench.data.size(relative)
-    with Child("getter", server.endpoint_url, BUCKET, relative, size=size, length=min(length, size)) as getter:
-        getter.wait_ready()
-        getter.tell()
-        outcome = getter.outcome(bench.scale.timeout_s)
+    outcome = _getter(server, relative, size, min(length, size)).run(bench.scale.timeout_s)
     return [outcome["first_s"], outcome["last_s"]]
+
+
+def _getter(server: FastS3, relative: Path, size: int, length: int, **options: Any) -> Child:
+    return Child("getter", server.endpoint_url, BUCKET, relative, size=size, length=length, **options)

@@ -31,10 +31,8 @@ def _fetch(bench: Bench, way: str, relative: Path) -> Sequence[float]:
         target = directory / "target"
         with target.open("wb") as file:
             file.truncate(size)
-        with Child("ways", way, bench.plain.endpoint_url, BUCKET, relative, target=target, size=size) as child:
-            child.wait_ready()
-            child.tell()
-            outcome = child.outcome(bench.scale.timeout_s)
+        child = Child("ways", way, bench.plain.endpoint_url, BUCKET, relative, target=target, size=size)
+        outcome = child.run(bench.scale.timeout_s)
         if not filecmp.cmp(target, bench.data.native / relative, shallow=False):
             raise ValueError(f"{way}: wrong bytes")
     return [outcome["seconds"], outcome["cpu_s"], outcome["late_p99"]]

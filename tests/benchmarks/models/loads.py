@@ -136,7 +136,7 @@ class Loads:
     def _told(self, child: Child, case: Case, path: object) -> dict[str, float]:
         """What a program says of a load. Raises ValueError when something else came out than before."""
         child.tell(str(path))
-        outcome = child.answer(self.bench.scale.model_timeout_s)
+        outcome = child.outcome(self.bench.scale.model_timeout_s)
         digest = outcome.pop("digest")
         if self._digests.setdefault(case.name, digest) != digest:
             raise ValueError(f"{case.name}: another output, {digest}")

@@ -99,7 +99,7 @@ def _error(bench: Bench, endpoint: Endpoint, case: Case, store: str) -> list[flo
             began = time.perf_counter()
             child.tell(mount.path / case.directory)
             try:
-                child.answer(bench.scale.model_timeout_s)
+                child.outcome(bench.scale.model_timeout_s)
             except ChildError as error:
                 bench.console.print(f"[dim]{case.name}, {store}: {error}[/dim]", highlight=False)
                 return [time.perf_counter() - began]
@@ -118,7 +118,7 @@ def _load(bench: Bench, case: Case, mount: MountedStore) -> float:
     with case.child() as child:
         child.wait_ready()
         child.tell(mount.path / case.directory)
-        outcome = child.answer(bench.scale.model_timeout_s)
+        outcome = child.outcome(bench.scale.model_timeout_s)
     load_s, infer_s = outcome["load_s"], outcome.get("infer_s", 0.0)
     return float(load_s + infer_s)
 

@@ -102,7 +102,7 @@ def _header(bench: Bench, place: Place, way: Way, name: str, *, beside: bool = F
             reader.tell(path)
             time.sleep(UNDER_WAY_S)
         child.tell(path / name)
-        outcome = child.answer(bench.scale.model_timeout_s)
+        outcome = child.outcome(bench.scale.model_timeout_s)
     return [outcome["load_s"], outcome["load_s"] + outcome["infer_s"]]
 
 
@@ -136,7 +136,6 @@ def _gets(bench: Bench, server: S3Server, key: str, size: int, workers: int) -> 
     """Seconds of so many plain GETs at once, each of the first *size* bytes of an object."""
     with closing(server.client()) as client:
         url = client.generate_presigned_url("get_object", Params={"Bucket": BUCKET, "Key": key})
-    with Child("models.programs.gets", url, environment=server.environment(), size=size, workers=workers) as child:
-        child.wait_ready()
-        child.tell()
-        return child.outcome(bench.scale.model_timeout_s)["seconds"]
+    child = Child("models.programs.gets", url, environment=server.environment(), size=size, workers=workers)
+    seconds: float = child.run(bench.scale.model_timeout_s)["seconds"]
+    return seconds

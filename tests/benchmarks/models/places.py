@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.benchmarks.bench import PROFILE_LATENCY_MS, PROFILE_RATE
+from tests.benchmarks.data import chill
 from tests.services import S3Server
 from tests.services.link import start_link
 from tests.services.seaweed import Seaweed, start_seaweed
@@ -40,8 +41,7 @@ class Uploads:
             list(pool.map(client.upload_file, map(str, files), [bucket] * len(files), keys))
         os.sync()
         for path in files:
-            with path.open("rb", buffering=0) as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            chill(path)
         self._there.add(relative)
 
 

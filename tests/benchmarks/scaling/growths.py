@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.benchmarks.bench import FAILURES, Bench
-from tests.benchmarks.children import Child, ChildError
+from tests.benchmarks.children import Child, ChildError, begin, measure
 from tests.benchmarks.data import BUCKET
 from tests.benchmarks.machine import settle
 from tests.benchmarks.measure.processes import PSS, WARM, map_in
@@ -92,7 +92,7 @@ def _readers(study: Study) -> None:
 
 def _sizes(study: Study) -> None:
     def peek(mount: Mounted) -> Sequence[float]:
-        outcome = study.act("peek", mount.path / "object")
+        outcome = measure("peek", mount.path / "object", study.bench.scale.growth_timeout_s)
         return [outcome["open"], outcome["reads"]]
 
     for count in study.bench.scale.object_gb:
@@ -269,11 +269,8 @@ def _shares(number: int) -> list[range]:
 
 def _hold(study: Study, mount: Mounted, share: range, holders: ExitStack) -> dict[str, float]:
     """Have a process open its share of the files, and keep them open until the context ends."""
-    holder = holders.enter_context(
-        Child("scaling.reader", "hold", mount.path / "files", skip=share.start, count=len(share))
-    )
-    holder.wait_ready()
-    holder.tell()
+    holder = Child("reader", "hold", mount.path / "files", skip=share.start, count=len(share))
+    begin([holders.enter_context(holder)])
     outcome = holder.outcome(study.bench.scale.growth_timeout_s)
     if outcome["files"] != len(share):
         raise ValueError(f"only {outcome['files']} of {len(share)} files are there")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.benchmarks.bench import Bench
-from tests.benchmarks.children import Child, ChildError, measure
+from tests.benchmarks.children import ChildError, measure
 from tests.benchmarks.contenders import MOUNTING_S
 from tests.benchmarks.data import BUCKET, content
 from tests.benchmarks.scaling.processes import Processes
@@ -50,7 +50,7 @@ class Mounted(MountedStore):
     def names(self, below: str) -> tuple[float, float]:
         """The median of stats of listed names, and the time to list and stat them all."""
         count = self.study.bench.scale.operations
-        outcome = self.study.act("walk", self.path / below, count=count)
+        outcome = measure("walk", self.path / below, self.study.bench.scale.growth_timeout_s, count=count)
         return outcome["stat"], outcome["seconds"]
 
     def unmount(self) -> float:
@@ -94,13 +94,6 @@ class Study:
         )
         if done.returncode != 0:
             raise ChildError(f"trimsfs {arguments[0]}: exit code {done.returncode}: {done.stderr.strip()}")
-
-    def act(self, action: str, path: Path, *, count: int = 0) -> dict[str, float]:
-        """The outcome of an action of `scaling.reader`, which then ends."""
-        with Child("scaling.reader", action, path, count=count) as child:
-            child.wait_ready()
-            child.tell()
-            return child.outcome(self.bench.scale.growth_timeout_s)
 
     @contextmanager
     def mounted(self, layout: Path, directory: Path) -> Iterator[Mounted]:
