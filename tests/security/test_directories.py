@@ -131,7 +131,7 @@ def brokered(tmp_path: Path) -> Iterator[DirectoryStore]:
     store.broker = Broker(store.local, confine=confine, mountpoint=tmp_path, not_for_it=[])
     yield store
     end_of(store).close()
-    os.waitpid(store.broker.pid, 0)
+    os.waitpid(store.broker.process.pid, 0)
 
 
 def end_of(store: DirectoryStore) -> socket.socket:
@@ -148,14 +148,14 @@ def test_a_broker_that_does_not_answer_holds_no_thread(
     brokered: DirectoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(brokered.broker, Broker)
-    os.kill(brokered.broker.pid, signal.SIGSTOP)
+    os.kill(brokered.broker.process.pid, signal.SIGSTOP)
     try:
         with monkeypatch.context() as patch:
             patch.setattr("trimsfs.stores.broker.ANSWER_TIMEOUT_S", 0.2)
             with pytest.raises(TransientStoreError, match="the broker did not answer"):
                 brokered.broker.stat("model")
     finally:
-        os.kill(brokered.broker.pid, signal.SIGCONT)
+        os.kill(brokered.broker.process.pid, signal.SIGCONT)
     assert brokered.broker.stat("model").size == len(HARMLESS)
 
 

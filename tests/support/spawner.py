@@ -15,7 +15,7 @@ from pathlib import Path
 from trimsfs import errors
 from trimsfs.fetch.processes import thread_copier
 from trimsfs.fetch.processes.thread_copier import ThreadCopier
-from trimsfs.fetch.processes.workers import Spawner
+from trimsfs.fetch.processes.workers import fork_spawner
 from trimsfs.stores.base import Sink
 from trimsfs.stores.local_directory import DirectoryStore
 from trimsfs.types import Generation
@@ -70,8 +70,9 @@ def main() -> None:
     vars(thread_copier)["WRITE_SIZE"] = int(write_size)
     with socket.socket(fileno=int(end)) as test:
         test.set_inheritable(False)
-        spawner = Spawner(partial(make_copier, Path(root), streaming=streaming == "True"), mountpoint=Path("/models"))
-        socket.send_fds(test, [str(spawner.pid).encode()], [spawner._socket.fileno()])
+        make = partial(make_copier, Path(root), streaming=streaming == "True")
+        process = fork_spawner(make, mountpoint=Path("/models"))
+        socket.send_fds(test, [str(process.pid).encode()], [process.socket.fileno()])
 
 
 if __name__ == "__main__":

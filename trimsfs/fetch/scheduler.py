@@ -297,10 +297,7 @@ class Slots:
     @property
     def for_demanded(self) -> list[int]:
         """How many demanded batches may start, by lane."""
-        return [
-            self._limit.maximum - self._in_store,
-            DEMANDED_PEER_REQUESTS - self._under_way[Lane.PEERS],
-        ]
+        return [self._limit.maximum - self._in_store, DEMANDED_PEER_REQUESTS - self._under_way[Lane.PEERS]]
 
     @property
     def for_prefetched(self) -> list[int]:

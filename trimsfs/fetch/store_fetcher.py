@@ -40,16 +40,7 @@ from trimsfs.fetch.bypass import AccessPattern, EarlyHeads, FirstBytes, RandomRe
 from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.equal_chunks import EqualChunkCopier
 from trimsfs.fetch.fetcher import FetchStatistics
-from trimsfs.fetch.flights import (
-    HEAD_START_S,
-    Flight,
-    Urgency,
-    is_there,
-    lost_repeatedly,
-    no_room,
-    piece_of,
-    stopping,
-)
+from trimsfs.fetch.flights import HEAD_START_S, Flight, Urgency, is_there, lost_repeatedly, no_room, piece_of, stopping
 from trimsfs.fetch.peers import Peers
 from trimsfs.fetch.scheduler import BatchesUnderWay, FlightScheduler, Slots
 from trimsfs.fetch.store_requests import StoreRequests, StoreSpeed

@@ -33,12 +33,7 @@ class Siblings:
     """Watches opens and listings of small files, and prefetches their siblings."""
 
     def __init__(
-        self,
-        namespace: Namespace,
-        disk: DiskTier,
-        fetcher: Fetcher,
-        passthrough: Passthrough,
-        account: Account,
+        self, namespace: Namespace, disk: DiskTier, fetcher: Fetcher, passthrough: Passthrough, account: Account
     ) -> None:
         self._namespace = namespace
         self._disk = disk

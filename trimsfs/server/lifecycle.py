@@ -156,7 +156,7 @@ async def _serve(
             for _, store in stores_of(environment.store):
                 directory = beneath(store)
                 if isinstance(directory, DirectoryStore) and isinstance(directory.broker, Broker):
-                    nursery.start_soon(directory.broker.watch)
+                    nursery.start_soon(directory.broker.process.watch)
             nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
             if promotion.fuse is None:
                 nursery.start_soon(_begin, options, session, keeper, components, settings, environment.ledger)

@@ -24,7 +24,7 @@ import trio
 from trimsfs.errors import CacheUnusableError, ConfigurationError, TrimsError
 from trimsfs.exit_codes import exit_code
 from trimsfs.fetch.processes.thread_copier import ThreadCopier
-from trimsfs.fetch.processes.workers import Spawner
+from trimsfs.fetch.processes.workers import ForkedSpawner, fork_spawner
 from trimsfs.fetch.store_requests import max_requests
 from trimsfs.formats import load_readers
 from trimsfs.handover.keeper_client import Promotion, stand_by, tell_failure
@@ -116,7 +116,7 @@ def main() -> None:
             held = [keeper_end.fileno(), promotion.ledger, *filter(None, (promotion.lock, promotion.fuse))]
             set_process_title("server", mountpoint)
             make_copier = partial(_make_copier, options, store, extras)
-            spawner = Spawner(make_copier, mountpoint=mountpoint, not_for_it=held)
+            spawner = ForkedSpawner(fork_spawner(make_copier, mountpoint=mountpoint, not_for_it=held))
             _raise_priority()
             launched = order.get("launched", False)
             loaded = Loaded(

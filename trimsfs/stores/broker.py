@@ -8,7 +8,6 @@ of regular files. It never gets one of a directory, which would lead to files ou
 import contextlib
 import json
 import os
-import signal
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -16,16 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from trimsfs import errors
-from trimsfs.concurrency.channel import MESSAGE_LIMIT, pair
-from trimsfs.concurrency.watch import watched
+from trimsfs.concurrency.channel import MESSAGE_LIMIT
+from trimsfs.concurrency.helper_process import fork_helper
 from trimsfs.errors import StoreError, TransientStoreError
-from trimsfs.processes import fork_patiently
 from trimsfs.stores.base import Page
 from trimsfs.stores.local_directory import MOST_NAMES, DirectoryReader
-from trimsfs.text import set_process_title
 from trimsfs.types import Generation
 
 THREADS = 16
@@ -47,32 +44,18 @@ class Broker:
     def __init__(
         self, reader: DirectoryReader, *, confine: Callable[[], None], mountpoint: Path, not_for_it: Iterable[int]
     ) -> None:
-        ours, theirs = pair()
-        self.pid = fork_patiently()
-        if self.pid == 0:
-            status = 1
-            try:
-                ours.close()
-                for descriptor in not_for_it:
-                    os.close(descriptor)
-                set_process_title("broker", mountpoint)
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the server, which ends the broker
-                confine()
-                _serve(theirs, reader)
-                status = 0
-            finally:
-                os._exit(status)
-        theirs.close()
-        ours.settimeout(ANSWER_TIMEOUT_S)
-        self._socket = ours
+
+        def work(orders: socket.socket) -> None:
+            confine()
+            _serve(orders, reader)
+
+        self.process = fork_helper("broker", work, mountpoint=mountpoint, not_for_it=not_for_it)
+        self._socket = self.process.socket
+        self._socket.settimeout(ANSWER_TIMEOUT_S)
 
     def fileno(self) -> int:
         """The descriptor of this end."""
         return self._socket.fileno()
-
-    async def watch(self) -> NoReturn:
-        """Raises StoreUnavailableError once the broker has ended or is stopped: the next server forks another one."""
-        await watched(self._socket, self.pid, "broker")
 
     def probe(self) -> None:
         self._ask(do="probe")

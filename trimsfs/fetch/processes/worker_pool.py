@@ -315,12 +315,7 @@ class WorkerPool:
 
 def _place(extent: Extent) -> Message:
     """An extent as jobs tell it: its descriptor goes beside them."""
-    return {
-        "start": extent.start,
-        "stop": extent.stop,
-        "position": extent.position,
-        "chunk_size": extent.chunk_size,
-    }
+    return {"start": extent.start, "stop": extent.stop, "position": extent.position, "chunk_size": extent.chunk_size}
 
 
 class _SilentError(Exception):

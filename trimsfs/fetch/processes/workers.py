@@ -15,17 +15,17 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, Protocol
 
 import trio
 
 from trimsfs.concurrency.channel import Channel, ChannelClosedError, Message, pair
-from trimsfs.concurrency.watch import watched
+from trimsfs.concurrency.helper_process import HelperProcess, fork_helper
 from trimsfs.errors import StoreError, TransientStoreError
 from trimsfs.fetch.copier import Arrived, Extent, Landed, LocalBytes
 from trimsfs.fetch.peers import PeerRequest
 from trimsfs.fetch.processes.thread_copier import ThreadCopier
-from trimsfs.processes import fork_patiently, may_rise, prioritise
+from trimsfs.processes import may_rise, prioritise
 from trimsfs.telemetry.open_trace import Spent
 from trimsfs.text import set_process_title
 from trimsfs.types import ChunkRecord, Generation
@@ -44,40 +44,24 @@ TEXT_LIMIT = 4096
 """Characters of an error that are passed on: a message has to hold them."""
 
 
-class Spawner:
-    """A process forked while the server has neither threads nor descriptors to leak, but for those that are
-    *not_for_it*, which forks the workers.
+class Spawner(Protocol):
+    """Starts workers, each with a socket that only the server holds: a worker ends once that is closed."""
 
-    It ends with the server, and so do they: each reads from a socket whose other end only the server holds.
-    *mountpoint* is what ``ps`` shows that they work for.
-    """
-
-    def __init__(
-        self, make_copier: Callable[[], ThreadCopier], *, mountpoint: Path, not_for_it: Iterable[int] = ()
-    ) -> None:
-        ours, theirs = pair()
-        self.pid = fork_patiently()
-        if self.pid == 0:
-            ours.close()
-            for descriptor in not_for_it:
-                os.close(descriptor)
-            set_process_title("spawner", mountpoint)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the server, which ends the spawner
-            try:
-                _spawn(theirs, make_copier, mountpoint)
-            except BaseException:
-                log.exception("the spawner ends")
-            finally:
-                os._exit(0)
-        theirs.close()
-        self._socket = ours
+    def spawn(self, role: Role) -> socket.socket:
+        """A socket to a new worker, which tells its pid, and that it is ready. Raises OSError if there will be none."""
 
     async def watch(self) -> NoReturn:
-        """Raises StoreUnavailableError once the spawner has ended or is stopped: the next server forks another one."""
-        await watched(self._socket, self.pid, "spawner")
+        """Raises StoreUnavailableError once no worker can be started any more."""
 
-    def spawn(self, role: Role = "fetch") -> socket.socket:
-        """A socket to a new worker. Raises OSError when there is no spawner any more."""
+
+class ForkedSpawner:
+    """A `Spawner` that has a helper process fork the workers. The process ends with the server."""
+
+    def __init__(self, process: HelperProcess) -> None:
+        self._socket = process.socket
+        self.watch = process.watch
+
+    def spawn(self, role: Role) -> socket.socket:
         ours, theirs = pair()
         with theirs:
             try:
@@ -86,6 +70,20 @@ class Spawner:
                 ours.close()
                 raise
         return ours
+
+
+def fork_spawner(
+    make_copier: Callable[[], ThreadCopier], *, mountpoint: Path, not_for_it: Iterable[int] = ()
+) -> HelperProcess:
+    """Fork the process of a `ForkedSpawner`, as by `fork_helper`."""
+
+    def work(orders: socket.socket) -> None:
+        try:
+            _spawn(orders, make_copier, mountpoint)
+        except BaseException:
+            log.exception("the spawner ends")
+
+    return fork_helper("spawner", work, mountpoint=mountpoint, not_for_it=not_for_it)
 
 
 def _spawn(orders: socket.socket, make_copier: Callable[[], ThreadCopier], mountpoint: Path) -> None:
@@ -105,7 +103,7 @@ def _spawn(orders: socket.socket, make_copier: Callable[[], ThreadCopier], mount
                 orders.close()
                 status = 1
                 try:
-                    role: Role = data.decode()  # type: ignore[assignment]  # as `Spawner.spawn` has sent it
+                    role: Role = data.decode()  # type: ignore[assignment]  # as `ForkedSpawner.spawn` has sent it
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else helpers for credentials never fail
                     set_process_title(role, mountpoint)
                     _take_priority(role)
