@@ -11,6 +11,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.parts import blob_files, content_of, fetcher_of, fetching, fill, opened, until
+from tests.support.stores import MemoryStore
 from tests.unit.workshop import Bench, Workshop, break_writes, failure, fill_from
 from trimsfs.errors import (
     CacheFullError,
@@ -34,9 +35,7 @@ def opened_files() -> set[str]:
 
 
 async def test_a_read_that_fails_half_way_keeps_no_file_that_is_evicted(workshop: Workshop, chunk_size: int) -> None:
-    workshop.put("a", 4)
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
+    bench, blob, _ = await workshop.opened(4)
     await bench.read(blob, 0, chunk_size)
     workshop.store.fail(StoreAccessError("no"), times=float("inf"))
     gc.disable()  # else what is kept may be let go just in time
@@ -85,9 +84,7 @@ async def test_chunks_that_did_not_come_in_the_end_take_no_room(
 
 
 async def test_without_room_bytes_are_served_from_memory(workshop: Workshop, chunk_size: int) -> None:
-    content = workshop.put("a", 12.5)
-    bench = await workshop.bench(budget=0)
-    blob = await bench.acquire("a")
+    bench, blob, content = await workshop.opened(12.5, budget=0)
     bench.fetcher.hold(blob)
     step = chunk_size // 4
     for start in range(0, len(content), step):
@@ -100,9 +97,7 @@ async def test_without_room_bytes_are_served_from_memory(workshop: Workshop, chu
 
 
 async def test_what_fits_is_kept_and_the_rest_served_from_memory(workshop: Workshop, chunk_size: int) -> None:
-    content = workshop.put("a", 10)
-    bench = await workshop.bench(budget=4)
-    blob = await bench.acquire("a")
+    bench, blob, content = await workshop.opened(10, budget=4)
     assert await bench.read(blob, 0, len(content)) == content
     assert bench.tier.statistics().used_bytes == 4 * chunk_size
     assert await bench.read(blob, 0, len(content)) == content
@@ -113,9 +108,7 @@ async def test_a_blob_without_a_file_is_served_from_memory(workshop: Workshop, m
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(Blob, "attach", fail)
-    content = workshop.put("a", 3.5)
-    bench = await workshop.bench(requests=16)
-    blob = await bench.acquire("a")
+    bench, blob, content = await workshop.opened(3.5, requests=16)
     bench.fetcher.hold(blob)
     assert await bench.read(blob, 0, len(content)) == content
     assert await bench.read(blob, 10, 20) == content[10:20]
@@ -125,9 +118,7 @@ async def test_a_blob_without_a_file_is_served_from_memory(workshop: Workshop, m
 
 async def test_views_of_uncached_chunks_stay_right(workshop: Workshop, chunk_size: int) -> None:
     """Nothing is written into a buffer that a reader may still be sending."""
-    content = workshop.put("a", 12)
-    bench = await workshop.bench(requests=4, budget=0)
-    blob = await bench.acquire("a")
+    bench, blob, content = await workshop.opened(12, requests=4, budget=0)
     views = [await bench.fetcher.read(blob, start, start + chunk_size) for start in range(0, len(content), chunk_size)]
     assert b"".join(views) == content
 
@@ -151,9 +142,7 @@ async def test_a_disk_that_cannot_be_written_costs_no_extra_requests(
 
 
 async def test_all_who_wait_get_the_error_and_the_next_read_tries_again(workshop: Workshop) -> None:
-    content = workshop.put("a", 2)
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
+    bench, blob, content = await workshop.opened(2)
     error = StoreUnavailableError("a at 0: connection refused")
     gate = bench.store.block(times=1)
     bench.store.fail(error)
@@ -173,9 +162,7 @@ async def test_all_who_wait_get_the_error_and_the_next_read_tries_again(workshop
 
 
 async def test_an_error_of_one_chunk_leaves_the_others_alone(workshop: Workshop, chunk_size: int) -> None:
-    content = workshop.put("a", 3)
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
+    bench, blob, content = await workshop.opened(3)
     bench.store.fail(StoreUnavailableError("no"), offset=chunk_size)
     with pytest.raises(StoreUnavailableError):
         await bench.read(blob, 0, len(content))
@@ -191,9 +178,7 @@ async def test_an_error_that_nobody_foresaw_is_one_of_the_store(
     async def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    content = workshop.put("a", 1)
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
+    bench, blob, content = await workshop.opened(1)
     with monkeypatch.context() as patch:
         patch.setattr(bench.store, "read", fail)
         with pytest.raises(StoreUnavailableError, match="internal error"):
@@ -205,9 +190,7 @@ async def test_an_error_that_nobody_foresaw_is_one_of_the_store(
 async def test_an_object_that_is_no_longer_the_one_opened_is_said_to_have_changed(
     workshop: Workshop, chunk_size: int, change: str
 ) -> None:
-    content = workshop.put("a", 2)
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
+    bench, blob, content = await workshop.opened(2)
     assert await bench.read(blob, 0, 10) == content[:10]
     if change == "replace":
         bench.store.put("a", b"new" * chunk_size)
@@ -220,9 +203,7 @@ async def test_an_object_that_is_no_longer_the_one_opened_is_said_to_have_change
 
 
 async def test_bytes_of_two_contents_are_never_mixed(workshop: Workshop, chunk_size: int) -> None:
-    workshop.put("a", 4)
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
+    bench, blob, _ = await workshop.opened(4)
     gate = bench.store.block(offset=3 * chunk_size)
     errors: list[StoreError] = []
     async with trio.open_nursery() as nursery:
@@ -236,23 +217,11 @@ async def test_bytes_of_two_contents_are_never_mixed(workshop: Workshop, chunk_s
 async def test_a_version_once_learned_is_asked_for_and_outlives_a_replacement(
     workshop: Workshop, chunk_size: int
 ) -> None:
-    content = workshop.put("a", 3, version_id="v1")
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
+    bench, blob, content = await workshop.opened(3, version_id="v1")
     await bench.read(blob, 0, 1)
     bench.store.put("a", b"new", version_id="v2")
     assert await bench.read(blob, 0, len(content)) == content
     assert [request.version_id for request in bench.store.requests] == [None, "v1", "v1"]
-
-
-async def test_the_same_content_under_another_version_will_do(workshop: Workshop) -> None:
-    content = workshop.put("a", 3, version_id="v1")
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
-    await bench.read(blob, 0, 1)
-    workshop.put("a", 3, version_id="v2")
-    workshop.store.purge("a", "v1")
-    assert await bench.read(blob, 0, len(content)) == content
 
 
 # A store that is down
@@ -303,9 +272,7 @@ async def test_who_came_later_has_a_deadline_of_his_own(workshop: Workshop, mock
 
 
 async def test_other_failures_fail_nobody_else(workshop: Workshop, chunk_size: int, mock_clock: MockClock) -> None:
-    content = workshop.put("a", 2)
-    bench = await workshop.bench(requests=1)
-    blob = await bench.acquire("a")
+    bench, blob, content = await workshop.opened(2, requests=1)
     gate = bench.store.block(offset=0)
     bench.store.fail(ObjectChangedError("changed"), offset=0)
     errors: list[StoreError] = []
@@ -327,9 +294,7 @@ async def test_other_failures_fail_nobody_else(workshop: Workshop, chunk_size: i
 
 
 async def test_fetching_all_makes_the_object_complete(workshop: Workshop) -> None:
-    content = workshop.put("a", 20.5)
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
+    bench, blob, content = await workshop.opened(20.5)
     await bench.fetcher.fetch_all(blob)
     assert blob.complete
     assert blob.view(0, len(content)) == content
@@ -359,21 +324,8 @@ async def test_fetching_all_leaves_places_to_readers(workshop: Workshop, chunk_s
     assert a.complete
 
 
-async def test_fetching_all_raises_what_the_store_raises(workshop: Workshop, chunk_size: int) -> None:
-    workshop.put("a", 10)
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
-    bench.store.fail(StoreAccessError("denied"), offset=7 * chunk_size)
-    with pytest.raises(StoreAccessError):
-        await bench.fetcher.fetch_all(blob)
-    await bench.fetcher.fetch_all(blob)
-    assert blob.complete
-
-
 async def test_fetching_all_without_room_says_so(workshop: Workshop) -> None:
-    workshop.put("a", 10)
-    bench = await workshop.bench(budget=4)
-    blob = await bench.acquire("a")
+    bench, blob, _ = await workshop.opened(10, budget=4)
     with pytest.raises(CacheFullError, match="a: no room in the cache: evict or unpin models, raise --cache-size"):
         await bench.fetcher.fetch_all(blob)
 
@@ -396,9 +348,7 @@ async def test_fetching_all_succeeds_once_there_is_room(workshop: Workshop, mock
 
 
 async def test_a_reader_that_goes_away_harms_nobody(workshop: Workshop) -> None:
-    content = workshop.put("a", 1)
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
+    bench, blob, content = await workshop.opened(1)
     gate = bench.store.block()
     async with trio.open_nursery() as nursery:
         scopes = [trio.CancelScope() for _ in range(3)]
@@ -423,9 +373,7 @@ async def test_a_reader_that_goes_away_harms_nobody(workshop: Workshop) -> None:
 
 
 async def test_readers_that_all_go_away_leave_nothing_behind(workshop: Workshop, chunk_size: int) -> None:
-    content = workshop.put("a", 10)
-    bench = await workshop.bench(requests=2)
-    blob = await bench.acquire("a")
+    bench, blob, content = await workshop.opened(10, requests=2)
     gate = bench.store.block()
     async with trio.open_nursery() as nursery:
         for chunk in range(10):
@@ -470,7 +418,11 @@ async def test_a_blob_that_a_queued_request_is_for_stays(workshop: Workshop, chu
     assert bench.fetcher.statistics().failed_chunks == 0
 
 
-async def test_who_waits_when_the_server_stops_gets_an_error(workshop: Workshop, chunk_size: int) -> None:
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_who_waits_when_the_server_stops_gets_an_error(
+    workshop: Workshop, chunk_size: int, streaming: bool
+) -> None:
+    workshop.store = MemoryStore(streaming=streaming)  # if so, some wait for a batch
     workshop.put("a", 10)
     async with opened(workshop.directory) as tier:
         blob = await tier.acquire(workshop.store.generation("a"))

@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.support.parts import blob_files, content_of, fetching, flip_byte, opened, until
+from tests.support.parts import content_of, fetching, opened, until
 from tests.support.stores import MemoryStore
 from tests.unit.workshop import Workshop, fill_from
 from trimsfs.errors import CacheFullError, StoreAccessError, StoreThrottledError
@@ -45,9 +45,7 @@ async def test_every_byte_is_right_for_random_reads_at_once(workshop: Workshop, 
 
 
 async def test_a_read_across_chunks_is_one_answer(workshop: Workshop, chunk_size: int) -> None:
-    content = workshop.put("a", 3.5)
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
+    bench, blob, content = await workshop.opened(3.5)
     assert await bench.read(blob, 0, len(content)) == content
     assert sorted(bench.store.reads()) == [0, chunk_size, 2 * chunk_size, 3 * chunk_size]
     assert blob.complete
@@ -56,20 +54,17 @@ async def test_a_read_across_chunks_is_one_answer(workshop: Workshop, chunk_size
 
 
 async def test_only_the_chunks_that_are_read_are_fetched(workshop: Workshop, chunk_size: int) -> None:
-    content = workshop.put("a", 5)
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
+    bench, blob, content = await workshop.opened(5)
     start, stop = 2 * chunk_size + 10, 2 * chunk_size + 20
     assert await bench.read(blob, start, stop) == content[start:stop]
+    await until(bench.idle)
     assert bench.store.reads() == [2 * chunk_size]
     assert bench.fetcher.statistics().fetched_bytes == chunk_size
     assert bench.fetcher.statistics().fetched_chunks == 1
 
 
 async def test_many_readers_of_a_chunk_share_one_request(workshop: Workshop) -> None:
-    content = workshop.put("a", 1)
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
+    bench, blob, content = await workshop.opened(1)
     gate = bench.store.block()
     answers: list[bool] = []
 
@@ -89,34 +84,6 @@ async def test_many_readers_of_a_chunk_share_one_request(workshop: Workshop) -> 
 # What an earlier server left
 
 
-async def test_what_is_on_disk_after_a_restart_is_verified_and_not_fetched(
-    workshop: Workshop, tmp_path: Path, chunk_size: int
-) -> None:
-    content = workshop.put("a", 3.5)
-    async with opened(tmp_path / "cache") as tier:
-        await fill_from(tier, workshop, "a")
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
-    assert await bench.read(blob, 0, len(content)) == content
-    assert bench.store.requests == []
-    assert bench.fetcher.statistics().verified_chunks == 4
-
-
-async def test_a_chunk_that_was_damaged_is_fetched_again_and_no_other(
-    workshop: Workshop, tmp_path: Path, chunk_size: int
-) -> None:
-    content = workshop.put("a", 3.5)
-    async with opened(tmp_path / "cache") as tier:
-        await fill_from(tier, workshop, "a")
-    flip_byte(blob_files(tmp_path / "cache")[0], chunk_size + 7)
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
-    assert await bench.read(blob, 0, len(content)) == content
-    assert bench.store.reads() == [chunk_size]
-    assert bench.tier.statistics().corrupt_chunks == 1
-    assert bench.tier.statistics().used_bytes == len(content)
-
-
 async def test_prefetch_verifies_what_is_on_disk(workshop: Workshop, tmp_path: Path) -> None:
     content = workshop.put("a", 20)
     async with opened(tmp_path / "cache") as tier:
@@ -126,57 +93,31 @@ async def test_prefetch_verifies_what_is_on_disk(workshop: Workshop, tmp_path: P
     bench.fetcher.hold(blob)
     assert await bench.read(blob, 0, 10) == content[:10]
     await until(lambda: blob.complete)
+    assert blob.view(0, len(content)) == content
     assert bench.store.requests == []
+    assert bench.fetcher.statistics().verified_chunks == 20
 
 
 # Prefetch
 
 
-async def test_opening_fetches_nothing(workshop: Workshop) -> None:
-    workshop.put("a", 10)
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
+async def test_the_whole_object_is_prefetched_after_the_first_read_from_there_and_round(
+    workshop: Workshop, chunk_size: int
+) -> None:
+    bench, blob, content = await workshop.opened(5.5, requests=1)
     bench.fetcher.hold(blob)
     await wait_all_tasks_blocked()
     assert bench.store.requests == []
-
-
-async def test_the_whole_object_is_prefetched_after_the_first_read(workshop: Workshop, chunk_size: int) -> None:
-    content = workshop.put("a", 10.5)
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
-    bench.fetcher.hold(blob)
-    await bench.read(blob, 4 * chunk_size, 4 * chunk_size + 1)
+    await bench.read(blob, 3 * chunk_size, 3 * chunk_size + 1)
     await until(lambda: blob.complete)
-    assert sorted(bench.store.reads()) == [chunk * chunk_size for chunk in range(11)]
+    assert [offset // chunk_size for offset in bench.store.reads()] == [3, 4, 5, 0, 1, 2]
     assert blob.view(0, len(content)) == content
     await until(bench.idle)
     assert blob.users == 1
 
 
-async def test_an_object_that_nobody_holds_is_not_prefetched(workshop: Workshop) -> None:
-    workshop.put("a", 10)
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
-    await bench.read(blob, 0, 1)
-    await until(bench.idle)
-    assert bench.store.reads() == [0]
-
-
-async def test_prefetch_goes_on_from_the_last_chunk_demanded_and_round(workshop: Workshop, chunk_size: int) -> None:
-    workshop.put("a", 6)
-    bench = await workshop.bench(requests=1)
-    blob = await bench.acquire("a")
-    bench.fetcher.hold(blob)
-    await bench.read(blob, 3 * chunk_size, 3 * chunk_size + 1)
-    await until(lambda: blob.complete)
-    assert [offset // chunk_size for offset in bench.store.reads()] == [3, 4, 5, 0, 1, 2]
-
-
 async def test_demanded_chunks_go_before_prefetched_ones(workshop: Workshop, chunk_size: int) -> None:
-    content = workshop.put("a", 20)
-    bench = await workshop.bench(requests=1)
-    blob = await bench.acquire("a")
+    bench, blob, content = await workshop.opened(20, requests=1)
     bench.fetcher.hold(blob)
     gate = bench.store.block(offset=chunk_size)
     await bench.read(blob, 0, 1)
@@ -197,26 +138,8 @@ async def test_demanded_chunks_go_before_prefetched_ones(workshop: Workshop, chu
     assert [offset // chunk_size for offset in bench.store.reads()[:6]] == [0, 1, 10, 15, 16, 17]
 
 
-async def test_a_reader_joins_a_prefetch_under_way(workshop: Workshop, chunk_size: int) -> None:
-    content = workshop.put("a", 2)
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
-    bench.fetcher.hold(blob)
-    gate = bench.store.block(offset=chunk_size)
-    await bench.read(blob, 0, 1)
-    await bench.store.arrived(2)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(bench.read, blob, chunk_size, chunk_size + 1)
-        await wait_all_tasks_blocked()
-        gate.set()
-    assert bench.store.count("read") == 2
-    assert blob.view(chunk_size, 2 * chunk_size) == content[chunk_size:]
-
-
 async def test_prefetch_ends_with_the_last_holder(workshop: Workshop, chunk_size: int) -> None:
-    workshop.put("a", 10)
-    bench = await workshop.bench(requests=1)
-    blob = await bench.acquire("a")
+    bench, blob, _ = await workshop.opened(10, requests=1)
     bench.fetcher.hold(blob)
     bench.fetcher.hold(blob)
     first, second = (bench.store.block(offset=chunk * chunk_size) for chunk in (1, 2))
@@ -251,9 +174,7 @@ async def test_objects_being_read_are_prefetched_in_turns(workshop: Workshop) ->
 
 
 async def test_a_failure_ends_the_prefetch_until_the_next_read(workshop: Workshop, chunk_size: int) -> None:
-    workshop.put("a", 10)
-    bench = await workshop.bench(requests=1)
-    blob = await bench.acquire("a")
+    bench, blob, _ = await workshop.opened(10, requests=1)
     bench.fetcher.hold(blob)
     bench.store.fail(StoreAccessError("denied"), offset=2 * chunk_size)
     await bench.read(blob, 0, 1)
@@ -316,9 +237,7 @@ async def test_what_comes_ahead_is_given_up_while_the_disk_has_no_room(workshop:
 
 
 async def test_what_nobody_wants_any_more_stops_under_way(workshop: Workshop, chunk_size: int) -> None:
-    content = workshop.put("a", 20)
-    bench = await workshop.bench(requests=4)
-    blob = await bench.acquire("a")
+    bench, blob, content = await workshop.opened(20, requests=4)
     gate = bench.store.block()
     with trio.move_on_after(1) as scope:
         async with trio.open_nursery() as nursery:
@@ -334,9 +253,7 @@ async def test_what_nobody_wants_any_more_stops_under_way(workshop: Workshop, ch
 
 
 async def test_what_is_wanted_again_in_a_moment_goes_on(workshop: Workshop, chunk_size: int) -> None:
-    workshop.put("a", 3)
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
+    bench, blob, _ = await workshop.opened(3)
     bench.fetcher.hold(blob)
     await bench.read(blob, 0, 1)
     gate = bench.store.block()
@@ -355,9 +272,7 @@ async def test_a_fetch_whose_caller_gives_up_and_comes_again_all_the_time_goes_o
     """As an open does that signals interrupt: one must not find it unwanted in the moments between."""
     linger_s = 2.0
     monkeypatch.setattr("trimsfs.fetch.scheduler.LINGER_S", linger_s)
-    workshop.put("a", 3)
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
+    bench, blob, _ = await workshop.opened(3)
     gate = bench.store.block()
     for _ in range(100):
         with trio.move_on_after(linger_s / 200):
@@ -371,9 +286,7 @@ async def test_a_fetch_whose_caller_gives_up_and_comes_again_all_the_time_goes_o
 async def test_what_a_reader_at_random_has_paused_goes_on_for_who_wants_all_of_it(
     workshop: Workshop, chunk_size: int
 ) -> None:
-    workshop.put("a", 3)
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
+    bench, blob, _ = await workshop.opened(3)
     bench.fetcher.hold(blob)
     gate = bench.store.block(offset=chunk_size)
     await bench.read(blob, 0, 1)
@@ -387,9 +300,7 @@ async def test_what_a_reader_at_random_has_paused_goes_on_for_who_wants_all_of_i
 
 
 async def test_a_reader_of_what_is_given_up_is_served(workshop: Workshop, chunk_size: int) -> None:
-    content = workshop.put("a", 20)
-    bench = await workshop.bench(requests=2)
-    blob = await bench.acquire("a")
+    bench, blob, content = await workshop.opened(20, requests=2)
     gate = bench.store.block()
     answers: list[bytes] = []
 
@@ -421,9 +332,7 @@ async def test_of_a_file_that_is_read_at_random_only_what_is_read_is_fetched(
     workshop: Workshop, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trimsfs.fetch.bypass.LEAST_GAP", PAGE)
-    content = workshop.put("a", 64)
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
+    bench, blob, content = await workshop.opened(64)
     bench.fetcher.hold(blob)
     pattern = AccessPattern()
     gate = bench.store.block(offset=40 * chunk_size)
@@ -448,9 +357,7 @@ async def test_of_a_file_that_is_read_at_random_only_what_is_read_is_fetched(
 
 
 async def test_after_a_jump_nothing_is_prefetched_until_reads_go_on_there(workshop: Workshop, chunk_size: int) -> None:
-    workshop.put("a", 64)
-    bench = await workshop.bench()
-    blob = await bench.acquire("a")
+    bench, blob, _ = await workshop.opened(64)
     bench.fetcher.hold(blob)
     read = partial(bench.fetcher.read_once, pattern=AccessPattern())
     await read(blob, 30 * chunk_size, 30 * chunk_size + 1)
@@ -463,9 +370,7 @@ async def test_after_a_jump_nothing_is_prefetched_until_reads_go_on_there(worksh
 async def test_a_reader_that_comes_to_what_is_missing_past_what_is_here_has_not_jumped(
     workshop: Workshop, chunk_size: int
 ) -> None:
-    workshop.put("a", 64)
-    bench = await workshop.bench(requests=2)
-    blob = await bench.acquire("a")
+    bench, blob, _ = await workshop.opened(64, requests=2)
     bench.fetcher.hold(blob)
     read = partial(bench.fetcher.read_once, pattern=AccessPattern())
     gates = [bench.store.block(offset=chunk * chunk_size) for chunk in (40, 41)]
@@ -483,9 +388,7 @@ async def test_a_reader_that_comes_to_what_is_missing_past_what_is_here_has_not_
 
 
 async def test_a_prefetch_stops_when_reads_turn_out_to_be_random(workshop: Workshop, chunk_size: int) -> None:
-    workshop.put("a", 64)
-    bench = await workshop.bench(requests=2)
-    blob = await bench.acquire("a")
+    bench, blob, _ = await workshop.opened(64, requests=2)
     bench.fetcher.hold(blob)
     await bench.read(blob, 0, 1)
     await until(lambda: bench.fetcher.statistics().in_flight > 0)
@@ -504,9 +407,7 @@ async def test_a_prefetch_stops_when_reads_turn_out_to_be_random(workshop: Works
 
 
 async def test_requests_are_as_many_as_memory_allows_at_most(workshop: Workshop, chunk_size: int) -> None:
-    workshop.put("a", 30)
-    bench = await workshop.bench(requests=6)
-    blob = await bench.acquire("a")
+    bench, blob, _ = await workshop.opened(30, requests=6)
     bench.fetcher.hold(blob)
     # Answers that take longer than a moment let the limit rise to its maximum.
     gates = [bench.store.block(times=1) for _ in range(30)]

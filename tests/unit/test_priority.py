@@ -105,9 +105,7 @@ async def other_host(bench: Bench, blob: Blob) -> None:
 async def test_what_no_program_waits_for_is_fetched_in_the_background(
     workshop: Workshop, copier: Recording, fetch: Fetch, background: bool
 ) -> None:
-    workshop.put("a", 6)
-    bench = await workshop.bench(transfer=copier)
-    blob = await bench.acquire("a")
+    bench, blob, _ = await workshop.opened(6, transfer=copier)
     await fetch(bench, blob)
     await until(lambda: blob.complete)
     assert copier.background("a") == {background}
@@ -143,9 +141,7 @@ async def test_who_waits_lifts_what_is_under_way(
 async def test_what_no_program_waits_for_lifts_nothing(
     workshop: Workshop, copier: Recording, first: Fetch, second: Fetch
 ) -> None:
-    workshop.put("a", 6)
-    bench = await workshop.bench(requests=2, transfer=copier)
-    blob = await bench.acquire("a")
+    bench, blob, _ = await workshop.opened(6, requests=2, transfer=copier)
     gate = bench.store.block()
     async with trio.open_nursery() as nursery:
         for fetch in (first, second):
@@ -158,9 +154,7 @@ async def test_what_no_program_waits_for_lifts_nothing(
 async def test_what_readers_have_left_goes_on_in_the_background(
     workshop: Workshop, copier: Recording, chunk_size: int
 ) -> None:
-    workshop.put("a", 6)
-    bench = await workshop.bench(requests=1, transfer=copier)
-    blob = await bench.acquire("a")
+    bench, blob, _ = await workshop.opened(6, requests=1, transfer=copier)
     gate = bench.store.block(offset=chunk_size)
     await reader(bench, blob)
     await bench.store.arrived(2)
@@ -180,12 +174,9 @@ def test_a_priority_is_lifted_once() -> None:
     for _ in range(2):
         priority.lift()
     assert (told, priority.background) == ([0, 1], False)
-
-
-def test_what_is_not_in_the_background_is_not_lifted() -> None:
-    priority = Priority()
-    priority.on_lift(lambda: pytest.fail("lifted"))
-    priority.lift()
+    ordinary = Priority()
+    ordinary.on_lift(lambda: pytest.fail("lifted"))
+    ordinary.lift()
 
 
 async def test_a_listing_beside_the_load_of_a_model_leaves_it_in_the_foreground(workshop: Workshop) -> None:

@@ -4,6 +4,7 @@ import errno
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -56,6 +57,14 @@ class Workshop:
     def memory_for(self, requests: int) -> int:
         """A memory limit that allows so many requests at once; chunks in half a chunk's memory each."""
         return requests * self.chunk_size // 2
+
+    async def opened(
+        self, chunks: float, *, version_id: str | None = None, **settings: Any
+    ) -> tuple[Bench, Blob, bytes]:
+        """A `bench`, the blob of an object ``a`` of so many chunks that is not here yet, and the object's content."""
+        content = self.put("a", chunks, version_id=version_id)
+        bench = await self.bench(**settings)
+        return bench, await bench.acquire("a"), content
 
     async def bench(
         self,
