@@ -7,73 +7,45 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """Sizes in bytes, times in seconds, the rest counts; *llama* is layers and width, *touched* what is written before
-    each cold measurement."""
+    """Sizes in bytes, times in seconds, the rest counts, by default those of a full run.
 
-    big: int
-    profile: int
-    store: int
-    processes: tuple[int, ...]
-    directories: tuple[int, ...]
-    sizes: tuple[int, ...]
-    cold_open_sizes: tuple[int, ...]
-    cold_repetitions: int
-    warm_repetitions: int
-    operations: int
-    idle_operations: int
-    timeout_s: float
-    llama: tuple[int, int]
-    onnx: int
-    file: int
-    shard: int
-    touched: int
-    model_repetitions: int
-    model_timeout_s: float
-    quiet_s: float
-    objects: tuple[int, ...]
-    objects_in_one_directory: tuple[int, ...]
-    mounts: tuple[int, ...]
-    files: tuple[int, ...]
-    sharers: tuple[int, ...]
-    object_gb: tuple[int, ...]
-    settle_s: float
-    rest_s: float
-    growth_timeout_s: float
+    *llama* is layers and width, *touched* what is written before each cold measurement.
+    """
+
+    big: int = 512 * MIB
+    profile: int = 256 * MIB
+    store: int = 2 * GIB
+    processes: tuple[int, ...] = (1, 8, 32)
+    directories: tuple[int, ...] = (10, 1_000, 10_000, 100_000)
+    sizes: tuple[int, ...] = (8 * MIB, 64 * MIB, 512 * MIB)
+    cold_open_sizes: tuple[int, ...] = (MIB, 64 * MIB, 512 * MIB)
+    cold_repetitions: int = 3
+    warm_repetitions: int = 4
+    operations: int = 5_000
+    idle_operations: int = 500
+    timeout_s: float = 60
+    llama: tuple[int, int] = (9, 2048)
+    onnx: int = 256 * MIB
+    file: int = GIB
+    shard: int = 256 * MIB
+    touched: int = 4 * GIB
+    model_repetitions: int = 2
+    model_timeout_s: float = 180
+    quiet_s: float = 15
+    objects: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
+    objects_in_one_directory: tuple[int, ...] = (1_000, 10_000, 100_000)
+    mounts: tuple[int, ...] = (1, 2, 5, 10, 20)
+    files: tuple[int, ...] = (10, 100, 1_000, 10_000, 100_000)
+    sharers: tuple[int, ...] = (1, 4, 16, 64, 256)
+    object_gb: tuple[int, ...] = (1, 10, 100, 1_000)
+    settle_s: float = 35
+    rest_s: float = 10
+    growth_timeout_s: float = 600
     small_files: int = 300
     small_size: int = 32 * KIB
 
 
-FULL = Scale(
-    big=512 * MIB,
-    profile=256 * MIB,
-    store=2 * GIB,
-    processes=(1, 8, 32),
-    directories=(10, 1_000, 10_000, 100_000),
-    sizes=(8 * MIB, 64 * MIB, 512 * MIB),
-    cold_open_sizes=(MIB, 64 * MIB, 512 * MIB),
-    cold_repetitions=3,
-    warm_repetitions=4,
-    operations=5_000,
-    idle_operations=500,
-    timeout_s=60,
-    llama=(9, 2048),
-    onnx=256 * MIB,
-    file=GIB,
-    shard=256 * MIB,
-    touched=4 * GIB,
-    model_repetitions=2,
-    model_timeout_s=180,
-    quiet_s=15,
-    objects=(1_000, 10_000, 100_000, 1_000_000),
-    objects_in_one_directory=(1_000, 10_000, 100_000),
-    mounts=(1, 2, 5, 10, 20),
-    files=(10, 100, 1_000, 10_000, 100_000),
-    sharers=(1, 4, 16, 64, 256),
-    object_gb=(1, 10, 100, 1_000),
-    settle_s=35,
-    rest_s=10,
-    growth_timeout_s=600,
-)
+FULL = Scale()
 QUICK = Scale(
     big=64 * MIB,
     profile=32 * MIB,

@@ -16,12 +16,13 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import trimsfs
 from tests.frameworks import PROGRAMS
 from tests.support.frameworks import ROOT, python_of
+from tests.support.images import image_of
 from tests.support.mounts import TRIMSFS, MountedStore, mounted
 from trimsfs.formats import BufferSource, parse
 from trimsfs.tiers.host.page_cache import MADV_POPULATE_READ
@@ -62,7 +63,7 @@ def main() -> None:
                 (store / name.format(variant)).parent.mkdir(parents=True)
                 os.link(models / name.format(variant), store / name.format(variant))
         for kind in ("xfs", "btrfs"):
-            with image_of(kind, Path(scratch)) as disk:
+            with image_of(kind, Path(scratch), size=IMAGE_SIZE) as disk:
                 disk_tables(kind, store, disk)
 
 
@@ -78,8 +79,8 @@ def build(models: Path) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterator[Sequence[object]]) -> None:
     """Print a table as it stands in the documentation, row by row."""
-    print("\n|", " | ".join(columns), "|\n|", " | ".join(["---"] * len(columns)), "|")
-    for row in rows:
+    print()
+    for row in (columns, ["---"] * len(columns), *rows):
         print("|", " | ".join(map(str, row)), "|", flush=True)
 
 
@@ -145,22 +146,6 @@ def _digest(data: memoryview) -> bytes:
 
 
 # What sharing saves and costs
-
-
-@contextmanager
-def image_of(kind: str, directory: Path) -> Iterator[Path]:
-    """A file system of a kind in a file, mounted for the length of the block."""
-    image, mountpoint = directory / f"{kind}.image", directory / kind
-    with image.open("wb") as file:
-        file.truncate(IMAGE_SIZE)
-    mountpoint.mkdir()
-    subprocess.run([f"mkfs.{kind}", "-q", image], check=True)
-    subprocess.run(["mount", "-o", "loop", image, mountpoint], check=True)
-    try:
-        yield mountpoint
-    finally:
-        subprocess.run(["umount", "--lazy", mountpoint], check=True)
-        image.unlink()
 
 
 def disk_tables(kind: str, store: Path, disk: Path) -> None:

@@ -51,18 +51,8 @@ ENGINE_ROWS: tuple[Engine, ...] = (
     *_of("transformers_llama", device_map=("transformers, `device_map`", "")),
     *_of("diffusers_pipeline", pipeline=("diffusers, `DDPMPipeline`", "")),
     *_of("sentence_encoder", encode=("sentence-transformers", "")),
-    *_of(
-        "torch_formats",
-        LIGHT,
-        load=("`torch.load`", _PLAIN_READ),
-        load_mmap=("`torch.load(mmap=True)`", ""),
-    ),
-    *_of(
-        "torch_programs",
-        LIGHT,
-        jit=("`torch.jit.load`", _PLAIN_READ),
-        export=("`torch.export.load`", _PLAIN_READ),
-    ),
+    *_of("torch_formats", LIGHT, load=("`torch.load`", _PLAIN_READ), load_mmap=("`torch.load(mmap=True)`", "")),
+    *_of("torch_programs", LIGHT, jit=("`torch.jit.load`", _PLAIN_READ), export=("`torch.export.load`", _PLAIN_READ)),
     *_of(
         "safetensors_files",
         LIGHT,

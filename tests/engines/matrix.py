@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,6 @@ class Row:
     mapped: int
     copied: int
     equal: bool
-
-    def as_dict(self) -> dict[str, Any]:
-        """For a file."""
-        return asdict(self)
 
 
 class Program:

@@ -1,6 +1,6 @@
 """Results as SVG, after the paper's figures 7 to 10."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -26,36 +26,42 @@ def draw(results: Results, models: Sequence[Model], directory: Path) -> list[str
 
 def _speedups(results: Results, names: Sequence[str], path: Path) -> str:
     """The paper's figures 7 and 8: how many times as fast each model is."""
-    figure = Figure(figsize=(max(6, 0.32 * len(names)), 3.6), layout="constrained")
-    axes = figure.subplots()
-    for offset, (label, value, color) in enumerate(
-        (("loading", load_s, "#1f77b4"), ("end to end", total_s, "#ff7f0e"))
-    ):
-        ratios = results.ratios(names, "native warm", "host", value)
-        axes.bar(
-            [names.index(name) + 0.4 * offset for name in ratios], list(ratios.values()), 0.4, label=label, color=color
-        )
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_yscale("log")
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize="x-small")
-    axes.set_ylabel("times as fast as MXNet, warm")
-    axes.legend(fontsize="small")
-    return _save(figure, path)
+    bars = {
+        label: (color, results.ratios(names, "native warm", "host", value))
+        for label, value, color in (("loading", load_s, "#1f77b4"), ("end to end", total_s, "#ff7f0e"))
+    }
+    return _bars(names, bars, "times as fast as MXNet, warm", path, mark=1)
 
 
 def _latencies(results: Results, names: Sequence[str], path: Path) -> str:
     """The paper's figure 9: what a request takes, beside the ideal."""
+    medians = {
+        place: (color, {name: results.median(name, place, total_s) for name in names})
+        for place, color in _COLORS.items()
+    }
+    return _bars(names, medians, "seconds, end to end", path)
+
+
+def _bars(
+    names: Sequence[str],
+    bars: Mapping[str, tuple[str, Mapping[str, float | None]]],
+    label: str,
+    path: Path,
+    *,
+    mark: float | None = None,
+) -> str:
+    """Bars for each model beside each other, each with its color and its known values by model; a line at *mark*."""
     figure = Figure(figsize=(max(6, 0.32 * len(names)), 3.6), layout="constrained")
     axes = figure.subplots()
-    for offset, (place, color) in enumerate(_COLORS.items()):
-        medians = {name: results.median(name, place, total_s) for name in names}
-        known = {name: median for name, median in medians.items() if median is not None}
-        axes.bar(
-            [names.index(name) + 0.27 * offset for name in known], list(known.values()), 0.27, label=place, color=color
-        )
+    width = 0.8 / len(bars)
+    for offset, (title, (color, values)) in enumerate(bars.items()):
+        known = {names.index(name) + width * offset: value for name, value in values.items() if value is not None}
+        axes.bar(list(known), list(known.values()), width, label=title, color=color)
+    if mark is not None:
+        axes.axhline(mark, color="black", linewidth=0.8)
     axes.set_yscale("log")
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize="x-small")
-    axes.set_ylabel("seconds, end to end")
+    axes.set_ylabel(label)
     axes.legend(fontsize="small")
     return _save(figure, path)
 

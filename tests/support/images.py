@@ -96,9 +96,9 @@ class Image:
 
 
 @contextmanager
-def image_of(kind: str, directory: Path) -> Iterator[Path]:
+def image_of(kind: str, directory: Path, *, size: int | None = None) -> Iterator[Path]:
     """A file system of a kind, mounted for the length of the block; skips the test where there can be none."""
-    image = Image(kind, directory)
+    image = Image(kind, directory, size=size)
     image.mount()
     try:
         yield image.mountpoint

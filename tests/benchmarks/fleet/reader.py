@@ -63,18 +63,6 @@ def forever(options: argparse.Namespace) -> Mapping[str, Any]:
     return {"reads": reads, "bytes": done, "longest_s": longest_s, "errors": errors[:SAID], "wrong": wrong[:SAID]}
 
 
-def opens(options: argparse.Namespace) -> Mapping[str, Any]:
-    """Open and close a file every few milliseconds until another line comes."""
-    times = []
-    while not _told():
-        begun = time.perf_counter()
-        os.close(os.open(options.path, os.O_RDONLY))
-        times.append(time.perf_counter() - begun)
-        time.sleep(0.005)
-    times.sort()
-    return {"count": len(times), "p50": times[len(times) // 2], "p99": times[-1 - len(times) // 100], "max": times[-1]}
-
-
 def _compared(path: Path, expected: Path) -> Iterator[tuple[int, int, bool]]:
     """Position and size of each block, and whether it is right; a file that ends early has a wrong one."""
     with path.open("rb", buffering=0) as file, expected.open("rb", buffering=0) as right:
@@ -91,7 +79,7 @@ def _told() -> bool:
     return bool(select.select([sys.stdin], [], [], 0)[0])
 
 
-ACTIONS = {function.__name__: function for function in (once, forever, opens)}
+ACTIONS = {function.__name__: function for function in (once, forever)}
 
 
 def main() -> None:

@@ -18,12 +18,7 @@ TITLES = {
     load.LOAD: "Until a process has tensors",
     memory.MEMORY: "What many processes take",
 }
-BASES = {
-    fill.FILL: fill.PLAIN,
-    fill.FETCH: fill.TO_DISK,
-    load.LOAD: load.TORCH_LOAD,
-    memory.MEMORY: load.TORCH_LOAD,
-}
+BASES = {fill.FILL: fill.PLAIN, fill.FETCH: fill.TO_DISK, load.LOAD: load.TORCH_LOAD, memory.MEMORY: load.TORCH_LOAD}
 """What the others are compared with, where it could be measured."""
 NOTES = {
     bench.FIRST: "From the store; it makes the server's context and pins its memory, which no other figure has in it.",

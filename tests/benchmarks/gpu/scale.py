@@ -7,44 +7,31 @@ from tests.benchmarks.scale import GIB, KIB, MIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuScale:
-    """Sizes of models in bytes, times in seconds, the rest counts.
+    """Sizes of models in bytes, times in seconds, the rest counts; by default those of a full run.
 
     A model of *first* bytes is loaded before anything else is measured on a mount, so that the server has its context
     and its pinned memory. *spare* bytes of the device and of the host are left alone.
     """
 
-    first: int
-    fills: tuple[int, ...]
-    fetches: tuple[int, ...]
-    loads: tuple[int, ...]
-    memory: int
-    processes: int
-    fill_rounds: int
-    rounds: int
-    memory_rounds: int
-    timeout_s: float
+    first: int = 64 * MIB
+    fills: tuple[int, ...] = (5 * MIB, 64 * MIB, 512 * MIB, 4 * GIB, 16 * GIB)
+    fetches: tuple[int, ...] = (64 * MIB, 512 * MIB, 2 * GIB)
+    loads: tuple[int, ...] = (512 * MIB, 4 * GIB)
+    memory: int = GIB
+    processes: int = 8
+    fill_rounds: int = 7
+    rounds: int = 5
+    memory_rounds: int = 3
+    timeout_s: float = 120
     spare: int = GIB
 
 
-FULL = GpuScale(
-    first=64 * MIB,
-    fills=(5 * MIB, 64 * MIB, 512 * MIB, 4 * GIB, 16 * GIB),
-    fetches=(64 * MIB, 512 * MIB, 2 * GIB),
-    loads=(512 * MIB, 4 * GIB),
-    memory=GIB,
-    processes=8,
-    fill_rounds=7,
-    rounds=5,
-    memory_rounds=3,
-    timeout_s=120,
-)
+FULL = GpuScale()
 QUICK = GpuScale(
-    first=64 * MIB,
     fills=(5 * MIB, 64 * MIB, 512 * MIB),
     fetches=(64 * MIB, 512 * MIB),
     loads=(256 * MIB,),
     memory=256 * MIB,
-    processes=8,
     fill_rounds=5,
     rounds=3,
     memory_rounds=2,

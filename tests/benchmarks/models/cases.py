@@ -29,10 +29,7 @@ HEADER, RANDOM = "header", "random"
 SMALL, FILE_READ = "small files", "one file, read"
 
 
-SHORT = (
-    *("llama", "llama-32", "tensors", "mapped", "resnet", "vgg", "onnx", "small", "file-read"),
-    *(HEADER, RANDOM),
-)
+SHORT = (*("llama", "llama-32", "tensors", "mapped", "resnet", "vgg", "onnx", "small", "file-read"), *(HEADER, RANDOM))
 """The names of all programs on the command line."""
 SHARD_COUNTS = {"llama": 10, "llama-32": 32}
 COUNT = 4
@@ -43,7 +40,7 @@ class MissingError(LookupError):
     """An environment that a program needs is not here."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Case:
     """A program that loads a directory, from these *places* unless others are asked for.
 
@@ -74,57 +71,15 @@ def cases(bench: Bench) -> list[Case]:
     torch, mxnet = "frameworks", "mxnet"
     all_near = (HTTPS, HTTP, BUSY_HTTPS, BUSY_HTTP)
     return [
-        Case(
-            name=LLAMA,
-            short="llama",
-            directory="llama",
-            program="llama",
-            environment=torch,
-            infers=True,
-            places=(*all_near, DISTANT),
-        ),
-        Case(
-            name=LLAMA_32,
-            short="llama-32",
-            directory="llama-32",
-            program="llama",
-            environment=torch,
-            infers=True,
-        ),
-        Case(
-            name=TENSORS,
-            short="tensors",
-            directory="llama",
-            program="tensors",
-            environment=torch,
-            streamed="tensors_streamed",
-        ),
-        Case(name=SHARDS_MAPPED, short="mapped", directory="llama", program="mapped_shards", environment=torch),
-        Case(
-            name=RESNET,
-            short="resnet",
-            directory="resnet50",
-            program="mxnet_network",
-            environment=mxnet,
-            infers=True,
-        ),
-        Case(name=VGG, short="vgg", directory="vgg16", program="mxnet_network", environment=mxnet, infers=True),
-        Case(name=ONNX, short="onnx", directory="onnx", program="onnx_session", environment=torch, infers=True),
-        Case(
-            name=SMALL,
-            short="small",
-            directory="small",
-            program="read_files",
-            arguments=("--count", count),
-            places=(HTTPS, DISTANT),
-        ),
-        Case(
-            name=FILE_READ,
-            short="file-read",
-            directory=FILE,
-            program="read_files",
-            places=(*all_near, DISTANT),
-        ),
+        Case(LLAMA, "llama", "llama", "llama", torch, infers=True, places=(*all_near, DISTANT)),
+        Case(LLAMA_32, "llama-32", "llama-32", "llama", torch, infers=True),
+        Case(TENSORS, "tensors", "llama", "tensors", torch, streamed="tensors_streamed"),
+        Case(SHARDS_MAPPED, "mapped", "llama", "mapped_shards", torch),
+        Case(RESNET, "resnet", "resnet50", "mxnet_network", mxnet, infers=True),
+        Case(VGG, "vgg", "vgg16", "mxnet_network", mxnet, infers=True),
+        Case(ONNX, "onnx", "onnx", "onnx_session", torch, infers=True),
+        Case(SMALL, "small", "small", "read_files", arguments=("--count", count), places=(HTTPS, DISTANT)),
+        Case(FILE_READ, "file-read", FILE, "read_files", places=(*all_near, DISTANT)),
     ]
 
 

@@ -20,8 +20,8 @@ from tests.benchmarks.results import GETS
 from tests.benchmarks.scale import size_text
 from tests.services import S3Server
 
-HEADER = Case(name="", short=cases.HEADER, directory=SHARDS, program="header", infers=True)
-READER = Case(name="", short=cases.HEADER, directory=SHARDS, program="read_files")
+HEADER = Case("", cases.HEADER, SHARDS, "header", infers=True)
+READER = Case("", cases.HEADER, SHARDS, "read_files")
 FIRST, WHOLE_HEADER = "open and 8 bytes", "open, 8 bytes and the header"
 BESIDE = "open and 8 bytes, while the model is fetched"
 PAGES, FETCHED = "4 KiB at random", "bytes fetched"

@@ -7,14 +7,7 @@ from pathlib import Path
 
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.children import Child
-from tests.benchmarks.contenders import (
-    RCLONE_MOUNT,
-    S3FS_MOUNT,
-    Contender,
-    inherited,
-    rclone_environment,
-    trimsfs,
-)
+from tests.benchmarks.contenders import RCLONE_MOUNT, S3FS_MOUNT, Contender, inherited, rclone_environment, trimsfs
 from tests.benchmarks.data import BUCKET
 from tests.benchmarks.juicefs import BUCKET as JUICEFS_BUCKET
 from tests.benchmarks.juicefs import Volume, juicefs, volume

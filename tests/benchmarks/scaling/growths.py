@@ -64,16 +64,18 @@ def scale(bench: Bench) -> None:
 
 def _objects(study: Study) -> None:
     for count in study.bench.scale.objects:
-        layout = study.layout(f"objects-{count}")
-        study.fill(layout / "models", count, EACH)
-        _at(study, OBJECTS, count, layout, [COMMAND_LS], _command_ls, below="models")
+        _object_names(study, OBJECTS, count, EACH)
 
 
 def _objects_in_one_directory(study: Study) -> None:
     for count in study.bench.scale.objects_in_one_directory:
-        layout = study.layout(f"flat-{count}")
-        study.fill(layout / "models", count, count)
-        _at(study, FLAT, count, layout, [COMMAND_LS], _command_ls, below="models")
+        _object_names(study, FLAT, count, count)
+
+
+def _object_names(study: Study, group: str, count: int, each: int) -> None:
+    layout = study.layout(f"{each}-of-{count}")
+    study.fill(layout / "models", count, each)
+    _at(study, group, count, layout, [COMMAND_LS], _command_ls, below="models")
 
 
 def _readers(study: Study) -> None:
