@@ -70,20 +70,17 @@ async def test_one_request_brings_several_chunks(streaming: Workshop, chunk_size
     assert bench.tier.statistics().used_bytes == len(content) == await recorded_bytes(bench.tier)
 
 
-async def test_a_store_that_tells_at_the_end_is_asked_for_one_chunk_at_a_time(
-    workshop: Workshop, chunk_size: int
-) -> None:
-    workshop.put("a", 10)
-    bench = await workshop.bench(requests=1)
-    await bench.fetcher.fetch_all(await bench.acquire("a"))
-    assert {len(batch) for batch in batches(bench.store, chunk_size)} == {1}
-
-
-async def test_requests_that_may_start_share_what_there_is(streaming: Workshop, chunk_size: int) -> None:
-    """A short file is sooner here by several requests than by one."""
-    streaming.put("a", 8)
-    bench = await streaming.bench(requests=8)
-    await bench.fetcher.fetch_all(await bench.acquire("a"))
+@pytest.mark.parametrize(
+    ("streams", "requests"),
+    [
+        pytest.param(False, 1, id="a store that tells at the end"),
+        pytest.param(True, 8, id="a short file, sooner here by several requests than by one"),
+    ],
+)
+async def test_a_request_is_for_one_chunk(workshop: Workshop, chunk_size: int, streams: bool, requests: int) -> None:
+    workshop.store = MemoryStore(streaming=streams)
+    bench, blob, _ = await workshop.opened(8, requests=requests)
+    await bench.fetcher.fetch_all(blob)
     assert {len(batch) for batch in batches(bench.store, chunk_size)} == {1}
 
 

@@ -221,18 +221,6 @@ async def test_bytes_that_may_turn_out_wrong_are_not_told_of(late: MemoryStore, 
     assert heard == []
 
 
-async def test_landing_is_heard_of_in_the_event_loop(store: MemoryStore, file: int) -> None:
-    threads: set[int] = set()
-    generation = store.generation("a")
-
-    def landed(_record: ChunkRecord) -> None:
-        trio.lowlevel.current_task()  # raises elsewhere
-        threads.add(threading.get_ident())
-
-    await copier(store).fetch(generation, Extent(0, generation.size, file, 0, SMALL_CHUNK), landed)
-    assert threads == {threading.get_ident()}
-
-
 # Failures
 
 
@@ -274,14 +262,6 @@ async def test_a_full_disk_is_the_error_of_a_file_and_not_of_a_store(
     assert records == [record_of(content, chunk) for chunk in range(2)][: 2 * store.streaming]
 
 
-async def test_a_descriptor_that_cannot_be_written_is_the_error_of_a_file(store: MemoryStore, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    descriptor = os.open(tmp_path / "file", os.O_RDONLY)
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        await fetch(store, range(5), descriptor, [])
-    os.close(descriptor)
-
-
 async def test_what_a_store_gives_beyond_what_was_asked_for_is_written_nowhere(
     content: bytes, file: int, chunk_size: int
 ) -> None:
@@ -297,43 +277,14 @@ async def test_what_a_store_gives_beyond_what_was_asked_for_is_written_nowhere(
 # Checking
 
 
-async def test_the_checksum_is_that_of_the_range(store: MemoryStore, content: bytes, file: int) -> None:
-    os.pwrite(file, content, 0)
-    draw = random.Random(2)
-    moving = copier(store)
-    for start, stop in [(0, len(content)), (0, 1), *(sorted(draw.sample(range(len(content)), 2)) for _ in range(20))]:
-        assert await moving.checksum(file, start, stop) == crc32c.crc32c(content[start:stop])
-
-
-async def test_a_file_that_ends_early_has_no_checksum(store: MemoryStore, content: bytes, file: int) -> None:
-    os.pwrite(file, content, 0)
-    size = len(content)
-    for start, stop in [(0, size + 1), (size - 1, size + 1), (size, size + 1), (size + 5, size + 9)]:
-        assert await copier(store).checksum(file, start, stop) is None
-
-
-async def test_a_short_read_is_carried_on(
+async def test_a_large_range_is_checked_in_pieces_and_short_reads_are_carried_on(
     store: MemoryStore, content: bytes, file: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.pwrite(file, content, 0)
     preadv = os.preadv
+    monkeypatch.setattr("trimsfs.checksums._PIECE", 1000)
     monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: preadv(fd, [buffers[0][:777]], offset))
     assert await copier(store).checksum(file, 5, len(content)) == crc32c.crc32c(content[5:])
-
-
-async def test_a_large_range_is_checked_in_pieces(
-    store: MemoryStore, content: bytes, file: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    os.pwrite(file, content, 0)
-    monkeypatch.setattr("trimsfs.checksums._PIECE", 1000)
-    assert await copier(store).checksum(file, 0, len(content)) == crc32c.crc32c(content)
-
-
-async def test_a_file_that_cannot_be_read_is_an_error_of_its_own(store: MemoryStore, tmp_path: Path) -> None:
-    descriptor = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        await copier(store).checksum(descriptor, 0, 10)
-    os.close(descriptor)
 
 
 async def test_no_more_threads_work_than_allowed(
@@ -380,10 +331,3 @@ async def test_populating_brings_a_range_into_memory(late: MemoryStore, chunk_si
         resident = resident_bytes(descriptor)
         assert resident is not None
         assert resident >= size
-
-
-async def test_populating_a_file_that_ends_early_is_the_error_of_a_file(late: MemoryStore, file: int) -> None:
-    """Somebody may have cut a blob short."""
-    os.ftruncate(file, 100)
-    with pytest.raises(OSError, match=r"."):
-        await copier(late).populate(file, 0, 5000)

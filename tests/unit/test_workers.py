@@ -279,7 +279,9 @@ async def test_checksums_are_those_of_the_bytes(pool: WorkerPool, file: int) -> 
     for _ in range(20):
         start, stop = sorted(draw.sample(range(len(CONTENT)), 2))
         assert await pool.checksum(file, start, stop) == crc32c.crc32c(CONTENT[start:stop])
-    assert await pool.checksum(file, 0, len(CONTENT) + 1) is None
+    size = len(CONTENT)
+    for start, stop in [(0, size + 1), (size - 1, size + 1), (size, size + 1), (size + 5, size + 9)]:
+        assert await pool.checksum(file, start, stop) is None
 
 
 async def test_a_worker_brings_a_file_into_the_page_cache_or_tells_that_it_is_too_short(
