@@ -26,7 +26,7 @@ from tests.services.registry import Registry, start_registry
 from tests.services.seaweed import start_seaweed
 from tests.support.chunks import SMALL_CHUNK
 from tests.support.mounts import MountedStore, OwnDirectory, let_in, mounted, unmount_dead, wait_until
-from tests.support.survival import COLUMNS, Survival, Survived
+from tests.support.survival import COLUMNS, Survived
 
 pytest_plugins = ["tests.support.leftovers", "tests.support.parallel"]
 
@@ -121,12 +121,7 @@ def chunk_size() -> int:
 @pytest.fixture
 def survived(record_property: Callable[[str, object], None]) -> Survived:
     """Adds a line to the table of what was survived, and checks it."""
-
-    def add(survival: Survival) -> None:
-        record_property("survived", survival.row())
-        survival.check()
-
-    return add
+    return Survived(record_property)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

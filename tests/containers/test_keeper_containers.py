@@ -26,7 +26,7 @@ from tests.support.mounts import MOUNTCTL, TRIMSFS, wait_until
 from tests.support.mounts import trimsfs as command
 from tests.support.nodes import TIMEOUT_S, Node, a_node
 from tests.support.readers import PodReaders
-from tests.support.survival import Survival, Survived
+from tests.support.survival import Survived
 
 KILLS, NEWER, READERS = 50, 50, 4
 FILES = {f"resident/{number}": random.Random(number).randbytes(6_000_000) for number in range(2)} | {
@@ -196,15 +196,13 @@ def test_readers_in_pods_notice_neither_lost_nor_newer_containers(
     print(f"{KILLS} kills, {NEWER} newer images, the keeper replaced once: {report.operations} operations")
     print(f"longest, in seconds: { ({kind: round(worst, 2) for kind, worst in sorted(report.worst_s.items())}) }")
     survived(
-        Survival(
-            fault=f"the server's container is killed {KILLS} times and replaced by a newer one {NEWER} times, "
-            "the keeper's is replaced once",
-            injected=KILLS + NEWER + 1,
-            operations=report.operations,
-            errors=report.unexpected() + Counter(report.errnos),
-            wrong=len(report.wrong),
-            recovery_s=max(report.worst_s.values()),
-        )
+        f"the server's container is killed {KILLS} times and replaced by a newer one {NEWER} times, "
+        "the keeper's is replaced once",
+        injected=KILLS + NEWER + 1,
+        operations=report.operations,
+        errors=report.unexpected() + Counter(report.errnos),
+        wrong=len(report.wrong),
+        recovery_s=max(report.worst_s.values()),
     )
     assert (report.errors, report.wrong) == ([], [])
     assert node.mountpoint.stat().st_dev == device

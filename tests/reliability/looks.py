@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.reliability.scenes import command
 from tests.support.keepers import keeper
 from tests.support.mounts import MountedStore
-from tests.support.survival import Survival
+from tests.support.survival import Survived
 
 SIZES = (9 << 20, 2 << 20, 300_000, 5)
 MODELS = 4
@@ -92,13 +92,19 @@ class Looks:
         assert took < HANG_S, f"took {took:.0f} s"
         self.slowest_s = max(self.slowest_s, took)
 
-    def survival(
-        self, fault: str, *, injected: int = 1, allowed: Collection[str] = (), recovery_s: float | None = None
-    ) -> Survival:
-        """What was seen, for the table; no defect is in the log."""
+    def check(
+        self,
+        survived: Survived,
+        fault: str,
+        *,
+        injected: int = 1,
+        allowed: Collection[str] = (),
+        recovery_s: float | None = None,
+    ) -> None:
+        """Make what was seen a line of the table; no defect is in the log."""
         assert "Traceback" not in self.mount.log()
-        return Survival(
-            fault=fault,
+        survived(
+            fault,
             injected=injected,
             operations=self.operations,
             errors=self.errors,
@@ -110,4 +116,5 @@ class Looks:
 
 def restarts(mount: MountedStore) -> int:
     """How many servers of a mount have been followed by another."""
-    return int(str(keeper(mount)["restarts"]))
+    number: int = keeper(mount)["restarts"]
+    return number

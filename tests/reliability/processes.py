@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -16,19 +16,6 @@ def states(pids: Iterable[int]) -> dict[int, str]:
         with contextlib.suppress(OSError):
             found[pid] = _fields(pid)[0]
     return found
-
-
-def descendants(pid: int) -> Iterator[int]:
-    """A process and all below it."""
-    parents: dict[int, list[int]] = {}
-    for entry in PROC.glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parents.setdefault(int(_fields(int(entry.name))[1]), []).append(int(entry.name))
-    found = [pid]
-    while found:
-        one = found.pop()
-        yield one
-        found += parents.get(one, [])
 
 
 def descriptors(pid: int) -> Counter[str]:

@@ -7,14 +7,14 @@ itself has a test of its own beside those of the part that had it.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase
 
-from tests.support.survival import Survival
+from tests.support.survival import Survived
 
 DOCUMENTED = ("EACCES", "EFAULT", "EIO", "EISDIR", "ENOENT", "ENOTDIR", "ESTALE")
 FOUND = DirectoryBasedExampleDatabase(Path(".hypothesis/examples"))
@@ -54,17 +54,15 @@ LONG_S = 600 + 4 * LONG.max_examples
 
 
 @contextmanager
-def survival(fault: str, totals: Counter[str], survived: Callable[[Survival], None]) -> Iterator[None]:
+def survival(fault: str, totals: Counter[str], survived: Survived) -> Iterator[None]:
     """Add what machines do in the block, which they count, to the table."""
     totals.clear()
     yield
     faults = ("restarts", "store fails", "replaced", "evict done")
     survived(
-        Survival(
-            fault=fault,
-            injected=sum(totals[name] for name in faults),
-            operations=sum(totals[name] for name in ("opens", "reads", "stats", "listings", *DOCUMENTED)),
-            errors=Counter({name: number for name, number in totals.items() if name in DOCUMENTED}),
-            allowed=DOCUMENTED,
-        )
+        fault,
+        injected=sum(totals[name] for name in faults),
+        operations=sum(totals[name] for name in ("opens", "reads", "stats", "listings", *DOCUMENTED)),
+        errors=Counter({name: number for name, number in totals.items() if name in DOCUMENTED}),
+        allowed=DOCUMENTED,
     )

@@ -14,7 +14,7 @@ from tests.services import S3Server
 from tests.services.faulty import FaultyS3, faulty
 from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
 from tests.support.readers import Processes, Report
-from tests.support.survival import Survival
+from tests.support.survival import Survived
 
 READERS = 3
 SIZES = (100_000, 1_000_000, 17 << 20, 300_000, 1, 2 << 20)
@@ -151,16 +151,18 @@ def unharmed(one: Scene) -> Iterator[None]:
     assert "Traceback" not in one.mount.log()[logged:]
 
 
-def survival(fault: str, report: Report, injected: int, recovery: float, allowed: Collection[str] = ()) -> Survival:
+def check(
+    survived: Survived, fault: str, report: Report, injected: int, recovery_s: float, allowed: Collection[str] = ()
+) -> None:
     """What readers saw of a fault. None of them may have met anything but errors to put up with, or have hung."""
     assert report.errors == []
     assert max(report.worst_s.values()) < LONGEST_S, report.worst_s
-    return Survival(
-        fault=fault,
+    survived(
+        fault,
         injected=injected,
         operations=report.operations,
         errors=report.errnos,
         allowed=allowed,
         wrong=len(report.wrong),
-        recovery_s=recovery,
+        recovery_s=recovery_s,
     )

@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.reliability.commander import Commander
-from tests.reliability.processes import descendants, described, descriptors, seeing, states
+from tests.reliability.processes import described, descriptors, seeing, states
 from tests.reliability.readers import FaultReader
-from tests.reliability.scenes import LONGEST_S, WARM, Scene, scene, survival
+from tests.reliability.scenes import LONGEST_S, WARM, Scene, check, scene
 from tests.services import SCRATCH
 from tests.services.ceph import Ceph, start_ceph
 from tests.services.faults import FAULTS
@@ -34,8 +34,9 @@ from tests.services.faulty import Plan
 from tests.support.keepers import keeper, serving
 from tests.support.memory_group import killed, limited, used
 from tests.support.mounts import let_in, trimsfs
+from tests.support.processes import family
 from tests.support.readers import Processes, Report
-from tests.support.survival import Survival
+from tests.support.survival import Survived
 from trimsfs.fetch.processes.worker_pool import LINGER_S
 from trimsfs.mountinfo import mount_at
 
@@ -91,11 +92,11 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
     recovery_s: float = 0.0
 
-    def survival(self) -> Survival:
-        """As a line of the table of all faults."""
+    def check(self, survived: Survived) -> None:
+        """Make it a line of the table of all faults."""
         total = self.injected.total() + self.events.total()
         allowed = ("EIO", "EACCES", "ESTALE")
-        return survival(f"soak of {self.seconds:.0f} s", self.report, total, self.recovery_s, allowed)
+        check(survived, f"soak of {self.seconds:.0f} s", self.report, total, self.recovery_s, allowed)
 
 
 class Soak:
@@ -108,11 +109,11 @@ class Soak:
         self._group = group
         self._seed = seed
         self._draw = random.Random(seed)
-        self._keeper = int(str(keeper(stage.mount)["keeper_pid"]))
+        self._keeper = keeper(stage.mount)["keeper_pid"]
         self._ended = threading.Event()
         self._names = {kind: self._put(kind, count) for kind, count in GROUPS.items()}
         if group is not None:
-            for pid in descendants(self._keeper):
+            for pid in family(self._keeper):
                 (group / "cgroup.procs").write_text(str(pid))
         self._kill()  # what the next servers use is charged to the group from the first byte on
         self._before = self._quiet({})
@@ -264,8 +265,8 @@ class Soak:
                     sights.problems.append(f"process {pid} has been in state D for {now - since:.0f} s")
 
     def _ours(self) -> Iterator[int]:
-        yield from descendants(os.getpid())
-        yield from descendants(self._keeper)
+        yield from family(os.getpid())
+        yield from family(self._keeper)
 
     def _quiet(self, before: dict[str, float]) -> dict[str, float]:
         """The gauges, descriptors and processes once nothing of the mount is in use, and as *before* if that may be."""
@@ -291,7 +292,7 @@ class Soak:
         due = 2 * len(list((mount.cache / "blobs").glob("*/*")))
         found["blobs open in the server"] = max(0, found.get("blobs open in the server", 0) - due)
         # Fetch processes stay for 30 s after the last job.
-        return found | {"processes": sum("trimsfs fetch" not in described(pid) for pid in descendants(self._keeper))}
+        return found | {"processes": sum("trimsfs fetch" not in described(pid) for pid in family(self._keeper))}
 
     def _settle(self, outcome: Outcome) -> None:
         """All is quiet: everything is as it was put, and what was taken has been given back."""
@@ -308,8 +309,8 @@ class Soak:
                 if number > before + SPARE.get(name, 0):
                     problems.append(f"{name}: {before:g} before, {number:g} after")
                     if name == "processes":
-                        problems += map(described, descendants(self._keeper))
-        restarts = int(str(keeper(stage.mount)["restarts"]))
+                        problems += map(described, family(self._keeper))
+        restarts = keeper(stage.mount)["restarts"]
         for who, errors in (("readers", outcome.report.errors), ("commands", outcome.commands.errors)):
             told = Counter(one.strip().splitlines()[-1] for one in errors)
             problems += [f"{who}, {number} times: {one}" for one, number in told.most_common(5)]

@@ -15,7 +15,7 @@ from tests.reliability.scheduling import about, at, scheduled
 from tests.support.parts import content_of
 from tests.support.served import FakeBacking, Server, Signal, served
 from tests.support.stores import MemoryStore
-from tests.support.survival import Survival, Survived
+from tests.support.survival import Survived
 from trimsfs.control.commands import Commands
 from trimsfs.opening.cold_open import ColdOpen
 
@@ -249,7 +249,7 @@ def test_operations_can_be_given_up_at_every_await(tmp_path: Path, chunk_size: i
         with about(operation.__name__):
             directory = tmp_path / f"{operation.__name__}-{cold_open}-{warm}"
             given_up += scheduled(1, given_up_everywhere, directory, chunk_size, operation, cold_open, warm)
-    survived(Survival(fault="operations cancelled at each await", injected=given_up, operations=given_up))
+    survived("operations cancelled at each await", injected=given_up, operations=given_up)
 
 
 def test_a_signal_can_come_at_every_await_of_an_open(tmp_path: Path, chunk_size: int, survived: Survived) -> None:
@@ -257,7 +257,7 @@ def test_a_signal_can_come_at_every_await_of_an_open(tmp_path: Path, chunk_size:
     for cold_open in get_args(ColdOpen):
         with about(cold_open):
             given_up += scheduled(1, signalled_everywhere, tmp_path / cold_open, chunk_size, cold_open)
-    survived(Survival(fault="opens signalled at each await", injected=given_up, operations=given_up))
+    survived("opens signalled at each await", injected=given_up, operations=given_up)
 
 
 def test_commands_can_be_closed_at_every_await(tmp_path: Path, chunk_size: int, survived: Survived) -> None:
@@ -265,4 +265,4 @@ def test_commands_can_be_closed_at_every_await(tmp_path: Path, chunk_size: int, 
     for name, warm in itertools.product(COMMANDS, (False, True)):
         with about(name):
             given_up += scheduled(1, closed_everywhere, tmp_path / f"{name}-{warm}", chunk_size, name, warm)
-    survived(Survival(fault="commands closed at each await", injected=given_up, operations=given_up))
+    survived("commands closed at each await", injected=given_up, operations=given_up)

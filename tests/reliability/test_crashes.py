@@ -19,7 +19,7 @@ from tests.reliability.points import How, Plan, plan_in
 from tests.support.keepers import keeper, serving
 from tests.support.mounts import MountedStore, mounted, trimsfs, unmount
 from tests.support.readers import Readers
-from tests.support.survival import Survival, Survived
+from tests.support.survival import Survived
 from tests.support.tmpfs import tmpfs
 
 slow = pytest.mark.slow
@@ -82,12 +82,10 @@ def test_what_a_crash_leaves_is_right_accounted_for_and_gone_on_with(
     assert deaths >= 0.9 * (len(outcomes["lives"]) - 1)  # a life may be over before its last points
     kind = f" ({order.kind})" if order.kind else ""
     survived(
-        Survival(
-            fault=f"cache: {fault}{kind}, at {deaths} of {outcomes['calls']} points",
-            injected=deaths,
-            operations=len(outcomes["lives"]),
-            recovery_s=outcomes["looked_s"],
-        )
+        f"cache: {fault}{kind}, at {deaths} of {outcomes['calls']} points",
+        injected=deaths,
+        operations=len(outcomes["lives"]),
+        recovery_s=outcomes["looked_s"],
     )
 
 
@@ -161,7 +159,7 @@ def test_a_server_that_dies_at_any_write_costs_its_readers_nothing(
             facts = keeper(mount)
             for pid in (facts["keeper_pid"], facts["server_pid"]):
                 with contextlib.suppress(ProcessLookupError):  # a server ends with its keeper
-                    os.kill(int(str(pid)), signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
             unmount(mount.path)
         pins = {row.key for row in recorded(tmp_path / "cache").values() if row.pinned}
         assert crashing.pinned <= pins
@@ -170,12 +168,10 @@ def test_a_server_that_dies_at_any_write_costs_its_readers_nothing(
                 assert (mount.path / path.relative_to(store)).read_bytes() == path.read_bytes()
     assert disagreements(tmp_path / "cache") == []
     survived(
-        Survival(
-            fault="server killed at a write, on a mount in use",
-            injected=crashing.injected,
-            operations=report.operations,
-            errors=report.unexpected(),
-            wrong=len(report.wrong),
-            recovery_s=crashing.slowest_s,
-        )
+        "server killed at a write, on a mount in use",
+        injected=crashing.injected,
+        operations=report.operations,
+        errors=report.unexpected(),
+        wrong=len(report.wrong),
+        recovery_s=crashing.slowest_s,
     )

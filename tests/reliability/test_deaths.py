@@ -15,7 +15,7 @@ from tests.reliability.scheduling import about, at, scheduled
 from tests.reliability.succession import Succession
 from tests.support.parts import content_of
 from tests.support.stores import MemoryStore
-from tests.support.survival import Survival, Survived
+from tests.support.survival import Survived
 from trimsfs.opening.cold_open import ColdOpen
 
 PATH = "d/model"
@@ -153,7 +153,7 @@ def test_a_server_can_die_after_any_step(
         with about(operation.__name__):
             directory = tmp_path / f"{seed}-{operation.__name__}-{cold_open}-{warm}"
             killed += scheduled(seed, killed_everywhere, directory, chunk_size, operation, cold_open, warm, stride)
-    survived(Survival(fault="server killed at any step while asked", injected=killed, operations=2 * killed))
+    survived("server killed at any step while asked", injected=killed, operations=2 * killed)
 
 
 @pytest.mark.parametrize(("stride", "seeds"), STRIDES)
@@ -166,4 +166,4 @@ def test_a_server_can_die_after_any_step_of_a_command(
             directory = tmp_path / f"{seed}-{name}-{warm}"
             operation = partial(command, name=name)
             killed += scheduled(seed, killed_everywhere, directory, chunk_size, operation, "wait", warm, stride)
-    survived(Survival(fault="server killed at any step of a command", injected=killed, operations=2 * killed))
+    survived("server killed at any step of a command", injected=killed, operations=2 * killed)

@@ -16,7 +16,7 @@ from tests.reliability.processes import stacks
 from tests.reliability.sharer import KINDS
 from tests.support.keepers import kill, serving
 from tests.support.mounts import MountedStore, mounted, wait_until
-from tests.support.survival import Survival, Survived
+from tests.support.survival import Survived
 
 SHARER = Path(__file__).with_name("sharer.py")
 FAULT_THREADS = Path(__file__).parents[1] / "support/fault_threads.py"
@@ -64,12 +64,10 @@ def test_what_is_open_is_open_for_whoever_has_it(
         wait_until(lambda: mount.metrics()["trimsfs_files_open_handles"] == 0)
         assert evicted(mount) == len(KINDS)
     survived(
-        Survival(
-            fault=f"handles forked, inherited, sent; {' '.join(options)}",
-            injected=len(KINDS) + 1,
-            operations=2 * len(KINDS),
-            wrong=wrong,
-        )
+        f"handles forked, inherited, sent; {' '.join(options)}",
+        injected=len(KINDS) + 1,
+        operations=2 * len(KINDS),
+        wrong=wrong,
     )
 
 
@@ -117,12 +115,10 @@ def test_many_threads_open_and_close_while_files_are_evicted_and_servers_die(
         wait_until(lambda: mount.metrics()["trimsfs_files_open_handles"] == 0)
         assert evicted(mount) == len(contents)
     survived(
-        Survival(
-            fault="kills and evictions while 16 threads open and close",
-            injected=DEATHS + gone,
-            operations=sum(opens),
-            wrong=len(wrong),
-        )
+        "kills and evictions while 16 threads open and close",
+        injected=DEATHS + gone,
+        operations=sum(opens),
+        wrong=len(wrong),
     )
 
 
@@ -149,12 +145,10 @@ def test_cold_mappings_faulted_by_64_threads_never_hang(
             directory.rmdir()
         wait_until(lambda: mount.metrics()["trimsfs_files_open_handles"] == 0)
     survived(
-        Survival(
-            fault=f"cold mappings faulted by {THREADS} threads, {mode}",
-            injected=TIMES * AT_ONCE,
-            operations=TIMES * AT_ONCE * THREADS,
-            wrong=wrong,
-        )
+        f"cold mappings faulted by {THREADS} threads, {mode}",
+        injected=TIMES * AT_ONCE,
+        operations=TIMES * AT_ONCE * THREADS,
+        wrong=wrong,
     )
 
 

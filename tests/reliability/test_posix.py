@@ -19,7 +19,7 @@ from tests.reliability.calls import CASES, SIZES, Root
 from tests.reliability.perform import MODULES
 from tests.support.images import Image
 from tests.support.mounts import let_in, mounted
-from tests.support.survival import Survival, Survived
+from tests.support.survival import Survived
 from tests.support.tmpfs import tmpfs
 from tests.support.users import STRANGER
 
@@ -149,13 +149,11 @@ def test_calls_come_to_the_same_as_on_a_local_file_system(
     assert {name for user, name in different if user == 0} == set(DIFFERENCES)
     assert not [text for one in (*found.values(), *expected.values()) for text in one.values() if "Traceback" in text]
     survived(
-        Survival(
-            fault=f"calls as on a local file system, {' '.join(options)}",
-            injected=len(CASES),
-            operations=2 * len(CASES),
-            errors=Counter({"documented": len(different)}),
-            allowed=["documented"],
-        )
+        f"calls as on a local file system, {' '.join(options)}",
+        injected=len(CASES),
+        operations=2 * len(CASES),
+        errors=Counter({"documented": len(different)}),
+        allowed=["documented"],
     )
 
 

@@ -11,14 +11,14 @@ import pytest
 
 from tests.reliability.caches import disagreements
 from tests.reliability.loader import MIB, UNNUMBERED, UNNUMBERED_MODELS, Loader, models_in
-from tests.reliability.processes import descendants
 from tests.reliability.scenes import LONGEST_S, at_rest
 from tests.services.fast import start_fast
 from tests.support.keepers import keeper, serving
 from tests.support.mounts import MountedStore, mounted, wait_until
 from tests.support.parts import blob_files, recorded_loads
+from tests.support.processes import family
 from tests.support.readers import Processes
-from tests.support.survival import Survival, Survived
+from tests.support.survival import Survived
 from trimsfs.fetch.processes.worker_pool import LINGER_S
 
 BUDGET = 72 * MIB
@@ -44,7 +44,7 @@ class Kills:
 
     def kill(self) -> None:
         """Kill the server as something comes ahead, and wait for the next."""
-        pid = int(str(keeper(self._mount)["server_pid"]))
+        pid = keeper(self._mount)["server_pid"]
         if self.killed % 3 == 2:
             time.sleep(1.1)  # servers that end at once, again and again, are given up
         wait_until(self._comes, timeout_s=COMES_S)
@@ -108,7 +108,7 @@ def test_a_server_that_dies_while_it_fetches_ahead_costs_its_readers_nothing(
     with start_fast(bucket.parent, rate=RATE) as store:
         with mounted("s3://bucket", tmp_path / "mount", *options, environment=store.environment()) as mount:
             load_unnumbered(mount, bucket)
-            keeper_pid = int(str(keeper(mount)["keeper_pid"]))
+            keeper_pid = keeper(mount)["keeper_pid"]
             killing = Kills(mount)
             loaders = Processes(lambda seed: Loader(mount.path, bucket, seed), tmp_path, count=LOADERS)
             try:
@@ -123,7 +123,7 @@ def test_a_server_that_dies_while_it_fetches_ahead_costs_its_readers_nothing(
             assert keeper(mount)["restarts"] == kills
             # What fetched ahead ends once it has had no job for a while.
             ends_s = LONGEST_S + LINGER_S["background"]
-            wait_until(lambda: len(list(descendants(keeper_pid))) <= PROCESSES, timeout_s=ends_s)
+            wait_until(lambda: len(family(keeper_pid)) <= PROCESSES, timeout_s=ends_s)
             assert "Traceback" not in mount.log()
         # The next server frees what a fetch has left that the unmount broke off.
         calm = (*options, "--prefetch", "off")
@@ -133,12 +133,10 @@ def test_a_server_that_dies_while_it_fetches_ahead_costs_its_readers_nothing(
     print(f"{kills} kills: {killing.used_files} files that came ahead were used")
     assert killing.used_files > 0
     survived(
-        Survival(
-            fault=f"server killed while it fetches ahead, cold opens {cold_open}",
-            injected=killing.killed,
-            operations=report.operations,
-            errors=report.unexpected(),
-            wrong=len(report.wrong),
-            recovery_s=max(report.worst_s.values()),
-        )
+        f"server killed while it fetches ahead, cold opens {cold_open}",
+        injected=killing.killed,
+        operations=report.operations,
+        errors=report.unexpected(),
+        wrong=len(report.wrong),
+        recovery_s=max(report.worst_s.values()),
     )

@@ -106,7 +106,7 @@ def test_a_disk_that_others_fill_costs_no_reader_anything(store: Path, tmp_path:
             recovery_s = looks.until_kept("model-3/part-0")
             looks.read()
             assert restarts(mount) == 1
-            survived(looks.survival("disk of the cache filled by others", injected=2, recovery_s=recovery_s))
+            looks.check(survived, "disk of the cache filled by others", injected=2, recovery_s=recovery_s)
         with mounted(store, tmp_path, *NO_MARGIN):
             pass
         assert disagreements(cache) == []
@@ -138,7 +138,7 @@ def test_a_file_system_without_inodes_costs_no_reader_anything(store: Path, tmp_
             looks.read()
             subprocess.run([*remount[:2], "remount,nr_inodes=10000", str(cache)], check=True, timeout=20)
             recovery_s = looks.until_kept("model-3/part-0")
-            survived(looks.survival("file system of the cache without inodes", recovery_s=recovery_s))
+            looks.check(survived, "file system of the cache without inodes", recovery_s=recovery_s)
 
 
 # A disk that fails
@@ -173,7 +173,7 @@ def test_a_disk_that_fails_is_done_without(
         assert trimsfs("pin", mount.path / "model-0/part-0").returncode == 9
         assert "cache       not used: " in trimsfs("status", mount.path).stdout
         fault = f"disk of the cache {failure} ({image.kind})"
-        survived(looks.survival(fault, injected=2, allowed={"EIO"}, recovery_s=recovery_s))
+        looks.check(survived, fault, injected=2, allowed={"EIO"}, recovery_s=recovery_s)
     image.unmount()
     image.mount()
     with cached_on(image, store, tmp_path) as mount:
@@ -207,7 +207,7 @@ def test_writes_that_fail_leave_no_wrong_byte(image: Image, store: Path, tmp_pat
             recovery_s = looks.until_all_can_be_read()
             drop_memory(mount.cache)
             looks.read()
-            survived(looks.survival(f"writes to the disk fail ({image.kind})", allowed={"EIO"}, recovery_s=recovery_s))
+            looks.check(survived, f"writes to the disk fail ({image.kind})", allowed={"EIO"}, recovery_s=recovery_s)
         image.unmount()
         image.mount()
         with cached_on(image, store, tmp_path) as mount:
@@ -228,7 +228,7 @@ def test_what_a_server_wrote_before_it_was_killed_is_compared_with_the_disk(
             looks = Looks(mount, store)
             filler = fill(disk)
             looks.read("model-1/part-0", "model-1/part-1")
-            os.kill(int(str(keeper(mount)["server_pid"])), signal.SIGSTOP)
+            os.kill(keeper(mount)["server_pid"], signal.SIGSTOP)
             errors = sync_files(mount.cache)
             kill(mount)
             looks.read("model-1/part-0")
@@ -239,7 +239,7 @@ def test_what_a_server_wrote_before_it_was_killed_is_compared_with_the_disk(
             drop_memory(mount.cache)
             looks.read()
             fault = f"writes fail before the server is killed ({image.kind})"
-            survived(looks.survival(fault, injected=errors, allowed={"EIO"}, recovery_s=recovery_s))
+            looks.check(survived, fault, injected=errors, allowed={"EIO"}, recovery_s=recovery_s)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_a_frozen_disk_holds_up_only_what_has_to_be_written(
         assert content == (store / "model-1/part-0").read_bytes()
         looks.read()
         assert restarts(mount) == 0
-        survived(looks.survival("disk of the cache frozen for 2 s", recovery_s=recovery_s))
+        looks.check(survived, "disk of the cache frozen for 2 s", recovery_s=recovery_s)
 
 
 # Somebody has been at the cache
@@ -372,7 +372,7 @@ def test_damage_while_mounted_gives_no_wrong_byte_and_passes(
         recovery_s += looks.until_kept("model-3/part-0")
         drop_memory(mount.cache)
         assert looks.read() == 0
-        survived(looks.survival(f"{damage} while mounted ({option[2:]})", injected=2, recovery_s=recovery_s))
+        looks.check(survived, f"{damage} while mounted ({option[2:]})", injected=2, recovery_s=recovery_s)
     with mounted(store, tmp_path, *NO_MARGIN, option) as mount:
         assert Looks(mount, store).read() == 0
     assert disagreements(mount.cache) == []
@@ -395,7 +395,7 @@ def test_damage_while_not_mounted_is_found_by_the_next_mount(
         looks = Looks(mount, store)
         assert looks.read() == 0
         recovery_s = looks.until_kept("model-3/part-0")
-        survived(looks.survival(f"{damage} while not mounted", recovery_s=recovery_s))
+        looks.check(survived, f"{damage} while not mounted", recovery_s=recovery_s)
     assert disagreements(mount.cache) == []
 
 
@@ -437,7 +437,7 @@ def test_more_files_are_open_than_a_server_has_descriptors(
         held.close()
         recovery_s = looks.until_kept("part-149")
         assert restarts(mount) == 0
-        survived(looks.survival("150 files open with 128 descriptors", injected=150, recovery_s=recovery_s))
+        looks.check(survived, "150 files open with 128 descriptors", injected=150, recovery_s=recovery_s)
 
 
 @slow
@@ -457,5 +457,5 @@ def test_a_server_without_memory_pins_what_its_group_allows(
             kill(mount)  # the next one locks what is pinned again
             looks.read()
             assert restarts(mount) == 1
-            survived(looks.survival("pins of 512 MiB by a server that may hold 300", injected=8))
+            looks.check(survived, "pins of 512 MiB by a server that may hold 300", injected=8)
         wait_until(lambda: group.read_text() == "")

@@ -18,7 +18,7 @@ from tests.reliability.scheduling import scheduled
 from tests.support.parts import content_of
 from tests.support.served import FakeBacking, Server, Signal, served
 from tests.support.stores import MemoryStore
-from tests.support.survival import Survival, Survived
+from tests.support.survival import Survived
 from trimsfs.errors import (
     CacheFullError,
     FuseUnavailableError,
@@ -269,11 +269,9 @@ def test_whatever_the_schedule_reads_are_right_and_nothing_is_left_in_use(
     assert disturbed or totals["ESTALE"] == 0
     errors = Counter({name: totals[name] for name in ("EINTR", "ESTALE", "ENOSPC") if totals[name]})
     survived(
-        Survival(
-            fault=f"{seeds} schedules, cold opens {cold_open}" + (", objects replaced" if disturbed else ""),
-            injected=totals["cancelled"] + totals["evictions"] + totals["EINTR"],
-            operations=totals["read"] + totals["passed through"] + totals["cached"] + totals["done"],
-            errors=errors,
-            allowed=["EINTR", "ESTALE", "ENOSPC"],
-        )
+        f"{seeds} schedules, cold opens {cold_open}" + (", objects replaced" if disturbed else ""),
+        injected=totals["cancelled"] + totals["evictions"] + totals["EINTR"],
+        operations=totals["read"] + totals["passed through"] + totals["cached"] + totals["done"],
+        errors=errors,
+        allowed=["EINTR", "ESTALE", "ENOSPC"],
     )

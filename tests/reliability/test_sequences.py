@@ -14,7 +14,7 @@ import pytest
 
 from tests.reliability.syscalls import checked, libc
 from tests.support.mounts import MountedStore, mounted, trimsfs
-from tests.support.survival import Survival, Survived
+from tests.support.survival import Survived
 
 MIB = 1 << 20
 PAGE = mmap.PAGESIZE
@@ -193,12 +193,10 @@ def check(store: Path, survived: Survived, rounds: int, count: int, *options: st
     assert wrong == []
     assert len(total) == 15
     survived(
-        Survival(
-            fault=f"sequences of reads and mappings, {' '.join(options)}",
-            injected=rounds * len(SIZES),
-            operations=total.total(),
-            wrong=len(wrong),
-        )
+        f"sequences of reads and mappings, {' '.join(options)}",
+        injected=rounds * len(SIZES),
+        operations=total.total(),
+        wrong=len(wrong),
     )
 
 

@@ -21,7 +21,7 @@ from tests.services.ceph import Ceph
 from tests.services.fast import start_fast
 from tests.services.switch import Switch, switched
 from tests.support.mounts import MountedStore, mounted
-from tests.support.survival import Survival, Survived
+from tests.support.survival import Survived
 
 MODEL = random.Random(11).randbytes(20 << 20)
 WARM = random.Random(12).randbytes(3 << 20)
@@ -125,12 +125,10 @@ def test_a_process_that_is_killed_goes_at_once_whatever_it_waits_for(
                 program.done()
         at_rest(mount)
     survived(
-        Survival(
-            fault=f"SIGKILL while waiting, cold opens {cold_open}",
-            injected=len(killed),
-            operations=len(patient) + 2,
-            recovery_s=took,
-        )
+        f"SIGKILL while waiting, cold opens {cold_open}",
+        injected=len(killed),
+        operations=len(patient) + 2,
+        recovery_s=took,
     )
 
 
@@ -162,12 +160,10 @@ def test_signals_that_a_program_goes_on_after_cost_it_nothing_but_opens_to_be_ma
     # FUSE cannot have a call restarted: an open that waits ends with EINTR, also for who has asked for SA_RESTART.
     assert interrupted.keys() == ({"open"} if cold_open == "wait" else set())
     survived(
-        Survival(
-            fault=f"signals that are handled, cold opens {cold_open}",
-            injected=sum(one["signals"] for one in told),
-            operations=2 * len(MODEL) >> 20,
-            errors=Counter({"EINTR": interrupted["open"]} if interrupted["open"] else {}),
-            allowed=["EINTR"],
-            wrong=sum(one["digest"] != hashlib.sha256(MODEL).hexdigest() for one in told),
-        )
+        f"signals that are handled, cold opens {cold_open}",
+        injected=sum(one["signals"] for one in told),
+        operations=2 * len(MODEL) >> 20,
+        errors=Counter({"EINTR": interrupted["open"]} if interrupted["open"] else {}),
+        allowed=["EINTR"],
+        wrong=sum(one["digest"] != hashlib.sha256(MODEL).hexdigest() for one in told),
     )

@@ -14,4 +14,4 @@ def test_a_minute_of_everything_leaves_nothing_behind(tmp_path: Path, survived: 
     outcome = soak(60, 1, tmp_path)
     Console(width=120).print(table(outcome))
     assert outcome.problems == []
-    survived(outcome.survival())
+    outcome.check(survived)

@@ -8,12 +8,12 @@ from collections.abc import Collection, Iterator
 
 import pytest
 
-from tests.reliability.scenes import Scene, scene, survival, unharmed
+from tests.reliability.scenes import Scene, check, scene, unharmed
 from tests.services import S3Server
 from tests.services.faults import FAULTS, LISTS
 from tests.services.faulty import Plan
 from tests.support.mounts import trimsfs, wait_until
-from tests.support.survival import Survival, Survived
+from tests.support.survival import Survived
 
 REFUSALS = {"expired token", "unknown access key", "wrong signature", "access denied", "clock skew"}
 SILENT = {"flipped bit"}
@@ -66,7 +66,7 @@ def test_what_passes_is_not_noticed_and_what_is_refused_is_told(fault: str, pati
         patient.through.heal()
         recovery = patient.recovered([spare, *names])
     injected = (patient.through.injected() - before).total()
-    survived(survival(f"{fault}, twice", report, injected, recovery, ERRORS.get(fault, ())))
+    check(survived, f"{fault}, twice", report, injected, recovery, ERRORS.get(fault, ()))
 
 
 @pytest.mark.parametrize("fault", cases(FAULTS.keys() - SILENT - {"wrong ETag"}, {"slow body"}))
@@ -85,7 +85,7 @@ def test_what_lasts_is_told_in_time_and_forgotten(fault: str, impatient: Scene, 
         recovery = impatient.recovered([spare, *names])
     assert report.errnos.total() > 0
     assert prefix in impatient.mount.log()[logged:]
-    survived(survival(f"{fault}, for long", report, injected, recovery, ERRORS.get(fault, ("EIO",))))
+    check(survived, f"{fault}, for long", report, injected, recovery, ERRORS.get(fault, ("EIO",)))
 
 
 @pytest.mark.parametrize("in_parts", [False, True], ids=["whole", "in parts"])
@@ -108,4 +108,4 @@ def test_a_bit_that_was_flipped_on_the_way_is_in_no_file_that_is_here(
             wrong += found != patient.objects.expected(name, len(found), 0, len(found))
     injected = (patient.through.injected() - before).total()
     fault = "flipped bit, once, of objects in parts" if in_parts else "flipped bit, once"
-    survived(Survival(fault=fault, injected=injected, operations=len(names), wrong=wrong))
+    survived(fault, injected=injected, operations=len(names), wrong=wrong)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.reliability.scenes import Scene, command, scene, survival, unharmed
+from tests.reliability.scenes import Scene, check, command, scene, unharmed
 from tests.services.ceph import Ceph, start_ceph
 from tests.services.faults import FAULTS
 from tests.services.faulty import Plan
@@ -63,7 +63,7 @@ def test_objects_that_are_replaced_and_deleted_are_never_mixed(
         for name in fleeting:
             stage.objects.put(client, name)
         recovery = stage.settled([spare, *steady, *fleeting])
-    survived(survival("objects replaced and deleted", report, changes, recovery, ("ESTALE",)))
+    check(survived, "objects replaced and deleted", report, changes, recovery, ("ESTALE",))
 
 
 def change(stage: Scene, client: "S3Client", draw: random.Random, steady: list[str], fleeting: list[str]) -> None:
@@ -120,7 +120,7 @@ def test_keys_that_are_rotated_are_followed(own_ceph: Ceph, tmp_path: Path, surv
             keys.append(new)
             recovery = stage.recovered([spare, *names])
         report = Report(operations=5, worst_s={"read": recovery})
-        survived(survival("keys rotated", report, 1, recovery))
+        check(survived, "keys rotated", report, 1, recovery)
 
 
 # Below, the gateway is killed, after which Ceph takes half a minute to make a bucket
@@ -142,7 +142,7 @@ def test_a_store_that_stands_still_or_is_killed_is_waited_for(
         own_ceph.gateway.start()
         recovery = stage.recovered([spare, *names])
         report = readers.stop()
-    survived(survival("S3 server halted, then killed", report, 2, recovery))
+    check(survived, "S3 server halted, then killed", report, 2, recovery)
 
 
 @pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.slow)])
@@ -177,4 +177,4 @@ def test_everything_at_once(
         injected = stage.through.injected().total() + others
         stage.through.heal()
         recovery = stage.settled([spare, *steady, *fleeting])
-    survived(survival(f"everything for {seconds} s", report, injected, recovery, ("EIO", "EACCES", "ESTALE")))
+    check(survived, f"everything for {seconds} s", report, injected, recovery, ("EIO", "EACCES", "ESTALE"))

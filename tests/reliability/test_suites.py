@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.mounts import mounted, trimsfs
-from tests.support.survival import Survival, Survived
+from tests.support.survival import Survived
 
 JOBS = 8
 SIZE = 1 << 20
@@ -124,13 +124,11 @@ def check(
             total, errors = total + blocks, errors + met
     wrong = errors.pop("EILSEQ", 0)
     survived(
-        Survival(
-            fault=f"fio verify, {' '.join((mode, *options))}",
-            injected=len(ways) * 2 * rounds,
-            operations=total,
-            errors=errors,
-            wrong=wrong,
-        )
+        f"fio verify, {' '.join((mode, *options))}",
+        injected=len(ways) * 2 * rounds,
+        operations=total,
+        errors=errors,
+        wrong=wrong,
     )
 
 

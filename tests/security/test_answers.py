@@ -18,7 +18,7 @@ from tests.security.hostile import BUCKET, Answer, Told, hostile_store
 from tests.security.names import check_log
 from tests.support.mounts import MountedStore, mounted, wait_until
 from tests.support.processes import family
-from tests.support.survival import Survival, Survived
+from tests.support.survival import Survived
 from trimsfs.errors import TransientStoreError
 from trimsfs.stores.open import open_store
 from trimsfs.types import SIZE_MAX
@@ -130,14 +130,12 @@ def test_lies_of_a_store_are_errors_or_have_no_effect(tmp_path: Path, survived: 
     operations = errors.total()
     del errors["0"]
     survived(
-        Survival(
-            fault="lies of a store",
-            injected=len(LIES),
-            operations=operations,
-            errors=errors,
-            allowed=[errno.errorcode[number] for number in LISTED],
-            wrong=sum(wrong for _, wrong in seen),
-        )
+        "lies of a store",
+        injected=len(LIES),
+        operations=operations,
+        errors=errors,
+        allowed=[errno.errorcode[number] for number in LISTED],
+        wrong=sum(wrong for _, wrong in seen),
     )
 
 
@@ -216,14 +214,12 @@ def test_answers_without_an_end_cost_neither_memory_nor_time(tmp_path: Path, sur
         check_log(mount.log())
     assert took < 60  # before the answers end by themselves
     survived(
-        Survival(
-            fault="answers without an end",
-            injected=len(calls),
-            operations=len(calls),
-            errors=errors,
-            allowed=["EIO", "EACCES"],
-            wrong=errors["0"],
-        )
+        "answers without an end",
+        injected=len(calls),
+        operations=len(calls),
+        errors=errors,
+        allowed=["EIO", "EACCES"],
+        wrong=errors["0"],
     )
 
 

@@ -17,7 +17,7 @@ import trio
 
 from tests.contract.backends import read
 from tests.support.mounts import mounted
-from tests.support.survival import Survival, Survived
+from tests.support.survival import Survived
 from tests.support.tmpfs import tmpfs
 from tests.support.users import SERVER_USER, as_user
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, TransientStoreError
@@ -84,14 +84,12 @@ async def test_nothing_from_outside_comes_while_links_are_exchanged(
     await store.aclose()
     assert errors.total() > ROUNDS // 100
     survived(
-        Survival(
-            fault=f"links exchanged, {component}",
-            injected=ROUNDS,
-            operations=seen + errors.total(),
-            errors=errors,
-            allowed=["ObjectNotFoundError", "ObjectChangedError", "TransientStoreError"],
-            wrong=wrong,
-        )
+        f"links exchanged, {component}",
+        injected=ROUNDS,
+        operations=seen + errors.total(),
+        errors=errors,
+        allowed=["ObjectNotFoundError", "ObjectChangedError", "TransientStoreError"],
+        wrong=wrong,
     )
 
 

@@ -19,7 +19,7 @@ from tests.security.names import FILES, FORGED, HIDDEN, LOUD, check_log
 from tests.services import put
 from tests.services.ceph import Ceph
 from tests.support.mounts import MOUNTCTL, TRIMSFS, MountedStore, mounted, trimsfs
-from tests.support.survival import Survival, Survived
+from tests.support.survival import Survived
 
 
 def content(name: str) -> bytes:
@@ -46,7 +46,7 @@ def test_keys_are_files_of_their_own_or_hidden(ceph: Ceph, bucket: str, tmp_path
         assert mount.metrics()["trimsfs_names_hidden_keys"] >= len(HIDDEN)
         check_log(mount.log())
     assert not Path("/owned").exists()
-    survived(Survival(fault="hostile keys", injected=len(FILES) + len(below), operations=len(found), wrong=wrong))
+    survived("hostile keys", injected=len(FILES) + len(below), operations=len(found), wrong=wrong)
 
 
 def test_files_of_a_directory_may_have_any_name(store_directory: Path, tmp_path: Path) -> None:
@@ -132,13 +132,7 @@ def test_no_name_forges_a_line_of_the_log(failing: MountedStore, survived: Survi
     assert "forged" in failing.log()
     check_log(failing.log())
     survived(
-        Survival(
-            fault="names that forge log lines",
-            injected=len(LOUD),
-            operations=errors.total(),
-            errors=errors,
-            allowed=["EIO"],
-        )
+        "names that forge log lines", injected=len(LOUD), operations=errors.total(), errors=errors, allowed=["EIO"]
     )
 
 

@@ -16,7 +16,7 @@ from tests.security.names import check_log
 from tests.security.processes import processes
 from tests.support.mounts import MountedStore, mounted, wait_until
 from tests.support.processes import family
-from tests.support.survival import Survival, Survived
+from tests.support.survival import Survived
 from tests.support.users import STRANGER, as_user
 
 MIB = 1 << 20
@@ -203,12 +203,10 @@ def test_requests_that_make_no_sense_are_refused(store_directory: Path, tmp_path
         assert "Traceback" not in mount.log()
         check_log(mount.log())
     survived(
-        Survival(
-            fault="requests that make no sense",
-            injected=total.operations,
-            operations=total.operations,
-            errors=total.errors,
-            allowed=REFUSALS,
-            wrong=wrong,
-        )
+        "requests that make no sense",
+        injected=total.operations,
+        operations=total.operations,
+        errors=total.errors,
+        allowed=REFUSALS,
+        wrong=wrong,
     )

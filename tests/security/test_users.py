@@ -20,7 +20,7 @@ from tests.security.processes import processes
 from tests.security.taken_over import attempted, called
 from tests.support.mounts import MountedStore, log_beside, mounted, trimsfs, wait_until
 from tests.support.processes import alive, family
-from tests.support.survival import Survival, Survived
+from tests.support.survival import Survived
 from tests.support.users import STRANGER, as_user
 from trimsfs.mountinfo import mount_at
 
@@ -130,13 +130,11 @@ def test_a_user_gets_nothing_of_a_mounts_processes_and_files(mount: MountedStore
     assert (mount.path / "private/model").read_bytes() == CONTENT
     assert {what: came for what, came in found.items() if came not in DENIED} == {}
     survived(
-        Survival(
-            fault="attempts of another user",
-            injected=len(found),
-            operations=len(found),
-            errors=Counter(found.values()),
-            allowed=DENIED,
-        )
+        "attempts of another user",
+        injected=len(found),
+        operations=len(found),
+        errors=Counter(found.values()),
+        allowed=DENIED,
     )
 
 

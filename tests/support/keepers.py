@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from mountctl.keeper.control_socket import ask
 from tests.support.mounts import MountedStore, wait_until
 from trimsfs.options import keeper_order, load_options
 
 
-def keeper(mount: MountedStore) -> dict[str, object]:
+def keeper(mount: MountedStore) -> dict[str, Any]:
     """What the keeper of a mount says, which takes no server."""
     return ask(mount.path, {"do": "status"}, timeout_s=5)
 
@@ -34,7 +35,7 @@ def kill(mount: MountedStore) -> int:
 def hanging(mount: MountedStore) -> Iterator[None]:
     """The server says nothing meanwhile; nor does the keeper, which would replace it."""
     facts = keeper(mount)
-    pids = [int(str(facts[name])) for name in ("keeper_pid", "server_pid")]
+    pids = [facts["keeper_pid"], facts["server_pid"]]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -52,8 +53,7 @@ def _serving(mount: MountedStore, not_by: object, *, stood_by: bool = False) -> 
         return facts["state"] == "serving" and stands_by and facts["server_pid"] != not_by
 
     wait_until(ready, timeout_s=30)
-    pid = keeper(mount)["server_pid"]
-    assert isinstance(pid, int)
+    pid: int = keeper(mount)["server_pid"]
     return pid
 
 

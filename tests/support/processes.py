@@ -1,5 +1,6 @@
 """Processes as the kernel shows them."""
 
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -12,8 +13,8 @@ def alive(pid: int) -> bool:
 
 def family(pid: int) -> list[int]:
     """A process and all below it, without those that end meanwhile."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-    return [pid, *(below for child in children for below in family(int(child)))]
+    tasks, children = list(Path("/proc").glob(f"{pid}/task/*/children")), list[str]()
+    for task in tasks:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            children += task.read_text().split()
+    return [pid, *(below for child in children for below in family(int(child)))] if tasks else []
