@@ -66,8 +66,7 @@ reliability: apt-test $(TESTING)
 	$(MAIN)/bin/python -m pytest -m 'not gpu' tests/reliability tests/security $(ARGS)
 
 model: apt-test $(MAIN)/ready-dev
-	MODEL_EXAMPLES=$(EXAMPLES) $(MAIN)/bin/python -m pytest -m slow tests/reliability/test_model.py \
-		tests/reliability/test_model_mount.py $(ARGS)
+	MODEL_EXAMPLES=$(EXAMPLES) $(MAIN)/bin/python -m pytest -m slow tests/reliability/test_model.py $(ARGS)
 
 soak: apt-test $(MAIN)/ready-dev
 	$(MAIN)/bin/python -m tests.reliability.soak $(ARGS)

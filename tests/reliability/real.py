@@ -16,6 +16,7 @@ from typing import Any
 
 import crc32c
 
+from tests.reliability.syscalls import libc, map_file
 from tests.reliability.virtual import damage_some
 from tests.support.keepers import kill
 from tests.support.mounts import MountedStore, mounted, wait_until
@@ -31,10 +32,6 @@ MOST_WAIT_S = 0.6
 LARGEST = 3 * CHUNK_SIZE
 """Bytes of the largest object."""
 BLOCK = 4096
-LIBC = ctypes.CDLL(None, use_errno=True)
-LIBC.mmap.restype = ctypes.c_void_p
-LIBC.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
-LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
 
 @dataclass(slots=True)
@@ -182,10 +179,7 @@ class RealDriver:
 
     def map(self, token: int) -> None:
         file = self._files[token]
-        address = LIBC.mmap(None, file.size, mmap.PROT_READ, mmap.MAP_SHARED, file.descriptor, 0)
-        if address == ctypes.c_void_p(-1).value:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        file.address = address
+        file.address = map_file(file.descriptor, file.size, mmap.PROT_READ, mmap.MAP_SHARED)
 
     def read_mapped(self, token: int, offset: int, size: int) -> bytes:
         file = self._files[token]
@@ -204,7 +198,7 @@ class RealDriver:
 
     def unmap(self, token: int) -> None:
         file = self._files[token]
-        LIBC.munmap(file.address, file.size)
+        libc.munmap(file.address, file.size)
         file.address = None
         self._done(token)
 

@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -45,18 +44,9 @@ async def look_up(server: Server) -> object:
     return (await server.find(PATH)).size
 
 
-async def listing(server: Server) -> object:
-    return await server.listing("d")
-
-
 async def open_and_close(server: Server) -> object:
-    handle = await server.open(PATH)
-    server.release(handle)
+    server.release(await server.open(PATH))
     return None
-
-
-async def read(server: Server) -> object:
-    return await server.content(PATH)
 
 
 async def read_a_part(server: Server) -> object:
@@ -67,16 +57,8 @@ async def read_a_part(server: Server) -> object:
         server.release(handle)
 
 
-async def read_empty(server: Server) -> object:
-    return await server.content("empty")
-
-
 async def info(server: Server) -> object:
     return (await server.info(PATH))["size"]
-
-
-async def xattr(server: Server) -> object:
-    return await server.attribute(PATH, "pinned")
 
 
 async def fetch_all(server: Server) -> object:
@@ -91,87 +73,51 @@ async def announce(server: Server) -> object:
         return await server.passthrough.register(blob)
 
 
-async def make_room(server: Server) -> object:
-    """Read something else: what is here has to go."""
-    return await server.content("other")
+OPERATIONS: dict[str, Callable[[Server], Awaitable[object]]] = {
+    "look up": look_up,
+    "listing": lambda server: server.listing("d"),
+    "open and close": open_and_close,
+    "read": lambda server: server.content(PATH),
+    "read a part": read_a_part,
+    "read an empty file": lambda server: server.content("empty"),
+    "info": info,
+    "xattr": lambda server: server.attribute(PATH, "pinned"),
+    "fetch all": fetch_all,
+    "announce": announce,
+    "make room": lambda server: server.content("other"),  # what is here has to go
+}
 
 
-OPERATIONS = [
-    look_up,
-    listing,
-    open_and_close,
-    read,
-    read_a_part,
-    read_empty,
-    info,
-    xattr,
-    fetch_all,
-    announce,
-    make_room,
-]
-
-
-@dataclass(slots=True, kw_only=True)
-class Scene:
-    """A server, whose files are cold or whole before each attempt."""
-
-    server: Server
-    warm: bool
-
-    async def prepare(self) -> None:
-        assert await self.server.outcome("unpin", PATH) == ("done", None)
-        if self.warm:
-            assert await self.server.outcome("warm-host", PATH) == ("done", None)
-        else:
-            assert await self.server.outcome("evict", PATH) == ("done", None)
-            assert await self.server.outcome("evict", "other") == ("done", None)
-        self.server.namespace.replaced(self.server.store.generation(PATH))  # names are asked for anew
-        self.server.forget()
+async def prepare(server: Server, *, warm: bool) -> None:
+    """Make files cold, or one whole, whatever has been done."""
+    assert await server.outcome("unpin", PATH) == ("done", None)
+    if warm:
+        assert await server.outcome("warm-host", PATH) == ("done", None)
+    else:
+        assert await server.outcome("evict", PATH) == ("done", None)
+        assert await server.outcome("evict", "other") == ("done", None)
+    server.namespace.replaced(server.store.generation(PATH))  # names are asked for anew
+    server.forget()
 
 
 async def settled(server: Server) -> None:
-    """What was given up has left nothing in use."""
+    """What was given up has left nothing in use, and pinned only what is whole."""
+    check(server)
     await check_at_rest(server)
-    opener = server.filesystem._opener
-    assert opener._cold_opener._waiting == 0
-
-
-async def given_up_everywhere(
-    directory: Path, chunk_size: int, operation: Callable[[Server], Awaitable[object]], cold_open: ColdOpen, warm: bool
-) -> int:
-    """Cancel an operation at its first await, then at its second, and so on until it ends before; how often it was."""
-    async with serving(directory, chunk_size, cold_open) as server:
-        scene = Scene(server=server, warm=warm)
-        await scene.prepare()
-        wanted = await operation(server)
-        for step in itertools.count(1):
-            assert step < MOST_STEPS
-            await scene.prepare()
-            scope = trio.CancelScope()
-            concerned = partial(below, trio.lowlevel.current_task())
-            with scope, at(step, concerned, scope.cancel) as instrument:
-                assert await operation(server) == wanted
-            check(server)
-            await settled(server)
-            if not instrument.came:
-                return step - 1
-            assert await operation(server) == wanted
-            await settled(server)
-    raise AssertionError("unreachable")
+    assert server.filesystem._opener._cold_opener._waiting == 0
+    here = await server.disk.residency(server.store.generation(PATH))
+    assert not here.pinned or here.disk_bytes == here.generation.size
 
 
 def serving(directory: Path, chunk_size: int, cold_open: ColdOpen) -> AbstractAsyncContextManager[Server]:
-    store = MemoryStore(
-        {
-            PATH: content_of("model", 3 * chunk_size - 100),
-            "other": content_of("other", 3 * chunk_size - 200),
-            "empty": b"",
-            "d/small": b"small",
-        },
-        streaming=True,
-    )
+    contents = {
+        PATH: content_of("model", 3 * chunk_size - 100),
+        "other": content_of("other", 3 * chunk_size - 200),
+        "empty": b"",
+        "d/small": b"small",
+    }
     return served(
-        store,
+        MemoryStore(contents, streaming=True),
         directory,
         chunk_size=chunk_size,
         backing=FakeBacking(),
@@ -182,48 +128,78 @@ def serving(directory: Path, chunk_size: int, cold_open: ColdOpen) -> AbstractAs
     )
 
 
-async def signalled_everywhere(directory: Path, chunk_size: int, cold_open: ColdOpen) -> int:
-    """As `given_up_everywhere`, but by a signal to the opening thread, which ends what waits and nothing else."""
+Attempt = Callable[[Server, int, object], Awaitable[bool]]
+"""Ends an operation at its await of a number, and tells whether it had so many; else it gives what is wanted."""
+
+
+async def everywhere(
+    directory: Path,
+    chunk_size: int,
+    attempt: Attempt,
+    again: Callable[[Server], Awaitable[object]],
+    cold_open: ColdOpen,
+    warm: bool,
+) -> int:
+    """Make an *attempt* that ends at its first await, then at its second, and so on until it is over before; how often.
+
+    What is done *again* after each attempt gives the same as before.
+    """
     async with serving(directory, chunk_size, cold_open) as server:
-        scene = Scene(server=server, warm=False)
+        await prepare(server, warm=warm)
+        wanted = await again(server)
         for step in itertools.count(1):
             assert step < MOST_STEPS
-            await scene.prepare()
-            signal = Signal()
-            concerned = partial(below, trio.lowlevel.current_task())
-            with at(step, concerned, signal.send) as instrument, suppress(InterruptedError):
-                server.release(await server.open(PATH, interruptible=signal.interruptible))
+            await prepare(server, warm=warm)
+            ended = await attempt(server, step, wanted)
             await settled(server)
-            if not instrument.came:
+            assert await again(server) == wanted
+            await settled(server)
+            if not ended:
                 return step - 1
-            assert await server.content(PATH) == server.store.contents[PATH, server.store.generation(PATH).etag]
     raise AssertionError("unreachable")
 
 
-async def closed_everywhere(directory: Path, chunk_size: int, name: str, warm: bool) -> int:
-    """Close a command at each of its awaits, as a program that is killed does."""
-    async with serving(directory, chunk_size, "wait") as server:
-        scene = Scene(server=server, warm=warm)
-        for step in itertools.count(1):
-            assert step < MOST_STEPS
-            await scene.prepare()
-            if name == "unpin":
-                assert await server.outcome("pin", PATH) == ("done", None)
-            path = await server.control_file(PATH, name)
-            closed = trio.Event()
-            with at(step, of_command, closed.set) as instrument:
-                handle = await server.open(path)
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(closed_when, server, handle, closed)
-                    nursery.start_soon(read_to_end, server, handle, closed)
-            await settled(server)
-            here = await server.disk.residency(server.store.generation(PATH))
-            assert not here.pinned or here.disk_bytes == here.generation.size
-            if not instrument.came:
-                return step - 1
-            assert await server.outcome(name, PATH) == ("done", None)
-            assert await server.content(PATH) == server.store.contents[PATH, server.store.generation(PATH).etag]
-    raise AssertionError("unreachable")
+def here() -> Callable[[trio.lowlevel.Task], bool]:
+    """Whether a task is this one, or was started by it."""
+    return partial(below, trio.lowlevel.current_task())
+
+
+def cancelled(operation: Callable[[Server], Awaitable[object]]) -> Attempt:
+    """Cancel an operation at an await."""
+
+    async def attempt(server: Server, step: int, wanted: object) -> bool:
+        scope = trio.CancelScope()
+        with scope, at(step, here(), scope.cancel) as instrument:
+            assert await operation(server) == wanted
+        return instrument.came
+
+    return attempt
+
+
+async def signalled(server: Server, step: int, _wanted: object) -> bool:
+    """Send the opening thread a signal at an await, which ends what waits and nothing else."""
+    signal = Signal()
+    with at(step, here(), signal.send) as instrument, suppress(InterruptedError):
+        server.release(await server.open(PATH, interruptible=signal.interruptible))
+    return instrument.came
+
+
+def closed(name: str) -> Attempt:
+    """Close a command at an await, as a program that is killed does."""
+
+    async def attempt(server: Server, step: int, _wanted: object) -> bool:
+        if name == "unpin":
+            assert await server.outcome("pin", PATH) == ("done", None)
+        path = await server.control_file(PATH, name)
+        closed = trio.Event()
+        with at(step, of_command, closed.set) as instrument:
+            handle = await server.open(path)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(closed_when, server, handle, closed)
+                nursery.start_soon(read_to_end, server, handle, closed)
+        return instrument.came
+
+    return attempt
 
 
 async def closed_when(server: Server, handle: int, closed: trio.Event) -> None:
@@ -245,10 +221,10 @@ WAYS: list[tuple[ColdOpen, bool]] = [("stream", False), ("wait", False), ("wait"
 
 def test_operations_can_be_given_up_at_every_await(tmp_path: Path, chunk_size: int, survived: Survived) -> None:
     given_up = 0
-    for operation, (cold_open, warm) in itertools.product(OPERATIONS, WAYS):
-        with about(operation.__name__):
-            directory = tmp_path / f"{operation.__name__}-{cold_open}-{warm}"
-            given_up += scheduled(1, given_up_everywhere, directory, chunk_size, operation, cold_open, warm)
+    for (name, operation), (cold_open, warm) in itertools.product(OPERATIONS.items(), WAYS):
+        with about(name):
+            directory, attempt = tmp_path / f"{name}-{cold_open}-{warm}", cancelled(operation)
+            given_up += scheduled(1, everywhere, directory, chunk_size, attempt, operation, cold_open, warm)
     survived("operations cancelled at each await", injected=given_up, operations=given_up)
 
 
@@ -256,13 +232,19 @@ def test_a_signal_can_come_at_every_await_of_an_open(tmp_path: Path, chunk_size:
     given_up = 0
     for cold_open in get_args(ColdOpen):
         with about(cold_open):
-            given_up += scheduled(1, signalled_everywhere, tmp_path / cold_open, chunk_size, cold_open)
+            read, directory = OPERATIONS["read"], tmp_path / cold_open
+            given_up += scheduled(1, everywhere, directory, chunk_size, signalled, read, cold_open, False)
     survived("opens signalled at each await", injected=given_up, operations=given_up)
 
 
 def test_commands_can_be_closed_at_every_await(tmp_path: Path, chunk_size: int, survived: Survived) -> None:
     given_up = 0
     for name, warm in itertools.product(COMMANDS, (False, True)):
+
+        async def again(server: Server, name: str = name) -> object:
+            return await server.outcome(name, PATH), await server.content(PATH)
+
         with about(name):
-            given_up += scheduled(1, closed_everywhere, tmp_path / f"{name}-{warm}", chunk_size, name, warm)
+            directory, attempt = tmp_path / f"{name}-{warm}", closed(name)
+            given_up += scheduled(1, everywhere, directory, chunk_size, attempt, again, "wait", warm)
     survived("commands closed at each await", injected=given_up, operations=given_up)
