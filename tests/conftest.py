@@ -6,7 +6,9 @@ import os
 import signal
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import botocore.loaders
 import botocore.session
@@ -15,14 +17,13 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from tests.services import S3Server
 from tests.services.azurite import Azurite, start_azurite
 from tests.services.azurite import program as azurite_program
 from tests.services.ceph import Ceph, start_ceph
-from tests.services.fake_gcs import GoogleServer, start_fake_gcs
-from tests.services.hub import Hub, start_hub
+from tests.services.fake_gcs import start_fake_gcs
+from tests.services.hub import start_hub
 from tests.services.moto import start_moto
-from tests.services.registry import Registry, start_registry
+from tests.services.registry import start_registry
 from tests.services.seaweed import start_seaweed
 from tests.support.chunks import SMALL_CHUNK
 from tests.support.mounts import MountedStore, OwnDirectory, let_in, mounted, unmount_dead, wait_until
@@ -146,55 +147,32 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write(capture.get())
 
 
-@pytest.fixture(scope="session")
-def ceph() -> Iterator[Ceph]:
-    """A real S3 server."""
-    with start_ceph() as server:
-        yield server
+def service(start: Callable[[], AbstractContextManager[Any]]) -> Any:
+    """A fixture that starts a service once a session, and stops it at its end."""
+
+    @pytest.fixture(scope="session")
+    def running() -> Iterator[Any]:
+        with start() as server:
+            yield server
+
+    return running
 
 
-@pytest.fixture(scope="session")
-def moto() -> Iterator[S3Server]:
-    """An emulated S3 server, for what the real one here lacks."""
-    with start_moto() as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def hub() -> Iterator[Hub]:
-    """A fake Hugging Face hub: no real one can be reached from here."""
-    with start_hub() as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def fake_gcs() -> Iterator[GoogleServer]:
-    """A stand-in of Google Cloud Storage."""
-    with start_fake_gcs() as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def seaweed() -> Iterator[S3Server]:
-    """A real S3 server that heeds conditions and checksums of parts, too."""
-    with start_seaweed() as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def azurite() -> Iterator[Azurite]:
-    """A stand-in of Azure Blob Storage."""
+@contextlib.contextmanager
+def azurite_if_installed() -> Iterator[Azurite]:
     if not azurite_program().exists():
         pytest.skip("npm could not install azurite")
     with start_azurite() as server:
         yield server
 
 
-@pytest.fixture(scope="session")
-def registry() -> Iterator[Registry]:
-    """An OCI registry that asks for no credentials."""
-    with start_registry() as server:
-        yield server
+ceph = service(start_ceph)  # a real S3 server
+seaweed = service(start_seaweed)  # a real one that heeds conditions and checksums of parts, too
+moto = service(start_moto)  # an emulated one, for what the real ones here lack
+hub = service(start_hub)  # fakes a Hugging Face hub: no real one can be reached from here
+fake_gcs = service(start_fake_gcs)  # stands in for Google Cloud Storage
+azurite = service(azurite_if_installed)  # stands in for Azure Blob Storage
+registry = service(start_registry)  # an OCI registry that asks for no credentials
 
 
 @pytest.fixture

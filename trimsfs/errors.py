@@ -1,44 +1,5 @@
 """The exceptions of trimsfs, independent of FUSE and of any vendor's library.
 
-::
-
-    TrimsError
-    ├── ConfigurationError         an option has an invalid value
-    ├── CommandNotFoundError       the program to run does not exist
-    ├── CommandNotRunnableError    the program cannot be executed
-    ├── FuseUnavailableError       the host cannot mount FUSE file systems
-    ├── MountpointError            the directory cannot be mounted on
-    ├── TakeoverError              the state of an earlier server cannot be taken over
-    ├── NotMountedError            no trimsfs mount answers at the path
-    ├── CacheError
-    │   ├── CacheInUseError        another server holds the cache directory
-    │   ├── CacheUnusableError     the cache directory cannot be used
-    │   ├── CacheFullError         the cache is full, and nothing can be evicted
-    │   └── BlobDamagedError       a local copy differs from the store
-    ├── NoSuchEntryError           the name does not exist
-    │   └── NameTooLongError       the name is too long for a file
-    ├── StaleHandleError           what is open belongs to an earlier server (ESTALE)
-    ├── NotPermittedError          the caller lacks permission for the command
-    ├── SignatureError             the file is unsigned, or does not match its signature
-    ├── VersionConflictError       a version or alias is not as a publisher expects it
-    ├── InUseError                 the command needs a file that nobody uses
-    ├── InvalidRequestError        the request has invalid arguments
-    ├── DeviceError                the GPU is missing or has failed
-    │   ├── DeviceFullError        the GPU is full, and nothing can be evicted
-    │   └── CopyDamagedError       a copy on a GPU differs from its file
-    └── StoreError
-        ├── BucketNotFoundError    the bucket or directory does not exist
-        ├── ObjectNotFoundError    the store reported that the object does not exist
-        ├── ObjectChangedError     the store has another generation of the object
-        ├── StoreAccessError       the credentials are missing, wrong or insufficient
-        ├── TransientStoreError    a retry of the request may succeed
-        │   ├── WorkerLostError        the fetch process died or did not answer
-        │   ├── StoreNotTrustedError   the store's certificate cannot be verified
-        │   ├── StoreThrottledError    the store throttles
-        │   └── StoreStalledError      the store sent no bytes in time
-        │       └── StoreSlowError     the store sent a part, then too little
-        └── StoreUnavailableError  the store cannot serve the request, even after retries
-
 Messages are one line: the subject, the cause and, where there is one, the remedy. ``trimsfs.fuse.errnos``
 maps them to errno values, ``trimsfs.cli.output`` to exit codes.
 """

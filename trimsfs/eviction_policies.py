@@ -67,15 +67,7 @@ def eager(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
     return flush(entries, needed)
 
 
-POLICIES: dict[str, Policy] = {
-    "lru": lru,
-    "fifo": fifo,
-    "lcu": lcu,
-    "cost": cost,
-    "flush": flush,
-    "never": never,
-    "eager": eager,
-}
+POLICIES: dict[str, Policy] = {policy.__name__: policy for policy in (lru, fifo, lcu, cost, flush, never, eager)}
 _PLUGGED = plugins("eviction")
 NAMES = (*POLICIES, *_PLUGGED)
 """What the option ``eviction`` accepts: the policies above, and those that extras add."""

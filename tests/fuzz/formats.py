@@ -21,20 +21,8 @@ MEMORY = 32 << 20
 """Bytes that the whole run may take more than at its start."""
 MOST_DAMAGES = 8
 NUMBERS = (
-    0,
-    1,
-    2,
-    0x7F,
-    0x80,
-    0xFF,
-    0x7FFF,
-    0xFFFF,
-    0x7FFFFFFF,
-    0x80000000,
-    0xFFFFFFFF,
-    1 << 40,
-    1 << 62,
-    (1 << 64) - 1,
+    *(0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF),
+    *(1 << 40, 1 << 62, (1 << 64) - 1),
 )
 
 Damage = Callable[[random.Random, bytearray], None]

@@ -17,28 +17,8 @@ PAGE = mmap.PAGESIZE
 READ, WRITE, EXEC = mmap.PROT_READ, mmap.PROT_WRITE, mmap.PROT_EXEC
 SHARED, PRIVATE, POPULATE = mmap.MAP_SHARED, mmap.MAP_PRIVATE, mmap.MAP_POPULATE
 SHARED_VALIDATE, SYNC, LOCKED, NORESERVE, HUGE = 3, 0x80000, 0x2000, 0x4000, 0x40000
-ADVICE = {
-    "normal": 0,
-    "random": 1,
-    "sequential": 2,
-    "will need": 3,
-    "do not need": 4,
-    "free": 8,
-    "remove": 9,
-    "do not fork": 10,
-    "fork": 11,
-    "merge": 12,
-    "huge": 14,
-    "not huge": 15,
-    "do not dump": 16,
-    "wipe on fork": 18,
-    "cold": 20,
-    "page out": 21,
-    "populate for reading": 22,
-    "populate for writing": 23,
-    "collapse": 25,
-    "none": 99,
-}
+ADVICE = (0, 1, 2, 3, 4, 8, 9, 10, 11, 12, 14, 15, 16, 18, 20, 21, 22, 23, 25, 99)
+"""As in madvise(2): all that concern what is mapped, and 99, which is none."""
 PAGES = -(-SIZES[FILE] // PAGE)
 
 
@@ -96,8 +76,8 @@ def touched(page: int, *, name: str = FILE, pages: int = PAGES + 2) -> Callable[
 def advised(root: Root) -> object:
     """What each advice comes to, and that the content is the same after all."""
     with mapped(root, name=BIG, pages=64) as address:
-        tried = outcomes(lambda one: checked(libc.madvise(address, 64 * PAGE, one)), ADVICE.values())
-        return dict(zip(ADVICE, tried, strict=True)) | {"content": seen(address, 64 * PAGE)}
+        tried = outcomes(lambda one: checked(libc.madvise(address, 64 * PAGE, one)), ADVICE)
+        return dict(zip(ADVICE, tried, strict=True)), seen(address, 64 * PAGE)
 
 
 def resized(root: Root) -> object:

@@ -36,18 +36,8 @@ def main() -> int:
     """Ask, and tell."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "report.json")
-        command = [
-            sys.executable,
-            "-m",
-            "pip_audit",
-            "--local",
-            "--progress-spinner",
-            "off",
-            "-f",
-            "json",
-            "-o",
-            str(file),
-        ]
+        command = [sys.executable, "-m", "pip_audit", "--local", "--progress-spinner", "off", "-f", "json"]
+        command += ["-o", str(file)]
         try:
             subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=False)
             report = json.loads(file.read_text())

@@ -65,10 +65,10 @@ class TakenOver(KeeperClient):
         return answer
 
 
-def attempted(function: Callable[[], object]) -> str:
-    """What comes of an attempt: the name of the errno, or that it was allowed."""
+def attempted(function: Callable[..., object], *arguments: object) -> str:
+    """What comes of a call: the name of the errno, or that it was allowed."""
     try:
-        function()
+        function(*arguments)
     except StoreError as error:
         return type(error).__name__
     except OSError as error:
@@ -88,12 +88,12 @@ def attack(keeper: TakenOver) -> dict[str, Any]:
     brokers = [pid for pid in children if Path(f"/proc/{pid}/cmdline").read_text().startswith("trimsfs broker")]
     for who, pid in {**VICTIMS["pids"], "its broker": brokers[0]}.items():
         found |= {
-            f"kill {who}": attempted(lambda pid=pid: os.kill(pid, signal.SIGURG)),  # type: ignore[misc]
+            f"kill {who}": attempted(os.kill, pid, signal.SIGURG),
             f"trace {who}": called("ptrace", _PTRACE_ATTACH, pid, None, None),
-            f"memory of {who}": attempted(lambda pid=pid: os.open(f"/proc/{pid}/mem", os.O_RDONLY)),  # type: ignore[misc]
+            f"memory of {who}": attempted(os.open, f"/proc/{pid}/mem", os.O_RDONLY),
             f"environment of {who}": attempted(Path(f"/proc/{pid}/environ").read_bytes),
             f"maps of {who}": attempted(Path(f"/proc/{pid}/maps").read_bytes),
-            f"a descriptor of {who}": attempted(lambda pid=pid: os.open(f"/proc/{pid}/fd/0", os.O_RDONLY)),  # type: ignore[misc]
+            f"a descriptor of {who}": attempted(os.open, f"/proc/{pid}/fd/0", os.O_RDONLY),
         }
     for path in VICTIMS["unreadable"]:
         found[f"read {path}"] = attempted(Path(path).read_bytes)
@@ -102,19 +102,19 @@ def attack(keeper: TakenOver) -> dict[str, Any]:
     for path in VICTIMS["outside"]:
         for key in (path, f"../../../../../../../..{path}", f"out{path}"):
             found |= {
-                f"have {key} opened": attempted(lambda key=key: broker.open(key)),  # type: ignore[misc]
-                f"have {key} looked at": attempted(lambda key=key: broker.stat(key)),  # type: ignore[misc]
+                f"have {key} opened": attempted(broker.open, key),
+                f"have {key} looked at": attempted(broker.stat, key),
             }
     for path in VICTIMS["unwritable"]:
         found |= {
-            f"write {path}": attempted(lambda path=path: os.open(path, os.O_WRONLY)),  # type: ignore[misc]
-            f"remove {path}": attempted(lambda path=path: os.unlink(path)),  # type: ignore[misc]
-            f"beside {path}": attempted(lambda path=path: os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT)),  # type: ignore[misc]
+            f"write {path}": attempted(os.open, path, os.O_WRONLY),
+            f"remove {path}": attempted(os.unlink, path),
+            f"beside {path}": attempted(os.open, f"{path}.new", os.O_WRONLY | os.O_CREAT),
         }
     with socket.socket(socket.AF_UNIX) as end:
-        found["ask the keeper as its operator"] = attempted(lambda: end.connect(VICTIMS["socket"]))
+        found["ask the keeper as its operator"] = attempted(end.connect, VICTIMS["socket"])
     found |= {
-        "become root": attempted(lambda: os.setuid(0)),
+        "become root": attempted(os.setuid, 0),
         "mount": called("mount", b"none", b"/mnt", b"tmpfs", 0, None),
         "have a namespace": called("unshare", 0x10000000),
     }

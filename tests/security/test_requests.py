@@ -24,26 +24,12 @@ NAMES = [
     *(b"..", b".", b".trims", b"x" * 255, b"x" * 256, b"\xff\xfe", b"new\nline", b"\x1b[2J", b"%s%n%p", b"-rf"),
     *(b"info", b"info ", b"INFO", b"tensors", b"shared", b"gpu", b"gpu/", b"derived-0-0", b"derived-3003-0"),
     *(b"derived-99999999999-0", b"derived-\xd9\xa3-0", b"derived--1-0", b"derived-3003-\xc2\xb2", b"pin", b"evict"),
-    *(
-        b"warm-",
-        b"warm-disk",
-        b"warm-GPU-0",
-        b"warm-4294967296~GPU-0",
-        b"warm--1~GPU-0",
-        b"warm-1~2~GPU",
-        b"verify-gpu",
-    ),
+    *(b"warm-", b"warm-disk", b"warm-GPU-0", b"warm-4294967296~GPU-0", b"warm--1~GPU-0", b"warm-1~2~GPU"),
+    b"verify-gpu",
     *(b"GPU-0@%", b"GPU-0@%2", b"GPU-0.ipc@[", b"GPU-0@" + b"*" * 200, b"control", b"metrics", b"models"),
 ]
 DIRECTORIES = [
-    b"",
-    b"dir",
-    b".trims",
-    b".trims/.trims",
-    b".trims/model",
-    b"dir/.trims/model",
-    b".trims/model/gpu",
-    b"model",
+    *(b"", b"dir", b".trims", b".trims/.trims", b".trims/model", b"dir/.trims/model", b".trims/model/gpu", b"model"),
 ]
 OFFSETS = [0, 1, 4095, 1 << 31, (1 << 32) + 1, 1 << 62, (1 << 63) - 4097, -1]
 ATTRIBUTES = [
@@ -54,20 +40,9 @@ ATTRIBUTES = [
 COMMANDS = [0x70, 0x71, 0x72, 0x73, 0x74, 0x75, 0xFF]
 """Numbers of ioctls, most of which are known."""
 REFUSALS = {
-    *(
-        "EACCES",
-        "EPERM",
-        "ENOENT",
-        "EINVAL",
-        "ENOTDIR",
-        "EISDIR",
-        "ENAMETOOLONG",
-        "ENOTTY",
-        "EFAULT",
-        "EBUSY",
-        "ENODEV",
-    ),
-    *("ERANGE", "E2BIG", "EOPNOTSUPP", "EROFS", "ENODATA", "EBADF", "ENOSPC", "EIO", "ENOMEM", "ESPIPE", "EOVERFLOW"),
+    *("EACCES", "EPERM", "ENOENT", "EINVAL", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "ENOTTY", "EFAULT", "EBUSY"),
+    *("ENODEV", "ERANGE", "E2BIG", "EOPNOTSUPP", "EROFS", "ENODATA", "EBADF", "ENOSPC", "EIO", "ENOMEM"),
+    *("ESPIPE", "EOVERFLOW"),
 }
 """Every way to be told no. EIO is for ioctls of which the kernel takes no answer."""
 

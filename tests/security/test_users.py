@@ -47,23 +47,10 @@ def of_a_process(pid: int) -> dict[str, str]:
         f"its descriptors {pid}": attempted(lambda: os.listdir(f"/proc/{pid}/fd")),
     }
     for number in (signal.SIGTERM, signal.SIGSTOP, signal.SIGKILL):
-        found[f"signal {number} {pid}"] = attempted(lambda number=number: os.kill(pid, number))  # type: ignore[misc]
-    for name in (
-        "mem",
-        "maps",
-        "environ",
-        "pagemap",
-        "auxv",
-        "stack",
-        "syscall",
-        "io",
-        "map_files",
-        "fd/0",
-        "root",
-        "cwd",
-    ):
-        path = f"/proc/{pid}/{name}"
-        found[path] = attempted(lambda path=path: os.open(path, os.O_RDONLY))  # type: ignore[misc]
+        found[f"signal {number} {pid}"] = attempted(os.kill, pid, number)
+    names = ("mem", "maps", "environ", "pagemap", "auxv", "stack", "syscall", "io", "map_files", "fd/0", "root", "cwd")
+    for path in (f"/proc/{pid}/{name}" for name in names):
+        found[path] = attempted(os.open, path, os.O_RDONLY)
     with suppress(ProcessLookupError):  # it has ended
         taken = os.pidfd_open(pid)
         for descriptor in range(8):
@@ -76,19 +63,19 @@ def of_the_mount(mount: MountedStore, log: Path, device: str) -> dict[str, str]:
     """Attempts at the files of a mount."""
     cache, found = mount.cache, {}
     files = (cache / "index.sqlite", cache / "lock", cache / "new", log, socket_path(mount.path))
-    found["list the cache"] = attempted(lambda: os.listdir(cache))
+    found["list the cache"] = attempted(os.listdir, cache)
     for path in files:
         for flags in (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY | os.O_CREAT):
-            found[f"{path} {flags}"] = attempted(lambda path=path, flags=flags: os.open(path, flags))  # type: ignore[misc]
-        found[f"remove {path}"] = attempted(lambda path=path: os.unlink(path))  # type: ignore[misc]
+            found[f"{path} {flags}"] = attempted(os.open, path, flags)
+        found[f"remove {path}"] = attempted(os.unlink, path)
     connection = CONNECTIONS / device.partition(":")[2]
     for name in ("abort", "max_background"):
-        found[f"{connection / name}"] = attempted(lambda name=name: os.open(connection / name, os.O_WRONLY))  # type: ignore[misc]
+        found[f"{connection / name}"] = attempted(os.open, connection / name, os.O_WRONLY)
     with socket.socket(socket.AF_UNIX) as end:
-        found["ask the keeper"] = attempted(lambda: end.connect(str(socket_path(mount.path))))
+        found["ask the keeper"] = attempted(end.connect, str(socket_path(mount.path)))
     found["unmount"] = called("umount2", os.fsencode(mount.path), 2)
     found["mount over it"] = called("mount", b"none", os.fsencode(mount.path), b"tmpfs", 0, None)
-    found["sockets of its own"] = attempted(lambda: os.open("/run/trimsfs/mine.sock", os.O_CREAT | os.O_WRONLY))
+    found["sockets of its own"] = attempted(os.open, "/run/trimsfs/mine.sock", os.O_CREAT | os.O_WRONLY)
     return found
 
 

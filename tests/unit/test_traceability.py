@@ -9,7 +9,6 @@ from tests.traceability import (
     DOCUMENTS,
     PAGE,
     PROVED,
-    Claim,
     anchor,
     claims_of,
     defined_tests,
@@ -49,34 +48,6 @@ def test_names_of_tests_are_in_the_table_alone(document: str) -> None:
 
 def test_the_table_is_what_the_program_writes() -> None:
     assert PAGE.read_text() == written(), WRITE
-
-
-def test_a_claim_is_a_point_with_a_title_and_sections_may_claim_nothing() -> None:
-    text = """\
-## Files
-
-- **One.** Text,
-  and more.
-- **`two`**, and more
-- Three.
-
-### Below
-
-- **Four.**
-
-## Not promised
-
-### Differences
-
-- **Five.**
-"""
-
-    assert claims_of(text) == [
-        Claim("One", "Files"),
-        Claim("`two`", "Files"),
-        Claim("", "Files"),
-        Claim("Four", "Below"),
-    ]
 
 
 @pytest.mark.parametrize("document", sorted(DOCUMENTS.glob("*.md")), ids=lambda path: path.stem)
