@@ -2,18 +2,54 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import crc32c
 import trio
 from awscrt import checksums
 
-from tests.support.served import Server
+from tests.support.parts import blob_of, flip_byte, until
+from tests.support.served import Server, Serving
 from tests.support.stores import MemoryStore
 from trimsfs.errors import StoreUnavailableError
 from trimsfs.filesystem.handles import BACKING_SHIFT
+from trimsfs.integrity.integrity import IntegrityStatistics
 from trimsfs.stores.digests import Algorithm, Digest
+from trimsfs.tiers.blob import Blob
 
 CHUNKS = 5
+DAMAGED = "failed", "BlobDamagedError"
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A store with the object ``a`` of this content; ``serving`` starts a server, always with the same ``cache``."""
+
+    store: MemoryStore
+    content: bytes
+    chunk_size: int
+    cache: Path
+    serving: Serving
+
+    @property
+    def file(self) -> Path:
+        """The file of ``a`` in the cache."""
+        token = self.store.generation("a").token(self.store.identity)
+        return self.cache / "blobs" / token[:2] / token
+
+    def damage(self, chunk: int = 0) -> None:
+        """Change a byte of a chunk in the cache."""
+        flip_byte(self.file, chunk * self.chunk_size + 5)
+
+    def tells(self, algorithm: Algorithm, content: bytes | None = None) -> Digest:
+        """Have the store tell the digest of ``a``, or of another *content*; an MD5 is an ETag, so it is not certain."""
+        told = digest_of(self.content if content is None else content, algorithm, certain=algorithm != "md5")
+        self.store.digests["a"] = told
+        return told
+
+    def blob(self, server: Server) -> Blob:
+        return blob_of(server.disk, self.store, "a")
 
 
 def digest_of(content: bytes, algorithm: Algorithm, *, certain: bool = True) -> Digest:
@@ -45,3 +81,12 @@ async def comes_right(server: Server, handle: int, content: bytes) -> bool:
             return True
         await trio.sleep(0.05)
     return False
+
+
+async def counted(server: Server, **counts: int) -> None:
+    """Wait until the statistics of a server's integrity have these counts."""
+    await until(lambda: all(getattr(counts_of(server), name) == count for name, count in counts.items()))
+
+
+def counts_of(server: Server) -> IntegrityStatistics:
+    return server.integrity.statistics()

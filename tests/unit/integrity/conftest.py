@@ -5,18 +5,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.held import Held
 from tests.support.parts import content_of
 from tests.support.served import FakeBacking, Serving, served
 from tests.support.stores import MemoryStore
-from tests.unit.integrity.common import CHUNKS
+from tests.unit.integrity.common import CHUNKS, Scene
+from trimsfs.fetch.processes import thread_copier
 
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is looked at or tried from time to time is soon looked at or tried again; the store is waited for."""
     monkeypatch.setattr("trimsfs.integrity.integrity.PATIENCE_S", 20)
-    for name in ("quarantine.LOOK", "integrity.RETRY", "deferred.RETRY"):
-        monkeypatch.setattr(f"trimsfs.integrity.{name}_INTERVAL_S", 0.2)
+    for name in ("quarantine.LOOK", "deferred.RETRY", "integrity.RETRY", "scrub.LOOK"):
+        monkeypatch.setattr(f"trimsfs.integrity.{name}_INTERVAL_S", 0.05)
 
 
 @pytest.fixture
@@ -44,3 +46,14 @@ def serving(store: MemoryStore, tmp_path: Path, chunk_size: int) -> Serving:
         cold_open="wait",
         retry_deadline=0.1,
     )
+
+
+@pytest.fixture
+def scene(store: MemoryStore, content: bytes, chunk_size: int, tmp_path: Path, serving: Serving) -> Scene:
+    return Scene(store, content, chunk_size, tmp_path / "cache", serving)
+
+
+@pytest.fixture
+def digesting(monkeypatch: pytest.MonkeyPatch) -> Held:
+    """Holds the first digest up before it is computed."""
+    return Held(monkeypatch, thread_copier, "compute", times=1)

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 import trio
 
+from tests.support.held import reached
 from tests.support.parts import blob_files, blob_of, content_of, flip_byte, until
 from tests.support.served import FakeBacking, Server, Serving
 from tests.support.stores import MemoryStore
-from tests.unit.integrity.common import digest_of, opened
+from tests.unit.integrity.common import Scene, counted, counts_of, digest_of, opened
 from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.deferred import LOOKS, Pace
 from trimsfs.stores.digests import Algorithm
@@ -61,14 +61,13 @@ async def test_no_digest_is_computed_while_more_is_loaded(serving: Serving, shar
         gate = shards.block(method="read", key=NAMES[-1])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.content, NAMES[-1])
-            await until(lambda: gate.statistics().tasks_waiting > 0)
+            await reached(gate)
             handles = [await opened(server, name) for name in NAMES[:-1]]
             await trio.sleep(3 * pace.idle_s)
-            assert (digests.idle, server.integrity.statistics().to_compare) == ([], len(NAMES) - 1)
+            assert (digests.idle, counts_of(server).to_compare) == ([], len(NAMES) - 1)
             assert await server.attribute(NAMES[0], "verified") == "false"
             gate.set()
-        await until(lambda: server.integrity.statistics().to_compare == 0)
-        assert server.integrity.statistics().compared == len(NAMES)
+        await counted(server, to_compare=0, compared=len(NAMES))
         assert digests.idle == [True] * len(NAMES)
         assert digests.most == pace.at_once
         assert await server.attribute(NAMES[0], "verified") == "true"
@@ -80,9 +79,9 @@ async def test_what_differs_is_found_and_mended_then(serving: Serving, shards: M
     shards.corrupt(NAMES[1], 77)
     async with serving() as server:
         handles = [await opened(server, name) for name in NAMES]
-        await until(lambda: server.integrity.statistics().to_compare == 0)
-        found = server.integrity.statistics()
-        assert (found.compared, found.differing, found.repaired_chunks) == (len(NAMES), 1, 1)
+        await counted(server, to_compare=0)
+        counts = counts_of(server)
+        assert (counts.compared, counts.differing, counts.repaired_chunks) == (len(NAMES), 1, 1)
         assert await server.read(handles[1]) == content_of(NAMES[1], len(content))
 
 
@@ -92,8 +91,7 @@ async def test_what_differs_from_a_certain_digest_is_quarantined_then(
     shards.digests["shard-1"] = digest_of(content, "sha256")
     async with serving() as server:
         handle = await opened(server, "shard-1")
-        await until(lambda: server.integrity.statistics().doubtful == 1)
-        assert server.integrity.statistics().to_compare == 0
+        await counted(server, doubtful=1, to_compare=0)
         server.release(handle)
 
 
@@ -112,7 +110,7 @@ async def test_a_host_that_is_never_idle_compares_within_the_bound(
         server.integrity._deferred._quiet_s = seen
         digests, handles = Digests(server), [await server.open(name) for name in NAMES]
         began = trio.current_time()
-        while server.integrity.statistics().compared < len(NAMES):
+        while counts_of(server).compared < len(NAMES):
             assert trio.current_time() - began < 60
             assert await server.read(handles[0]) == content_of(NAMES[0], len(content))
             await trio.sleep(0.01)
@@ -138,7 +136,7 @@ async def test_one_that_gets_no_idle_time_goes_on_without(
 
         monkeypatch.setattr(copier, "digest", starved)
         await opened(server, NAMES[0])
-        await until(lambda: server.integrity.statistics().compared == 1)
+        await counted(server, compared=1)
         assert began == [True, False]
 
 
@@ -146,9 +144,9 @@ async def test_verify_does_not_wait(serving: Serving, shards: MemoryStore) -> No
     async with serving(pace=Pace(idle_s=1000)) as server:
         digests = Digests(server)
         await opened(server, NAMES[0])
-        assert server.integrity.statistics().to_compare == 1
+        assert counts_of(server).to_compare == 1
         assert await server.outcome("verify", NAMES[0]) == ("done", None)
-        assert (digests.idle, server.integrity.statistics().to_compare) == ([False], 0)
+        assert (digests.idle, counts_of(server).to_compare) == ([False], 0)
         assert await server.attribute(NAMES[0], "verified") == "true"
 
 
@@ -158,31 +156,28 @@ async def test_what_is_evicted_meanwhile_is_not_counted_any_more(serving: Servin
         gate = shards.block(method="read", key=NAMES[-1])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.content, NAMES[-1])
-            await until(lambda: gate.statistics().tasks_waiting > 0)
+            await reached(gate)
             server.release(await opened(server, NAMES[0]))
             await until(lambda: blob_of(server.disk, shards, NAMES[0]).users == 0)
-            assert server.integrity.statistics().to_compare == 1
+            assert counts_of(server).to_compare == 1
             await server.disk.evict(shards.generation(NAMES[0]))
-            await until(lambda: server.integrity.statistics().to_compare == 0)
+            await counted(server, to_compare=0)
             gate.set()
 
 
 async def test_the_next_server_compares_what_this_one_has_not(
-    serving: Serving, shards: MemoryStore, content: bytes, ledger: Callable[[], Ledger], tmp_path: Path
+    serving: Serving, shards: MemoryStore, scene: Scene, ledger: Callable[[], Ledger]
 ) -> None:
     backing = FakeBacking()
     start = partial(serving, backing=backing)
     async with start(pace=Pace(idle_s=1000), ledger=ledger()) as server:
-        handles = [await opened(server, name) for name in NAMES]
+        for name in NAMES:
+            await opened(server, name)
         await server.disk.flush()
-        assert server.integrity.statistics().compared == 0
-        assert len(handles) == len(NAMES)
-    for file in blob_files(tmp_path / "cache")[:1]:
-        flip_byte(file, 5)
+        assert counts_of(server).compared == 0
+    flip_byte(blob_files(scene.cache)[0], 5)
     async with start(ledger=ledger()) as server:
-        await until(lambda: server.integrity.statistics().compared == len(NAMES))
-        found = server.integrity.statistics()
-        assert (found.repaired_chunks, found.to_compare) == (1, 0)
-    for file in blob_files(tmp_path / "cache"):
-        assert file.read_bytes() in {content_of(name, len(content)) for name in NAMES}
+        await counted(server, compared=len(NAMES), to_compare=0, repaired_chunks=1)
+    for file in blob_files(scene.cache):
+        assert file.read_bytes() in {content_of(name, len(scene.content)) for name in NAMES}
     backing.dispose()

@@ -9,7 +9,7 @@ from tests.support.parts import content_of
 from tests.support.served import FakeBacking, Serving, served
 from tests.support.signing import sign
 from tests.support.stores import MemoryStore
-from tests.unit.signature_policy.common import KEY
+from tests.unit.signature_policy.common import KEY, Scene
 from trimsfs.extras.signatures.signed_manifest import read_manifest
 
 
@@ -33,6 +33,7 @@ def serving(store: MemoryStore, tmp_path: Path, chunk_size: int, monkeypatch: py
     for most in ("SMALL", "TINY"):  # a test holds the copier's digests back
         monkeypatch.setattr(f"trimsfs.integrity.digest_comparison.{most}", 1000)
     monkeypatch.setattr("trimsfs.integrity.quarantine.LOOK_INTERVAL_S", 0.1)
+    monkeypatch.setattr("trimsfs.integrity.scrub.LOOK_INTERVAL_S", 0.05)
     return partial(
         served,
         store,
@@ -44,3 +45,8 @@ def serving(store: MemoryStore, tmp_path: Path, chunk_size: int, monkeypatch: py
         metadata_ttl=0.0,
         retry_deadline=0.1,
     )
+
+
+@pytest.fixture
+def scene(store: MemoryStore, files: dict[str, bytes], chunk_size: int, tmp_path: Path, serving: Serving) -> Scene:
+    return Scene(store, files, chunk_size, tmp_path / "cache", serving)

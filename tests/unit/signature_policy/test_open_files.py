@@ -7,77 +7,70 @@ from functools import partial
 import pytest
 import trio
 
-from tests.support.parts import blob_of, fail_to_sync, until
+from tests.support.held import begin, unless_refused
+from tests.support.parts import fail_to_sync, until
 from tests.support.served import Serving
-from tests.support.signing import sign
-from tests.support.stores import MemoryStore
-from tests.unit.signature_policy.common import KEY, opened_and_lost
-from trimsfs.errors import BlobDamagedError, StoreUnavailableError, TrimsError
+from tests.unit.signature_policy.common import PARAMS, Scene, slow_down_digests
+from trimsfs.errors import BlobDamagedError, SignatureError
 from trimsfs.handover.ledger import Ledger
 
 
-@pytest.mark.parametrize("what", ["signed", "without"])
-async def test_an_open_file_that_is_here_goes_on_under_the_next_server_while_the_store_is_away(
-    serving: Serving, store: MemoryStore, files: dict[str, bytes], what: str, ledger: Callable[[], Ledger]
+@pytest.fixture
+def serving(serving: Serving) -> Serving:
+    return partial(serving, backing=None)
+
+
+def release_anew(scene: Scene, version_id: str | None = None) -> None:
+    """Upload another release of the model, signed anew."""
+    scene.store.put(PARAMS, scene.params[::-1], version_id=version_id)
+    scene.sign(params=scene.params[::-1])
+
+
+@pytest.mark.parametrize(
+    ("path", "happens"),
+    [(PARAMS, Scene.away), ("other/params", Scene.away), (PARAMS, release_anew)],
+    ids=["signed, no store", "unsigned, no store", "another release"],
+)
+async def test_an_open_file_that_is_here_goes_on_under_the_next_server(
+    scene: Scene, path: str, happens: Callable[[Scene], None], ledger: Callable[[], Ledger]
 ) -> None:
-    serving = partial(serving, backing=None, signatures="require" if what == "signed" else "check")
-    path = "signed/params" if what == "signed" else "other/params"
+    serving = partial(scene.serving, signatures="require" if path == PARAMS else "check")
     async with serving(ledger=ledger()) as server:
         handle = await server.open(path)
-        assert await server.read(handle, 0, 10**6) == files["params"]
+        assert await server.read(handle, 0, 10**6) == scene.params
         await server.disk.flush()
-    store.fail(StoreUnavailableError("the store is down"), times=float("inf"))
+    happens(scene)
     async with serving(ledger=ledger()) as server:
-        assert bytes(await server.filesystem.files.read(handle, 0, 10**6)) == files["params"]
+        assert bytes(await server.filesystem.files.read(handle, 0, 10**6)) == scene.params
 
 
-async def test_an_open_file_that_is_here_goes_on_under_the_next_server_though_another_has_been_signed(
-    serving: Serving, store: MemoryStore, files: dict[str, bytes], ledger: Callable[[], Ledger]
-) -> None:
-    serving = partial(serving, backing=None)
-    async with serving(ledger=ledger()) as server:
-        handle = await server.open("signed/params")
-        assert await server.read(handle, 0, 10**6) == files["params"]
-        await server.disk.flush()
-    new = files | {"params": files["params"][::-1]}  # a new release of the model, signed anew
-    store.put("signed/params", new["params"])
-    store.put("signed/model.sig", sign(KEY, new))
-    async with serving(ledger=ledger()) as server:
-        assert bytes(await server.filesystem.files.read(handle, 0, 10**6)) == files["params"]
+async def test_what_is_lost_of_an_open_file_is_read_again(scene: Scene) -> None:
+    async with scene.serving() as server:
+        handle, _ = await scene.opened_and_lost(server)
+        assert await server.read(handle, 0, scene.chunk_size) == scene.chunk
 
 
-async def test_a_second_reader_does_not_get_what_is_being_compared_for_the_first(
-    serving: Serving, store: MemoryStore, files: dict[str, bytes], chunk_size: int
-) -> None:
-    async with serving(backing=None) as server:
-        handle, blob = await opened_and_lost(server)
-        store.contents["signed/params", store.generation("signed/params").etag] = b"evil" + files["params"][4:]
+async def test_what_is_lost_of_an_open_file_is_not_read_unchecked(scene: Scene) -> None:
+    """fdatasync fails under an open file; what is fetched in its stead nobody has signed."""
+    async with scene.serving() as server:
+        handle, blob = await scene.opened_and_lost(server)
+        scene.give(b"evil" + scene.params[4:])
         await trio.sleep(1.1)  # room is looked for again
-        found, real = [], server.integrity.comparer._copier.digest
-
-        async def slow(*arguments: object) -> object:
-            await trio.sleep(0.3)  # a large file
-            return await real(*arguments)  # type: ignore[arg-type]
-
-        server.integrity.comparer._copier.digest = slow  # type: ignore[method-assign, assignment]
-
-        async def read() -> None:
-            with suppress(TrimsError):
-                found.append(await server.read(handle, 0, chunk_size))
-
+        slow_down_digests(server)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(read)
+            first = begin(nursery, unless_refused, server.read(handle, 0, scene.chunk_size), SignatureError)
             await until(lambda: blob.complete)
-            nursery.start_soon(read)
-        assert found in ([], [files["params"][:chunk_size]]), "a program has read what nobody has signed"
+            # A second reader does not get what is being compared for the first.
+            second = begin(nursery, unless_refused, server.read(handle, 0, scene.chunk_size))
+        assert {*first, *second} <= {None, scene.chunk}, "a program has read what nobody has signed"
 
 
 async def test_a_read_does_not_wait_for_the_kernel_that_waits_for_the_read(
-    serving: Serving, store: MemoryStore, files: dict[str, bytes], chunk_size: int, monkeypatch: pytest.MonkeyPatch
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trimsfs.integrity.signature_policy.COMPARED_WITHIN_S", 0.5)
-    async with serving(backing=None) as server:
-        handle, blob = await opened_and_lost(server)
+    async with scene.serving() as server:
+        handle, blob = await scene.opened_and_lost(server)
         await trio.sleep(1.1)  # room is looked for again
         answered = trio.Event()
 
@@ -85,27 +78,20 @@ async def test_a_read_does_not_wait_for_the_kernel_that_waits_for_the_read(
             await answered.wait()  # the page is locked until the read of it has been answered
 
         monkeypatch.setattr(server.gpu, "compare", forget_pages)
-        store.corrupt("signed/params", 77)  # one bit flips on the way
+        scene.store.corrupt(PARAMS, 77)  # one bit flips on the way
         with trio.fail_after(10), suppress(BlobDamagedError):  # unless another comparison has come to its end
-            await server.read(handle, 0, chunk_size)
+            await server.read(handle, 0, scene.chunk_size)
         answered.set()
         await until(lambda: blob.health.compared)
-        assert await server.read(handle, 0, chunk_size) == files["params"][:chunk_size]
+        assert await server.read(handle, 0, scene.chunk_size) == scene.chunk
 
 
-async def test_an_open_file_goes_on_with_its_version_though_another_has_been_signed(
-    serving: Serving, store: MemoryStore, files: dict[str, bytes], chunk_size: int
-) -> None:
-    store.put("signed/params", files["params"], version_id="v1")
-    async with serving(backing=None) as server:
-        handle = await server.open("signed/params")
-        assert await server.read(handle, 0, 10**6) == files["params"]
-        blob = blob_of(server.disk, store, "signed/params")
-
-        await fail_to_sync(server.disk, blob)
-        assert not blob.complete
+async def test_an_open_file_goes_on_with_its_version_though_another_has_been_signed(scene: Scene) -> None:
+    scene.store.put(PARAMS, scene.params, version_id="v1")
+    async with scene.serving() as server:
+        handle = await server.open(PARAMS)
+        assert await server.read(handle, 0, 10**6) == scene.params
+        await fail_to_sync(server.disk, scene.blob(server))
         await trio.sleep(1.1)  # room is looked for again
-        new = files | {"params": files["params"][::-1]}  # a new release of the model, signed anew
-        store.put("signed/params", new["params"], version_id="v2")
-        store.put("signed/model.sig", sign(KEY, new))
-        assert await server.read(handle, 0, chunk_size) == files["params"][:chunk_size]
+        release_anew(scene, "v2")
+        assert await server.read(handle, 0, scene.chunk_size) == scene.chunk

@@ -5,23 +5,20 @@ import threading
 import trio
 import trio.lowlevel
 
-from tests.support.parts import until
-from tests.support.served import Serving
-from tests.support.stores import MemoryStore
+from tests.support.held import reached
+from tests.unit.signature_policy.common import PARAMS, Scene
 
 
-def test_a_server_that_stops_while_it_asks_what_is_signed_ends(
-    serving: Serving, store: MemoryStore, files: dict[str, bytes]
-) -> None:
+def test_a_server_that_stops_while_it_asks_what_is_signed_ends(scene: Scene) -> None:
     async def main() -> None:
         with trio.CancelScope() as scope:
             async with (
-                serving(backing=None) as server,
-                server.disk.using(store.generation("signed/params")) as blob,
+                scene.serving(backing=None) as server,
+                server.disk.using(scene.store.generation(PARAMS)) as blob,
             ):
-                gate = store.block(method="list_page", key="signed/")
+                gate = scene.store.block(method="list_page", key="signed/")
                 await server.fetcher.fetch_all(blob)  # as for a sibling, or warm
-                await until(lambda: gate.statistics().tasks_waiting > 0)
+                await reached(gate)
 
                 @trio.lowlevel.spawn_system_task
                 async def later() -> None:
