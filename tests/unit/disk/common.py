@@ -1,15 +1,15 @@
 """What the tests of the disk tier have in common."""
 
 import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import trio
 
-from tests.support.parts import (
-    content_of,
-    piece,
-    store_chunk,
-)
+from tests.support.parts import content_of, opened, piece, store_chunk
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.disk_tier import DiskTier
 
@@ -30,14 +30,42 @@ async def store(tier: DiskTier, blob: Blob, content: bytes, *chunks: int) -> lis
     return [await store_chunk(tier, blob, chunk, piece(content, chunk)) for chunk in chunks]
 
 
-def put_file(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"x")
-
-
 def remove_index(cache: Path) -> None:
     for path in cache.glob("index.sqlite*"):
         path.unlink()
+
+
+async def synced(tier: DiskTier) -> None:
+    """Record and sync all that is written."""
+    await tier.flush()
+    await tier._journal.sync()
+
+
+def left(cache: Path, name: str = "left") -> Path:
+    """What a server that was killed now would leave."""
+    return Path(shutil.copytree(cache, cache.with_name(name)))
+
+
+def settling(tier: DiskTier) -> trio.Event:
+    """An event that is set once a tier that runs has settled what was left."""
+    settled = trio.Event()
+
+    async def keep() -> None:
+        settled.set()
+
+    tier.space.keep = keep  # type: ignore[method-assign]
+    return settled
+
+
+@asynccontextmanager
+async def at_work(cache: Path) -> AsyncIterator[DiskTier]:
+    """A tier that has settled what was left, and runs."""
+    async with opened(cache) as tier, trio.open_nursery() as nursery:
+        settled = settling(tier)
+        nursery.start_soon(tier.run)
+        await settled.wait()
+        yield tier
+        nursery.cancel_scope.cancel()
 
 
 class FailingWrites:

@@ -2,159 +2,143 @@
 
 import os
 import sqlite3
-import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
-from tests.support.parts import blob_files, failing, fill, opened, piece, recorded_bytes, store_chunk, until, written
+from tests.support.held import Held
+from tests.support.parts import blob_files, failing, fill, opened, piece, recorded_bytes, written
 from tests.unit.disk.common import small, store
-from trimsfs.errors import CacheUnusableError, TrimsError
+from trimsfs.errors import CacheUnusableError
+from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.types import Generation
 
 
-async def test_a_chunk_given_up_before_it_is_recorded(cache: Path, chunk_size: int) -> None:
-    a = small("a", chunk_size, 2)
+@pytest.fixture
+def content(chunk_size: int) -> bytes:
+    return small("a", chunk_size, 2)
+
+
+@asynccontextmanager
+async def counting(cache: Path, content: bytes, *, recorded: bool = True) -> AsyncIterator[tuple[DiskTier, Blob]]:
+    """A tier with the object ``a``, which is in use in the block.
+
+    At the end, what is counted is what is recorded, and nothing once it is evicted.
+    """
     async with opened(cache) as tier:
-        generation = await fill(tier, "a", a)  # not recorded yet
+        generation = await fill(tier, "a", content)
+        if recorded:
+            await tier.flush()
         async with tier.using(generation) as blob:
+            yield tier, blob
+        await tier.flush()
+        assert tier.statistics().used_bytes == await recorded_bytes(tier)
+        await tier.evict(generation)
+        assert tier.statistics().used_bytes == 0
+
+
+def repair(tier: DiskTier, blob: Blob, content: bytes) -> None:
+    """Write the first chunk again, as a scrub does."""
+    tier.damage.repaired(blob, written(blob, 0, piece(content, 0)))
+
+
+async def test_a_chunk_given_up_before_it_is_recorded(cache: Path, content: bytes, chunk_size: int) -> None:
+    async with counting(cache, content, recorded=False) as (tier, blob):
+        assert not await tier.damage.check_chunk(blob, 0, None)
+        assert tier.statistics().used_bytes == chunk_size
+
+
+async def test_removal_that_cannot_be_recorded(cache: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with counting(cache, content) as (tier, blob):
+        with monkeypatch.context() as context:
+            context.setattr(tier.index, "remove_chunks", failing(sqlite3.SQLITE_FULL))
             assert not await tier.damage.check_chunk(blob, 0, None)
-            assert tier.statistics().used_bytes == chunk_size
-        await tier.flush()
-        assert await recorded_bytes(tier) == tier.statistics().used_bytes
-        await tier.evict(generation)
-        assert tier.statistics().used_bytes == 0
-
-
-async def test_removal_that_cannot_be_recorded(cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    a = small("a", chunk_size, 2)
-    async with opened(cache) as tier:
-        generation = await fill(tier, "a", a)
-        await tier.flush()
-
-        async with tier.using(generation) as blob:
-            with monkeypatch.context() as context:
-                context.setattr(tier.index, "remove_chunks", failing(sqlite3.SQLITE_FULL))
-                assert not await tier.damage.check_chunk(blob, 0, None)
-        await tier.flush()
-        await tier.evict(generation)
-        assert tier.statistics().used_bytes == 0
 
 
 async def test_cut_off_removal_that_cannot_be_recorded(
-    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+    cache: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a = small("a", chunk_size, 2)
-    async with opened(cache) as tier:
-        generation = await fill(tier, "a", a)
-        await tier.flush()
-
-        (file,) = blob_files(cache)
-        os.truncate(file, 10)
+    async with counting(cache, content) as (tier, blob):
+        os.truncate(blob_files(cache)[0], 10)
         with monkeypatch.context() as context:
             context.setattr(tier.index, "remove_chunks", failing(sqlite3.SQLITE_FULL))
-            try:
-                async with tier.using(generation):
-                    pass
-            except TrimsError:
-                pass
-        async with tier.using(generation) as blob:
-            assert blob.verified_bytes == 0
-        await tier.flush()
-        assert tier.statistics().used_bytes == await recorded_bytes(tier)
+            async with tier.using(blob.generation) as again:
+                assert again.verified_bytes == 0
 
 
 async def test_refetched_while_its_removal_is_recorded(
-    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+    cache: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a = small("a", chunk_size, 2)
-    async with opened(cache) as tier:
-        generation = await fill(tier, "a", a)
-        await tier.flush()
-        began, gate = threading.Event(), threading.Event()
-        real = tier.index.remove_chunks
-
-        def slow(*arguments: object) -> None:
-            began.set()
-            assert gate.wait(20)
-            real(*arguments)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(tier.index, "remove_chunks", slow)
-        async with tier.using(generation) as blob, trio.open_nursery() as nursery:
+    async with counting(cache, content) as (tier, blob):
+        removing = Held(monkeypatch, tier.index, "remove_chunks")
+        async with trio.open_nursery() as nursery:
             nursery.start_soon(tier.damage.check_chunk, blob, 0, None)
-            await until(began.is_set)
-            assert await store_chunk(tier, blob, 0, piece(a, 0))
-            gate.set()
-            await tier.flush()
-        assert tier.statistics().used_bytes == len(a)
-        assert await recorded_bytes(tier) == len(a)
-        await tier.evict(generation)
-        assert tier.statistics().used_bytes == 0
+            await removing.reached()
+            assert await store(tier, blob, content, 0) == [True]
+            removing.go.set()
+        await tier.flush()
+        assert tier.statistics().used_bytes == len(content)
 
 
 async def test_written_twice_before_it_is_recorded(
-    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+    cache: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a = small("a", chunk_size, 2)
     async with opened(cache) as tier:
-        with monkeypatch.context() as context:
-            context.setattr(tier.index, "add_chunks", failing(sqlite3.SQLITE_FULL))
-            generation = await fill(tier, "a", a)
-            await tier.flush()
-            async with tier.using(generation) as blob:
-                tier.damage.repaired(blob, written(blob, 0, piece(a, 0)))
-            assert tier.statistics().used_bytes == len(a)
-            await tier.evict(generation)
+        monkeypatch.setattr(tier.index, "add_chunks", failing(sqlite3.SQLITE_FULL))
+        generation = await fill(tier, "a", content)
+        await tier.flush()
+        async with tier.using(generation) as blob:
+            repair(tier, blob, content)
+        assert tier.statistics().used_bytes == len(content)
+        await tier.evict(generation)
         assert tier.statistics().used_bytes == 0
 
 
 async def test_found_cut_off_while_the_index_cannot_be_written(
-    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+    cache: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a = small("a", chunk_size, 2)
     async with opened(cache) as tier:
-        generation = await fill(tier, "a", a)
-    (file,) = blob_files(cache)
-    os.truncate(file, 10)
+        generation = await fill(tier, "a", content)
+    os.truncate(blob_files(cache)[0], 10)
     async with opened(cache) as tier:
         with monkeypatch.context() as context:
             context.setattr(tier.index, "remove_chunks", failing(sqlite3.SQLITE_FULL))
             async with tier.using(generation) as blob:
-                assert await store(tier, blob, a, 0, 1) == [True, True]
+                assert await store(tier, blob, content, 0, 1) == [True, True]
         await tier.flush()
-        assert tier.statistics().used_bytes == await recorded_bytes(tier) == len(a)
+        assert tier.statistics().used_bytes == await recorded_bytes(tier) == len(content)
         await tier.evict(generation)
         assert tier.statistics().used_bytes == 0
 
 
-async def test_mended_and_evicted_before_it_is_recorded_again(cache: Path, chunk_size: int) -> None:
-    a = small("a", chunk_size, 2)
+async def test_mended_and_evicted_before_it_is_recorded_again(cache: Path, content: bytes) -> None:
     async with opened(cache) as tier:
-        generation = await fill(tier, "a", a)
+        generation = await fill(tier, "a", content)
         await tier.flush()
         async with tier.using(generation) as blob:
-            tier.damage.repaired(blob, written(blob, 0, piece(a, 0)))  # as a scrub does
+            repair(tier, blob, content)
         await tier.evictor.evict(blob.token, generation.key)  # one of several victims, chosen a moment ago
         assert tier.statistics().used_bytes == 0
 
 
 async def test_an_eviction_that_fails_of_what_has_been_mended(
-    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+    cache: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a = small("a", chunk_size, 2)
     async with opened(cache) as tier:
-        generation = await fill(tier, "a", a)
+        generation = await fill(tier, "a", content)
         await tier.flush()
-        blob = tier.known(generation.token(tier.store))
-        assert blob is not None
-
+        async with tier.using(generation) as blob:
+            pass
         with monkeypatch.context() as context:
             for name in ("add_chunks", "remove", "remove_chunks"):
                 context.setattr(tier.index, name, failing(sqlite3.SQLITE_IOERR))
-            tier.damage.repaired(blob, written(blob, 0, piece(a, 0)))
+            repair(tier, blob, content)
             with pytest.raises(CacheUnusableError):
                 await tier.evict(generation)
         await tier.evict(generation)

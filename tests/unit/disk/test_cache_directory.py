@@ -12,32 +12,30 @@ import pytest
 import trio
 
 from tests.support.chunks import SMALL_CHUNK
+from tests.support.held import begin
 from tests.support.parts import (
     blob_files,
     content_of,
     disk_tier,
+    fail_to_sync,
     failing,
     fill,
     generation_of,
     opened,
     piece,
     recorded_bytes,
-    store_chunk,
+    states,
     until,
     written,
 )
 from tests.support.tmpfs import tmpfs
+from tests.unit.disk.common import MISSING, here, remove_index, store
 from trimsfs.errors import BlobDamagedError, CacheInUseError, CacheUnusableError, TrimsError
-from trimsfs.tiers.blob import Blob, ChunkState
+from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.cache_directory import CacheDirectory
 from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.tiers.disk.lock import is_lock_of, lock_directory
 from trimsfs.tiers.index.index import BlobIndex
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
 
 
 @pytest.fixture(autouse=True)
@@ -51,12 +49,8 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def taken_over(cache: Path, lock: int) -> AsyncIterator[DiskTier]:
     """A tier that goes on with what an earlier server had."""
-    tier = disk_tier(cache, store="memory://test", lock=os.dup(lock))
-    try:
+    async with opened(cache, lock=os.dup(lock)) as tier:
         yield tier
-    finally:
-        with trio.CancelScope(shield=True):
-            await tier.aclose()
 
 
 @contextmanager
@@ -69,10 +63,15 @@ def locked(cache: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
+@contextmanager
+def taken_over_directory(cache: Path, lock: int) -> Iterator[CacheDirectory]:
+    with closing(CacheDirectory(cache, os.dup(lock), chunk_size=SMALL_CHUNK)) as directory:
+        yield directory
+
+
 def make_unusable(cache: Path) -> None:
     cache.mkdir(exist_ok=True)
-    for path in cache.glob("index.sqlite*"):
-        path.unlink()
+    remove_index(cache)
     (cache / "index.sqlite").mkdir()
 
 
@@ -86,7 +85,7 @@ async def test_who_goes_on_with_a_mount_does_without_a_cache_that_cannot_be_used
         async with taken_over(cache, lock) as tier, tier.using(generation_of("a", content)) as blob:
             assert str(cache) in (tier.unusable or "")
             assert not blob.attached
-            assert not await store_chunk(tier, blob, 0, piece(content, 0))
+            assert await store(tier, blob, content, 0) == [False]
             assert await tier.residencies() == []
             assert tier.statistics().used_bytes == 0
     assert blob_files(cache) == files
@@ -95,9 +94,16 @@ async def test_who_goes_on_with_a_mount_does_without_a_cache_that_cannot_be_used
 async def test_who_begins_a_mount_is_told(cache: Path) -> None:
     make_unusable(cache)
     with pytest.raises(CacheUnusableError, match=str(cache)):
-        disk_tier(cache, store="memory://test")
+        disk_tier(cache)
     with locked(cache):
         pass  # nobody holds it
+
+
+async def ended(tier: DiskTier) -> str:
+    """Run a tier until its directory cannot be used any longer, or again: what it says."""
+    with trio.fail_after(60), pytest.raises(CacheUnusableError) as raised:
+        await tier.run()
+    return str(raised.value)
 
 
 async def test_a_cache_that_can_be_used_again_is_told_of(cache: Path, chunk_size: int) -> None:
@@ -106,22 +112,18 @@ async def test_a_cache_that_can_be_used_again_is_told_of(cache: Path, chunk_size
     make_unusable(cache)
     with locked(cache) as lock:
         async with taken_over(cache, lock) as tier, trio.open_nursery() as nursery:
-
-            async def run() -> None:
-                with pytest.raises(CacheUnusableError, match="can be used again"):
-                    await tier.run()
-
-            nursery.start_soon(run)
+            endings = begin(nursery, ended, tier)
             await trio.sleep(0.1)
+            assert endings == []
             (cache / "index.sqlite").rmdir()
+        assert "can be used again" in endings[0]
         async with taken_over(cache, lock) as tier:
             assert tier.unusable is None
 
 
 def test_another_directory_at_its_place_is_for_another_server_to_try(cache: Path) -> None:
-    cache.mkdir()
     make_unusable(cache)
-    with locked(cache) as lock, closing(CacheDirectory(cache, os.dup(lock), chunk_size=SMALL_CHUNK)) as directory:
+    with locked(cache) as lock, taken_over_directory(cache, lock) as directory:
         assert directory.problem is not None
         assert not directory.usable()
         shutil.rmtree(cache)
@@ -132,27 +134,17 @@ def test_another_directory_at_its_place_is_for_another_server_to_try(cache: Path
 
 def test_a_directory_that_was_made_anew_is_locked_again(cache: Path) -> None:
     with locked(cache) as lock:
-        with closing(CacheDirectory(cache, os.dup(lock), chunk_size=SMALL_CHUNK)) as directory:
+        with taken_over_directory(cache, lock) as directory:
             assert not directory.removed()
             shutil.rmtree(cache)
             assert directory.removed()
-        with closing(CacheDirectory(cache, os.dup(lock), chunk_size=SMALL_CHUNK)) as directory:
+        with taken_over_directory(cache, lock) as directory:
             assert directory.problem is None
             assert not is_lock_of(lock, cache)
             with pytest.raises(CacheInUseError):
                 lock_directory(cache)
-        with locked(cache), closing(CacheDirectory(cache, os.dup(lock), chunk_size=SMALL_CHUNK)) as directory:
+        with locked(cache), taken_over_directory(cache, lock) as directory:
             assert "in use by another server" in (directory.problem or "")
-
-
-async def running_out(tier: DiskTier) -> CacheUnusableError:
-    """Wait until a tier says that its directory cannot be used any longer."""
-    with trio.fail_after(60):
-        try:
-            await tier.run()
-        except CacheUnusableError as error:
-            return error
-    raise AssertionError("unreachable: it runs for ever or fails")
 
 
 async def test_an_index_that_cannot_be_written_for_long_is_given_up(
@@ -162,7 +154,7 @@ async def test_an_index_that_cannot_be_written_for_long_is_given_up(
         monkeypatch.setattr(tier.index, "used", failing(sqlite3.SQLITE_IOERR))
         async with tier.using(generation_of("a", content_of("a", chunk_size))):
             pass
-        assert "cannot be used any longer" in str(await running_out(tier))
+        assert "cannot be used any longer" in await ended(tier)
 
 
 async def test_an_index_on_a_full_disk_is_not_given_up(
@@ -185,9 +177,9 @@ async def test_an_index_on_a_full_disk_is_not_given_up(
 async def test_a_directory_that_is_removed_is_given_up(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trimsfs.tiers.disk.maintenance.REST_S", 0.2)  # it is looked at even while nothing happens
     async with opened(cache) as tier, trio.open_nursery() as nursery:
-        nursery.start_soon(running_out, tier)
+        endings = begin(nursery, ended, tier)
         await trio.sleep(0.1)
-        assert nursery.child_tasks
+        assert endings == []
         shutil.rmtree(cache)
 
 
@@ -195,16 +187,16 @@ async def test_damage_that_is_found_while_it_runs_is_mended_for_the_next(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened(cache) as tier:
-        await fill(tier, "a", content_of("a", chunk_size))
+        generation = await fill(tier, "a", content_of("a", chunk_size))
         await tier.flush()
         tier.index._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         monkeypatch.setattr(tier.index, "used", failing(sqlite3.SQLITE_CORRUPT))
         with (cache / "index.sqlite").open("r+b") as file:
             file.seek(4096 * 2)
             file.write(b"\xa5" * 4096)
-        async with tier.using(generation_of("a", content_of("a", chunk_size))):
+        async with tier.using(generation):
             pass
-        await running_out(tier)
+        await ended(tier)
     with closing(BlobIndex(cache / "index.sqlite")) as index:
         assert not index.rebuilt
 
@@ -212,69 +204,63 @@ async def test_damage_that_is_found_while_it_runs_is_mended_for_the_next(
 # Files that are not what they were
 
 
-class Doubts:
-    """What a tier was told to doubt."""
+@asynccontextmanager
+async def doubting(cache: Path) -> AsyncIterator[tuple[DiskTier, list[Blob]]]:
+    """A tier, and the blobs that it doubts."""
+    doubted: list[Blob] = []
 
-    def __init__(self) -> None:
-        self.blobs: list[Blob] = []
-
-    def hear(self, blob: Blob, error: TrimsError) -> None:
+    def doubt(blob: Blob, error: TrimsError) -> None:
         assert isinstance(error, BlobDamagedError)
-        self.blobs.append(blob)
+        doubted.append(blob)
+
+    async with opened(cache, suspected=doubt) as tier:
+        yield tier, doubted
 
 
 async def test_a_file_that_was_cut_off_is_fetched_again_when_it_is_opened(cache: Path, chunk_size: int) -> None:
     content = content_of("a", 3 * chunk_size)
-    doubts = Doubts()
-    async with opened(cache, suspected=doubts.hear) as tier:
+    async with doubting(cache) as (tier, doubted):
         generation = await fill(tier, "a", content)
         (path,) = blob_files(cache)
         os.truncate(path, chunk_size)
         async with tier.using(generation) as blob:
             assert blob.present_bytes == 0
-            assert await store_chunk(tier, blob, 2, piece(content, 2))
+            assert await store(tier, blob, content, 2) == [True]
             os.truncate(path, 10)
             assert await tier.acquire(generation) is blob  # in use
-            assert list(blob.states) == [ChunkState.MISSING] * 3
+            assert states(blob) == [MISSING] * 3
             assert blob_files(cache)[0].stat().st_size == len(content)
-            for chunk in range(3):
-                assert await store_chunk(tier, blob, chunk, piece(content, chunk))
+            assert await store(tier, blob, content, 0, 1, 2) == [True] * 3
             assert blob.view(0, len(content)) == content
             tier.release(blob)
         assert tier.statistics().used_bytes == len(content) == await recorded_bytes(tier)
-        assert doubts.blobs == []
+        assert doubted == []
 
 
 async def test_a_file_that_was_cut_off_while_the_kernel_reads_it_is_doubted(cache: Path, chunk_size: int) -> None:
-    doubts = Doubts()
-    async with opened(cache, suspected=doubts.hear) as tier:
+    async with doubting(cache) as (tier, doubted):
         generation = await fill(tier, "a", content_of("a", 3 * chunk_size))
         async with tier.using(generation) as blob:
             blob.backing_id = 7
             os.truncate(blob_files(cache)[0], chunk_size)
             async with tier.using(generation) as again:
                 assert again is blob
-            assert doubts.blobs == [blob]
+            assert doubted == [blob]
             blob.backing_id = 0
 
 
-@pytest.fixture
-def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk loses what is written."""
+@pytest.mark.parametrize("in_use", [False, True])
+async def test_bytes_that_do_not_reach_the_disk_are_not_believed(
+    cache: Path, chunk_size: int, in_use: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel takes them for written, and gives others once they have left its memory."""
 
     def fdatasync(_descriptor: int) -> None:
         raise OSError(errno.EIO, "as told")
 
     monkeypatch.setattr("trimsfs.tiers.blob.os.fdatasync", fdatasync)
-
-
-@pytest.mark.usefixtures("no_sync")
-@pytest.mark.parametrize("in_use", [False, True])
-async def test_bytes_that_do_not_reach_the_disk_are_not_believed(cache: Path, chunk_size: int, in_use: bool) -> None:
-    """The kernel takes them for written, and gives others once they have left its memory."""
-    content = content_of("a", 3 * chunk_size)
     async with opened(cache) as tier:
-        generation = await fill(tier, "a", content)
+        generation = await fill(tier, "a", content_of("a", 3 * chunk_size))
         blob = await tier.acquire(generation)
         if not in_use:
             tier.release(blob)
@@ -291,22 +277,18 @@ async def test_bytes_that_do_not_reach_the_disk_and_that_the_kernel_reads_are_wr
     cache: Path, chunk_size: int
 ) -> None:
     content = content_of("a", 2 * chunk_size)
-    doubts = Doubts()
-    async with opened(cache, suspected=doubts.hear) as tier:
+    async with doubting(cache) as (tier, doubted):
         generation = await fill(tier, "a", content)
         async with tier.using(generation) as blob:
             blob.backing_id = 7
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("trimsfs.tiers.blob.os.fdatasync", lambda _file: (_ for _ in ()).throw(OSError(5, "no")))
-                await tier._journal.sync()
-            assert doubts.blobs == [blob]
+            await fail_to_sync(tier, blob)
+            assert doubted == [blob]
             assert blob.health.lost == {0, 1}
             assert tier.statistics().used_bytes == 0 == await recorded_bytes(tier)  # what a successor may believe
             with pytest.raises(BlobDamagedError):
                 await tier.sync(blob)
             for chunk in range(2):
-                start = chunk * chunk_size
-                tier.damage.repaired(blob, written(blob, chunk, content[start : start + chunk_size]))
+                tier.damage.repaired(blob, written(blob, chunk, piece(content, chunk)))
             await tier.sync(blob)
             assert tier.statistics().used_bytes == len(content) == await recorded_bytes(tier)
             blob.backing_id = 0
@@ -329,9 +311,8 @@ async def test_an_eviction_that_fails_is_told(cache: Path, chunk_size: int, monk
 async def test_a_disk_that_is_full_to_the_brim_still_makes_room(tmp_path: Path, chunk_size: int) -> None:
     """To be told that a blob is gone takes the index some room, too."""
     with tmpfs(tmp_path / "disk", 4 << 20) as directory:
-        content = content_of("a", 40 * chunk_size)
         async with opened(directory / "cache") as tier:
-            await fill(tier, "a", content)
+            await fill(tier, "a", content_of("a", 40 * chunk_size))
             await tier.flush()
             with (directory / "filler").open("wb", buffering=0) as file:
                 for size in (chunk_size, 1):
@@ -341,18 +322,18 @@ async def test_a_disk_that_is_full_to_the_brim_still_makes_room(tmp_path: Path, 
                     except OSError:
                         continue
             await fill(tier, "b", content_of("b", 2 * chunk_size))
-            assert [here.generation.key for here in await tier.residencies()] == ["b"]
+            assert list(await here(tier)) == ["b"]
 
 
 async def test_no_more_blobs_are_open_than_there_are_descriptors_for(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda _: (16, 16))
-    contents = {f"k{number}": content_of(f"k{number}", chunk_size) for number in range(12)}
+    generations = [generation_of(f"k{number}", content_of(f"k{number}", chunk_size)) for number in range(12)]
     async with opened(cache) as tier:
-        blobs = [await tier.acquire(generation_of(key, content)) for key, content in contents.items()]
+        blobs = [await tier.acquire(generation) for generation in generations]
         assert [blob.attached for blob in blobs] == [True] * 4 + [False] * 8
         for blob in blobs:
             tier.release(blob)
-        async with tier.using(generation_of("k11", contents["k11"])) as blob:
+        async with tier.using(generations[-1]) as blob:
             assert blob.attached

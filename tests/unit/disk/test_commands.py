@@ -7,15 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.support.parts import (
-    blob_files,
-    fill,
-    generation_of,
-    opened,
-    recorded_bytes,
-    states,
-    verify_chunk,
-)
+from tests.support.parts import blob_files, fill, generation_of, opened, recorded_bytes, states, verify_chunk
 from tests.unit.disk.common import MISSING, small, store
 from trimsfs.errors import InUseError
 from trimsfs.tiers.blob import Blob
@@ -25,9 +17,8 @@ from trimsfs.tiers.mapping import mapped
 
 
 async def test_eviction_removes_the_file_and_the_record(cache: Path, chunk_size: int) -> None:
-    a = small("a", chunk_size, 2)
     async with opened(cache) as tier:
-        generation = await fill(tier, "a", a)
+        generation = await fill(tier, "a", small("a", chunk_size, 2))
         assert await tier.evict(generation) == 2 * chunk_size
         assert await tier.evict(generation) == 0
         assert await tier.residencies() == []
@@ -96,8 +87,7 @@ async def test_an_eviction_that_is_cancelled_leaves_the_blob_or_removes_it(
             await tier.evict(generation)
         monkeypatch.undo()
         assert tier.statistics().used_bytes == await recorded_bytes(tier)
-        if await recorded_bytes(tier) == 0:
-            assert blob_files(cache) == []
+        assert bool(await recorded_bytes(tier)) == bool(blob_files(cache))
 
 
 async def test_residency_tells_what_is_here(cache: Path, chunk_size: int) -> None:
@@ -113,45 +103,31 @@ async def test_residency_tells_what_is_here(cache: Path, chunk_size: int) -> Non
             assert half.host_bytes in {None, chunk_size}
             await store(tier, blob, content, 1)
             assert (await tier.residency(generation)).verified
+        for _ in range(4):
+            async with tier.using(generation):
+                pass
         whole = await tier.residency(generation)
-        assert (whole.disk_bytes, whole.users, whole.uses) == (2 * chunk_size, 0, 1)
+        assert (whole.disk_bytes, whole.users, whole.uses) == (2 * chunk_size, 0, 5)
         assert whole.generation == generation
         assert await tier.residencies() == [whole]
 
 
-async def test_every_open_is_a_use(cache: Path, chunk_size: int) -> None:
-    async with opened(cache) as tier:
-        generation = await fill(tier, "a", small("a", chunk_size))
-        for _ in range(4):
-            async with tier.using(generation):
-                pass
-        assert (await tier.residency(generation)).uses == 5
-
-
-async def test_only_this_stores_objects_are_listed(cache: Path, chunk_size: int) -> None:
-    async with opened(cache, store="s3://one") as tier:
-        await fill(tier, "a", small("a", chunk_size))
-    async with opened(cache, store="s3://other") as tier:
-        assert await tier.residencies() == []
-
-
-async def test_pins_of_another_store_do_not_fill_the_cache_for_ever(cache: Path, chunk_size: int) -> None:
+async def test_objects_of_another_store_are_not_listed_and_their_pins_do_not_fill_the_cache_for_ever(
+    cache: Path, chunk_size: int
+) -> None:
     async with opened(cache, store="s3://one") as tier:
         generation = await fill(tier, "a", small("a", chunk_size))
         async with tier.using(generation) as blob:
             await tier.pin(blob, True)
-    b = small("b", chunk_size)
-    async with (
-        opened(cache, store="s3://other", budget=chunk_size) as tier,
-        tier.using(generation_of("b", b)) as blob,
-    ):
-        assert await store(tier, blob, b, 0) == [True]
+    async with opened(cache, store="s3://other", budget=chunk_size) as tier:
+        assert await tier.residencies() == []
+        await fill(tier, "b", small("b", chunk_size))
 
 
 async def test_a_store_whose_name_is_not_text_is_cached(cache: Path, chunk_size: int) -> None:
-    a = small("a", chunk_size)
-    async with opened(cache, store="file:///srv/\udcff") as tier, tier.using(generation_of("a", a)) as blob:
-        assert await store(tier, blob, a, 0) == [True]
+    async with opened(cache, store="file:///srv/\udcff") as tier:
+        await fill(tier, "a", small("a", chunk_size))
+        assert await recorded_bytes(tier) == chunk_size
 
 
 async def test_an_open_with_a_newer_version_of_the_same_content_takes_it_over(cache: Path, chunk_size: int) -> None:
@@ -170,20 +146,18 @@ async def test_idle_blobs_are_closed_beyond_a_limit_and_found_again(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda _: (32, 32))  # an eighth of which may be idle blobs
-    contents = {f"k{number}": small(f"k{number}", chunk_size) for number in range(20)}
     before = len(os.listdir("/proc/self/fd"))
     async with opened(cache) as tier:
-        for key, content in contents.items():
-            await fill(tier, key, content)
+        generations = [await fill(tier, f"k{number}", small(f"k{number}", chunk_size)) for number in range(20)]
         await tier.flush()
     async with opened(cache) as tier:
-        for key, content in contents.items():
-            async with tier.using(generation_of(key, content)):
+        for generation in generations:
+            async with tier.using(generation):
                 pass
         # The lock, three files of the index, and the blobs with a duplicate each, which Python makes for the mapping.
         assert len(os.listdir("/proc/self/fd")) <= before + 4 + 2 * 4
-        for key, content in contents.items():
-            async with tier.using(generation_of(key, content)) as blob:
+        for generation in generations:
+            async with tier.using(generation) as blob:
                 assert await verify_chunk(tier, blob, 0)
         assert tier.statistics().used_bytes == 20 * chunk_size == await recorded_bytes(tier)
 
@@ -192,12 +166,9 @@ async def test_a_blob_closed_right_after_it_was_written_keeps_its_chunks(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda _: (16, 16))
-    contents = {f"k{number}": small(f"k{number}", chunk_size) for number in range(10)}
     async with opened(cache) as tier:
-        for key, content in contents.items():
-            await fill(tier, key, content)
-        for key, content in contents.items():
-            async with tier.using(generation_of(key, content)) as blob:
+        for generation in [await fill(tier, f"k{number}", small(f"k{number}", chunk_size)) for number in range(10)]:
+            async with tier.using(generation) as blob:
                 assert states(blob) != [MISSING]
 
 

@@ -1,10 +1,8 @@
 """Recovery after killed servers and power losses: files and index agree again."""
 
 import os
-import shutil
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,17 +17,13 @@ from tests.support.parts import (
     piece,
     recorded_bytes,
     store_chunk,
+    until,
     written,
 )
+from tests.unit.disk.common import at_work, left, settling
 from trimsfs.tiers import extents
-from trimsfs.tiers.disk.disk_tier import DiskTier
 
 BLOCK = 4096
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
 
 
 @pytest.fixture(autouse=True)
@@ -39,32 +33,11 @@ def small(monkeypatch: pytest.MonkeyPatch, chunk_size: int) -> None:
     monkeypatch.setattr("trimsfs.tiers.disk.maintenance.SYNC_INTERVAL_S", 0.01)
 
 
-@asynccontextmanager
-async def at_work(cache: Path) -> AsyncIterator[DiskTier]:
-    """A tier that has settled what was left."""
-    settled = trio.Event()
-
-    async def keep() -> None:
-        settled.set()
-
-    async with opened(cache) as tier, trio.open_nursery() as nursery:
-        tier.space.keep = keep  # type: ignore[method-assign]
-        nursery.start_soon(tier.run)
-        await settled.wait()
-        yield tier
-        nursery.cancel_scope.cancel()
-
-
-def left(cache: Path, tmp_path: Path) -> Path:
-    """What a server that was killed now would leave."""
-    return Path(shutil.copytree(cache, tmp_path / "left"))
-
-
 def allocated(cache: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in blob_files(cache))
 
 
-async def test_chunks_that_nobody_recorded_take_no_space(cache: Path, chunk_size: int, tmp_path: Path) -> None:
+async def test_chunks_that_nobody_recorded_take_no_space(cache: Path, chunk_size: int) -> None:
     content = content_of("a", 4 * chunk_size)
     async with opened(cache) as tier, tier.using(generation_of("a", content)) as blob:
         assert await store_chunk(tier, blob, 1, piece(content, 1))
@@ -73,33 +46,31 @@ async def test_chunks_that_nobody_recorded_take_no_space(cache: Path, chunk_size
         written(blob, 0, piece(content, 0)[: chunk_size // 2])
         os.fsync(blob.fileno())
         assert allocated(cache) == 2 * chunk_size + chunk_size // 2
-        kept = left(cache, tmp_path)
+        kept = left(cache)
     async with at_work(kept) as tier:
         assert tier.statistics().used_bytes == chunk_size == await recorded_bytes(tier)
         assert allocated(kept) == chunk_size
 
 
-async def test_a_blob_that_is_opened_first_gives_back_as_much(cache: Path, chunk_size: int, tmp_path: Path) -> None:
+async def test_a_blob_that_is_opened_first_gives_back_as_much(cache: Path, chunk_size: int) -> None:
     content = content_of("a", 4 * chunk_size)
     generation = generation_of("a", content)
     async with opened(cache) as tier, tier.using(generation) as blob:
         written(blob, 3, piece(content, 3))
         os.fsync(blob.fileno())
-        kept = left(cache, tmp_path)
+        kept = left(cache)
     async with opened(kept) as tier, tier.using(generation) as blob:
         assert allocated(kept) == 0
         assert await store_chunk(tier, blob, 3, piece(content, 3))
         assert blob.view(3 * chunk_size, 4 * chunk_size) == piece(content, 3)
 
 
-async def test_a_blob_of_which_nothing_is_recorded_is_removed_unless_it_is_pinned(
-    cache: Path, chunk_size: int, tmp_path: Path
-) -> None:
+async def test_a_blob_of_which_nothing_is_recorded_is_removed_unless_it_is_pinned(cache: Path, chunk_size: int) -> None:
     a, b = (generation_of(key, content_of(key, 2 * chunk_size)) for key in "ab")
     async with opened(cache) as tier, tier.using(a) as blob, tier.using(b) as pinned:
         written(blob, 0, bytes(chunk_size))
         await tier.pin(pinned, True)
-        kept = left(cache, tmp_path)
+        kept = left(cache)
     async with at_work(kept) as tier:
         (here,) = await tier.residencies()
         assert (here.generation.key, here.pinned) == ("b", True)
@@ -124,7 +95,7 @@ async def test_records_of_a_file_that_is_gone_or_cut_off_are_not_counted(
 
 
 async def test_records_of_a_file_that_was_made_anew_before_power_was_lost_are_not_counted(
-    cache: Path, chunk_size: int, tmp_path: Path
+    cache: Path, chunk_size: int
 ) -> None:
     contents = {key: content_of(key, 4 * chunk_size) for key in ("a", "b")}
     contents["zeros"] = bytes(4 * chunk_size)
@@ -158,24 +129,19 @@ async def test_what_an_open_blob_has_is_left_alone(cache: Path, chunk_size: int)
 
 
 async def test_what_a_killed_server_had_not_synced_is_synced_by_the_next(
-    cache: Path, chunk_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, chunk_size: int, reboot: Callable[[], object]
 ) -> None:
-    boot_id = tmp_path / "boot_id"
-    boot_id.write_text("one")
-    monkeypatch.setattr("trimsfs.tiers.index.index.BOOT_ID", boot_id)
     async with opened(cache) as tier:
         generations = [await fill(tier, key, content_of(key, 2 * chunk_size)) for key in "ab"]
         await tier.flush()
-        kept = left(cache, tmp_path)
+        kept = left(cache)
     async with opened(kept) as tier, trio.open_nursery() as nursery:
         nursery.start_soon(tier.run)
-        with trio.fail_after(5):
-            while await trio.to_thread.run_sync(tier.index.unsynced):  # noqa: ASYNC110 - the tier does not tell
-                await trio.sleep(0.005)
-        shutil.copytree(kept, tmp_path / "left again")
+        await until(lambda: not tier.index.unsynced())
+        again = left(kept, "left again")
         nursery.cancel_scope.cancel()
-    boot_id.write_text("two")
-    async with opened(tmp_path / "left again") as tier:
+    reboot()
+    async with opened(again) as tier:
         assert tier.statistics().used_bytes == 4 * chunk_size
         for generation in generations:
             async with tier.using(generation) as blob:
@@ -183,17 +149,12 @@ async def test_what_a_killed_server_had_not_synced_is_synced_by_the_next(
 
 
 async def test_a_blob_that_is_evicted_while_its_sync_begins_stays_gone(
-    cache: Path, chunk_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened(cache) as tier:
         generation = await fill(tier, "a", content_of("a", 2 * chunk_size))
         await tier.flush()
-        kept = left(cache, tmp_path)
-    settled = trio.Event()
-
-    async def keep() -> None:
-        settled.set()
-
+        kept = left(cache)
     async with opened(kept) as tier, trio.open_nursery() as nursery:
         load, asked = tier.index.load, list[str]()
 
@@ -206,12 +167,10 @@ async def test_a_blob_that_is_evicted_while_its_sync_begins_stays_gone(
             return found
 
         monkeypatch.setattr(tier.index, "load", loaded_and_evicted)
-        tier.space.keep = keep  # type: ignore[method-assign]
+        settled = settling(tier)
         nursery.start_soon(tier.run)
-        with trio.fail_after(5):
-            await settled.wait()
-            while tier.evictor.evictions == 0:  # noqa: ASYNC110 - the tier does not tell
-                await trio.sleep(0.005)
+        await settled.wait()
+        await until(lambda: tier.evictor.evictions > 0)
         assert blob_files(kept) == []
         assert not tier.index.has(generation.token(tier.store))
         nursery.cancel_scope.cancel()

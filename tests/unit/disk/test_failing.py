@@ -11,21 +11,13 @@ from pathlib import Path
 
 import pytest
 import trio
-import trio.testing
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.support.parts import (
-    content_of,
-    fill,
-    generation_of,
-    opened,
-    recorded_bytes,
-    states,
-)
+from tests.support.parts import content_of, failing, fill, generation_of, opened, recorded_bytes, states
 from tests.support.tmpfs import tmpfs
-from tests.unit.disk.common import MISSING, FailingWrites, here, small, store
+from tests.unit.disk.common import MISSING, UNVERIFIED, FailingWrites, here, small, store
 from trimsfs.errors import CacheError
-from trimsfs.tiers.blob import Blob, ChunkState
+from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.index.index import BlobIndex
 
 
@@ -33,9 +25,9 @@ from trimsfs.tiers.index.index import BlobIndex
 async def test_a_disk_that_turns_out_full_makes_room_and_is_tried_again(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
-    a, b = small("a", chunk_size, 2), small("b", chunk_size)
+    b = small("b", chunk_size)
     async with opened(cache) as tier:
-        await fill(tier, "a", a)
+        await fill(tier, "a", small("a", chunk_size, 2))
         writes = FailingWrites(monkeypatch, error, times=1)
         async with tier.using(generation_of("b", b)) as blob:
             assert await store(tier, blob, b, 0) == [True]
@@ -47,39 +39,21 @@ async def test_a_disk_that_turns_out_full_makes_room_and_is_tried_again(
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EROFS])
 async def test_a_disk_that_cannot_be_written_declines(
-    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch, error: int
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock, error: int
 ) -> None:
+    """Other models are evicted only if it is full."""
+    del mock_clock
     b = small("b", chunk_size)
     async with opened(cache) as tier:
+        await fill(tier, "a", small("a", chunk_size))
         FailingWrites(monkeypatch, error)
         async with tier.using(generation_of("b", b)) as blob:
             assert await store(tier, blob, b, 0) == [False]
             assert states(blob) == [MISSING]
-        assert tier.statistics().used_bytes == 0
+            assert tier.space.full(generation_of("b", b))
+        assert await here(tier) == ({} if error == errno.ENOSPC else {"a": chunk_size})
+        assert tier.statistics().used_bytes == await recorded_bytes(tier)
         assert tier.statistics().refused_chunks == 1
-
-
-async def test_a_disk_that_fails_otherwise_costs_no_other_model(
-    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    b = small("b", chunk_size)
-    async with opened(cache) as tier:
-        await fill(tier, "a", small("a", chunk_size))
-        FailingWrites(monkeypatch, errno.EIO)
-        async with tier.using(generation_of("b", b)) as blob:
-            assert await store(tier, blob, b, 0) == [False]
-        assert await here(tier) == {"a": chunk_size}
-
-
-async def test_a_disk_that_stays_full_is_full(
-    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock
-) -> None:
-    del mock_clock
-    b = small("b", chunk_size)
-    async with opened(cache) as tier, tier.using(generation_of("b", b)) as blob:
-        FailingWrites(monkeypatch, errno.ENOSPC)
-        assert await store(tier, blob, b, 0) == [False]
-        assert tier.space.full(generation_of("b", b))
 
 
 async def test_a_real_full_disk_declines_and_serves_on(tmp_path: Path, chunk_size: int) -> None:
@@ -88,12 +62,11 @@ async def test_a_real_full_disk_declines_and_serves_on(tmp_path: Path, chunk_siz
     with tmpfs(tmp_path / "disk", size) as cache:
         async with opened(cache) as tier, tier.using(generation_of("a", content)) as blob:
             kept = await store(tier, blob, content, *range(len(blob.states)))
+            stop = sum(kept) * chunk_size
             assert 0 < sum(kept) < len(kept)
-            assert not kept[-1]
-            start, stop = 0, sum(kept) * chunk_size
             assert kept == [True] * sum(kept) + [False] * (len(kept) - sum(kept))
-            assert blob.readable(start, stop)
-            assert blob.view(start, stop) == content[start:stop]
+            assert blob.readable(0, stop)
+            assert blob.view(0, stop) == content[:stop]
             assert tier.statistics().used_bytes == stop
 
 
@@ -101,13 +74,10 @@ async def test_a_real_full_disk_declines_and_serves_on(tmp_path: Path, chunk_siz
 async def test_an_index_that_fails_while_room_is_made_declines(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    def fail(*_: object) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
-
     b = small("b", chunk_size)
     async with opened(cache, budget=chunk_size) as tier:
         await fill(tier, "a", small("a", chunk_size))
-        monkeypatch.setattr(BlobIndex, method, fail)
+        monkeypatch.setattr(BlobIndex, method, failing(sqlite3.SQLITE_ERROR))
         async with tier.using(generation_of("b", b)) as blob:
             assert await store(tier, blob, b, 0) == [False]
 
@@ -115,16 +85,13 @@ async def test_an_index_that_fails_while_room_is_made_declines(
 async def test_an_index_that_cannot_be_written_keeps_the_chunks_for_later(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(*_: object) -> None:
-        raise sqlite3.OperationalError("disk I/O error")
-
     async with opened(cache) as tier:
         with monkeypatch.context() as patch:
-            patch.setattr(BlobIndex, "add_chunks", fail)
+            patch.setattr(BlobIndex, "add_chunks", failing(sqlite3.SQLITE_IOERR))
             await fill(tier, "a", small("a", chunk_size))
             with caplog.at_level(logging.ERROR):
                 await tier.flush()
-            assert "cannot write the cache index: disk I/O error" in caplog.text
+            assert "cannot write the cache index: as told" in caplog.text
         assert await here(tier) == {"a": chunk_size}
 
 
@@ -132,15 +99,11 @@ async def test_a_pin_that_cannot_be_recorded_is_an_error_of_the_cache(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Anything else would end the server that carries the command."""
-
-    def fail(*_: object) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
-
     async with opened(cache) as tier:
         generation = await fill(tier, "a", small("a", chunk_size))
-        monkeypatch.setattr(BlobIndex, "set_pinned", fail)
+        monkeypatch.setattr(BlobIndex, "set_pinned", failing(sqlite3.SQLITE_FULL))
         async with tier.using(generation) as blob:
-            with pytest.raises(CacheError, match="database or disk is full"):
+            with pytest.raises(CacheError, match="as told"):
                 await tier.pin(blob, True)
             assert not blob.pinned
 
@@ -193,13 +156,12 @@ async def test_evicting_a_blob_that_could_not_be_attached_frees_what_is_on_disk(
 
 
 async def test_what_is_found_twice_is_counted_once(cache: Path, chunk_size: int) -> None:
-    content = small("a", chunk_size, 2)
     async with opened(cache) as tier:
-        generation = await fill(tier, "a", content)
+        generation = await fill(tier, "a", small("a", chunk_size, 2))
     async with opened(cache) as tier, tier.using(generation) as blob:
-        for crc in (None, None, blob.crc(0)):  # as of who has read it before
+        for crc in (None, None, blob.crc(0)):  # the last has read it before
             assert not await tier.damage.check_chunk(blob, 0, crc)
-        assert states(blob) == [MISSING, ChunkState.UNVERIFIED]
+        assert states(blob) == [MISSING, UNVERIFIED]
         assert tier.statistics().used_bytes == chunk_size
 
 
@@ -207,29 +169,27 @@ async def test_what_is_found_twice_is_counted_once(cache: Path, chunk_size: int)
 async def test_a_blob_that_does_not_reach_the_disk_may_be_evicted_meanwhile(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch, evicted_first: bool
 ) -> None:
+    failed = threading.Event()
+
+    def sync(_: Blob) -> None:
+        assert failed.wait(20)
+        raise OSError(errno.EIO, "the disk fails")
+
     content = small("a", chunk_size, 2)
     async with opened(cache) as tier:
         generation = await fill(tier, "a", content)
         await tier.flush()
-        blob = tier.known(generation.token(tier.store))
-        assert blob is not None
-        failing = threading.Event()
-
-        def sync(_: Blob) -> None:
-            assert failing.wait(20)
-            raise OSError(errno.EIO, "the disk fails")
-
         monkeypatch.setattr(Blob, "sync", sync)
         monkeypatch.setattr("trimsfs.tiers.disk.budget.FULL_FOR_S", 60)  # however slow this machine is
         async with trio.open_nursery() as nursery, tier._state.lock:
             nursery.start_soon(tier._journal.sync)
             if not evicted_first:
-                failing.set()
-                await trio.testing.wait_all_tasks_blocked(0.2)
-            nursery.start_soon(tier.evictor.evict, blob.token, "a")
-            await trio.testing.wait_all_tasks_blocked(0.2)
-            failing.set()
-            await trio.testing.wait_all_tasks_blocked(0.2)
+                failed.set()
+                await wait_all_tasks_blocked(0.2)
+            nursery.start_soon(tier.evictor.evict, generation.token(tier.store), "a")
+            await wait_all_tasks_blocked(0.2)
+            failed.set()
+            await wait_all_tasks_blocked(0.2)
         assert await here(tier) == {}
         assert tier.statistics().used_bytes == 0
         async with tier.using(generation) as again:

@@ -3,7 +3,6 @@
 import gc
 import os
 import shutil
-import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,8 +11,9 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.support.parts import blob_files, content_of, fill, flip_byte, generation_of, opened, states, until
-from tests.unit.disk.common import MISSING, UNVERIFIED, VERIFIED
+from tests.support.held import Held, begin
+from tests.support.parts import blob_files, content_of, fill, flip_byte, generation_of, opened, states
+from tests.unit.disk.common import MISSING, UNVERIFIED, VERIFIED, synced
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.types import Generation
@@ -24,18 +24,37 @@ def content(chunk_size: int) -> bytes:
     return content_of("a", 2 * chunk_size + 100)
 
 
+def close_files(tier: DiskTier) -> None:
+    """Close the files of blobs as if too many were open."""
+    tier._open_blobs._close_files(most=0, looks=1)
+
+
 @asynccontextmanager
 async def closed(cache: Path, content: bytes) -> AsyncIterator[tuple[DiskTier, Generation, Blob]]:
     """A tier with a whole blob whose file is closed."""
     async with opened(cache) as tier:
         generation = await fill(tier, "a", content)
-        await tier.flush()
-        await tier._journal.sync()
-        tier._open_blobs._close_files(most=0, looks=1)
+        await synced(tier)
+        close_files(tier)
         blob = tier.known(generation.token(tier.store))
         assert blob is not None
         assert not blob.opened
         yield tier, generation, blob
+
+
+@asynccontextmanager
+async def passed(cache: Path, content: bytes) -> AsyncIterator[tuple[DiskTier, Blob, list[Blob]]]:
+    """A tier with a blob that the kernel reads by itself and whose file is closed; what has been suspected of late."""
+    suspected: list[Blob] = []
+    async with opened(cache, suspected=lambda blob, _: suspected.append(blob)) as tier:
+        generation = await fill(tier, "a", content)
+        await synced(tier)
+        async with tier.using(generation) as blob:
+            blob.passed, blob.backing_id = 1, 7
+            close_files(tier)
+            assert not blob.opened
+            yield tier, blob, suspected
+            blob.passed = blob.backing_id = 0
 
 
 def descriptors() -> int:
@@ -50,9 +69,13 @@ async def test_a_blob_takes_one_descriptor_and_none_once_its_file_is_closed(cach
         async with tier.using(generation) as blob:
             view = blob.view(0, len(content))
             assert descriptors() == before + 1
-        await tier.flush()
-        await tier._journal.sync()
-        tier._open_blobs._close_files(most=0, looks=1)
+        close_files(tier)
+        assert descriptors() == before + 1, "not synced"
+        await synced(tier)
+        async with tier.using(generation):
+            close_files(tier)
+            assert descriptors() == before + 1, "in use"
+        close_files(tier)
         assert descriptors() == before
         assert view == content
 
@@ -64,67 +87,25 @@ async def test_a_file_that_is_opened_again_is_the_same(cache: Path, content: byt
         assert states(blob) == [VERIFIED] * 3
 
 
-async def test_a_file_that_is_not_synced_or_in_use_stays_open(cache: Path, content: bytes) -> None:
-    async with opened(cache) as tier:
-        generation = await fill(tier, "a", content)
-        tier._open_blobs._close_files(most=0, looks=1)
-        assert len(tier._state.open_files) == 1
-        await tier.flush()
-        await tier._journal.sync()
-        async with tier.using(generation):
-            tier._open_blobs._close_files(most=0, looks=1)
-            assert len(tier._state.open_files) == 1
-        tier._open_blobs._close_files(most=0, looks=1)
-        assert len(tier._state.open_files) == 0
-
-
-async def test_a_file_that_the_kernel_reads_by_itself_may_be_closed_while_it_is_in_use(
-    cache: Path, content: bytes
-) -> None:
-    async with opened(cache) as tier:
-        generation = await fill(tier, "a", content)
-        await tier.flush()
-        await tier._journal.sync()
-        async with tier.using(generation) as blob:
-            blob.passed, blob.backing_id = 1, 7
-            tier._open_blobs._close_files(most=0, looks=1)
-            assert not blob.opened
-            assert await tier.acquire(generation) is blob
-            assert not blob.opened, "the kernel needs no descriptor of the server"
-            tier.release(blob)
-            blob.passed = blob.backing_id = 0
-
-
-async def test_what_was_truncated_while_it_was_closed_is_missing(cache: Path, content: bytes) -> None:
-    async with closed(cache, content) as (tier, generation, _):
-        os.truncate(blob_files(cache)[0], 100)
-        async with tier.using(generation) as blob:
-            assert states(blob) == [MISSING] * 3
-            assert blob.surplus == 0
-        assert tier.statistics().used_bytes == 0
+async def test_a_file_that_the_kernel_reads_by_itself_is_not_opened_again(cache: Path, content: bytes) -> None:
+    async with passed(cache, content) as (tier, blob, _), tier.using(blob.generation) as same:
+        assert same is blob
+        assert not blob.opened, "the kernel needs no descriptor of the server"
 
 
 @pytest.mark.parametrize("in_use", [True, False])
 async def test_a_truncation_of_what_the_kernel_reads_is_told(cache: Path, content: bytes, in_use: bool) -> None:
-    suspected: list[Blob] = []
-    async with opened(cache, suspected=lambda blob, _: suspected.append(blob)) as tier:
-        generation = await fill(tier, "a", content)
-        await tier.flush()
-        await tier._journal.sync()
-        known = await tier.acquire(generation)
-        known.passed, known.backing_id = 1, 7
-        tier._open_blobs._close_files(most=0, looks=1)
+    async with passed(cache, content) as (tier, known, suspected):
         if not in_use:
             known.passed = 0
             tier.release(known)
         os.truncate(blob_files(cache)[0], 100)
-        async with tier.using(generation) as blob:
+        async with tier.using(known.generation) as blob:
             assert suspected == [known] * in_use
             assert (blob is known) is in_use
             assert states(blob) == [VERIFIED if in_use else MISSING] * 3
-        if in_use:
-            known.passed = 0
-            tier.release(known)
+            assert in_use or (blob.surplus, tier.statistics().used_bytes) == (0, 0)
+        known.users += not in_use  # the block releases it
 
 
 def replace(path: Path) -> None:
@@ -137,26 +118,27 @@ def replace_and_damage(path: Path) -> None:
     flip_byte(path, 5)
 
 
-@pytest.mark.parametrize("meddle", [Path.touch, replace, replace_and_damage, lambda path: flip_byte(path, 5)])
-async def test_what_may_have_been_changed_while_it_was_closed_has_to_pass_its_checksums(
-    cache: Path, content: bytes, meddle: Callable[[Path], None]
+@pytest.mark.parametrize(
+    ("meddle", "state"),
+    [
+        (Path.touch, UNVERIFIED),
+        (replace, UNVERIFIED),
+        (replace_and_damage, UNVERIFIED),
+        (lambda path: flip_byte(path, 5), UNVERIFIED),
+        (Path.unlink, MISSING),
+        (lambda path: shutil.rmtree(path.parent), MISSING),
+        (lambda path: os.truncate(path, 100), MISSING),
+    ],
+)
+async def test_what_was_changed_while_it_was_closed_has_to_pass_its_checksums_or_is_missing(
+    cache: Path, content: bytes, meddle: Callable[[Path], None], state: int
 ) -> None:
     async with closed(cache, content) as (tier, generation, _):
         meddle(blob_files(cache)[0])
         async with tier.using(generation) as blob:
-            assert states(blob) == [UNVERIFIED] * 3
-
-
-@pytest.mark.parametrize("meddle", [Path.unlink, lambda path: shutil.rmtree(path.parent)])
-async def test_what_was_removed_while_it_was_closed_is_missing(
-    cache: Path, content: bytes, meddle: Callable[[Path], None]
-) -> None:
-    async with closed(cache, content) as (tier, generation, _):
-        meddle(blob_files(cache)[0])
-        async with tier.using(generation) as blob:
-            assert states(blob) == [MISSING] * 3
+            assert states(blob) == [state] * 3
             assert blob.attached
-        assert tier.statistics().used_bytes == 0
+        assert tier.statistics().used_bytes == (0 if state == MISSING else len(content))
 
 
 @pytest.mark.parametrize("meddle", [Path.unlink, replace])
@@ -189,39 +171,27 @@ async def test_a_blob_is_forgotten_beyond_the_number_that_is_known(
     monkeypatch.setattr("trimsfs.tiers.disk.open_blobs.MOST_KNOWN", 5)
     async with opened(cache) as tier:
         generations = [await fill(tier, f"k{number}", content_of(f"k{number}", chunk_size)) for number in range(10)]
-        await tier.flush()
-        await tier._journal.sync()
+        await synced(tier)
         for generation in generations:
             async with tier.using(generation):
                 pass
-        assert [tier.known(generation.token(tier.store)) is not None for generation in generations] == [False] * 5 + [
-            True
-        ] * 5
+        known = [tier.known(generation.token(tier.store)) is not None for generation in generations]
+        assert known == [False] * 5 + [True] * 5
 
 
 async def test_a_file_that_a_thread_looks_at_is_not_closed_meanwhile(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its number would be that of another file by then."""
-    looked_at, seen = threading.Event(), threading.Event()
-    attach = Blob.attach
-
-    def slow_attach(blob: Blob, path: Path, *, new: bool = False, keep_open: bool = True) -> bool:
-        found = attach(blob, path, new=new, keep_open=keep_open)
-        if blob.generation.key == "slow":
-            looked_at.set()
-            seen.wait(10)
-        return found
-
-    monkeypatch.setattr(Blob, "attach", slow_attach)
     async with opened(cache) as tier:
         tier._open_blobs._most_idle = 0
+        attaching = Held(monkeypatch, Blob, "attach", after=True)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(tier.acquire, generation_of("slow", b"content"))
-            await until(looked_at.is_set)
+            acquired = begin(nursery, tier.acquire, generation_of("a", b"content"))
+            await attaching.reached()
             tier._open_blobs.close_idle()
-            seen.set()
-        (blob,) = [blob for blob in tier._state.blobs.values() if blob.generation.key == "slow"]
+            attaching.go.set()
+        (blob,) = acquired
         assert blob.opened
         assert os.fstat(blob.fileno()).st_size == len(b"content")
 
@@ -241,20 +211,11 @@ async def test_a_blob_that_is_forgotten_while_it_is_recalled_is_given_all_the_sa
     cache: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with closed(cache, content) as (tier, generation, known):
-        gate, recalled, load_all = threading.Event(), list[Blob](), tier._state.files.load_all
-
-        def late(*arguments: object) -> object:
-            gate.wait(10)
-            return load_all(*arguments)  # type: ignore[arg-type]
-
-        async def recall() -> None:
-            recalled.extend(await tier.recall([generation]))
-
-        monkeypatch.setattr(tier._state.files, "load_all", late)
+        loading = Held(monkeypatch, tier._state.files, "load_all")
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(recall)
+            recalled = begin(nursery, tier.recall, [generation])
             await wait_all_tasks_blocked()
             tier._open_blobs._forget(most=0, looks=1)
             assert tier.known(known.token) is None
-            gate.set()
-        assert recalled == [known]
+            loading.go.set()
+        assert recalled == [[known]]

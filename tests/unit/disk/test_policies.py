@@ -6,19 +6,20 @@ import pytest
 import trio
 
 from tests.support.parts import content_of, fill, generation_of, opened, recorded_bytes, until
-from trimsfs.eviction_policies import POLICIES, Evictable, cost, eager, fifo
+from tests.unit.disk.common import here
+from trimsfs.eviction_policies import POLICIES, eager, fifo
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.disk_tier import DiskTier
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
+def no_headroom(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trimsfs.tiers.disk.budget.HEADROOM_CHUNKS", 0)
 
 
-async def here(tier: DiskTier) -> str:
+async def keys(tier: DiskTier) -> str:
     """The keys of which there is something on disk."""
-    return "".join(found.generation.key for found in await tier.residencies() if found.disk_bytes)
+    return "".join(await here(tier))
 
 
 async def use(tier: DiskTier, key: str, size: int, times: int = 1) -> None:
@@ -27,6 +28,7 @@ async def use(tier: DiskTier, key: str, size: int, times: int = 1) -> None:
             pass
 
 
+@pytest.mark.usefixtures("no_headroom")
 @pytest.mark.parametrize(
     ("policy", "kept"),
     [
@@ -38,10 +40,7 @@ async def use(tier: DiskTier, key: str, size: int, times: int = 1) -> None:
         ("eager", "n"),
     ],
 )
-async def test_each_policy_chooses_for_itself(
-    cache: Path, chunk_size: int, policy: str, kept: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("trimsfs.tiers.disk.budget.HEADROOM_CHUNKS", 0)
+async def test_each_policy_chooses_for_itself(cache: Path, chunk_size: int, policy: str, kept: str) -> None:
     sizes = {"a": chunk_size, "b": 2 * chunk_size, "c": chunk_size}
 
     def load_cost(_key: str, size: int) -> float:
@@ -54,7 +53,7 @@ async def test_each_policy_chooses_for_itself(
         await use(tier, "b", sizes["b"], 2)
         await use(tier, "c", sizes["c"])
         await fill(tier, "n", content_of("n", chunk_size))
-        assert await here(tier) == kept
+        assert await keys(tier) == kept
         assert tier.statistics().used_bytes == await recorded_bytes(tier)
 
 
@@ -64,16 +63,14 @@ async def test_never_keeps_what_is_here_and_takes_nothing_more(cache: Path, chun
             await fill(tier, key, content_of(key, chunk_size))
         async with tier.using(generation_of("c", content_of("c", chunk_size))) as blob:
             assert not await tier.space.reserve(blob, chunk_size)
-        assert await here(tier) == "ab"
+        assert await keys(tier) == "ab"
         assert tier.statistics().used_bytes == 2 * chunk_size
         # What is told to go, goes.
         assert await tier.evict(generation_of("a", content_of("a", chunk_size))) == chunk_size
 
 
-async def test_the_order_of_arrival_survives_a_restart(
-    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("trimsfs.tiers.disk.budget.HEADROOM_CHUNKS", 0)
+@pytest.mark.usefixtures("no_headroom")
+async def test_the_order_of_arrival_survives_a_restart(cache: Path, chunk_size: int) -> None:
     async with opened(cache, policy=fifo) as tier:
         for key in "cab":
             await fill(tier, key, content_of(key, chunk_size))
@@ -81,7 +78,7 @@ async def test_the_order_of_arrival_survives_a_restart(
     async with opened(cache, budget=3 * chunk_size, policy=fifo) as tier:
         await use(tier, "c", chunk_size)
         await fill(tier, "d", content_of("d", chunk_size))
-        assert await here(tier) == "abd"
+        assert await keys(tier) == "abd"
 
 
 async def test_eager_gives_up_what_nobody_uses_and_has_not_pinned(
@@ -97,9 +94,9 @@ async def test_eager_gives_up_what_nobody_uses_and_has_not_pinned(
             await fill(tier, "a", content_of("a", chunk_size))
             await trio.sleep(0.05)
             assert blob.complete
-            assert await here(tier) == "ap"
+            assert await keys(tier) == "ap"
         await until(lambda: tier.statistics().evictions == 1)
-        assert await here(tier) == "p"
+        assert await keys(tier) == "p"
         nursery.cancel_scope.cancel()
 
 
@@ -116,26 +113,6 @@ async def test_who_asks_hears_of_each_blob_that_leaves_while_it_is_still_open(ca
         assert removed == [("b", True, 0)]
         await tier.evict(generations[1])
         assert len(removed) == 1
-
-
-async def test_what_it_costs_to_load_is_asked_for_each_blob(
-    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("trimsfs.tiers.disk.budget.HEADROOM_CHUNKS", 0)
-    told: list[Evictable] = []
-
-    def choose(entries: list[Evictable], needed: int) -> list[Evictable]:
-        told.extend(entries)
-        return cost(entries, needed)
-
-    def load_cost(_key: str, size: int) -> float:
-        return size / 1000
-
-    async with opened(cache, budget=3 * chunk_size, policy=choose, load_cost=load_cost) as tier:
-        await fill(tier, "a", content_of("a", chunk_size))
-        await fill(tier, "b", content_of("b", 2 * chunk_size))
-        await fill(tier, "c", content_of("c", chunk_size))
-    assert sorted(entry.cost_s for entry in told) == [chunk_size / 1000, 2 * chunk_size / 1000]
 
 
 # Room that is reserved
@@ -157,29 +134,11 @@ async def test_room_is_counted_from_its_reservation_to_the_end(cache: Path, chun
         tier.space.unreserve(blob, 4 * chunk_size)
 
 
-async def test_reservations_at_once_keep_to_the_budget(cache: Path, chunk_size: int) -> None:
-    async with (
-        opened(cache, budget=5 * chunk_size) as tier,
-        tier.using(generation_of("a", content_of("a", 20 * chunk_size))) as blob,
-    ):
-        granted: list[bool] = []
-
-        async def reserve() -> None:
-            granted.append(await tier.space.reserve(blob, chunk_size))
-
-        async with trio.open_nursery() as nursery:
-            for _ in range(20):
-                nursery.start_soon(reserve)
-        assert sum(granted) == 5
-        assert tier.statistics().used_bytes == 5 * chunk_size
-        tier.space.unreserve(blob, 5 * chunk_size)
-
-
-async def test_a_budget_that_was_lowered_is_kept_to_at_once(tmp_path: Path, chunk_size: int) -> None:
-    async with opened(tmp_path / "cache") as tier:
+async def test_a_budget_that_was_lowered_is_kept_to_at_once(cache: Path, chunk_size: int) -> None:
+    async with opened(cache) as tier:
         for key in "abc":
             await fill(tier, key, content_of(key, chunk_size))
-    async with opened(tmp_path / "cache", budget=2 * chunk_size) as tier, trio.open_nursery() as nursery:
+    async with opened(cache, budget=2 * chunk_size) as tier, trio.open_nursery() as nursery:
         nursery.start_soon(tier.run)
         await until(lambda: tier.statistics().used_bytes <= 2 * chunk_size)
         assert tier.statistics().evictions == 1

@@ -1,23 +1,14 @@
 """Making space: which blobs are evicted for others."""
 
-import threading
 from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.support.parts import (
-    blob_files,
-    fill,
-    generation_of,
-    opened,
-    recorded_bytes,
-    states,
-    until,
-)
+from tests.support.held import Held, begin
+from tests.support.parts import blob_files, fill, generation_of, opened, recorded_bytes, states
 from tests.unit.disk.common import MISSING, here, small, store
-from trimsfs.eviction_policies import Evictable
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.index.index import BlobIndex
 
@@ -77,7 +68,10 @@ async def test_without_room_a_chunk_is_declined_and_nothing_evicted(cache: Path,
         assert tier.statistics().used_bytes == 3.75 * chunk_size == await recorded_bytes(tier)
 
 
-async def test_room_is_not_looked_for_again_and_again(cache: Path, chunk_size: int, mock_clock: MockClock) -> None:
+@pytest.mark.parametrize("evicted", [False, True])
+async def test_room_is_not_looked_for_again_and_again_but_used_at_once(
+    cache: Path, chunk_size: int, mock_clock: MockClock, evicted: bool
+) -> None:
     a, b = small("a", chunk_size, 2), small("b", chunk_size, 2)
     async with opened(cache, budget=2 * chunk_size) as tier:
         holding = await tier.acquire(generation_of("a", a))
@@ -90,36 +84,19 @@ async def test_room_is_not_looked_for_again_and_again(cache: Path, chunk_size: i
             assert await store(tier, blob, b, 0) == [False]
             assert tier.space.full(generation_of("b", b))
             tier.release(holding)
+            assert not evicted or await tier.evict(holding.generation) == 2 * chunk_size
             assert not tier.space.full(generation_of("b", b))
             assert await store(tier, blob, b, 0) == [True]
         assert await here(tier) == {"b": chunk_size}
 
 
-async def test_freed_room_is_used_at_once(cache: Path, chunk_size: int, mock_clock: MockClock) -> None:
-    del mock_clock
-    a, b = small("a", chunk_size, 2), small("b", chunk_size, 2)
-    async with opened(cache, budget=2 * chunk_size) as tier:
-        holding = await tier.acquire(generation_of("a", a))
-        await store(tier, holding, a, 0, 1)
-        async with tier.using(generation_of("b", b)) as blob:
-            assert await store(tier, blob, b, 0) == [False]
-            tier.release(holding)
-            assert await tier.evict(holding.generation) == 2 * chunk_size
-            assert await store(tier, blob, b, 0) == [True]
-
-
-async def test_a_budget_of_nothing_keeps_nothing(cache: Path, chunk_size: int) -> None:
+@pytest.mark.parametrize("limits", [{"budget": 0}, {"min_free": 1 << 60}])
+async def test_limits_that_leave_nothing_keep_nothing(cache: Path, chunk_size: int, limits: dict[str, int]) -> None:
     a = small("a", chunk_size)
-    async with opened(cache, budget=0) as tier, tier.using(generation_of("a", a)) as blob:
-        assert await store(tier, blob, a, 0) == [False]
-        assert tier.statistics().used_bytes == 0
-
-
-async def test_free_space_on_the_file_system_is_left(cache: Path, chunk_size: int) -> None:
-    a = small("a", chunk_size)
-    async with opened(cache, min_free=1 << 60) as tier, tier.using(generation_of("a", a)) as blob:
+    async with opened(cache, **limits) as tier, tier.using(generation_of("a", a)) as blob:
         assert tier.space.free_bytes() == 0
         assert await store(tier, blob, a, 0) == [False]
+        assert tier.statistics().used_bytes == 0
 
 
 async def test_free_bytes_are_what_the_budget_leaves(cache: Path, chunk_size: int) -> None:
@@ -138,78 +115,50 @@ async def test_a_budget_that_was_made_smaller_is_met_at_the_next_chunk(cache: Pa
         assert tier.statistics().used_bytes <= 8 * chunk_size
 
 
-async def test_chunks_stored_at_once_keep_to_the_budget(cache: Path, chunk_size: int) -> None:
+@pytest.mark.parametrize(("budget", "most_evictions"), [(10, 10), (100, 8 + 4 + 4)])
+async def test_chunks_stored_at_once_keep_to_the_budget_and_do_not_evict_more_than_they_need(
+    cache: Path, chunk_size: int, budget: int, most_evictions: int
+) -> None:
+    """Eight are needed; the headroom is four, and may be searched for twice."""
     new = small("new", chunk_size, 10)
-    async with opened(cache, budget=10 * chunk_size) as tier:
-        for number in range(10):
+    async with opened(cache, budget=budget * chunk_size) as tier:
+        for number in range(budget):
             await fill(tier, f"old{number}", small(f"old{number}", chunk_size))
         async with tier.using(generation_of("new", new)) as blob, trio.open_nursery() as nursery:
             for chunk in range(8):
                 nursery.start_soon(store, tier, blob, new, chunk)
-        assert tier.statistics().used_bytes == await recorded_bytes(tier)
-        assert await recorded_bytes(tier) <= 10 * chunk_size
-
-
-async def test_chunks_stored_at_once_do_not_evict_more_than_they_need(cache: Path, chunk_size: int) -> None:
-    new = small("new", chunk_size, 8)
-    async with opened(cache, budget=100 * chunk_size) as tier:
-        for number in range(100):
-            await fill(tier, f"old{number}", small(f"old{number}", chunk_size))
-        async with tier.using(generation_of("new", new)) as blob, trio.open_nursery() as nursery:
-            for chunk in range(8):
-                nursery.start_soon(store, tier, blob, new, chunk)
-        # Eight are needed; the headroom is four, and may be searched for twice.
-        assert tier.statistics().evictions <= 8 + 4 + 4
+        assert tier.statistics().used_bytes == await recorded_bytes(tier) <= budget * chunk_size
+        assert tier.statistics().evictions <= most_evictions
 
 
 async def test_a_blob_evicted_by_two_commands_at_once_is_counted_once(cache: Path, chunk_size: int) -> None:
     async with opened(cache) as tier:
         generation = await fill(tier, "a", small("a", chunk_size, 2))
         await fill(tier, "b", small("b", chunk_size))
-        freed: list[int] = []
-
-        async def evict() -> None:
-            freed.append(await tier.evict(generation))
-
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(evict)
-            nursery.start_soon(evict)
+            freed = begin(nursery, tier.evict, generation), begin(nursery, tier.evict, generation)
         assert tier.statistics().used_bytes == chunk_size
-        assert sorted(freed) == [0, 2 * chunk_size]
+        assert sorted(freed) == [[0], [2 * chunk_size]]
         assert tier.statistics().evicted_bytes == 2 * chunk_size
 
 
 async def test_a_blob_pinned_while_room_is_made_stays(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen, go_on = threading.Event(), threading.Event()
-    evictable = BlobIndex.evictable
-
-    def choose(index: BlobIndex, store_url: str) -> list[Evictable]:
-        entries = evictable(index, store_url)
-        chosen.set()
-        go_on.wait(5)
-        return entries
-
     a, b = small("a", chunk_size, 2), small("b", chunk_size, 2)
     async with opened(cache, budget=2 * chunk_size) as tier:
         await fill(tier, "a", a)
-        monkeypatch.setattr(BlobIndex, "evictable", choose)
+        choosing = Held(monkeypatch, BlobIndex, "evictable", after=True)
         async with tier.using(generation_of("b", b)) as blob, trio.open_nursery() as nursery:
             nursery.start_soon(store, tier, blob, b, 0)
-            await trio.to_thread.run_sync(chosen.wait)
+            await choosing.reached()
             async with tier.using(generation_of("a", a)) as pinned:
-                pinning = trio.Event()
-
-                async def pin() -> None:
-                    await tier.pin(pinned, True)
-                    pinning.set()
-
-                nursery.start_soon(pin)
+                pinning = begin(nursery, tier.pin, pinned, True)
                 with trio.move_on_after(0.05):
                     # The index may be in use by the search, and then this waits for it.
-                    await pinning.wait()
-            go_on.set()
+                    while not pinning:  # noqa: ASYNC110 - likewise
+                        await trio.sleep(0.005)
+            choosing.go.set()
         assert (await tier.residency(generation_of("a", a))).disk_bytes == 2 * chunk_size
 
 
@@ -217,32 +166,18 @@ async def test_a_blob_makes_room_once_it_is_synced(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is in use while its bytes are brought to the disk, and nothing else could be evicted."""
-    syncing, go_on = threading.Event(), threading.Event()
-    sync = Blob.sync
-
-    def slow_sync(blob: Blob) -> None:
-        syncing.set()
-        go_on.wait(5)
-        sync(blob)
-
-    monkeypatch.setattr(Blob, "sync", slow_sync)
+    syncing = Held(monkeypatch, Blob, "sync")
     monkeypatch.setattr("trimsfs.tiers.disk.maintenance.SYNC_INTERVAL_S", 0.0)
-    a, b = small("a", chunk_size, 4), small("b", chunk_size, 4)
-    reserved: list[bool] = []
     async with opened(cache, budget=5 * chunk_size) as tier, trio.open_nursery() as nursery:
-        await fill(tier, "a", a)
+        await fill(tier, "a", small("a", chunk_size, 4))
         nursery.start_soon(tier.run)
-        await until(syncing.is_set)
-        async with tier.using(generation_of("b", b)) as blob:
-
-            async def reserve() -> None:
-                reserved.append(await tier.space.reserve(blob, 4 * chunk_size))
-
+        await syncing.reached()
+        async with tier.using(generation_of("b", small("b", chunk_size, 4))) as blob:
             async with trio.open_nursery() as waiting:
-                waiting.start_soon(reserve)
+                reserved = begin(waiting, tier.space.reserve, blob, 4 * chunk_size)
                 await wait_all_tasks_blocked(0.05)
                 assert not reserved
-                go_on.set()
+                syncing.go.set()
             assert reserved == [True]
             tier.space.unreserve(blob, 4 * chunk_size)
         assert await here(tier) == {}

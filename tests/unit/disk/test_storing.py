@@ -2,15 +2,14 @@
 
 import errno
 import os
-import shutil
 import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
 
+from tests.support.held import Held, begin
 from tests.support.parts import (
     blob_files,
     disk_tier,
@@ -23,11 +22,18 @@ from tests.support.parts import (
     until,
     verify_chunk,
 )
-from tests.unit.disk.common import MISSING, UNVERIFIED, VERIFIED, here, put_file, remove_index, small, store
+from tests.unit.disk.common import MISSING, UNVERIFIED, VERIFIED, here, left, remove_index, small, store
 from trimsfs.errors import CacheInUseError, CacheUnusableError
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.index.index import BlobIndex
-from trimsfs.types import ChunkRecord
+
+Reboot = Callable[[], object]
+
+
+def put_file(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+
 
 # The directory
 
@@ -45,16 +51,11 @@ async def test_the_directory_is_made_private(tmp_path: Path) -> None:
         assert (tmp_path / "a/b/cache").stat().st_mode & 0o777 == 0o700
 
 
-def test_a_directory_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("below", "message"), [("file/cache", "Not a directory: set --cache-dir"), ("file", "")])
+def test_a_directory_that_cannot_be_made_is_reported(tmp_path: Path, below: str, message: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CacheUnusableError, match=r"cache directory .*/file/cache: Not a directory: set --cache-dir"):
-        disk_tier(tmp_path / "file/cache", store="s")
-
-
-def test_a_file_as_directory_is_reported(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CacheUnusableError, match=r"cache directory .*/file: "):
-        disk_tier(tmp_path / "file", store="s")
+    with pytest.raises(CacheUnusableError, match=rf"cache directory {tmp_path / below}: {message}"):
+        disk_tier(tmp_path / below, store="s")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
@@ -85,14 +86,27 @@ async def test_a_tier_that_cannot_be_opened_gives_up_the_lock(cache: Path, in_th
 # Storing and finding again
 
 
-async def test_a_stored_chunk_is_served_and_counted(cache: Path, chunk_size: int) -> None:
+async def test_chunks_are_served_and_counted_and_come_back_unverified_after_a_restart(
+    cache: Path, chunk_size: int
+) -> None:
     content = small("a", chunk_size, 2.5)
+    size = len(content) - chunk_size
     async with opened(cache) as tier, tier.using(generation_of("a", content)) as blob:
         assert await store(tier, blob, content, 1, 2) == [True, True]
         assert states(blob) == [MISSING, VERIFIED, VERIFIED]
         assert blob.view(chunk_size, len(content)) == content[chunk_size:]
-        assert tier.statistics().used_bytes == len(content) - chunk_size
-        assert await here(tier) == {"a": len(content) - chunk_size}
+        assert tier.statistics().used_bytes == size
+        assert await here(tier) == {"a": size}
+    async with opened(cache) as tier:
+        assert tier.statistics().used_bytes == size
+        async with tier.using(generation_of("a", content)) as blob:
+            assert states(blob) == [MISSING, UNVERIFIED, UNVERIFIED]
+            assert await verify_chunk(tier, blob, 1)
+            assert await verify_chunk(tier, blob, 2)
+            assert states(blob) == [MISSING, VERIFIED, VERIFIED]
+            assert blob.view(chunk_size, len(content)) == content[chunk_size:]
+            assert tier.statistics().used_bytes == size
+            assert tier.statistics().corrupt_chunks == 0
 
 
 async def test_an_empty_object_takes_no_place(cache: Path) -> None:
@@ -101,78 +115,45 @@ async def test_an_empty_object_takes_no_place(cache: Path) -> None:
         assert blob_files(cache) == []
 
 
-async def test_the_same_generation_is_the_same_blob(cache: Path) -> None:
+async def test_the_same_generation_is_the_same_blob_and_another_content_another(cache: Path) -> None:
     generation = generation_of("a", b"content")
     async with opened(cache) as tier:
-        blobs: list[Blob] = []
-
-        async def acquire() -> None:
-            blobs.append(await tier.acquire(generation))
-
         async with trio.open_nursery() as nursery:
-            for _ in range(10):
-                nursery.start_soon(acquire)
+            acquired = [begin(nursery, tier.acquire, generation) for _ in range(10)]
+        blobs = [blob for (blob,) in acquired]
         assert len({id(blob) for blob in blobs}) == 1
         assert blobs[0].users == 10
         assert tier.statistics().open_blobs == 1
+        async with tier.using(generation_of("a", b"two")) as two:
+            assert two is not blobs[0]
+        assert len(blob_files(cache)) == 2
         for blob in blobs:
             tier.release(blob)
         assert tier.statistics().open_blobs == 0
 
 
-async def test_another_content_of_a_key_is_another_blob(cache: Path) -> None:
-    async with opened(cache) as tier, tier.using(generation_of("a", b"one")) as one:
-        async with tier.using(generation_of("a", b"two")) as two:
-            assert one is not two
-        assert len(blob_files(cache)) == 2
-
-
-async def test_chunks_come_back_unverified_after_a_restart_and_verify(cache: Path, chunk_size: int) -> None:
-    content = small("a", chunk_size, 2.5)
-    async with opened(cache) as tier, tier.using(generation_of("a", content)) as blob:
-        await store(tier, blob, content, 0, 2)
-    async with opened(cache) as tier:
-        assert tier.statistics().used_bytes == chunk_size + chunk_size // 2
-        async with tier.using(generation_of("a", content)) as blob:
-            assert states(blob) == [UNVERIFIED, MISSING, UNVERIFIED]
-            assert await verify_chunk(tier, blob, 0)
-            assert await verify_chunk(tier, blob, 2)
-            assert states(blob) == [VERIFIED, MISSING, VERIFIED]
-            assert blob.view(0, chunk_size) == content[:chunk_size]
-            assert tier.statistics().used_bytes == chunk_size + chunk_size // 2
-            assert tier.statistics().corrupt_chunks == 0
-
-
 async def test_chunks_survive_a_server_that_is_killed(
-    cache: Path, chunk_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trimsfs.tiers.index.journal.COMPARISON_PATIENCE_S", 0.1)  # nobody compares them
-    content = small("a", chunk_size, 2)
     async with opened(cache) as tier:
-        generation = await fill(tier, "a", content)
+        generation = await fill(tier, "a", small("a", chunk_size, 2))
         await tier.flush()
-        # What lies in the directory now is what a killed server leaves.
-        shutil.copytree(cache, tmp_path / "left")
-    async with opened(tmp_path / "left") as tier, tier.using(generation) as blob:
+        kept = left(cache)
+    async with opened(kept) as tier, tier.using(generation) as blob:
         assert states(blob) == [UNVERIFIED, UNVERIFIED]
         assert await verify_chunk(tier, blob, 1)
 
 
-async def test_chunks_that_were_not_synced_do_not_survive_a_boot(
-    cache: Path, chunk_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    boot_id = tmp_path / "boot_id"
-    boot_id.write_text("one")
-    monkeypatch.setattr("trimsfs.tiers.index.index.BOOT_ID", boot_id)
-    a, b = small("a", chunk_size), small("b", chunk_size)
+async def test_chunks_that_were_not_synced_do_not_survive_a_boot(cache: Path, chunk_size: int, reboot: Reboot) -> None:
     async with opened(cache) as tier:
-        await fill(tier, "a", a)
+        await fill(tier, "a", small("a", chunk_size))
     async with opened(cache) as tier:
-        await fill(tier, "b", b)
+        await fill(tier, "b", small("b", chunk_size))
         await tier.flush()
-        shutil.copytree(cache, tmp_path / "left")
-    boot_id.write_text("two")
-    async with opened(tmp_path / "left") as tier:
+        kept = left(cache)
+    reboot()
+    async with opened(kept) as tier:
         assert await here(tier) == {"a": chunk_size}
         assert tier.statistics().used_bytes == chunk_size
 
@@ -194,12 +175,11 @@ async def test_a_flipped_byte_makes_the_chunk_missing(cache: Path, chunk_size: i
 async def test_a_chunk_that_cannot_be_read_is_missing(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with opened(cache) as tier:
-        generation = await fill(tier, "a", small("a", chunk_size))
-
     def fail(*_: object) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
+    async with opened(cache) as tier:
+        generation = await fill(tier, "a", small("a", chunk_size))
     async with opened(cache) as tier, tier.using(generation) as blob:
         monkeypatch.setattr(os, "preadv", fail)
         assert not await verify_chunk(tier, blob, 0)
@@ -217,7 +197,7 @@ async def test_a_blob_that_is_gone_or_of_another_size_is_fetched_again(
     async with opened(cache) as tier:
         generation = await fill(tier, "a", content)
         await fill(tier, "b", small("b", chunk_size))
-    path = next(path for path in blob_files(cache) if path.stat().st_size == len(content))
+        path = tier.files.path(generation.token(tier.store))
     damage(path)
     async with opened(cache) as tier, tier.using(generation) as blob:
         assert states(blob) == [MISSING] * 3
@@ -251,11 +231,17 @@ async def test_files_that_the_index_does_not_know_are_removed(cache: Path, chunk
     assert blob_files(cache) == [known]
 
 
-async def test_a_running_tier_records_what_is_written_and_syncs_it(
-    cache: Path, chunk_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tier records and syncs at once."""
     monkeypatch.setattr("trimsfs.tiers.disk.maintenance.FLUSH_INTERVAL_S", 0.001)
-    monkeypatch.setattr("trimsfs.tiers.disk.maintenance.SYNC_INTERVAL_S", 0.002)
+    monkeypatch.setattr("trimsfs.tiers.disk.maintenance.SYNC_INTERVAL_S", 0.0)
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_a_running_tier_records_what_is_written_and_syncs_it(
+    cache: Path, chunk_size: int, reboot: Reboot, monkeypatch: pytest.MonkeyPatch
+) -> None:
     synced = trio.Event()
     mark_synced = BlobIndex.mark_synced
     token = trio.lowlevel.current_trio_token()
@@ -271,53 +257,33 @@ async def test_a_running_tier_records_what_is_written_and_syncs_it(
         await fill(tier, "a", small("a", chunk_size))
         with trio.fail_after(5):
             await synced.wait()
-        shutil.copytree(cache, tmp_path / "left")
+        kept = left(cache)
         nursery.cancel_scope.cancel()
-    boot_id = tmp_path / "boot_id"
-    boot_id.write_text("another")
-    monkeypatch.setattr("trimsfs.tiers.index.index.BOOT_ID", boot_id)
-    async with opened(tmp_path / "left") as tier:
+    reboot()
+    async with opened(kept) as tier:
         assert await here(tier) == {"a": chunk_size}
 
 
+@pytest.mark.usefixtures("hurried")
 async def test_a_chunk_that_is_being_recorded_while_its_blob_is_synced_is_synced_later(
-    cache: Path, chunk_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, chunk_size: int, reboot: Reboot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.tiers.disk.maintenance.FLUSH_INTERVAL_S", 0.001)
-    monkeypatch.setattr("trimsfs.tiers.disk.maintenance.SYNC_INTERVAL_S", 0.0)
-    syncing, sync_on, recording, record_on = (threading.Event() for _ in range(4))
-    sync, add_chunks = Blob.sync, BlobIndex.add_chunks
-
-    def slow_sync(blob: Blob) -> None:
-        if blob.generation.key == "a":
-            syncing.set()
-            sync_on.wait(5)
-        sync(blob)
-
-    def slow_add(index: BlobIndex, chunks: list[tuple[str, ChunkRecord]]) -> None:
-        if [record.chunk for _, record in chunks] == [1]:
-            recording.set()
-            record_on.wait(5)
-        add_chunks(index, chunks)
-
     a, b = small("a", chunk_size), small("b", chunk_size, 2)
     async with opened(cache) as tier, trio.open_nursery() as nursery:
-        monkeypatch.setattr(Blob, "sync", slow_sync)
-        monkeypatch.setattr(BlobIndex, "add_chunks", slow_add)
         async with tier.using(generation_of("a", a)) as blob_a, tier.using(generation_of("b", b)) as blob_b:
             await store(tier, blob_a, a, 0)
             await store(tier, blob_b, b, 0)
+            syncing = Held(monkeypatch, Blob, "sync", times=1)  # of a, which is the first
             nursery.start_soon(tier.run)
-            await until(syncing.is_set)
+            await syncing.reached()
+            recording = Held(monkeypatch, BlobIndex, "add_chunks", times=1)
             await store(tier, blob_b, b, 1)
             nursery.start_soon(tier.flush)
-            await until(recording.is_set)
-            sync_on.set()
-            await trio.to_thread.run_sync(record_on.wait, 0.02)
-            record_on.set()
+            await recording.reached()
+            syncing.go.set()
+            await trio.sleep(0.02)
+            recording.go.set()
         nursery.cancel_scope.cancel()
-    boot_id = tmp_path / "boot_id"
-    boot_id.write_text("another")
-    monkeypatch.setattr("trimsfs.tiers.index.index.BOOT_ID", boot_id)
+    reboot()
     async with opened(cache) as tier:
         assert await here(tier) == {"a": chunk_size, "b": 2 * chunk_size}
