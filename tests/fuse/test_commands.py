@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import xattr
 
-from tests.support.mounts import MountedStore, OwnDirectory, mounted, trimsfs, umount, wait_until
+from tests.support.mounts import OwnDirectory, mounted, trimsfs, umount, wait_until
 
 MIB = 1 << 20
 STRANGER = ["--reuid=12345", "--regid=12345", "--clear-groups"]
@@ -67,17 +67,6 @@ def test_control_directory_can_be_reached_but_is_not_listed(own_model: OwnDirect
         (mount.path / ".trims/absent").stat()
 
 
-def test_metrics_are_prometheus_text(model: Path, directory_mount: MountedStore) -> None:
-    (directory_mount.path / "resnet50/params").read_bytes()
-    metrics = directory_mount.metrics()
-
-    text = (directory_mount.path / ".trims/metrics").read_text()
-    assert "# HELP trimsfs_disk_used_bytes Bytes of models on disk.\n" in text
-    assert metrics["trimsfs_fetch_fetched_bytes_total"] == 17 * MIB
-    assert metrics["trimsfs_files_open_handles"] == 0
-    assert metrics["trimsfs_disk_used_bytes"] == 17 * MIB
-
-
 def test_warm_pin_evict_and_ls(own_model: OwnDirectory) -> None:
     folder = own_model.path / "resnet50"
 
@@ -129,15 +118,6 @@ def test_results_in_a_pipe_are_one_line_for_each_path(own_model: OwnDirectory) -
     assert trimsfs("unpin", folder).stdout == f"{folder}: unpinned 2 files\n"
     *_, last = trimsfs("evict", "--json", folder).stdout.splitlines()
     assert (json.loads(last)["state"], json.loads(last)["total_files"]) == ("done", 2)
-
-
-@pytest.mark.alone  # asks all mounts of the host
-def test_status_shows_the_mount(module_mount: OwnDirectory) -> None:
-    (facts,) = json.loads(trimsfs("status", module_mount.path, "--json").stdout)
-
-    assert facts["mountpoint"] == str(module_mount.path)
-    assert facts["metrics"]["trimsfs_files_open_handles"] == 0
-    assert str(module_mount.path) in trimsfs("status").stdout
 
 
 @pytest.mark.alone  # asks all mounts of the host

@@ -5,11 +5,8 @@ import hashlib
 import mmap
 import os
 import random
-import shutil
-import socket
 import subprocess
 import sys
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -248,81 +245,7 @@ def test_copies_that_the_kernel_makes_are_byte_exact(
     assert (tmp_path / "copy").read_bytes() == CONTENT
 
 
-@pytest.mark.usefixtures("quick")
-def test_a_file_is_sent_over_a_socket(cold: Cold, direct: int) -> None:
-    ours, theirs = socket.socketpair()
-    came = bytearray()
-
-    def receive() -> None:
-        while piece := ours.recv(MIB):
-            came.extend(piece)
-
-    with ours:
-        receiving = threading.Thread(target=receive)
-        receiving.start()
-        with theirs:
-            by_sendfile(direct, theirs.fileno())
-        receiving.join()
-    assert came == CONTENT
-    assert cold.mount.info(cold.name)["open"] == 1
-
-
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("program", ["cp", "python"])
-def test_programs_copy_a_cold_file(cold: Cold, tmp_path: Path, program: str) -> None:
-    target = tmp_path / "copy"
-    assert cold.comes()
-    if program == "cp":
-        subprocess.run(["cp", cold.path, target], check=True, timeout=60)
-    else:
-        shutil.copyfile(cold.path, target)
-    assert target.read_bytes() == CONTENT
-
-
 # One copy in memory
-
-
-@pytest.mark.usefixtures("quick")
-def test_direct_reads_leave_no_page_of_their_own(cold: Cold, direct: int) -> None:
-    with open(direct, "rb", closefd=False) as file:
-        assert file.read() == CONTENT
-        assert pages(direct) == 0
-        wait_until(cold.resident, HERE_S)
-        assert pages(direct) == 0
-        file.seek(0)
-        assert file.read() == CONTENT
-    assert pages(direct) == 0
-
-
-SECOND = """
-import sys
-print("started", flush=True)
-sys.stdin.readline()
-with open(sys.argv[1], "rb") as file:
-    print(len(file.read(1 << 20)), flush=True)
-    sys.stdin.read()
-"""
-"""A program that opens and reads a file once it is told to, and holds it open."""
-
-
-def test_pages_of_who_came_later_are_dropped_once_the_file_is_resident(cold: Cold, direct: int) -> None:
-    """The second program reads in cached mode: the kernel answers a third from its pages."""
-    command = [sys.executable, "-c", SECOND, str(cold.path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as second:
-        assert second.stdin is not None
-        assert second.stdout is not None
-        assert second.stdout.readline() == "started\n"
-        assert os.pread(direct, 10, 0) == CONTENT[:10]
-        assert pages(direct) == 0
-        second.stdin.write("read\n")
-        second.stdin.flush()
-        assert second.stdout.readline() == f"{MIB}\n"
-        assert pages(direct) >= MIB
-        assert cold.comes()
-        wait_until(cold.resident, HERE_S)
-        wait_until(lambda: pages(direct) == 0)
-        assert cold.mount.info(cold.name)["open"] == 2
-        second.communicate(timeout=10)
 
 
 def test_pages_of_several_who_read_on_are_right_after_they_were_dropped(cold: Cold, direct: int) -> None:
@@ -399,21 +322,6 @@ def test_a_file_that_is_not_weights_has_pages_until_it_is_resident(cold: Cold, d
     wait_until(cold.resident, HERE_S)
     wait_until(lambda: pages(direct) == 0)
     assert os.pread(direct, SIZE, 0) == CONTENT
-
-
-@pytest.mark.parametrize("cold", [".safetensors", ".gguf", ".params"], indirect=True)
-def test_weights_are_known_by_their_names(cold: Cold, direct: int) -> None:
-    assert os.pread(direct, 2 * MIB, 0) == CONTENT[: 2 * MIB]
-    assert cold.comes()
-    assert pages(direct) == 0
-
-
-@pytest.mark.usefixtures("quick")
-def test_an_open_of_a_file_that_is_here_is_not_direct(cold: Cold) -> None:
-    assert trimsfs("warm", cold.path).returncode == 0
-    reads = cold.mount.metrics()[READS]
-    assert cold.path.read_bytes() == CONTENT
-    assert cold.mount.metrics()[READS] == reads
 
 
 # Without its server

@@ -139,12 +139,6 @@ def test_a_tenant_finds_nothing_of_another(tenants: MountedStore) -> None:
     assert own["found"]["tenant-b/secret-model/params xattrs"]["user.trims.verified"] == "true"
 
 
-def test_tenants_read_their_own_and_what_is_everybodys(tenants: MountedStore, store_directory: Path) -> None:
-    for who, path in (("a", "tenant-a/bert/params"), ("b", "public/resnet50/params"), ("a", "public/resnet50/params")):
-        seen = look(tenants, who, path)
-        assert seen["found"][path].encode("latin-1") == (store_directory / path).read_bytes()
-
-
 def test_operators_see_all_and_others_no_options(tenants: MountedStore) -> None:
     seen = look(tenants, "operator", ".trims/models", ".trims/control")["found"]
     assert "secret-model" in seen[".trims/models"]

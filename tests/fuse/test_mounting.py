@@ -341,11 +341,3 @@ def test_doctor_tries_a_mount_beside_a_cache_of_another_server_user_and_leaves_n
     done = trimsfs("doctor", *arguments, environment={"TMPDIR": str(scratch)})
     assert "\nok    passthrough: " in done.stdout
     assert list(Path("/var/log/trimsfs").glob(f"*{escape(tmp_path)}*")) == []
-
-
-def test_help_needs_no_mount_and_no_server() -> None:
-    for command in ((), ("mount",), ("umount",), ("ls",), ("status",), ("warm",), ("pin",), ("evict",), ("doctor",)):
-        done = trimsfs(*command, "--help")
-        assert (done.returncode, done.stdout.startswith("Usage: trimsfs")) == (0, True), command
-    done = mountctl("--help")
-    assert (done.returncode, done.stdout.startswith("Usage: mountctl")) == (0, True)

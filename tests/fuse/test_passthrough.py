@@ -139,15 +139,6 @@ def test_name_leads_to_the_same_file_before_and_after(store_directory: Path, tmp
             assert [entry.inode() for entry in entries] == [before.st_ino]
 
 
-def test_evicted_file_is_served_again(mount: MountedStore) -> None:
-    path = mount.path / "model"
-    for _ in range(3):
-        assert path.read_bytes() == MODEL
-        assert trimsfs("evict", path).returncode == 0
-        assert not mount.info("model")["passthrough"]
-    assert mount.metrics()["trimsfs_fetch_fetched_bytes_total"] == 3 * len(MODEL)
-
-
 def test_an_eviction_leaves_no_page_of_a_file_read_in_cached_mode(store_directory: Path, tmp_path: Path) -> None:
     (store_directory / "model").write_bytes(MODEL)
     with mounted(store_directory, tmp_path, "--cold-open", "stream", "--prefetch", "off") as mount:

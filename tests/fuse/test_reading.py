@@ -180,21 +180,6 @@ def test_handle_goes_on_with_its_generation_when_its_bytes_are_here(own_director
         assert file.read(len(old)) == old
 
 
-@pytest.mark.slow
-def test_listing_100_000_files_and_looking_one_up(store_directory: Path, tmp_path: Path) -> None:
-    for number in range(100_000):
-        (store_directory / f"{number:06}").touch()
-    with mounted(store_directory, tmp_path) as mount:
-        assert len(os.listdir(mount.path)) == 100_000
-        assert (mount.path / "012345").stat().st_size == 0
-        requests = mount.metrics()["trimsfs_store_requests_total"]
-        for number in range(0, 100_000, 1000):
-            (mount.path / f"{number:06}").stat()
-        with pytest.raises(FileNotFoundError):
-            (mount.path / "absent").stat()
-        assert mount.metrics()["trimsfs_store_requests_total"] - requests <= 2
-
-
 def test_page_cache_is_kept_from_one_open_to_the_next(own_directory: OwnDirectory) -> None:
     (own_directory.store / "model").write_bytes(bytes(MIB))
     path = own_directory.path / "model"

@@ -8,11 +8,10 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.support.parts import blob_files, content_of, flip_byte, until
+from tests.support.parts import content_of, until
 from tests.support.served import FakeBacking, Server, Serving, Signal, served
 from tests.support.stores import MemoryStore
 from trimsfs.errors import (
-    FuseUnavailableError,
     ObjectChangedError,
     StoreAccessError,
     StoreUnavailableError,
@@ -123,14 +122,6 @@ async def test_without_a_backing_an_open_waits_and_serves_in_cached_mode(
         handle = await server.open("a")
         assert not passed_through(handle)
         assert sum(store.fetched.values()) == len(content)
-        assert await server.read(handle) == content
-
-
-async def test_streaming_does_not_wait(serving: Serving, store: MemoryStore, content: bytes) -> None:
-    async with serving(cold_open="stream") as server:
-        handle = await server.open("a")
-        assert store.count("read") == 0
-        assert not passed_through(handle)
         assert await server.read(handle) == content
 
 
@@ -451,25 +442,6 @@ async def test_a_store_that_fails_while_something_is_here_serves_that(
         assert await server.read(handle) == content
 
 
-async def test_what_an_earlier_server_left_is_served_while_the_store_is_down(
-    serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, mode: str, chunk_size: int
-) -> None:
-    async with serving(cold_open=mode, backing=FakeBacking()) as server:
-        await server.command("warm-disk", "a")
-    flip_byte(blob_files(tmp_path / "cache")[0], 2 * chunk_size)
-    async with serving(cold_open=mode) as server:
-        number = await server.number("a")
-        store.fail(down(), times=float("inf"), method="read")
-        handle = await server.open_inode(number)
-        for chunk in range(CHUNKS):
-            start, stop = chunk * chunk_size, (chunk + 1) * chunk_size
-            if chunk == 2:
-                with pytest.raises(StoreUnavailableError):
-                    await server.read(handle, start, chunk_size)
-            else:
-                assert await server.read(handle, start, chunk_size) == content[start:stop]
-
-
 async def test_an_object_that_was_replaced_fails_the_open_and_is_looked_up_again(
     serving: Serving, store: MemoryStore, mode: str
 ) -> None:
@@ -509,12 +481,3 @@ async def test_a_file_that_was_resident_and_does_not_fit_any_more_is_served_as_i
         assert not passed_through(handle)
         assert await server.read(handle) == content
         server.release(keeping)
-
-
-async def test_a_refused_id_serves_the_open_in_cached_mode(
-    server: Server, backing: FakeBacking, content: bytes
-) -> None:
-    backing.error = FuseUnavailableError("no more ids")
-    handle = await server.open_inode(await server.number("a"))
-    assert not passed_through(handle)
-    assert await server.read(handle) == content

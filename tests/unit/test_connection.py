@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mountctl.keeper import fuse_connection
-from mountctl.keeper.fuse_connection import Connection, memory_of
+from mountctl.keeper.fuse_connection import Connection
 from mountctl.keeper.servers.server_messages import Mount
 from mountctl.keeper.servers.server_process import ServerProcess
 from mountctl.linux import logfile, mounting
@@ -157,13 +156,6 @@ def test_servers_are_given_no_order(tmp_path: Path) -> None:
     assert set(held.for_server()) == {"ledger"}
     assert os.pread(held.stored(b"new")["order"], 10, 0) == b"new"
     held.close()
-
-
-def test_memory_is_read_from_its_start() -> None:
-    file = memory_of(b"order")
-    assert os.read(file, 10) == b"order"
-    os.close(file)
-    assert fuse_connection.memory_of(b"") > 0
 
 
 def test_a_long_log_on_a_full_disk_stays_with_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,3 @@
-import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -6,11 +5,10 @@ import pytest
 import trio
 
 from tests.support.parts import content_of, until
-from tests.support.served import MOUNTED_NS, Server, Serving, served
+from tests.support.served import Server, Serving, served
 from tests.support.stores import MemoryStore
 from trimsfs.errors import NoSuchEntryError, ObjectChangedError, StoreUnavailableError
-from trimsfs.filesystem.attributes import FOREVER_S
-from trimsfs.namespace.inodes import ROOT_INODE, InodeKind
+from trimsfs.namespace.inodes import ROOT_INODE
 from trimsfs.stores.base import Sink
 from trimsfs.types import Generation
 
@@ -54,56 +52,11 @@ async def cached(server: Server, path: str) -> None:
 # Names
 
 
-async def test_lookup_tells_what_a_file_is(server: Server, store: MemoryStore, old: bytes) -> None:
-    attributes = await server.find("dir/model")
-    generation = store.generation("dir/model")
-    assert (attributes.directory, attributes.size, attributes.modified_ns) == (False, len(old), generation.modified_ns)
-    assert (attributes.inode.kind, attributes.inode.generation) == (InodeKind.OBJECT, generation)
-    assert 0 < attributes.entry_ttl_s <= 60
-
-
-async def test_lookup_tells_what_a_directory_is(server: Server) -> None:
-    attributes = await server.find("dir")
-    assert (attributes.directory, attributes.size, attributes.modified_ns) == (True, 0, MOUNTED_NS)
-    assert (await server.find("")).inode.number == ROOT_INODE
-
-
-async def test_attributes_of_a_known_inode_are_those_of_its_lookup(server: Server) -> None:
-    found = await server.find("dir/model")
-    again = server.filesystem.names.attributes(found.inode.number)
-    assert (again.inode, again.size, again.modified_ns) == (found.inode, found.size, found.modified_ns)
-    assert again.entry_ttl_s == FOREVER_S
-
-
-@pytest.mark.parametrize("path", ["absent", "dir/absent", "dir/model2", "absent/below"])
-async def test_absent_name_is_told_as_such(server: Server, path: str) -> None:
-    with pytest.raises(NoSuchEntryError):
-        await server.find(path)
-
-
-async def test_unknown_inode_is_told_as_such(server: Server) -> None:
-    with pytest.raises(NoSuchEntryError):
-        await server.filesystem.names.lookup(12345, b"model")
-    with pytest.raises(NoSuchEntryError):
-        await server.open_inode(12345)
-    with pytest.raises(NoSuchEntryError):
-        await server.filesystem.names.open_directory(12345)
-    with pytest.raises(NoSuchEntryError):
-        server.filesystem.names.attributes(12345)
-
-
 async def test_inodes_are_given_up_when_the_kernel_forgets_them(server: Server) -> None:
     for path in ("dir/model", "dir/model", "readme", ".trims/readme/info", "dir/.trims/.trims/evict"):
         await server.find(path)
     assert server.namespace.statistics().inodes > 6
     server.forget()
-    assert server.namespace.statistics().inodes == 1
-
-
-async def test_inode_that_was_not_told_is_given_up(server: Server) -> None:
-    attributes = await server.filesystem.names.lookup(ROOT_INODE, b"readme")
-    assert server.namespace.statistics().inodes == 2
-    server.filesystem.names.discard(attributes)
     assert server.namespace.statistics().inodes == 1
 
 
@@ -162,14 +115,6 @@ async def test_listing_keeps_only_the_inodes_that_the_kernel_was_told(server: Se
 # Reading
 
 
-async def test_any_range_is_exact_cold_and_warm(server: Server, old: bytes) -> None:
-    draw = random.Random(1)
-    handle = await server.open("dir/model")
-    for _ in range(200):
-        offset, size = draw.randrange(len(old) + 100), draw.randrange(1, 50_000)
-        assert await server.read(handle, offset, size) == old[offset : offset + size]
-
-
 async def test_reads_that_go_on_where_another_program_stopped_are_in_order(
     serving: Serving, store: MemoryStore, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,54 +132,12 @@ async def test_reads_that_go_on_where_another_program_stopped_are_in_order(
         assert [pattern is not None and pattern.random for pattern in patterns] == [False] * 8
 
 
-async def test_reads_at_and_beyond_the_end(server: Server, old: bytes) -> None:
-    handle = await server.open("dir/model")
-    assert await server.read(handle, len(old) - 1, 1) == old[-1:]
-    assert await server.read(handle, len(old) - 1, 4096) == old[-1:]
-    for offset in (len(old), len(old) + 1, 1 << 40):
-        assert await server.read(handle, offset, 4096) == b""
-    assert await server.read(handle, 0, 0) == b""
-
-
-async def test_empty_file_is_read_without_asking(server: Server, store: MemoryStore) -> None:
-    handle = await server.open("empty")
-    for offset in (0, 1, 4096):
-        assert await server.read(handle, offset, 4096) == b""
-    assert store.count("read") == 0
-
-
-async def test_opening_alone_fetches_nothing(server: Server, store: MemoryStore) -> None:
-    for path in ("dir/model", "readme"):
-        server.release(await server.open(path))
-    assert store.count("read") == 0
-
-
-async def test_many_readers_fetch_each_byte_once(server: Server, store: MemoryStore, old: bytes) -> None:
-    wrong = []
-
-    async def read_all() -> None:
-        if await server.content("dir/model") != old:
-            wrong.append(True)
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(32):
-            nursery.start_soon(read_all)
-    assert wrong == []
-    assert sum(store.fetched.values()) == len(old)
-
-
 async def test_reads_and_their_bytes_are_counted(server: Server, old: bytes) -> None:
     handle = await server.open("dir/model")
     await server.read(handle, 0, 1000)
     await server.read(handle, len(old) - 10, 4096)
     statistics = server.filesystem.statistics()
     assert (statistics.open_handles, statistics.reads, statistics.read_bytes) == (1, 2, 1010)
-
-
-async def test_directory_cannot_be_opened_as_a_file(server: Server) -> None:
-    with pytest.raises(IsADirectoryError):
-        await server.open("dir")
-    assert server.filesystem.statistics().open_handles == 0
 
 
 async def test_space_is_what_the_cache_may_hold(serving: Serving, old: bytes, chunk_size: int) -> None:
@@ -266,36 +169,6 @@ async def test_file_stays_readable_after_its_name_was_forgotten(server: Server, 
     assert await server.read(handle, 5, 100) == old[5:105]
 
 
-async def test_nothing_stays_in_use_after_failures(watchful: Server, store: MemoryStore) -> None:
-    store.fail(down(), times=float("inf"), method="read")
-    handle = await watchful.open("dir/model")
-    for _ in range(3):
-        with pytest.raises(StoreUnavailableError):
-            await watchful.read(handle)
-    watchful.release(handle)
-    await until(lambda: watchful.users() == 0)
-    assert watchful.filesystem.statistics().open_handles == 0
-
-
-async def test_cancelled_read_leaves_others_and_nothing_in_use(server: Server, store: MemoryStore, old: bytes) -> None:
-    store.block(method="read")
-    handle = await server.open("dir/model")
-    got = []
-
-    async def read() -> None:
-        got.append(await server.read(handle, 0, 100))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(read)
-        with trio.move_on_after(0.05) as scope:
-            await server.read(handle, 0, 100)
-        assert scope.cancelled_caught
-        store.heal()
-    assert got == [old[:100]]
-    server.release(handle)
-    await until(lambda: server.users() == 0)
-
-
 async def test_release_ends_the_fetching_of_what_nobody_reads(
     server: Server, store: MemoryStore, chunk_size: int
 ) -> None:
@@ -312,19 +185,6 @@ async def test_release_ends_the_fetching_of_what_nobody_reads(
 
 
 # Replacement: a handle reads one generation
-
-
-async def test_handle_reads_its_generation_from_disk_while_new_ones_read_the_new(
-    watchful: Server, store: MemoryStore, old: bytes, new: bytes
-) -> None:
-    await cached(watchful, "dir/model")
-    before = await watchful.open("dir/model")
-    store.put("dir/model", new)
-    after = await watchful.open("dir/model")
-
-    for offset in range(0, len(old), 1000):
-        assert await watchful.read(before, offset, 1000) == old[offset : offset + 1000]
-        assert await watchful.read(after, offset, 1000) == new[offset : offset + 1000]
 
 
 async def test_replaced_while_it_is_read_gives_what_is_on_disk_and_else_an_error(
@@ -348,37 +208,6 @@ async def test_replaced_while_it_is_read_gives_what_is_on_disk_and_else_an_error
             outcomes.add("old")
     assert outcomes == {"old", "error"}
     assert await watchful.read(handle, 0, 2 * chunk_size) == old[: 2 * chunk_size]
-
-
-async def test_replaced_while_it_is_read_is_told_to_the_kernel_once(
-    server: Server, store: MemoryStore, new: bytes
-) -> None:
-    parent = await server.number("dir")
-    for path, number in (("dir/model", parent), ("readme", ROOT_INODE)):
-        server.invalidated.clear()
-        handle, other = await server.open(path), await server.open(path)
-        store.put(path, new)
-        for each in (handle, handle, other):
-            with pytest.raises(ObjectChangedError):
-                await server.read(each, 0, 5)
-        assert server.invalidated == [(number, path.rpartition("/")[2].encode())]
-
-
-async def test_lookup_after_a_replacement_was_noticed_finds_the_new_one(
-    server: Server, store: MemoryStore, new: bytes
-) -> None:
-    before = await server.find("dir/model")
-    handle = await server.open_inode(before.inode.number)
-    store.put("dir/model", new)
-    with pytest.raises(ObjectChangedError):
-        await server.read(handle)
-
-    after = await server.find("dir/model")
-    assert after.inode.number != before.inode.number
-    assert after.inode.generation == store.generation("dir/model")
-    assert await server.content("dir/model") == new
-    with pytest.raises(ObjectChangedError):
-        await server.read(handle)
 
 
 async def test_replaced_inode_cannot_be_opened(server: Server, store: MemoryStore, new: bytes) -> None:
@@ -420,25 +249,6 @@ async def test_content_that_comes_back_is_invalidated_again_when_it_goes_again(
         with pytest.raises(ObjectChangedError):
             await watchful.read(handle)
         assert len(watchful.invalidated) == round_
-
-
-async def test_version_is_read_to_its_end_after_it_was_replaced(
-    watchful: Server, store: MemoryStore, old: bytes, new: bytes, chunk_size: int
-) -> None:
-    store.put("dir/model", old, version_id="v1")
-    for chunk in range(1, CHUNKS):
-        store.block(method="read", offset=chunk * chunk_size)
-    handle = await watchful.open("dir/model")
-    assert await watchful.read(handle, 0, 100) == old[:100]
-    store.put("dir/model", new, version_id="v2")
-    store.heal()
-
-    after = await watchful.open("dir/model")
-    watchful.invalidated.clear()
-    for offset in range(0, len(old), 4096):
-        assert await watchful.read(handle, offset, 4096) == old[offset : offset + 4096]
-        assert await watchful.read(after, offset, 4096) == new[offset : offset + 4096]
-    assert watchful.invalidated == []
 
 
 async def test_version_is_read_to_its_end_after_it_was_deleted(
@@ -520,47 +330,3 @@ async def test_parent_that_the_kernel_has_forgotten_is_no_longer_known_after_a_r
 
 
 # The store is down
-
-
-async def test_cached_file_is_served_while_the_store_is_down(watchful: Server, store: MemoryStore, old: bytes) -> None:
-    await cached(watchful, "dir/model")
-    store.fail(down(), times=float("inf"))
-    for _ in range(3):
-        assert await watchful.listing("dir") == ["model", "symbol.json"]
-        assert await watchful.content("dir/model") == old
-
-
-async def test_what_is_not_cached_fails_while_the_store_is_down_and_can_be_read_after(
-    server: Server, store: MemoryStore, old: bytes
-) -> None:
-    handle = await server.open("dir/model")
-    store.fail(down(), times=float("inf"))
-    for _ in range(2):
-        with pytest.raises(StoreUnavailableError):
-            await server.read(handle, 0, 100)
-    assert server.invalidated == []
-    store.heal()
-    assert await server.read(handle) == old
-
-
-async def test_part_that_is_cached_is_served_while_the_store_is_down(
-    server: Server, store: MemoryStore, old: bytes, chunk_size: int
-) -> None:
-    for chunk in range(1, CHUNKS):
-        store.fail(down(), times=float("inf"), method="read", offset=chunk * chunk_size)
-    handle = await server.open("dir/model")
-    for _ in range(2):
-        assert await server.read(handle, 0, chunk_size) == old[:chunk_size]
-        with pytest.raises(StoreUnavailableError):
-            await server.read(handle, chunk_size - 10, 20)
-
-
-async def test_next_server_serves_what_this_one_has_fetched(serving: Serving, store: MemoryStore, old: bytes) -> None:
-    async with serving() as server:
-        assert await server.content("dir/model") == old
-        before = await server.number("dir/model")
-    reads = store.count("read")
-    async with serving() as server:
-        assert await server.content("dir/model") == old
-        assert await server.number("dir/model") == before
-    assert store.count("read") == reads

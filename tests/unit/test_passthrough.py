@@ -22,7 +22,6 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.filesystem.handles import BACKING_SHIFT
-from trimsfs.filesystem.ioctls import IS_PASSTHROUGH, IS_PINNED, IS_VERIFIED
 from trimsfs.handover.ledger import Ledger
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.host import page_cache
@@ -91,44 +90,6 @@ async def test_a_file_is_announced_once_all_of_it_is_here(
     server.release(shared)
     assert backing_id(await server.open("dir/a")) == 1
     assert await server.number("dir/a") == before
-
-
-async def test_an_announced_file_is_passed_through_and_exact(
-    server: Server, store: MemoryStore, contents: dict[str, bytes]
-) -> None:
-    await warm(server, "dir/a", "b")
-    handles = {path: await server.open(path) for path in contents}
-    assert {backing_id(handle) for handle in handles.values()} == {1, 2}
-    for path, handle in handles.items():
-        assert await server.read(handle) == contents[path]
-        assert await server.read(handle, 5, 100) == contents[path][5:105]
-    statistics = server.filesystem.statistics()
-    assert (statistics.passthrough_handles, statistics.open_handles) == (2, 2)
-    assert (statistics.passthrough_opens, statistics.cached_opens, statistics.reads) == (2, 0, 0)
-
-
-async def test_opens_of_a_file_share_its_id_and_have_handles_of_their_own(server: Server) -> None:
-    await warm(server, "b")
-    handles = [await server.open("b") for _ in range(5)]
-    assert len(set(handles)) == 5
-    assert {backing_id(handle) for handle in handles} == {1}
-
-
-async def test_a_file_has_one_number_whether_it_is_here_or_not(server: Server, contents: dict[str, bytes]) -> None:
-    """Who opens a file without looking it up, as an overlay, a scanner and a bind mount do, keeps its number."""
-    number = await server.number("b")
-    for _ in range(2):
-        await warm(server, "b")
-        handle = await server.open_inode(number)
-        assert backing_id(handle) != 0
-        server.release(handle)
-        assert await server.outcome("evict", "b") == ("done", None)
-        handle = await server.open_inode(number)
-        assert await server.read(handle) == contents["b"]
-        server.release(handle)
-        await until(lambda: server.users() == 0)
-    assert await server.number("b") == number
-    assert server.invalidated == []
 
 
 async def test_a_file_is_recorded_and_in_memory_before_it_is_announced(
@@ -205,41 +166,7 @@ async def test_the_end_of_a_server_waits_for_no_comparison(
             nursery.cancel_scope.cancel()
 
 
-async def test_an_empty_file_is_never_announced(server: Server, backing: FakeBacking) -> None:
-    await warm(server, "empty")
-    assert await server.content("empty") == b""
-    assert not await resident(server, "empty")
-    assert backing.opened == []
-
-
-async def test_attributes_and_residency_tell_of_it(server: Server, contents: dict[str, bytes]) -> None:
-    size = len(contents["b"])
-    number = await server.number("b")
-    assert await server.filesystem.ioctls.residency(number) == (size, 0, 0, 0)
-    assert (await server.info("b"))["passthrough"] is False
-    assert await server.outcome("pin", "b") == ("done", None)
-    assert (await server.info("b"))["passthrough"] is True
-    for inode in (number, await server.number("b")):
-        total, disk, host, flags = await server.filesystem.ioctls.residency(inode)
-        assert (total, disk) == (size, size)
-        assert host >= size
-        assert flags == IS_VERIFIED | IS_PASSTHROUGH | IS_PINNED
-
-
 # Where it cannot be
-
-
-async def test_without_a_backing_all_is_served_in_cached_mode(
-    serving: Serving, store: MemoryStore, contents: dict[str, bytes]
-) -> None:
-    async with serving(backing=None) as server:
-        await warm(server, "b")
-        handle = await server.open("b")
-        assert backing_id(handle) == 0
-        assert await server.read(handle) == contents["b"]
-        assert not server.passthrough.has(store.generation("b"))
-        assert server.passthrough.facts() == {"used": False, "reason": "not wanted"}
-        assert server.invalidated == []
 
 
 async def test_without_a_backing_opens_of_what_is_in_memory_do_no_work_twice(
@@ -305,23 +232,6 @@ async def test_a_worker_that_ends_while_it_brings_a_file_into_memory_does_not_en
 
 
 # Withdrawing
-
-
-async def test_a_file_in_use_is_not_withdrawn_and_its_id_is_closed_once(
-    server: Server, store: MemoryStore, backing: FakeBacking, contents: dict[str, bytes]
-) -> None:
-    await warm(server, "b")
-    first, second = await server.open("b"), await server.open("b")
-    for handle in (first, second):
-        assert await server.outcome("evict", "b") == ("failed", InUseError.__name__)
-        assert backing.closed == []
-        assert await server.read(handle) == contents["b"]
-        server.release(handle)
-    assert await server.outcome("evict", "b") == ("done", None)
-    assert backing.closed == [1]
-    assert not server.passthrough.has(store.generation("b"))
-    assert await server.outcome("evict", "b") == ("done", None)
-    assert backing.closed == [1]
 
 
 async def test_a_cached_handle_keeps_a_file_from_being_withdrawn(
@@ -431,30 +341,6 @@ async def test_a_pinned_file_stays_in_memory_however_many_others_are_opened(
 
 
 # From one server, and one generation, to the next
-
-
-async def test_what_an_earlier_server_left_is_announced_once_it_is_checked(
-    serving: Serving, store: MemoryStore, contents: dict[str, bytes]
-) -> None:
-    async with serving(backing=FakeBacking()) as server:
-        await warm(server, "b")
-    async with serving() as server:
-        assert not await resident(server, "b")
-        assert await server.content("b") == contents["b"]
-        await until(lambda: server.passthrough.has(store.generation("b")))
-    assert sum(store.fetched.values()) == len(contents["b"])
-
-
-async def test_pinned_files_are_brought_back_and_locked_by_the_next_server(
-    serving: Serving, store: MemoryStore, contents: dict[str, bytes]
-) -> None:
-    async with serving(backing=FakeBacking()) as server:
-        assert await server.outcome("pin", "b") == ("done", None)
-    async with serving() as server:
-        await until(lambda: server.host.statistics().locked_bytes == len(contents["b"]))
-        await until(lambda: server.passthrough.has(store.generation("b")))
-        assert await server.outcome("unpin", "b") == ("done", None)
-        assert server.host.statistics().locked_bytes == 0
 
 
 async def test_a_new_generation_is_announced_beside_the_old_which_reads_on(

@@ -233,11 +233,6 @@ async def test_readers_hear_that_none_of_the_tenants_that_share_may_read_any_mor
             server.release(handle)
 
 
-async def test_mounts_without_such_tenants_are_not_asked(serving: Serving, store: MemoryStore) -> None:
-    async with serving(tenants=()) as server:
-        assert server.components.filesystem._trust._rights is None
-
-
 def options(*tenants: Tenant, **other: object) -> MountOptions:
     return MountOptions.model_validate({"store": "s3://models", "tenants": tenants, **other})
 

@@ -49,17 +49,6 @@ async def test_failure_to_ask_for_one_name_is_not_told_as_absence(
     assert await look(namespace, "new") == store.generation("new")
 
 
-async def test_failure_of_both_requests_for_a_name_is_told_as_one(
-    store: MemoryStore, autojump_clock: MockClock
-) -> None:
-    namespace = namespace_of(store)
-    await look(namespace, "new")
-    await trio.sleep(NEGATIVE_TTL_S)
-    store.fail(down(), times=2)
-    with pytest.raises(StoreUnavailableError, match="the store is down"):
-        await look(namespace, "new")
-
-
 async def test_store_that_is_down_is_not_asked_again_at_once(store: MemoryStore, autojump_clock: MockClock) -> None:
     namespace = namespace_of(store)
     store.delay(15)
@@ -107,22 +96,6 @@ async def test_store_that_recovers_is_noticed_however_often_it_is_asked_for(
         with suppress(StoreUnavailableError):
             found.append(await look(namespace, "a"))
     assert len(found) >= 90
-
-
-async def test_absent_name_is_asked_for_again_when_the_store_recovers_however_often(
-    store: MemoryStore, autojump_clock: MockClock
-) -> None:
-    namespace = namespace_of(store)
-    await look(namespace, "new")
-    await trio.sleep(TTL_S)
-    store.fail(down(), times=float("inf"))
-    assert await look(namespace, "new") is NonObject.ABSENT
-    store.heal()
-    store.put("new", b"uploaded")
-    for _ in range(20):
-        await trio.sleep(STALE_RETRY_S / 10)
-        found = await look(namespace, "new")
-    assert found == store.generation("new")
 
 
 async def test_known_names_are_served_while_the_store_is_down(
@@ -201,40 +174,6 @@ async def test_a_doubtful_name_alone_is_asked_for(
         namespace.mark_outdated(key)
         objects.fail(down(), times=float("inf"))
         assert await look(namespace, key) == objects.generation(key)  # in doubt, but better than nothing
-
-
-async def test_known_names_of_a_large_directory_do_not_wait_for_a_store_that_is_down(
-    large_store: MemoryStore, autojump_clock: MockClock
-) -> None:
-    namespace = Namespace(
-        RetryingStore(as_store(large_store), Retrying(deadline_s=15, on_failure=None)),
-        ttl_s=TTL_S,
-        impatient=as_store(large_store),
-    )
-    known = await look(namespace, "large/000001")
-    await trio.sleep(TTL_S)
-    large_store.fail(TransientStoreError("reset"), times=float("inf"))
-    asked, began = len(large_store.requests), trio.current_time()
-    for _ in range(10):
-        assert await look(namespace, "large/000001") == known
-    assert trio.current_time() == began
-    assert len(large_store.requests) <= asked + 2
-
-
-async def test_new_listing_is_shown_soon_after_the_store_recovers(
-    store: MemoryStore, autojump_clock: MockClock
-) -> None:
-    namespace = namespace_of(store)
-    await namespace.entries("")
-    store.fail(down(), times=float("inf"))
-    await trio.sleep(TTL_S)
-    await look(namespace, "a")
-    store.heal()
-    store.put("a", b"other content")
-    store.delete("b")
-    await trio.sleep(STALE_RETRY_S)
-    assert await look(namespace, "a") == store.generation("a")
-    assert list(await namespace.entries("")) == [b"a", b"dir"]
 
 
 async def test_failure_in_one_directory_leaves_the_others_alone(store: MemoryStore) -> None:

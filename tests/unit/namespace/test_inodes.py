@@ -55,15 +55,6 @@ def test_root_is_always_there() -> None:
     assert inodes[ROOT_INODE] is root
 
 
-def test_new_generation_has_a_new_number_and_the_old_one_keeps_its_own() -> None:
-    inodes = Inodes(Ledger())
-    old = inodes.reference(InodeKind.OBJECT, "a", a_generation("a", '"1"'))
-    new = inodes.reference(InodeKind.OBJECT, "a", a_generation("a", '"2"'))
-    assert old.number != new.number
-    assert inodes[old.number].generation == a_generation("a", '"1"')
-    assert inodes[new.number].generation == a_generation("a", '"2"')
-
-
 def test_inodes_whose_numbers_would_be_equal_get_different_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trimsfs.namespace.inodes._INODE_BITS", 7)
     inodes = Inodes(Ledger())

@@ -1,13 +1,12 @@
 """Directories too large to be listed for a lookup, and listings without an end."""
 
-import time
 from dataclasses import replace
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.support.stores import MemoryStore, Request, as_store
+from tests.support.stores import MemoryStore, as_store
 from tests.unit.namespace.common import TTL_S, a_generation, down, look, namespace_of
 from trimsfs.errors import (
     StoreAccessError,
@@ -98,35 +97,6 @@ async def test_name_in_a_large_directory_is_believed_as_long_as_any(
     assert await look(namespace, key) == large_store.generation(key) != old
 
 
-async def test_replaced_object_of_a_large_directory_is_asked_for(large_store: MemoryStore) -> None:
-    namespace = namespace_of(large_store)
-    key = "large/000007"
-    for listed in (False, True):
-        if listed:
-            await namespace.entries("large/")
-        old = await look(namespace, key)
-        assert isinstance(old, Generation)
-        large_store.put(key, b"other content %d" % listed)
-        namespace.replaced(old)
-        assert await look(namespace, key) == large_store.generation(key)
-
-
-async def test_only_so_many_names_of_a_large_directory_are_remembered(
-    large_store: MemoryStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("trimsfs.namespace.directory.KNOWN_NAMES", 10)
-    monkeypatch.setattr("trimsfs.namespace.directory.LEAST_ASKED", 100)
-    namespace = namespace_of(large_store)
-    for number in range(11):
-        await look(namespace, f"large/{number:06}")
-    asked = large_store.count("stat")
-    for number in range(1, 11):
-        await look(namespace, f"large/{number:06}")
-    assert large_store.count("stat") == asked
-    await look(namespace, "large/000000")
-    assert large_store.count("stat") == asked + 1
-
-
 async def test_names_of_a_large_directory_asked_for_longest_ago_are_forgotten_first(
     large_store: MemoryStore, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
@@ -190,27 +160,6 @@ async def test_directory_that_grows_large_is_no_longer_listed_for_a_lookup(
     assert store.count("list_page", "dir/") == 2
 
 
-async def test_failure_to_ask_for_a_name_of_a_large_directory(
-    large_store: MemoryStore, autojump_clock: MockClock
-) -> None:
-    namespace = namespace_of(large_store)
-    known = await look(namespace, "large/000007")
-    large_store.fail(down(), times=float("inf"))
-
-    for _ in range(2):
-        with pytest.raises(StoreUnavailableError):
-            await look(namespace, "large/000008")
-        assert await look(namespace, "large/000007") == known
-    await trio.sleep(TTL_S)
-    asked = len(large_store.requests)
-    for _ in range(10):
-        assert await look(namespace, "large/000007") == known
-    assert len(large_store.requests) - asked <= 2
-    large_store.heal()
-    await trio.sleep(STALE_RETRY_S)
-    assert await look(namespace, "large/000008") == large_store.generation("large/000008")
-
-
 async def test_newest_that_is_known_is_served_while_the_store_is_down(
     large_store: MemoryStore, autojump_clock: MockClock
 ) -> None:
@@ -247,41 +196,6 @@ async def test_object_that_is_refused_does_not_keep_its_neighbours_from_being_fo
     with pytest.raises(StoreAccessError):
         await look(namespace, "large/000007")
     assert await look(namespace, "large/000008") == large_store.generation("large/000008")
-
-
-# Size
-
-
-class _Shelf(MemoryStore):
-    """A store of one directory that never changes, quick to page through."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self._all = [a_generation(f"{number:06}") for number in range(size)]
-
-    async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
-        async with self._serving(Request(method="list_page", key=prefix)):
-            first = int(token or 0)
-            last = first + min(limit, PAGE_LIMIT)
-            objects = tuple(self._all[first:last])
-            return Page(objects=objects, prefixes=(), next_token=str(last) if last < len(self._all) else None)
-
-
-@pytest.mark.alone  # measures time
-async def test_100_000_entries_are_listed_and_then_looked_up_without_a_request(autojump_clock: MockClock) -> None:
-    store = _Shelf(100_000)
-    namespace = namespace_of(store)
-    began = time.monotonic()
-    entries = await namespace.entries("")
-    assert time.monotonic() - began < 10
-    assert len(entries) == 100_000
-    assert len(store.requests) == 100
-
-    for number in range(0, 100_000, 7):
-        assert await look(namespace, f"{number:06}") == a_generation(f"{number:06}")
-    assert await look(namespace, "absent") is NonObject.ABSENT
-    assert len(store.requests) == 100
-    assert time.monotonic() - began < 15
 
 
 async def test_errors_that_are_raised_again_do_not_grow(store: MemoryStore) -> None:

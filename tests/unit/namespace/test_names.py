@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.support.stores import MemoryStore, Reticent
-from tests.unit.namespace.common import TTL_S, a_generation, look, namespace_of
+from tests.unit.namespace.common import TTL_S, look, namespace_of
 from trimsfs.errors import StoreAccessError
 from trimsfs.namespace.listing import NonObject, possible
 from trimsfs.namespace.tree import NEGATIVE_TTL_S
@@ -34,12 +34,6 @@ async def test_what_the_store_may_not_look_at_is_listed_and_fails_the_lookup(aut
 # Lazily, with as few requests as possible
 
 
-async def test_nothing_is_asked_before_a_lookup(store: MemoryStore, autojump_clock: MockClock) -> None:
-    namespace_of(store)
-    await trio.sleep(1000)
-    assert store.requests == []
-
-
 async def test_siblings_cost_one_request(store: MemoryStore) -> None:
     namespace = namespace_of(store)
     assert await look(namespace, "a") == store.generation("a")
@@ -64,15 +58,6 @@ async def test_siblings_looked_up_at_once_cost_one_request(store: MemoryStore) -
             nursery.start_soon(look, namespace, name)
         nursery.start_soon(namespace.entries, "")
     assert len(store.requests) == 1
-
-
-async def test_directory_is_listed_when_it_is_looked_into(store: MemoryStore) -> None:
-    namespace = namespace_of(store)
-    await look(namespace, "dir")
-    assert store.count("list_page", "dir/") == 0
-    assert await look(namespace, "dir/c") == store.generation("dir/c")
-    assert store.count("list_page", "dir/") == 1
-    assert namespace.statistics().directories == 2
 
 
 async def test_cancelled_lookup_leaves_nothing_locked(store: MemoryStore, autojump_clock: MockClock) -> None:
@@ -145,14 +130,6 @@ async def test_asking_again_for_an_absent_name_does_not_list_the_directory_again
     assert store.count("stat", "absent") == 4
 
 
-async def test_directory_made_after_the_listing_is_found(store: MemoryStore, autojump_clock: MockClock) -> None:
-    namespace = namespace_of(store)
-    await look(namespace, "new")
-    store.put("new/model", b"uploaded")
-    await trio.sleep(NEGATIVE_TTL_S)
-    assert await look(namespace, "new") is NonObject.DIRECTORY
-
-
 async def test_without_time_to_live_every_lookup_asks(store: MemoryStore) -> None:
     namespace = namespace_of(store, ttl_s=0)
     for content in (b"one", b"two", b"three"):
@@ -161,18 +138,6 @@ async def test_without_time_to_live_every_lookup_asks(store: MemoryStore) -> Non
         assert (entry, left) == (store.generation("a"), 0)
     store.delete("a")
     assert (await namespace.lookup("", b"a"))[0] is NonObject.ABSENT
-
-
-async def test_replaced_object_is_asked_for_at_the_next_lookup(store: MemoryStore) -> None:
-    namespace = namespace_of(store)
-    for key in ("a", "dir/c"):
-        old = await look(namespace, key)
-        store.put(key, b"other content")
-        assert await look(namespace, key) == old
-        assert isinstance(old, Generation)
-        namespace.replaced(old)
-        assert await look(namespace, key) == store.generation(key)
-    namespace.replaced(a_generation("never/looked/into"))
 
 
 # Keys that are no file names
@@ -221,14 +186,6 @@ async def test_keys_that_cannot_be_names_are_hidden_and_counted(caplog: pytest.L
     assert any("dir/" in record.message for record in caplog.records if record.levelno >= logging.WARNING)
     for key in possible_keys:
         assert await look(namespace, f"dir/{key}") == store.generation(f"dir/{key}")
-
-
-async def test_empty_segment_of_a_key_is_hidden_and_does_not_hide_its_neighbour() -> None:
-    store = MemoryStore({"a//b": b"", "a/b": b"", "//c": b""})
-    namespace = namespace_of(store)
-    assert list(await namespace.entries("")) == [b"a"]
-    assert list(await namespace.entries("a/")) == [b"b"]
-    assert namespace.statistics().hidden_keys == 2
 
 
 async def test_hidden_keys_are_counted_anew_with_each_listing(autojump_clock: MockClock) -> None:

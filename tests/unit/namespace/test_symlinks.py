@@ -4,8 +4,6 @@ import os
 from pathlib import Path
 
 import pytest
-import trio
-from trio.testing import MockClock
 
 from tests.support.served import served
 from tests.support.stores import MemoryStore
@@ -91,18 +89,6 @@ async def test_the_kernel_gets_a_link_with_its_target(tmp_path: Path) -> None:
         with pytest.raises(InvalidRequestError, match="not a symbolic link"):
             server.filesystem.names.target(await server.number("model/v1/params"))
         assert await server.listing("model") == ["prod", "v1"]
-
-
-async def test_the_kernel_follows_a_moved_link_once_its_name_has_expired(
-    autojump_clock: MockClock,
-) -> None:
-    store = MemoryStore({"model/v1/params": b"1", "model/v2/params": b"2"})
-    store.link("model/prod", "v1")
-    namespace = namespace_of(store, ttl_s=1)
-    assert await look(namespace, "model/prod") == link("v1")
-    store.link("model/prod", "v2")
-    await trio.sleep(2)
-    assert await look(namespace, "model/prod") == link("v2")
 
 
 async def test_control_files_are_those_of_the_target(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """A server over a store with versions: what its file system shows, and to whom."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -9,12 +9,11 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.support.served import Server, served
 from tests.support.stores import MemoryStore, as_store
-from tests.support.versions import in_memory, move, publish, remove, write_files
+from tests.support.versions import in_memory, move, publish, remove
 from tests.unit.namespace.processes import Processes
-from trimsfs.errors import BlobDamagedError, NoSuchEntryError, StoreUnavailableError
+from trimsfs.errors import NoSuchEntryError, StoreUnavailableError
 from trimsfs.filesystem import names
 from trimsfs.formats.version_records import alias_key
-from trimsfs.handover.ledger import Ledger
 from trimsfs.stores.base import Page
 from trimsfs.stores.layouts.versioned import VersionedStore
 from trimsfs.types import Symlink
@@ -49,15 +48,6 @@ async def seen_by(server: Server, process: int) -> str:
 async def load(server: Server, process: int, path: str) -> bytes:
     """What a process reads through the alias."""
     return await server.content(f"m/{await seen_by(server, process)}/{path}")
-
-
-async def test_a_model_shows_its_versions_and_aliases(server: Server, store: MemoryStore) -> None:
-    write_files(in_memory(store), "m", "v2", {"a": b"2"})
-    assert await server.listing("m") == ["prod", "v1"]
-    with pytest.raises(NoSuchEntryError):
-        await server.find("m/v2")
-    with pytest.raises(NoSuchEntryError):
-        await server.find("m/.trims-versions")
 
 
 async def test_a_flip_shows_in_a_new_process_though_the_listing_is_older_than_the_version(
@@ -123,28 +113,6 @@ async def test_a_link_that_is_no_alias_is_not_asked_about(store: MemoryStore, tm
         store.requests.clear()
         assert await server.filesystem.names.follow(number, thread=7) == b"../m/v1/a"
         assert store.requests == []
-
-
-async def test_the_next_server_knows_what_processes_see(
-    store: MemoryStore, tmp_path: Path, processes: Processes, ledger: Callable[[], Ledger]
-) -> None:
-    for pid in (7, 8):
-        processes.start(pid)
-    async with served(store, tmp_path, chunk_size=CHUNK, ledger=ledger()) as server:
-        assert await seen_by(server, 7) == "v1"
-    publish(in_memory(store), "m", "v2", {"a": b"2"})
-    move(in_memory(store), "m", "prod", "v2")
-    async with served(store, tmp_path, chunk_size=CHUNK, ledger=ledger()) as server:
-        assert await seen_by(server, 7) == "v1"
-        assert await seen_by(server, 8) == "v2"
-
-
-async def test_a_file_that_differs_from_its_manifest_is_given_to_nobody(store: MemoryStore, tmp_path: Path) -> None:
-    store.put("m/v1/a", b"X")  # a version never changes: somebody has written over it
-    async with served(store, tmp_path, chunk_size=CHUNK, digests="wait") as server:
-        with pytest.raises(BlobDamagedError, match="m/v1/a: digest mismatch"):
-            await server.content("m/v1/a")
-        assert await server.content("m/v1/sub/b") == b"1"
 
 
 async def test_an_alias_may_move_while_its_model_is_listed(store: MemoryStore, tmp_path: Path) -> None:
