@@ -12,6 +12,7 @@ import pytest
 
 import mountctl
 import trimsfs
+from tests.support import processes
 from tests.support.mounts import unmount
 
 CONTENT = os.urandom(300_000)
@@ -31,15 +32,7 @@ def core(tmp_path: Path) -> Path:
 def run(core: Path, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     """Run ``trimsfs`` of the core alone."""
     environment = os.environ | {"PYTHONPATH": str(core), "TRIMSFS_SERVER_USER": str(os.geteuid())}
-    return subprocess.run(
-        [sys.executable, "-m", "trimsfs", *arguments],
-        cwd=core,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return processes.run(sys.executable, "-m", "trimsfs", *arguments, cwd=core, env=environment)
 
 
 @contextmanager

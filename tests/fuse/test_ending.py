@@ -15,7 +15,7 @@ from mountctl.keeper.control_socket import ask
 from mountctl.linux.cdi_specs import default_output
 from tests.support import lingering
 from tests.support.keepers import have_serve
-from tests.support.mounts import LAZY, MOUNTCTL, again_while_copied, mounted, trimsfs, wait_until
+from tests.support.mounts import LAZY, again_while_copied, mountctl, mounted, trimsfs, wait_until
 from tests.support.processes import alive
 from tests.support.tmpfs import tmpfs
 from trimsfs.mount_namespaces import detach
@@ -95,14 +95,7 @@ def test_who_unmounts_is_told_what_has_it_elsewhere_and_can_have_it_unmounted_th
         assert trimsfs("umount", bind).returncode == 0, "a bind goes by itself"
         subprocess.run(["mount", "--bind", mount.path, bind], check=True)
         with slow_to_free(tmp_path) as environment:
-            done = subprocess.run(
-                [MOUNTCTL, "down", "--everywhere", mount.path],
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-            )
+            done = mountctl("down", "--everywhere", mount.path, environment=environment)
         assert (done.returncode, done.stderr) == (0, "")
         left = [*mounts(), *mounts(process=process.pid)]
         assert not [each for each in left if each.mountpoint in {mount.path, bind}]
@@ -236,7 +229,7 @@ def test_devices_of_a_mount_go_with_it(store_directory: Path, tmp_path: Path) ->
     (store_directory / "bert").mkdir()
     with mounted(store_directory, tmp_path) as mount:
         spec = default_output(mount.path)
-        done = subprocess.run([MOUNTCTL, "cdi", mount.path], capture_output=True, text=True, timeout=60, check=False)
+        done = mountctl("cdi", mount.path)
         assert (done.returncode, spec.exists()) == (0, True), done.stderr
     wait_until(lambda: not spec.exists())
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.mounts import unmount, wait_until
+from tests.support.processes import run
 from tests.support.sanitizers import SANITIZE, reported, sanitized
 from trimsfs import fuse
 
@@ -22,19 +23,13 @@ STRICT = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
 
 
 def flags() -> list[str]:
-    done = subprocess.run(["pkg-config", "--cflags", "fuse3"], capture_output=True, text=True, timeout=30, check=True)
+    done = run("pkg-config", "--cflags", "fuse3", check=True)
     return [f"-I{sysconfig.get_paths()['include']}", *shlex.split(done.stdout)]
 
 
 @pytest.mark.parametrize("source", [SOURCE, *sorted((ROOT / "trimsfs/client").glob("*.c"))], ids=lambda path: path.name)
 def test_what_is_in_c_compiles_without_a_warning(source: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        ["gcc", *STRICT, *flags(), "-O2", "-fPIC", "-c", source, "-o", tmp_path / "object.o"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run("gcc", *STRICT, *flags(), "-O2", "-fPIC", "-c", source, "-o", tmp_path / "object.o", timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -43,15 +38,8 @@ def scan_damaged(tmp_path: Path, count: int, timeout_s: float) -> None:
     library, log = tmp_path / "params.so", tmp_path / "sanitizer"
     source = ROOT / "trimsfs/client/_params.c"
     subprocess.run(["gcc", *SANITIZE, "-fPIC", "-shared", source, "-o", library], timeout=120, check=True)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz.params", library, f"--count={count}"],
-        cwd=ROOT,
-        env=sanitized(log),
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
+    command = (sys.executable, "-m", "tests.fuzz.params", library, f"--count={count}")
+    done = run(*command, cwd=ROOT, env=sanitized(log), timeout=timeout_s)
     assert (done.returncode, done.stderr) == (0, "")
     assert 1 < int(done.stdout.split()[0]) < count  # the original, and some that are well still
     assert reported(tmp_path) == ""
@@ -122,14 +110,8 @@ def test_without_privilege_in_the_first_user_namespace_a_mount_works_in_cached_m
         cat {mountpoint}/.trims/control
         """
     )
-    done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "bash", "-c", script],
-        env=os.environ | {"TRIMSFS_CONFIG": "/dev/null"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    environment = os.environ | {"TRIMSFS_CONFIG": "/dev/null"}
+    done = run("unshare", "--user", "--map-root-user", "--mount", "bash", "-c", script, env=environment)
     if "unshare failed" in done.stderr:
         pytest.skip(f"no user namespaces here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr

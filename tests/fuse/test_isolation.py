@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from mountctl.keeper.control_socket import ask
-from tests.support.mounts import MOUNTCTL, MountedStore, again_while_copied, mounted, trimsfs, wait_until
-from tests.support.processes import family
+from tests.support.mounts import MountedStore, again_while_copied, mountctl, mounted, trimsfs, wait_until
+from tests.support.processes import family, run
 from tests.support.users import STRANGER, as_user
 from trimsfs.cli.watch.status import status
 from trimsfs.server.sandbox import CAP_DAC_READ_SEARCH
@@ -163,23 +162,20 @@ def test_changed_rules_are_in_force_after_an_upgrade(tmp_path: Path, store_direc
     file, mount = declared / "models.toml", MountedStore(tmp_path / "models", tmp_path / "cache")
     file.write_text("\n".join([f'mountpoint = "{mount.path}"', *lines]))
 
-    def mountctl(*arguments: str) -> None:
-        command = [MOUNTCTL, *arguments, "--mounts-dir", str(declared)]
-        done = again_while_copied(
-            lambda: subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        )
+    def control(*arguments: str) -> None:
+        done = again_while_copied(lambda: mountctl(*arguments, "--mounts-dir", declared))
         assert done.returncode == 0, done.stderr
 
-    mountctl("up")
+    control("up")
     try:
         assert look(mount, "a", "tenant-b/secret-model")["denied"] == []
         with file.open("a") as text:
             text.write(f'\n[[access]]\npath = "tenant-b"\ngid = {B}\nmode = "0440"\n')
-        mountctl("upgrade", "models")
+        control("upgrade", "models")
         wait_until(lambda: look(mount, "a", "tenant-b/secret-model")["found"] == {})
         assert look(mount, "b", "tenant-b/secret-model")["denied"] == []
     finally:
-        mountctl("down")
+        control("down")
 
 
 def status_of(pid: int) -> dict[str, str]:
@@ -251,13 +247,7 @@ def test_the_fence_denies_what_a_server_never_does(tmp_path: Path) -> None:
     (denied / "theirs").write_text("can be read")
     (denied / "theirs").chmod(0o666)
 
-    done = subprocess.run(
-        [sys.executable, "-c", FENCED, allowed, denied, "/dev/zero"],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    done = run(sys.executable, "-c", FENCED, allowed, denied, "/dev/zero")
 
     assert (done.returncode, done.stdout) == (0, "can be read\n"), done.stderr
 
@@ -293,9 +283,7 @@ Path(sys.argv[1], "file").write_text("still allowed")
 
 def test_a_server_is_kept_from_the_standby_that_it_has_forked(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
-    done = subprocess.run(
-        [sys.executable, "-c", APART, tmp_path], capture_output=True, text=True, timeout=30, check=False
-    )
+    done = run(sys.executable, "-c", APART, tmp_path)
     expected = "".join(f"{name} denied\n" for name in ("signal", "memory", "descriptors"))
     assert (done.returncode, done.stdout) == (0, expected), done.stderr
 

@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 
 from tests.support.mounts import (
-    MOUNTCTL,
     TRIMSFS,
     MountedStore,
     OwnDirectory,
     again_while_copied,
     let_in,
+    mountctl,
     mounted,
     trimsfs,
     unmount,
     wait_until,
 )
-from tests.support.processes import alive
+from tests.support.processes import alive, run
 from tests.support.users import STRANGER
 from trimsfs.mountinfo import escape, mount_at
 
@@ -33,10 +33,6 @@ AS_NOBODY = [
     *("--bounding-set=-all,+dac_read_search,+sys_admin,+setuid,+setgid,+dac_override", "--inh-caps=+dac_read_search"),
     "--ambient-caps=+dac_read_search",
 ]
-
-
-def mountctl(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([MOUNTCTL, *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_mount_is_read_only_and_honours_neither_set_uid_nor_devices(module_mount: OwnDirectory) -> None:
@@ -167,7 +163,7 @@ def test_without_dev_fuse_the_error_says_what_to_do(store_directory: Path, tmp_p
     mountpoint.mkdir()
     command = f"mount -t tmpfs none /dev && exec {TRIMSFS} mount {mountpoint} --store {store_directory}"
 
-    done = subprocess.run(["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, check=False)
+    done = run("unshare", "-m", "sh", "-c", command)
 
     assert (done.returncode, "modprobe fuse" in done.stderr) == (3, True), done.stderr
 
@@ -273,9 +269,7 @@ def test_unprivileged_user_mounts_through_fusermount3(store_directory: Path, tmp
     environment = {**os.environ, "HOME": str(home), "TRIMSFS_CONFIG": "/dev/null"}
 
     def as_user(*command: str | Path) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [*AS_NOBODY, *command], env=environment, capture_output=True, text=True, timeout=60, check=False
-        )
+        return run(*AS_NOBODY, *command, env=environment)
 
     mode = Path("/dev/fuse").stat().st_mode
     Path("/dev/fuse").chmod(0o666)  # as udev leaves it on any host that has udev

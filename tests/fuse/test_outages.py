@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,8 @@ import pytest
 from tests.services import S3Server
 from tests.services.fast import start_fast
 from tests.services.switch import Switch, switched
-from tests.support.mounts import (
-    MOUNTCTL,
-    MountedStore,
-    again_while_copied,
-    mounted,
-    trimsfs,
-    unmount,
-    wait_until,
-)
+from tests.support import mounts
+from tests.support.mounts import MOUNTCTL, MountedStore, again_while_copied, mounted, trimsfs, unmount, wait_until
 from tests.support.parts import recorded_names
 from trimsfs.namespace.tree import ABSENT_AFTER_S
 
@@ -205,11 +199,7 @@ def test_pinned_models_are_there_after_a_boot_and_new_mounts_wait_for_the_store(
     server, switch = endpoint
     pinned, new = declare(tmp_path, "pinned", tmp_path / "cache"), declare(tmp_path, "new", tmp_path / "other")
     environment = os.environ | server.environment() | {"TRIMSFS_MOUNTS_DIR": str(tmp_path / "mounts.d")}
-
-    def mountctl(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        command = [MOUNTCTL, *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-
+    mountctl = partial(mounts.mountctl, environment=environment)
     try:
         assert mountctl("up", "pinned").returncode == 0
         assert trimsfs("pin", pinned / "model").returncode == 0

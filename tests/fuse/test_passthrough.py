@@ -21,7 +21,8 @@ from tests.services.fast import start_fast
 from tests.services.switch import switched
 from tests.support.memory_group import memory_group
 from tests.support.mounts import MountedStore, log_beside, mounted, trimsfs, umount, wait_until
-from tests.support.processes import alive
+from tests.support.processes import alive, run
+from tests.support.tmpfs import tmpfs
 from trimsfs import fuse
 from trimsfs.tiers.host.page_cache import resident_bytes
 
@@ -352,13 +353,7 @@ def test_client_limited_below_the_size_of_the_file_maps_all_of_it(mount: Mounted
         "print(hashlib.sha256(m).hexdigest())"
     )
     with memory_group(24 * MIB) as processes:
-        done = subprocess.run(
-            [sys.executable, "-c", program, mount.path / "model", processes],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = run(sys.executable, "-c", program, mount.path / "model", processes)
     assert done.stdout.strip() == hashlib.sha256(MODEL).hexdigest(), done.stderr
 
 
@@ -411,18 +406,11 @@ def test_ioctl_tells_c_programs_what_is_here(store_directory: Path, tmp_path: Pa
     (store_directory / "model").write_bytes(MODEL)
     header = Path(fuse.__file__).parent
     program = tmp_path / "residency"
-    subprocess.run(
-        ["gcc", "-Wall", "-Wextra", "-Werror", f"-I{header}", "-o", program, PROGRAMS / "residency.c"],
-        check=True,
-        timeout=60,
-    )
+    run("gcc", "-Wall", "-Wextra", "-Werror", f"-I{header}", "-o", program, PROGRAMS / "residency.c", check=True)
     with mounted(store_directory, tmp_path, *options, *WAITS) as mount:
 
         def residency() -> list[int]:
-            done = subprocess.run(
-                [program, mount.path / "model"], capture_output=True, text=True, timeout=30, check=True
-            )
-            return [int(word) for word in done.stdout.split()]
+            return [int(word) for word in run(program, mount.path / "model", check=True).stdout.split()]
 
         size, disk, host, flags = residency()  # opening it fetches it
         assert (size, disk) == (len(MODEL), len(MODEL))
@@ -546,54 +534,48 @@ def test_files_warmed_and_evicted_while_they_are_used_give_no_error_and_no_wrong
 
 def test_cache_directory_in_memory_is_disk_and_host_tier_in_one(store_directory: Path, tmp_path: Path) -> None:
     (store_directory / "model").write_bytes(MODEL)
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=128m,huge=always", "trimsfs-test", cache], check=True, timeout=30
-    )
-    try:
-        with mounted(store_directory, tmp_path, "--min-free", "1MiB", *WAITS) as mount:
-            assert mount.control()["passthrough"] == {"used": True}
-            assert (mount.path / "model").read_bytes() == MODEL
-            with (mount.path / "model").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
-                assert mapping[:] == MODEL
-            assert mount.metrics()[READS] == 0
-    finally:
-        subprocess.run(["umount", "--lazy", cache], check=True, timeout=30)
+    with (
+        tmpfs(tmp_path / "cache", 128 * MIB, more=",huge=always"),
+        mounted(store_directory, tmp_path, "--min-free", "1MiB", *WAITS) as mount,
+    ):
+        assert mount.control()["passthrough"] == {"used": True}
+        assert (mount.path / "model").read_bytes() == MODEL
+        with (mount.path / "model").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
+            assert mapping[:] == MODEL
+        assert mount.metrics()[READS] == 0
 
 
-def overlay(directory: Path, lower: Path) -> Path:
-    """An overlay of its own over a directory, mounted."""
+@contextmanager
+def overlay(directory: Path, lower: Path) -> Iterator[Path]:
+    """An overlay of its own over a directory, mounted for the length of the block."""
     for name in ("upper", "work", "merged"):
         (directory / name).mkdir(parents=True)
     options = f"lowerdir={lower},upperdir={directory / 'upper'},workdir={directory / 'work'}"
-    subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", directory / "merged"], check=True, timeout=30)
-    return directory / "merged"
+    run("mount", "-t", "overlay", "-o", options, "overlay", directory / "merged", check=True)
+    try:
+        yield directory / "merged"
+    finally:
+        run("umount", "--lazy", directory / "merged", check=True)
 
 
 def test_cache_directory_on_overlayfs_passes_through_and_on_two_of_them_does_not(
     store_directory: Path, tmp_path: Path
 ) -> None:
     (store_directory / "model").write_bytes(MODEL)
-    (tmp_path / "lower").mkdir()
-    first = overlay(tmp_path / "first", tmp_path / "lower")
-    try:
-        (tmp_path / "a").mkdir()
+    for name in ("lower", "a", "b"):
+        (tmp_path / name).mkdir()
+    with overlay(tmp_path / "first", tmp_path / "lower") as first:
         with mounted(store_directory, tmp_path / "a", "--cache-dir", str(first / "cache"), *WAITS) as mount:
             assert mount.control()["passthrough"] == {"used": True}
             assert (mount.path / "model").read_bytes() == MODEL
             assert mount.metrics()[READS] == 0
             assert mount.info("model")["residency"]["host"] >= len(MODEL)
-        second = overlay(tmp_path / "second", first)
-        (tmp_path / "b").mkdir()
-        try:
-            with mounted(store_directory, tmp_path / "b", "--cache-dir", str(second / "cache")) as mount:
-                why = mount.control()["passthrough"]
-                assert not why["used"]
-                assert "--cache-dir" in why["reason"]
-                assert why["reason"] in log_beside(tmp_path / "b").read_text()
-                assert (mount.path / "model").read_bytes() == MODEL
-        finally:
-            subprocess.run(["umount", "--lazy", second], check=True, timeout=30)
-    finally:
-        subprocess.run(["umount", "--lazy", first], check=True, timeout=30)
+        with (
+            overlay(tmp_path / "second", first) as second,
+            mounted(store_directory, tmp_path / "b", "--cache-dir", str(second / "cache")) as mount,
+        ):
+            why = mount.control()["passthrough"]
+            assert not why["used"]
+            assert "--cache-dir" in why["reason"]
+            assert why["reason"] in log_beside(tmp_path / "b").read_text()
+            assert (mount.path / "model").read_bytes() == MODEL

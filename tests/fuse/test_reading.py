@@ -15,6 +15,7 @@ import pytest
 
 from tests.services.fast import start_fast
 from tests.support.mounts import MountedStore, OwnDirectory, mounted, trimsfs, wait_until
+from tests.support.processes import run
 
 MIB, PAGE = 1 << 20, 4096
 
@@ -74,13 +75,7 @@ def test_cold_mapping_faulted_by_64_threads_does_not_hang(store_directory: Path,
     (store_directory / "model").write_bytes(content)
     program = Path(__file__).parents[1] / "support/fault_threads.py"
 
-    done = subprocess.run(
-        [sys.executable, program, "64", str(streaming_mount.path / "model")],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run(sys.executable, program, "64", streaming_mount.path / "model")
 
     assert done.returncode == 0, done.stderr
     assert streaming_mount.metrics()["trimsfs_files_cached_opens_total"] == 1

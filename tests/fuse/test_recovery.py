@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.keepers import keeper, kill, serving
-from tests.support.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
+from tests.support.mounts import MOUNTCTL, MountedStore, mountctl, mounted, trimsfs, wait_until
 from tests.support.processes import alive, family
 from trimsfs import __version__
 from trimsfs.processes import title_of
@@ -35,10 +35,6 @@ def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedStore]:
     with mounted(store, directory, "fetch_processes=2", environment=environment) as mount:
         (mount.path / "model").read_bytes()
         yield mount
-
-
-def mountctl(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([MOUNTCTL, *arguments], capture_output=True, text=True, timeout=120, check=False)
 
 
 def kill_keeper(mount: MountedStore) -> tuple[int, int]:

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import json
 import os
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,23 +16,12 @@ from tests.services.ceph import Ceph
 from tests.services.roles import of_ceph
 from tests.services.seaweed import Seaweed
 from tests.support.certificates import Authority
-from tests.support.mounts import MOUNTCTL, MountedStore, let_in, mounted, trimsfs, unmount, wait_until
+from tests.support.mounts import MountedStore, let_in, mountctl, mounted, trimsfs, unmount, wait_until
 from tests.support.users import SERVER_USER, STRANGER, as_user
 from trimsfs.mountinfo import mount_at
 
 PROBLEM = "user.trims.problem"
 OBJECTS = {f"{directory}/{name}": name.encode() for directory in ("m", "n") for name in ("a", "b")}
-
-
-def mountctl(*arguments: str | Path, environment: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [MOUNTCTL, *arguments],
-        env=os.environ | {"TRIMSFS_CONFIG": "/dev/null"} | (environment or {}),
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
 
 
 def problem(path: Path) -> str:

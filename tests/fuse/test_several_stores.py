@@ -4,16 +4,17 @@ import errno
 import json
 import os
 import socket
-import subprocess
 from collections.abc import Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.services import S3Server, put
+from tests.support import mounts
 from tests.support.keepers import kill
-from tests.support.mounts import MOUNTCTL, MountedStore, let_in, mounted, trimsfs, wait_until
+from tests.support.mounts import MountedStore, let_in, mounted, trimsfs, wait_until
 
 BUCKET = "several"
 MODEL, OTHER, OBJECT = os.urandom(9 << 20), os.urandom(3 << 20), os.urandom(5 << 20)
@@ -114,11 +115,7 @@ def test_a_store_is_added_while_the_mount_is_in_use(stores: dict[str, Path], tmp
     declared, mountpoint = tmp_path / "mounts.d", tmp_path / "models"
     declared.mkdir()
     places = f'mountpoint = "{mountpoint}"\ncache_dir = "{tmp_path}/cache"\nlog_file = "{tmp_path}/log"\n'
-
-    def mountctl(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        environment = os.environ | {"TRIMSFS_MOUNTS_DIR": str(declared)}
-        command = [MOUNTCTL, *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
+    mountctl = partial(mounts.mountctl, environment={"TRIMSFS_MOUNTS_DIR": str(declared)})
 
     def declare(stores: Mapping[str, Path]) -> None:
         file = configuration(declared / "models.toml", stores)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.keepers import hanging
-from tests.support.mounts import MOUNTCTL, TRIMSFS, MountedStore, mounted, trimsfs, unmount, wait_until
-from tests.support.processes import alive
+from tests.support.mounts import TRIMSFS, MountedStore, mountctl, mounted, trimsfs, unmount, wait_until
+from tests.support.processes import alive, run
 from trimsfs.mountinfo import mount_at
 
 _READ_CALLS = {"0", "19"}
@@ -137,7 +137,7 @@ def test_server_that_stands_still_can_be_told_and_got_rid_of(directory_mount: Mo
         assert (alone.returncode, "`mountctl restart" in alone.stdout, "abort" in alone.stdout) == (2, True, False)
         assert (listed.returncode, f"left out: {place} does not answer" in listed.stderr) == (10, True)
         assert warm.returncode == 10
-        done = subprocess.run([MOUNTCTL, "abort", directory_mount.path], timeout=20, capture_output=True, check=False)
+        done = mountctl("abort", directory_mount.path, timeout_s=20)
         assert done.returncode == 0, done.stderr
         # The keeper unmounts as well, once it finds that the server does not answer.
         assert trimsfs("umount", "--lazy", directory_mount.path, timeout_s=40).returncode in {0, 10}
@@ -160,9 +160,7 @@ def test_root_without_sysfs_can_mount(store_directory: Path, tmp_path: Path) -> 
     mount = f"{TRIMSFS} mount {mountpoint} --store {store_directory} --cache-dir {tmp_path / 'cache'}"
     script = f"umount -l /sys && {mount} && ls {mountpoint} && {TRIMSFS} umount {mountpoint}"
 
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = run("unshare", "-m", "sh", "-c", script)
 
     assert done.returncode == 0, done.stderr
 

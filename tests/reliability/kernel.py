@@ -197,7 +197,7 @@ class Kernel:
         self._names.clear()
         used = {file.number for file in self.files.values()}
         for number in set(self._told) - used:
-            self.server.filesystem.names.forget(number, self._told.pop(number))
+            self.server.filesystem.names.inodes.forget(number, self._told.pop(number))
 
     # Files
 
@@ -237,9 +237,9 @@ class Kernel:
 
         async def ask(server: Server) -> int:
             if next(sent):
-                server.filesystem.takeover.resent(unique)
+                server.filesystem.resent(unique)
             handle = await request(server)
-            server.filesystem.files.offered(handle, unique)
+            server.filesystem.handles.offered(handle, unique)
             await trio.lowlevel.checkpoint()
             return handle
 

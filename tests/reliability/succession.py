@@ -62,7 +62,7 @@ class Succession:
 
     async def unmount(self) -> None:
         """End in order. Nothing may be open."""
-        self.server.filesystem.takeover.all_resent()
+        self.server.filesystem.handles.all_resent()
         await self.server.idle()
         self._scope.cancel()
         await self._ended.wait()

@@ -122,7 +122,7 @@ async def killed_everywhere(
                 break
             killed += 1
             assert await operation(lives.kernel) == wanted
-            lives.server.filesystem.takeover.all_resent()
+            lives.server.filesystem.handles.all_resent()
             lives.kernel.forget()
             await check_at_rest(lives.server)
         await lives.unmount()

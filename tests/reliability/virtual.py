@@ -268,7 +268,7 @@ class VirtualDriver:
 
     def settle(self) -> None:
         async def settle() -> None:
-            self._server.filesystem.takeover.all_resent()
+            self._server.filesystem.handles.all_resent()
             self._kernel.forget()
             await check_at_rest(self._server, damaged=self._damaged)
 

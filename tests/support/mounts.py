@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.processes import run
 from trimsfs import mountinfo
 from trimsfs.control.metrics import parse
 from trimsfs.options import SCALARS
@@ -52,6 +53,14 @@ def trimsfs(
         group=user,
         extra_groups=None if user is None else [],
     )
+
+
+def mountctl(
+    *arguments: str | Path, environment: Mapping[str, str] | None = None, timeout_s: float = 120
+) -> "subprocess.CompletedProcess[str]":
+    """Run ``mountctl`` with these arguments, whatever it returns."""
+    variables = os.environ | {"TRIMSFS_CONFIG": "/dev/null"} | dict(environment or {})
+    return run(MOUNTCTL, *arguments, env=variables, timeout=timeout_s)
 
 
 def settings(arguments: Sequence[str | Path]) -> tuple[tuple[str | Path, ...], dict[str, str]]:

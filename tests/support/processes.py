@@ -1,7 +1,18 @@
-"""Processes as the kernel shows them."""
+"""Programs that are run to their end, and processes as the kernel shows them."""
 
+import subprocess
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+
+def run(
+    *command: str | Path, check: bool = False, timeout: float = 60, **options: Any
+) -> "subprocess.CompletedProcess[str]":
+    """Run a program to its end, and hear what it says. *options* are those of `subprocess.run`."""
+    return subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, check=check, timeout=timeout, **options
+    )
 
 
 def alive(pid: int) -> bool:

@@ -242,7 +242,7 @@ class Server:
     def forget(self) -> None:
         """Give up all references to inodes, as the kernel does when memory is short."""
         for number in self._told:
-            self.filesystem.names.forget(number, 1)
+            self.filesystem.names.inodes.forget(number, 1)
         self._told.clear()
 
     async def open(self, path: str, caller: Caller = OWNER, *, interruptible: Interruptible = nullcontext) -> int:
@@ -305,7 +305,7 @@ class Server:
         handle = await self.filesystem.names.open_directory(await self.number(path))
         found = list(await self.filesystem.names.list_directory(handle, 0))
         for _, attributes, _ in found:
-            self.filesystem.names.discard(attributes)
+            self.filesystem.names.inodes.discard(attributes.inode)
         self.filesystem.files.release(handle)
         return [name.decode() for name, _, _ in found]
 

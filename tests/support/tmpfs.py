@@ -13,10 +13,13 @@ MNT_DETACH = 2
 
 
 @contextmanager
-def tmpfs(directory: Path, size: int) -> Iterator[Path]:
-    """A tmpfs of *size* bytes for the length of the block; skips the test where none can be mounted."""
+def tmpfs(directory: Path, size: int, *, more: str = "") -> Iterator[Path]:
+    """A tmpfs of *size* bytes for the length of the block; skips the test where none can be mounted.
+
+    *more* are further mount options, each after a comma.
+    """
     directory.mkdir(exist_ok=True)
-    options = f"size={size},mode=700".encode()
+    options = f"size={size},mode=700{more}".encode()
     if _libc.mount(b"tmpfs", os.fsencode(directory), b"tmpfs", 0, options) != 0:
         pytest.skip(f"cannot mount a tmpfs: {os.strerror(ctypes.get_errno())}")
     try:

@@ -1,7 +1,6 @@
 """Registering files with the kernel, by way of the keeper: many at a time, and none is lost."""
 
 import errno
-import json
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -74,12 +73,12 @@ async def answering(keeper: Keeper, server: FakeServer, heard: list[bytes]) -> A
         nursery.cancel_scope.cancel()
 
 
-def client_of(server: FakeServer, *, limit: int | None = server_messages.BACKING_LIMIT) -> KeeperClient:
+def client_of(server: FakeServer) -> KeeperClient:
     while True:  # what the keeper has said so far
         try:
             server.end.recv(server_messages.MESSAGE_LIMIT, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            return KeeperClient(server.end, backing_limit=limit)
+            return KeeperClient(server.end, backing_limit=server_messages.BACKING_LIMIT)
 
 
 async def opened(client: KeeperClient, path: Path, found: dict[str, int | str]) -> None:
@@ -92,24 +91,19 @@ async def opened(client: KeeperClient, path: Path, found: dict[str, int | str]) 
         os.close(descriptor)
 
 
-@pytest.mark.parametrize("limit", [server_messages.BACKING_LIMIT, None])
-async def test_each_file_has_its_own_id(limit: int | None, kernel: Kernel, tmp_path: Path) -> None:
-    """None: the keeper is of an earlier version, and takes one file at a time."""
+async def test_each_file_has_its_own_id(kernel: Kernel, tmp_path: Path) -> None:
     found: dict[str, int | str] = {}
     heard: list[bytes] = []
     names = [str(number) for number in range(40)]
     with mounted(kernel) as (keeper, server):
-        client = client_of(server, limit=limit)
+        client = client_of(server)
         async with answering(keeper, server, heard), trio.open_nursery() as nursery:
             for name in names:
                 nursery.start_soon(opened, client, tmp_path / name, found)
     assert {kernel.registered[int(number)]: number for number in found.values()} == {
         name: found[name] for name in names
     }
-    if limit is None:
-        assert len(heard) == len(names)
-    else:
-        assert len(heard) <= 3  # what comes first may wait for nobody
+    assert len(heard) <= 3  # what comes first may wait for nobody
 
 
 async def test_one_that_is_refused_keeps_no_other_from_being_registered(kernel: Kernel, tmp_path: Path) -> None:
@@ -204,18 +198,3 @@ def test_the_next_server_hears_of_ids_that_the_last_may_not_have_heard_of(
         successor.end.close()
     for file in files:
         os.close(file)
-
-
-def test_a_keeper_of_an_earlier_version_promotes_as_well() -> None:
-    for number in (None, 7):
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ours, theirs:
-            said = {"descriptors": ["ledger"], "unclaimed": number, "restarts": 1}
-            memory = os.memfd_create("ledger")
-            socket.send_fds(theirs, [json.dumps(said).encode()], [memory])
-            os.close(memory)
-            promotion = stand_by(ours)
-            assert promotion is not None
-            assert promotion.unclaimed == (() if number is None else (number,))
-            assert promotion.backing_limit is None
-            os.close(promotion.ledger)

@@ -11,11 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.support.parts import content_of, until
 from tests.support.served import FakeBacking, Server, Serving, Signal, served
 from tests.support.stores import MemoryStore
-from trimsfs.errors import (
-    ObjectChangedError,
-    StoreAccessError,
-    StoreUnavailableError,
-)
+from trimsfs.errors import ObjectChangedError, StoreAccessError, StoreUnavailableError
 from trimsfs.fetch.flights import Urgency
 from trimsfs.filesystem.handles import passed_through
 from trimsfs.namespace.inodes import ROOT_INODE

@@ -101,14 +101,14 @@ async def test_listing_keeps_only_the_inodes_that_the_kernel_was_told(server: Se
     numbers = []
     for name, attributes, _ in await server.filesystem.names.list_directory(handle, 0):
         if name == b"readme":
-            server.filesystem.names.discard(attributes)
+            server.filesystem.names.inodes.discard(attributes.inode)
             break
         server.filesystem.names.count_lookup(attributes)
         numbers.append(attributes.inode.number)
     server.filesystem.files.release(handle)
     assert server.namespace.statistics().inodes == 1 + len(numbers) == 3
     for number in numbers:
-        server.filesystem.names.forget(number, 1)
+        server.filesystem.names.inodes.forget(number, 1)
     assert server.namespace.statistics().inodes == 1
 
 

@@ -59,7 +59,7 @@ async def test_of_too_many_names_the_kernel_gets_no_inodes(serving: Serving, mon
         found = await server.number("00149")
         assert found | NAME_ONLY_BIT in kernel.numbers(told=False)
         for number in known:
-            server.filesystem.names.forget(number, 2)
+            server.filesystem.names.inodes.forget(number, 2)
         assert server.filesystem.known_files() == 2
 
 
@@ -81,7 +81,7 @@ async def test_of_many_inodes_the_kernel_may_give_up_those_that_nobody_opened(
 
         known = await look_up(0, 39)
         assert not server.pruned
-        opened = names.inode(known[2])
+        opened = names.inodes[known[2]]
         opened.opened = True
         known += await look_up(39, 59)
         assert server.pruned == [number for number in known[:39] if number != opened.number][: len(server.pruned)]

@@ -15,12 +15,7 @@ from tests.support.parts import blob_files, content_of, nothing, until
 from tests.support.served import FakeBacking, Server, Serving, served
 from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import digest_of
-from trimsfs.errors import (
-    FuseUnavailableError,
-    InUseError,
-    StoreUnavailableError,
-    TransientStoreError,
-)
+from trimsfs.errors import FuseUnavailableError, InUseError, StoreUnavailableError, TransientStoreError
 from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.handover.ledger import Ledger
 from trimsfs.tiers.blob import Blob

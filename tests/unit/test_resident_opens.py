@@ -188,11 +188,11 @@ async def test_the_next_server_has_what_was_opened_at_once_and_no_spare_handle(
         server.release(opened(server, numbers["c"], request=11))
     async with serving(ledger=ledger()) as server:
         assert server.filesystem.handles.files.keys() == {kept, asked_again}
-        server.filesystem.takeover.resent(9)
+        server.filesystem.resent(9)
         assert server.filesystem.handles.files.keys() == {kept}
         assert await server.outcome("evict", "d/a") == ("failed", "InUseError")
         assert await server.outcome("evict", "d/b") == ("done", None)
-        server.filesystem.takeover.all_resent()
+        server.filesystem.handles.all_resent()
         server.filesystem.files.release(kept)
         assert ledger().inherited(RecordKind.HANDLE) == []
 

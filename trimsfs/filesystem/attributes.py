@@ -59,7 +59,7 @@ class Describer:
     def entry(self, prefix: str, name: bytes, entry: Entry, ttl_s: float) -> Attributes:
         """The attributes of a name in the directory *prefix*. Raises NoSuchEntryError if there is no such name."""
         if isinstance(entry, Generation):
-            return self.inode(self.file(entry.key, entry), ttl_s)
+            return self.inode(self._inodes.reference(InodeKind.OBJECT, entry.key, entry), ttl_s)
         path = prefix + os.fsdecode(name)
         if isinstance(entry, Symlink):
             return self.inode(self._inodes.reference(InodeKind.SYMLINK, path, target=entry.target), ttl_s)
@@ -70,10 +70,6 @@ class Describer:
         else:
             raise NoSuchEntryError(path)
         return self.inode(inode, ttl_s)
-
-    def file(self, path: str, generation: Generation, control: str = "") -> Inode:
-        """The inode that a path leads to."""
-        return self._inodes.reference(InodeKind.OBJECT, path, generation, control)
 
     def _ownership(self, inode: Inode, directory: bool) -> Ownership:
         """The ownership of an inode: a control file has its subject's, and a derived blob belongs to one user."""

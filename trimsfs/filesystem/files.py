@@ -104,7 +104,7 @@ class Files:
         Raises ObjectChangedError when the store has replaced it, StaleHandleError when its name leads to another inode
         from now on, InterruptedError when a signal ends the wait.
         """
-        inode = self._names.inode(number)
+        inode = self._names.inodes[number]
         if inode.kind is InodeKind.CONTROL_FILE:
             return await self._open_control(inode, caller, interruptible)
         if inode.generation is None:
@@ -195,7 +195,7 @@ class Files:
         takes `open`.
         """
         began = time.perf_counter()
-        inode = self._names.known(number)
+        inode = self._names.inodes.get(number)
         if inode is None or inode.kind is not InodeKind.OBJECT or inode.generation is None:
             return None
         if not self._trust.known(inode.generation):
@@ -244,10 +244,6 @@ class Files:
             handle = self._handles.add_control(inode, control)
             self._control.assign_handle(control, handle)
         return OpenReply(handle=handle, keep_cache=False, direct_io=True)
-
-    def offered(self, handle: int, request: int) -> None:
-        """Record that the kernel is about to get a handle as the answer to *request*; 0 if its number is not known."""
-        self._handles.offered(handle, request)
 
     def delivered(self, handle: int) -> None:
         """Record that the kernel has got the handle of a file or directory."""

@@ -1,4 +1,4 @@
-"""The read-only file system over a store, assembled from names, files, ioctls and the takeover of open files.
+"""The read-only file system over a store, assembled from names, files and ioctls. It takes over what is open.
 
 The path of a read: `names` looks the path up. `files` opens the file in the way that `trimsfs.opening.opener` decides,
 and reads it. `trust` repeats a read whose bytes must not be served yet. `trimsfs.fetch.store_fetcher` gets missing
@@ -13,14 +13,14 @@ from trimsfs.control.authorisation import Caller, readable_by
 from trimsfs.control.control_files import Control
 from trimsfs.filesystem.attributes import Describer
 from trimsfs.filesystem.files import Files
-from trimsfs.filesystem.handles import Handles, passed_through
+from trimsfs.filesystem.handles import Handles, OpenFile, passed_through
 from trimsfs.filesystem.ioctls import Ioctls
 from trimsfs.filesystem.names import Names
 from trimsfs.filesystem.savings import saved_bytes
-from trimsfs.filesystem.takeover import Takeover
 from trimsfs.filesystem.trust import Trust
 from trimsfs.handover.ledger import Ledger
 from trimsfs.namespace.alias_targets import AliasTargets
+from trimsfs.namespace.inodes import InodeKind
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.opener import Opener
 from trimsfs.prefetch.prefetcher import Prefetcher
@@ -50,22 +50,12 @@ class FilesystemStatistics:
     replaced_while_open: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mount:
-    """What the file system gets from its mount: the ledger for the next server, and the time of mounting.
-
-    ``prune`` lets the kernel give up inodes that nothing uses, by their numbers. ``drop_pages`` makes it drop the pages
-    of an inode, and returns at once.
-    """
-
-    ledger: Ledger
-    mounted_ns: int
-    prune: Callable[[Sequence[int]], None]
-    drop_pages: Callable[[int], None]
-
-
 class Filesystem:
-    """Files and directories of a store, read-only. Errors are those of ``trimsfs.errors``."""
+    """Files and directories of a store, read-only. Errors are those of ``trimsfs.errors``.
+
+    *ledger* and *mounted_ns* are of the mount. *prune* lets the kernel give up inodes that nothing uses, by their
+    numbers. *drop_pages* makes it drop the pages of an inode, and returns at once.
+    """
 
     def __init__(
         self,
@@ -75,8 +65,12 @@ class Filesystem:
         prefetcher: Prefetcher,
         opener: Opener,
         trust: Trust,
-        mount: Mount,
         tracer: Tracer,
+        *,
+        ledger: Ledger,
+        mounted_ns: int,
+        prune: Callable[[Sequence[int]], None],
+        drop_pages: Callable[[int], None],
     ) -> None:
         self._inodes = namespace.inodes
         self._disk = disk
@@ -85,15 +79,36 @@ class Filesystem:
         self._trust = trust
         self._prefetcher = prefetcher
         self._tracer = tracer
-        self.handles = handles = Handles(mount.ledger)
-        describe = Describer(namespace.inodes, control.authorisation.permissions, mounted_ns=mount.mounted_ns)
-        aliases = AliasTargets(mount.ledger)
-        self.names = Names(namespace, disk, control, opener.reopens, describe, handles, tracer, aliases, mount.prune)
+        self.handles = handles = Handles(ledger)
+        describe = Describer(namespace.inodes, control.authorisation.permissions, mounted_ns=mounted_ns)
+        aliases = AliasTargets(ledger)
+        self.names = Names(namespace, disk, control, opener.reopens, describe, handles, tracer, aliases, prune)
         self.ioctls = Ioctls(namespace.inodes, disk, control, opener.passthrough, trust, handles)
         self.files = Files(
-            self.names, disk, control, prefetcher, opener, trust, handles, self.ioctls, tracer, mount.drop_pages
+            self.names, disk, control, prefetcher, opener, trust, handles, self.ioctls, tracer, drop_pages
         )
-        self.takeover = Takeover(namespace.inodes, disk, control, opener, handles, self.files)
+
+    async def restore(self) -> None:
+        """Take over all that the kernel had open before this server started. Runs before the first request."""
+        self._opener.reopens.restore()
+        opened = self.handles.restore(self._inodes, self._control.restored)
+        files = {handle: inode for handle, inode in opened.items() if inode.kind is InodeKind.OBJECT}
+        blobs = await self._disk.recall([inode.generation for inode in files.values() if inode.generation is not None])
+        for (handle, inode), blob in zip(files.items(), blobs, strict=True):
+            self.handles.files[handle] = OpenFile(inode, blob)
+            blob.users += 1
+            blob.handles += 1
+            self._opener.restore(inode, blob, passed=passed_through(handle))
+            for extra in self._control.extras:
+                extra.restore_file(handle)
+        for extra in self._control.extras:
+            extra.all_restored()
+
+    def resent(self, request: int) -> None:
+        """Release the handle that an earlier server made for an open that the kernel sends again: nobody has it."""
+        handle = self.handles.resent(request)
+        if handle is not None:
+            self.files.release(handle)
 
     def statistics(self) -> FilesystemStatistics:
         return FilesystemStatistics(

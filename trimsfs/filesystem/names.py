@@ -31,7 +31,7 @@ PRUNED = 250
 
 
 class Names:
-    """The tree of names as the kernel sees it."""
+    """The tree of names as the kernel sees it, with its ``inodes``."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Names:
         self._prune = prune
         self._beyond = 0
         """Lookups counted while there were more than MANY_INODES."""
-        self._inodes = namespace.inodes
+        self.inodes = namespace.inodes
         self._disk = disk
         self._control = control
         self._reopens = reopens
@@ -62,21 +62,13 @@ class Names:
 
     # Inodes
 
-    def known(self, number: int) -> Inode | None:
-        """The inode of a number; None if it is not known."""
-        return self._inodes.get(number)
-
-    def inode(self, number: int) -> Inode:
-        """The inode of a number that the kernel uses. Raises NoSuchEntryError if it is not known."""
-        return self._inodes[number]
-
     def attributes(self, number: int) -> Attributes:
         """The attributes of an inode that the kernel knows."""
-        return self._describe.inode(self._inodes[number], FOREVER_S)
+        return self._describe.inode(self.inodes[number], FOREVER_S)
 
     def target(self, number: int) -> bytes:
         """The target of a symbolic link. Raises InvalidRequestError for anything else."""
-        inode = self._inodes[number]
+        inode = self.inodes[number]
         if inode.kind is not InodeKind.SYMLINK:
             raise InvalidRequestError(f"{inode.path}: not a symbolic link")
         return os.fsencode(inode.target)
@@ -86,7 +78,7 @@ class Names:
 
         Raises NoSuchEntryError when the link is gone.
         """
-        inode, target = self._inodes[number], self.target(number)
+        inode, target = self.inodes[number], self.target(number)
         if b"/" in target:
             return target  # not the name of a version beside it
         return os.fsencode(await self._aliases.follow(inode.path, thread, partial(self._newest_target, inode)))
@@ -104,11 +96,11 @@ class Names:
 
     def count_lookup(self, attributes: Attributes) -> None:
         """Record that the kernel gets an inode once more; it will `forget` the inode as often."""
-        self._inodes.count_lookup(attributes.inode)
-        if len(self._inodes) > MANY_INODES:
+        self.inodes.count_lookup(attributes.inode)
+        if len(self.inodes) > MANY_INODES:
             self._beyond += 1
             if self._beyond % (PRUNED // 2) == 0:  # prunes more than comes in
-                self._prune(self._inodes.never_opened(PRUNED))
+                self._prune(self.inodes.never_opened(PRUNED))
 
     def may_be_counted(self, attributes: Attributes) -> bool:
         """Whether the kernel gets the inode of a listed name, or only the name.
@@ -116,15 +108,7 @@ class Names:
         The kernel rarely gives up an inode by itself, and each takes memory. Beyond MANY_INODES it gets only names, and
         looks up those that programs use.
         """
-        return attributes.inode.lookups > 0 or len(self._inodes) <= MANY_INODES
-
-    def discard(self, attributes: Attributes) -> None:
-        """Drop an inode that the kernel does not get after all."""
-        self._inodes.discard(attributes.inode)
-
-    def forget(self, number: int, lookups: int) -> None:
-        """Record that the kernel gave up *lookups* references to an inode."""
-        self._inodes.forget(number, lookups)
+        return attributes.inode.lookups > 0 or len(self.inodes) <= MANY_INODES
 
     # Lookup
 
@@ -133,11 +117,11 @@ class Names:
 
         Raises NoSuchEntryError if the name does not exist, NameTooLongError if it is too long for any file.
         """
-        directory, began = self._inodes[parent], time.perf_counter()
+        directory, began = self.inodes[parent], time.perf_counter()
         if directory.kind is InodeKind.CONTROL_DIRECTORY:
             return await self._lookup_control(directory, name)
         if name == CONTROL_NAME:
-            inode = self._inodes.reference(InodeKind.CONTROL_DIRECTORY, directory.path)
+            inode = self.inodes.reference(InodeKind.CONTROL_DIRECTORY, directory.path)
             return self._describe.inode(inode, FOREVER_S)
         if len(name) > NAME_MAX:
             raise NameTooLongError(f"the name has {len(name)} bytes: too long for a file name")
@@ -152,7 +136,7 @@ class Names:
 
     def lookup_known(self, parent: int, name: bytes, *, thread: int) -> Attributes | None:
         """`lookup` of a known file or directory of the store, without waiting; None for anything else."""
-        directory = self._inodes.get(parent)
+        directory = self.inodes.get(parent)
         if directory is None or directory.kind is not InodeKind.DIRECTORY or name == CONTROL_NAME:
             return None
         answer = self._namespace.known(directory.path, name)
@@ -176,7 +160,7 @@ class Names:
         text = os.fsdecode(name)
         found = self._control.find(directory, text)
         if found is not None:
-            inode = self._inodes.reference(found[0], directory.path, directory.generation, found[1])
+            inode = self.inodes.reference(found[0], directory.path, directory.generation, found[1])
             return self._describe.inode(inode, CONTROL_TTL_S)
         if directory.control:
             return await self._lookup_file_of_extra(directory, text)
@@ -187,7 +171,7 @@ class Names:
                 raise NoSuchEntryError(f"{directory.path}{text}")
             path += text if isinstance(entry, Generation) else f"{text}/"
             generation = entry if isinstance(entry, Generation) else None
-        inode = self._inodes.reference(InodeKind.CONTROL_DIRECTORY, path, generation, SUBJECT)
+        inode = self.inodes.reference(InodeKind.CONTROL_DIRECTORY, path, generation, SUBJECT)
         return self._describe.inode(inode, CONTROL_TTL_S)
 
     async def _lookup_file_of_extra(self, directory: Inode, name: str) -> Attributes:
@@ -195,7 +179,8 @@ class Names:
             for extra in self._control.extras:
                 found = await extra.find(model, name)
                 if found is not None:
-                    return self._describe.inode(self._describe.file(found.key, found, name), CONTROL_TTL_S)
+                    inode = self.inodes.reference(InodeKind.OBJECT, found.key, found, name)
+                    return self._describe.inode(inode, CONTROL_TTL_S)
         raise NoSuchEntryError(f"no control file {name}")
 
     def replaced(self, inode: Inode) -> None:
@@ -223,7 +208,7 @@ class Names:
 
     async def open_directory(self, number: int) -> int:
         """Open a directory: a handle on its current listing."""
-        inode = self._inodes[number]
+        inode = self.inodes[number]
         return self._handles.add_directory(inode, await self._list(inode))
 
     async def _list(self, inode: Inode) -> Listing:
@@ -232,7 +217,7 @@ class Names:
     async def list_directory(self, handle: int, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         """The entries of a listing from position *start* on: name, attributes and the position after it.
 
-        The caller calls `count_lookup` for each inode that the kernel gets, `discard` for any other. Control
+        The caller calls `count_lookup` for each inode that the kernel gets, `Inodes.discard` for any other. Control
         directories list their files; ``.trims`` itself is in no listing.
         """
         directory = self._handles.directories.get(handle)
@@ -257,5 +242,5 @@ class Names:
     def _list_control(self, inode: Inode, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         for position, name in enumerate(self._control.names(inode)[start:], start + 1):
             kind, control = self._control.find(inode, name) or (InodeKind.CONTROL_FILE, name)
-            file = self._inodes.reference(kind, inode.path, inode.generation, control)
+            file = self.inodes.reference(kind, inode.path, inode.generation, control)
             yield name.encode(), self._describe.inode(file, CONTROL_TTL_S), position

@@ -2,41 +2,25 @@
 
 import errno
 
-from trimsfs.errors import (
-    CacheError,
-    CacheFullError,
-    DeviceError,
-    DeviceFullError,
-    InUseError,
-    InvalidRequestError,
-    NameTooLongError,
-    NoSuchEntryError,
-    NotPermittedError,
-    ObjectChangedError,
-    ObjectNotFoundError,
-    SignatureError,
-    StaleHandleError,
-    StoreAccessError,
-    StoreError,
-)
+from trimsfs import errors
 
 _TABLE: tuple[tuple[type[Exception], int], ...] = (
     # The first entry that matches an error wins.
-    (NameTooLongError, errno.ENAMETOOLONG),
-    (NoSuchEntryError, errno.ENOENT),
-    (NotPermittedError, errno.EPERM),
-    (InUseError, errno.EBUSY),
-    (InvalidRequestError, errno.EINVAL),
-    (StaleHandleError, errno.ESTALE),
-    (ObjectNotFoundError, errno.ESTALE),
-    (ObjectChangedError, errno.ESTALE),
-    (SignatureError, errno.EACCES),
-    (StoreAccessError, errno.EACCES),
-    (StoreError, errno.EIO),
-    (CacheFullError, errno.ENOSPC),
-    (CacheError, errno.EIO),
-    (DeviceFullError, errno.ENOMEM),
-    (DeviceError, errno.EIO),
+    (errors.NameTooLongError, errno.ENAMETOOLONG),
+    (errors.NoSuchEntryError, errno.ENOENT),
+    (errors.NotPermittedError, errno.EPERM),
+    (errors.InUseError, errno.EBUSY),
+    (errors.InvalidRequestError, errno.EINVAL),
+    (errors.StaleHandleError, errno.ESTALE),
+    (errors.ObjectNotFoundError, errno.ESTALE),
+    (errors.ObjectChangedError, errno.ESTALE),
+    (errors.SignatureError, errno.EACCES),
+    (errors.StoreAccessError, errno.EACCES),
+    (errors.StoreError, errno.EIO),
+    (errors.CacheFullError, errno.ENOSPC),
+    (errors.CacheError, errno.EIO),
+    (errors.DeviceFullError, errno.ENOMEM),
+    (errors.DeviceError, errno.EIO),
     (IsADirectoryError, errno.EISDIR),
     (InterruptedError, errno.EINTR),
 )

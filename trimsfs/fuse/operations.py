@@ -113,7 +113,7 @@ class Operations(pyfuse3.Operations):
 
     async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
         for number, lookups in inode_list:
-            self._filesystem.names.forget(number, lookups)
+            self._filesystem.names.inodes.forget(number, lookups)
 
     @_translated
     async def getattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
@@ -145,7 +145,7 @@ class Operations(pyfuse3.Operations):
             if fits and counted:
                 self._filesystem.names.count_lookup(attributes)
             else:
-                self._filesystem.names.discard(attributes)
+                self._filesystem.names.inodes.discard(attributes.inode)
             if not fits:
                 break
             if position % LISTED_AT_ONCE == 0:
@@ -247,7 +247,7 @@ class Operations(pyfuse3.Operations):
 
     def _path(self, number: int, name: bytes = b"") -> str | None:
         """The path of a file or directory in the store, or of a name in it; None of other inodes."""
-        inode = self._filesystem.names.known(number)
+        inode = self._filesystem.names.inodes.get(number)
         return inode.path + os.fsdecode(name) if inode is not None and inode.kind in IN_THE_STORE else None
 
     def _entry(self, attributes: Attributes) -> pyfuse3.EntryAttributes:

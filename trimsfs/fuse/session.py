@@ -8,7 +8,6 @@ import struct
 from array import array
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVarTuple
 
@@ -46,19 +45,6 @@ MAX_BACKGROUND = 64
 """Most readahead requests of the kernel in flight: its default of 12 leaves a store with any latency idle."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Connection:
-    """What the kernel and libfuse agreed on: the minor protocol version, whether files may be passed through, and
-    whether those may be mapped of which the kernel passes every read on (``direct``). If it ``resends``, the kernel
-    sends unanswered requests again to the next server, which replays the ``init`` message."""
-
-    minor: int
-    passthrough: bool
-    direct: bool
-    resends: bool
-    init: bytes
-
-
 class Session:
     """Answers the kernel's requests with calls of a file system.
 
@@ -83,8 +69,8 @@ class Session:
             on_used=self._operations.used,
             on_ioctl=self._on_ioctl,
             on_interrupt=self._operations.interrupt,
-            on_asked_again=filesystem.takeover.resent,
-            on_offered=filesystem.files.offered,
+            on_asked_again=filesystem.resent,
+            on_offered=filesystem.handles.offered,
             on_opened=filesystem.files.delivered,
             on_release=filesystem.files.release,
             is_idle=self._operations.waiters.idle,
@@ -103,17 +89,10 @@ class Session:
         finally:
             pyfuse3.close(unmount=False)
 
-    async def agreed(self) -> Connection:
-        """Wait until the kernel and `serve` have agreed on the connection."""
+    async def agreed(self) -> tuple["_libfuse._Connection", bytes]:
+        """Wait until the kernel and `serve` have agreed on the connection: it, and the kernel's INIT message."""
         await self._agreed.wait()
-        connection = _libfuse.connection()
-        return Connection(
-            minor=connection["minor"],
-            passthrough=connection["passthrough"],
-            direct=connection["direct"],
-            resends=connection["resends"],
-            init=_libfuse.init_message(),
-        )
+        return _libfuse.connection(), _libfuse.init_message()
 
     def resume(self) -> None:
         """Take over an earlier server's connection: the kernel sends again what that server left unanswered."""

@@ -36,11 +36,9 @@ class Promotion:
     """What the keeper sends to a standby that it promotes. The first server of a mount gets no ``lock`` and ``fuse``.
 
     ``unclaimed`` are backing ids that the previous server may have died before receiving, ``restarts`` counts servers
-    that another has replaced. ``backing_limit`` is how many files one message may register; None if an older keeper
-    takes them one by one. ``standby`` is an end of a channel, for the standby that this server forks.
-    ``vacant_since`` is when the previous server ended, by `time.monotonic`; with an older keeper, when this one was
-    promoted. ``keeper_pid`` and ``server_pid`` are as the keeper sees them, perhaps from another PID namespace; None
-    with an older keeper.
+    that another has replaced. ``backing_limit`` is how many files one message may register. ``standby`` is an end of a
+    channel, for the standby that this server forks. ``vacant_since`` is when the previous server ended, by
+    `time.monotonic`. ``keeper_pid`` and ``server_pid`` are as the keeper sees them, perhaps from another PID namespace.
     """
 
     ledger: int
@@ -49,16 +47,16 @@ class Promotion:
     standby: int | None
     unclaimed: tuple[int, ...]
     restarts: int
-    backing_limit: int | None
+    backing_limit: int
     vacant_since: float
-    keeper_pid: int | None
-    server_pid: int | None
+    keeper_pid: int
+    server_pid: int
 
 
 def stand_by(end: socket.socket, *, forks: bool = False) -> Promotion | None:
     """Tell the keeper that this process stands by, and wait to be promoted; None if the keeper dismisses it or ends.
 
-    *forks*: this process can fork the next standby; older keepers do not understand it.
+    *forks*: this process can fork the next standby.
     """
     data, descriptors = b"", list[int]()
     message = {"type": "standing-by", "ledger": VERSION} | ({"forks": True} if forks else {})
@@ -68,7 +66,6 @@ def stand_by(end: socket.socket, *, forks: bool = False) -> Promotion | None:
     if not data:
         return None
     promotion = json.loads(data)
-    unclaimed = promotion.get("all_unclaimed", [promotion["unclaimed"]])
     given: dict[str, int | None] = dict.fromkeys(_DESCRIPTORS)
     given.update(zip(promotion["descriptors"], descriptors, strict=True))
     assert given["ledger"] is not None
@@ -77,12 +74,12 @@ def stand_by(end: socket.socket, *, forks: bool = False) -> Promotion | None:
         lock=given["lock"],
         fuse=given["fuse"],
         standby=given["standby"],
-        unclaimed=tuple(number for number in unclaimed if number is not None),
+        unclaimed=tuple(promotion["all_unclaimed"]),
         restarts=promotion["restarts"],
-        backing_limit=promotion.get("backing_limit"),
-        vacant_since=promotion.get("vacant_since") or time.monotonic(),
-        keeper_pid=promotion.get("keeper_pid"),
-        server_pid=promotion.get("server_pid"),
+        backing_limit=promotion["backing_limit"],
+        vacant_since=promotion["vacant_since"] or time.monotonic(),
+        keeper_pid=promotion["keeper_pid"],
+        server_pid=promotion["server_pid"],
     )
 
 
@@ -106,7 +103,7 @@ class KeeperClient:
         *,
         recovery: str = "mountctl recover",
         pid: int | None = None,
-        backing_limit: int | None = None,
+        backing_limit: int = 1,
     ) -> None:
         self._channel = Channel(end)
         self._recovery = recovery
@@ -170,13 +167,13 @@ class KeeperClient:
 
     async def _register_some(self) -> None:
         """Register the files whose callers have waited for longest."""
-        count = min(len(self._registrations), self._backing_limit or 1)
+        count = min(len(self._registrations), self._backing_limit)
         some, self._registrations = self._registrations[:count], self._registrations[count:]
-        message: Message = {"type": "backing-open"} | ({"count": count} if self._backing_limit else {})
+        message: Message = {"type": "backing-open", "count": count}
         results: list[int | FuseUnavailableError]
         try:
             answer, _ = await self._exchange(message, [registration.descriptor for registration in some])
-            results = [_backing_id(each) for each in (answer["answers"] if self._backing_limit else [answer])]
+            results = [_backing_id(each) for each in answer["answers"]]
         except FuseUnavailableError as error:
             results = [error] * count
         for registration, result in zip(some, results, strict=True):

@@ -7,18 +7,9 @@ from dataclasses import dataclass
 
 import trio
 
-from trimsfs.errors import (
-    StoreAccessError,
-    StoreError,
-    StoreUnavailableError,
-)
+from trimsfs.errors import StoreAccessError, StoreError, StoreUnavailableError
 from trimsfs.handover.ledger import Ledger
-from trimsfs.namespace.directory import (
-    LEAST_ASKED,
-    LONG_AGO,
-    STALE_RETRY_S,
-    Directory,
-)
+from trimsfs.namespace.directory import LEAST_ASKED, LONG_AGO, STALE_RETRY_S, Directory
 from trimsfs.namespace.inodes import IN_THE_STORE, Inode, InodeKind, Inodes, is_below
 from trimsfs.namespace.inquiries import PAGES_LIMIT, Inquiries
 from trimsfs.namespace.kept_listings import KeptListings

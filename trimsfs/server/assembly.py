@@ -92,13 +92,21 @@ def assemble(options: MountOptions, environment: Environment, plugins: Sequence[
         prefetcher,
         Opener(fetching.fetcher, tiers.passthrough, checks.cold_opener, reopens),
         _trust(options, tiers, fetching, checks, control),
-        environment.mount,
         tracer,
+        ledger=environment.ledger,
+        mounted_ns=environment.mounted_ns,
+        prune=environment.prune,
+        drop_pages=environment.drop_pages,
     )
     calls.open_names.bind(filesystem.handles.names)
     calls.registered.bind(filesystem.files.registered)
     calls.replaced.bind(filesystem.names.tell_replaced)
-    above = _sources_above(filesystem, prefetcher, deduplication)
+    above: dict[str, metrics.Source] = {
+        "files": filesystem.statistics,
+        "model": filesystem.model_statistics,
+        "prefetch": prefetcher.statistics,
+        "sharing": deduplication.statistics,
+    }
     calls.render_metrics.bind(metrics.renderer(sources(environment, tiers, fetching, extras, checks) | above))
     maintenance: list[Service] = [tiers.disk.run, tiers.host.run, checks.integrity.run]
     if options.share_chunks:
@@ -149,18 +157,6 @@ def _trust(options: MountOptions, tiers: Tiers, fetching: Fetching, checks: Chec
         rights=fetching.rights,
         shows_content=control.shows_content,
     )
-
-
-def _sources_above(
-    filesystem: Filesystem, prefetcher: Prefetcher, deduplication: Deduplication
-) -> dict[str, metrics.Source]:
-    """What the components count that are built last, by the first word of the metrics' names."""
-    return {
-        "files": filesystem.statistics,
-        "model": filesystem.model_statistics,
-        "prefetch": prefetcher.statistics,
-        "sharing": deduplication.statistics,
-    }
 
 
 def _always_compared(options: MountOptions) -> bool:
@@ -261,7 +257,8 @@ def _checks(
         tiers.passthrough,
         mode="wait" if _always_compared(options) else options.cold_open,
         compared=_always_compared(options),
-        fetching=_ask_nothing if signed else prefetch.expect,
+        # Where files may be signed, the signed digest takes precedence: no other is prefetched.
+        fetching=(lambda _: None) if signed else prefetch.expect,
     )
     policy = None
     if environment.read_manifest is not None:
@@ -277,10 +274,6 @@ def _checks(
         )
     calls.ask_digest.bind(prefetch.digest if policy is None else signed_first(policy.expected, prefetch.digest))
     return Checks(integrity=integrity, cold_opener=cold_opener, signature_policy=policy)
-
-
-def _ask_nothing(_blob: Blob) -> None:
-    """Prefetch no digest: where files may be signed, the signed digest takes precedence."""
 
 
 def _forget_pages(environment: Environment, fetching: Fetching) -> Callable[[Generation], Awaitable[None]]:

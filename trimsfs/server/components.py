@@ -111,7 +111,7 @@ class Components:
         if self.passthrough.enabled:
             await self.passthrough.restore(unclaimed)
         await self.passthrough.restore_quarantine()
-        await self.filesystem.takeover.restore()
+        await self.filesystem.restore()
 
     async def start_maintenance(self, nursery: trio.Nursery) -> None:
         """Start carrying out commands, and recording, evicting and checking files."""

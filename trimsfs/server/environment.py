@@ -9,7 +9,6 @@ from typing import Protocol
 
 from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.store_requests import REQUEST_MEMORY
-from trimsfs.filesystem.filesystem import Mount
 from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.deferred import Pace
 from trimsfs.integrity.manifests import ReadManifest
@@ -80,11 +79,6 @@ class Environment:
     pace: Pace = field(default_factory=Pace)
     server_pid: int = field(default_factory=os.getpid)
     takeover_seconds: Histogram = field(default_factory=Histogram)
-
-    @property
-    def mount(self) -> Mount:
-        """What the file system gets from this mount."""
-        return Mount(ledger=self.ledger, mounted_ns=self.mounted_ns, prune=self.prune, drop_pages=self.drop_pages)
 
 
 def recovery_of(mountpoint: Path, *, launched: bool) -> str:

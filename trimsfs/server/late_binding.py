@@ -11,15 +11,11 @@ class LateCalls:
     """A group of late-bound calls. `check` them before the server uses any."""
 
     def __init__(self) -> None:
-        self._calls: list[LateBound[..., Any]] = []
-
-    def register(self, call: "LateBound[..., Any]") -> None:
-        """Count a call in: it has to be bound."""
-        self._calls.append(call)
+        self.members: list[LateBound[..., Any]] = []
 
     def check(self) -> None:
         """Raises RuntimeError if a call is not bound: a component would find out only when it makes it."""
-        unbound = [call.name for call in self._calls if not call.bound]
+        unbound = [call.name for call in self.members if call.function is None]
         if unbound:
             raise RuntimeError(f"not bound: {', '.join(unbound)}")
 
@@ -30,21 +26,16 @@ class LateBound(Generic[P, T]):
 
     def __init__(self, group: LateCalls, name: str) -> None:
         self.name = name
-        self._function: Callable[P, T] | None = None
-        group.register(self)
-
-    @property
-    def bound(self) -> bool:
-        """Whether calls go to a function."""
-        return self._function is not None
+        self.function: Callable[P, T] | None = None
+        group.members.append(self)
 
     def bind(self, function: Callable[P, T]) -> None:
         """Make later calls go to *function*."""
-        if self._function is not None:
+        if self.function is not None:
             raise RuntimeError(f"{self.name} is bound already")
-        self._function = function
+        self.function = function
 
     def __call__(self, *arguments: P.args, **options: P.kwargs) -> T:
-        if self._function is None:
+        if self.function is None:
             raise RuntimeError(f"{self.name} is called before it is bound")
-        return self._function(*arguments, **options)
+        return self.function(*arguments, **options)

@@ -2,13 +2,12 @@
 
 import logging
 import math
-import os
 import signal
 import socket
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import trio
@@ -23,7 +22,7 @@ from trimsfs.errors import (
 )
 from trimsfs.fetch.processes.worker_pool import WorkerPool
 from trimsfs.fetch.processes.workers import Spawner
-from trimsfs.filesystem.takeover import Takeover
+from trimsfs.filesystem.handles import Handles
 from trimsfs.fuse.session import Session, forget_attributes, forget_pages, invalidate, why_no_passthrough
 from trimsfs.handover.connection_settings import ConnectionSettings
 from trimsfs.handover.keeper_client import KeeperClient, Promotion
@@ -53,17 +52,6 @@ PROBE_DEADLINE_S, KNOWN_PROBE_DEADLINE_S = 5.0, 1.0
 """How long a new mount tries to reach its store, before it fails or, if it knows names, serves what is cached."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """What a server process loads before it drops privileges. The fields are as in `Environment`."""
-
-    store: Store
-    spawner: Spawner
-    plugins: Sequence[ServerPlugin]
-    read_manifest: ReadManifest | None
-    launched: bool
-
-
 class SessionCalls(LateCalls):
     """Calls from components to the FUSE session, which is built after them."""
 
@@ -76,9 +64,21 @@ class SessionCalls(LateCalls):
 
 
 async def serve(
-    options: MountOptions, mountpoint: Path, keeper_end: socket.socket, promotion: Promotion, loaded: Loaded
+    options: MountOptions,
+    mountpoint: Path,
+    keeper_end: socket.socket,
+    promotion: Promotion,
+    *,
+    store: Store,
+    spawner: Spawner,
+    plugins: Sequence[ServerPlugin],
+    read_manifest: ReadManifest | None,
+    launched: bool,
 ) -> None:
-    """Run the server until the file system is unmounted. *options* are resolved. Raises TrimsError."""
+    """Run the server until the file system is unmounted. Raises TrimsError.
+
+    *options* are resolved. This process loaded the rest before it dropped privileges; it is as in `Environment`.
+    """
     assert options.cache_dir is not None
     try:
         ledger = Ledger(promotion.ledger)
@@ -87,28 +87,28 @@ async def serve(
         )
         keeper = KeeperClient(
             keeper_end,
-            recovery=recovery_of(mountpoint, launched=loaded.launched),
+            recovery=recovery_of(mountpoint, launched=launched),
             pid=promotion.keeper_pid,
             backing_limit=promotion.backing_limit,
         )
-        pool = WorkerPool(loaded.spawner, count=options.fetch_processes or 2)
+        pool = WorkerPool(spawner, count=options.fetch_processes or 2)
         calls = SessionCalls()
         environment = Environment(
             mountpoint=mountpoint,
             mounted_ns=settings.mounted_ns,
             started=time.time(),
             restarts=promotion.restarts,
-            server_pid=promotion.server_pid or os.getpid(),
+            server_pid=promotion.server_pid,
             keeper_pid=keeper.pid,
             kept=keeper.connected,
             keeper_problem=keeper.problem,
-            launched=loaded.launched,
+            launched=launched,
             keeper=keeper,
             ledger=ledger,
             lock=promotion.lock,
-            store=loaded.store,
+            store=store,
             copier=pool,
-            read_manifest=loaded.read_manifest,
+            read_manifest=read_manifest,
             invalidate=invalidate,
             forget_pages=forget_pages,
             expire=calls.expire,
@@ -116,7 +116,7 @@ async def serve(
             drop_pages=calls.drop_pages,
             waits=calls.waits,
         )
-        components = assemble(options, environment, loaded.plugins)
+        components = assemble(options, environment, plugins)
         # The kernel numbers threads as in the keeper's PID namespace.
         session = Session(components.filesystem, settings, hide_threads=not keeper.in_sight)
         calls.expire.bind(session.expire)
@@ -126,13 +126,13 @@ async def serve(
         calls.check()
         try:
             if promotion.fuse is None:
-                await _reach_stores(loaded.store, options, components)
+                await _reach_stores(store, options, components)
             await _serve(options, environment, components, session, keeper, promotion, settings, pool)
         finally:
             with trio.CancelScope(shield=True):
                 await components.disk.aclose()
     finally:
-        await loaded.store.aclose()
+        await store.aclose()
 
 
 async def _serve(
@@ -162,7 +162,7 @@ async def _serve(
                 nursery.start_soon(_begin, options, session, keeper, components, settings, environment.ledger)
             else:
                 await _take_over(options, session, keeper, components, settings, promotion.unclaimed)
-                nursery.start_soon(_settle, components.filesystem.takeover)
+                nursery.start_soon(_settle, components.filesystem.handles)
             before = environment.ledger.inherited(RecordKind.OWNERSHIP)
             nursery.start_soon(_renew_ownership, options, environment.ledger, before, components.namespace.inodes)
             environment.ledger.forget_inherited()
@@ -184,25 +184,25 @@ async def _begin(
     ledger: Ledger,
 ) -> None:
     """Begin a mount: wait for the kernel's settings, decide on passthrough, and tell the keeper that it serves."""
-    connection = await session.agreed()
+    connection, init = await session.agreed()
     refusal = None
     if not settings.passthrough:
         refusal = "switched off by passthrough = false"
-    elif not connection.passthrough:
+    elif not connection["passthrough"]:
         refusal = why_no_passthrough()
     else:
         try:
             keeper.close(await keeper.open(components.disk.lock_descriptor))
         except FuseUnavailableError as error:
             refusal = str(error)
-    settings = replace(settings, init=connection.init.hex(), refusal=refusal, direct=connection.direct)
+    settings = replace(settings, init=init.hex(), refusal=refusal, direct=connection["direct"])
     settings.record(ledger)
     components.decide_modes(keeper, settings)
     for path in [path for path, _ in components.breakers.items() if components.namespace.is_empty(path)]:
         components.namespace.expire(path)
         with suppress(StoreError):
             await components.namespace.entries(path)  # again, as it is recorded for the next server only now
-    await keeper.ready(resends=connection.resends)
+    await keeper.ready(resends=connection["resends"])
     async with trio.open_nursery() as nursery:
         for place in (place for place in places(options) if place.tenant is None):  # others may lack a token as yet
             nursery.start_soon(_look_ahead, components.namespace, place.path)
@@ -240,10 +240,10 @@ async def _take_over(
         await components.namespace.recall_root(place.path)  # facts tell if there was nothing
 
 
-async def _settle(takeover: Takeover) -> None:
+async def _settle(handles: Handles) -> None:
     """Settle a takeover: the previous server has answered the opens that the kernel has not resent by now."""
     await trio.sleep(SETTLED_AFTER_S)
-    takeover.all_resent()
+    handles.all_resent()
 
 
 async def _renew_ownership(

@@ -31,20 +31,9 @@ from trimsfs.handover.keeper_client import Promotion, stand_by, tell_failure
 from trimsfs.integrity.manifests import ReadManifest
 from trimsfs.options import MountOptions
 from trimsfs.plugins import plugin
-from trimsfs.server.lifecycle import Loaded, serve
+from trimsfs.server import sandbox
+from trimsfs.server.lifecycle import serve
 from trimsfs.server.plugin import ServerPlugin, load_plugins
-from trimsfs.server.sandbox import (
-    CAP_DAC_READ_SEARCH,
-    HIGHEST_NICE,
-    RLIMIT_NICE,
-    become,
-    fence,
-    give,
-    hindrance,
-    identity,
-    raised,
-    set_apart,
-)
 from trimsfs.stores.base import Store
 from trimsfs.stores.broker import Broker
 from trimsfs.stores.local_directory import DirectoryStore
@@ -103,7 +92,8 @@ def main() -> None:
         _settle_memory()
         cache_fails = _hand_over(options)
         _start_brokers(options, store, mountpoint, keeper_end)
-        writable = _writable(options, extras)
+        assert options.cache_dir is not None
+        writable = [options.cache_dir, *(path for extra in extras for path in extra.writable())]
         _confine(options, writable, cache_fails)
         gc.enable()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -118,15 +108,15 @@ def main() -> None:
             make_copier = partial(_make_copier, options, store, extras)
             spawner = ForkedSpawner(fork_spawner(make_copier, mountpoint=mountpoint, not_for_it=held))
             _raise_priority()
-            launched = order.get("launched", False)
-            loaded = Loaded(
+            run = partial(
+                serve,
                 store=store,
                 spawner=spawner,
                 plugins=extras,
                 read_manifest=read_manifest,
-                launched=launched,
+                launched=order.get("launched", False),
             )
-            trio.run(serve, options, mountpoint, keeper_end, promotion, loaded)
+            trio.run(run, options, mountpoint, keeper_end, promotion)
     except* TrimsError as group:
         failure = _first_error(group)
     if failure is not None:
@@ -182,13 +172,13 @@ def _start_brokers(options: MountOptions, store: Store, mountpoint: Path, keeper
 
     Raises TrimsError.
     """
-    if options.server_user is None or (user := identity(options.server_user)).uid == 0:
+    if options.server_user is None or (user := sandbox.identity(options.server_user)).uid == 0:
         return
 
     def confine() -> None:
-        become(user, keep=CAP_DAC_READ_SEARCH)
+        sandbox.become(user, keep=sandbox.CAP_DAC_READ_SEARCH)
         if options.fence:
-            fence([])
+            sandbox.fence([])
 
     not_for_it = [keeper_end.fileno()]
     for _, part in stores_of(store):
@@ -207,7 +197,7 @@ def _hand_over(options: MountOptions) -> CacheUnusableError | None:
     if options.server_user is None:
         return None
     try:
-        give(options.cache_dir, identity(options.server_user))
+        sandbox.give(options.cache_dir, sandbox.identity(options.server_user))
     except CacheUnusableError as error:
         if not isinstance(error.__cause__, OSError):
             raise
@@ -219,25 +209,19 @@ def _confine(options: MountOptions, writable: Sequence[Path], cache_fails: Cache
     """Drop privileges, once everything is loaded. Raises TrimsError."""
     assert options.cache_dir is not None
     if options.server_user is not None:
-        if raised(RLIMIT_NICE, HIGHEST_NICE):
+        if sandbox.raised(sandbox.RLIMIT_NICE, sandbox.HIGHEST_NICE):
             os.setpriority(os.PRIO_PROCESS, 0, STANDBY_NICENESS)  # until the keeper promotes this process
         else:
             _raise_priority()  # it cannot raise it later
-        become(identity(options.server_user))
+        sandbox.become(sandbox.identity(options.server_user))
     with contextlib.suppress(OSError):  # before the fence forbids it
         options.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    hindered = hindrance(options.cache_dir)
+    hindered = sandbox.hindrance(options.cache_dir)
     if hindered is not None and cache_fails is None:
         raise CacheUnusableError(f"cache directory {options.cache_dir}: {hindered}: set --cache-dir or --server-user")
     if options.fence:
         os.environ["SQLITE_TMPDIR"] = str(options.cache_dir)
-        fence(writable)
-
-
-def _writable(options: MountOptions, extras: Sequence[ServerPlugin]) -> list[Path]:
-    """The paths that a server writes to."""
-    assert options.cache_dir is not None
-    return [options.cache_dir, *(path for extra in extras for path in extra.writable())]
+        sandbox.fence(writable)
 
 
 def _reap(standby: int) -> None:
@@ -273,7 +257,7 @@ def _await_turn(
             if pid is not None:
                 _reap(pid)
             if options.fence:
-                set_apart(writable)
+                sandbox.set_apart(writable)
             return keeper_end, promotion
         os.setsid()
         keeper_end.close()

@@ -91,7 +91,7 @@ def sources(
         "fetch": fetching.fetcher.statistics,
         "host": tiers.host.statistics,
         "integrity": checks.integrity.statistics,
-        "keeper": partial(_keeper_statistics, environment),
+        "keeper": lambda: KeeperStatistics(connected=int(environment.keeper_problem() is None)),
         "names": fetching.namespace.statistics,
         "server": partial(_server_statistics, environment),
         "store": partial(_store_statistics, fetching),
@@ -165,10 +165,6 @@ def _by_store(fetching: Fetching) -> StoresStatistics:
         return Labelled(("store",), {(path,): getattr(each, field) for path, each in counted.items()})
 
     return StoresStatistics(**{field.name: by_store(field.name) for field in dataclasses.fields(StoresStatistics)})
-
-
-def _keeper_statistics(environment: Environment) -> KeeperStatistics:
-    return KeeperStatistics(connected=int(environment.keeper_problem() is None))
 
 
 def _server_statistics(environment: Environment) -> ServerStatistics:

@@ -3,9 +3,7 @@
 from collections.abc import Callable
 
 from tests.support.stores import MemoryStore, as_store
-from trimsfs.errors import (
-    StoreUnavailableError,
-)
+from trimsfs.errors import StoreUnavailableError
 from trimsfs.namespace.listing import Entry
 from trimsfs.namespace.tree import Namespace
 from trimsfs.types import Generation

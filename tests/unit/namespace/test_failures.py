@@ -9,11 +9,7 @@ from trio.testing import MockClock
 
 from tests.support.stores import MemoryStore, as_store
 from tests.unit.namespace.common import TTL_S, down, look, namespace_of
-from trimsfs.errors import (
-    StoreAccessError,
-    StoreUnavailableError,
-    TransientStoreError,
-)
+from trimsfs.errors import StoreAccessError, StoreUnavailableError, TransientStoreError
 from trimsfs.namespace.directory import STALE_RETRY_S
 from trimsfs.namespace.listing import NonObject
 from trimsfs.namespace.tree import NEGATIVE_TTL_S, Namespace

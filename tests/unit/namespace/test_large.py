@@ -8,12 +8,7 @@ from trio.testing import MockClock
 
 from tests.support.stores import MemoryStore, as_store
 from tests.unit.namespace.common import TTL_S, a_generation, down, look, namespace_of
-from trimsfs.errors import (
-    StoreAccessError,
-    StoreError,
-    StoreUnavailableError,
-    TransientStoreError,
-)
+from trimsfs.errors import StoreAccessError, StoreError, StoreUnavailableError, TransientStoreError
 from trimsfs.namespace.directory import LEAST_ASKED, STALE_RETRY_S
 from trimsfs.namespace.inquiries import LONG_S
 from trimsfs.namespace.listing import NonObject
