@@ -159,24 +159,6 @@ def test_many_threads_read_one_descriptor_at_once(cold: Cold, direct: int) -> No
     assert pages(direct) == 0
 
 
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("shift", [0, 1, PAGE - 1])
-def test_large_buffers_are_filled_in_one_call(cold: Cold, direct: int, shift: int) -> None:
-    buffer = memoryview(bytearray(16 * MIB + shift))[shift:]  # most likely in the middle of a page
-    with open(direct, "rb", buffering=0, closefd=False) as file:
-        position = 0
-        while count := file.readinto(buffer):
-            assert count == min(len(buffer), SIZE - position)
-            assert buffer[:count] == CONTENT[position : position + count]
-            position += count
-    assert position == SIZE
-    with open(direct, "rb", closefd=False) as file:
-        file.seek(5)
-        assert file.read(20 * MIB) == CONTENT[5 : 20 * MIB + 5]
-    assert pages(direct) == 0
-    assert cold.mount.info(cold.name)["open"] == 1
-
-
 @pytest.mark.parametrize(
     ("flags", "protection"),
     [

@@ -144,10 +144,7 @@ def test_only_what_has_been_signed_can_be_opened(store_directory: Path, tmp_path
     ("options", "message"),
     [
         (("signatures=check",), "option signatures check: needs the public key: set signing_key"),
-        (
-            ("signatures=check", "signing_key=/absent"),
-            "option signing_key /absent: No such file or directory",
-        ),
+        (("signatures=check", "signing_key=/absent"), "option signing_key /absent: No such file or directory"),
         (
             ("signatures=check", "signing_key=/dev/null", "--digests", "off"),
             "option signatures check: needs digests: leave out --digests off",

@@ -211,37 +211,6 @@ def test_terminated_keeper_unmounts(store_directory: Path, directory_mount: Moun
     assert f"{directory_mount.path}: is in use by pid {os.getpid()} (" in directory_mount.log()
 
 
-def test_foreground_logs_to_the_terminal_and_ends_with_an_interrupt(store_directory: Path, tmp_path: Path) -> None:
-    mountpoint = tmp_path / "models"
-    mountpoint.mkdir()
-    command: list[str | Path] = [
-        TRIMSFS,
-        "mount",
-        mountpoint,
-        "--foreground",
-        "--store",
-        store_directory,
-        "--cache-dir",
-        tmp_path / "cache",
-        "--log-file",
-        tmp_path / "log",
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        wait_until(lambda: mount_at(mountpoint) is not None)
-        assert os.listdir(mountpoint) == []
-        os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
-    finally:
-        process.kill()
-        unmount(mountpoint)
-    assert process.returncode == 0, errors
-    assert f"serving {store_directory}" in errors
-    assert "Traceback" not in errors
-    told = f"option --log-file {tmp_path / 'log'}: not written with --foreground, which logs to the terminal"
-    assert (f"trimsfs: warning: {told}\n" in errors, (tmp_path / "log").exists()) == (True, False)
-
-
 @pytest.fixture
 def run_directory() -> Iterator[None]:
     """What a login has made for the user nobody: not on every host may that user write to /tmp."""

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from mountctl.commands.main import main as mountctl
 from tests.services.fast import start_fast
-from tests.support.mounts import MOUNTCTL, TRIMSFS, MountedStore, OwnDirectory, mounted
+from tests.support.mounts import MOUNTCTL, TRIMSFS, OwnDirectory, mounted
 from tests.support.mounts import trimsfs as run
 from tests.support.users import STRANGER, as_user
 from trimsfs.cli.main import main as trimsfs
@@ -158,13 +158,7 @@ def test_a_full_tenant_is_named(mount: OwnDirectory) -> None:
         assert told in mount.mount.log()
 
 
-def test_what_a_command_has_done_is_a_line_or_json(model: OwnDirectory) -> None:
-    for verb, done in (("warm", "warmed"), ("verify", "verified"), ("evict", "evicted"), ("unpin", "unpinned")):
-        told = give(trimsfs, verb, model.path)
-        assert (told.code, told.err) == (0, "")
-        assert told.out.startswith(f"{model.path}: {done} ")
-        assert told.out.count("\n") == 1
-    assert give(trimsfs, "warm", "--quiet", model.path).out == ""
+def test_what_a_command_has_done_can_be_json(model: OwnDirectory) -> None:
     absent = model.path / "absent"
     told = give(trimsfs, "warm", "--json", model.path, absent)
     lines = {line["path"]: line for line in map(json.loads, told.out.splitlines())}  # the last of each
@@ -203,15 +197,8 @@ def test_a_prefix_with_nothing_under_it_is_told_at_the_mount(tmp_path: Path) -> 
         with mounted("s3://bucket/modles", tmp_path / "mount", "--allow-empty", environment=environment) as mount:
             assert list(mount.path.iterdir()) == []
             assert "there is nothing under it" in mount.log()
-            check_is_read_only(mount)
-
-
-def check_is_read_only(mount: MountedStore) -> None:
-    """Whatever option was given: models are read-only."""
-    (line,) = [line for line in Path("/proc/mounts").read_text().splitlines() if f" {mount.path} " in line]
-    assert "ro" in line.split()[3].split(",")
-    with pytest.raises(OSError, match="Read-only file system"):
-        (mount.path / "new").write_bytes(b"")
+            with pytest.raises(OSError, match="Read-only file system"):
+                (mount.path / "new").write_bytes(b"")
 
 
 @pytest.mark.slow

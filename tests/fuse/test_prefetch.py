@@ -94,19 +94,3 @@ def test_the_last_load_is_replayed_by_a_server_that_follows_a_killed_one(server:
             wait_until(lambda: fetched(server, "plain") == {*UNNUMBERED[:3]})
         (mount.path / "plain" / UNNUMBERED[1]).read_bytes()
         wait_until(lambda: fetched(server, "plain") == {*UNNUMBERED})
-
-
-def test_off_brings_nothing(server: FastS3, tmp_path: Path) -> None:
-    options = ["--prefetch=off"]
-    with mounted("s3://bucket", tmp_path / "mount", *options, environment=server.environment()) as mount:
-        (mount.path / "sharded" / SHARDS[0]).read_bytes()
-        time.sleep(0.5)
-        assert fetched(server, "sharded") == {SHARDS[0]}
-
-
-def test_directory_brings_all_of_a_directory(server: FastS3, tmp_path: Path) -> None:
-    options = ["--prefetch=directory"]
-    with mounted("s3://bucket", tmp_path / "mount", *options, environment=server.environment()) as mount:
-        (mount.path / "plain/d").read_bytes()
-        wait_until(lambda: fetched(server, "plain") == {*UNNUMBERED, "unused"})
-        assert not fetched(server, "sharded")

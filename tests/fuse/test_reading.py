@@ -63,10 +63,7 @@ def test_mapping_shows_the_content(own_directory: OwnDirectory) -> None:
     content = random.Random(4).randbytes(9 * MIB)
     (own_directory.store / "model").write_bytes(content)
 
-    with (
-        (own_directory.path / "model").open("rb") as file,
-        mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping,
-    ):
+    with (own_directory.path / "model").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
         assert hashlib.sha256(mapping).digest() == hashlib.sha256(content).digest()
 
 

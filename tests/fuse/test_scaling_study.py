@@ -59,17 +59,3 @@ def test_names_and_files(tmp_path: Path) -> None:
     assert {group: set(names) for group, names in found.items() if names} == expected
     assert all(numbers == [20] for numbers in found[growths.OBJECTS].values())
     assert all(numbers == [3] for group in (growths.CACHE, growths.FILES) for numbers in found[group].values())
-
-
-@pytest.mark.slow
-def test_all_else(tmp_path: Path) -> None:
-    rest = replace(SMALLEST, objects_in_one_directory=(20,), mounts=(1, 2), sharers=(2,), object_gb=(1,))
-    found = measured(tmp_path, rest)
-
-    assert [group for group, names in found.items() if names] == [
-        growths.FLAT,
-        growths.MOUNTS,
-        growths.READERS,
-        growths.SIZE,
-    ]
-    assert all(numbers == [1, 2] for numbers in found[growths.MOUNTS].values())

@@ -15,12 +15,7 @@ from tests.support.users import STRANGER, as_user
 
 BUCKET = "tenants"
 MINE, BOTH = os.urandom(9 << 20), os.urandom(2 << 20)
-OBJECTS = {
-    "shared/for-a": MINE,
-    "shared/both": BOTH,
-    "team-a/model": MINE,
-    "team-b/model": BOTH,
-}
+OBJECTS = {"shared/for-a": MINE, "shared/both": BOTH, "team-a/model": MINE, "team-b/model": BOTH}
 ROLES = {"a": ["shared/*", "team-a/*"], "b": ["shared/both", "team-b/*"], "narrow": ["shared/*"], CLOSED: ["*"]}
 TTL = ("--metadata-ttl", "0.5")
 

@@ -92,30 +92,39 @@ def test_mount_that_would_need_itself_is_refused(
     assert mount_at(mountpoint) is None
 
 
-def foreground(mountpoint: Path, store: str | Path, cache: Path) -> "subprocess.Popen[str]":
-    command: list[str | Path] = [TRIMSFS, "mount", mountpoint, "--foreground", "--store", store, "--cache-dir", cache]
+def foreground(mountpoint: Path, store: str | Path, *options: str | Path) -> "subprocess.Popen[str]":
+    command: list[str | Path] = [TRIMSFS, "mount", mountpoint, "--foreground", "--store", store, *options]
+    command += ["--cache-dir", mountpoint.parent / "cache"]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def test_foreground_mount_goes_with_its_terminal(store_directory: Path, tmp_path: Path) -> None:
-    mountpoint = tmp_path / "models"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_foreground_mount_logs_to_its_terminal_and_goes_with_it(
+    number: signal.Signals, store_directory: Path, tmp_path: Path
+) -> None:
+    mountpoint, log = tmp_path / "models", tmp_path / "log"
     mountpoint.mkdir()
-    process = foreground(mountpoint, store_directory, tmp_path / "cache")
+    process = foreground(mountpoint, store_directory, "--log-file", log)
     try:
         wait_until(lambda: mount_at(mountpoint) is not None)
         assert os.listdir(mountpoint) == []
-        os.killpg(process.pid, signal.SIGHUP)
-        process.communicate(timeout=20)
+        os.killpg(process.pid, number)
+        _, errors = process.communicate(timeout=20)
         assert mount_at(mountpoint) is None
     finally:
         process.kill()
         unmount(mountpoint)
+    assert process.returncode == 0 or number == signal.SIGHUP, errors
+    assert f"serving {store_directory}" in errors
+    assert "Traceback" not in errors
+    told = f"option --log-file {log}: not written with --foreground, which logs to the terminal"
+    assert (f"trimsfs: warning: {told}\n" in errors, log.exists()) == (True, False)
 
 
 def test_foreground_mount_that_fails_exits_as_one_in_the_background(tmp_path: Path) -> None:
     mountpoint = tmp_path / "models"
     mountpoint.mkdir()
-    process = foreground(mountpoint, "/nonexistent/store", tmp_path / "cache")
+    process = foreground(mountpoint, "/nonexistent/store")
     _, errors = process.communicate(timeout=20)
 
     assert process.returncode == 5

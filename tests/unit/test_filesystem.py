@@ -225,30 +225,20 @@ async def test_replaced_inode_cannot_be_opened(server: Server, store: MemoryStor
     assert await server.content("dir/model") == new
 
 
-async def test_content_that_comes_back_can_be_opened_again(
+async def test_content_that_comes_back_is_opened_again_and_invalidated_when_it_goes_again(
     watchful: Server, store: MemoryStore, old: bytes, new: bytes
 ) -> None:
     number = await watchful.number("dir/model")
-    handle = await watchful.open_inode(number)
-    store.put("dir/model", new)
-    with pytest.raises(ObjectChangedError):
-        await watchful.read(handle)
-    store.put("dir/model", old)
-
-    assert await watchful.number("dir/model") == number
-    assert await watchful.content("dir/model") == old
-
-
-async def test_content_that_comes_back_is_invalidated_again_when_it_goes_again(
-    watchful: Server, store: MemoryStore, old: bytes, new: bytes
-) -> None:
     for round_ in range(1, 3):
-        store.put("dir/model", old)
-        handle = await watchful.open("dir/model")
+        assert await watchful.number("dir/model") == number
+        handle = await watchful.open_inode(number)
         store.put("dir/model", new)
         with pytest.raises(ObjectChangedError):
             await watchful.read(handle)
         assert len(watchful.invalidated) == round_
+        store.put("dir/model", old)
+    assert await watchful.number("dir/model") == number
+    assert await watchful.content("dir/model") == old
 
 
 async def test_version_is_read_to_its_end_after_it_was_deleted(
@@ -297,25 +287,21 @@ async def test_content_that_is_still_there_is_read_after_its_first_version_is_go
         assert await server.content("model") == old
 
 
-async def test_deleted_while_it_is_read(server: Server, store: MemoryStore) -> None:
+@pytest.mark.parametrize("becomes_a_directory", [False, True])
+async def test_deleted_while_it_is_read(server: Server, store: MemoryStore, becomes_a_directory: bool) -> None:
     parent = await server.number("dir")
     handle = await server.open("dir/model")
     store.delete("dir/model")
+    if becomes_a_directory:
+        store.put("dir/model/first", b"new")
     with pytest.raises(ObjectChangedError):
         await server.read(handle)
     assert server.invalidated == [(parent, b"model")]
-    with pytest.raises(NoSuchEntryError):
-        await server.find("dir/model")
-
-
-async def test_replaced_by_a_directory(server: Server, store: MemoryStore, new: bytes) -> None:
-    handle = await server.open("readme")
-    store.delete("readme")
-    store.put("readme/first", new)
-    with pytest.raises(ObjectChangedError):
-        await server.read(handle)
-    assert (await server.find("readme")).directory
-    assert await server.content("readme/first") == new
+    if becomes_a_directory:
+        assert await server.content("dir/model/first") == b"new"
+    else:
+        with pytest.raises(NoSuchEntryError):
+            await server.find("dir/model")
 
 
 async def test_parent_that_the_kernel_has_forgotten_is_no_longer_known_after_a_replacement(
@@ -327,6 +313,3 @@ async def test_parent_that_the_kernel_has_forgotten_is_no_longer_known_after_a_r
     with pytest.raises(ObjectChangedError):
         await server.read(handle)
     assert server.namespace.statistics().inodes == 1
-
-
-# The store is down

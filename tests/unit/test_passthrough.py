@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.support.parts import blob_files, content_of, nothing, until
+from tests.support.parts import content_of, nothing, until
 from tests.support.served import FakeBacking, Server, Serving, served
 from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import digest_of
@@ -191,27 +191,16 @@ async def test_a_refused_id_leaves_the_file_served_in_cached_mode_and_is_told_on
     assert await resident(server, "b")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error"),
+        TransientStoreError("the process has ended"),
+        StoreUnavailableError("a defect"),
+    ],
+)
 async def test_a_file_that_cannot_be_brought_into_memory_is_served_in_cached_mode(
-    server: Server, backing: FakeBacking, contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(page_cache, "resident_bytes", lambda _descriptor: 0)
-    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.populate", fail)
-    assert await server.outcome("warm-disk", "b") == ("done", None)
-    await until(lambda: server.users() == 0)
-    assert backing.opened == []
-    assert await server.content("b") == contents["b"]
-
-
-@pytest.mark.parametrize("error", [TransientStoreError("the process has ended"), StoreUnavailableError("a defect")])
-async def test_a_worker_that_ends_while_it_brings_a_file_into_memory_does_not_end_the_server(
-    server: Server,
-    backing: FakeBacking,
-    contents: dict[str, bytes],
-    monkeypatch: pytest.MonkeyPatch,
-    error: Exception,
+    server: Server, backing: FakeBacking, contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """`WorkerPool.populate` raises errors of a store, too, and nobody waits for what `Fetcher.completed` does."""
 
@@ -264,57 +253,6 @@ async def test_a_file_that_left_memory_is_brought_back_by_its_next_open_with_the
         assert backing_id(handle) == 1
         assert server.host.statistics().evictions == 2
     assert backing.opened == [1, 2]
-
-
-async def test_files_beyond_the_limit_of_descriptors_stay_registered(
-    serving: Serving, store: MemoryStore, backing: FakeBacking, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("resource.getrlimit", lambda _: (32, 32))
-    for number in range(40):
-        store.put(f"many/{number}", b"model %d" % number)
-    async with serving() as server:
-        for number in range(40):
-            await warm(server, f"many/{number}")
-        await server.disk.flush()
-        await server.disk._journal.sync()
-        requests = len(store.requests)
-        handles = [await server.open(f"many/{number}") for number in range(40)]
-        await server.disk._journal.flush()
-        server.disk._open_blobs.close_idle()
-        assert all(map(backing_id, handles))
-        assert backing.closed == []
-        assert len(server.disk._state.open_files) <= 4, "an eighth of the limit"
-        for number, handle in enumerate(handles):
-            assert backing.read(backing_id(handle), 0, 100) == b"model %d" % number
-            server.release(handle)
-        assert len(store.requests) == requests
-
-
-def closed(server: Server) -> bool:
-    """Whether no file in the cache is open any more, once those that nobody uses have been closed."""
-    server.disk._open_blobs._close_files(most=0, looks=1)
-    return not server.disk._state.open_files
-
-
-async def test_a_file_that_is_removed_while_it_is_closed_is_fetched_again_and_not_before_all_have_closed_it(
-    serving: Serving, store: MemoryStore, contents: dict[str, bytes], backing: FakeBacking, tmp_path: Path
-) -> None:
-    async with serving() as server:
-        await warm(server, "b")
-        handle = await server.open("b")
-        await server.disk.flush()
-        await server.disk._journal.sync()
-        await until(lambda: closed(server))  # also what is being synced
-        (file,) = blob_files(tmp_path / "cache")
-        file.unlink()
-        other = await server.open("b")
-        assert backing.read(backing_id(other), 0, len(contents["b"])) == contents["b"]
-        server.release(other)
-        server.release(handle)
-        await until(lambda: server.users() == 0)
-        assert await server.content("b") == contents["b"]
-        assert blob_files(tmp_path / "cache") == [file]
-        assert file.read_bytes() == contents["b"]
 
 
 async def test_a_pinned_file_stays_in_memory_however_many_others_are_opened(

@@ -1,6 +1,5 @@
 """Tenants with credentials of their own at two paths of one store: the store decides what each may open."""
 
-import json
 import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -10,9 +9,8 @@ import pytest
 import trio
 
 from tests.support.parts import until
-from tests.support.served import MAIN, STRANGER, Server, Serving
+from tests.support.served import MAIN, Server, Serving
 from tests.support.stores import MemoryStore
-from trimsfs.control.authorisation import Caller
 from trimsfs.errors import (
     ConfigurationError,
     ObjectChangedError,
@@ -57,50 +55,10 @@ def serving(serving: Serving, other: MemoryStore) -> Mounted:
     return serve
 
 
-async def told(server: Server, directory: str, caller: Caller) -> list[str]:
-    """The files below a directory of which a user learns that something is cached."""
-    text = await server.content(await server.control_file(directory, "info"), caller)
-    return [model["path"] for model in json.loads(text)["models"]]
-
-
 def refuse(store: MemoryStore, key: str) -> None:
     """The store refuses to read an object, as S3 does without s3:GetObject: its name is listed."""
     for method in ("read", "stat"):
         store.fail(StoreAccessError("AccessDenied"), times=float("inf"), method=method, key=key)
-
-
-@pytest.mark.parametrize("share", [False, True])
-async def test_what_one_tenant_has_cached_is_closed_to_another(
-    serving: Mounted, store: MemoryStore, other: MemoryStore, share: bool
-) -> None:
-    async with serving(share=share) as server:
-        with pytest.raises(StoreAccessError):
-            await server.content("other/mine")
-        assert await server.content(f"{MAIN}/mine") == OBJECTS["mine"]
-        assert (await server.info(f"{MAIN}/mine"))["residency"]["disk"] == len(OBJECTS["mine"])
-
-        for _ in range(2):
-            with pytest.raises(StoreAccessError):
-                await server.content("other/mine")
-        for name in ("residency", "digest", "generation", "tensors"):
-            with pytest.raises(StoreAccessError):
-                await server.attribute("other/mine", name)
-        with pytest.raises(StoreAccessError):
-            await server.info("other/mine")
-        assert await told(server, "other", STRANGER) == []
-        assert await told(server, MAIN, STRANGER) == [f"{MAIN}/mine"]
-        assert other.fetched == {}
-
-
-async def test_a_cache_of_a_tenants_own_has_only_what_its_credentials_fetched(
-    serving: Mounted, store: MemoryStore, other: MemoryStore
-) -> None:
-    async with serving() as server:
-        assert await server.content(f"{MAIN}/both") == OBJECTS["both"]
-        assert (await server.info("other/both"))["residency"]["disk"] == 0
-        assert await server.content("other/both") == OBJECTS["both"]
-        assert other.fetched.keys() == store.fetched.keys() != set()
-        assert {each.generation.key for each in await server.disk.residencies()} == {f"{MAIN}/both", "other/both"}
 
 
 async def test_tenants_that_share_have_one_copy(serving: Mounted, store: MemoryStore, other: MemoryStore) -> None:
@@ -114,21 +72,6 @@ async def test_tenants_that_share_have_one_copy(serving: Mounted, store: MemoryS
         assert len(await server.disk.residencies()) == 1
         assert (await server.outcome("pin", "other/both"))[0] == "done"
         assert (await server.info(f"{MAIN}/both"))["pinned"]
-
-
-async def test_a_grant_counts_for_the_ttl_and_no_longer(serving: Mounted, store: MemoryStore) -> None:
-    async with serving(metadata_ttl=2.0) as server:
-        await server.content(f"{MAIN}/mine")
-        asked = store.count("read", "mine")
-        await server.content(f"{MAIN}/mine")
-        assert store.count("read", "mine") == asked
-        refuse(store, "mine")
-        assert await server.content(f"{MAIN}/mine") == OBJECTS["mine"]
-
-        await trio.sleep(2.1)
-
-        with pytest.raises(StoreAccessError):
-            await server.content(f"{MAIN}/mine")
 
 
 async def test_an_open_without_waiting_asks_as_well(serving: Mounted, store: MemoryStore, backing: object) -> None:

@@ -17,7 +17,7 @@ from trimsfs.options import Place, Tenant
 from trimsfs.origins import ByPath
 from trimsfs.stores.base import Store
 from trimsfs.stores.retrying import Retrying
-from trimsfs.types import Buffer, Generation
+from trimsfs.types import Generation
 
 MOST_GRANTS = 100_000
 """Most contents whose grant is remembered; each takes some 300 bytes."""
@@ -73,9 +73,13 @@ class Rights:
         tenant = self._tenant(generation)
         apart = tenant is not None and not tenant.share_cache
         last = apart or self._age_s(generation) < self._stale_for_s
-        asked, place = trio.current_time(), (generation.key, generation.etag)
+        asked, key, place = trio.current_time(), generation.key, (generation.key, generation.etag)
+        attempt = partial(self._read, generation)
         try:
-            await self._ask(generation, patient=not last)
+            if last:
+                await self._inquiries.of(key).answer(key, attempt, patient=False)
+            else:
+                await self._retrying.of(key).call(key, attempt)
         except StoreAccessError:
             self._granted.pop(place, None)
             raise
@@ -85,9 +89,7 @@ class Rights:
             raise
         except StoreError as error:
             if not last:
-                raise (
-                    error if isinstance(error, StoreUnavailableError) else StoreUnavailableError(str(error))
-                ) from error
+                raise StoreUnavailableError(str(error)) from error
         else:
             self._granted[place] = asked
 
@@ -99,19 +101,8 @@ class Rights:
         granted = self._granted.get((generation.key, generation.etag), float("-inf"))
         return trio.current_time() - granted
 
-    async def _ask(self, generation: Generation, *, patient: bool) -> None:
-        attempt = partial(self._read, generation)
-        if patient:
-            await self._retrying.of(generation.key).call(generation.key, attempt)
-        else:
-            await self._inquiries.of(generation.key).answer(generation.key, attempt, patient=False)
-
     async def _read(self, generation: Generation) -> None:
         if generation.size:
-            await self._store.read(generation, 0, 1, _ignore)
+            await self._store.read(generation, 0, 1, lambda _: None)  # only the right to read it matters
         else:
             await self._store.stat(generation.key)
-
-
-def _ignore(_piece: Buffer) -> None:
-    """Only the right to read it matters."""

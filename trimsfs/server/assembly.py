@@ -79,11 +79,11 @@ def assemble(options: MountOptions, environment: Environment, plugins: Sequence[
     )
     core = Core(options=options, environment=environment, tiers=tiers, fetching=fetching)
     extras = [plugin.build(core) for plugin in plugins]
-    checks = _checks(options, environment, calls, tiers, fetching, extras)
+    checks = _checks(core, calls, extras)
     deduplication = Deduplication(tiers.disk)
-    commands = _commands(environment, tiers, fetching, extras, checks)
-    control = _control(options, environment, calls, tiers, fetching, extras, deduplication, commands, tracer)
-    prefetcher = _prefetcher(options, calls, tiers, fetching)
+    commands = _commands(core, extras, checks)
+    control = _control(core, calls, extras, deduplication, commands, tracer)
+    prefetcher = _prefetcher(core, calls)
     reopens = Reopens(environment.ledger)
     filesystem = Filesystem(
         fetching.namespace,
@@ -91,7 +91,15 @@ def assemble(options: MountOptions, environment: Environment, plugins: Sequence[
         control,
         prefetcher,
         Opener(fetching.fetcher, tiers.passthrough, checks.cold_opener, reopens),
-        _trust(options, tiers, fetching, checks, control),
+        Trust(
+            tiers.disk,
+            fetching.fetcher,
+            tiers.passthrough,
+            compared=_always_compared(options),
+            signature_policy=checks.signature_policy,
+            rights=fetching.rights,
+            shows_content=control.shows_content,
+        ),
         tracer,
         ledger=environment.ledger,
         mounted_ns=environment.mounted_ns,
@@ -107,7 +115,7 @@ def assemble(options: MountOptions, environment: Environment, plugins: Sequence[
         "prefetch": prefetcher.statistics,
         "sharing": deduplication.statistics,
     }
-    calls.render_metrics.bind(metrics.renderer(sources(environment, tiers, fetching, extras, checks) | above))
+    calls.render_metrics.bind(metrics.renderer(sources(core, extras, checks) | above))
     maintenance: list[Service] = [tiers.disk.run, tiers.host.run, checks.integrity.run]
     if options.share_chunks:
         maintenance.append(deduplication.run)
@@ -129,7 +137,7 @@ def assemble(options: MountOptions, environment: Environment, plugins: Sequence[
             tiers.passthrough.run,
             fetching.fetcher.run,
             fetching.kept_listings.run,
-            *_probes(options, environment, fetching),
+            *_probes(core),
             fetching.digest_prefetch.run,
             *(() if fetching.early_heads is None else (fetching.early_heads.run,)),
             prefetcher.run,
@@ -139,24 +147,10 @@ def assemble(options: MountOptions, environment: Environment, plugins: Sequence[
     )
 
 
-def _probes(options: MountOptions, environment: Environment, fetching: Fetching) -> list[Service]:
+def _probes(core: Core) -> list[Service]:
     """The probes of the stores, each while its own store does not answer."""
-    stores = dict(stores_of(environment.store))
-    return [
-        partial(fetching.breakers.of(place.path).run, probe(stores[place.path], place)) for place in places(options)
-    ]
-
-
-def _trust(options: MountOptions, tiers: Tiers, fetching: Fetching, checks: Checks, control: Control) -> Trust:
-    return Trust(
-        tiers.disk,
-        fetching.fetcher,
-        tiers.passthrough,
-        compared=_always_compared(options),
-        signature_policy=checks.signature_policy,
-        rights=fetching.rights,
-        shows_content=control.shows_content,
-    )
+    stores, breakers = dict(stores_of(core.environment.store)), core.fetching.breakers
+    return [partial(breakers.of(place.path).run, probe(stores[place.path], place)) for place in places(core.options)]
 
 
 def _always_compared(options: MountOptions) -> bool:
@@ -207,15 +201,10 @@ def _tiers(options: MountOptions, environment: Environment, calls: Calls, speed:
     return Tiers(disk=disk, host=host, passthrough=passthrough)
 
 
-def _prefetcher(options: MountOptions, calls: Calls, tiers: Tiers, fetching: Fetching) -> Prefetcher:
-    prefetcher = Prefetcher(
-        fetching.namespace,
-        tiers.disk,
-        fetching.fetcher,
-        tiers.passthrough,
-        fetching.breakers,
-        mode=options.prefetch,
-    )
+def _prefetcher(core: Core, calls: Calls) -> Prefetcher:
+    tiers, fetching = core.tiers, core.fetching
+    namespace, mode = fetching.namespace, core.options.prefetch
+    prefetcher = Prefetcher(namespace, tiers.disk, fetching.fetcher, tiers.passthrough, fetching.breakers, mode=mode)
 
     def removed(blob: Blob) -> None:
         tiers.passthrough.unregister(blob)
@@ -225,14 +214,8 @@ def _prefetcher(options: MountOptions, calls: Calls, tiers: Tiers, fetching: Fet
     return prefetcher
 
 
-def _checks(
-    options: MountOptions,
-    environment: Environment,
-    calls: Calls,
-    tiers: Tiers,
-    fetching: Fetching,
-    extras: Sequence[Extra],
-) -> Checks:
+def _checks(core: Core, calls: Calls, extras: Sequence[Extra]) -> Checks:
+    options, environment, tiers, fetching = core.options, core.environment, core.tiers, core.fetching
     prefetch = fetching.digest_prefetch
     signed = environment.read_manifest is not None
     integrity = Integrity(
@@ -248,7 +231,7 @@ def _checks(
             pace=environment.pace,
         ),
         ask_digest=calls.ask_digest,
-        repaired=_repaired(environment, fetching, extras),
+        repaired=_repaired(core, extras),
     )
     calls.approve.bind(integrity.approve)
     calls.blob_suspected.bind(integrity.quarantine.suspect)
@@ -276,19 +259,17 @@ def _checks(
     return Checks(integrity=integrity, cold_opener=cold_opener, signature_policy=policy)
 
 
-def _forget_pages(environment: Environment, fetching: Fetching) -> Callable[[Generation], Awaitable[None]]:
+def _forget_pages(core: Core) -> Callable[[Generation], Awaitable[None]]:
     async def forget_pages(generation: Generation) -> None:
         """Drop the pages that the kernel keeps of a file from reads in cached mode."""
-        for number in fetching.namespace.inodes.numbers(generation):
-            await in_thread(environment.forget_pages, number, abandon_on_cancel=True)
+        for number in core.fetching.namespace.inodes.numbers(generation):
+            await in_thread(core.environment.forget_pages, number, abandon_on_cancel=True)
 
     return forget_pages
 
 
-def _repaired(
-    environment: Environment, fetching: Fetching, extras: Sequence[Extra]
-) -> Callable[[Generation], Awaitable[None]]:
-    forget_pages = _forget_pages(environment, fetching)
+def _repaired(core: Core, extras: Sequence[Extra]) -> Callable[[Generation], Awaitable[None]]:
+    forget_pages = _forget_pages(core)
 
     async def repaired(generation: Generation) -> None:
         """Drop the kernel's pages of a repaired file; extras check what they have of it."""
@@ -299,13 +280,8 @@ def _repaired(
     return repaired
 
 
-def _commands(
-    environment: Environment,
-    tiers: Tiers,
-    fetching: Fetching,
-    extras: Sequence[Extra],
-    checks: Checks,
-) -> Commands:
+def _commands(core: Core, extras: Sequence[Extra], checks: Checks) -> Commands:
+    tiers, fetching = core.tiers, core.fetching
     actions = Actions(
         tiers.disk,
         tiers.host,
@@ -315,23 +291,21 @@ def _commands(
         checks.integrity,
         checks.signature_policy,
         fetching.breakers,
-        _forget_pages(environment, fetching),
+        _forget_pages(core),
     )
-    return Commands(fetching.namespace, tiers.disk, actions, fetching.breakers, environment.ledger, extras)
+    return Commands(fetching.namespace, tiers.disk, actions, fetching.breakers, core.environment.ledger, extras)
 
 
 def _control(
-    options: MountOptions,
-    environment: Environment,
+    core: Core,
     calls: Calls,
-    tiers: Tiers,
-    fetching: Fetching,
     extras: Sequence[Extra],
     deduplication: Deduplication,
     commands: Commands,
     tracer: Tracer,
 ) -> Control:
-    authorisation = Authorisation(options)
+    tiers, fetching = core.tiers, core.fetching
+    authorisation = Authorisation(core.options)
     reports = Reports(
         tiers.disk,
         tiers.passthrough,
@@ -340,28 +314,22 @@ def _control(
         authorisation,
         commands.jobs,
         metrics=calls.render_metrics,
-        facts=facts(options, environment, tiers, fetching, extras),
+        facts=facts(core, extras),
         links=fetching.namespace.links,
         entries=fetching.namespace.entries,
         traces=tracer.traces,
         **({} if fetching.rights is None else {"may_tell": fetching.rights.may_tell}),
     )
+    problem = partial(_problem, tiers, fetching)
     return Control(
-        Xattrs(
-            fetching.namespace,
-            tiers.disk,
-            fetching.tables,
-            extras,
-            reports,
-            problem=partial(_problem, tiers, fetching),
-        ),
+        Xattrs(fetching.namespace, tiers.disk, fetching.tables, extras, reports, problem=problem),
         fetching.tables,
         commands,
         extras,
         reports,
         authorisation,
-        tells_common=options.share_chunks,
-        refresh=partial(_refresh, fetching.namespace, environment.expire),
+        tells_common=core.options.share_chunks,
+        refresh=partial(_refresh, fetching.namespace, core.environment.expire),
     )
 
 

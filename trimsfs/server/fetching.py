@@ -64,7 +64,27 @@ def assemble_fetching(
     alone = alone and not options.share_chunks and peers is None
     if isinstance(environment.store, Peekable) and alone:
         early = EarlyHeads(environment.store, breakers.of(""))
-    fetcher = _fetcher(options, environment, tiers, retrying, speed, tracer, names, peers, impatient, early)
+    stores = dict(stores_of(environment.store))
+
+    def fetcher(path: str, *, streaming: bool) -> Fetcher:
+        return StoreFetcher(
+            environment.copier,
+            tiers.disk,
+            retrying.of(path),
+            speed.of(path),
+            memory_limit=options.memory_limit // len(stores),
+            streaming=streaming,
+            models=tracer.models,
+            completed=tiers.passthrough.register,
+            names=names,
+            equal=EqualChunkCopier(tiers.disk, environment.copier, impatient) if options.share_chunks else None,
+            peers=peers,
+            store=environment.store if streaming else None,
+            early=early,
+        )
+
+    fetchers = {path: fetcher(path, streaming=store.streaming) for path, store in stores.items()}
+    chunks = fetchers[""] if origins is None else Fetchers(fetchers, elsewhere=fetcher("", streaming=False))
     namespace = Namespace(
         store,
         ttl_s=options.metadata_ttl,
@@ -83,9 +103,9 @@ def assemble_fetching(
         breakers=breakers,
         kept_listings=kept,
         namespace=namespace,
-        fetcher=fetcher,
+        fetcher=chunks,
         early_heads=early,
-        tables=TensorTables(tiers.disk, fetcher),
+        tables=TensorTables(tiers.disk, chunks),
         digest_prefetch=DigestPrefetch(impatient, store),
         rights=_rights(options, environment, retrying),
     )
@@ -121,40 +141,3 @@ def _retrying(options: MountOptions, environment: Environment, speed: ByPath[Sto
 
     above = Retrying(deadline_s=options.retry_deadline, on_failure=None)
     return ByPath({place.path: retrying(place.path, place.options) for place in places(options)}, elsewhere=above)
-
-
-def _fetcher(
-    options: MountOptions,
-    environment: Environment,
-    tiers: Tiers,
-    retrying: ByPath[Retrying],
-    speed: ByPath[StoreSpeed],
-    tracer: Tracer,
-    names: Callable[[Blob], Iterable[Generation]],
-    peers: Peers | None,
-    versions: VersionedStore,
-    early: EarlyHeads | None,
-) -> Fetcher:
-    stores = dict(stores_of(environment.store))
-
-    def fetcher(path: str, *, streaming: bool) -> Fetcher:
-        return StoreFetcher(
-            environment.copier,
-            tiers.disk,
-            retrying.of(path),
-            speed.of(path),
-            memory_limit=options.memory_limit // len(stores),
-            streaming=streaming,
-            models=tracer.models,
-            completed=tiers.passthrough.register,
-            names=names,
-            equal=EqualChunkCopier(tiers.disk, environment.copier, versions) if options.share_chunks else None,
-            peers=peers,
-            store=environment.store if streaming else None,
-            early=early,
-        )
-
-    fetchers = {path: fetcher(path, streaming=store.streaming) for path, store in stores.items()}
-    if not isinstance(environment.store, StoreRouter):
-        return fetchers[""]
-    return Fetchers(fetchers, elsewhere=fetcher("", streaming=False))

@@ -12,8 +12,9 @@ from trimsfs.control import metrics
 from trimsfs.control.extra import Extra
 from trimsfs.options import MountOptions, places
 from trimsfs.processes import open_descriptors, roles
-from trimsfs.server.components import Checks, Fetching, Tiers
+from trimsfs.server.components import Checks, Fetching
 from trimsfs.server.environment import Environment
+from trimsfs.server.plugin import Core
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.stores.retrying import StoreStatistics
 from trimsfs.telemetry.histogram import Histogram
@@ -54,14 +55,9 @@ class StoresStatistics:
     circuit_openings: Labelled
 
 
-def facts(
-    options: MountOptions,
-    environment: Environment,
-    tiers: Tiers,
-    fetching: Fetching,
-    extras: Sequence[Extra],
-) -> Callable[[], dict[str, object]]:
+def facts(core: Core, extras: Sequence[Extra]) -> Callable[[], dict[str, object]]:
     """A function that returns the content of the control file ``control``."""
+    options, environment, tiers, fetching = core.options, core.environment, core.tiers, core.fetching
     return lambda: {
         "version": __version__,
         "mountpoint": str(environment.mountpoint),
@@ -82,10 +78,9 @@ def facts(
     }
 
 
-def sources(
-    environment: Environment, tiers: Tiers, fetching: Fetching, extras: Sequence[Extra], checks: Checks
-) -> dict[str, metrics.Source]:
+def sources(core: Core, extras: Sequence[Extra], checks: Checks) -> dict[str, metrics.Source]:
     """The functions that return statistics, by the first word of their metrics' names."""
+    environment, tiers, fetching = core.environment, core.tiers, core.fetching
     found: dict[str, metrics.Source] = {
         "disk": tiers.disk.statistics,
         "fetch": fetching.fetcher.statistics,

@@ -1,6 +1,5 @@
 """A store that fails makes no name absent."""
 
-import logging
 from contextlib import suppress
 
 import pytest
@@ -92,25 +91,6 @@ async def test_store_that_recovers_is_noticed_however_often_it_is_asked_for(
         with suppress(StoreUnavailableError):
             found.append(await look(namespace, "a"))
     assert len(found) >= 90
-
-
-async def test_known_names_are_served_while_the_store_is_down(
-    store: MemoryStore, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
-) -> None:
-    namespace = namespace_of(store)
-    entries = dict(await namespace.entries(""))
-    store.fail(down(), times=float("inf"))
-    await trio.sleep(TTL_S)
-
-    for _ in range(100):
-        entry, left = await namespace.lookup("", b"a")
-        assert entry == entries[b"a"]
-        assert 0 < left <= STALE_RETRY_S
-        assert await look(namespace, "dir") is NonObject.DIRECTORY
-        assert await namespace.entries("") == entries
-        await trio.sleep(1)
-    assert store.count("list_page") <= 2 + 100 / STALE_RETRY_S
-    assert any("the store is down" in record.message for record in caplog.records if record.levelno >= logging.WARNING)
 
 
 async def test_what_is_known_to_be_replaced_is_asked_for_though_an_attempt_has_failed(

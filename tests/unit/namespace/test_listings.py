@@ -166,9 +166,7 @@ async def test_a_file_of_a_directory_that_was_forgotten_is_found_to_be_replaced(
     assert sorted(invalidated) == [b"a", b"b"]
 
 
-async def test_the_kernel_may_use_a_listed_name_as_long_as_its_listing_is_believed(
-    autojump_clock: MockClock,
-) -> None:
+async def test_the_kernel_may_use_a_listed_name_as_long_as_its_listing_is_believed(autojump_clock: MockClock) -> None:
     store = MemoryStore({"dir/a": b"a", "dir/b": b"b"})
     namespace = Namespace(as_store(store), ttl_s=TTL_S)
     listing = await namespace.entries("dir/")

@@ -188,17 +188,6 @@ async def test_keys_that_cannot_be_names_are_hidden_and_counted(caplog: pytest.L
         assert await look(namespace, f"dir/{key}") == store.generation(f"dir/{key}")
 
 
-async def test_hidden_keys_are_counted_anew_with_each_listing(autojump_clock: MockClock) -> None:
-    store = MemoryStore({"..": b"", ".": b""})
-    namespace = namespace_of(store)
-    for hidden in (2, 2, 1):
-        if hidden == 1:
-            store.delete(".")
-        await namespace.entries("")
-        assert namespace.statistics().hidden_keys == hidden
-        await trio.sleep(TTL_S)
-
-
 @pytest.mark.parametrize("name", [b"", b".", b"..", b".trims", b"n" * 256, b"nul\0", b"a/b", b"/"])
 async def test_impossible_name_is_absent_without_asking(store: MemoryStore, name: bytes) -> None:
     assert not possible(name)

@@ -11,7 +11,6 @@ from tests.unit.namespace.common import look, namespace_of
 from trimsfs.errors import InvalidRequestError, NoSuchEntryError
 from trimsfs.handover.ledger import Ledger
 from trimsfs.namespace.inodes import InodeKind, Inodes
-from trimsfs.namespace.kept_listings import packed, unpacked
 from trimsfs.namespace.listing import NonObject
 from trimsfs.types import Symlink
 
@@ -50,17 +49,6 @@ async def test_a_link_that_no_kernel_can_follow_or_that_leads_out_is_hidden(targ
     namespace = namespace_of(store)
     assert list(await namespace.entries("model/")) == [b"readme"]
     assert namespace.statistics().hidden_keys == 1
-
-
-async def test_listing_outlives_the_server_with_its_links() -> None:
-    store = MemoryStore({"model/readme": b"r"})
-    store.link("model/prod", "v1")
-    entries = await namespace_of(store).entries("model/")
-    again = await unpacked("model/", packed(entries))
-    assert again is not None
-    assert dict(again) == dict(entries)
-    store.link("model/prod", "v2")
-    assert (await namespace_of(store).entries("model/")).digest() != entries.digest()
 
 
 def test_link_that_moved_is_another_inode_and_each_outlives_the_server() -> None:
