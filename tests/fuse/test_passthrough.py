@@ -424,19 +424,19 @@ def test_ioctl_tells_c_programs_what_is_here(store_directory: Path, tmp_path: Pa
 def test_pinned_file_is_locked_in_memory_and_again_by_a_new_mount(store_directory: Path, tmp_path: Path) -> None:
     (store_directory / "model").write_bytes(MODEL)
 
-    def locked() -> int:
+    def locked(mount: MountedStore) -> int:
         status = Path(f"/proc/{mount.control()['server_pid']}/status").read_text()
         return int(status.partition("VmLck:")[2].split()[0]) * 1024
 
     with mounted(store_directory, tmp_path, *LOCKS) as mount:
         assert trimsfs("pin", "--best-effort", mount.path / "model").returncode == 0
-        assert locked() >= len(MODEL)
+        assert locked(mount) >= len(MODEL)
     with mounted(store_directory, tmp_path, *LOCKS) as mount:
         wait_until(lambda: mount.metrics()["trimsfs_host_locked_bytes"] == len(MODEL))
-        assert locked() >= len(MODEL)
+        assert locked(mount) >= len(MODEL)
         assert mount.metrics()["trimsfs_fetch_fetched_bytes_total"] == 0
         assert trimsfs("unpin", mount.path / "model").returncode == 0
-        assert locked() == 0
+        assert locked(mount) == 0
 
 
 def test_memory_budget_drops_what_was_used_longest_ago(store_directory: Path, tmp_path: Path) -> None:
