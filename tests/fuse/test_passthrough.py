@@ -9,10 +9,8 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -57,20 +55,6 @@ def test_server_sees_no_read_of_a_resident_file(mount: MountedStore) -> None:
     assert metrics["trimsfs_files_cached_opens_total"] == 0
     assert metrics["trimsfs_files_passthrough_opens_total"] == 4
     assert mount.info("model")["passthrough"]
-
-
-@pytest.mark.parametrize("options", [["passthrough=no"], ["passthrough=yes"]])
-def test_files_opened_one_after_the_other_are_all_released(
-    store_directory: Path, tmp_path: Path, options: list[str]
-) -> None:
-    (store_directory / "model").write_bytes(b"x" * 5000)
-    with mounted(store_directory, tmp_path, *options) as mount:
-        for _ in range(2000):
-            os.close(os.open(mount.path / "model", os.O_RDONLY))
-        wait_until(lambda: mount.metrics()["trimsfs_files_open_handles"] == 0)
-        metrics = mount.metrics()
-        assert metrics["trimsfs_files_passthrough_opens_total"] + metrics["trimsfs_files_cached_opens_total"] == 2000
-        assert mount.info("model")["open"] == 0
 
 
 @contextmanager
@@ -451,57 +435,6 @@ def test_memory_budget_drops_what_was_used_longest_ago(store_directory: Path, tm
         assert mount.metrics()["trimsfs_host_used_bytes"] == 32 * MIB
         assert (mount.path / "a").read_bytes() == (store_directory / "a").read_bytes()
         assert mount.info("a")["residency"]["host"] == 16 * MIB
-
-
-def read_until(stop: threading.Event, mount: MountedStore, contents: dict[str, bytes], seed: int) -> list[str]:
-    """Open, read and map files; what failed."""
-    draw, failures = random.Random(seed), list[str]()
-    while not stop.is_set():
-        name = draw.choice(list(contents))
-        try:
-            with (mount.path / name).open("rb", buffering=0) as file:
-                if draw.random() < 0.5:
-                    with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
-                        right = mapping[:] == contents[name]
-                else:
-                    right = file.read(len(contents[name]) + 1) == contents[name]
-            failures += [] if right else [f"{name}: wrong bytes"]
-        except OSError as error:
-            failures.append(f"{name}: {error}")
-    return failures
-
-
-@pytest.mark.parametrize(
-    "seconds", [4, pytest.param(120, marks=[pytest.mark.slow, pytest.mark.timeout(400)])], ids=["short", "long"]
-)
-@pytest.mark.parametrize("cold_open", ["auto", pytest.param("stream", marks=pytest.mark.slow)])
-def test_files_warmed_and_evicted_while_they_are_used_give_no_error_and_no_wrong_byte(
-    store_directory: Path, tmp_path: Path, cold_open: str, seconds: int
-) -> None:
-    contents = {f"m{number}": random.Random(number).randbytes(100_000 * 4**number) for number in range(5)}
-    for name, content in contents.items():
-        (store_directory / name).write_bytes(content)
-    stop, evictions, draw = threading.Event(), 0, random.Random(99)
-    with mounted(store_directory, tmp_path, "--cold-open", cold_open) as mount, ThreadPoolExecutor(5) as threads:
-
-        def enough() -> bool:
-            """Whether there was enough of everything."""
-            metrics = mount.metrics()
-            passed, cached = (metrics[f"trimsfs_files_{kind}_opens_total"] for kind in ("passthrough", "cached"))
-            return passed + cached > 50 and passed > 10 and evictions > 5 and (cold_open == "auto" or cached > 10)
-
-        readers = [threads.submit(read_until, stop, mount, contents, seed) for seed in range(5)]
-        deadline = time.monotonic() + seconds
-        try:
-            while (now := time.monotonic()) < deadline or (now < deadline + 60 and not enough()):
-                control = mount.path / ".trims" / draw.choice(list(contents))
-                evictions += '"done"' in (control / "evict").read_text().splitlines()[-1]
-                if draw.random() < 0.5:
-                    (control / "warm-host").read_text()
-        finally:
-            stop.set()
-        assert [reader.result(60) for reader in readers] == [[]] * 5
-        assert enough()
 
 
 def test_cache_directory_in_memory_is_disk_and_host_tier_in_one(store_directory: Path, tmp_path: Path) -> None:

@@ -59,14 +59,6 @@ def test_random_reads_are_byte_exact_cold_and_warm(store_directory: Path, stream
         assert trimsfs("warm", path).returncode == 0
 
 
-def test_mapping_shows_the_content(own_directory: OwnDirectory) -> None:
-    content = random.Random(4).randbytes(9 * MIB)
-    (own_directory.store / "model").write_bytes(content)
-
-    with (own_directory.path / "model").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
-        assert hashlib.sha256(mapping).digest() == hashlib.sha256(content).digest()
-
-
 def test_cold_mapping_faulted_by_64_threads_does_not_hang(store_directory: Path, streaming_mount: MountedStore) -> None:
     content = random.Random(5).randbytes(64 * MIB)
     (store_directory / "model").write_bytes(content)
@@ -139,22 +131,6 @@ def test_everything_that_would_write_is_refused_as_on_a_read_only_file_system(ow
     with model.open("rb") as file, pytest.raises(PermissionError):
         mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
     assert model.read_bytes() == b"weights"
-
-
-def test_replaced_file_gives_estale_to_old_handles_and_new_content_to_new_ones(
-    store_directory: Path, streaming_mount: MountedStore
-) -> None:
-    old, new = (random.Random(seed).randbytes(24 * MIB) for seed in (6, 7))
-    (store_directory / "model").write_bytes(old)
-    descriptor = os.open(streaming_mount.path / "model", os.O_RDONLY)
-    try:
-        (store_directory / "new").write_bytes(new)
-        (store_directory / "new").replace(store_directory / "model")
-        with pytest.raises(OSError, match="Stale file handle"):
-            os.pread(descriptor, 100, 0)
-        assert (streaming_mount.path / "model").read_bytes() == new
-    finally:
-        os.close(descriptor)
 
 
 def test_handle_goes_on_with_its_generation_when_its_bytes_are_here(own_directory: OwnDirectory) -> None:

@@ -256,22 +256,6 @@ def test_store_that_is_down_serves_what_is_cached_and_fails_the_rest_in_time(
         wait_until(lambda: (mount.path / "m/rest").read_bytes() == rest, tolerate=OSError)
 
 
-def test_store_that_is_down_does_not_hold_up_what_is_cached(ceph: Ceph, bucket: str, tmp_path: Path) -> None:
-    put(ceph, bucket, {"a/b/c/model": b"weights"})
-    options = ("--retry-deadline", "20", "--metadata-ttl", "1")
-    with (
-        switched(ceph) as (server, switch),
-        mounted(f"s3://{bucket}", tmp_path, *options, environment=server.environment()) as mount,
-    ):
-        assert (mount.path / "a/b/c/model").read_bytes() == b"weights"
-        switch.off()
-        time.sleep(1.1)
-        began = time.monotonic()
-        assert (mount.path / "a/b/c/model").read_bytes() == b"weights"
-        # Not a deadline for each directory on the way, and not even one.
-        assert time.monotonic() - began < 10
-
-
 def test_keys_that_cannot_be_files_are_hidden_and_counted(ceph: Ceph, bucket: str, tmp_path: Path) -> None:
     put(
         ceph,
