@@ -129,25 +129,19 @@ async def test_what_is_unpinned_while_it_is_brought_back_stays_unpinned(
         assert not here.pinned
 
 
-async def test_pinned_directory_is_unpinned_as_one(server: Server) -> None:
-    await server.command("pin", "net")
-    assert [model["pinned"] for model in (await server.info("net"))["models"]] == [True] * 3
-    await server.command("unpin", "net")
-    assert [model["pinned"] for model in (await server.info("net"))["models"]] == [False] * 3
-
-
-@pytest.mark.parametrize("of", ["net/params", "net", ""])
-async def test_unpinning_reaches_what_has_been_replaced_since(
-    serving: Serving, store: MemoryStore, sizes: dict[str, int], of: str
+@pytest.mark.parametrize(("pinned", "of"), [("net/params", "net/params"), ("net", "net"), ("net", "")])
+async def test_unpinning_reaches_all_below_and_what_has_been_replaced_since(
+    serving: Serving, store: MemoryStore, sizes: dict[str, int], pinned: str, of: str
 ) -> None:
     """Nothing else could: it would be on disk, and locked in memory, for ever."""
     async with serving(metadata_ttl=0) as server:
-        await server.command("pin", "net/params")
+        await server.command("pin", pinned)
         store.put("net/params", b"other content")
-        assert server.host.statistics().locked_bytes == sizes["net/params"]
+        assert server.host.statistics().locked_bytes >= sizes["net/params"]
+        assert {here.pinned for here in await server.disk.residencies()} == {True}
         assert await server.outcome("unpin", of) == ("done", None)
         assert server.host.statistics().locked_bytes == 0
-        assert [here.pinned for here in await server.disk.residencies()] == [False]
+        assert {here.pinned for here in await server.disk.residencies()} == {False}
 
 
 async def test_a_pin_that_is_given_up_takes_no_other_with_it(server: Server, store: MemoryStore) -> None:
@@ -181,22 +175,12 @@ async def test_evicting_needs_no_store(
     async with serving(metadata_ttl=0.0, stale_for=0.0) as server:
         await server.command("warm-disk", "")
         store.fail(error, times=float("inf"), method="list_page", key="net/deep/")
-        assert await server.outcome("warm-disk", "net") == ("failed", type(error).__name__)
+        *_, last = await server.command("warm-disk", "net")
+        assert (last["state"], last["kind"], last["error"]) == ("failed", type(error).__name__, str(error))
         assert await server.outcome("evict", "net") == ("done", None)
         assert server.disk.statistics().used_bytes == sizes["other/params"]
         assert await server.outcome("evict", "") == ("done", None)
         assert server.disk.statistics().used_bytes == 0
-
-
-async def test_a_file_larger_than_the_cache_is_told_and_evicts_nothing(serving: Serving, sizes: dict[str, int]) -> None:
-    async with serving(cache_size=sizes["net/params"] - 1) as server:
-        await server.command("warm-disk", "other/params")
-        *_, last = await server.command("warm-disk", "net/params")
-        told = f"net/params: no room in the cache: its {sizes['net/params'] >> 20} MiB are more than --cache-size, "
-        assert (last["kind"], last["failed"]) == ("CacheFullError", "net/params")
-        assert last["error"].startswith(told)
-        assert last["error"].endswith(" MiB: raise that")
-        assert await on_disk(server, "other/params") == sizes["other/params"]
 
 
 async def test_eviction_waits_for_a_close_that_is_about_to_be_heard_of(server: Server) -> None:
@@ -229,18 +213,22 @@ async def test_what_cannot_be_evicted_does_not_keep_the_rest_of_a_directory(
 
 
 @pytest.mark.parametrize("command", ["warm-disk", "warm-host", "pin"])
-async def test_warming_more_than_the_cache_may_hold_fails(serving: Serving, chunk_size: int, command: str) -> None:
-    async with serving(cache_size=3 * chunk_size) as server:
-        lines = await server.command(command, "net/params")
-        assert (lines[-1]["state"], lines[-1]["kind"]) == ("failed", "CacheFullError")
-        assert "net/params" in lines[-1]["error"]
-        assert server.disk.statistics().used_bytes <= 3 * chunk_size
-
-
-async def test_what_fits_can_be_warmed_right_after_what_does_not(serving: Serving, chunk_size: int) -> None:
-    async with serving(cache_size=3 * chunk_size) as server:
-        assert await server.outcome("warm-disk", "net/params") == ("failed", "CacheFullError")
-        assert await server.outcome("warm-disk", "other/params") == ("done", None)
+async def test_what_is_larger_than_the_cache_is_told_and_leaves_nothing_behind(
+    serving: Serving, sizes: dict[str, int], command: str
+) -> None:
+    async with serving(cache_size=sizes["net/params"] - 1) as server:
+        await server.command("warm-disk", "other/params")
+        *_, last = await server.command(command, "net/params")
+        assert (last["state"], last["kind"], last["failed"]) == ("failed", "CacheFullError", "net/params")
+        told = f"net/params: no room in the cache: its {sizes['net/params'] >> 20} MiB are more than --cache-size, "
+        assert last["error"].startswith(told)
+        assert last["error"].endswith(" MiB: raise that")
+        assert await on_disk(server, "other/params") == sizes["other/params"]
+        assert await server.attribute("net/params", "pinned") == "false"
+        await until(lambda: server.users() == 0)  # requests that were under way
+        assert server.disk.statistics().used_bytes < sizes["net/params"]
+        assert await server.outcome("evict", "net/params") == ("done", None)
+        assert await server.outcome("warm-disk", "net/deep") == ("done", None)
 
 
 async def test_interrupted_pin_is_not_left_pinned(server: Server, store: MemoryStore) -> None:
@@ -253,14 +241,6 @@ async def test_interrupted_pin_is_not_left_pinned(server: Server, store: MemoryS
     assert await server.attribute("net/params", "pinned") == "false"
 
 
-async def test_what_does_not_fit_is_not_left_pinned(serving: Serving, chunk_size: int) -> None:
-    async with serving(cache_size=3 * chunk_size) as server:
-        assert await server.outcome("pin", "net/params") == ("failed", "CacheFullError")
-        assert await server.attribute("net/params", "pinned") == "false"
-        await until(lambda: server.users() == 0)  # requests that were under way
-        assert await server.outcome("evict", "net/params") == ("done", None)
-
-
 async def test_failure_of_one_file_does_not_keep_the_rest_of_a_directory(
     server: Server, store: MemoryStore, sizes: dict[str, int]
 ) -> None:
@@ -268,16 +248,6 @@ async def test_failure_of_one_file_does_not_keep_the_rest_of_a_directory(
     assert await server.outcome("warm-disk", "") == ("failed", "StoreUnavailableError")
     for key, size in sizes.items():
         assert await on_disk(server, key) == (0 if key == "net/params" else size)
-
-
-async def test_directory_that_cannot_be_listed_fails(server: Server, store: MemoryStore) -> None:
-    store.fail(StoreAccessError("not allowed"), times=float("inf"), method="list_page", key="net/deep/")
-    lines = await server.command("warm-disk", "net")
-    assert (lines[-1]["state"], lines[-1]["kind"], lines[-1]["error"]) == (
-        "failed",
-        "StoreAccessError",
-        "not allowed",
-    )
 
 
 async def test_object_that_was_replaced_meanwhile_fails(server: Server, store: MemoryStore) -> None:

@@ -15,7 +15,6 @@ from tests.support.served import MOUNTPOINT, OWNER, STRANGER, Server, Serving
 from tests.support.stores import MemoryStore
 from tests.unit.control.common import ATTRIBUTES, COMMANDS, IN_CONTROL_GROUP, ROOT, in_memory, on_disk
 from trimsfs import __version__
-from trimsfs.control import metrics
 from trimsfs.control.authorisation import Caller
 from trimsfs.control.reports import REST
 from trimsfs.errors import BlobDamagedError, NoSuchEntryError, NotPermittedError, StoreAccessError
@@ -54,6 +53,8 @@ async def test_attributes_tell_what_is_here(server: Server, store: MemoryStore, 
     assert cold["generation"] == generation.token(store.identity)
     assert (cold["pinned"], cold["verified"]) == ("false", "false")
     assert json.loads(cold["residency"] or "") == {"disk": 0, "host": 0, "gpu": {}}
+    assert store.count("read") == 0
+    assert json.loads(await server.content(".trims/models"))["models"] == []
 
     await server.command("pin", "net/params")
     warm = await attributes()
@@ -62,15 +63,6 @@ async def test_attributes_tell_what_is_here(server: Server, store: MemoryStore, 
     residency = json.loads(warm["residency"] or "")
     assert residency["disk"] == sizes["net/params"]
     assert residency["host"] is None or residency["host"] >= sizes["net/params"]
-
-
-async def test_looking_at_attributes_fetches_nothing(server: Server, store: MemoryStore) -> None:
-    for name in ATTRIBUTES:
-        await server.attribute("net/params", name)
-    await server.info("net/params")
-    await server.info("net")
-    assert store.count("read") == 0
-    assert json.loads(await server.content(".trims/models"))["models"] == []
 
 
 async def test_what_an_earlier_server_left_is_not_verified_until_it_is_read(
@@ -213,13 +205,6 @@ async def test_control_tells_the_options_to_who_may_command_only(server: Server)
     assert facts["mountpoint"] == str(MOUNTPOINT)
 
 
-async def test_metrics_are_those_of_the_moment(server: Server, sizes: dict[str, int]) -> None:
-    fetched = "trimsfs_fetch_fetched_bytes_total"
-    assert metrics.parse((await server.content(".trims/metrics")).decode())[fetched] == 0
-    await server.content("net/params")
-    assert metrics.parse((await server.content(".trims/metrics")).decode())[fetched] == sizes["net/params"]
-
-
 async def test_open_control_file_does_not_change(server: Server) -> None:
     handle = await server.open(".trims/models")
     before = await server.read(handle)
@@ -232,26 +217,21 @@ async def test_open_control_file_does_not_change(server: Server) -> None:
 
 async def test_info_of_a_file(server: Server, store: MemoryStore, sizes: dict[str, int]) -> None:
     generation = store.generation("net/params")
+    nothing = {"verified": False, "pinned": False, "open": 0, "uses": 0, "last_used": None, "version_id": None}
+    identity = {"etag": generation.etag, "generation": generation.token(store.identity)}
     cold = await server.info("net/params")
-    assert cold["path"] == "net/params"
-    assert cold["size"] == sizes["net/params"]
-    assert cold["etag"] == generation.etag
-    assert cold["generation"] == generation.token(store.identity)
-    assert cold["modified"] == generation.modified_ns / 1e9
-    assert cold["version_id"] is None
-    assert cold["residency"] == {"disk": 0, "host": 0, "gpu": {}}
-    assert (cold["verified"], cold["pinned"], cold["open"], cold["uses"], cold["last_used"]) == (
-        False,
-        False,
-        0,
-        0,
-        None,
-    )
+    assert cold == cold | nothing | identity | {
+        "path": "net/params",
+        "size": sizes["net/params"],
+        "modified": generation.modified_ns / 1e9,
+        "residency": {"disk": 0, "host": 0, "gpu": {}},
+    }
+    assert store.count("read") == 0
 
     await server.command("pin", "net/params")
     handle = await server.open("net/params")
     warm = await server.info("net/params")
-    assert (warm["verified"], warm["pinned"], warm["open"]) == (True, True, 1)
+    assert warm == warm | {"verified": True, "pinned": True, "open": 1}
     assert warm["residency"]["disk"] == sizes["net/params"]
     assert warm["uses"] >= 1
     assert warm["last_used"] > 1_600_000_000
@@ -394,37 +374,23 @@ async def test_name_that_is_not_utf8_can_be_told(server: Server, store: MemorySt
 
 
 @pytest.mark.parametrize("name", ["control", "metrics", "models", "info", "evict", "subject", "warm-disk"])
-async def test_object_may_have_the_name_of_a_control_file(serving: Serving, store: MemoryStore, name: str) -> None:
-    for key in (name, f"folder/{name}"):
+async def test_object_or_directory_may_have_the_name_of_a_control_file(
+    serving: Serving, store: MemoryStore, name: str
+) -> None:
+    keys = (name, f"folder/{name}", f"folder/below/{name}/params")
+    for key in keys:
         store.put(key, b"an object")
     async with serving() as server:
-        for key in (name, f"folder/{name}"):
+        for key in keys:
             assert await server.content(key) == b"an object"
             assert await server.attribute(key, "etag") == store.generation(key).etag
-        assert (await server.info(f"folder/{name}"))["size"] == 9
         assert {"control", "gpu", "metrics", "models", "traces"} == set(await server.listing(".trims"))
         assert b"models" in await server.content(".trims/models")
-
-
-@pytest.mark.parametrize("name", ["info", "evict", "subject"])
-async def test_object_with_the_name_of_a_command_can_be_commanded(
-    serving: Serving, store: MemoryStore, name: str
-) -> None:
-    store.put(name, b"an object")
-    async with serving() as server:
-        assert (await server.info(name))["size"] == 9
-        assert await server.outcome("pin", name) == ("done", None)
-        assert await server.attribute(name, "pinned") == "true"
-
-
-@pytest.mark.parametrize("name", ["control", "metrics", "models"])
-async def test_directory_with_the_name_of_a_control_file_can_be_commanded(
-    serving: Serving, store: MemoryStore, name: str
-) -> None:
-    store.put(f"{name}/params", b"an object")
-    async with serving() as server:
-        assert await server.outcome("warm-disk", name) == ("done", None)
-        assert await on_disk(server, f"{name}/params") == 9
+        at_root = name not in {"control", "metrics", "models"}  # else `.trims/NAME` is the mount's
+        for path in (*[name] * at_root, f"folder/{name}", f"folder/below/{name}"):
+            assert await server.outcome("pin", path) == ("done", None)
+        assert [await server.attribute(key, "pinned") == "true" for key in keys] == [at_root, True, True]
+        assert (await server.info(f"folder/{name}"))["size"] == 9
 
 
 # Who may command
@@ -444,6 +410,7 @@ async def test_others_may_not_command(server: Server, store: MemoryStore, comman
     for path in ("other/params", "other", ""):
         with pytest.raises(NotPermittedError, match=f"{command}.*2000"):
             await server.command(command, path, STRANGER)
+        assert await server.content(await server.control_file(path, "info"), STRANGER)  # who may look
     assert store.count("read") == 0
     assert server.users() == 0
     assert json.loads(await server.content(".trims/models"))["models"] == []
@@ -455,8 +422,3 @@ async def test_without_a_control_group_no_group_may_command(serving: Serving, mo
         with pytest.raises(NotPermittedError):
             await server.command("pin", "net/params", IN_CONTROL_GROUP)
         assert await server.outcome("pin", "net/params") == ("done", None)
-
-
-async def test_everyone_may_look(server: Server) -> None:
-    for path in (".trims/control", ".trims/models", ".trims/metrics", ".trims/net/info", "net/.trims/params/info"):
-        assert await server.content(path, STRANGER)

@@ -51,15 +51,6 @@ async def test_first_line_comes_at_once(server: Server, store: MemoryStore, monk
     assert line["state"] == "running"
 
 
-async def test_line_longer_than_a_read_is_read_in_pieces(server: Server) -> None:
-    handle = await server.open(await server.control_file("net/params", "warm-disk"))
-    text = b""
-    while piece := await server.read(handle, len(text), 7):
-        assert len(piece) <= 7
-        text += piece
-    assert json.loads(text.splitlines()[-1])["state"] == "done"
-
-
 async def test_progress_never_goes_back_while_the_host_is_warmed(
     server: Server, store: MemoryStore, monkeypatch: pytest.MonkeyPatch, sizes: dict[str, int], chunk_size: int
 ) -> None:
