@@ -24,6 +24,7 @@ from tests.support.keepers import kill
 from tests.support.mounts import TRIMSFS, MountedStore, mounted, trimsfs, wait_until
 from tests.support.users import STRANGER, as_user
 from trimsfs.control.metrics import labelled
+from trimsfs.extras.tracing.trace import covered_s
 
 SHARDS = 3
 MODEL = "llama"
@@ -54,33 +55,17 @@ def traces(mount: MountedStore, *arguments: str | Path) -> list[dict[str, Any]]:
     return found
 
 
-def union(intervals: list[tuple[float, float]]) -> float:
-    """How much some interval covers."""
-    total = reached = 0.0
-    for start, stop in sorted(intervals):
-        total += max(0.0, stop - max(start, reached))
-        reached = max(reached, stop)
-    return total
-
-
 @pytest.mark.alone  # measures time
 def test_spans_explain_the_cold_opens_of_a_sharded_model(mount: MountedStore) -> None:
     found = [trace for trace in traces(mount) if MODEL in trace["path"]]
     assert [trace["path"] for trace in found] == list(map(str, shards(mount)))
-    explained = 0.0
     for trace in found:
         names = {span["name"] for span in trace["spans"]}
         assert {"request", "record", "announce"} <= names
-        assert [part["name"] for span in trace["spans"] for part in span.get("parts", ())][:4] == [
-            "first byte",
-            "receive",
-            "checksum",
-            "write",
-        ]
-        intervals = [(span["start"], span["start"] + span["duration"]) for span in trace["spans"]]
+        parts = [part["name"] for span in trace["spans"] for part in span.get("parts", ())]
+        assert parts[:4] == ["first byte", "receive", "checksum", "write"]
         assert trace["done"]
-        explained += union(intervals)
-    assert explained >= 0.95 * sum(trace["duration"] for trace in found)
+    assert sum(covered_s(trace["spans"]) for trace in found) >= 0.95 * sum(trace["duration"] for trace in found)
 
 
 def test_a_trace_is_drawn_by_chrome(mount: MountedStore, tmp_path: Path) -> None:

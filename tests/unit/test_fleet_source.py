@@ -68,6 +68,10 @@ class Host(InLoop):
             deadline_s=network.deadline_s,
         )
 
+    async def spread(self, key: str) -> None:
+        """Spread a file over the fleet."""
+        await Spreader(self.source, self.tier, self.fetcher, self).spread(self.network.store.generation(key))
+
     async def fetch_from_peer(
         self, request: PeerRequest, extent: Extent, landed: Landed, *, priority: Priority | None = None
     ) -> PeerAnswer:
@@ -330,8 +334,7 @@ async def test_a_host_that_others_list_before_itself_waits_for_nobody_that_waits
 async def test_a_file_is_spread_to_two_owners_of_each_chunk(tmp_path: Path) -> None:
     async with a_network(tmp_path, 4) as (network, hosts):
         network.put("m")
-        spreader = Spreader(hosts[0].source, hosts[0].tier, hosts[0].fetcher, hosts[0])
-        await spreader.spread(network.store.generation("m"))
+        await hosts[0].spread("m")
         chunks = Counter[int]()
         for host in hosts:
             chunks.update(await host.has("m"))
@@ -339,19 +342,15 @@ async def test_a_file_is_spread_to_two_owners_of_each_chunk(tmp_path: Path) -> N
         assert network.from_store == SIZE
 
 
-async def test_a_file_cannot_be_spread_over_one_host(tmp_path: Path) -> None:
-    async with a_network(tmp_path, 1) as (network, [host]):
+@pytest.mark.parametrize(
+    ("count", "on", "told"), [(1, True, "no other member"), (2, False, "the fleet is off here: `trimsfs fleet on`")]
+)
+async def test_a_file_cannot_be_spread_over_one_host(tmp_path: Path, count: int, on: bool, told: str) -> None:
+    async with a_network(tmp_path, count) as (network, [host, *_]):
         network.put("m")
-        with pytest.raises(InvalidRequestError, match="no other member"):
-            await Spreader(host.source, host.tier, host.fetcher, host).spread(network.store.generation("m"))
-
-
-async def test_a_host_that_is_off_spreads_nothing(tmp_path: Path) -> None:
-    async with a_network(tmp_path, 2) as (network, [host, _]):
-        network.put("m")
-        host.source.on = False
-        with pytest.raises(InvalidRequestError, match="the fleet is off here: `trimsfs fleet on`"):
-            await Spreader(host.source, host.tier, host.fetcher, host).spread(network.store.generation("m"))
+        host.source.on = on
+        with pytest.raises(InvalidRequestError, match=told):
+            await host.spread("m")
 
 
 async def test_a_spread_that_loses_the_fleet_midway_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,7 +364,7 @@ async def test_a_spread_that_loses_the_fleet_midway_fails(tmp_path: Path, monkey
 
         network.fails[other.address] = answer
         with pytest.raises(StoreUnavailableError, match=f"{CHUNKS - 1} chunks not spread: .* the fleet is off here"):
-            await Spreader(host.source, host.tier, host.fetcher, host).spread(network.store.generation("m"))
+            await host.spread("m")
 
 
 async def test_a_spread_goes_on_when_a_fetch_process_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,7 +380,7 @@ async def test_a_spread_goes_on_when_a_fetch_process_dies(tmp_path: Path, monkey
             return await asked(request)
 
         monkeypatch.setattr(host, "ask_peer", ask_peer)
-        await Spreader(host.source, host.tier, host.fetcher, host).spread(network.store.generation("m"))
+        await host.spread("m")
         assert await other.has("m") == set(range(CHUNKS))
 
 
@@ -491,22 +490,19 @@ async def test_what_hosts_ask_the_store_for_besides_is_a_small_share_of_a_file(t
         assert await hosts[0].read("m") == content
 
 
-async def test_a_host_whose_address_is_translated_does_not_wait_for_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spreads", [False, True])
+async def test_a_host_whose_address_is_translated_does_not_wait_for_itself(tmp_path: Path, spreads: bool) -> None:
     async with a_network(tmp_path, 3) as (network, hosts):
         content = network.put("m")
         hosts[0].members.mine = frozenset({"192.168.0.1:7443"})
-        assert await hosts[0].read("m") == content
+        if spreads:
+            await hosts[0].spread("m")
+            there = [await host.has("m") for host in hosts]
+            assert set().union(*there) == set(range(CHUNKS))
+        else:
+            assert await hosts[0].read("m") == content
+            assert network.from_store <= SIZE + 2 * CHUNK
         assert hosts[0].members.mine == {hosts[0].address}
-        assert network.from_store <= SIZE + 2 * CHUNK
-
-
-async def test_a_host_whose_address_is_translated_spreads_files(tmp_path: Path) -> None:
-    async with a_network(tmp_path, 3) as (network, hosts):
-        network.put("m")
-        hosts[0].members.mine = frozenset({"192.168.0.1:7443"})
-        await Spreader(hosts[0].source, hosts[0].tier, hosts[0].fetcher, hosts[0]).spread(network.store.generation("m"))
-        there = [await host.has("m") for host in hosts]
-        assert set().union(*there) == set(range(CHUNKS))
 
 
 def given_by_others(host: Host, blob: Blob) -> int:

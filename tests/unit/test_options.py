@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from trimsfs.errors import ConfigurationError
 from trimsfs.mountinfo import escape
@@ -166,11 +164,6 @@ def test_switches_can_be_given_as_text(text: str, value: bool) -> None:
     assert load(environment={"TRIMSFS_ALLOW_OTHER": text}).allow_other is value
 
 
-def test_options_cannot_be_changed_afterwards() -> None:
-    with pytest.raises(ValueError, match="frozen"):
-        setattr(load(), "store", "s3://other")  # noqa: B010
-
-
 # Errors
 
 
@@ -202,17 +195,15 @@ def test_an_error_names_the_option_its_value_the_source_that_won_and_the_cause(
     [
         ("cache_size", "10 bananas"),
         ("cache_size", "-1"),
-        ("memory_limit", "16MiB"),
+        ("min_free", "-1"),
         ("metadata_ttl", "-1"),
         ("metadata_ttl", "nan"),
         ("metadata_ttl", "inf"),
-        ("retry_deadline", "0"),
         ("stall_timeout", "0"),
         ("stall_timeout", "inf"),
         ("uid", "-1"),
         ("gid", "root"),
         ("mode", "0999"),
-        ("mode", "01777"),
         ("dir_mode", "rwx"),
         ("addressing_style", "dns"),
         ("anonymous", "perhaps"),
@@ -236,12 +227,6 @@ def test_a_password_in_a_store_is_refused_and_not_repeated(store: str, toml: Pat
 @pytest.mark.parametrize("store", ["sftp://user@host/x", "s3://bucket/a:b@c", "/a:b@c", "http://host:80/x"])
 def test_what_only_looks_like_a_password_is_none(store: str) -> None:
     assert load_options({"store": store}, environment={}).store == store
-
-
-@pytest.mark.parametrize("name", ["cache_size", "min_free"])
-def test_a_negative_size_is_refused(name: str, toml: Path) -> None:
-    toml.write_text(f"{name} = -1")
-    assert error_of(config=toml).startswith(f"option {name} = -1 in {toml}: ")
 
 
 @pytest.mark.parametrize(
@@ -362,20 +347,12 @@ def test_a_mount_point_as_a_file_name(mountpoint: str, name: str) -> None:
     assert escape(Path(mountpoint)) == name
 
 
-NAMES = st.text("ab-.", min_size=1, max_size=4).filter(lambda name: name not in {".", ".."})
-MOUNTPOINTS = st.lists(NAMES, max_size=3).map(lambda names: Path("/", *names))
-
-
-@given(MOUNTPOINTS)
-def test_a_mount_points_name_has_no_slash_and_is_not_special(mountpoint: Path) -> None:
-    assert "/" not in escape(mountpoint)
-    assert escape(mountpoint) not in {"", ".", ".."}
-
-
 def test_different_mount_points_have_different_names() -> None:
-    texts = ("/" + "".join(letters) for length in range(6) for letters in itertools.product("a-/", repeat=length))
+    texts = ("/" + "".join(letters) for length in range(6) for letters in itertools.product("a-./", repeat=length))
     mountpoints = {Path(text) for text in [*texts, "/root"] if not text.startswith("//")}
-    assert len({escape(mountpoint) for mountpoint in mountpoints}) == len(mountpoints)
+    names = {escape(mountpoint) for mountpoint in mountpoints if not {".", ".."} & set(mountpoint.parts)}
+    assert len(names) == len([path for path in mountpoints if not {".", ".."} & set(path.parts)])
+    assert not any("/" in name or name in {"", ".", ".."} for name in names)
 
 
 def test_a_key_without_anything_to_check_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import h11
@@ -52,16 +53,25 @@ class Asked:
         wanted = CONTENT[self.request.start : self.request.stop]
         if status == 206:
             body = wanted if body is None else body
-            headers.setdefault(CRCS, format_crcs(_crcs(wanted)))
+            headers.setdefault(CRCS, _crcs(wanted))
         body = b"" if body is None else body
-        head = [f"HTTP/1.1 {status} x", f"content-length: {len(body)}", *(f"{k}: {v}" for k, v in headers.items())]
-        self.stream.sendall("\r\n".join([*head, "", ""]).encode())
-        if self.method == "GET":
-            self.stream.sendall(body)
+        self.begin(status, len(body), headers, body if self.method == "GET" else b"")
+
+    def begin(
+        self,
+        status: int = 206,
+        length: int = len(CONTENT),
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+    ) -> None:
+        """Answer with a head, and at once some *body*; without *headers*, with checksums of the whole content."""
+        headers = {CRCS: _crcs(CONTENT)} if headers is None else headers
+        lines = [f"HTTP/1.1 {status} x", f"content-length: {length}", *(f"{k}: {v}" for k, v in headers.items())]
+        self.stream.sendall("\r\n".join([*lines, "", ""]).encode() + body)
 
 
-def _crcs(data: bytes) -> list[int]:
-    return [crc32c(data[start : start + CHUNK]) for start in range(0, len(data), CHUNK)]
+def _crcs(data: bytes) -> str:
+    return format_crcs([crc32c(data[start : start + CHUNK]) for start in range(0, len(data), CHUNK)])
 
 
 class Scene:
@@ -149,9 +159,21 @@ def host(scene: Scene, tmp_path: Path) -> Iterator[Host]:
             unused.connection.close()
 
 
+def once(stream: ssl.SSLSocket) -> None:
+    Asked(stream).answer()
+
+
 def always(stream: ssl.SSLSocket) -> None:
     while True:
         Asked(stream).answer()
+
+
+def alive(stream: ssl.SSLSocket) -> None:
+    """Answers the question whether it is alive, as often as it is asked."""
+    while True:
+        asked = Asked(stream)
+        assert (asked.method, asked.request.cached_only) == ("HEAD", True)
+        asked.answer(404)
 
 
 async def test_chunks_come_over_one_connection(scene: Scene, host: Host) -> None:
@@ -165,51 +187,51 @@ async def test_chunks_come_over_one_connection(scene: Scene, host: Host) -> None
     assert scene.connections == 1
 
 
+HOLDERS = {"trimsfs-holders": "10.0.0.1:7,10.0.0.2:7"}
+
+
 @pytest.mark.parametrize(
-    ("status", "outcome"),
-    [(403, "refused"), (404, "absent"), (409, "other"), (503, "busy"), (502, "unreachable")],
+    ("status", "headers", "outcome"),
+    [
+        (403, HOLDERS, "refused"),
+        (404, HOLDERS, "absent"),
+        (409, HOLDERS, "other"),
+        (503, HOLDERS, "busy"),
+        (502, HOLDERS, "unreachable"),
+        (503, HOLDERS | {"retry-after": "30"}, "away"),
+    ],
 )
-async def test_a_status_tells_why_there_are_no_chunks(scene: Scene, host: Host, status: int, outcome: str) -> None:
-    headers = {"trimsfs-holders": "10.0.0.1:7,10.0.0.2:7"}
+async def test_a_status_tells_why_there_are_no_chunks(
+    scene: Scene, host: Host, status: int, headers: dict[str, str], outcome: str
+) -> None:
     with scene.member(lambda stream: Asked(stream).answer(status, b"<html>", told=headers)) as member:
         answer = await host.fetch(member)
     assert (answer.outcome, answer.holders) == (outcome, ["10.0.0.1:7", "10.0.0.2:7"])
     assert host.landed == []
 
 
-async def test_a_member_that_answers_without_a_range_is_damaged(scene: Scene, host: Host) -> None:
-    with scene.member(lambda stream: Asked(stream).answer(200, CONTENT)) as member:
-        assert (await host.fetch(member)).outcome == "damaged"
-    assert host.landed == []
+def _with_crcs(crcs: str, stream: ssl.SSLSocket) -> None:
+    Asked(stream).answer(told={CRCS: crcs})
 
 
-async def test_a_member_that_is_drained_says_so(scene: Scene, host: Host) -> None:
-    with scene.member(lambda stream: Asked(stream).answer(503, told={"retry-after": "30"})) as member:
-        assert (await host.fetch(member)).outcome == "away"
+def _long(stream: ssl.SSLSocket) -> None:
+    Asked(stream).begin(length=100, headers={CRCS: _crcs(CONTENT[:100])}, body=CONTENT[:100] + b"more")
 
 
-@pytest.mark.parametrize("crcs", ["", "00000000", "00000000,00000000", "x,y"])
-async def test_bytes_that_differ_from_their_checksums_do_not_land(scene: Scene, host: Host, crcs: str) -> None:
-    with scene.member(lambda stream: Asked(stream).answer(told={CRCS: crcs})) as member:
-        assert (await host.fetch(member)).outcome == "damaged"
-    assert host.landed == []
-
-
-async def test_another_range_does_not_land(scene: Scene, host: Host) -> None:
-    with scene.member(lambda stream: Asked(stream).answer(body=CONTENT[:CHUNK])) as member:
-        assert (await host.fetch(member)).outcome == "damaged"
-    assert host.landed == []
-
-
-async def test_a_body_that_is_too_long_is_damaged(scene: Scene, host: Host) -> None:
-    def long(stream: ssl.SSLSocket) -> None:
-        asked = Asked(stream)
-        wanted = CONTENT[: asked.request.stop]
-        head = f"HTTP/1.1 206 x\r\ncontent-length: {len(wanted)}\r\n{CRCS}: {format_crcs(_crcs(wanted))}\r\n\r\n"
-        stream.sendall(head.encode() + wanted + b"more")
-
-    with scene.member(long) as member:
-        assert (await host.fetch(member, size=100)).outcome == "damaged"
+@pytest.mark.parametrize(
+    ("size", "talk"),
+    [
+        *((len(CONTENT), partial(_with_crcs, crcs)) for crcs in ("", "00000000", "00000000,00000000", "x,y")),
+        (len(CONTENT), lambda stream: Asked(stream).answer(200, CONTENT)),  # without a range
+        (len(CONTENT), lambda stream: Asked(stream).answer(body=CONTENT[:CHUNK])),  # another range
+        (100, _long),
+    ],
+)
+async def test_bytes_that_differ_from_their_checksums_do_not_land(
+    scene: Scene, host: Host, size: int, talk: Talk
+) -> None:
+    with scene.member(talk) as member:
+        assert (await host.fetch(member, size=size)).outcome == "damaged"
     assert host.landed == []
 
 
@@ -234,14 +256,8 @@ async def test_of_an_answer_that_is_not_http_little_is_told(scene: Scene, host: 
     assert len(answer.detail) <= 200
 
 
-async def test_a_member_that_nobody_listens_at_is_unreachable(host: Host) -> None:
-    with socket.create_server((ADDRESS, 0)) as listener:
-        member = f"{ADDRESS}:{listener.getsockname()[1]}"
-    assert (await host.fetch(member)).outcome == "unreachable"
-
-
-@pytest.mark.parametrize("member", ["a..b:7443", f"{'a' * 64}:7443"])
-async def test_an_address_that_cannot_be_is_unreachable(host: Host, member: str) -> None:
+@pytest.mark.parametrize("member", ["a..b:7443", f"{'a' * 64}:7443", f"{ADDRESS}:1"])
+async def test_an_address_that_cannot_be_or_that_nobody_listens_at_is_unreachable(host: Host, member: str) -> None:
     assert (await host.fetch(member)).outcome == "unreachable"
 
 
@@ -258,9 +274,6 @@ async def test_a_member_of_another_fleet_is_unreachable(scene: Scene, tmp_path: 
 
 
 async def test_a_connection_that_the_member_has_closed_is_opened_again(scene: Scene, host: Host) -> None:
-    def once(stream: ssl.SSLSocket) -> None:
-        Asked(stream).answer()
-
     with scene.member(once, always) as member:
         assert (await host.fetch(member)).outcome == "ok"
         await trio.sleep(0.05)
@@ -307,12 +320,6 @@ async def test_a_member_that_waits_for_the_store_is_waited_for(
         time.sleep(0.6)
         asked.answer()
 
-    def alive(stream: ssl.SSLSocket) -> None:
-        while True:
-            asked = Asked(stream)
-            assert (asked.method, asked.request.cached_only) == ("HEAD", True)
-            asked.answer(404)
-
     with scene.member(waiting, alive) as member:
         answer = await host.fetch(member)
     assert answer.outcome == "ok"
@@ -326,18 +333,11 @@ async def test_a_connection_that_was_closed_meanwhile_makes_no_member_silent(
     monkeypatch.setattr(peer_client, "CHECKED_AFTER_S", 0.5)
     monkeypatch.setattr(peer_client, "ALIVE_TIMEOUT_S", 2)
 
-    def once(stream: ssl.SSLSocket) -> None:
-        Asked(stream).answer()
-
     def twice(stream: ssl.SSLSocket) -> None:
         for pause_s in (0.05, 1.2):
             asked = Asked(stream)
             time.sleep(pause_s)
             asked.answer()
-
-    def alive(stream: ssl.SSLSocket) -> None:
-        while True:
-            Asked(stream).answer(404)
 
     with scene.member(once, twice, alive) as member:
         async with trio.open_nursery() as nursery:
@@ -364,12 +364,8 @@ async def test_a_member_that_answers_nothing_is_silent(
 
 async def test_a_body_that_stops_is_silent(scene: Scene, host: Host) -> None:
     def stopping(stream: ssl.SSLSocket) -> None:
-        asked = Asked(stream)
-        stream.sendall(
-            b"HTTP/1.1 206 x\r\ncontent-length: %d\r\n" % len(CONTENT)
-            + f"{CRCS}: {format_crcs(_crcs(CONTENT))}\r\n\r\n".encode()
-        )
-        stream.sendall(CONTENT[: CHUNK + asked.request.start + 5])
+        Asked(stream).begin()
+        stream.sendall(CONTENT[: CHUNK + 5])
         time.sleep(5)
 
     with scene.member(stopping) as member:
@@ -382,11 +378,7 @@ async def test_a_slow_body_is_given_up_before_its_end(
     monkeypatch.setattr(connection, "PIECE", 1 << 12)
 
     def dripping(stream: ssl.SSLSocket) -> None:
-        Asked(stream)
-        stream.sendall(
-            b"HTTP/1.1 206 x\r\ncontent-length: %d\r\n" % len(CONTENT)
-            + f"{CRCS}: {format_crcs(_crcs(CONTENT))}\r\n\r\n".encode()
-        )
+        Asked(stream).begin()
         for start in range(0, len(CONTENT), 1 << 12):
             stream.sendall(CONTENT[start : start + (1 << 12)])
             time.sleep(0.2)
@@ -405,9 +397,7 @@ async def test_a_body_that_drips_ends_with_the_patience_or_before(
     """One of a single piece may take the whole patience."""
 
     def dripping(stream: ssl.SSLSocket) -> None:
-        Asked(stream)
-        crcs = format_crcs([0] * (size // CHUNK))
-        stream.sendall(f"HTTP/1.1 206 x\r\ncontent-length: {size}\r\n{CRCS}: {crcs}\r\n\r\n".encode())
+        Asked(stream).begin(length=size, headers={CRCS: format_crcs([0] * (size // CHUNK))})
         for _ in range(100):
             stream.sendall(b"drip")
             time.sleep(0.05)
@@ -442,11 +432,7 @@ async def test_a_body_that_begins_slowly_is_not_given_up_at_once(
     monkeypatch.setattr(connection, "BODY_TIMEOUT_S", 5.0)
 
     def hesitating(stream: ssl.SSLSocket) -> None:
-        Asked(stream)
-        stream.sendall(
-            b"HTTP/1.1 206 x\r\ncontent-length: %d\r\n" % len(CONTENT)
-            + f"{CRCS}: {format_crcs(_crcs(CONTENT))}\r\n\r\n".encode()
-        )
+        Asked(stream).begin()
         stream.sendall(CONTENT[: 1 << 12])
         time.sleep(0.55)
         stream.sendall(CONTENT[1 << 12 :])
@@ -460,10 +446,6 @@ async def test_a_member_that_has_answered_of_late_is_connected_to_twice(
     scene: Scene, host: Host, monkeypatch: pytest.MonkeyPatch, heard: bool, outcome: str
 ) -> None:
     """A full link loses packets."""
-
-    def once(stream: ssl.SSLSocket) -> None:
-        Asked(stream).answer(told={"connection": "close"})
-
     opened, lost = connection.PeerConnection.open, iter([True])
 
     def losing(member: str, context: ssl.SSLContext) -> connection.PeerConnection:
@@ -471,7 +453,7 @@ async def test_a_member_that_has_answered_of_late_is_connected_to_twice(
             raise connection.PeerUnreachableError("timed out")
         return opened(member, context)
 
-    with scene.member(once) as member:
+    with scene.member(lambda stream: Asked(stream).answer(told={"connection": "close"})) as member:
         if heard:
             assert (await host.fetch(member)).outcome == "ok"
         monkeypatch.setattr(connection.PeerConnection, "open", losing)

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import re
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -20,11 +18,10 @@ from tests.support.stores import MemoryStore
 from trimsfs.control import metrics
 from trimsfs.control.authorisation import Caller
 from trimsfs.errors import NotPermittedError, StoreAccessError, StoreUnavailableError, TransientStoreError
+from trimsfs.extras.tracing.trace import covered_s
 from trimsfs.filesystem.handles import OpenFile
 from trimsfs.filesystem.savings import saved_bytes
 from trimsfs.namespace.inodes import Inode, InodeKind
-from trimsfs.prefetch.account import Account
-from trimsfs.processes import process_of
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.retrying import Retrying
 from trimsfs.telemetry.histogram import BOUNDS_S, Histogram
@@ -70,15 +67,6 @@ def counts(found: Samples, histogram: str) -> dict[str, float]:
 
 async def traces(server: Server) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (await server.content(".trims/traces")).splitlines()]
-
-
-def union_s(spans: list[dict[str, Any]]) -> float:
-    """How much of the time some span covers."""
-    total, reached = 0.0, 0.0
-    for start, stop in sorted((span["start"], span["start"] + span["duration"]) for span in spans):
-        total += max(0.0, stop - max(start, reached))
-        reached = max(reached, stop)
-    return total
 
 
 def generation(key: str, size: int = 100) -> Generation:
@@ -270,14 +258,6 @@ def test_sharing_saves_a_copy_for_each_process_but_one() -> None:
     assert saved_bytes(open_files(blob, [me]), lambda _: True) == {}
 
 
-def test_a_thread_is_one_of_its_process() -> None:
-    found: list[int] = []
-    thread = threading.Thread(target=lambda: found.extend([process_of(threading.get_native_id())]))
-    thread.start()
-    thread.join()
-    assert found == [os.getpid()]
-
-
 # Traces
 
 
@@ -297,7 +277,7 @@ async def test_the_spans_of_a_cold_open_explain_its_time(serving: Serving, store
                 assert sum(part["duration"] for part in request["parts"]) == pytest.approx(request["duration"])
             assert trace["done"]
             assert trace["why"] == "store"
-            assert union_s(trace["spans"]) >= 0.95 * trace["duration"]
+            assert covered_s(trace["spans"]) >= 0.95 * trace["duration"]
             stops = [span["start"] + span["duration"] for span in trace["spans"]]
             assert max(stops) <= trace["duration"] + 1e-6
         assert "lookup" in {span["name"] for span in found[0]["spans"]}
@@ -421,12 +401,3 @@ def test_nothing_is_kept_of_what_nobody_traces() -> None:
     with spanning(subject, "request"):
         assert subject.activity is not None
     assert subject.activity is None
-
-
-def test_what_prefetching_counts_are_counters() -> None:
-    text = b"".join(metrics.renderer({"prefetch": Account().statistics})()).decode()
-
-    counted = {
-        f"trimsfs_prefetch_{how}_{what}_total" for how in ("ahead", "used", "wasted") for what in ("files", "bytes")
-    }
-    assert set(re.findall(r"^# TYPE (\w+) counter$", text, re.MULTILINE)) == counted

@@ -40,8 +40,8 @@ def merged(mounts: Mapping[str, Families | None]) -> bytes:
     return generate_latest(Collected([up, *found.values()]))
 
 
-def total(families: Families, name: str, **labels: str) -> float:
-    """The sum of a metric's samples that have these labels, by the sample's full name; 0 for none."""
-    family = families.get(name.removesuffix("_total")) or families.get(name.removesuffix("_count"))
+def total(families: Families, name: str) -> float:
+    """The sum of a metric's samples, by the sample's full name; 0 for none."""
+    family = families.get(name.removesuffix("_total"))
     samples: list[Sample] = family.samples if family is not None else []
-    return sum(sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items())
+    return sum(sample.value for sample in samples if sample.name == name)
