@@ -7,7 +7,7 @@ import pwd
 import re
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,13 +55,6 @@ def answering(authority: Authority, identity: Identity, status: int, ahead_s: fl
         yield urlsplit(server.url).port or 0
 
 
-def test_a_certificate_that_members_accept_is_well(tmp_path: Path) -> None:
-    authority = Authority(tmp_path)
-    identity = authority.identity(HOST)
-    with pytest.raises(Advice, match="expires in 1 days: renew it"):
-        member_checks.certificate(options(authority, identity))
-
-
 def refusal(authority: Authority, identity: Identity) -> str:
     """Why the certificate is refused."""
     with pytest.raises(ConfigurationError) as caught:
@@ -69,29 +62,18 @@ def refusal(authority: Authority, identity: Identity) -> str:
     return str(caught.value)
 
 
-def test_a_certificate_of_another_ca_fails(tmp_path: Path) -> None:
+def test_a_certificate_that_members_would_refuse_fails_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    identity = Authority(tmp_path / "other").identity(HOST)
-    told = f"option fleet_cert {identity.certificate}: unable to get local issuer certificate: issue one by the CA"
-    assert refusal(Authority(tmp_path), identity).startswith(told)
-
-
-def test_a_certificate_for_servers_alone_fails(tmp_path: Path) -> None:
-    authority = Authority(tmp_path)
+    authority, stranger = Authority(tmp_path), Authority(tmp_path / "other").identity(HOST)
+    told = f"option fleet_cert {stranger.certificate}: unable to get local issuer certificate: issue one by the CA"
+    assert refusal(authority, stranger).startswith(told)
+    assert "KEY_VALUES_MISMATCH: it must belong to" in refusal(
+        authority, Identity(authority.identity(HOST).certificate, stranger.key)
+    )
     told = refusal(authority, authority.identity(HOST, usages=[ExtendedKeyUsageOID.SERVER_AUTH]))
     assert told.endswith("certificate purpose: issue one with extendedKeyUsage = serverAuth, clientAuth")
-
-
-def test_an_expired_certificate_is_to_be_renewed(tmp_path: Path) -> None:
-    authority = Authority(tmp_path)
     told = refusal(authority, authority.identity(HOST, days=-1))
     assert "certificate has expired: renew it, or the CA's, then `mountctl fleet apply`" in told
-
-
-def test_a_key_of_another_certificate_fails(tmp_path: Path) -> None:
-    authority = Authority(tmp_path)
-    one, other = authority.identity(HOST), authority.identity("127.0.0.2")
-    assert "KEY_VALUES_MISMATCH: it must belong to" in refusal(authority, Identity(one.certificate, other.key))
 
 
 @pytest.mark.parametrize("option", ["ca", "cert", "key"])
@@ -106,8 +88,10 @@ def test_a_file_that_is_missing_or_junk_is_named(tmp_path: Path, option: str) ->
     assert refusal(authority, identity) == f"option fleet_{option} {file}: No such file or directory"
 
 
-def test_a_key_that_all_may_read_is_noted(tmp_path: Path) -> None:
+def test_a_certificate_that_expires_soon_and_a_key_that_all_may_read_are_noted(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
+    with pytest.raises(Advice, match="expires in 1 days: renew it"):
+        member_checks.certificate(options(authority, authority.identity(HOST)))
     identity = authority.identity(HOST, days=30)
     identity.key.chmod(0o644)
     with pytest.raises(Advice, match="every local user may read it: `chmod 600 "):
@@ -120,50 +104,45 @@ def checked(directory: Path, own: int, *others: tuple[int, float]) -> str:
     """The check of the members, of which each has a status and a clock; this host is the first."""
     authority = Authority(directory)
     identity = authority.identity(HOST)
-    if not others:
-        with answering(authority, identity, own) as port:
-            return member_checks.members(options(authority, identity, f"{HOST}:{port}", port))
-    (status, ahead_s), *_ = others
-    with answering(authority, identity, own) as port, answering(authority, identity, status, ahead_s) as other:
-        return member_checks.members(options(authority, identity, f"{HOST}:{port},{HOST}:{other}", port))
-
-
-def test_members_that_answer_are_well(tmp_path: Path) -> None:
-    assert re.fullmatch("all 2 answer, their clocks within [0-9]+ s of this host's", checked(tmp_path, 400, (400, 0.0)))
+    with ExitStack() as stack:
+        ports = [stack.enter_context(answering(authority, identity, *each)) for each in ((own, 0.0), *others)]
+        listed = ",".join(f"{HOST}:{port}" for port in ports)
+        return member_checks.members(options(authority, identity, listed, ports[0]))
 
 
 @pytest.mark.parametrize(
-    ("status", "told"),
+    ("own", "others", "error", "told"),
     [
-        (403, "refuses this host's certificate"),
-        (404, "serves another fleet"),
-        (502, "its nginx runs, but no trimsfs server behind it"),
-        (500, "answers 500"),
+        (400, [(400, 0.0)], None, "all 2 answer, their clocks within [0-9]+ s of this host's$"),
+        (400, [(403, 0.0)], Advice, f"1 of 2 do not serve this host: {HOST}:.*refuses this host's certificate"),
+        (400, [(404, 0.0)], Advice, f"1 of 2 do not serve this host: {HOST}:.*serves another fleet"),
+        (400, [(502, 0.0)], Advice, "its nginx runs, but no trimsfs server behind it"),
+        (400, [(500, 0.0)], Advice, "answers 500"),
+        (403, [], ProblemError, "this host: .*refuses this host's certificate"),
+        (502, [], ProblemError, "this host: .*its nginx runs, but no trimsfs server behind it"),
+        (503, [(400, 0.0)], Advice, f"1 of 2 .*{HOST}:.*is drained, or off: `mountctl fleet undrain` or"),
+        (400, [(503, 0.0)], Advice, f"1 of 2 .*{HOST}:.*is drained, or off: `mountctl fleet undrain` or"),
+        (400, [(400, 100.0)], ProblemError, r"its clock differs by [+]1?\d\d s: set both by NTP"),
     ],
 )
-def test_a_member_that_does_not_serve_is_named(tmp_path: Path, status: int, told: str) -> None:
-    with pytest.raises(Advice, match=f"1 of 2 do not serve this host: {HOST}:.*{told}"):
-        checked(tmp_path, 400, (status, 0.0))
-    with pytest.raises(ProblemError, match=f"this host: .*{told}"):
-        checked(tmp_path, status)
+def test_a_member_that_does_not_serve_or_tells_another_time_is_named(
+    tmp_path: Path, own: int, others: list[tuple[int, float]], error: type[Exception] | None, told: str
+) -> None:
+    if error is None:
+        assert re.match(told, checked(tmp_path, own, *others))
+    else:
+        with pytest.raises(error, match=told):
+            checked(tmp_path, own, *others)
 
 
-@pytest.mark.parametrize("statuses", [(503, 400), (400, 503)])
-def test_a_member_that_is_drained_or_off_is_noted(tmp_path: Path, statuses: tuple[int, int]) -> None:
-    own, other = statuses
-    with pytest.raises(Advice, match=f"1 of 2 .*{HOST}:.*is drained, or off: `mountctl fleet undrain` or"):
-        checked(tmp_path, own, (other, 0.0))
-
-
-def test_a_clock_that_differs_fails(tmp_path: Path) -> None:
-    with pytest.raises(ProblemError, match=r"its clock differs by [+]1?\d\d s: set both by NTP"):
-        checked(tmp_path, 400, (400, 100.0))
-
-
-def test_a_host_that_is_not_listed_fails(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("listed", "told"),
+    [("127.0.0.2:1", "lacks this host: add it"), ("/nonexistent/list", "No such file or directory: correct it")],
+)
+def test_a_list_without_this_host_fails(tmp_path: Path, listed: str, told: str) -> None:
     authority = Authority(tmp_path)
-    with pytest.raises(ProblemError, match=r"option fleet_members 127\.0\.0\.2:1: lacks this host: add it"):
-        member_checks.members(options(authority, authority.identity(HOST), "127.0.0.2:1"))
+    with pytest.raises(ProblemError, match=f"option fleet_members {listed}: {told}"):
+        member_checks.members(options(authority, authority.identity(HOST), listed))
 
 
 def test_all_members_that_do_not_serve_are_named_with_what_to_do(tmp_path: Path) -> None:
@@ -191,13 +170,6 @@ def test_all_members_that_do_not_serve_are_named_with_what_to_do(tmp_path: Path)
             f"{HOST}:1: Connection refused: `systemctl status trimsfs-nginx` there",
         ]
     )
-
-
-def test_a_list_that_is_missing_fails(tmp_path: Path) -> None:
-    authority = Authority(tmp_path)
-    listed = str(tmp_path / "members")
-    with pytest.raises(ProblemError, match=f"option fleet_members {listed}: No such file or directory: correct it"):
-        member_checks.members(options(authority, authority.identity(HOST), listed))
 
 
 def checked_rights(cache: Path, user: str, monkeypatch: pytest.MonkeyPatch, worker: str) -> str:

@@ -42,12 +42,13 @@ def member(**options: Any) -> Member:
 def test_each_mount_has_a_server_of_its_own() -> None:
     text = render(DIRECTORY, [member(), member(fleet="other", fleet_listen="10.0.0.1:7444", cache_dir="/cache")])
     for line in (
-        "listen 10.0.0.1:7443 ssl backlog=4096;",
-        "location /c/models/ {",
-        'alias "/var/cache/trimsfs/models/blobs/";',
+        *(
+            "listen 10.0.0.1:7443 ssl backlog=4096;",
+            "location /c/models/ {",
+            'alias "/var/cache/trimsfs/models/blobs/";',
+        ),
+        *("listen 10.0.0.1:7444 ssl backlog=4096;", "location /c/other/ {", 'server "unix:/cache/fleet.sock";'),
     ):
-        assert text.count(line) == 1
-    for line in ("listen 10.0.0.1:7444 ssl backlog=4096;", "location /c/other/ {", 'server "unix:/cache/fleet.sock";'):
         assert text.count(line) == 1
     assert "user " not in text
 
@@ -141,8 +142,14 @@ def test_a_drained_mount_stays_so_until_it_is_undrained(mounts: Path) -> None:
         done = mountctl_fleet(mounts, action)
         assert (done.returncode, done.stdout) == (0, f"/models: fleet models: {state}\n{not_running}"), done.stderr
         assert ("return 503;" in configuration.read_text()) == (state == "drained")
-    assert mountctl_fleet(mounts, "undrain", "models").returncode == 0
+    with (mounts.parent / "fleet/drained").open() as before:  # it is replaced in one step
+        assert mountctl_fleet(mounts, "undrain", "models").returncode == 0
+        assert before.read() == "/models\n"
     assert "return 503;" not in configuration.read_text()
+    (mounts / "models.toml").unlink()
+    done = mountctl_fleet(mounts, "apply")
+    told = f"mountctl: no mount declared in {mounts} belongs to a fleet: set fleet in one\n"
+    assert (done.returncode, done.stderr) == (2, told)
 
 
 def test_a_drain_of_a_mount_that_workers_of_a_killed_nginx_still_serve_is_no_success(mounts: Path, port: int) -> None:
@@ -159,55 +166,30 @@ def test_a_drain_of_a_mount_that_workers_of_a_killed_nginx_still_serve_is_no_suc
             os.kill(pid, signal.SIGKILL)
 
 
-def test_what_is_drained_changes_in_one_step(tmp_path: Path) -> None:
-    nginx = Nginx(tmp_path)
-    nginx.set_drained([Path("/models")], drained=True)
-    with (tmp_path / "drained").open() as before:
-        nginx.set_drained([Path("/other")], drained=True)
-        assert before.read() == "/models\n"
-    assert nginx.drained() == {"/models", "/other"}
-    assert [path.name for path in tmp_path.iterdir()] == ["drained"]
-
-
-def test_a_host_without_a_fleet_is_told_so(mounts: Path) -> None:
-    (mounts / "models.toml").unlink()
-    done = mountctl_fleet(mounts, "apply")
-    assert done.returncode == 2
-    assert done.stderr == f"mountctl: no mount declared in {mounts} belongs to a fleet: set fleet in one\n"
-
-
-def test_a_mount_with_wrong_options_is_left_out(mounts: Path, port: int) -> None:
+@pytest.fixture
+def wrong(mounts: Path) -> None:
+    """A mount that is declared with wrong options."""
     (mounts / "wrong.toml").write_text('mountpoint = "/wrong"\nfleet = "models"\n')
+
+
+def test_a_mount_with_wrong_options_is_left_out_of_an_nginx_that_starts_or_reloads(
+    mounts: Path, wrong: None, port: int
+) -> None:
     told = "mountctl: /wrong is left out: option fleet models: incomplete: set fleet_members\n"
     done = mountctl_fleet(mounts, "apply")
     assert (done.returncode, done.stderr) == (2, told)
     assert done.stdout == f"/models: fleet models: served at 127.0.0.1:{port}\nreloaded nginx\n"
 
 
-def test_a_mount_with_wrong_options_is_drained_with_all_others_but_not_alone(mounts: Path) -> None:
-    (mounts / "wrong.toml").write_text('mountpoint = "/wrong"\nfleet = "models"\n')
-    done = mountctl_fleet(mounts, "drain", "wrong")
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (
-        2,
-        "mountctl: /wrong is left out: correct its options first",
-    )
+def test_a_mount_without_a_fleet_or_with_wrong_options_is_not_drained_alone(mounts: Path, wrong: None) -> None:
+    for name, told in (
+        ("wrong", "/wrong is left out: correct its options first"),
+        ("alone", f"/alone belongs to no fleet: set fleet in its file in {mounts}"),
+    ):
+        done = mountctl_fleet(mounts, "drain", name)
+        assert (done.returncode, done.stderr.splitlines()[-1]) == (2, f"mountctl: {told}")
     assert mountctl_fleet(mounts, "drain").stdout.startswith("/models: fleet models: drained\n")
     assert (mounts.parent / "fleet/drained").read_text() == "/models\n/wrong\n"
-
-
-def test_nginx_runs_without_a_mount_with_wrong_options(mounts: Path) -> None:
-    (mounts / "alone.toml").write_text('mountpoint = "/alone"\nfleet = "models"\n')
-    with reserved_ports() as ports:
-        port = ports[0]
-    replace(mounts, 'fleet_listen = "127.0.0.1:7443"', f'fleet_listen = "127.0.0.1:{port}"')
-    with run_daemon("nginx", command(mounts, "run"), mounts.parent / "nginx.log", os.environ) as daemon:
-        daemon.wait_until(lambda: accepts(port), 20)
-
-
-def test_a_mount_without_a_fleet_cannot_be_drained(mounts: Path) -> None:
-    done = mountctl_fleet(mounts, "drain", "alone")
-    assert done.returncode == 2
-    assert done.stderr == f"mountctl: /alone belongs to no fleet: set fleet in its file in {mounts}\n"
 
 
 def test_a_certificate_that_nginx_cannot_load_is_told(mounts: Path) -> None:

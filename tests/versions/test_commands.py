@@ -17,11 +17,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from tests.contract.backends import new_bucket, use_only
 from tests.services import S3Server
+from tests.support.mounts import trimsfs as run_trimsfs
 from tests.support.signing import new_key, pem
 from tests.versions.safetensors_files import check_reference_rules, file_of
 from trimsfs.cli.main import main
 from trimsfs.errors import ConfigurationError, StoreUnavailableError, TransientStoreError
-from trimsfs.extras.signatures.signed_manifest import load_key, load_private_key, read_manifest
+from trimsfs.extras.signatures.signed_manifest import load_key, read_manifest
 from trimsfs.extras.versions.commands.store_options import SEEN
 from trimsfs.extras.versions.location import parse
 from trimsfs.stores import writer
@@ -62,11 +63,10 @@ def test_a_model_is_pushed_by_one_command(model: Path, store: Path) -> None:
     found = {str(file.relative_to(store / "llama/v1")) for file in (store / "llama/v1").rglob("*") if file.is_file()}
     assert found == {"config.json", "sub/tokenizer.json", "model.safetensors"}
 
-    assert (
-        trimsfs("push", model, f"{store}/llama:v1").stdout == f"{store}/llama:v1: already published, 3 files, 8.3 kB\n"
-    )
-    again = json.loads(trimsfs("push", "--json", model, f"{store}/llama:v1").stdout)
-    assert (again["version"], again["files"], again["sent_bytes"], again["hidden"]) == ("v1", 3, 0, 2)
+    again = trimsfs("push", model, f"{store}/llama:v1").stdout
+    assert again == f"{store}/llama:v1: already published, 3 files, 8.3 kB\n"
+    told = json.loads(trimsfs("push", "--json", model, f"{store}/llama:v1").stdout)
+    assert (told["version"], told["files"], told["sent_bytes"], told["hidden"]) == ("v1", 3, 0, 2)
     (model / "config.json").write_text("[]")
     refused = trimsfs("push", model, f"{store}/llama:v1", code=20)
     assert refused.stderr.count("\n") == 1
@@ -98,10 +98,8 @@ def test_versions_aliases_rollback_and_removal(model: Path, store: Path) -> None
     assert trimsfs("rollback", name, "prod").stdout == "prod leads to v1\n"
     assert "stay until" in trimsfs("rm", f"{name}:v2").stdout
     assert "(removed, kept until" in trimsfs("versions", name).stdout
-    kept = {
-        each["version"]: each["kept_until"]
-        for each in json.loads(trimsfs("versions", "--json", name).stdout)["versions"]
-    }
+    listed = json.loads(trimsfs("versions", "--json", name).stdout)["versions"]
+    kept = {each["version"]: each["kept_until"] for each in listed}
     assert kept["v1"] is None
     assert f"kept until {kept['v2']})" in trimsfs("versions", name).stdout
     assert (store / "llama/v2").exists()
@@ -163,6 +161,12 @@ def test_a_pushed_model_can_be_aligned_and_signed(model: Path, store: Path, tmp_
     assert "--align changes what it signs" in trimsfs("push", "--align", model, f"{store}/llama:v2", code=2).stderr
 
 
+def test_keys_of_other_kinds_and_missing_ones_are_refused(model: Path, store: Path, tmp_path: Path) -> None:
+    (tmp_path / "key.pem").write_bytes(pem(ec.generate_private_key(ec.SECP256K1())))
+    for name, told in (("key.pem", "not a private key"), ("missing", "No such file")):
+        assert told in trimsfs("push", "--sign", tmp_path / name, model, f"{store}/llama:v1", code=2).stderr
+
+
 def test_a_package_that_is_missing_is_told_before_anything_is_uploaded(
     model: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,16 +176,6 @@ def test_a_package_that_is_missing_is_told_before_anything_is_uploaded(
     cause = "import of cryptography.exceptions halted; None in sys.modules"
     assert told == f"trimsfs: option --sign: {cause}: pip install 'trimsfs[signatures]'\n"
     assert os.listdir(store) == []
-
-
-def test_keys_of_other_kinds_are_refused(tmp_path: Path) -> None:
-    key = ec.generate_private_key(ec.SECP256K1())
-    path = tmp_path / "key.pem"
-    path.write_bytes(pem(key))
-    with pytest.raises(ConfigurationError, match="not a private key"):
-        load_private_key(path)
-    with pytest.raises(ConfigurationError, match="No such file"):
-        load_private_key(tmp_path / "missing")
 
 
 def test_versions_are_compared(model: Path, store: Path) -> None:
@@ -281,17 +275,8 @@ def test_a_store_that_does_not_answer_is_told_in_one_line(model: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"  # nobody listens there
         environment = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "TRIMSFS_RETRY_DEADLINE": "0.5"}
-        command = [
-            sys.executable,
-            "-m",
-            "trimsfs",
-            "push",
-            str(model),
-            "s3://bucket/llama:v1",
-            "--endpoint-url",
-            address,
-        ]
-        done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+        push = ("push", model, "s3://bucket/llama:v1", "--endpoint-url", address)
+        done = run_trimsfs(*push, environment=environment)
     assert (done.returncode, done.stderr.count("\n")) == (7, 1), done.stderr
     assert "Could not connect" in done.stderr
     assert done.stderr.endswith(": check the network and the address\n")
@@ -319,17 +304,12 @@ def test_an_error_of_a_bucket_names_the_option_for_another_server(
 def test_a_store_that_answers_with_an_error_is_no_matter_of_the_network(
     model: Path, monkeypatch: pytest.MonkeyPatch, cause: str, remedy: str
 ) -> None:
+    transient = TransientStoreError("no route")
+    answer = ClientError({"Error": {"Code": "InternalError"}}, "PutObject")
+    transient.__cause__ = answer if cause == "answer" else OSError()
+
     async def fails(*_: object) -> None:
         await trio.lowlevel.checkpoint()
-        try:
-            if cause == "answer":
-                raise ClientError({"Error": {"Code": "InternalError"}}, "PutObject")
-            raise TransientStoreError("no route") from OSError()
-        except ClientError as error:
-            transient = TransientStoreError("InternalError")
-            transient.__cause__ = error
-        except TransientStoreError as error:
-            transient = error
         raise StoreUnavailableError("llama: no answer") from transient
 
     monkeypatch.setattr("trimsfs.stores.s3.s3_writer.S3Writer.list", fails)
@@ -353,6 +333,9 @@ def test_an_error_of_a_bucket_names_the_model_and_no_inner_key(
 
 
 def test_what_is_no_directory_of_a_model_is_told(model: Path, store: Path) -> None:
+    (model.parent / "empty").mkdir()
+    (model.parent / "empty/.trims-prefetch.json").write_text('{"prefetch": false}')
+    assert "there are no files in it" in trimsfs("push", model.parent / "empty", f"{store}/m:v1", code=2).stderr
     assert "is a file: name the directory" in trimsfs("push", model / "config.json", f"{store}/m:v1", code=2).stderr
     (model / "dangling").symlink_to("nowhere")
     assert "dangling: a link that leads nowhere: remove it" in trimsfs("push", model, f"{store}/m:v1", code=2).stderr
@@ -460,12 +443,6 @@ def test_the_publishers_prefetch_hint_is_part_of_a_version(model: Path, store: P
     assert (store / "llama/v1/.trims-prefetch.json").read_text() == hint.read_text()
     assert not (store / "llama/v1/sub/.trims-prefetch.json").exists()
     assert ".trims-prefetch.json" in json.loads((store / "llama/.trims-versions/v1.json").read_text())["files"]
-
-
-def test_a_directory_with_a_hint_alone_has_no_files(tmp_path: Path, store: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty/.trims-prefetch.json").write_text('{"prefetch": false}')
-    assert "there are no files in it" in trimsfs("push", tmp_path / "empty", f"{store}/m:v1", code=2).stderr
 
 
 def test_an_error_of_concurrent_tasks_is_told_alone(model: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,8 @@ SMALL_FILES = 5
 LARGE_SIZE = 2 * PART + 1000
 MOST_TRIALS = 30
 """Most pushes that are killed until one is that has kept something."""
+Choose = Callable[[int], list[tuple[int, bool]]]
+"""Draws some of so many requests, and whether each is killed before or after the server has got it."""
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +87,12 @@ def killed_at_requests(
     proxy: Proxy,
     model: Path,
     directory: Path,
-    choose: Callable[[int], list[tuple[int, bool]]],
+    choose: Choose,
     *,
     command: Sequence[str] = (),
     more: Mapping[str, str] | None = None,
 ) -> None:
-    """Kill a push at each of the requests that *choose* draws of so many, before or after the server has got it.
+    """Kill a push at each of the requests that *choose* draws.
 
     Or another *command* that publishes the same files, with *more* in its environment.
     """
@@ -138,19 +140,23 @@ def killed_at_requests(
     assert kept > 0
 
 
-def test_a_push_that_is_killed_at_some_requests(proxy: Proxy, model: Path, tmp_path: Path) -> None:
-    killed_at_requests(
-        proxy, model, tmp_path, lambda count: [(count * part // 6, part % 2 > 0) for part in range(1, 7)]
-    )
+def some(count: int) -> list[tuple[int, bool]]:
+    """Requests all over a push of so many."""
+    return [(count * part // 6, part % 2 > 0) for part in range(1, 7)]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_a_push_that_is_killed_at_100_random_requests(proxy: Proxy, model: Path, tmp_path: Path) -> None:
+def at_random(count: int) -> list[tuple[int, bool]]:
+    """100 requests of a push of so many."""
     chance = random.Random()
-    killed_at_requests(
-        proxy, model, tmp_path, lambda count: [(chance.randint(1, count), chance.random() < 0.5) for _ in range(100)]
-    )
+    return [(chance.randint(1, count), chance.random() < 0.5) for _ in range(100)]
+
+
+MANY = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@pytest.mark.parametrize("choose", [some, pytest.param(at_random, marks=MANY)])
+def test_a_push_that_is_killed_at_some_requests(proxy: Proxy, model: Path, tmp_path: Path, choose: Choose) -> None:
+    killed_at_requests(proxy, model, tmp_path, choose)
 
 
 @pytest.fixture
@@ -162,41 +168,19 @@ def on_the_hub(model: Path, hub: Hub) -> str:
     return name
 
 
-def killed_imports(
-    proxy: Proxy, hub: Hub, name: str, model: Path, directory: Path, choose: Callable[[int], list[tuple[int, bool]]]
-) -> None:
-    more = {"HF_ENDPOINT": hub.endpoint, "NO_PROXY": HOST}
-    killed_at_requests(proxy, model, directory, choose, command=["import", f"hf://{name}"], more=more)
-
-
-@pytest.mark.slow
-def test_an_import_from_a_hub_that_is_killed_at_some_requests(
-    proxy: Proxy, hub: Hub, on_the_hub: str, model: Path, tmp_path: Path
-) -> None:
-    killed_imports(
-        proxy, hub, on_the_hub, model, tmp_path, lambda count: [(count * part // 4, part % 2 > 0) for part in (1, 2, 3)]
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_an_import_from_a_hub_that_is_killed_at_100_random_requests(
-    proxy: Proxy, hub: Hub, on_the_hub: str, model: Path, tmp_path: Path
+@pytest.mark.parametrize("choose", [some, at_random])
+def test_an_import_from_a_hub_that_is_killed_at_some_requests(
+    proxy: Proxy, hub: Hub, on_the_hub: str, model: Path, tmp_path: Path, choose: Choose
 ) -> None:
-    chance = random.Random()
-    killed_imports(
-        proxy,
-        hub,
-        on_the_hub,
-        model,
-        tmp_path,
-        lambda count: [(chance.randint(1, count), chance.random() < 0.5) for _ in range(100)],
-    )
+    more = {"HF_ENDPOINT": hub.endpoint, "NO_PROXY": HOST}
+    killed_at_requests(proxy, model, tmp_path, choose, command=["import", f"hf://{on_the_hub}"], more=more)
 
 
-def killed_at_moments(model: Path, directory: Path, trials: int) -> None:
-    """Kill a push to a directory at random moments."""
-    store, log = directory / "store", directory / "log"
+@pytest.mark.parametrize("trials", [6, pytest.param(100, marks=MANY)])
+def test_a_push_to_a_directory_that_is_killed_at_some_moments(model: Path, tmp_path: Path, trials: int) -> None:
+    store, log = tmp_path / "store", tmp_path / "log"
     store.mkdir()
     options = MountOptions(store=str(store))
     chance = random.Random(11)
@@ -223,13 +207,3 @@ def killed_at_moments(model: Path, directory: Path, trials: int) -> None:
         assert list((store / name / ".trims-versions/scratch").iterdir()) == []
     assert kept > 0
     assert dead > 0
-
-
-def test_a_push_to_a_directory_that_is_killed_at_some_moments(model: Path, tmp_path: Path) -> None:
-    killed_at_moments(model, tmp_path, 6)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_a_push_to_a_directory_that_is_killed_at_100_moments(model: Path, tmp_path: Path) -> None:
-    killed_at_moments(model, tmp_path, 100)

@@ -11,7 +11,7 @@ import pytest
 import safetensors as reference
 
 from tests.versions.safetensors_files import check_reference_rules, file_of
-from trimsfs.extras.versions.alignment import PAGE, Aligned, aligned
+from trimsfs.extras.versions.alignment import PAGE, aligned
 from trimsfs.extras.versions.content import Bytes, Content, LocalFile
 from trimsfs.extras.versions.description import describe
 from trimsfs.extras.versions.difference import Difference, Version, compare
@@ -37,10 +37,15 @@ async def content_of(content: Content) -> bytes:
 
 async def test_tensors_are_aligned_and_keep_their_bytes(tmp_path: Path) -> None:
     tensors = {"bias": ODD["bias"], **PAGES, **ODD}
-    (tmp_path / "a.safetensors").write_bytes(file_of(tensors, {"format": "pt"}))
-    file = await content_of(aligned(LocalFile(tmp_path / "a.safetensors")))
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(file_of(tensors, {"format": "pt"}))
+    file = await content_of(aligned(LocalFile(path)))
+    path.write_bytes(file)
+    assert isinstance(aligned(LocalFile(path)), LocalFile)  # it stays as it is
 
     check_reference_rules(file)
+    library: Any = reference
+    assert {name: bytes(tensor["data"]) for name, tensor in library.deserialize(file)} == tensors
     table = safetensors.parse(BufferSource(file))
     assert {one.name: file[one.offset : one.offset + one.nbytes] for one in table.tensors} == tensors
     assert [one.name for one in table.tensors if one.offset % PAGE] == ["norm", "bias"]
@@ -50,30 +55,18 @@ async def test_tensors_are_aligned_and_keep_their_bytes(tmp_path: Path) -> None:
     assert json.loads(file[8 : 8 + length])["__metadata__"] == {"format": "pt"}
 
 
-async def test_a_file_that_is_aligned_stays_as_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
-    path.write_bytes(file_of({**ODD, **PAGES}))
-    once = aligned(LocalFile(path))
-    assert isinstance(once, Aligned)
-    path.write_bytes(await content_of(once))
-    assert isinstance(aligned(LocalFile(path)), LocalFile)
-
-
-async def test_the_reference_implementation_reads_an_aligned_file(tmp_path: Path) -> None:
-    tensors = {"bias": ODD["bias"], **PAGES, **ODD}
-    path = tmp_path / "a.safetensors"
-    path.write_bytes(file_of(tensors, {"format": "pt"}))
-    library: Any = reference
-    read = library.deserialize(await content_of(aligned(LocalFile(path))))
-    assert {name: bytes(tensor["data"]) for name, tensor in read} == tensors
-
-
 @pytest.mark.parametrize("damage", [b"", b"\xff" * 8, file_of(PAGES)[:-1], file_of(PAGES) + b"more"])
 def test_a_malformed_file_is_refused(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(damage)
     with pytest.raises(FormatError):
         aligned(LocalFile(path))
+
+
+class Unread(Bytes):
+    """Content of which the digest is not known."""
+
+    sha256 = Content.sha256  # type: ignore[assignment]
 
 
 async def version_of(files: Mapping[str, bytes]) -> Version:
@@ -87,20 +80,6 @@ async def version_of(files: Mapping[str, bytes]) -> Version:
         },
         fingerprints=found,
     )
-
-
-class Unread:
-    """Content of which the digest is not known."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.size = len(data)
-
-    async def sha256(self) -> None:
-        return None
-
-    async def read(self, offset: int, length: int) -> bytes:
-        return self._data[offset : offset + length]
 
 
 def changes(difference: Difference) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -154,6 +154,22 @@ class Changing(Bytes):
 
     async def read(self, offset: int, length: int) -> bytes:
         return b"?" + (await super().read(offset, length))[1:]
+
+
+@contextlib.contextmanager
+def before_put(catalog: Catalog, key: str, happens: Callable[[], Awaitable[object]]) -> Iterator[None]:
+    """Something happens, once, before the object of a *key*, or below a part of one, is made."""
+    put = catalog.writer.put_if_absent
+
+    async def after_it(there: str, data: bytes, *, sha256: str | None = None) -> None:
+        if key in there:
+            patch.undo()
+            await happens()
+        await put(there, data, sha256=sha256)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalog.writer, "put_if_absent", after_it)
+        yield
 
 
 def group(kind: type[TrimsError], words: str) -> pytest.RaisesGroup[TrimsError]:
@@ -324,13 +340,6 @@ async def test_no_model_lies_in_a_version_of_another(local: Catalog, tmp_path: P
     assert not (tmp_path / "m/v2").exists()
 
 
-async def test_an_alias_is_no_version_and_says_so(local: Catalog) -> None:
-    await push(local, "v1", SMALL)
-    await aliases.move(local, "prod", "v1")
-    with pytest.raises(NoSuchEntryError, match="prod: is an alias of v1: name the version"):
-        await local.published("prod")
-
-
 async def test_a_model_with_versions_is_not_imported_as_one(local: Catalog) -> None:
     store = MemoryStore({"m/v1/a": b"a", "m/.trims-versions/v1.json": b"{}"})
     retrying = Retrying(deadline_s=5, on_failure=None)
@@ -410,6 +419,12 @@ async def test_an_alias_moves_and_remembers(catalog: Catalog) -> None:
     assert (moved.version, moved.history) == ("v1", ())
     with pytest.raises(NoSuchEntryError, match="no other version"):
         await aliases.rollback(catalog, "prod")
+    with pytest.raises(NoSuchEntryError, match="prod: is an alias of v1: name the version"):
+        await catalog.published("prod")
+    with pytest.raises(NoSuchEntryError, match="no such version"):
+        await aliases.move(catalog, "prod", "v4")
+    with pytest.raises(NoSuchEntryError, match="no such alias"):
+        await aliases.rollback(catalog, "canary")
     assert {stored.key async for stored in catalog.writer.list("m/.trims-versions/")} == {
         *(f"m/.trims-versions/v{number}.json" for number in (1, 2, 3)),
         "m/.trims-versions/aliases/prod.json",
@@ -436,45 +451,34 @@ async def test_of_many_who_move_an_alias_each_hears_what_became_of_it(catalog: C
     assert {found[0].version, *found[0].history} == {"v0", *succeeded}
 
 
-async def test_names_of_versions_and_aliases_differ(local: Catalog) -> None:
+@pytest.mark.parametrize("late", ["push", "alias"])
+async def test_of_a_version_and_an_alias_of_one_name_at_most_one_is_made(local: Catalog, late: str) -> None:
+    """One of the two is made before the other, or between the other's look for it and what the other writes."""
     await push(local, "v1", SMALL)
-    await aliases.move(local, "prod", "v1")
-    with pytest.raises(VersionConflictError, match="alias"):
-        await push(local, "prod", SMALL)
-    with pytest.raises(VersionConflictError, match="is a version"):
-        await aliases.move(local, "v1", "v1")
-
-
-@pytest.mark.parametrize("late", ["pushes/x.json", "aliases/x.json"])
-async def test_of_a_version_and_an_alias_of_one_name_at_most_one_is_made(
-    local: Catalog, monkeypatch: pytest.MonkeyPatch, late: str
-) -> None:
-    """One of the two is made between the other's look for it and what the other writes."""
-    await push(local, "v1", SMALL)
-    put = local.writer.put_if_absent
-
-    async def after_the_other(key: str, data: bytes, *, sha256: str | None = None) -> None:
-        if key.endswith(late):
-            monkeypatch.setattr(local.writer, "put_if_absent", put)
-            await (aliases.move(local, "x", "v1") if "pushes" in late else push(local, "x", SMALL))
-        await put(key, data, sha256=sha256)
-
-    monkeypatch.setattr(local.writer, "put_if_absent", after_the_other)
-    with pytest.raises(VersionConflictError, match="choose another"):
-        await (push(local, "x", SMALL) if "pushes" in late else aliases.move(local, "x", "v1"))
+    make: dict[str, Callable[[], Awaitable[object]]] = {
+        "push": lambda: push(local, "x", SMALL),
+        "alias": lambda: aliases.move(local, "x", "v1"),
+    }
+    first = make["alias" if late == "push" else "push"]
+    with (
+        before_put(local, "/pushes/x.json" if late == "push" else "/aliases/x.json", first),
+        pytest.raises(VersionConflictError, match="choose another"),
+    ):
+        await make[late]()
+    with pytest.raises(VersionConflictError, match="an alias has this name" if late == "push" else "is a version"):
+        await make[late]()
     contents = await local.contents()
     made = (list(contents.published), list(contents.aliases), list(contents.unfinished))
-    assert made == ((["v1"], ["x"], []) if "pushes" in late else (["v1", "x"], [], []))
-
-
-async def test_an_alias_leads_only_to_what_there_is(local: Catalog) -> None:
-    with pytest.raises(NoSuchEntryError, match="no such version"):
-        await aliases.move(local, "prod", "v1")
-    with pytest.raises(NoSuchEntryError, match="no such alias"):
-        await aliases.rollback(local, "prod")
+    assert made == ((["v1"], ["x"], []) if late == "push" else (["v1", "x"], [], []))
 
 
 async def test_a_removed_version_is_hidden_at_once_and_deleted_later(catalog: Catalog) -> None:
+    async def check_gone() -> None:
+        with pytest.raises(NoSuchEntryError, match="was removed"):
+            await aliases.move(catalog, "prod", "v1")
+        with pytest.raises(VersionConflictError, match="was removed"):
+            await push(catalog, "v1", SMALL)
+
     await push(catalog, "v1", SMALL)
     await push(catalog, "v2", {"file": b""})
     tombstone = await removal.remove(catalog, "v1", timedelta(hours=1))
@@ -484,17 +488,17 @@ async def test_a_removed_version_is_hidden_at_once_and_deleted_later(catalog: Ca
     assert (list(contents.published), list(contents.removed)) == (["v2"], ["v1"])
     assert await removal.expire(catalog) == []
     assert await files_in(catalog, "v1") == SMALL
-    for action in (partial_move(catalog), partial_push(catalog)):
-        with pytest.raises((NoSuchEntryError, VersionConflictError), match="was removed"):
-            await action()
+    await check_gone()
 
-    await expire_now(catalog, "v1")
+    key = "m/.trims-versions/removed/v1.json"
+    found = await catalog.writer.read(key)
+    assert found is not None
+    over = Tombstone(version="v1", removed=now(), delete_after=now())
+    await catalog.writer.put_if_match(key, over.encode(), found[1])
     assert await removal.expire(catalog) == ["v1"]
     kept = {f"m/{key}" for key in (".trims-versions/v2.json", ".trims-versions/deleted/v1.json", "v2/file")}
     assert {stored.key async for stored in catalog.writer.list("m/")} == kept
-    for action in (partial_move(catalog), partial_push(catalog)):
-        with pytest.raises((NoSuchEntryError, VersionConflictError), match="was removed"):
-            await action()
+    await check_gone()
     with pytest.raises(NoSuchEntryError, match="was removed"):
         await removal.remove(catalog, "v1", timedelta(0))
 
@@ -515,42 +519,21 @@ async def test_the_grace_period_goes_by_the_clock_of_the_store(catalog: Catalog)
     assert await catalog.writer.age("m/.trims-versions/removed/v2.json") is None
 
 
-async def test_a_manifest_of_a_version_that_is_deleted_meanwhile_is_withdrawn(
-    local: Catalog, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_manifest_of_a_version_that_is_deleted_meanwhile_is_withdrawn(local: Catalog) -> None:
     """Another push had left its reservation, so that this one goes on with it after the version was removed."""
-    put = local.writer.put_if_absent
+    manifest = version_records.Manifest(version="v1", created=now(), files={})
 
-    async def deleted_before(key: str, data: bytes, *, sha256: str | None = None) -> None:
-        if key == "m/.trims-versions/v1.json":
-            monkeypatch.setattr(local.writer, "put_if_absent", put)
-            await put(key, data)
-            await removal.remove(local, "v1", timedelta(0))
-            assert await removal.expire(local) == ["v1"]
-        await put(key, data, sha256=sha256)
+    async def deleted() -> None:
+        await local.writer.put_if_absent("m/.trims-versions/v1.json", manifest.encode())
+        await removal.remove(local, "v1", timedelta(0))
+        assert await removal.expire(local) == ["v1"]
 
-    monkeypatch.setattr(local.writer, "put_if_absent", deleted_before)
-    with pytest.raises(VersionConflictError, match="was removed"):
+    with (
+        before_put(local, "m/.trims-versions/v1.json", deleted),
+        pytest.raises(VersionConflictError, match="was removed"),
+    ):
         await push(local, "v1", SMALL)
     assert (await local.contents()).manifests == {}
-
-
-def partial_move(catalog: Catalog) -> Callable[[], Awaitable[object]]:
-    return lambda: aliases.move(catalog, "prod", "v1")
-
-
-def partial_push(catalog: Catalog) -> Callable[[], Awaitable[object]]:
-    return lambda: push(catalog, "v1", SMALL)
-
-
-async def expire_now(catalog: Catalog, version: str) -> None:
-    """Let the grace period of a version be over."""
-    key = f"m/.trims-versions/removed/{version}.json"
-    found = await catalog.writer.read(key)
-    assert found is not None
-    await catalog.writer.put_if_match(
-        key, Tombstone(version=version, removed=now(), delete_after=now()).encode(), found[1]
-    )
 
 
 async def test_a_version_that_an_alias_leads_to_is_not_removed(local: Catalog) -> None:
@@ -589,20 +572,12 @@ async def test_who_moves_an_alias_and_who_removes_its_target_do_not_both_succeed
     assert found[0].version == "v2"
 
 
-async def test_an_alias_that_moves_while_its_target_is_removed_keeps_it(
-    local: Catalog, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_alias_that_moves_while_its_target_is_removed_keeps_it(local: Catalog) -> None:
     await push(local, "v1", SMALL)
-    put = local.writer.put_if_absent
-
-    async def moved_before(key: str, data: bytes, *, sha256: str | None = None) -> None:
-        if "/removed/" in key:
-            monkeypatch.setattr(local.writer, "put_if_absent", put)
-            await aliases.move(local, "prod", "v1")
-        await put(key, data, sha256=sha256)
-
-    monkeypatch.setattr(local.writer, "put_if_absent", moved_before)
-    with pytest.raises(InUseError, match="alias prod leads to it"):
+    with (
+        before_put(local, "/removed/", lambda: aliases.move(local, "prod", "v1")),
+        pytest.raises(InUseError, match="alias prod leads to it"),
+    ):
         await removal.remove(local, "v1", timedelta(hours=1))
     assert list((await local.contents()).published) == ["v1"]
 
