@@ -39,6 +39,14 @@ class NotMountedError(TrimsError):
     """No trimsfs mount answers at a path."""
 
 
+class NoAnswerError(TrimsError):
+    """A mount, or a container's file system, does not answer in time."""
+
+
+class EngineError(TrimsError):
+    """No container engine is installed, or it failed."""
+
+
 class CacheError(TrimsError):
     """The base of the errors of the cache directory."""
 

@@ -7,7 +7,6 @@ from typing import ParamSpec
 
 import click
 
-from mountctl.containers.container_errors import ContainerError
 from mountctl.keeper.control_socket import KeeperGoneError, KeeperRefusesError
 from trimsfs.errors import NotMountedError, NotPermittedError, TrimsError
 from trimsfs.exit_codes import exit_code
@@ -23,7 +22,7 @@ def reported(function: Callable[P, int | None]) -> Callable[P, None]:
     def call(*arguments: P.args, **named: P.kwargs) -> None:
         try:
             code = function(*arguments, **named)
-        except (TrimsError, KeeperGoneError, ContainerError) as error:
+        except (TrimsError, KeeperGoneError) as error:
             click.echo(f"mountctl: {printable(str(error))}", err=True)
             code = code_of(error)
         except PermissionError as error:
@@ -37,10 +36,8 @@ def reported(function: Callable[P, int | None]) -> Callable[P, None]:
     return call
 
 
-def code_of(error: TrimsError | KeeperGoneError | ContainerError) -> int:
+def code_of(error: TrimsError | KeeperGoneError) -> int:
     """The exit code for an error."""
-    if isinstance(error, ContainerError):
-        return error.exit_code
     if isinstance(error, TrimsError):
         return exit_code(type(error).__name__)
     kind = NotPermittedError if isinstance(error, KeeperRefusesError) else NotMountedError

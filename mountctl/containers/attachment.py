@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from mountctl.containers.container_errors import ArgumentError, NoAnswerError, error_for
+from mountctl.containers.container_errors import error_for
 from mountctl.containers.forked_work import TIMEOUT_S, OverdueError, RefusalError, run_in_child
 from mountctl.linux import bind_mounts
 from mountctl.linux.bind_mounts import Resolve
 from mountctl.linux.sockets import GPU_SUFFIX, gpu_path
+from trimsfs.errors import ConfigurationError, NoAnswerError
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mounts
 from trimsfs.polling import readable
 
@@ -55,7 +56,7 @@ class Target(NamedTuple):
 
 
 def attach(source: BindSource, target: Target, timeout_s: float = TIMEOUT_S) -> None:
-    """Bind-mount *source* read-only at *target*; creates a missing mount point. Raises ContainerError."""
+    """Bind-mount *source* read-only at *target*; creates a missing mount point. Raises TrimsError."""
     _check_target(target.path)
 
     def work() -> bytes:
@@ -72,7 +73,7 @@ def attach(source: BindSource, target: Target, timeout_s: float = TIMEOUT_S) -> 
 
 
 def detach(target: Target, timeout_s: float = TIMEOUT_S) -> None:
-    """Unmount the attachment at *target*, even if it is in use. Raises ContainerError."""
+    """Unmount the attachment at *target*, even if it is in use. Raises TrimsError."""
     _check_target(target.path)
     target = target._replace(path=os.path.normpath(target.path))  # what is above `/opt/model/` is not `/opt/model`
 
@@ -94,7 +95,7 @@ def detach(target: Target, timeout_s: float = TIMEOUT_S) -> None:
 def _check_target(path: str) -> None:
     parts = path.split("/")
     if not path.startswith("/") or not any(parts) or {".", ".."} & set(parts) or "\0" in path:
-        raise ArgumentError(f"{path!r}: not a path in a container: give an absolute path without . and ..")
+        raise ConfigurationError(f"{path!r}: not a path in a container: give an absolute path without . and ..")
 
 
 def _clone(source: BindSource) -> tuple[int, bool]:

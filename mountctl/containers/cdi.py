@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mountctl.containers.container_errors import ArgumentError, ContainerError, NoAnswerError, NotPermittedError
 from mountctl.containers.forked_work import OverdueError, RefusalError, run_in_child
 from mountctl.containers.mountpoints import holds_mountpoints_only, is_shared
 from mountctl.linux.cdi_specs import DEFAULT_DIRECTORY, GPU, NAME_LIMIT, WHOLE, device_name, short_hash
+from trimsfs.errors import ConfigurationError, NoAnswerError, NotPermittedError, TrimsError
 
 VERSION = "0.5.0"
 """The oldest version with all fields that the specs use, so that older engines read them too."""
@@ -35,7 +35,7 @@ class Listing:
 
 
 def list_models(mountpoint: Path, depth: int, timeout_s: float) -> Listing:
-    """The directories of a mount, down to *depth* levels. Raises ContainerError."""
+    """The directories of a mount, down to *depth* levels. Raises TrimsError."""
     root = os.fsencode(mountpoint)
 
     def work() -> bytes:
@@ -54,8 +54,8 @@ def list_models(mountpoint: Path, depth: int, timeout_s: float) -> Listing:
         raise NoAnswerError(f"{mountpoint}: no answer in {timeout_s:g} s: see `trimsfs status`") from None
     except RefusalError as refusal:
         if refusal.step == "many":
-            raise ArgumentError(f"{mountpoint}: more than {MODEL_LIMIT} directories: lower --depth") from None
-        raise ContainerError(f"{mountpoint}: {os.strerror(refusal.number)}") from None
+            raise ConfigurationError(f"{mountpoint}: more than {MODEL_LIMIT} directories: lower --depth") from None
+        raise TrimsError(f"{mountpoint}: {os.strerror(refusal.number)}") from None
     models = []
     for name in filter(None, names):
         try:
@@ -75,14 +75,14 @@ def spec_of(
 ) -> tuple[dict[str, Any], bool]:
     """The spec of a mount's devices, and whether device `all` follows a remount.
 
-    *gpu_socket* is a separate device, because engines start no container whose device is gone. Raises ArgumentError.
+    *gpu_socket* is a separate device: engines start no container whose device is gone. Raises ConfigurationError.
     """
     if not re.fullmatch(r"[A-Za-z]([A-Za-z0-9_-]*[A-Za-z0-9])?", kind_class):
-        raise ArgumentError(f"--class {kind_class}: give letters, digits, - and _, with a letter first")
+        raise ConfigurationError(f"--class {kind_class}: give letters, digits, - and _, with a letter first")
     try:
         str(mountpoint).encode()
     except UnicodeEncodeError:
-        raise ArgumentError(f"{mountpoint!r}: not UTF-8, which CDI needs: mount it elsewhere") from None
+        raise ConfigurationError(f"{mountpoint!r}: not UTF-8, which CDI needs: mount it elsewhere") from None
     models = list(models)
     parent = mountpoint.parent
     follows = parent != Path("/") and is_shared(parent) and holds_mountpoints_only(parent)
@@ -123,9 +123,9 @@ def _bind(path: Path, propagation: str) -> dict[str, Any]:
 
 
 def write(spec: dict[str, Any], output: Path) -> None:
-    """Write a spec atomically. Raises ContainerError."""
+    """Write a spec atomically. Raises TrimsError."""
     if output.exists() and not output.is_file():  # a device, such as /dev/null, would become a plain file
-        raise ArgumentError(f"{output}: it is no regular file: name another --output")
+        raise ConfigurationError(f"{output}: it is no regular file: name another --output")
     directory = output.parent
     try:
         if directory == DEFAULT_DIRECTORY:
@@ -144,11 +144,11 @@ def write(spec: dict[str, Any], output: Path) -> None:
     except PermissionError as error:
         raise NotPermittedError(f"{output}: {error.strerror}: be root, or name another --output") from None
     except OSError as error:
-        raise ContainerError(f"{output}: {error.strerror}") from None
+        raise TrimsError(f"{output}: {error.strerror}") from None
 
 
 def _check_alone(spec: dict[str, Any], output: Path) -> None:
-    """Check that no other spec has these devices: engines refuse a device in two specs. Raises ArgumentError."""
+    """Check that no other spec has these devices: engines refuse a device in two specs. Raises ConfigurationError."""
     names = {device["name"] for device in spec["devices"]}
     for other in output.parent.glob("*.json"):
         if other.name == output.name or other.stat().st_size > SPEC_LIMIT:
@@ -159,6 +159,6 @@ def _check_alone(spec: dict[str, Any], output: Path) -> None:
         except (ValueError, LookupError, TypeError):
             continue
         if names & taken:
-            raise ArgumentError(
+            raise ConfigurationError(
                 f"{other} has devices of the same names: remove it if its mount is gone, or choose another --class"
             )

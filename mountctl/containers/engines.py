@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 
-from mountctl.containers.container_errors import ArgumentError, EngineError, NoSuchEntryError
+from trimsfs.errors import ConfigurationError, EngineError, NoSuchEntryError
 
 TIMEOUT_S = 20.0
 _INSPECT = ("inspect", "--type", "container", "--format", "{{json .State.Pid}}")
@@ -19,11 +19,13 @@ ENGINES: dict[str, tuple[str, ...]] = {
 
 
 def process_of(container: str, engine: str | None = None) -> int:
-    """The first process of a container; *container* is its name, or a process's number. Raises ContainerError."""
+    """The first process of a container; *container* is its name, or a process's number. Raises TrimsError."""
     if engine is None and container.isdecimal() and container.isascii():
         return _number(container)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}", container):
-        raise ArgumentError(f"{container!r}: neither a container's name nor the number of a process: give one of them")
+        raise ConfigurationError(
+            f"{container!r}: neither a container's name nor the number of a process: give one of them"
+        )
     installed = [name for name in ENGINES if shutil.which(name) is not None and engine in {None, name}]
     if not installed:
         wanted = engine or f"none of {', '.join(ENGINES)}"
@@ -37,7 +39,9 @@ def process_of(container: str, engine: str | None = None) -> int:
         else:
             causes.append(f"{name}: {answer}")
     if len(set(found.values())) > 1:
-        raise ArgumentError(f"{container}: {' and '.join(found)} have a container of this name: choose with --engine")
+        raise ConfigurationError(
+            f"{container}: {' and '.join(found)} have a container of this name: choose with --engine"
+        )
     if not found:
         raise NoSuchEntryError(f"{container}: no such container ({'; '.join(causes)})")
     (process,) = set(found.values())
@@ -71,5 +75,5 @@ def _ask(engine: str, container: str) -> int | str:
 
 def _number(text: str) -> int:
     if not 0 < int(text[:12]) < 1 << 31:
-        raise ArgumentError(f"{text}: not the number of a process")
+        raise ConfigurationError(f"{text}: not the number of a process")
     return int(text)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from mountctl.containers.attachment import CONTROL, BindSource, Target
-from mountctl.containers.container_errors import ArgumentError, ContainerError, NoAnswerError, NoSuchEntryError
 from mountctl.containers.mountpoints import gpu_socket
 from mountctl.linux.sockets import gpu_path
+from trimsfs.errors import ConfigurationError, NoAnswerError, NoSuchEntryError, TrimsError
 from trimsfs.polling import readable
 
 MODELS = "dev.trimsfs.models"
@@ -30,7 +30,7 @@ class State(NamedTuple):
 
 
 def read_state(descriptor: int) -> State:
-    """Read the state of a container from the runtime. Raises ContainerError."""
+    """Read the state of a container from the runtime. Raises TrimsError."""
     text = bytearray()
     deadline = time.monotonic() + STATE_TIMEOUT_S
     while True:
@@ -41,73 +41,75 @@ def read_state(descriptor: int) -> State:
             return parse_state(bytes(text))
         text += part
         if len(text) > STATE_LIMIT:
-            raise ArgumentError(f"the container's state has more than {STATE_LIMIT} bytes")
+            raise ConfigurationError(f"the container's state has more than {STATE_LIMIT} bytes")
 
 
 def parse_state(text: bytes) -> State:
-    """Parse and check the state of a container. Raises ArgumentError."""
+    """Parse and check the state of a container. Raises ConfigurationError."""
     state = _parse(text, "the container's state")
     pid, bundle, annotations = state.get("pid"), state.get("bundle"), state.get("annotations") or {}
     if not isinstance(annotations, dict):
-        raise ArgumentError("the container's state: annotations are not a JSON object")
+        raise ConfigurationError("the container's state: annotations are not a JSON object")
     ours = {name: annotations[name] for name in (MODELS, MOUNT, GPU) if name in annotations}
     for name, value in ours.items():
         if not _is_text(value):
-            raise ArgumentError(f"annotation {name}: not a UTF-8 string without NUL")
+            raise ConfigurationError(f"annotation {name}: not a UTF-8 string without NUL")
     if not _is_text(bundle) or not bundle.startswith("/"):
-        raise ArgumentError("the container's state: bundle is not an absolute path")
+        raise ConfigurationError("the container's state: bundle is not an absolute path")
     if state.get("status") not in ("creating", "created"):  # a tuple, as the value may be unhashable
-        raise ArgumentError(
+        raise ConfigurationError(
             f"the container is {str(state.get('status'))[:20]!r}: configure the hook for stage createRuntime"
         )
     if not isinstance(pid, int) or isinstance(pid, bool) or not 1 < pid < 1 << 31:
-        raise ArgumentError("the container's state: pid is not a process: configure the hook for stage createRuntime")
+        raise ConfigurationError(
+            "the container's state: pid is not a process: configure the hook for stage createRuntime"
+        )
     return State(pid, Path(bundle), ours)
 
 
 def root_of(bundle: Path) -> str:
-    """The root directory of a bundle's container, as the host sees it. Raises ContainerError."""
+    """The root directory of a bundle's container, as the host sees it. Raises TrimsError."""
     path = bundle / "config.json"
     try:
         with path.open("rb") as file:
             text = file.read(CONFIGURATION_LIMIT + 1)
     except OSError as error:
-        raise ContainerError(f"{path}: {error.strerror}") from None
+        raise TrimsError(f"{path}: {error.strerror}") from None
     if len(text) > CONFIGURATION_LIMIT:
-        raise ArgumentError(f"{path}: more than {CONFIGURATION_LIMIT} bytes")
+        raise ConfigurationError(f"{path}: more than {CONFIGURATION_LIMIT} bytes")
     root = _parse(text, str(path)).get("root")
     name = root.get("path") if isinstance(root, dict) else None
     if not _is_text(name) or not name:
-        raise ArgumentError(f"{path}: no root.path")
+        raise ConfigurationError(f"{path}: no root.path")
     return str(bundle / name)
 
 
 def parse_models(text: str) -> list[tuple[str, str | None]]:
     """The models of an annotation ``resnet50,bert=/opt/bert``, each with its path in the container or None.
 
-    Raises ArgumentError.
+    Raises ConfigurationError.
     """
     models = []
     for item in text.split(","):
         name, separator, target = item.strip().partition("=")
         parts = name.split("/")
         if {"", ".", "..", CONTROL} & set(parts):
-            raise ArgumentError(f"annotation {MODELS}: {name[:80]!r} is not a model: give its path in the mount")
+            raise ConfigurationError(f"annotation {MODELS}: {name[:80]!r} is not a model: give its path in the mount")
         if separator and not target.startswith("/"):
-            raise ArgumentError(f"annotation {MODELS}: {target[:80]!r} is not an absolute path in the container")
+            raise ConfigurationError(f"annotation {MODELS}: {target[:80]!r} is not an absolute path in the container")
         models.append((name, target if separator else None))
     if len(models) > MODELS_LIMIT:
-        raise ArgumentError(f"annotation {MODELS}: more than {MODELS_LIMIT} models")
+        raise ConfigurationError(f"annotation {MODELS}: more than {MODELS_LIMIT} models")
     return models
 
 
 def asks(annotations: dict[str, str]) -> bool:
-    """Whether a container requests a model or GPU copies. Raises ArgumentError."""
+    """Whether a container requests a model or GPU copies. Raises ConfigurationError."""
     return MODELS in annotations or _asks_for_gpu(annotations)
 
 
 def attachments(state: State, mountpoint: Path) -> list[tuple[BindSource, Target]]:
-    """The bind mounts that a container requests. Raises ContainerError."""
+    """The bind mounts that a container requests. Raises TrimsError."""
     wanted = state.annotations.get(MODELS)
     models = [] if wanted is None else parse_models(wanted)
     root = root_of(state.bundle)
@@ -126,10 +128,10 @@ def attachments(state: State, mountpoint: Path) -> list[tuple[BindSource, Target
 
 
 def _asks_for_gpu(annotations: dict[str, str]) -> bool:
-    """Whether a container requests the socket of GPU clients. Raises ArgumentError."""
+    """Whether a container requests the socket of GPU clients. Raises ConfigurationError."""
     value = annotations.get(GPU, "false")
     if value not in {"true", "false"}:
-        raise ArgumentError(f"annotation {GPU}: {value[:20]!r}: give true or false")
+        raise ConfigurationError(f"annotation {GPU}: {value[:20]!r}: give true or false")
     return value == "true"
 
 
@@ -147,5 +149,5 @@ def _parse(text: bytes, what: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict):
-        raise ArgumentError(f"{what}: not a JSON object")
+        raise ConfigurationError(f"{what}: not a JSON object")
     return parsed

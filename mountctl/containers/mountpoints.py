@@ -4,8 +4,8 @@ import os
 import stat
 from pathlib import Path
 
-from mountctl.containers.container_errors import ArgumentError, NotMountedError
 from mountctl.linux.sockets import gpu_path
+from trimsfs.errors import ConfigurationError, NotMountedError
 from trimsfs.mountinfo import file_systems, mount_at, mounts, named_mountpoint, trimsfs_at
 
 SHOWN = 5
@@ -15,7 +15,7 @@ SHOWN = 5
 def mountpoint_of(given: Path | None, *, remedy: str = "name") -> Path:
     """The mount point of the *given* trimsfs mount or, for None, of the only one; *remedy* is how to choose one.
 
-    Raises ContainerError.
+    Raises TrimsError.
     """
     if given is not None:
         mountpoint = named_mountpoint(given)
@@ -28,7 +28,7 @@ def mountpoint_of(given: Path | None, *, remedy: str = "name") -> Path:
     if len(found) > 1:
         more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         names = ", ".join(map(str, found[:SHOWN]))
-        raise ArgumentError(f"there are {len(found)} trimsfs mounts: {remedy} one of {names}{more}")
+        raise ConfigurationError(f"there are {len(found)} trimsfs mounts: {remedy} one of {names}{more}")
     return found[0]
 
 

@@ -4,26 +4,22 @@ import os
 import stat
 from pathlib import Path
 
-from mountctl.containers.container_errors import (
-    ArgumentError,
-    ContainerError,
-    NoSuchEntryError,
-    NotPermittedError,
-    TargetError,
-)
 from mountctl.containers.mountpoints import is_shared, mounts_below
 from mountctl.linux import bind_mounts
+from trimsfs.errors import ConfigurationError, MountpointError, NoSuchEntryError, NotPermittedError, TrimsError
 from trimsfs.mountinfo import mount_at, mount_of
 
 
 def share(directory: Path) -> bool:
-    """Make a directory a shared mount point; False if it is one already. Raises ContainerError."""
+    """Make a directory a shared mount point; False if it is one already. Raises TrimsError."""
     path = Path(os.path.realpath(directory.parent), directory.name) if directory.name else directory
     if mount_of(path) is not None:
-        raise ArgumentError(f"{path}: lies on a trimsfs mount: share the directory that holds the mount point")
+        raise ConfigurationError(f"{path}: lies on a trimsfs mount: share the directory that holds the mount point")
     path = Path(os.path.realpath(path))
     if path == Path("/"):
-        raise ArgumentError("/: sharing it would give containers the whole host: choose a directory for mount points")
+        raise ConfigurationError(
+            "/: sharing it would give containers the whole host: choose a directory for mount points"
+        )
     if is_shared(path):
         return False
     try:
@@ -35,7 +31,7 @@ def share(directory: Path) -> bool:
     except FileNotFoundError:
         raise NoSuchEntryError(f"{path} does not exist: create it with `mkdir -p`") from None
     except OSError as error:
-        raise ContainerError(f"{path}: {os.strerror(error.errno or 0)}") from None
+        raise TrimsError(f"{path}: {os.strerror(error.errno or 0)}") from None
     return True
 
 
@@ -43,13 +39,13 @@ def _share(path: Path) -> None:
     directory = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         if not stat.S_ISDIR(os.fstat(directory).st_mode):
-            raise ArgumentError(f"{path}: not a directory: choose a directory for mount points")
+            raise ConfigurationError(f"{path}: not a directory: choose a directory for mount points")
         if mount_at(path) is not None:
             bind_mounts.propagate(directory, bind_mounts.MS_SHARED)
             return
         below = mounts_below(path)
         if below:
-            raise TargetError(f"{path}: {below[0]} is mounted below: unmount it, share {path}, mount it again")
+            raise MountpointError(f"{path}: {below[0]} is mounted below: unmount it, share {path}, mount it again")
         tree = bind_mounts.clone(directory)
         try:
             # A clone joins the peer group of its original: mounts made below it would also appear there.

