@@ -14,6 +14,7 @@ from mountctl.containers import mountpoints
 from mountctl.containers.hook import STATE_LIMIT, parse_models, parse_state
 from tests.containers.engines import SUB_IDS, Podman, Users, bundle, packaged, run_bundle
 from tests.containers.host import Host
+from tests.support.messages import json_values
 from tests.support.mounts import MOUNTCTL, MountedStore
 from trimsfs.errors import ConfigurationError, TrimsError
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, Mount
@@ -174,11 +175,8 @@ def test_a_state_that_cannot_be_right_gives_one_line(text: bytes, message: str) 
     assert message in done.stderr.decode()
 
 
-leaves = st.none() | st.booleans() | st.integers() | st.sampled_from(["", "/x", "x", "created"])
-json_values = leaves | st.lists(leaves, max_size=2) | st.dictionaries(st.sampled_from(["a", "b"]), leaves, max_size=2)
-
-
-states = st.dictionaries(st.sampled_from(["pid", "bundle", "status", "annotations"]), json_values)
+values = json_values | st.sampled_from(["/x", "x", "created"])
+states = st.dictionaries(st.sampled_from(["pid", "bundle", "status", "annotations"]), values)
 
 
 @given(st.binary(max_size=50) | states.map(lambda state: json.dumps(STATE | state).encode()))

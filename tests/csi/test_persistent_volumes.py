@@ -17,8 +17,6 @@ from mountctl.extras.csi.mounts_directory import MountsDirectory
 from mountctl.extras.csi.node_service import NodeService
 from tests.csi.driver import (
     Driver,
-    is_dead,
-    kill_together,
     models_mount,
     needs_root,
     node,
@@ -162,22 +160,3 @@ def test_a_volume_outlives_servers_and_keepers_and_is_published_again_as_it_is(
             assert {usage.unit: usage.total > 0 for usage in answer.usage} == {1: True, 2: True}
         assert volumes(driver.pods) == before
         assert driver.ready()
-
-
-def test_a_persistent_volume_whose_mount_is_lost_is_abnormal_until_it_is_published_again(directory: Path) -> None:
-    with running(directory) as driver:
-        with models_mount(directory) as mount:
-            request = persistent(driver.target("a"), "v", {"path": "resnet50"})
-            target = publish(driver, "a", request)
-            kill_together(mount.control()["keeper_pid"])
-            wait_until(lambda: is_dead(mount.path), timeout_s=60)
-            answer = driver.stats("a")
-            assert answer.volume_condition.abnormal
-            assert [usage.total for usage in answer.usage] == [0, 0], "the kubelet takes no answer without usage"
-            subprocess.run(["umount", "--lazy", mount.path], check=True, timeout=10)
-            with models_mount(directory):
-                publish(driver, "a", request)
-                wait_until(lambda: not driver.stats("a").volume_condition.abnormal, 30)
-                assert not driver.stats("a").volume_condition.abnormal
-                assert (target / "params").read_bytes() == b"weights"
-        assert volumes(driver.pods) == []

@@ -33,35 +33,22 @@ for line in sys.stdin:
 def pod(driver: Driver, name: str) -> Iterator["subprocess.Popen[str]"]:
     """A process in PID and mount namespaces of its own, in a volume that holds the alias."""
     script = 'mount --bind "$0" /mnt && cd /mnt && exec "$@"'
-    process = subprocess.Popen(
-        [
-            *(
-                "unshare",
-                "--mount",
-                "--propagation",
-                "slave",
-                "--pid",
-                "--fork",
-                "--mount-proc",
-                "--kill-child",
-                "sh",
-                "-ec",
-                script,
-            ),
-            *(driver.publish(name, path="llama"), sys.executable, "-c", _POD),
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait(timeout=20)
-        for stream in (process.stdin, process.stdout):
-            assert stream is not None
-            stream.close()
+    spaces = ("unshare", "--mount", "--propagation", "slave", "--pid", "--fork", "--mount-proc", "--kill-child")
+    command: list[str | Path] = [
+        *spaces,
+        "sh",
+        "-ec",
+        script,
+        driver.publish(name, path="llama"),
+        sys.executable,
+        "-c",
+        _POD,
+    ]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def reads(process: "subprocess.Popen[str]", what: str = "itself") -> str:

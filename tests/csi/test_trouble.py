@@ -36,7 +36,7 @@ from tests.csi.driver import (
     volumes,
 )
 from tests.support.keepers import hanging
-from tests.support.mounts import MOUNTCTL, MountedStore, wait_until
+from tests.support.mounts import MOUNTCTL, wait_until
 from tests.support.users import STRANGER
 from trimsfs.mountinfo import Mount
 
@@ -48,14 +48,6 @@ def directory(tmp_path: Path) -> Iterator[Path]:
     node(tmp_path)
     yield tmp_path
     take_away(tmp_path / "pods")
-
-
-def lose(mount: MountedStore) -> None:
-    """Have no mount there any more, nor anything that answers for its volumes."""
-    if not is_dead(mount.path):
-        kill_together(mount.control()["keeper_pid"])
-        wait_until(lambda: is_dead(mount.path), timeout_s=60)
-    subprocess.run(["umount", "--lazy", mount.path], check=True, timeout=10)
 
 
 @needs_root
@@ -93,8 +85,19 @@ def test_a_mount_that_does_not_answer_holds_up_nobody(directory: Path) -> None:
 def test_volumes_of_a_mount_that_is_made_anew_are_published_anew(directory: Path) -> None:
     with running(directory) as driver:
         with models_mount(directory) as mount:
-            target = driver.publish("a", path="resnet50")
-            lose(mount)
+            target, other = driver.publish("a", path="resnet50"), driver.publish("c", path="team")
+            kill_together(mount.control()["keeper_pid"])
+            wait_until(lambda: is_dead(mount.path), timeout_s=60)
+            assert not driver.ready()
+            answer = driver.stats("a")
+            assert answer.volume_condition.abnormal
+            assert "its server has ended" in answer.volume_condition.message
+            assert [usage.total for usage in answer.usage] == [0, 0], "the kubelet takes no answer without usage"
+            with refused(grpc.StatusCode.UNAVAILABLE, "its server has ended"):
+                driver.publish("b", path="resnet50")
+            driver.unpublish("c")
+            assert not other.exists()
+            subprocess.run(["umount", "--lazy", mount.path], check=True, timeout=10)
             with refused(grpc.StatusCode.UNAVAILABLE, "is not mounted: mount it, or see its log"):
                 driver.publish("b", path="resnet50")
             assert not driver.ready()
@@ -117,40 +120,6 @@ def test_volumes_of_a_mount_that_is_made_anew_are_published_anew(directory: Path
                 assert not driver.stats("a").volume_condition.abnormal
                 driver.unpublish("a")
         assert volumes(driver.pods) == []
-
-
-@needs_root
-def test_a_volume_of_a_dead_mount_can_be_unpublished(directory: Path) -> None:
-    with running(directory) as driver:
-        with models_mount(directory) as mount:
-            target = driver.publish("a", path="resnet50")
-            kill_together(mount.control()["keeper_pid"])
-            wait_until(lambda: is_dead(mount.path), timeout_s=60)
-            assert not driver.ready()
-            condition = driver.stats("a").volume_condition
-            assert (condition.abnormal, "its server has ended" in condition.message) == (True, True)
-            with refused(grpc.StatusCode.UNAVAILABLE, "its server has ended"):
-                driver.publish("b", path="resnet50")
-            driver.unpublish("a")
-            assert not target.exists()
-            lose(mount)
-        assert not driver.ready()
-
-
-@needs_root
-def test_a_volume_goes_on_with_the_next_server(directory: Path) -> None:
-    with models_mount(directory) as mount, running(directory) as driver:
-        target = driver.publish("a", path="resnet50")
-        first = mount.control()["server_pid"]
-        os.kill(first, signal.SIGKILL)
-
-        assert (target / "params").read_bytes() == b"weights"
-        assert mount.control()["server_pid"] != first
-        assert not driver.stats("a").volume_condition.abnormal
-        before = volumes(driver.pods)
-        driver.publish("a", path="resnet50")
-        assert volumes(driver.pods) == before
-        assert (driver.publish("b", path="team") / "bert/model").read_bytes() == b"more weights"
 
 
 class _SlowPaths(MountCommands):

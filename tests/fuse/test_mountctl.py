@@ -184,6 +184,28 @@ def test_a_mount_whose_keeper_is_gone_is_told(
     assert mountctl("status", "one").returncode == 0
 
 
+def test_upgrade_to_options_that_do_not_work_leaves_the_server_as_it_is(
+    mountctl: Mountctl, declared: Path, store_directory: Path, tmp_path: Path
+) -> None:
+    (store_directory / "model").write_bytes(b"weights")
+    mountpoint, file = declare(declared, "one", store_directory, tmp_path), declared / "one.toml"
+    text = file.read_text()
+    assert mountctl("up").returncode == 0
+    before = json.loads(mountctl("status", "one", "--json").stdout)[0]["server_pid"]
+    for changed, words in (
+        (f'{text}\nserver_user = "nobody-of-this-name"', "no such user"),
+        (text.replace("cache-one", "cache-two"), "cannot be changed while it is mounted"),
+    ):
+        file.write_text(changed)
+        done = mountctl("upgrade", "one")
+        assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+    assert json.loads(mountctl("status", "one", "--json").stdout)[0]["server_pid"] == before
+    file.write_text(f"{text}\nmetadata_ttl = 7")
+    assert mountctl("upgrade", "one").returncode == 0
+    assert json.loads((mountpoint / ".trims/control").read_text())["options"]["metadata_ttl"] == 7
+    assert (mountpoint / "model").read_bytes() == b"weights"
+
+
 def test_one_file_that_cannot_be_used_does_not_keep_the_others_from_anything(
     mountctl: Mountctl, declared: Path, store_directory: Path, tmp_path: Path
 ) -> None:

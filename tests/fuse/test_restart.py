@@ -1,7 +1,6 @@
 """A server that dies or is replaced: whoever uses the mount waits for a moment, and goes on."""
 
 import contextlib
-import json
 import mmap
 import os
 import random
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.keepers import keeper, kill, serving
-from tests.support.mounts import MOUNTCTL, MountedStore, again_while_copied, mounted, trimsfs, wait_until
+from tests.support.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
 from tests.support.processes import alive, family
 from tests.support.readers import Readers, Report
 from tests.support.tmpfs import tmpfs
@@ -43,15 +42,6 @@ def busy(store: Path, tmp_path: Path) -> Iterator[MountedStore]:
         yield mount
 
 
-def undisturbed(mount: MountedStore, store: Path, directory: Path) -> None:
-    """Show how long operations take under the same load when nothing happens to the server."""
-    readers = Readers(mount.path, store, directory, count=READERS)
-    time.sleep(2)
-    report = readers.stop()
-    shown(report, "undisturbed")
-    assert (report.errors, report.wrong) == ([], [])
-
-
 def shown(report: Report, what: str) -> None:
     worst = ", ".join(f"{kind} {seconds * 1e3:.0f} ms" for kind, seconds in sorted(report.worst_s.items()))
     print(f"{what}: {report.operations} operations by {READERS} readers; the longest: {worst}")
@@ -64,7 +54,6 @@ def test_readers_of_a_server_that_is_killed_notice_nothing(
 ) -> None:
     draw = random.Random(2)
     serving(busy)
-    undisturbed(busy, store, tmp_path)
     readers = Readers(busy.path, store, tmp_path, count=READERS)
     try:
         for number in range(kills):
@@ -129,28 +118,8 @@ def test_a_spawner_that_is_killed_is_followed_by_another(store_directory: Path, 
 
 
 @pytest.mark.slow
-def test_readers_go_on_when_fetch_processes_are_stopped(store: Path, tmp_path: Path) -> None:
-    with mounted(store, tmp_path, "--cold-open", "stream") as mount:
-        (mount.path / "group-0/model-0/part-0").read_bytes()
-        server = serving(mount)
-        stopped = [pid for pid, title in titles(mount).items() if title.startswith("trimsfs fetch")]
-        assert stopped
-        for pid in stopped:
-            os.kill(pid, signal.SIGSTOP)
-        began = time.monotonic()
-        name = "group-1/model-1/part-2"
-        assert (mount.path / name).read_bytes() == (store / name).read_bytes()
-        assert time.monotonic() - began < 10
-        assert "is stopped: killing it" in mount.log()
-        assert serving(mount) == server
-        assert mount.metrics()["trimsfs_store_circuit_openings_total"] == 0
-        wait_until(lambda: not any(alive(pid) for pid in stopped))
-
-
-@pytest.mark.slow
 def test_readers_of_a_server_that_is_replaced_notice_nothing(busy: MountedStore, store: Path, tmp_path: Path) -> None:
     serving(busy)
-    undisturbed(busy, store, tmp_path)
     readers = Readers(busy.path, store, tmp_path, count=READERS)
     try:
         for verb in ("upgrade", "restart", "upgrade"):
@@ -265,34 +234,3 @@ def test_server_that_ends_again_and_again_is_given_up(store_directory: Path, tmp
         assert waiting.wait(10) != 0
         assert mount_at(mount.path) is None
         assert "giving up" in mount.log()
-
-
-def test_upgrade_to_options_that_do_not_work_leaves_the_server_as_it_is(store_directory: Path, tmp_path: Path) -> None:
-    declared = tmp_path / "mounts.d"
-    declared.mkdir()
-    mountpoint, file = tmp_path / "models", declared / "models.toml"
-    lines = [f'mountpoint = "{mountpoint}"', f'store = "{store_directory}"', f'cache_dir = "{tmp_path / "cache"}"']
-    file.write_text("\n".join(lines))
-    (store_directory / "model").write_bytes(b"weights")
-
-    def mountctl(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        command = [MOUNTCTL, *arguments, "--mounts-dir", str(declared)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
-
-    assert mountctl("up").returncode == 0
-    try:
-        before = json.loads(mountctl("status", "models", "--json").stdout)[0]["server_pid"]
-        file.write_text("\n".join([*lines, 'server_user = "nobody-of-this-name"']))
-        done = mountctl("upgrade", "models")
-        assert (done.returncode, "no such user" in done.stderr) == (2, True), done.stderr
-        assert json.loads(mountctl("status", "models", "--json").stdout)[0]["server_pid"] == before
-        file.write_text("\n".join([*lines[:2], 'cache_dir = "/elsewhere"']))
-        done = mountctl("upgrade", "models")
-        assert (done.returncode, "cannot be changed while it is mounted" in done.stderr) == (2, True), done.stderr
-        file.write_text("\n".join([*lines, "metadata_ttl = 7"]))
-        assert mountctl("upgrade", "models").returncode == 0
-        facts = json.loads((mountpoint / ".trims/control").read_text())
-        assert facts["options"]["metadata_ttl"] == 7
-        assert (mountpoint / "model").read_bytes() == b"weights"
-    finally:
-        assert again_while_copied(lambda: mountctl("down")).returncode == 0

@@ -17,7 +17,6 @@ from statistics import median
 
 import pytest
 
-from mountctl.keeper.control_socket import ask
 from mountctl.keeper.launching.launcher import CHECK_TIMEOUT_S
 from mountctl.keeper.launching.launcher_socket import check
 from mountctl.keeper.servers.forked_server import OtherProcess
@@ -30,7 +29,6 @@ from tests.support.nodes import TIMEOUT_S, Node, a_node, end
 from tests.support.processes import alive, family
 from tests.support.service_manager import Manager
 from tests.support.users import STRANGER, as_user
-from trimsfs.cli.umount import STOP_TIMEOUT_S
 from trimsfs.fuse.waiters import CHECK_INTERVAL_S
 from trimsfs.mountinfo import trimsfs_at
 from trimsfs.processes import shown, title_of
@@ -575,46 +573,6 @@ def test_operators_see_and_replace_the_server(served: Node) -> None:
     done = mountctl("recover", served.mountpoint)
     assert done.returncode == 1
     assert f"its keeper is `mountctl keeper {served.mountpoint}`: start that again" in done.stderr
-
-
-@pytest.mark.slow
-def test_both_are_services_in_one_namespace(store_directory: Path, tmp_path: Path) -> None:
-    """Each tells its service manager when it is ready; nothing of either is left after an unmount and a stop."""
-    (store_directory / "cold").write_bytes(FILES["cold"])
-    declared, mountpoint = tmp_path / "mounts.d", tmp_path / "models"
-    declared.mkdir()
-    lines = [f'mountpoint = "{mountpoint}"', f'store = "{store_directory}"', f'cache_dir = "{tmp_path / "cache"}"']
-    (declared / "models.toml").write_text("\n".join(lines))
-    managers = []
-    for verb in ("keeper", "serve"):
-        (tmp_path / verb).mkdir()
-        managers.append(Manager(tmp_path / verb))
-    with closing(managers[0]) as keeper, closing(managers[1]) as server:
-        for manager, verb in ((keeper, "keeper"), (server, "serve")):
-            manager.start(MOUNTCTL, verb, "models", "--mounts-dir", str(declared))
-            manager.hear("READY=1")
-        reader = reading(mountpoint / "cold")
-        assert told(reader) == FILES["cold"]
-        assert server.process is not None
-        wait_until(lambda: bool(ask(mountpoint, {"do": "status"}, timeout_s=5)["standby"]))
-        started = family(server.process.pid)
-        assert sum(title_of(pid).startswith("trimsfs s") for pid in started) >= 2  # a server, and its standby
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(TIMEOUT_S) == 0
-        wait_until(lambda: not any(map(alive, started)))
-        server.said.clear()
-        reader = reading(mountpoint / "cold")
-        server.start(MOUNTCTL, "serve", "models", "--mounts-dir", str(declared))
-        assert told(reader) == FILES["cold"]
-        server.hear("READY=1")
-        began = time.monotonic()
-        assert mountctl("down", "models", "--mounts-dir", declared).returncode == 0
-        assert server.process.wait(TIMEOUT_S) == 0
-        assert time.monotonic() - began < STOP_TIMEOUT_S  # the keeper, which stays, is not waited for
-        assert keeper.process is not None
-        assert keeper.process.poll() is None
-        keeper.process.send_signal(signal.SIGTERM)
-        assert keeper.process.wait(TIMEOUT_S) == 0
 
 
 def test_before_linux_6_9_a_server_is_ready_too_and_the_next_one_mounts_anew(node: Node) -> None:

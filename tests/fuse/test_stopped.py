@@ -5,7 +5,8 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,17 @@ def read_in_time(mount: MountedStore, store: Path, name: str) -> None:
     assert time.monotonic() - began < LONGEST_S
 
 
+@contextmanager
+def halted(pid: int) -> Iterator[None]:
+    """A process is stopped by a signal."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):  # it was killed
+            os.kill(pid, signal.SIGCONT)
+
+
 @pytest.mark.parametrize("roles", [(role,) for role in TOLD] + [tuple(TOLD)[1:]], ids="+".join)
 @pytest.mark.slow
 def test_readers_wait_for_seconds_at_most(
@@ -110,8 +122,7 @@ def test_readers_wait_for_seconds_at_most(
 
 def test_opens_go_on_without_a_keeper_that_is_stopped_until_it_runs_again(waiting: MountedStore, store: Path) -> None:
     pid = int(str(keeper(waiting)["keeper_pid"]))
-    os.kill(pid, signal.SIGSTOP)
-    try:
+    with halted(pid):
         for part in range(3):
             read_in_time(waiting, store, f"model-0/part-{part}")
         assert not waiting.info("model-0/part-0")["passthrough"]
@@ -122,36 +133,25 @@ def test_opens_go_on_without_a_keeper_that_is_stopped_until_it_runs_again(waitin
         assert waiting.metrics()["trimsfs_keeper_connected"] == 0
         told = mountctl("status", waiting.path)
         assert (told.returncode, f"is stopped (pid {pid}): {remedy}" in told.stdout) == (1, True), told.stdout
-    finally:
-        os.kill(pid, signal.SIGCONT)
     wait_until(lambda: waiting.metrics()["trimsfs_keeper_connected"] == 1)
     read_in_time(waiting, store, "model-1/part-0")
     assert waiting.info("model-1/part-0")["passthrough"]
     assert keeper(waiting)["restarts"] == 0
 
 
-def test_a_keeper_that_hangs_can_be_replaced(waiting: MountedStore, store: Path) -> None:
+@pytest.mark.parametrize("halted", [halted, frozen], ids=["stopped", "hangs"])
+def test_a_keeper_that_does_not_run_can_be_replaced(
+    halted: Callable[[int], AbstractContextManager[None]], waiting: MountedStore, store: Path
+) -> None:
     pid = int(str(keeper(waiting)["keeper_pid"]))
-    with frozen(pid):
-        done = mountctl("status", waiting.path)
-        assert f"does not answer: run `mountctl recover {waiting.path}`" in done.stdout
+    with (waiting.path / "model-0/part-0").open("rb", buffering=0) as file, halted(pid):
+        if halted is frozen:
+            assert f"does not answer: run `mountctl recover {waiting.path}`" in mountctl("status", waiting.path).stdout
         done = mountctl("recover", waiting.path)
         assert done.returncode == 0, done.stderr
-    assert not alive(pid)
-    assert keeper(waiting)["keeper_pid"] != pid
-    read_in_time(waiting, store, "model-1/part-0")
-    assert waiting.info("model-1/part-0")["passthrough"]
-
-
-def test_a_keeper_that_is_stopped_can_be_replaced(waiting: MountedStore, store: Path) -> None:
-    stopped = int(str(keeper(waiting)["keeper_pid"]))
-    with (waiting.path / "model-0/part-0").open("rb", buffering=0) as file:
-        os.kill(stopped, signal.SIGSTOP)
-        done = mountctl("recover", waiting.path)
-        assert done.returncode == 0, done.stderr
-        assert not alive(stopped)
-        assert keeper(waiting)["keeper_pid"] != stopped
-        assert f"takes over from pid {stopped}, which was stopped and is killed" in waiting.log()
+        assert not alive(pid)
+        assert keeper(waiting)["keeper_pid"] != pid
+        assert f"takes over from pid {pid}, which was stopped and is killed" in waiting.log()
         assert file.readall() == (store / "model-0/part-0").read_bytes()
     read_in_time(waiting, store, "model-1/part-0")
     assert waiting.info("model-1/part-0")["passthrough"]

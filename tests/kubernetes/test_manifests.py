@@ -4,7 +4,6 @@ import re
 import tomllib
 from pathlib import Path
 
-import click
 import pytest
 
 from mountctl.extras.csi import DRIVER_NAME
@@ -186,9 +185,3 @@ def test_the_configuration_is_valid(tmp_path: Path, pod: Manifest) -> None:
     (cache,) = [volume for volume in pod["volumes"] if volume["name"] == "cache"]
     assert str(mount.cache_dir).startswith(cache["hostPath"]["path"])
     check_tenant(tmp_path / "tenants.toml", "any", "models", "")
-
-
-def test_the_command_of_csi_is_known_to_mountctl() -> None:
-    from mountctl.commands.main import main
-
-    assert main.get_command(click.Context(main), "csi") is csi

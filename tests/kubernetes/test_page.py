@@ -151,13 +151,6 @@ def test_all_digests_come_from_the_file_that_the_page_names() -> None:
         assert component or re.search(r"^  - (\.\./\.\./)?image$", text, re.MULTILINE)
 
 
-def test_fields_in_prose_are_fields_of_the_manifests() -> None:
-    everything = yaml.safe_dump_all([each for _, each in every_document()])
-    for field in ("requiresRepublish", "podInfoOnMount", "hostPID", "tokenRequests", "control_gid", "fsGroup"):
-        if field in PAGE and field != "fsGroup":
-            assert field in everything, field
-
-
 def test_volumes_of_the_page_are_what_the_driver_takes() -> None:
     (volume,) = (each for document in documents() for each in document.get("volumes", ()) if "csi" in each)
     assert volume["csi"]["driver"] == DRIVER_NAME

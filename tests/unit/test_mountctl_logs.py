@@ -19,13 +19,3 @@ def test_the_log_of_a_dead_mount_is_shown(
     done = CliRunner().invoke(verbs.logs, [f"{tmp_path}/models", "-n", "1", "--mounts-dir", str(tmp_path)])
 
     assert (done.exit_code, capfd.readouterr().out) == (0, "last\n"), done.output
-
-
-def test_a_mount_that_logs_to_standard_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = {"state": "serving", "foreground": True, "log_file": str(tmp_path / "models.log")}
-    monkeypatch.setattr(verbs, "status_of", lambda _: facts)
-
-    done = CliRunner().invoke(verbs.logs, [f"{tmp_path}/models", "--mounts-dir", str(tmp_path)])
-
-    assert done.exit_code == 13
-    assert "models: logs to standard error, not to a file: see the log of its unit or container" in done.output

@@ -5,14 +5,14 @@ import os
 import select
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from mountctl.keeper.fuse_connection import memory_of
 from mountctl.keeper.launching import launchers
 from mountctl.keeper.launching.launchers import Launchers
 from mountctl.keeper.servers import server_messages
@@ -20,6 +20,7 @@ from mountctl.keeper.servers.restart_policy import RestartPolicy
 from mountctl.keeper.servers.server_process import ServerProcess
 from mountctl.keeper.servers.server_source import Order, OwnServers, ServerSource
 from tests.support.keeper_in_process import ORDER
+from tests.support.mounts import wait_until
 from trimsfs.exit_codes import exit_code
 from trimsfs.processes import stopped
 
@@ -98,26 +99,12 @@ def started(scene: Scene) -> Iterator[ServerProcess]:
     finally:
         server.channel.close()
         server.kill()
-        wait_until(server.reaped)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        wait_until(server.reaped, TIMEOUT_S)
 
 
 def said(server: ServerProcess) -> server_messages.Message | None:
     assert select.select([server.channel], [], [], TIMEOUT_S)[0]
     return server.receive()[0]
-
-
-def memory(content: bytes) -> int:
-    descriptor = os.memfd_create("test")
-    os.write(descriptor, content)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
 
 
 def test_a_server_stands_by_and_serves_with_what_it_is_given(scene: Scene) -> None:
@@ -127,7 +114,7 @@ def test_a_server_stands_by_and_serves_with_what_it_is_given(scene: Scene) -> No
         assert said(server) == server_messages.StandingBy("2")
         assert not server.ended()
         assert (server.hang(0), stopped(server.pid)) == (None, False)
-        ledger = memory(b"of the mount")
+        ledger = memory_of(b"of the mount")
         server.promote({"ledger": ledger}, RestartPolicy(), unclaimed=[])
         os.close(ledger)
         assert said(server) == server_messages.Failed("None", "/nowhere {'ledger': 'of the mount'}")
@@ -137,7 +124,7 @@ def test_a_server_that_is_killed_has_ended_while_another_can_start(scene: Scene)
     with started(scene) as first:
         said(first)
         first.kill()
-        wait_until(first.ended)
+        wait_until(first.ended, TIMEOUT_S)
         assert scene.source.can_start(scene.order)
         with started(scene) as second:
             assert said(second) == server_messages.StandingBy("2")
@@ -148,7 +135,7 @@ def test_a_server_that_is_killed_has_ended_while_another_can_start(scene: Scene)
 def test_a_server_that_does_not_come_up_is_known(scene: Scene) -> None:
     try:
         with started(scene) as server:
-            wait_until(server.ended)
+            wait_until(server.ended, TIMEOUT_S)
             assert server.receive() == (None, [])
     except FileNotFoundError as error:
         assert error.filename == CANNOT_BE_STARTED[0]  # noqa: PT017 - a server that has ended says as much
@@ -156,7 +143,7 @@ def test_a_server_that_does_not_come_up_is_known(scene: Scene) -> None:
 
 
 def test_what_the_next_keeper_needs_stays_open_here(scene: Scene) -> None:
-    descriptor = memory(b"ledger")
+    descriptor = memory_of(b"ledger")
     with started(scene) as server:
         said(server)
         scene.source.keep(server, {"ledger": descriptor})
@@ -180,7 +167,7 @@ def test_after_a_refusal_whoever_is_told_ends_or_the_keeper_tries_again(scene: S
         if scene.launcher is not None:
             _, errors = scene.launcher.communicate(timeout=TIMEOUT_S)
             assert (scene.launcher.returncode, errors) == (exit_code("TakeoverError"), "trimsfs: no\n")
-            wait_until(server.ended)
+            wait_until(server.ended, TIMEOUT_S)
     if scene.source.can_start(scene.order):
         with started(scene) as another:
             assert said(another) == server_messages.StandingBy("2")
