@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -289,9 +289,13 @@ def usage(device: str, inode: int | None = None) -> Usage:
     others.pop(os.getpid())
     found.mounted = [(pid, mount.mountpoint) for pid in others for mount in others[pid] if mount.device == device]
     for pid in _processes():
-        with _looking(found):
+        try:
             if any(file[0] == device and inode in {None, file[1]} for file in _files(pid, whole=inode is None)):
                 found.processes.append(pid)
+        except PermissionError:
+            found.hidden = True
+        except (OSError, ValueError):
+            pass  # it has ended
     found.hidden &= os.geteuid() != 0  # root sees all that the kernel shows
     return found
 
@@ -308,17 +312,6 @@ def holders(device: str) -> dict[int, list[int]]:
 
 def _processes() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
-
-
-@contextmanager
-def _looking(usage: Usage) -> Iterator[None]:
-    """Look at a process that may belong to another user, or end meanwhile."""
-    try:
-        yield
-    except PermissionError:
-        usage.hidden = True
-    except (OSError, ValueError):
-        pass  # it has ended
 
 
 def _files(pid: int, *, whole: bool = False) -> Iterator[tuple[str, int]]:

@@ -74,7 +74,6 @@ def status_of(mount: NamedMount) -> dict[str, Any]:
 
 
 def _state_without_keeper(mountpoint: Path) -> str:
-    """The state of a mount without a keeper."""
     answers = mounting.answers(mountpoint, timeout_s=ANSWER_TIMEOUT_S)
     return "hanging" if answers is None else NOT_KEPT if answers else DEAD
 

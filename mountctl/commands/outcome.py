@@ -37,7 +37,6 @@ def reported(function: Callable[P, int | None]) -> Callable[P, None]:
 
 
 def code_of(error: TrimsError | KeeperGoneError) -> int:
-    """The exit code for an error."""
     if isinstance(error, TrimsError):
         return exit_code(type(error).__name__)
     kind = NotPermittedError if isinstance(error, KeeperRefusesError) else NotMountedError

@@ -216,7 +216,6 @@ def _mount(proc: int, file: int) -> tuple[str | None, str]:
 
 
 def _mount_id(proc: int, file: int) -> int:
-    """The mount id of the mount that an open file lies on."""
     for line in _read(proc, f"self/fdinfo/{file}").splitlines():
         if line.startswith(b"mnt_id:"):
             return int(line.split()[1])

@@ -21,7 +21,9 @@ ENGINES: dict[str, tuple[str, ...]] = {
 def process_of(container: str, engine: str | None = None) -> int:
     """The first process of a container; *container* is its name, or a process's number. Raises TrimsError."""
     if engine is None and container.isdecimal() and container.isascii():
-        return _number(container)
+        if not 0 < int(container[:12]) < 1 << 31:
+            raise ConfigurationError(f"{container}: not the number of a process")
+        return int(container)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}", container):
         raise ConfigurationError(
             f"{container!r}: neither a container's name nor the number of a process: give one of them"
@@ -71,9 +73,3 @@ def _ask(engine: str, container: str) -> int | str:
     if not isinstance(process, int):
         raise EngineError(f"{engine}: {done.stdout.strip()[:80]!r} is not the number of a process")
     return process
-
-
-def _number(text: str) -> int:
-    if not 0 < int(text[:12]) < 1 << 31:
-        raise ConfigurationError(f"{text}: not the number of a process")
-    return int(text)

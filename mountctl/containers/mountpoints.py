@@ -47,15 +47,6 @@ def is_shared(mountpoint: Path) -> bool:
     return mounted is not None and mounted.shared != 0
 
 
-def mounts_below(directory: Path) -> list[Path]:
-    """The mount points of any type below a directory."""
-    return [
-        mount.mountpoint
-        for mount in mounts(None)
-        if mount.mountpoint != directory and mount.mountpoint.is_relative_to(directory)
-    ]
-
-
 def holds_mountpoints_only(directory: Path) -> bool:
     """Whether a directory holds trimsfs mount points and nothing else."""
     known = {mount.mountpoint for mount in mounts()}

@@ -4,10 +4,10 @@ import os
 import stat
 from pathlib import Path
 
-from mountctl.containers.mountpoints import is_shared, mounts_below
+from mountctl.containers.mountpoints import is_shared
 from mountctl.linux import bind_mounts
 from trimsfs.errors import ConfigurationError, MountpointError, NoSuchEntryError, NotPermittedError, TrimsError
-from trimsfs.mountinfo import mount_at, mount_of
+from trimsfs.mountinfo import mount_at, mount_of, mounts
 
 
 def share(directory: Path) -> bool:
@@ -43,8 +43,8 @@ def _share(path: Path) -> None:
         if mount_at(path) is not None:
             bind_mounts.propagate(directory, bind_mounts.MS_SHARED)
             return
-        below = mounts_below(path)
-        if below:
+        # No mount is at the directory itself.
+        if below := [mount.mountpoint for mount in mounts(None) if mount.mountpoint.is_relative_to(path)]:
             raise MountpointError(f"{path}: {below[0]} is mounted below: unmount it, share {path}, mount it again")
         tree = bind_mounts.clone(directory)
         try:

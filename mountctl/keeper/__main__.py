@@ -36,7 +36,6 @@ def _may_open_files() -> None:
 
 
 def main() -> None:
-    """Entry point of the keeper process."""
     parser = argparse.ArgumentParser(prog="mountctl.keeper")
     parser.add_argument("--status-fd", type=int)
     parser.add_argument("--recover", type=Path, metavar="MOUNTPOINT")

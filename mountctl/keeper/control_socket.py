@@ -120,7 +120,6 @@ class ControlSocket:
         return None
 
     def close(self) -> None:
-        """Stop listening."""
         if self._listener is not None:
             self._listener.close()
             self._listener = None

@@ -58,7 +58,6 @@ def _locked(ledger: int) -> int:
 
 
 def ledger_version(ledger: int) -> str:
-    """The version of a ledger."""
     return os.pread(ledger, _MAGIC_LENGTH, 0).removeprefix(_MAGIC).decode(errors="replace")
 
 
@@ -159,7 +158,6 @@ class Connection:
             return {"errno": error.errno, "error": error.strerror}
 
     def close_backing(self, number: int) -> None:
-        """Unregister a backing file."""
         with contextlib.suppress(OSError):  # the connection may be gone, or the id
             mounting.close_backing(self._held["fuse"], number)
 

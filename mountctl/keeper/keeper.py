@@ -143,7 +143,7 @@ class Keeper:
     def _give_up_if_exhausted(self) -> None:
         if self._crew.restart_policy.exhausted and not self.ended:
             self._reporter.error(f"servers keep crashing ({self._crew.restart_policy.last_end}): giving up")
-            self._mount.service_manager.gave_up()
+            self._mount.service_manager.tell("STATUS=servers keep crashing: gave up")
             self._mount.end(1)
 
     def _look_at_source(self) -> None:
@@ -177,7 +177,7 @@ class Keeper:
             self._leave_by = time.monotonic() + limits.LEAVE_TIMEOUT_S
             return
         self._reporter.info("the keeper got a signal to stop: unmounting")
-        self._mount.service_manager.stopping()
+        self._mount.service_manager.tell("STOPPING=1")
         self._unmount()
 
     def _leave(self, leave_by: float) -> None:
@@ -192,7 +192,6 @@ class Keeper:
             self._unmount()
 
     def _unmount(self) -> None:
-        """Unmount, and end."""
         if (problem := self._mount.connection.unmount()) is not None:
             self._reporter.warning(f"{self._mount.mountpoint}: {problem}: detached")
             if self._crew.active is not None:
@@ -201,7 +200,7 @@ class Keeper:
 
     def _on_ready(self, server: ServerProcess, *, resends: bool) -> None:
         mount, replacement = self._mount, self._crew.replacement
-        mount.service_manager.ready()
+        mount.service_manager.tell("READY=1", f"STATUS=serving {self._source}", f"MAINPID={os.getpid()}")
         if mount.phase.replaceable:
             self._reporter.info(f"server {server.pid} has taken over the mount")
         elif mount.phase is Phase.STARTING:

@@ -1,18 +1,19 @@
 """What a keeper keeps of one mount while servers come and go, and what it does for the server that serves."""
 
+import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from mountctl.keeper import limits
 from mountctl.keeper.descriptor_store import DescriptorStore
-from mountctl.keeper.fuse_connection import Connection
+from mountctl.keeper.fuse_connection import STORED, Connection
 from mountctl.keeper.phase import Phase
 from mountctl.keeper.reporter import Reporter
 from mountctl.keeper.servers import server_messages
 from mountctl.keeper.servers.server_process import ServerProcess
 from mountctl.keeper.servers.server_source import Order
-from mountctl.keeper.service_manager import ServiceManager
 from mountctl.linux.sd_notify import Notifier
 
 
@@ -23,9 +24,9 @@ class KeptMount:
     def __init__(self, order: Order, stored: Mapping[str, int]) -> None:
         self.mountpoint = Path(order["mountpoint"])
         self.connection = Connection.of(order, stored)
-        notifier = Notifier(os.environ)
-        self.service_manager = ServiceManager(notifier, str(order["source"]))
-        self.descriptor_store = DescriptorStore(self.mountpoint, notifier, stored)
+        self.service_manager = Notifier(os.environ)
+        self._stored = False
+        self.descriptor_store = DescriptorStore(self.mountpoint, self.service_manager, stored)
         self.phase = Phase.REPLACEABLE if self.connection.mounted else Phase.STARTING
         self.left = False
         """Whether the keeper leaves it mounted at the end: a server serves on."""
@@ -34,7 +35,6 @@ class KeptMount:
 
     @property
     def ended(self) -> bool:
-        """Whether the keeper ends, or has ended."""
         return self.phase is Phase.ENDING
 
     def end(self, exit_code: int) -> None:
@@ -73,14 +73,24 @@ class KeptMount:
         return self.connection.for_server() | self.descriptor_store.listener()
 
     def store(self, order: Order, *, changed: bool) -> None:
-        """Let the service manager store what the next keeper needs: once, and again when the order has *changed*."""
-        if changed or not self.service_manager.stored:
-            self.service_manager.store(self.connection, order)
-            self.descriptor_store.store()
+        """Let the service manager store what the next keeper needs: once, and the order again when it has *changed*.
+
+        If this keeper is killed before the new order is stored, `mountctl run` makes one from the declaration.
+        """
+        if self._stored and not changed:
+            return
+        identity = self.connection.identity
+        known = {"identity": asdict(identity)} if identity is not None else {}
+        descriptors = self.connection.stored(json.dumps(order | known).encode())
+        if self._stored or self.connection.inherited:
+            self.service_manager.unstore(("order",))  # of the other descriptors, the manager keeps one each
+        self.service_manager.store({"order": descriptors["order"]} if self._stored else descriptors)
+        self._stored = True
+        self.descriptor_store.store()
 
     def close(self, server: ServerProcess | None) -> None:
         """End the server, if there is one, and unmount."""
-        self.service_manager.unstore()
+        self.service_manager.unstore(STORED)
         self.descriptor_store.close()
         if server is not None:
             server.channel.close()  # the keeper answers it no more

@@ -27,7 +27,6 @@ class Phase(enum.Enum):
 
     @property
     def replaceable(self) -> bool:
-        """Whether another server follows one that ends."""
         return self is Phase.REPLACEABLE
 
     @property
@@ -41,5 +40,4 @@ class Phase(enum.Enum):
 
     @property
     def unmounted(self) -> bool:
-        """Whether the file system is unmounted, or its connection aborted."""
         return self in {Phase.UNMOUNTED, Phase.OVERDUE}

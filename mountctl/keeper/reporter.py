@@ -67,7 +67,6 @@ class Reporter:
                 os.write(sys.stderr.fileno(), entry[: select.PIPE_BUF - 1] + b"\n")  # what surely fits into a pipe
 
     def rotate_log(self) -> None:
-        """Rotate the log if it is long."""
         if self._log_file is not None and time.monotonic() >= self._rotates_at:
             try:
                 logfile.rotate(sys.stderr.fileno(), self._log_file)

@@ -84,7 +84,6 @@ def restarts(name: str) -> bool:
 
 
 def stop(name: str) -> int:
-    """Stop the service; the exit code."""
     return _systemctl("stop", unit_of(name))
 
 

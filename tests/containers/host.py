@@ -1,5 +1,6 @@
 """A shared directory of a host, in which models are mounted."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ class Host:
     def content(self, name: str) -> bytes:
         """The bytes of a file in the store."""
         return (self.store / name).read_bytes()
+
+    def digest(self, name: str) -> str:
+        """What sha256sum tells of a file in the store."""
+        return hashlib.sha256(self.content(name)).hexdigest()
 
 
 def entered_by_all(directory: Path) -> Path:

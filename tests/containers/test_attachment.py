@@ -1,6 +1,5 @@
 """Models that appear in containers and processes that run already."""
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -13,10 +12,6 @@ from tests.containers.engines import SUB_IDS, USERS, Podman, PodmanContainer, Us
 from tests.containers.host import Host
 from tests.support.keepers import hanging
 from tests.support.mounts import MOUNTCTL, MountedStore, mounted, wait_until
-
-
-def digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def mounts_of(pid: int) -> list[str]:
@@ -39,9 +34,7 @@ def test_a_model_comes_to_a_running_container_and_goes(
         user = f"{users.user}:{users.user}"
         done = attached(container, model)
         assert (done.returncode, done.stderr) == (0, "")
-        assert container.read("sha256sum", f"{model}/params", user=user).split()[0] == digest(
-            host.content("resnet50/params")
-        )
+        assert container.read("sha256sum", f"{model}/params", user=user).split()[0] == host.digest("resnet50/params")
         (line,) = [line for line in mounts_of(container.pid) if str(model) in line]
         assert {"ro", "nosuid", "nodev"} <= set(line.split()[5].split(","))
         assert line.split()[6] == "-", "its changes are told to nobody"

@@ -1,6 +1,5 @@
 """Models as devices of containers."""
 
-import hashlib
 import json
 import os
 import re
@@ -87,8 +86,8 @@ def test_a_container_gets_the_models_that_it_names(
     options = [f"--device=trimsfs.dev/models={name}" for name in ("resnet50", "tenant-a:gpt")]
     first, second, *listed = podman.run(*users.podman, *options, command=("sh", "-c", script)).splitlines()
 
-    assert first.split()[0] == hashlib.sha256(host.content("resnet50/params")).hexdigest()
-    assert second.split()[0] == hashlib.sha256(host.content("tenant-a/gpt/params")).hexdigest()
+    assert first.split()[0] == host.digest("resnet50/params")
+    assert second.split()[0] == host.digest("tenant-a/gpt/params")
     assert listed == ["resnet50", "tenant-a"]
 
 
@@ -208,7 +207,7 @@ def test_device_all_follows_a_mount_made_anew(podman: Podman, fresh_host: Host, 
         for _ in range(2):
             with fresh_host.mounted():
                 path = f"{mount.path}/resnet50/params"
-                expected = hashlib.sha256(fresh_host.content("resnet50/params")).hexdigest()
+                expected = fresh_host.digest("resnet50/params")
                 assert container.read("sha256sum", path).split()[0] == expected
             assert container.read("ls", str(mount.path)) == ""
 

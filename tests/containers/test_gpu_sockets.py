@@ -89,31 +89,29 @@ def test_no_model_can_take_its_name() -> None:
 
 
 @pytest.mark.parametrize("runtime", ["crun", "runc"])
-def test_a_bundle_gets_it_by_an_annotation(
+@pytest.mark.parametrize(
+    ("gpu", "wanted", "output"),
+    [
+        ("true", "bert", "connected\n"),
+        ("true", None, "connected\n"),
+        ("false", "bert", "connect: No such file or directory\n"),
+    ],
+)
+def test_a_bundle_gets_it_by_an_annotation_with_models_and_alone(
     runtime: str,
+    gpu: str,
+    wanted: str | None,
+    output: str,
     models: MountedStore,
     listener: Listener,
     own_root: Path,
     tmp_path: Path,
 ) -> None:
-    script = f"probe connect {listener.path}"
-    for gpu, output in (("true", "connected\n"), ("false", "connect: No such file or directory\n")):
-        (tmp_path / gpu).mkdir()
-        done = run_bundle(runtime, bundle(tmp_path / gpu, own_root, script, models="bert", mount=models.path, gpu=gpu))
-        assert (done.stdout, done.stderr) == (output, ""), gpu
-        if gpu == "true":
-            assert listener.heard() == b"hello"
-            (own_root / str(listener.path)[1:]).unlink()
-
-
-@pytest.mark.parametrize("runtime", ["crun", "runc"])
-def test_a_bundle_may_ask_for_nothing_else(
-    runtime: str, models: MountedStore, listener: Listener, own_root: Path, tmp_path: Path
-) -> None:
-    script = f"probe connect {listener.path}; grep fuse.trimsfs /proc/self/mounts"
-    done = run_bundle(runtime, bundle(tmp_path, own_root, script, mount=models.path, gpu="true"))
-    assert (done.stdout, done.stderr) == ("connected\n", "")
-    assert listener.heard() == b"hello"
+    script = f"probe connect {listener.path}; grep -c fuse.trimsfs /proc/self/mounts"
+    done = run_bundle(runtime, bundle(tmp_path, own_root, script, models=wanted, mount=models.path, gpu=gpu))
+    assert (done.stdout, done.stderr) == (f"{output}{0 if wanted is None else 1}\n", "")
+    if gpu == "true":
+        assert listener.heard() == b"hello"
 
 
 def test_podman_runs_the_hook_for_it_alone(

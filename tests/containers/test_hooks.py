@@ -1,6 +1,5 @@
 """Models that a container's annotations ask for, mounted by the hook of an OCI runtime."""
 
-import hashlib
 import json
 import os
 import subprocess
@@ -34,8 +33,8 @@ def test_a_bundle_gets_the_models_of_its_annotations(
     done = run_bundle(runtime, bundle(tmp_path, own_root, script, users, models=wanted, mount=models.path))
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     first, second, *lines = done.stdout.splitlines()
-    assert first.split()[0] == hashlib.sha256(host.content("resnet50/params")).hexdigest()
-    assert second.split()[0] == hashlib.sha256(host.content("bert/params")).hexdigest()
+    assert first.split()[0] == host.digest("resnet50/params")
+    assert second.split()[0] == host.digest("bert/params")
     assert len(lines) == 2
     assert all({"ro", "nosuid", "nodev"} <= set(line.split()[5].split(",")) for line in lines)
     assert str(own_root) not in Path("/proc/self/mountinfo").read_text()
@@ -52,7 +51,7 @@ def test_podman_runs_the_hook_where_there_is_the_annotation(
             *("sh", "-c", f"[ ! -e {path} ] || sha256sum {path}"),
         )
         assert done.returncode == 0, done.stderr
-        expected = hashlib.sha256(host.content("bert/params")).hexdigest()
+        expected = host.digest("bert/params")
         assert done.stdout == (f"{expected}  {path}\n" if annotations else "")
 
 

@@ -1,6 +1,5 @@
 """Containers that wait for a mount, sandboxes, and what becomes of both when the server is replaced."""
 
-import hashlib
 import os
 import signal
 from itertools import product
@@ -22,11 +21,8 @@ from tests.containers.engines import (
 from tests.containers.host import Host, entered_by_all
 from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
 
+MODEL = "resnet50/params"
 AS_USER = ("setpriv", "--reuid=1000", "--regid=1000", "--clear-groups")
-
-
-def digest_of(host: Host) -> str:
-    return hashlib.sha256(host.content("resnet50/params")).hexdigest()
 
 
 def propagation(directory: Path) -> list[str]:
@@ -115,9 +111,8 @@ def test_containers_that_run_already_see_a_mount_and_a_mount_made_anew(
             with fresh_host.mounted() as mount:
                 path = f"{mount.path}/resnet50/params"
                 user = f"{users.user}:{users.user}"
-                assert container.read("sha256sum", path, user=user).split()[0] == digest_of(fresh_host)
-                seen = Path(f"/proc/{first}/root{path}").read_bytes()
-                assert hashlib.sha256(seen).hexdigest() == digest_of(fresh_host)
+                assert container.read("sha256sum", path, user=user).split()[0] == fresh_host.digest(MODEL)
+                assert Path(f"/proc/{first}/root{path}").read_bytes() == fresh_host.content(MODEL)
         os.kill(first, signal.SIGKILL)
         wait_until(lambda: ended(first))
     run(*apart("crun", "--root", tmp_path / "state", "delete", "--force", f"layout-{os.getpid()}"))
@@ -166,7 +161,7 @@ def test_sandboxes_read_a_model(sandbox: str, as_user: bool, root: Path, models:
     path = "/opt/params" if command[0] == "bwrap" else f"{model}/params"
     done = run(*(AS_USER if as_user else ()), *command, "sha256sum", path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{digest_of(host)}  {path}\n"
+    assert done.stdout == f"{host.digest('resnet50/params')}  {path}\n"
     if command[0] == "bwrap":
         done = run(*(AS_USER if as_user else ()), *command, "sh", "-c", "echo x >/opt/params")
         assert "Read-only file system" in done.stderr
@@ -187,7 +182,7 @@ def test_sandboxes_with_the_shared_directory_see_a_mount_made_later(root: Path, 
             pid = next(iter(children(process.pid)), process.pid)
             with fresh_host.mounted() as mount:
                 seen = Path(f"/proc/{pid}/root{mount.path}/resnet50/params").read_bytes()
-                assert seen == fresh_host.content("resnet50/params"), sandbox
+                assert seen == fresh_host.content(MODEL), sandbox
             os.kill(pid, signal.SIGKILL)
 
 

@@ -1,6 +1,5 @@
 """A container with an overlay of its own over a mount: podman's volumes with ``:O``."""
 
-import hashlib
 from pathlib import Path
 
 from tests.containers.engines import Podman
@@ -13,7 +12,7 @@ MODEL = "resnet50/params"
 def test_an_overlay_of_a_container_shows_models_in_any_state_and_can_be_written_to(
     podman: Podman, models: MountedStore, host: Host
 ) -> None:
-    wanted = hashlib.sha256(host.content(MODEL)).hexdigest()
+    wanted = host.digest(MODEL)
     with podman.started("--volume", f"{models.path}:/models:O") as container:
         for change in ("warm", "evict", "warm", "evict"):
             for _ in range(2):
@@ -33,6 +32,4 @@ def test_a_mount_that_is_a_layer_of_a_container_stays_and_the_container_is_named
         told = f"the overlay at {mount.path}/resnet50 in the mount namespace of pid {container.pid} (sleep"
         done = trimsfs("umount", mount.path)
         assert (done.returncode, told in done.stderr) == (12, True), done.stderr
-        assert container.read("sha256sum", f"{mount.path}/{MODEL}").split()[0] == (
-            hashlib.sha256(host.content(MODEL)).hexdigest()
-        )
+        assert container.read("sha256sum", f"{mount.path}/{MODEL}").split()[0] == (host.digest(MODEL))

@@ -11,10 +11,11 @@ from pathlib import Path
 import grpc
 import pytest
 
-from mountctl.extras.csi import csi_pb2
+from mountctl.extras.csi import csi_pb2, node_service
 from mountctl.extras.csi.mount_commands import MountCommands
 from mountctl.extras.csi.mounts_directory import MountsDirectory
 from mountctl.extras.csi.node_service import NodeService
+from mountctl.extras.csi.status_errors import StatusError
 from tests.csi.driver import (
     Driver,
     models_mount,
@@ -90,7 +91,8 @@ class _SlowForOne(MountCommands):
         return super().run(mount, command, timeout_s)
 
 
-def test_a_pod_does_not_wait_for_another_that_has_the_same_persistent_volume(directory: Path) -> None:
+def test_a_pod_waits_for_a_call_for_its_own_target_only(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_service, "LOCK_TIMEOUT_S", 0.05)
     children = _SlowForOne("/pods/slow")
     with models_mount(directory):
         mounts = MountsDirectory(directory / "mounts")
@@ -100,9 +102,14 @@ def test_a_pod_does_not_wait_for_another_that_has_the_same_persistent_volume(dir
             call = threads.submit(service.node_publish_volume, slow)
             assert children.asked.wait(20)
             service.node_publish_volume(quick)
+            for again in (slow, persistent(slow.target_path, "another", {})):
+                with pytest.raises(StatusError, match="still runs") as caught:
+                    service.node_publish_volume(again)
+                assert caught.value.code == grpc.StatusCode.ABORTED
             assert not call.done()
             children.let.set()
             call.result(timeout=30)
+            service.node_publish_volume(slow)
         assert len(volumes(directory / "pods")) == 2
 
 

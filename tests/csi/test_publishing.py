@@ -326,26 +326,3 @@ def test_namespaces_have_what_the_tenants_file_allows(directory: Path) -> None:
         del request.volume_context[NAMESPACE]
         with refused(grpc.StatusCode.PERMISSION_DENIED, "podInfoOnMount"):
             driver.call("Node/NodePublishVolume", request, csi_pb2.NodePublishVolumeResponse)
-
-
-def test_in_containers_volumes_appear_on_the_host_and_mounts_made_later_in_the_driver(tmp_path: Path) -> None:
-    """As in the DaemonSet: the driver has a mount namespace of its own; directories are shared as its volumes say."""
-    node(tmp_path)
-    host = tmp_path
-    for name in ("mounts", "pods"):
-        subprocess.run(["mount", "--bind", host / name, host / name], check=True)
-        subprocess.run(["mount", "--make-shared", host / name], check=True)
-    try:
-        script = f'mount --make-slave {host / "mounts"} && exec "$@"'
-        inside = ["unshare", "-m", "--propagation", "unchanged", "sh", "-ec", script, "sh"]
-        with running(tmp_path, prefix=inside) as driver, models_mount(tmp_path):
-            target = driver.publish("a", path="resnet50")
-            assert mount_at(target) is not None
-            assert (target / "params").read_bytes() == b"weights"
-            driver.unpublish("a")
-            assert mount_at(target) is None
-            assert not target.exists()
-    finally:
-        take_away(host / "pods")
-        for name in ("mounts", "pods"):
-            subprocess.run(["umount", "--lazy", host / name], check=True)

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,6 @@ from mountctl.extras.csi.csi_requests import POD
 from mountctl.extras.csi.csi_server import EndpointError, listen
 from mountctl.extras.csi.mount_commands import MountCommands, Space
 from mountctl.extras.csi.mounts_directory import MountsDirectory
-from mountctl.extras.csi.named_locks import NamedLocks
 from mountctl.extras.csi.node_service import NodeService
 from mountctl.extras.csi.status_errors import StatusError
 from tests.csi.driver import (
@@ -161,31 +159,6 @@ def test_a_child_that_cannot_be_killed_is_left_and_its_mount_not_asked_until_it_
         return children.run(MOUNT, ["true"], 5) is not None
 
     wait_until(answers, tolerate=StatusError)
-
-
-def test_a_name_that_is_held_for_too_long_is_given_up() -> None:
-    locks, held, done = NamedLocks(), threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with locks.hold("volume a", "target x", timeout_s=1):
-            held.set()
-            done.wait(10)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    held.wait(10)
-    try:
-        for names in (("volume a", "target y"), ("volume b", "target x")):
-            with pytest.raises(StatusError, match="still runs") as caught, locks.hold(*names, timeout_s=0.05):
-                pass
-            assert caught.value.code == grpc.StatusCode.ABORTED
-        with locks.hold("volume b", "target y", timeout_s=0.05):
-            pass
-    finally:
-        done.set()
-        thread.join(10)
-    with locks.hold("volume a", "target y", timeout_s=0.05):
-        pass
 
 
 def start(directory: Path, *options: str, endpoint: str | None = None) -> "subprocess.CompletedProcess[str]":

@@ -12,7 +12,7 @@ import pytest
 from mountctl.linux.sockets import gpu_path
 from tests.support import holding
 from tests.support.keepers import have_serve, serving
-from tests.support.mounts import LAZY, MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
+from tests.support.mounts import MOUNTCTL, MountedStore, mounted, wait_until
 from tests.support.processes import alive
 from tests.support.service_manager import Manager
 
@@ -123,31 +123,3 @@ def test_the_socket_outlives_a_keeper_that_is_killed_and_what_is_held_does_not(s
         wait_until(lambda: not path.exists())
     finally:
         manager.close()
-
-
-def answers(path: Path, mount: MountedStore) -> bool:
-    """Whether it is the server of a mount that answers at a socket."""
-    pid, pipe = Client(path).answer()
-    os.close(pipe)
-    return bool(pid == serving(mount) == mount.control()["server_pid"])
-
-
-@pytest.mark.slow
-def test_a_mount_that_ends_late_leaves_the_sockets_of_the_next_alone(store: Path, tmp_path: Path) -> None:
-    with mounted(store, tmp_path) as first:
-        have_hold(first, store)
-        keeper = first.control()["keeper_pid"]
-        path = gpu_path(first.path)
-        with (first.path / "model").open("rb"):
-            assert trimsfs("umount", LAZY, first.path).returncode == 0
-            cache = tmp_path / "other"
-            second = mounted(store, tmp_path, "--cache-dir", str(cache))
-            with second:
-                have_hold(MountedStore(first.path, cache), store)
-                wait_until(partial(answers, path, first), 20, tolerate=OSError)
-                inode = path.stat().st_ino
-                os.kill(keeper, signal.SIGTERM)
-                wait_until(partial(ended, keeper), 30)
-                assert path.stat().st_ino == inode
-                assert answers(path, first)
-        wait_until(lambda: not path.exists())

@@ -82,8 +82,12 @@ def test_service_that_is_killed_goes_on_with_the_same_mount(service: tuple[Path,
             manager.said.clear()
             if number == 1:  # it was killed between the removal of an order and the storing of the next
                 os.close(manager.stored.pop("order"))
+            reader = subprocess.Popen(["cat", mountpoint / "model"], stdout=subprocess.PIPE)
+            time.sleep(0.3)
+            assert reader.poll() is None, "a request waits for the next server"
             manager.start(*command)
             manager.hear("READY=1")
+            assert reader.communicate(timeout=30)[0] == CONTENT
             assert os.pread(file.fileno(), len(CONTENT), 0) == CONTENT == mapping[:]
             assert (mountpoint / "model").read_bytes() == CONTENT
             assert (mountpoint / "model").stat().st_dev == device
@@ -135,21 +139,6 @@ def test_a_mount_whose_stored_connection_alone_is_gone_is_mounted_anew(
     manager.start(*command)
     manager.hear("READY=1")
     assert (mountpoint / "model").read_bytes() == CONTENT
-
-
-def test_a_request_that_waits_when_all_is_killed_is_answered_later(
-    service: tuple[Path, list[str]], manager: Manager
-) -> None:
-    mountpoint, command = service
-    start(manager, command)
-    manager.kill()
-    reader = subprocess.Popen(["cat", mountpoint / "model"], stdout=subprocess.PIPE)
-    time.sleep(0.5)
-    assert reader.poll() is None
-    manager.said.clear()
-    manager.start(*command)
-    output, _ = reader.communicate(timeout=30)
-    assert output == CONTENT
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")

@@ -59,9 +59,9 @@ class Pod:
         assert isinstance(found, dict)
         return found
 
-    def start(self, name: str) -> "Container":
-        """Start a container."""
-        return self.node.start(self, self.container(name))
+    def start(self, name: str, replaced: Mapping[str, Path] | None = None) -> "Container":
+        """Start a container, perhaps with files of its image *replaced* by others of this host."""
+        return self.node.start(self, self.container(name), replaced or {})
 
 
 @dataclass(slots=True)
@@ -111,6 +111,7 @@ class Container:
         self.node.crun("delete", "--force", self.name)
         self.process.kill()
         self.process.wait(TIMEOUT_S)
+        self.node.started.remove(self)
 
 
 def _below(pid: int) -> Iterator[int]:
@@ -172,13 +173,15 @@ class Node:
         """Run crun."""
         return run(*apart("crun", "--root", self.directory / "crun", *arguments), stdin=subprocess.DEVNULL)
 
-    def start(self, pod: Pod, manifest: Manifest) -> Container:
+    def start(self, pod: Pod, manifest: Manifest, replaced: Mapping[str, Path]) -> Container:
         """Start a container of a pod."""
         # Its own on this host: crun names control groups by it.
         name = f"{pod.name}-{manifest['name']}-{uuid.uuid4().hex[:12]}"
         bundle = self.directory / name
         bundle.mkdir()
-        (bundle / "config.json").write_text(json.dumps(self._configuration(pod, manifest)))
+        configuration = self._configuration(pod, manifest)
+        configuration["mounts"] += [_bind(file, name, "rprivate", "ro") for name, file in replaced.items()]
+        (bundle / "config.json").write_text(json.dumps(configuration))
         log = self.directory / f"{name}.log"
         with log.open("wb") as file:
             process = subprocess.Popen(

@@ -297,14 +297,6 @@ def test_a_server_that_does_not_see_the_mount_serves_and_fails_its_probes(health
         assert server.probe("startupProbe") == server.probe("livenessProbe") == 1
 
 
-@pytest.mark.slow
-def test_a_server_with_a_pid_namespace_of_its_own_serves(healthy: Healthy) -> None:
-    on, _, _, _ = healthy
-    with another(healthy, without_host_pid) as server:
-        server.serving()
-        assert {name: read(on, name) for name in FILES} == FILES
-
-
 @pytest.mark.parametrize(
     ("change", "code", "words"),
     [

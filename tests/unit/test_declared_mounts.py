@@ -9,7 +9,6 @@ from click.testing import CliRunner
 
 from mountctl.commands.declared_mounts import declared_mounts, find_mount
 from mountctl.commands.main import main
-from trimsfs.errors import ConfigurationError
 from trimsfs.mountinfo import canonical, named_mountpoint
 
 
@@ -51,11 +50,6 @@ def test_a_path_on_a_mount_is_resolved_without_touching_it(declared: Path, monke
 
     monkeypatch.setattr("os.path.realpath", hang)
     assert canonical(Path("models/llama")) == declared.parent / "models/llama"
-
-
-def test_a_name_that_is_not_declared_is_told(declared: Path) -> None:
-    with pytest.raises(ConfigurationError, match="two: no such mount is declared"):
-        find_mount("two", declared)
 
 
 def test_a_declared_mount_goes_up_though_its_models_were_removed(declared: Path) -> None:

@@ -61,11 +61,6 @@ def test_a_mount_that_is_not_well_is_not_called_up(
     assert done.stderr.startswith(f"mountctl: one: {told}")
 
 
-def test_a_mount_that_serves_is_up(declared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = up(declared, monkeypatch, {"state": "serving"})
-    assert (done.exit_code, done.output) == (0, "one is up at /nowhere/one\nother is up at /nowhere/other\n")
-
-
 def test_the_store_of_a_service_is_that_of_its_own_variables(declared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (declared / "one.toml").write_text('mountpoint = "/nowhere/one"\n')
     facts = {"state": "serving", "foreground": True, "environment": {"TRIMSFS_STORE": STORE}}

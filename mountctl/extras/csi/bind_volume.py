@@ -71,13 +71,11 @@ def bind(order: dict[str, Any]) -> None:
 
 
 def _mount_id(descriptor: int) -> int:
-    """The id of the mount that a descriptor is on."""
     lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("mnt_id:")).split()[1])
 
 
 def main() -> None:
-    """Entry point of the child process."""
     try:
         bind(json.loads(sys.argv[1]))
     except BindError as error:

@@ -59,7 +59,6 @@ def subject(request: Any) -> str:
 
 
 def publication(request: csi_pb2.NodePublishVolumeRequest, mounts_dir: Path) -> Publication:
-    """Parse a NodePublishVolume request."""
     volume = volume_id(request.volume_id)
     target = target_path(request.target_path, mounts_dir)
     context = dict(request.volume_context)
@@ -87,7 +86,6 @@ def _tokens(request: csi_pb2.NodePublishVolumeRequest) -> str | None:
 
 
 def volume_id(text: str) -> str:
-    """The name of a volume."""
     if not text:
         raise invalid("volume_id: is missing")
     if len(text.encode()) > VOLUME_ID_LIMIT or _CONTROL_CHARACTER.search(text):

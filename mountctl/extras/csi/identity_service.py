@@ -22,7 +22,6 @@ class IdentityService:
         self._children = children
 
     def get_plugin_info(self, _: csi_pb2.GetPluginInfoRequest) -> csi_pb2.GetPluginInfoResponse:
-        """The driver's name and version."""
         return csi_pb2.GetPluginInfoResponse(name=DRIVER_NAME, vendor_version=trimsfs.__version__)
 
     def get_plugin_capabilities(self, _: csi_pb2.GetPluginCapabilitiesRequest) -> csi_pb2.GetPluginCapabilitiesResponse:

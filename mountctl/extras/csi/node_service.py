@@ -6,7 +6,9 @@ import logging
 import os
 import subprocess
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,6 @@ from mountctl.extras.csi.bind_volume import open_directory
 from mountctl.extras.csi.csi_requests import Publication, publication, target_path, volume_id
 from mountctl.extras.csi.mount_commands import MountCommands, Space
 from mountctl.extras.csi.mounts_directory import MountsDirectory
-from mountctl.extras.csi.named_locks import NamedLocks
 from mountctl.extras.csi.service_account_tokens import ServiceAccountTokens
 from mountctl.extras.csi.status_errors import StatusError, invalid, precondition, shown, unavailable
 from mountctl.extras.csi.tenants import check_tenant
@@ -52,10 +53,11 @@ class NodeService:
         self._children = children
         self._tenants = tenants
         self._tokens = tokens
-        self._locks = NamedLocks()
+        self._ended = threading.Condition()
+        self._busy: set[Path] = set()
+        """The targets of calls that run."""
 
     def node_get_info(self, _: csi_pb2.NodeGetInfoRequest) -> csi_pb2.NodeGetInfoResponse:
-        """This node's name."""
         return csi_pb2.NodeGetInfoResponse(node_id=self._node_id)
 
     def node_get_capabilities(self, _: csi_pb2.NodeGetCapabilitiesRequest) -> csi_pb2.NodeGetCapabilitiesResponse:
@@ -74,7 +76,7 @@ class NodeService:
         name = self._mounts.resolve(wanted.mount, wanted.target)
         check_tenant(self._tenants, wanted.namespace, name, wanted.path)
         # Pods that share a PersistentVolume have one volume, each with a target of its own.
-        with self._locks.hold(f"target {wanted.target}", timeout_s=LOCK_TIMEOUT_S):
+        with self._only_call_for(wanted.target):
             source = self._mounts.find(name)
             there = mount_at(wanted.target)
             published = there is not None and self._is_wanted(there, source, wanted)
@@ -102,7 +104,7 @@ class NodeService:
         volume = volume_id(request.volume_id)
         target = target_path(request.target_path, self._mounts.path)
         unmounted = False
-        with self._locks.hold(f"target {target}", timeout_s=LOCK_TIMEOUT_S):
+        with self._only_call_for(target):
             for _ in range(LAYERS_LIMIT):
                 there = mount_at(target)
                 if there is None:
@@ -143,6 +145,21 @@ class NodeService:
         ]  # the kubelet takes no answer without usage, also of a volume that does not work
         condition = csi_pb2.VolumeCondition(abnormal=bool(problem), message=problem or "the mount answers")
         return csi_pb2.NodeGetVolumeStatsResponse(usage=usage, volume_condition=condition)
+
+    @contextmanager
+    def _only_call_for(self, target: Path) -> Iterator[None]:
+        """Wait until no other call for a target runs. Raises StatusError (ABORTED) if one still does in the end."""
+        with self._ended:
+            if not self._ended.wait_for(lambda: target not in self._busy, LOCK_TIMEOUT_S):
+                earlier = f"target {target}: an earlier call for it still runs: try again later"
+                raise StatusError(grpc.StatusCode.ABORTED, earlier)
+            self._busy.add(target)
+        try:
+            yield
+        finally:
+            with self._ended:
+                self._busy.remove(target)
+                self._ended.notify_all()
 
     def _check_identity(self, source: Mount, wanted: Publication, *, published: bool) -> None:
         """Check that the pod has the service account that a path belongs to, and keep its token. Raises StatusError."""

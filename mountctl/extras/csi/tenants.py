@@ -28,8 +28,6 @@ class TenantsError(Exception):
 
 
 class Tenant(BaseModel):
-    """One entry of the file."""
-
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     namespaces: Names

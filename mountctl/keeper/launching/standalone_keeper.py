@@ -34,18 +34,11 @@ KEPT_TIMEOUT_S = 5.0
 """How long the keeper before may take to end."""
 
 
-def _keeper(launchers: Launchers, launcher: Launcher) -> Keeper:
-    """The keeper of the mount that a launcher has kept, or else of a new one. Raises OSError, AlreadyKeptError."""
-    stored, left = _taken_from(launcher)
-    keeper = Keeper(launcher.order, launchers, None, stored, left)
-    keeper.watch(launchers.fileno(), launchers.poll)
-    if stored:
-        Reporter(None, None).info(f"the keeper, pid {os.getpid()}, takes over the mount that a server has kept")
-    return keeper
-
-
 def _taken_from(launcher: Launcher) -> tuple[dict[str, int], LeftServer | None]:
-    """What a launcher has kept of a mount that is still there, by name, and the server that is left, if one is."""
+    """What a launcher has kept of a mount that is still there, by name, and the server that is left, if one is.
+
+    Raises OSError, AlreadyKeptError.
+    """
     held, launcher.held = launcher.held, {}
     mountpoint = Path(launcher.order["mountpoint"])
     identity = mounting.identify(mountpoint)
@@ -119,7 +112,8 @@ def hold(mountpoint: Path) -> int:
                 signal.signal(number, launchers.stop)
             launcher = launchers.wait(GRACE_S if trimsfs_at(mountpoint) is not None else 0)
             try:
-                keeper = _keeper(launchers, launcher)
+                stored, left = _taken_from(launcher)
+                keeper = Keeper(launcher.order, launchers, None, stored, left)
             except AlreadyKeptError:
                 launcher.end(
                     TakeoverError.__name__,
@@ -129,6 +123,9 @@ def hold(mountpoint: Path) -> int:
             except OSError as error:
                 launcher.end(MountpointError.__name__, f"{error.filename or mountpoint}: {error.strerror}")
                 continue
+            keeper.watch(launchers.fileno(), launchers.poll)
+            if stored:
+                reporter.info(f"the keeper, pid {os.getpid()}, takes over the mount that a server has kept")
             code = keeper.run(launchers.stop)
             if launchers.leave or not keeper.ended:
                 return code  # if it crashed, the server serves on, for the next keeper

@@ -65,7 +65,6 @@ class Crew:
 
     @property
     def serves(self) -> bool:
-        """Whether a server is ready."""
         return self.active is not None and self.active.ready_at is not None
 
     @property
@@ -107,7 +106,6 @@ class Crew:
             server.hurry()
 
     def start_or_promote(self) -> None:
-        """Start and promote the servers that are due."""
         if self.restart_policy.delay_s:
             return
         if self.active is not None and self.active is self._left and not self.replacement.under_way:
@@ -122,7 +120,6 @@ class Crew:
             self.promote(self.standby)
 
     def _start(self) -> None:
-        """Start a standby."""
         policy, replacement = self.restart_policy, self.replacement
         try:
             # After a crash the next server often crashes too: a standby must be ready soon.
@@ -148,7 +145,6 @@ class Crew:
         server.promote(held, self.restart_policy, unclaimed=self._unclaimed, for_forked=channel)
 
     def dismiss_standby(self) -> None:
-        """End the standby, if there is one."""
         if self.standby is not None:
             self.dispatcher.remove(self.standby)
             self.standby.kill()

@@ -33,12 +33,10 @@ class Dispatcher:
         self._orphans: dict[int, StopWatch] = {}
 
     def add(self, server: ServerProcess) -> None:
-        """Receive the messages of a server from now on."""
         self._servers.append(server)
         self._selector.register(server.channel, selectors.EVENT_READ, lambda: self.receive(server))
 
     def receive(self, server: ServerProcess) -> None:
-        """Handle a message that a server has sent."""
         try:
             if not self._receive_next(server):
                 self._unregister(server)  # the keeper's loop notices that it has ended

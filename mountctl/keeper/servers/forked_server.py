@@ -89,7 +89,6 @@ class OtherProcess:
 
     @property
     def pidfd(self) -> int:
-        """Its pidfd."""
         return self._pidfd
 
     def descriptor(self, number: int) -> int:
@@ -145,7 +144,6 @@ class ForkedServer(ServerProcess):
 
     @property
     def pidfd(self) -> int:
-        """The pidfd of its process, which has sent a message."""
         assert isinstance(self._process, OtherProcess)
         return self._process.pidfd
 

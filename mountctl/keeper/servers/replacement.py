@@ -34,7 +34,6 @@ class Replacement:
 
     @property
     def under_way(self) -> bool:
-        """Whether a server is being replaced."""
         return self._request is not None
 
     @property

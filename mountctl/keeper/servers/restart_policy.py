@@ -43,7 +43,6 @@ class RestartPolicy:
 
     @property
     def exhausted(self) -> bool:
-        """Whether CRASH_LIMIT servers have crashed in a row."""
         return self._crashes >= CRASH_LIMIT
 
     def replaced(self) -> None:
@@ -71,7 +70,6 @@ class RestartPolicy:
         self._back_off(self._failed_standbys)
 
     def standby_promoted(self) -> None:
-        """Note that a standby serves now."""
         self._failed_standbys = 0
 
     def reset_delay(self) -> None:

@@ -209,7 +209,6 @@ class ServerProcess:
             self._process.kill()
 
     def terminate(self) -> None:
-        """Ask it to end."""
         with contextlib.suppress(OSError):
             self._process.terminate()
 

@@ -76,7 +76,7 @@ class OwnServers:
         return None
 
     def keep(self, server: ServerProcess | None, descriptors: Mapping[str, int]) -> None:
-        """Nothing else has them: a service manager may, see `ServiceManager`."""
+        """Nothing else has them: a service manager may, see `KeptMount.store`."""
 
     def refuse(self, server: ServerProcess, kind: str, error: str) -> str:
         return error  # nobody restarts it but the keeper, which counts this as a crash
