@@ -146,7 +146,7 @@ def test_a_mount_whose_stored_connection_alone_is_gone_is_mounted_anew(
 def test_systemd_understands_the_units(name: str, tmp_path: Path) -> None:
     for each in UNIT.parent.glob("*.service"):  # one names another
         text = each.read_text().replace("/usr/local/bin/mountctl", MOUNTCTL).replace("/usr/local/bin/trimsfs", TRIMSFS)
-        (tmp_path / each.name).write_text(text.replace("User=trimsfs", "User=nobody"))
+        (tmp_path / each.name).write_text(text.replace("User=trimsfs", "User=daemon"))
     for command in (["verify", "--man=no"], ["security", "--offline=true", "--threshold=55"]):
         done = subprocess.run(
             ["systemd-analyze", *command, tmp_path / name], capture_output=True, text=True, timeout=60, check=False

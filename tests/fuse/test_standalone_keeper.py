@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from statistics import median
@@ -24,6 +24,7 @@ from mountctl.linux import mounting
 from mountctl.linux.sockets import launchers_path
 from tests.services.fast import start_fast
 from tests.support.control_groups import frozen
+from tests.support.messages import JOIN
 from tests.support.mounts import MOUNTCTL, TRIMSFS, trimsfs, wait_until
 from tests.support.nodes import TIMEOUT_S, Node, a_node, end
 from tests.support.processes import alive, family
@@ -35,57 +36,38 @@ from trimsfs.processes import shown, title_of
 from trimsfs.tiers.disk.lock import lock_holders
 
 BOOTS = 7
-WITH_LIMIT = """
-import sys
+KEEPER = """
+import os, signal, sys
 from pathlib import Path
 from mountctl.keeper import limits
 from mountctl.keeper.launching import standalone_keeper
-{} = {}
+from mountctl.keeper.keeper import Keeper
+{}
 sys.exit(standalone_keeper.hold(Path(sys.argv[1])))
 """
-"""A keeper with another limit."""
-IMPATIENT = WITH_LIMIT.format("limits.VACANCY_LIMIT_S", 1)
-STOPPED_AT_THE_END = """
-import os, signal, sys
-from pathlib import Path
-from mountctl.keeper.launching import standalone_keeper
-from mountctl.keeper.keeper import Keeper
+"""A keeper of which something is different."""
+IMPATIENT = KEEPER.format("limits.VACANCY_LIMIT_S = 1")
+SOON = KEEPER.format("limits.LEAVE_TIMEOUT_S = 1")
+"""It soon takes the one before for one that hangs."""
+IN_HASTE = KEEPER.format("standalone_keeper.KEPT_TIMEOUT_S = 0.2")
+STOPPED_AT_THE_END = KEEPER.format("""
 clean_up = Keeper._clean_up
 def stopped_meanwhile(keeper):
     os.kill(os.getpid(), signal.SIGTERM)
     clean_up(keeper)
 Keeper._clean_up = stopped_meanwhile
-sys.exit(standalone_keeper.hold(Path(sys.argv[1])))
-"""
-BEFORE_LINUX_6_9 = """
-import sys
-from pathlib import Path
-from mountctl.keeper.launching import standalone_keeper
-from mountctl.keeper.keeper import Keeper
+""")
+BEFORE_LINUX_6_9 = KEEPER.format("""
 on_ready = Keeper._on_ready
 Keeper._on_ready = lambda keeper, server, *, resends: on_ready(keeper, server, resends=False)
-sys.exit(standalone_keeper.hold(Path(sys.argv[1])))
-"""
-SOON = WITH_LIMIT.format("limits.LEAVE_TIMEOUT_S", 1)
-"""A keeper that soon takes the one before for one that hangs."""
+""")
 IMPATIENT_LAUNCHER = """
 import json, sys
 from mountctl.keeper.launching import launcher
 launcher.KEEPER_TIMEOUT_S = 1
 sys.exit(launcher.ServerLauncher(json.loads(sys.argv[1])).run())
 """
-IN_HASTE = WITH_LIMIT.format("standalone_keeper.KEPT_TIMEOUT_S", 0.2)
 FILES = {"warm": random.Random(1).randbytes(9 << 20), "cold": random.Random(2).randbytes(5 << 20)}
-JOIN = {
-    "type": "join",
-    "protocol": 1,
-    "version": "0.0",
-    "source": "s",
-    "allow_other": True,
-    "cache_dir": "/c",
-    "log_file": "/l",
-    "names": [],
-}
 
 
 pytestmark = pytest.mark.alone  # its namespaces hold copies of others' mounts
@@ -449,13 +431,16 @@ def test_a_reader_that_waits_for_long_is_not_taken_for_another_thread_of_the_ser
         assert facts["keeper_pid"] == node.processes[0].pid
 
 
-def answer_to(node: Node, message: object) -> dict[str, object]:
-    """What a keeper answers whoever connects."""
+def answer_to(node: Node, message: object, descriptors: Sequence[int] = ()) -> dict[str, str]:
+    """What a keeper answers whoever connects, with descriptors, which are closed here."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end:
-        end.settimeout(10)
+        end.settimeout(20)
         end.connect(str(launchers_path(node.mountpoint)))
-        end.send(message if isinstance(message, bytes) else json.dumps(message).encode())
-        answer: dict[str, object] = json.loads(end.recv(16384) or b"{}")
+        data = message if isinstance(message, bytes) else json.dumps(message).encode()
+        socket.send_fds(end, [data], descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        answer: dict[str, str] = json.loads(end.recv(16384) or b"{}")
         return answer
 
 
@@ -485,7 +470,7 @@ def test_only_root_that_the_keeper_sees_may_serve(served: Node) -> None:
 def test_a_mount_is_taken_from_nobody_who_shows_another(served: Node) -> None:
     server, launcher = served.serving(), served.processes[1].pid
     first = int(Path(f"/proc/{launcher}/task/{launcher}/children").read_text())
-    join = json.dumps(JOIN | {"mountpoint": str(served.mountpoint), "names": ["fuse", "ledger", "lock", "server"]})
+    join = JOIN | {"mountpoint": str(served.mountpoint), "names": ["fuse", "ledger", "lock", "server"]}
     os.kill(first, signal.SIGSTOP)  # it does not join before who pretends to be it
     end(served.processes[0])
     keeper = served.keeper()
@@ -493,13 +478,7 @@ def test_a_mount_is_taken_from_nobody_who_shows_another(served: Node) -> None:
     bystander = subprocess.Popen(["sleep", "300"])
     shown = [os.open("/dev/fuse", os.O_RDWR), os.memfd_create("trimsfs-ledger"), os.open("/dev/null", os.O_RDONLY)]
     shown.append(os.pidfd_open(bystander.pid))
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end_of_stranger:
-        end_of_stranger.settimeout(20)
-        end_of_stranger.connect(str(launchers_path(served.mountpoint)))
-        socket.send_fds(end_of_stranger, [join.encode()], shown)
-        answer = json.loads(end_of_stranger.recv(16384))
-    for descriptor in shown:
-        os.close(descriptor)
+    answer = answer_to(served, join, shown)
     assert (answer["do"], answer["kind"]) == ("end", "TakeoverError")
     assert "is mounted, and not by this server" in answer["error"]
     assert bystander.poll() is None
@@ -520,15 +499,8 @@ def test_a_keeper_keeps_nothing_of_a_mount_that_another_one_keeps(served: Node) 
     keeper = served.keeper(after=(sys.executable, "-c", IN_HASTE))
     wait_until(lambda: served.check() == 0)
     before = len(os.listdir(f"/proc/{keeper.pid}/fd"))
-    names = ["fuse", "ledger", "lock", "server"]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end_of_stranger:
-        end_of_stranger.settimeout(20)
-        end_of_stranger.connect(str(launchers_path(served.mountpoint)))
-        join = JOIN | {"mountpoint": str(served.mountpoint), "names": names}
-        socket.send_fds(end_of_stranger, [json.dumps(join).encode()], kept)
-        assert "is mounted, and not by this server" in json.loads(end_of_stranger.recv(16384))["error"]
-    for descriptor in kept:
-        os.close(descriptor)
+    join = JOIN | {"mountpoint": str(served.mountpoint), "names": ["fuse", "ledger", "lock", "server"]}
+    assert "is mounted, and not by this server" in answer_to(served, join, kept)["error"]
     wait_until(lambda: len(os.listdir(f"/proc/{keeper.pid}/fd")) == before)
     assert served.serving() == server
 

@@ -77,6 +77,15 @@ def pod_of(daemonset: str) -> Manifest:
     return spec
 
 
+def check_claim(volume: Manifest, claim: Manifest) -> None:
+    """Fail unless a PersistentVolume and its claim belong together, for readers."""
+    assert volume["spec"]["accessModes"] == claim["spec"]["accessModes"] == ["ReadOnlyMany"]
+    assert volume["spec"]["storageClassName"] == claim["spec"]["storageClassName"] == ""
+    assert volume["spec"]["claimRef"] == {key: claim["metadata"][key] for key in ("name", "namespace")}
+    assert claim["spec"]["volumeName"] == volume["metadata"]["name"]
+    assert claim["spec"]["resources"]["requests"] == volume["spec"]["capacity"]
+
+
 def container(pod: Manifest, name: str) -> Manifest:
     """A container of a pod by its name."""
     (found,) = [each for each in pod["containers"] if each["name"] == name]

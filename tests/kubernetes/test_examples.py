@@ -12,7 +12,7 @@ from mountctl.extras.csi.status_errors import StatusError
 from mountctl.extras.csi.tenants import check_tenant
 from tests.csi.driver import needs_root, persistent
 from tests.csi.driver import publication as inline
-from tests.kubernetes.manifests import Manifest, examples, of_kind
+from tests.kubernetes.manifests import Manifest, check_claim, examples, of_kind
 from tests.support.mounts import TRIMSFS, mounted
 from trimsfs.options import MountOptions, load_options
 
@@ -60,11 +60,7 @@ def test_each_volume_is_one_that_the_driver_takes(source: Manifest) -> None:
 
 def test_volume_and_claim_belong_together_and_kserve_names_the_claim() -> None:
     volume, claim = one("volume.yaml", "PersistentVolume"), one("volume.yaml", "PersistentVolumeClaim")
-    assert volume["spec"]["accessModes"] == claim["spec"]["accessModes"] == ["ReadOnlyMany"]
-    assert volume["spec"]["storageClassName"] == claim["spec"]["storageClassName"] == ""
-    assert volume["spec"]["claimRef"] == {key: claim["metadata"][key] for key in ("name", "namespace")}
-    assert claim["spec"]["volumeName"] == volume["metadata"]["name"]
-    assert claim["spec"]["resources"]["requests"] == volume["spec"]["capacity"]
+    check_claim(volume, claim)
     service = one("kserve.yaml", "InferenceService")
     assert service["metadata"]["namespace"] == claim["metadata"]["namespace"]
     assert service["spec"]["predictor"]["model"]["storageUri"].startswith(f"pvc://{claim['metadata']['name']}/")

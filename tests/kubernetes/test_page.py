@@ -20,6 +20,7 @@ from tests.kubernetes.manifests import (
     KUBERNETES,
     ROOT,
     Manifest,
+    check_claim,
     every_document,
     examples,
     installed,
@@ -167,11 +168,7 @@ def test_the_persistent_volume_and_the_claim_of_the_page_belong_together() -> No
     assert source["driver"] == DRIVER_NAME
     request = persistent(TARGET, source["volumeHandle"], source["volumeAttributes"])
     assert publication(request, MOUNTS).path == "resnet50"
-    assert volume["spec"]["accessModes"] == claim["spec"]["accessModes"] == ["ReadOnlyMany"]
-    assert volume["spec"]["storageClassName"] == claim["spec"]["storageClassName"] == ""
-    assert claim["spec"]["volumeName"] == volume["metadata"]["name"]
-    assert claim["spec"]["resources"]["requests"]["storage"] == volume["spec"]["capacity"]["storage"]
-    assert volume["spec"]["claimRef"] == {key: claim["metadata"][key] for key in ("name", "namespace")}
+    check_claim(volume, claim)
 
 
 def test_the_tenants_of_the_page_are_what_driver_and_server_take(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
-"""Messages to keepers, nearly right: strategies."""
+"""Messages to keepers: what joins a launcher, and strategies for what is nearly right."""
 
 from hypothesis import strategies as st
+
+from mountctl.keeper.launching.launcher_socket import PROTOCOL
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -26,3 +28,16 @@ near_misses = st.fixed_dictionaries(
         "more": json_values,
     },
 )
+
+
+JOIN = {
+    "type": "join",
+    "protocol": PROTOCOL,
+    "version": "0.2.0",
+    "mountpoint": "/models",
+    "source": "s3://models",
+    "allow_other": True,
+    "cache_dir": "/cache",
+    "log_file": "/log",
+    "names": [],
+}

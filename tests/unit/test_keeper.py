@@ -1,6 +1,5 @@
 """What a keeper believes of its servers, its operator and its service manager."""
 
-import contextlib
 import errno
 import json
 import os
@@ -9,6 +8,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -114,34 +115,44 @@ def test_what_is_nearly_a_message_holds_only_what_it_may(fields: dict[str, Any])
 # The operator's socket
 
 
+@dataclass
+class Listening:
+    """A control socket at a path, which answers with what it got."""
+
+    end: ControlSocket
+    selector: selectors.BaseSelector
+    path: Path
+
+    def serve(self, rounds: int = 4) -> None:
+        for _ in range(rounds):
+            for key, _ in self.selector.select(0.05):
+                key.data()
+
+    def connected(self) -> socket.socket:
+        end = socket.socket(socket.AF_UNIX)
+        end.settimeout(2)
+        end.connect(str(self.path))
+        return end
+
+
 @pytest.fixture
-def listening(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[ControlSocket, selectors.BaseSelector]]:
-    monkeypatch.setattr(control_socket, "socket_path", lambda *_: tmp_path / "run/keeper.sock")
-    selector = selectors.DefaultSelector()
+def listening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Listening]:
+    path, selector = tmp_path / "run/keeper.sock", selectors.DefaultSelector()
+    monkeypatch.setattr(control_socket, "socket_path", lambda *_: path)
 
     def handle(request: dict[str, Any], reply: control_socket.Reply) -> None:
         reply({"got": request})
 
     end = ControlSocket(selector, handle)
     assert end.listen(Path("/models")) is None
-    yield end, selector
+    yield Listening(end, selector, path)
     end.close()
-    assert not (tmp_path / "run/keeper.sock").exists()
+    assert not path.exists()
     selector.close()
 
 
-def serve(selector: selectors.BaseSelector, rounds: int = 4) -> None:
-    for _ in range(rounds):
-        for key, _ in selector.select(0.05):
-            key.data()
-
-
-def test_only_the_owner_may_speak_to_a_keeper(
-    listening: tuple[ControlSocket, selectors.BaseSelector], tmp_path: Path
-) -> None:
-    assert (tmp_path / "run/keeper.sock").stat().st_mode & 0o777 == 0o600
+def test_only_the_owner_may_speak_to_a_keeper(listening: Listening) -> None:
+    assert listening.path.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(
@@ -155,64 +166,50 @@ def test_only_the_owner_may_speak_to_a_keeper(
         (b"", None),
     ],
 )
-def test_requests_of_an_operator(
-    text: bytes, answer: object, listening: tuple[ControlSocket, selectors.BaseSelector], tmp_path: Path
-) -> None:
-    with socket.socket(socket.AF_UNIX) as end:
-        end.connect(str(tmp_path / "run/keeper.sock"))
-        end.settimeout(2)
+def test_requests_of_an_operator(text: bytes, answer: object, listening: Listening) -> None:
+    with listening.connected() as end:
         for start in range(0, len(text), 16384):
             end.sendall(text[start : start + 16384])
-            serve(listening[1], 1)
+            listening.serve(1)
         if not text:
             end.shutdown(socket.SHUT_WR)
-        serve(listening[1])
+        listening.serve()
         received = end.recv(1 << 16)
         assert (json.loads(received) if received else None) == answer
 
 
-def test_who_connects_and_says_nothing_is_let_go(
-    listening: tuple[ControlSocket, selectors.BaseSelector], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with socket.socket(socket.AF_UNIX) as end:
-        end.connect(str(tmp_path / "run/keeper.sock"))
-        serve(listening[1])
+def test_who_connects_and_says_nothing_is_let_go(listening: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+    with listening.connected() as end:
+        listening.serve()
         monkeypatch.setattr(control_socket, "REQUEST_TIMEOUT_S", -1)
-        listening[0].drop_idle()
-        end.settimeout(2)
+        listening.end.drop_idle()
         assert end.recv(1) == b""
 
 
-def test_a_keeper_that_hangs_is_known_however_many_have_asked_it(
-    listening: tuple[ControlSocket, selectors.BaseSelector], tmp_path: Path
-) -> None:
-    waiting = [socket.socket(socket.AF_UNIX) for _ in range(20)]
-    try:
-        for end in waiting:
+def test_a_keeper_that_hangs_is_known_however_many_have_asked_it(listening: Listening) -> None:
+    with ExitStack() as stack:
+        for _ in range(20):
+            end = stack.enter_context(socket.socket(socket.AF_UNIX))
             end.settimeout(0.01)
-            with contextlib.suppress(OSError):
-                end.connect(str(tmp_path / "run/keeper.sock"))
+            with suppress(OSError):
+                end.connect(str(listening.path))
         with pytest.raises(KeeperSilentError, match="does not answer: run `mountctl recover /models`"):
             ask(Path("/models"), {"do": "status"}, timeout_s=0.5)
-    finally:
-        for end in waiting:
-            end.close()
+
+
+def no_room(*_: object, **__: object) -> NoReturn:
+    raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
 
 def test_a_keeper_that_cannot_watch_a_connection_closes_it(
-    listening: tuple[ControlSocket, selectors.BaseSelector], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    listening: Listening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_room(*_: object) -> NoReturn:
-        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-
-    with socket.socket(socket.AF_UNIX) as end:
-        end.settimeout(2)
-        end.connect(str(tmp_path / "run/keeper.sock"))
-        monkeypatch.setattr(listening[1], "register", no_room)
-        serve(listening[1], 1)
+    with listening.connected() as end:
+        monkeypatch.setattr(listening.selector, "register", no_room)
+        listening.serve(1)
         assert end.recv(1) == b""
     monkeypatch.setattr(control_socket, "REQUEST_TIMEOUT_S", -1)
-    listening[0].drop_idle()
+    listening.end.drop_idle()
 
 
 def test_a_server_is_not_taken_for_ended_by_a_keeper_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,10 +218,6 @@ def test_a_server_is_not_taken_for_ended_by_a_keeper_without_room(monkeypatch: p
             server = ServerProcess.__new__(ServerProcess)
             server._process = process
             assert not server.ended()
-
-            def no_room(*_: object, **__: object) -> NoReturn:
-                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
             with monkeypatch.context() as patch:
                 patch.setattr(Path, "read_text", no_room)
                 assert not server.ended()
@@ -233,17 +226,13 @@ def test_a_server_is_not_taken_for_ended_by_a_keeper_without_room(monkeypatch: p
     assert server.ended()
 
 
-def test_a_keeper_that_ends_late_leaves_the_next_ones_socket_alone(
-    listening: tuple[ControlSocket, selectors.BaseSelector], tmp_path: Path
-) -> None:
-    path = tmp_path / "run/keeper.sock"
-    late = listening[0]
-    other = ControlSocket(listening[1], lambda request, reply: None)
+def test_a_keeper_that_ends_late_leaves_the_next_ones_socket_alone(listening: Listening) -> None:
+    other = ControlSocket(listening.selector, lambda request, reply: None)
     assert other.listen(Path("/models")) is None
-    late.close()
-    assert path.exists()
+    listening.end.close()
+    assert listening.path.exists()
     other.close()
-    assert not path.exists()
+    assert not listening.path.exists()
 
 
 def test_a_keeper_that_is_not_there_is_told(tmp_path: Path) -> None:
@@ -294,23 +283,11 @@ def test_what_the_service_manager_is_told(tmp_path: Path) -> None:
             os.close(descriptor)
 
 
-def test_without_a_service_manager_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[Any] = []
-
-    class Socket(socket.socket):
-        def connect(self, address: Any) -> None:
-            tried.append(address)
-            super().connect(address)
-
-    monkeypatch.setattr(socket, "socket", Socket)
-    nobody = Notifier({"WATCHDOG_USEC": "1"})
-    nobody.tell("READY=1")
-    nobody.alive()
-    assert tried == []
-    gone = Notifier({"NOTIFY_SOCKET": "/nonexistent/socket", "WATCHDOG_USEC": "1"})
-    gone.tell("READY=1")
-    gone.alive()
-    assert tried == ["/nonexistent/socket"] * 2  # a manager that is gone is no error
+@pytest.mark.parametrize("address", [{}, {"NOTIFY_SOCKET": "/nonexistent/socket"}], ids=["none", "gone"])
+def test_without_a_service_manager_a_keeper_goes_on(address: dict[str, str]) -> None:
+    notifier = Notifier(address | {"WATCHDOG_USEC": "1"})
+    notifier.tell("READY=1")
+    notifier.alive()
 
 
 def test_descriptors_of_another_process_are_not_taken() -> None:

@@ -19,19 +19,8 @@ from mountctl.keeper.launching import launcher_socket, launchers
 from mountctl.keeper.launching.launcher_socket import KEPT, PROTOCOL
 from mountctl.keeper.launching.launchers import JOIN_TIMEOUT_S, Launcher, Launchers
 from tests.support.keeper_in_process import DESCRIPTORS
-from tests.support.messages import near_misses
+from tests.support.messages import JOIN, near_misses
 
-JOIN = {
-    "type": "join",
-    "protocol": PROTOCOL,
-    "version": "0.2.0",
-    "mountpoint": "/models",
-    "source": "s3://models",
-    "allow_other": True,
-    "cache_dir": "/cache",
-    "log_file": "/log",
-    "names": [],
-}
 changes = st.dictionaries(st.sampled_from(sorted(JOIN)), st.none() | st.integers() | st.text(max_size=9), max_size=2)
 messages = (
     changes.map(lambda changed: json.dumps(JOIN | changed).encode())

@@ -74,9 +74,3 @@ def test_a_temporary_file_that_is_left_makes_a_run_fail(tmp_path: Path) -> None:
     done = run(tmp_path, LEAVES_A_FILE)
     assert f"temporary file {tmp_path / 'trimsfs-tests-1'}" in done.stdout
     assert done.returncode == 1
-
-
-def test_device_files_are_told_from_plain_ones(tmp_path: Path) -> None:
-    (tmp_path / "null").touch()
-    assert not leftovers._is_device(tmp_path / "null")
-    assert leftovers._is_device(Path("/dev/null"))

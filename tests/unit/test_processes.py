@@ -1,6 +1,5 @@
 """What is told of processes: in messages, and of this one."""
 
-import gc
 import mmap
 import os
 import subprocess
@@ -11,7 +10,7 @@ import pytest
 
 from tests.support.mounts import wait_until
 from trimsfs.extras.gpu.holders import holder_of
-from trimsfs.processes import SHOWN, Usage, holders, open_descriptors, process_of, roles, shown, title_of, usage
+from trimsfs.processes import SHOWN, Usage, holders, process_of, shown, title_of
 
 
 def test_who_uses_a_mount_is_named_or_that_it_is_not_known() -> None:
@@ -63,19 +62,3 @@ def test_who_has_a_file_with_a_carriage_return_in_its_name_mapped_is_found(tmp_p
     device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
     assert os.getpid() in holders(device)[status.st_ino]
     mapping.close()
-
-
-def test_a_file_system_that_is_not_there_is_used_by_nobody() -> None:
-    assert usage("0:1048575").processes == []
-
-
-def test_only_processes_of_a_mount_are_counted_by_role() -> None:
-    assert roles(None) == {}
-
-
-def test_open_descriptors_are_counted() -> None:
-    gc.collect()
-    before = open_descriptors()
-    descriptor = os.open("/dev/null", os.O_RDONLY)
-    assert open_descriptors() == before + 1
-    os.close(descriptor)
