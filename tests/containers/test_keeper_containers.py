@@ -9,6 +9,7 @@ import random
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -43,9 +44,11 @@ def test_readers_in_pods_notice_neither_lost_nor_newer_containers(survived: Surv
         def start_server(image: Path | None = None) -> Container:
             return pods["trimsfs"].start("server", {} if image is None else {trimsfs.__file__: image}).serving()
 
-        def facts() -> dict[str, object]:
-            told: dict[str, object] = json.loads((node.mountpoint / ".trims/control").read_text())
-            return told
+        def fact(name: str) -> object:
+            return json.loads((node.mountpoint / ".trims/control").read_text())[name]
+
+        def taken_over(before: object) -> bool:
+            return fact("server_pid") != before
 
         keeper, server = pods["trimsfs-keeper"].start("keeper").ready(), start_server()
         device = node.mountpoint.stat().st_dev
@@ -65,17 +68,17 @@ def test_readers_in_pods_notice_neither_lost_nor_newer_containers(survived: Surv
                     assert node.crun("kill", keeper.name, "TERM").returncode == 0
                     assert keeper.ended() == 0
                     time.sleep(1)  # the server serves on
-                    before = facts()["server_pid"]
+                    before = fact("server_pid")
                     keeper = pods["trimsfs-keeper"].start("keeper").ready()
                     logs.append(keeper.log)
-                    wait_until(lambda before=before: facts()["server_pid"] != before, timeout_s=TIMEOUT_S)
+                    wait_until(partial(taken_over, before), timeout_s=TIMEOUT_S)
             for number in range(1, NEWER + 1):
                 newer, version = tmp_path / f"image-{number}.py", f"9.{number}.0"
                 newer.write_text(Path(trimsfs.__file__).read_text().replace(trimsfs.__version__, version))
                 server.kill()
                 server = start_server(newer)
                 logs.append(server.log)
-                assert facts()["version"] == version
+                assert fact("version") == version
                 time.sleep(1)
         finally:
             report = readers.stop(timeout_s=TIMEOUT_S)
