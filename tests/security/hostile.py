@@ -2,16 +2,15 @@
 
 import contextlib
 import re
-import socketserver
 import ssl
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlsplit
 
-from tests.services import HOST, S3Server
+from tests.services import S3Server
+from tests.support.http_server import Server
 
 MODIFIED = "2024-05-06T07:08:09.000Z"
 HTTP_MODIFIED = "Mon, 06 May 2024 07:08:09 GMT"
@@ -42,65 +41,44 @@ class HostileStore:
     """A running one. ``objects`` are by their keys; ``answer`` may stand in for what is said to a request, by its
     method, key and query."""
 
-    server: S3Server
-    objects: dict[bytes, Told] = field(default_factory=dict)
+    objects: dict[bytes, Told]
     answer: Callable[[str, bytes, dict[str, str]], Answer | Iterator[bytes] | None] = lambda *_: None
-    requests: list[str] = field(default_factory=list)
-    authorizations: list[str] = field(default_factory=list)
+    http: Server = field(init=False)
 
     @property
     def url(self) -> str:
         return f"s3://{BUCKET}"
 
+    @property
+    def server(self) -> S3Server:
+        return S3Server(self.http.url, "AKIDHOSTILE", "secret")
 
-class _Handler(BaseHTTPRequestHandler):
-    """Answers one connection."""
-
-    protocol_version = "HTTP/1.1"
-    store: HostileStore
-
-    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
-        """Nothing."""
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
-        url = urlsplit(self.path)
+    def said(self, request: BaseHTTPRequestHandler) -> bytes | Iterator[bytes]:
+        """The answer to a request, byte by byte."""
+        url = urlsplit(request.path)
         query = dict(parse_qsl(url.query, keep_blank_values=True))
         key = unquote_to_bytes(url.path)[len(f"/{BUCKET}/") :]
-        self.store.requests.append(f"{self.command} {self.path}")
-        self.store.authorizations.append(self.headers.get("Authorization", ""))
-        found = self.store.answer(self.command, key, query)
+        found = self.answer(request.command, key, query)
         if found is None:
-            found = self._listing(query) if not key else self._object(key)
-        with contextlib.suppress(OSError):
-            if isinstance(found, tuple):
-                self._send(*found)
-            else:
-                self.close_connection = True
-                for piece in found:
-                    self.wfile.write(piece)
-
-    def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
+            found = self._object(key, request) if key else self._listing(query)
+        if not isinstance(found, tuple):
+            return found
+        status, headers, body = found
         lines = [f"HTTP/1.1 {status} Said", *(f"{name}: {value}" for name, value in headers.items())]
         if not any(name.lower() in {"content-length", "transfer-encoding"} for name in headers):
             lines.append(f"Content-Length: {len(body)}")
         head = "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape")
-        self.wfile.write(head if self.command == "HEAD" else head + body)
+        return head if request.command == "HEAD" else head + body
 
-    def _object(self, key: bytes) -> Answer:
-        told = self.store.objects.get(key)
+    def _object(self, key: bytes, request: BaseHTTPRequestHandler) -> Answer:
+        told = self.objects.get(key)
         if told is None:
             return 404, {}, b""
         headers = {"Last-Modified": told.modified or HTTP_MODIFIED, **told.headers}
         if told.etag is not None:
             headers["ETag"] = told.etag
-        match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
-        if self.command == "HEAD" or match is None:
+        match = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range") or "")
+        if request.command == "HEAD" or match is None:
             return 200, {**headers, "Content-Length": told.length}, told.content
         first, last = int(match[1]), int(match[2])
         body = told.content[first : last + 1]
@@ -111,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
         prefix = query.get("prefix", "").encode()
         first, most = int(query.get("continuation-token", 0)), int(query.get("max-keys", 1000))
         objects, below = [], set()
-        for key, told in sorted(self.store.objects.items()):
+        for key, told in sorted(self.objects.items()):
             name, slash, _ = key[len(prefix) :].partition(b"/")
             if key.startswith(prefix) and slash:
                 below.add(prefix + name + slash)
@@ -142,37 +120,13 @@ def _escaped(text: str) -> str:
     return "".join(f"&#{ord(one)};" if one in '<>&"\n\r\t' else one for one in text)
 
 
-class _Server(socketserver.ThreadingTCPServer):
-    daemon_threads = True
-    block_on_close = False
-    allow_reuse_address = True
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Clients hang up on lies."""
-
-
 @contextlib.contextmanager
-def hostile_store(
-    objects: dict[bytes, Told] | None = None, *, certificate: Path | None = None
-) -> Iterator[HostileStore]:
+def hostile_store(objects: dict[bytes, Told], *, certificate: Path | None = None) -> Iterator[HostileStore]:
     """A store with these objects; by TLS with a certificate, which is in a file with its key."""
-
-    class Handler(_Handler):
-        pass
-
-    with _Server((HOST, 0), Handler) as server:
-        scheme = "http"
-        if certificate is not None:
-            scheme, context = "https", ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate)
-            server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-        store = HostileStore(S3Server(f"{scheme}://{HOST}:{server.server_address[1]}", "AKIDHOSTILE", "secret"))
-        store.objects.update(objects or {})
-        Handler.store = store
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield store
-        finally:
-            server.shutdown()
-            thread.join()
+    tls = None
+    if certificate is not None:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate)
+    store = HostileStore(objects)
+    with Server(store.said, tls).running() as store.http:
+        yield store

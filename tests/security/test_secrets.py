@@ -120,7 +120,7 @@ def answer(store: HostileStore, refusal: str) -> None:
     def said(_method: str, key: bytes, _query: dict[str, str]) -> tuple[int, dict[str, str], bytes] | None:
         if key != b"refused":
             return None
-        message = f"<Error><Code>{refusal}</Code><Message>no: {store.requests[-1]}</Message></Error>"
+        message = f"<Error><Code>{refusal}</Code><Message>no: {store.http.requests[-1][0]}</Message></Error>"
         return 403, {}, message.encode()
 
     store.answer = said
@@ -147,7 +147,7 @@ def test_no_secret_is_told_however_it_was_given(how: str, tmp_path: Path) -> Non
                 ended = pid in passing and not alive(pid)
                 assert ended or "PermissionError" in str(caught.value)
         told["log at the end"] = log_beside(directory).read_text()
-    assert any(KEY in signed for signed in store.authorizations)
+    assert any(KEY in headers.get("authorization", "") for _, headers in store.http.requests)
     assert len(told) > 20
     for where_told, text in told.items():
         for marker in (*MARKERS, "Signature="):

@@ -7,12 +7,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+Answer = tuple[int, Mapping[str, str], bytes] | bytes | Iterator[bytes]
+
 
 @dataclass
 class Server:
-    """*answer* gets a request, and gives status, headers and body, which an answer to HEAD lacks; *tls* is for TLS."""
+    """*answer* gets a request, and gives status, headers and body, which an answer to HEAD lacks; *tls* is for TLS.
 
-    answer: Callable[[BaseHTTPRequestHandler], tuple[int, Mapping[str, str], bytes]]
+    Bytes instead are sent as they are; so are pieces, after which the connection ends.
+    """
+
+    answer: Callable[[BaseHTTPRequestHandler], Answer]
     tls: ssl.SSLContext | None = None
     url: str = ""
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
@@ -26,7 +31,14 @@ class Server:
 
             def do_GET(self) -> None:
                 outer.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
-                status, headers, body = outer.answer(self)
+                answer = outer.answer(self)
+                if not isinstance(answer, tuple):
+                    self.close_connection = not isinstance(answer, bytes)
+                    with contextlib.suppress(OSError):
+                        for piece in [answer] if isinstance(answer, bytes) else answer:
+                            self.wfile.write(piece)
+                    return
+                status, headers, body = answer
                 self.send_response_only(status)
                 always = {"Date": self.date_time_string(), "Content-Length": str(len(body))}
                 for name, value in {**always, **headers}.items():
