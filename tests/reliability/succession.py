@@ -79,6 +79,7 @@ class Succession:
         self._channel.dead = True
         self._scope.cancel()
         self.kernel.lose()
+        self.died.set()
 
     async def follow(self) -> None:
         """Start the next server."""
@@ -90,7 +91,7 @@ class Succession:
         await self._start()
 
     async def _start(self) -> None:
-        self._ended = trio.Event()
+        self._ended, self.died = trio.Event(), trio.Event()
         self._scope: trio.CancelScope = await self._nursery.start(self._serve, self._ended)
 
     async def _serve(self, ended: trio.Event, task_status: trio.TaskStatus[trio.CancelScope]) -> None:

@@ -5,9 +5,9 @@ Each seed is one order of all steps, and can be tried again alone.
 
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -66,24 +66,25 @@ class Play:
 
     async def program(self, thread: int) -> None:
         """One program, which does one thing after the other."""
-        steps = [self.open_path] * 6 + [self.open_number] * 2 + [self.close] * 6 + [self.read] * 6
-        steps += [self.command] * 4 + [self.look_up, self.listing, self.forget, self.xattr, self.hinder]
+        steps: list[Callable[[], Awaitable[None]]] = [partial(self.open_path, thread)] * 6
+        steps += [partial(self.open_number, thread)] * 2 + [self.close] * 6 + [self.read] * 6 + [self.command] * 4
+        steps += [partial(self.look_up, thread), self.listing, self.forget, self.xattr, self.hinder]
         steps += [self.replace, self.refuse] if self.disturbed else []
         for _ in range(STEPS):
             step = self.draw.choice(steps)
             if self.draw.random() < 0.2:
-                await self.cancelled(step, thread)
+                await self.cancelled(step)
             else:
-                await step(thread)
+                await step()
             check(self.server)
             for _ in range(self.draw.randrange(4)):
                 await trio.lowlevel.checkpoint()
 
-    async def cancelled(self, step: Callable[[int], Awaitable[None]], thread: int) -> None:
+    async def cancelled(self, step: Callable[[], Awaitable[None]]) -> None:
         """Begin a step, and give it up after a while."""
         with trio.CancelScope() as scope:
             self.nursery.start_soon(self.later, self.draw.randrange(40), scope.cancel)
-            await step(thread)
+            await step()
         self.totals["cancelled"] += scope.cancelled_caught
 
     async def later(self, turns: int, function: Callable[[], None]) -> None:
@@ -142,18 +143,16 @@ class Play:
         self.open.append(Open(path, handle, content))
         self.totals["passed through" if handle >> BACKING_SHIFT else "cached"] += 1
 
-    async def close(self, thread: int) -> None:
+    async def close(self) -> None:
         """Close a file, which the kernel does once its reads have ended."""
-        del thread
         idle = [file for file in self.open if not file.reading]
         if idle:
             file = self.draw.choice(idle)
             self.open.remove(file)
             self.server.release(file.handle)
 
-    async def read(self, thread: int) -> None:
+    async def read(self) -> None:
         """One of the files that are open shows the content that it was opened with, or that it has been replaced."""
-        del thread
         if not self.open:
             return
         file = self.draw.choice(self.open)
@@ -170,58 +169,48 @@ class Play:
         assert piece == file.content[start : start + size], f"{file.path} at {start}"
         self.totals["read"] += 1
 
-    async def listing(self, thread: int) -> None:
-        del thread
+    async def listing(self) -> None:
         assert set(await self.server.listing(self.draw.choice(("", "d")))) in ({"a", "b", "d"}, {"c", "e"})
 
-    async def xattr(self, thread: int) -> None:
-        del thread
+    async def xattr(self) -> None:
         etag = await self.server.attribute(self.draw.choice(KEYS), self.draw.choice(("etag", "residency", "pinned")))
         assert etag is not None
 
-    async def forget(self, thread: int) -> None:
+    async def forget(self) -> None:
         """Memory is short: the kernel gives up what no program uses."""
-        del thread
         self.server.forget()
         self.known.clear()
 
-    async def command(self, thread: int) -> None:
-        del thread
+    async def command(self) -> None:
         outcome, kind = await self.server.outcome(self.draw.choice(COMMANDS), self.draw.choice(KEYS))
         assert outcome == "done" or kind in {"InUseError", "CacheFullError", "ObjectChangedError"}, kind
         self.totals[outcome] += 1
 
     # What happens to the server
 
-    async def hinder(self, thread: int) -> None:
+    async def hinder(self) -> None:
         """Let the store fail in a way that another attempt cures, or take its time."""
-        del thread
         if self.draw.random() < 0.5:
             after = self.draw.choice((0, 100, self.chunk_size))
             self.server.store.fail(StoreStalledError("no bytes"), times=self.draw.randrange(1, 3), after=after)
         else:
             self.server.store.delay(self.draw.uniform(0, 0.3), key=self.draw.choice(KEYS))
 
-    async def replace(self, thread: int) -> None:
-        del thread
+    async def replace(self) -> None:
         key = self.draw.choice(KEYS)
         self.server.store.put(key, content_of(f"{key}{self.draw.random()}", self.draw.randint(1, 4 * self.chunk_size)))
 
-    async def refuse(self, thread: int) -> None:
+    async def refuse(self) -> None:
         """Let the kernel refuse ids for a while."""
-        del thread
         assert self.server.backing is not None
         self.server.backing.error = FuseUnavailableError("no") if self.draw.random() < 0.3 else None
 
 
-@asynccontextmanager
-async def playing(directory: Path, chunk_size: int, seed: int, cold_open: ColdOpen) -> AsyncIterator[Server]:
+async def play(directory: Path, chunk_size: int, seed: int, cold_open: ColdOpen, disturbed: bool) -> Counter[str]:
     draw = random.Random(seed)
-    store = MemoryStore(
-        {key: content_of(key, draw.randint(1, 4 * chunk_size)) for key in KEYS}, streaming=seed % 2 == 0
-    )
+    contents = {key: content_of(key, draw.randint(1, 4 * chunk_size)) for key in KEYS}
     async with served(
-        store,
+        MemoryStore(contents, streaming=seed % 2 == 0),
         directory,
         chunk_size=chunk_size,
         backing=FakeBacking(),
@@ -231,18 +220,9 @@ async def playing(directory: Path, chunk_size: int, seed: int, cold_open: ColdOp
         host_size=draw.choice((None, 3 * chunk_size)),
         eviction=Eviction(disk=draw.choice(sorted(POLICIES)), host=draw.choice(sorted(POLICIES))),
     ) as server:
-        yield server
-
-
-async def play(directory: Path, chunk_size: int, seed: int, cold_open: ColdOpen, disturbed: bool) -> Counter[str]:
-    async with playing(directory, chunk_size, seed, cold_open) as server:
         async with trio.open_nursery() as nursery:
             plays = Play(
-                server=server,
-                nursery=nursery,
-                draw=random.Random(seed),
-                chunk_size=chunk_size,
-                disturbed=disturbed,
+                server=server, nursery=nursery, draw=random.Random(seed), chunk_size=chunk_size, disturbed=disturbed
             )
             for thread in range(1, TASKS + 1):
                 nursery.start_soon(plays.program, thread)
