@@ -348,10 +348,8 @@ class Explorer:
             shutil.rmtree(directory)
 
     def _restart(self, boot_id: str) -> None:
-        """The host is started again: what the file system had not brought to the disk is gone."""
         assert self._image is not None
-        self._image.unmount()
-        self._image.mount()
+        self._image.restart()
         self._boot.write_text(boot_id)
 
 

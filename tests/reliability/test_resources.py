@@ -18,7 +18,7 @@ from tests.reliability.looks import SIZES, Looks, models_in, restarts
 from tests.support.images import Image
 from tests.support.keepers import keeper, kill, serving
 from tests.support.memory_group import memory_group
-from tests.support.mounts import TRIMSFS, MountedStore, log_beside, mounted, trimsfs, unmount, wait_until
+from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
 from tests.support.parts import blob_files, flip_byte
 from tests.support.survival import Survived
 from tests.support.tmpfs import tmpfs
@@ -50,11 +50,20 @@ def image(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Image]:
 
 
 @contextlib.contextmanager
-def cached_on(image: Image, store: Path, tmp_path: Path, *options: str) -> Iterator[MountedStore]:
-    """A mount whose cache lies on a file system of its own."""
+def cached_on(image: Image, store: Path, tmp_path: Path) -> Iterator[Looks]:
+    """Looks at a mount whose cache lies on a file system of its own."""
     places = ("--cache-dir", str(image.mountpoint / "cache"))
-    with mounted(store, tmp_path / "mount", *places, *NO_MARGIN, *options) as mount:
-        yield MountedStore(mount.path, image.mountpoint / "cache")
+    with mounted(store, tmp_path / "mount", *places, *NO_MARGIN) as mount:
+        yield Looks(MountedStore(mount.path, image.mountpoint / "cache"), store)
+
+
+@contextlib.contextmanager
+def cached_in_memory(size: int, store: Path, tmp_path: Path) -> Iterator[Looks]:
+    """Looks at a mount whose cache is a file system of so many bytes."""
+    with tmpfs(tmp_path / "cache", size) as cache:
+        cache.chmod(0o755)
+        with mounted(store, tmp_path, *NO_MARGIN) as mount:
+            yield Looks(mount, store)
 
 
 def fill(directory: Path) -> Path:
@@ -114,40 +123,31 @@ def test_a_disk_that_others_fill_costs_no_reader_anything(store: Path, tmp_path:
 
 @slow
 def test_a_full_disk_makes_room_of_what_is_not_in_use(store: Path, tmp_path: Path) -> None:
-    with tmpfs(tmp_path / "cache", 4 * WHOLE) as cache:
-        cache.chmod(0o755)
-        with mounted(store, tmp_path, *NO_MARGIN) as mount:
-            looks = Looks(mount, store)
-            looks.read("model-0/part-0")
-            fill(cache)
-            looks.until_kept("model-1/part-1")
-            assert mount.info("model-0/part-0")["residency"]["disk"] == 0
+    with cached_in_memory(4 * WHOLE, store, tmp_path) as looks:
+        looks.read("model-0/part-0")
+        fill(looks.mount.cache)
+        looks.until_kept("model-1/part-1")
+        assert looks.mount.info("model-0/part-0")["residency"]["disk"] == 0
 
 
 @slow
 def test_a_file_system_without_inodes_costs_no_reader_anything(store: Path, tmp_path: Path, survived: Survived) -> None:
-    with tmpfs(tmp_path / "cache", 8 * WHOLE) as cache:
-        cache.chmod(0o755)
-        with mounted(store, tmp_path, *NO_MARGIN) as mount:
-            looks = Looks(mount, store)
-            looks.read("model-0/part-0")
-            inodes = os.statvfs(cache).f_files - os.statvfs(cache).f_ffree
-            remount = ["mount", "-o", f"remount,nr_inodes={inodes}", str(cache)]
-            subprocess.run(remount, check=True, timeout=20)
-            looks.read()
-            looks.read()
-            subprocess.run([*remount[:2], "remount,nr_inodes=10000", str(cache)], check=True, timeout=20)
-            recovery_s = looks.until_kept("model-3/part-0")
-            looks.check(survived, "file system of the cache without inodes", recovery_s=recovery_s)
+    with cached_in_memory(8 * WHOLE, store, tmp_path) as looks:
+        looks.read("model-0/part-0")
+        status = os.statvfs(looks.mount.cache)
+        remount = ["mount", looks.mount.cache, "-o"]
+        subprocess.run([*remount, f"remount,nr_inodes={status.f_files - status.f_ffree}"], check=True, timeout=20)
+        looks.read()
+        looks.read()
+        subprocess.run([*remount, "remount,nr_inodes=10000"], check=True, timeout=20)
+        recovery_s = looks.until_kept("model-3/part-0")
+        looks.check(survived, "file system of the cache without inodes", recovery_s=recovery_s)
 
 
 # A disk that fails
 
 
-FAILURES: dict[str, Callable[[Image], None]] = {
-    "stopped": lambda image: image.power_off(),
-    "read-only": lambda image: image.fail(),
-}
+FAILURES: dict[str, Callable[[Image], None]] = {"stopped": Image.power_off, "read-only": Image.fail}
 
 
 @pytest.mark.parametrize(
@@ -162,9 +162,9 @@ FAILURES: dict[str, Callable[[Image], None]] = {
 def test_a_disk_that_fails_is_done_without(
     image: Image, failure: str, store: Path, tmp_path: Path, survived: Survived
 ) -> None:
-    with cached_on(image, store, tmp_path) as mount:
-        looks = Looks(mount, store)
+    with cached_on(image, store, tmp_path) as looks:
         looks.read("model-0/part-0", "model-0/part-1")
+        mount = looks.mount
         serving(mount)
         FAILURES[failure](image)
         recovery_s = looks.until_all_can_be_read()
@@ -174,11 +174,10 @@ def test_a_disk_that_fails_is_done_without(
         assert "cache       not used: " in trimsfs("status", mount.path).stdout
         fault = f"disk of the cache {failure} ({image.kind})"
         looks.check(survived, fault, injected=2, allowed={"EIO"}, recovery_s=recovery_s)
-    image.unmount()
-    image.mount()
-    with cached_on(image, store, tmp_path) as mount:
-        assert Looks(mount, store).read() == 0
-    assert disagreements(mount.cache) == []
+    image.restart()
+    with cached_on(image, store, tmp_path) as looks:
+        assert looks.read() == 0
+    assert disagreements(looks.mount.cache) == []
 
 
 @slow
@@ -187,8 +186,8 @@ def test_writes_that_fail_leave_no_wrong_byte(image: Image, store: Path, tmp_pat
     """The disk has no room for what the file system believes to have: all is well until it is read from the disk."""
     with tmpfs(tmp_path / "disk", 200 << 20) as disk:
         image.move_to(disk)
-        with cached_on(image, store, tmp_path) as mount:
-            looks = Looks(mount, store)
+        with cached_on(image, store, tmp_path) as looks:
+            mount = looks.mount
             looks.read("model-0/part-0")
             drop_memory(mount.cache)
             filler = fill(disk)
@@ -208,10 +207,8 @@ def test_writes_that_fail_leave_no_wrong_byte(image: Image, store: Path, tmp_pat
             drop_memory(mount.cache)
             looks.read()
             looks.check(survived, f"writes to the disk fail ({image.kind})", allowed={"EIO"}, recovery_s=recovery_s)
-        image.unmount()
-        image.mount()
-        with cached_on(image, store, tmp_path) as mount:
-            looks = Looks(mount, store)
+        image.restart()
+        with cached_on(image, store, tmp_path) as looks:
             assert looks.read() == 0
             looks.until_kept("model-3/part-0")
         assert disagreements(mount.cache) == []
@@ -224,9 +221,8 @@ def test_what_a_server_wrote_before_it_was_killed_is_compared_with_the_disk(
     """The kernel tells of a failed write once: the killed server may have got the error, and told nobody."""
     with tmpfs(tmp_path / "disk", 200 << 20) as disk:
         image.move_to(disk)
-        with cached_on(image, store, tmp_path) as mount:
-            looks = Looks(mount, store)
-            filler = fill(disk)
+        with cached_on(image, store, tmp_path) as looks:
+            mount, filler = looks.mount, fill(disk)
             looks.read("model-1/part-0", "model-1/part-1")
             os.kill(keeper(mount)["server_pid"], signal.SIGSTOP)
             errors = sync_files(mount.cache)
@@ -242,43 +238,52 @@ def test_what_a_server_wrote_before_it_was_killed_is_compared_with_the_disk(
             looks.check(survived, fault, injected=errors, allowed={"EIO"}, recovery_s=recovery_s)
 
 
+def make_index_a_directory(cache: Path) -> None:
+    remove_index(cache)
+    (cache / "index.sqlite").mkdir()
+
+
+def remove_index(cache: Path) -> None:
+    for path in cache.glob("index.sqlite*"):
+        path.unlink()
+
+
+TROUBLES: dict[str, tuple[Callable[[Image], None], Callable[[Image], None]]] = {
+    "stopped": (Image.power_off, Image.restart),
+    "read-only": (lambda image: image.remount("ro"), lambda image: image.remount("rw")),
+    "index-is-a-directory": (
+        lambda image: make_index_a_directory(image.mountpoint / "cache"),
+        lambda image: (image.mountpoint / "cache/index.sqlite").rmdir(),
+    ),
+}
+"""What makes a cache unusable, and what undoes it."""
+
+
 @pytest.mark.parametrize(
     "trouble", [pytest.param("stopped", marks=slow), pytest.param("read-only", marks=slow), "index-is-a-directory"]
 )
 def test_a_cache_that_cannot_be_used_at_the_start_is_told(
     trouble: str, image: Image, store: Path, tmp_path: Path
 ) -> None:
-    cache = image.mountpoint / "cache"
-    with cached_on(image, store, tmp_path) as mount:
-        looks = Looks(mount, store)
+    cache, (make, undo) = image.mountpoint / "cache", TROUBLES[trouble]
+    with cached_on(image, store, tmp_path) as looks:
         looks.read("model-0/part-0")
-    if trouble == "stopped":
-        image.power_off()
-    elif trouble == "read-only":
-        image.remount("ro")
-    else:
-        make_index_a_directory(cache)
-    done = trimsfs("mount", mount.path, "--store", store, "--cache-dir", cache, "--log-file", tmp_path / "log")
+    make(image)
+    done = trimsfs("mount", looks.mount.path, "--store", store, "--cache-dir", cache, "--log-file", tmp_path / "log")
     assert done.returncode == 9, done.stderr
     assert str(cache) in done.stderr
-    if trouble == "stopped":
-        image.unmount()
-        image.mount()
-    elif trouble == "read-only":
-        image.remount("rw")
-    else:
-        (cache / "index.sqlite").rmdir()
-    with cached_on(image, store, tmp_path) as mount:
-        assert Looks(mount, store).read() == 0
+    undo(image)
+    with cached_on(image, store, tmp_path) as looks:
+        assert looks.read() == 0
 
 
 @pytest.mark.alone  # whoever calls sync(2) waits meanwhile
 def test_a_frozen_disk_holds_up_only_what_has_to_be_written(
     image: Image, store: Path, tmp_path: Path, survived: Survived
 ) -> None:
-    with cached_on(image, store, tmp_path) as mount:
-        looks = Looks(mount, store)
+    with cached_on(image, store, tmp_path) as looks:
         looks.read("model-0/part-0", "model-0/part-1")
+        mount = looks.mount
         serving(mount)
         image.freeze()
         thawing = threading.Timer(FROZEN_S, image.thaw)  # else who waits for the disk would wait for ever
@@ -322,16 +327,6 @@ def each_blob(do: Callable[[Path, random.Random], None]) -> Callable[[Path, rand
             do(path, draw)
 
     return damage
-
-
-def remove_index(cache: Path) -> None:
-    for path in cache.glob("index.sqlite*"):
-        path.unlink()
-
-
-def make_index_a_directory(cache: Path) -> None:
-    remove_index(cache)
-    (cache / "index.sqlite").mkdir()
 
 
 DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
@@ -402,22 +397,6 @@ def test_damage_while_not_mounted_is_found_by_the_next_mount(
 # The host is short of something
 
 
-@contextlib.contextmanager
-def mounted_within(
-    store: Path, tmp_path: Path, *before: str | Path, options: tuple[str, ...] = ()
-) -> Iterator[MountedStore]:
-    """A mount whose keeper is started by a program that sets limits."""
-    mount = MountedStore(tmp_path / "models", tmp_path / "cache")
-    mount.path.mkdir()
-    places = ("--store", store, "--cache-dir", mount.cache, "--log-file", log_beside(tmp_path))
-    command: list[str | Path] = [*before, TRIMSFS, "mount", mount.path, *places, *NO_MARGIN, *options]
-    subprocess.run(command, check=True, timeout=60, capture_output=True)
-    try:
-        yield mount
-    finally:
-        unmount(mount.path)
-
-
 @slow
 def test_more_files_are_open_than_a_server_has_descriptors(
     store_directory: Path, tmp_path: Path, survived: Survived
@@ -425,7 +404,7 @@ def test_more_files_are_open_than_a_server_has_descriptors(
     for number in range(150):
         (store_directory / f"part-{number}").write_bytes(random.Random(number).randbytes(10_000))
     with (
-        mounted_within(store_directory, tmp_path, "prlimit", "--nofile=128:128") as mount,
+        mounted(store_directory, tmp_path, *NO_MARGIN, before=("prlimit", "--nofile=128:128")) as mount,
         contextlib.ExitStack() as held,
     ):
         looks = Looks(mount, store_directory)
@@ -449,7 +428,7 @@ def test_a_server_without_memory_pins_what_its_group_allows(
         (store_directory / f"part-{number}").write_bytes(random.Random(number).randbytes(64 << 20))
     with memory_group(300 << 20) as group:
         inside = ("sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group))
-        with mounted_within(store_directory, tmp_path, *inside, options=("--server-user", "root")) as mount:
+        with mounted(store_directory, tmp_path, *NO_MARGIN, "--server-user", "root", before=inside) as mount:
             looks = Looks(mount, store_directory)
             for number in range(8):
                 assert trimsfs("pin", "--best-effort", mount.path / f"part-{number}").returncode == 0

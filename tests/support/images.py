@@ -50,6 +50,11 @@ class Image:
         """Unmount it, which nobody uses."""
         umount(self.mountpoint)
 
+    def restart(self) -> None:
+        """Mount it anew, as a host that is started again does: what was not brought to the disk is gone."""
+        self.unmount()
+        self.mount()
+
     def remove(self) -> None:
         """Unmount it, whoever uses it, and remove it."""
         subprocess.run(["umount", "--lazy", self.mountpoint], check=False, timeout=TIMEOUT_S)
