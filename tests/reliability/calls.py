@@ -62,7 +62,7 @@ def outcomes(function: Callable[[Any], object], values: Iterable[Any]) -> list[s
     return [outcome(partial(function, value)) for value in values]
 
 
-def performed(root: Root) -> dict[str, str]:
+def outcomes_of_all(root: Root) -> dict[str, str]:
     """What all cases come to, each in a process of its own."""
     return {name: in_a_child(partial(outcome, partial(function, root))) for name, function in CASES.items()}
 

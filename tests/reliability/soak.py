@@ -33,7 +33,7 @@ from tests.services.faults import FAULTS
 from tests.services.faulty import Plan
 from tests.support.keepers import keeper, serving
 from tests.support.memory_group import killed, limited, used
-from tests.support.mounts import let_in, trimsfs
+from tests.support.mounts import let_in, trimsfs, wait_until
 from tests.support.processes import family
 from tests.support.readers import Processes, Report
 from tests.support.survival import Survived
@@ -67,27 +67,23 @@ OUTAGE_EVERY_S, OUTAGE_S = 300.0, (60.0, 150.0)
 
 
 @dataclass(slots=True)
-class Sights:
-    """What was seen from outside while it went on."""
-
-    cache_bytes: int = 0
-    over_s: float = 0.0
-    anonymous: int = 0
-    peak: int = 0
-    looks: int = 0
-    problems: list[str] = field(default_factory=list)
-
-
-@dataclass(slots=True)
 class Outcome:
-    """What came of it; ``problems`` are what should not be."""
+    """What came of it; ``problems`` are what should not be.
+
+    Of what was seen from outside while it went on, ``cache_bytes``, ``peak`` and ``anonymous`` are the most bytes on
+    the disk, in memory and in anonymous memory, and ``over_s`` is how long more was on the disk than may be.
+    """
 
     seconds: float
     report: Report = field(default_factory=Report)
     commands: Report = field(default_factory=Report)
     events: Counter[str] = field(default_factory=Counter)
     injected: Counter[str] = field(default_factory=Counter)
-    sights: Sights = field(default_factory=Sights)
+    cache_bytes: int = 0
+    over_s: float = 0.0
+    anonymous: int = 0
+    peak: int = 0
+    looks: int = 0
     figures: dict[str, object] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     recovery_s: float = 0.0
@@ -111,6 +107,7 @@ class Soak:
         self._draw = random.Random(seed)
         self._keeper = keeper(stage.mount)["keeper_pid"]
         self._ended = threading.Event()
+        self._stuck: list[str] = []
         self._names = {kind: self._put(kind, count) for kind, count in GROUPS.items()}
         if group is not None:
             for pid in family(self._keeper):
@@ -139,7 +136,7 @@ class Soak:
 
     def _all(self, seconds: float, outcome: Outcome) -> None:
         mount, names = self._stage.mount.path, self._names
-        watch = threading.Thread(target=self._watch, args=(outcome.sights,))
+        watch = threading.Thread(target=self._watch, args=(outcome,))
         readers = Processes(self._reader, self._directory("readers"), count=READERS)
         everything = [name for kind in names.values() for name in kind]
         commanders = Processes(
@@ -244,25 +241,25 @@ class Soak:
 
     # What is looked at
 
-    def _watch(self, sights: Sights) -> None:
+    def _watch(self, outcome: Outcome) -> None:
         """Look at the cache and at memory from outside, and for who waits in the kernel for too long."""
         waits: dict[int, float] = {}
         fitted = time.monotonic()
         while not self._ended.wait(LOOK_EVERY_S):
-            sights.looks += 1
+            outcome.looks += 1
             now, taken = time.monotonic(), _allocated(self._stage.mount.cache / "blobs")
-            sights.cache_bytes = max(sights.cache_bytes, taken)
+            outcome.cache_bytes = max(outcome.cache_bytes, taken)
             if taken <= CACHE_SIZE:
                 fitted = now
-            sights.over_s = max(sights.over_s, now - fitted)
+            outcome.over_s = max(outcome.over_s, now - fitted)
             if self._group is not None:
-                sights.peak, anonymous = used(self._group)
-                sights.anonymous = max(sights.anonymous, anonymous)
+                outcome.peak, anonymous = used(self._group)
+                outcome.anonymous = max(outcome.anonymous, anonymous)
             stuck = {pid for pid, state in states(self._ours()).items() if state == "D"}
             waits = {pid: waits.get(pid, now) for pid in stuck}
             for pid, since in waits.items():
                 if now - since > LONGEST_S:
-                    sights.problems.append(f"process {pid} has been in state D for {now - since:.0f} s")
+                    self._stuck.append(f"process {pid} has been in state D for {now - since:.0f} s")
 
     def _ours(self) -> Iterator[int]:
         yield from family(os.getpid())
@@ -314,17 +311,17 @@ class Soak:
         for who, errors in (("readers", outcome.report.errors), ("commands", outcome.commands.errors)):
             told = Counter(one.strip().splitlines()[-1] for one in errors)
             problems += [f"{who}, {number} times: {one}" for one, number in told.most_common(5)]
-        problems += outcome.sights.problems[:3]
-        longest = _longest(outcome.report) | _longest(outcome.commands)
+        problems += self._stuck[:3]
+        longest = outcome.report.worst_s | outcome.commands.worst_s
         checks = {
             f"wrong: {outcome.report.wrong[:5]}": len(outcome.report.wrong) > 0,
             f"{restarts} servers were followed by others": restarts != outcome.events["servers killed"] + 1,
             f"an operation took longer than {LONGEST_S:g} s": max(longest.values(), default=0.0) > LONGEST_S,
-            f"too much on disk for {outcome.sights.over_s:.0f} s": outcome.sights.over_s > OVER_S,
+            f"too much on disk for {outcome.over_s:.0f} s": outcome.over_s > OVER_S,
             "a defect is in the log": "Traceback" in stage.mount.log(),
             "a process was killed for want of memory": self._group is not None and killed(self._group) > 0,
-            "more memory than it may use": outcome.sights.anonymous > MEMORY,
-            "nothing was looked at": outcome.sights.looks == 0 or outcome.report.operations == 0,
+            "more memory than it may use": outcome.anonymous > MEMORY,
+            "nothing was looked at": outcome.looks == 0 or outcome.report.operations == 0,
         }
         problems += [problem for problem, is_so in checks.items() if is_so]
 
@@ -335,10 +332,6 @@ def _told(problems: list[str], what: str) -> Iterator[None]:
         yield
     except (AssertionError, OSError, KeyError) as error:
         problems.append(f"{what}: {error!r}")
-
-
-def _longest(report: Report) -> dict[str, float]:
-    return dict(report.worst_s)
 
 
 def _allocated(directory: Path) -> int:
@@ -385,9 +378,8 @@ def _left(group: Path) -> list[int]:
 
 
 def _wait(condition: Callable[[], bool]) -> None:
-    ends = time.monotonic() + 5
-    while not condition() and time.monotonic() < ends:
-        time.sleep(0.05)
+    with contextlib.suppress(AssertionError):
+        wait_until(condition, timeout_s=5)
 
 
 def table(outcome: Outcome) -> Table:
@@ -402,12 +394,12 @@ def table(outcome: Outcome) -> Table:
     for what, number in sorted(outcome.events.items()):
         found.add_row(what, str(number))
     found.add_row("faults of the store", f"{outcome.injected.total()}, of {len(outcome.injected)} kinds")
-    longest = sorted((_longest(outcome.report) | _longest(outcome.commands)).items(), key=lambda one: -one[1])
+    longest = sorted((outcome.report.worst_s | outcome.commands.worst_s).items(), key=lambda one: -one[1])
     found.add_row("longest operations", ", ".join(f"{kind} {seconds:.2f} s" for kind, seconds in longest[:4]))
     found.add_row("first read after the end", f"{outcome.recovery_s:.2f} s")
-    found.add_row("most on disk", f"{outcome.sights.cache_bytes / MIB:.1f} of {CACHE_SIZE / MIB:.0f} MiB")
-    found.add_row("most memory, page cache included", f"{outcome.sights.peak / MIB:.0f} MiB")
-    found.add_row("most anonymous memory of all processes", f"{outcome.sights.anonymous / MIB:.0f} MiB")
+    found.add_row("most on disk", f"{outcome.cache_bytes / MIB:.1f} of {CACHE_SIZE / MIB:.0f} MiB")
+    found.add_row("most memory, page cache included", f"{outcome.peak / MIB:.0f} MiB")
+    found.add_row("most anonymous memory of all processes", f"{outcome.anonymous / MIB:.0f} MiB")
     for what, figure in outcome.figures.items():
         found.add_row(what, str(figure))
     for problem in outcome.problems:
