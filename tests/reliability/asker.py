@@ -7,29 +7,23 @@ import hashlib
 import mmap
 import os
 import sys
+from collections.abc import Callable
 
 
 def main() -> None:
     kind, path = sys.argv[1:]
-    if kind in {"read", "touch"}:
-        descriptor = os.open(path, os.O_RDONLY)  # which must not wait
+    descriptor = os.open(path, os.O_RDONLY) if kind in {"read", "touch"} else -1  # which must not wait
+    operations: dict[str, Callable[[], object]] = {
+        "list": lambda: os.listdir(path),
+        "stat": lambda: os.stat(path),
+        "attribute": lambda: os.getxattr(path, "user.trims.tensors"),
+        "open": lambda: os.close(os.open(path, os.O_RDONLY)),
+        "read": lambda: hashlib.sha256(os.fdopen(descriptor, "rb").read()).hexdigest(),
+        "touch": lambda: hashlib.sha256(mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)).hexdigest(),
+    }
     print("asking", flush=True)
-    told = "done"
-    if kind == "list":
-        os.listdir(path)
-    elif kind == "stat":
-        os.stat(path)
-    elif kind == "attribute":
-        os.getxattr(path, "user.trims.tensors")
-    elif kind == "open":
-        os.close(os.open(path, os.O_RDONLY))
-    elif kind == "read":
-        with os.fdopen(descriptor, "rb") as file:
-            told = hashlib.sha256(file.read()).hexdigest()
-    elif kind == "touch":
-        with mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) as mapping:
-            told = hashlib.sha256(mapping).hexdigest()
-    print(told, flush=True)
+    outcome = operations[kind]()
+    print(outcome if descriptor >= 0 else "done", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -36,37 +35,33 @@ FOR_NAMES = ("list", "stat", "attribute")
 KINDS = {"stream": (*FOR_NAMES, "read", "touch"), "wait": (*FOR_NAMES, "open")}
 
 
-@dataclass(slots=True)
-class Asking:
-    """A program that waits, and what it should find."""
+Program = subprocess.Popen[str]
 
-    kind: str
-    process: "subprocess.Popen[str]"
 
-    def has_begun(self) -> None:
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline() == "asking\n", self.kind
-
-    def done(self) -> None:
-        told = self.process.communicate(timeout=AT_ONCE_S)[0].strip()
-        wanted = hashlib.sha256(MODEL).hexdigest() if self.kind in {"read", "touch"} else "done"
-        assert (self.process.returncode, told) == (0, wanted), self.kind
+def check_end(kind: str, program: Program) -> None:
+    """Wait for the end of a program, which has found what it should."""
+    seen = program.communicate(timeout=AT_ONCE_S)[0].strip()
+    wanted = hashlib.sha256(MODEL).hexdigest() if kind in {"read", "touch"} else "done"
+    assert (program.returncode, seen) == (0, wanted), kind
 
 
 @contextlib.contextmanager
-def asking(mount: MountedStore, kinds: tuple[str, ...], number: int) -> Iterator[list[Asking]]:
-    """Programs that each ask for something of which nothing is known yet."""
-    programs = []
+def asking(mount: MountedStore, kinds: tuple[str, ...], number: int) -> Iterator[dict[str, Program]]:
+    """Programs by their kinds that each ask for something of which nothing is known yet."""
+    programs: dict[str, Program] = {}
     try:
         for kind in kinds:
             path = mount.path / f"{kind}-{number}" if kind != "stat" else mount.path / f"stat-{number}/x"
             command = [sys.executable, str(ASKER), kind, str(path)]
-            programs.append(Asking(kind, subprocess.Popen(command, stdout=subprocess.PIPE, text=True)))
+            programs[kind] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        for kind, program in programs.items():
+            assert program.stdout is not None
+            assert program.stdout.readline() == "asking\n", kind
         yield programs
     finally:
-        for program in programs:
-            program.process.kill()
-            program.process.communicate(timeout=AT_ONCE_S)
+        for program in programs.values():
+            program.kill()
+            program.communicate(timeout=AT_ONCE_S)
 
 
 @pytest.fixture
@@ -107,22 +102,21 @@ def test_a_process_that_is_killed_goes_at_once_whatever_it_waits_for(
             asking(mount, KINDS[cold_open], 0) as killed,
             asking(mount, KINDS[cold_open], 1) as patient,
         ):
-            for program in (*killed, *patient):
-                program.has_begun()
             time.sleep(HELD_S)
-            assert [program.kind for program in (*killed, *patient) if program.process.poll() is not None] == []
-            for program in killed:
-                program.process.kill()
+            waiting = [*killed.values(), *patient.values()]
+            assert [program.args for program in waiting if program.poll() is not None] == []
+            for program in killed.values():
+                program.kill()
             began = time.monotonic()
-            for program in killed:
-                program.process.wait(timeout=AT_ONCE_S)
+            for program in killed.values():
+                program.wait(timeout=AT_ONCE_S)
             took = time.monotonic() - began
-            assert "D" not in states(program.process.pid for program in killed).values()
+            assert "D" not in states(program.pid for program in killed.values()).values()
             assert (mount.path / "warm").read_bytes() == WARM
-            assert [program.kind for program in patient if program.process.poll() is not None] == []
+            assert [kind for kind, program in patient.items() if program.poll() is not None] == []
             switch.let_go()
-            for program in patient:
-                program.done()
+            for kind, program in patient.items():
+                check_end(kind, program)
         at_rest(mount)
     survived(
         f"SIGKILL while waiting, cold opens {cold_open}",

@@ -128,33 +128,30 @@ def brokered(tmp_path: Path) -> Iterator[DirectoryStore]:
 
     store.broker = Broker(store.local, confine=confine, mountpoint=tmp_path, not_for_it=[])
     yield store
-    end_of(store).close()
+    store.broker._socket.close()
     os.waitpid(store.broker.process.pid, 0)
 
 
-def end_of(store: DirectoryStore) -> socket.socket:
-    """The server's end of the channel to the broker."""
-    assert isinstance(store.broker, Broker)
-    return store.broker._socket
+@pytest.fixture
+def broker(brokered: DirectoryStore) -> Broker:
+    assert isinstance(brokered.broker, Broker)
+    return brokered.broker
 
 
 def as_server(function: Callable[[], Any]) -> Any:
     return as_user(SERVER_USER, function)
 
 
-def test_a_broker_that_does_not_answer_holds_no_thread(
-    brokered: DirectoryStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert isinstance(brokered.broker, Broker)
-    os.kill(brokered.broker.process.pid, signal.SIGSTOP)
+def test_a_broker_that_does_not_answer_holds_no_thread(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.kill(broker.process.pid, signal.SIGSTOP)
     try:
         with monkeypatch.context() as patch:
             patch.setattr("trimsfs.stores.broker.ANSWER_TIMEOUT_S", 0.2)
             with pytest.raises(TransientStoreError, match="the broker did not answer"):
-                brokered.broker.stat("model")
+                broker.stat("model")
     finally:
-        os.kill(brokered.broker.process.pid, signal.SIGCONT)
-    assert brokered.broker.stat("model").size == len(HARMLESS)
+        os.kill(broker.process.pid, signal.SIGCONT)
+    assert broker.stat("model").size == len(HARMLESS)
 
 
 def test_a_server_reads_what_root_may_of_the_store(brokered: DirectoryStore) -> None:
@@ -177,11 +174,9 @@ def test_a_server_reads_what_root_may_of_the_store(brokered: DirectoryStore) -> 
         as_server(partial(trio.run, alone.probe))
 
 
-def test_a_server_gets_nothing_else_from_its_broker(brokered: DirectoryStore) -> None:
+def test_a_server_gets_nothing_else_from_its_broker(brokered: DirectoryStore, broker: Broker) -> None:
     """Nor a directory, which would lead to what lies beside the store."""
     root = brokered.local.root
-    assert brokered.broker is not None
-    broker = brokered.broker
     lies = ["../beside", f"{root.parent}/beside", "/etc/shadow", "out", "shadow", "up/beside", "dir/../../beside"]
     none = ["", ".", "dir", "dir/", "..", "fifo", "memory", "absent", "a\0b", "\ud800", "x" * 5000, "/proc/self/mem"]
 
@@ -202,8 +197,8 @@ def test_a_server_gets_nothing_else_from_its_broker(brokered: DirectoryStore) ->
     assert as_server(attack) == {}
 
 
-def test_a_broker_answers_on_whatever_it_is_asked(brokered: DirectoryStore) -> None:
-    end = end_of(brokered)
+def test_a_broker_answers_on_whatever_it_is_asked(broker: Broker) -> None:
+    end = broker._socket
     good = {"do": "open", "key": "model"}
     bad: list[object] = [
         *(b"\xff", b"{", b"[]", b"null", b"[" * 60_000, {}, {"do": "write", "key": "model"}, {"do": "list", "key": ""}),
@@ -230,21 +225,18 @@ def test_a_broker_answers_on_whatever_it_is_asked(brokered: DirectoryStore) -> N
         return answers
 
     assert set(as_server(ask)) == {b""}
-    assert brokered.broker is not None
-    assert as_server(partial(brokered.broker.stat, "model")).size == len(HARMLESS)
+    assert as_server(partial(broker.stat, "model")).size == len(HARMLESS)
 
 
 @pytest.mark.parametrize("component", ["file", "directory"])
 def test_a_broker_opens_nothing_from_outside_while_links_are_exchanged(
-    component: str, brokered: DirectoryStore
+    component: str, brokered: DirectoryStore, broker: Broker
 ) -> None:
     root = brokered.local.root
     (root.parent / "outside").mkdir()
     (root.parent / "outside/model").write_bytes(SECRET)
     (root / "away").symlink_to(root.parent / ("beside" if component == "file" else "outside"))
     right = root / ("dir/model" if component == "file" else "dir")
-    assert brokered.broker is not None
-    broker = brokered.broker
 
     def ask() -> Counter[bytes]:
         found = Counter[bytes]()
