@@ -31,15 +31,16 @@ DIST := .venv-dist
 TESTING := $(MAIN)/ready-dev $(MAIN)/ready-kserve $(MAIN)/ready-azurite
 DEMO_ENVIRONMENT := $(if $(HAS_MXNET),$(MXNET),$(FRAMEWORKS))
 
-APT_MAIN := fuse3 gcc libfuse3-dev pkg-config $(if $(filter /usr/bin/%,$(PYTHON)),python3-dev python3-venv)
-APT_TEST := attr btrfs-progs bubblewrap busybox-static ceph-common ceph-mon ceph-osd crun docker-registry fio fish \
+APT_main := fuse3 gcc libfuse3-dev pkg-config $(if $(filter /usr/bin/%,$(PYTHON)),python3-dev python3-venv)
+APT_test := attr btrfs-progs bubblewrap busybox-static ceph-common ceph-mon ceph-osd crun docker-registry fio fish \
 	iproute2 man-db mandoc nginx-light openssl podman radosgw runc tmux xfsprogs zsh
-APT_ALL := chromium fonts-dejavu-core
-APT_BENCH := s3fs
-APT_FLEET := iproute2 nginx-light
-APT_WHEELS := dpkg-dev pkg-config python3-dev python3-venv
-APT_DIST := $(APT_WHEELS) build-essential debhelper mmdebstrap podman systemd-container
+APT_all := chromium fonts-dejavu-core
+APT_bench := s3fs
+APT_fleet := iproute2 nginx-light
+APT_wheels := dpkg-dev pkg-config python3-dev python3-venv
+APT_dist := $(APT_wheels) build-essential debhelper mmdebstrap podman systemd-container
 APT_GET := DEBIAN_FRONTEND=noninteractive apt-get -q
+apt_install = $(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(1)
 # The packages that are not installed; if there are none, make needs no root.
 missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $(1) 2>/dev/null \
 	| sed -n 's/^installed //p' | sed 's/:.*//' | sort > /tmp/trimsfs-installed.$$$$; \
@@ -144,29 +145,12 @@ protocol: $(MAIN)/ready-dev
 	$(MAIN)/bin/python -m grpc_tools.protoc -Imountctl/extras/csi --descriptor_set_out=mountctl/extras/csi/csi.binpb \
 		--pyi_out=mountctl/extras/csi csi.proto
 
-apt-main:
-	$(if $(call missing,$(APT_MAIN)),$(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(call missing,$(APT_MAIN)))
+apt-test apt-all apt-npm apt-bench apt-fleet: apt-main
+apt-main apt-test apt-all apt-wheels apt-dist apt-bench apt-fleet: apt-%:
+	$(if $(call missing,$(APT_$*)),$(call apt_install,$(call missing,$(APT_$*))))
 
-apt-test: apt-main
-	$(if $(call missing,$(APT_TEST)),$(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(call missing,$(APT_TEST)))
-
-apt-all: apt-main
-	$(if $(call missing,$(APT_ALL)),$(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(call missing,$(APT_ALL)))
-
-apt-wheels:
-	$(if $(call missing,$(APT_WHEELS)),$(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(call missing,$(APT_WHEELS)))
-
-apt-dist:
-	$(if $(call missing,$(APT_DIST)),$(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(call missing,$(APT_DIST)))
-
-apt-npm: apt-main
-	$(if $(shell command -v npm),,$(APT_GET) update && $(APT_GET) install -y --no-install-recommends npm)
-
-apt-bench: apt-main
-	$(if $(call missing,$(APT_BENCH)),$(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(call missing,$(APT_BENCH)))
-
-apt-fleet: apt-main
-	$(if $(call missing,$(APT_FLEET)),$(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(call missing,$(APT_FLEET)))
+apt-npm:
+	$(if $(shell command -v npm),,$(call apt_install,npm))
 
 $(MAIN)/ready: pyproject.toml setup.py $(wildcard trimsfs/*/*.[ch]) | apt-main
 	$(PYTHON) -m venv $(MAIN)
@@ -174,8 +158,8 @@ $(MAIN)/ready: pyproject.toml setup.py $(wildcard trimsfs/*/*.[ch]) | apt-main
 	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e .
 	touch $@
 
-$(MAIN)/ready-dev: $(MAIN)/ready
-	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e '.[dev]'
+$(addprefix $(MAIN)/ready-,dev bench docs cuda): $(MAIN)/ready-%: $(MAIN)/ready
+	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e '.[$*]'
 	touch $@
 
 # Of KServe's package, tests read the fields of its objects; all that it needs would be 500 MB.
@@ -187,18 +171,6 @@ $(MAIN)/ready-kserve: $(MAIN)/ready-dev
 $(MAIN)/ready-azurite: $(MAIN)/ready-dev
 	PATH="$(abspath $(MAIN))/bin:$$PATH" timeout 300 npm install --silent --no-fund --no-audit --prefix $(MAIN)/node \
 		'azurite@^3' || echo "npm cannot install azurite: the tests of az:// that need it are left out"
-	touch $@
-
-$(MAIN)/ready-bench: $(MAIN)/ready
-	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e '.[bench]'
-	touch $@
-
-$(MAIN)/ready-docs: $(MAIN)/ready
-	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e '.[docs]'
-	touch $@
-
-$(MAIN)/ready-cuda: $(MAIN)/ready
-	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e '.[cuda]'
 	touch $@
 
 $(DIST)/ready: packaging/requirements.txt
@@ -215,25 +187,15 @@ $(GPU)/ready-dev: $(GPU)/ready
 	PYTHONWARNINGS=ignore $(GPU)/bin/pip install -q -e '.[dev]'
 	touch $@
 
-$(MXNET)/ready: tests/frameworks/requirements-mxnet.txt | apt-main
-	$(PYTHON) -m venv $(MXNET)
-	$(MXNET)/bin/pip install -q -r $<
-	touch $@
-
-$(FRAMEWORKS)/ready: tests/frameworks/requirements-frameworks.txt | apt-main
-	$(PYTHON) -m venv $(FRAMEWORKS)
-	$(FRAMEWORKS)/bin/pip install -q -r $<
+$(MXNET)/ready $(FRAMEWORKS)/ready $(HEAVY)/ready: .venv-%/ready: tests/frameworks/requirements-%.txt | apt-main
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q -r $<
 	touch $@
 
 $(ENGINES)/ready: tests/engines/requirements-engines.txt | apt-npm
 	$(PYTHON) -m venv $(ENGINES)
 	$(ENGINES)/bin/pip install -q -r $<
 	npm install --silent --no-fund --no-audit --prefix $(ENGINES)/node 'node-llama-cpp@^3'
-	touch $@
-
-$(HEAVY)/ready: tests/frameworks/requirements-heavy.txt | apt-main
-	$(PYTHON) -m venv $(HEAVY)
-	$(HEAVY)/bin/pip install -q -r $<
 	touch $@
 
 clean:

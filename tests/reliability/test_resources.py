@@ -135,7 +135,7 @@ def test_a_file_system_without_inodes_costs_no_reader_anything(store: Path, tmp_
     with cached_in_memory(8 * WHOLE, store, tmp_path) as looks:
         looks.read("model-0/part-0")
         status = os.statvfs(looks.mount.cache)
-        remount = ["mount", looks.mount.cache, "-o"]
+        remount = ["mount", str(looks.mount.cache), "-o"]
         subprocess.run([*remount, f"remount,nr_inodes={status.f_files - status.f_ffree}"], check=True, timeout=20)
         looks.read()
         looks.read()

@@ -177,31 +177,23 @@ class Server:
     handles: set[int] = field(default_factory=set)
     _told: list[int] = field(default_factory=list)
 
-    @property
-    def namespace(self) -> Namespace:
-        return self.components.namespace
+    namespace: Namespace = field(init=False)
+    disk: DiskTier = field(init=False)
+    host: HostTier = field(init=False)
+    passthrough: Passthrough = field(init=False)
+    control: Control = field(init=False)
+    integrity: Integrity = field(init=False)
+    filesystem: Filesystem = field(init=False)
 
-    @property
-    def disk(self) -> DiskTier:
-        return self.components.disk
-
-    @property
-    def host(self) -> HostTier:
-        return self.components.host
+    def __post_init__(self) -> None:
+        for part in ("namespace", "disk", "host", "passthrough", "control", "integrity", "filesystem"):
+            setattr(self, part, getattr(self.components, part))
 
     @property
     def fetcher(self) -> StoreFetcher:
         """The fetcher of a mount with a single store."""
         assert isinstance(self.components.fetcher, StoreFetcher)
         return self.components.fetcher
-
-    @property
-    def passthrough(self) -> Passthrough:
-        return self.components.passthrough
-
-    @property
-    def control(self) -> Control:
-        return self.components.control
 
     def extra(self, kind: type[E]) -> E:
         """The extra of this kind."""
@@ -215,14 +207,6 @@ class Server:
     @property
     def gpu(self) -> GpuCopies:
         return self.extra(GpuInterface).copies
-
-    @property
-    def integrity(self) -> Integrity:
-        return self.components.integrity
-
-    @property
-    def filesystem(self) -> Filesystem:
-        return self.components.filesystem
 
     async def find(self, path: str, *, thread: int = 1) -> Attributes:
         """Walk to a path as the kernel does for a thread: what it is."""

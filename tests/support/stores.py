@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import TypedDict, Unpack
 
 import trio
 
@@ -28,6 +29,16 @@ class Request:
     version_id: str | None = None
 
 
+class Match(TypedDict, total=False):
+    """The requests that a rule applies to, as of `_Rule`."""
+
+    method: str | None
+    key: str | None
+    offset: int | None
+    after: int
+    times: float
+
+
 @dataclass(slots=True, kw_only=True)
 class _Rule:
     """Applies to the requests that it matches, *times* of them; None matches everything.
@@ -35,9 +46,9 @@ class _Rule:
     To a read it applies once *after* bytes have been passed on.
     """
 
-    method: str | None
-    key: str | None
-    offset: int | None
+    method: str | None = None
+    key: str | None = None
+    offset: int | None = None
     after: int = 0
     times: float = float("inf")
     error: StoreError | None = None
@@ -131,36 +142,20 @@ class MemoryStore:
         """The newest generation, as a listing shows it: without its version id."""
         return replace(self._current[key], version_id=None)
 
-    def fail(
-        self,
-        error: StoreError,
-        *,
-        times: float = 1,
-        method: str | None = None,
-        key: str | None = None,
-        offset: int | None = None,
-        after: int = 0,
-    ) -> None:
-        """Fail the next *times* requests that match, reads of more than *after* bytes once that many were passed on."""
-        self._rules.append(_Rule(method=method, key=key, offset=offset, after=after, times=times, error=error))
+    def fail(self, error: StoreError, **match: Unpack[Match]) -> None:
+        """Fail the next request that matches, or *times*; reads of more than *after* bytes once that many came."""
+        match.setdefault("times", 1)
+        self._rules.append(_Rule(error=error, **match))
 
-    def block(
-        self,
-        *,
-        times: float = float("inf"),
-        method: str | None = None,
-        key: str | None = None,
-        offset: int | None = None,
-        after: int = 0,
-    ) -> trio.Event:
+    def block(self, **match: Unpack[Match]) -> trio.Event:
         """Hold the matching requests back until the returned event is set, as `fail` fails them."""
         gate = trio.Event()
-        self._rules.append(_Rule(method=method, key=key, offset=offset, after=after, times=times, gate=gate))
+        self._rules.append(_Rule(gate=gate, **match))
         return gate
 
-    def delay(self, delay_s: float, *, method: str | None = None, key: str | None = None) -> None:
+    def delay(self, delay_s: float, **match: Unpack[Match]) -> None:
         """Let the matching requests take that long, on trio's clock."""
-        self._rules.append(_Rule(method=method, key=key, offset=None, delay_s=delay_s))
+        self._rules.append(_Rule(delay_s=delay_s, **match))
 
     def corrupt(self, key: str, offset: int, *, times: int = 1) -> None:
         """Pass a wrong byte on, at this place of an object, the next *times* that it is read."""
