@@ -26,24 +26,16 @@ class ChildError(Exception):
     """A child process failed; the message is the end of what it said."""
 
 
-class Child:
-    """A process of a module here, with more variables if *environment* has some, by an interpreter that may be another.
+class Program:
+    """A process that prints ``ready``, waits for lines, and prints its outcomes as JSON; libraries may print, too.
 
-    It is killed when the context ends.
+    It has more variables if *environment* has some, and is killed when the context ends.
     """
 
-    def __init__(
-        self,
-        module: str,
-        *arguments: str | Path,
-        environment: Mapping[str, str] | None = None,
-        python: str | Path = sys.executable,
-        **options: float | str | Path,
-    ) -> None:
-        named = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    def __init__(self, command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> None:
         self._rest = b""
         self._process = subprocess.Popen(
-            [python, "-W", "ignore", "-m", f"tests.benchmarks.{module}", *map(str, arguments), *named],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -88,8 +80,15 @@ class Child:
             return self.outcome(timeout_s)
 
     def _line(self, timeout_s: float) -> bytes:
-        assert self._process.stdout is not None
+        """The next line that is the program's own."""
         deadline = time.monotonic() + timeout_s
+        while True:
+            line = self._any_line(deadline, timeout_s)
+            if line.startswith(b"{") or line == b"ready":
+                return line
+
+    def _any_line(self, deadline: float, timeout_s: float) -> bytes:
+        assert self._process.stdout is not None
         while b"\n" not in self._rest:
             ready, _, _ = select.select([self._process.stdout], [], [], max(0, deadline - time.monotonic()))
             if not ready:
@@ -107,7 +106,23 @@ class Child:
         return lines[-1] if lines else f"ended with status {self._process.wait(READY_S)}"
 
 
-def begin(children: Sequence[Child], timeout_s: float = READY_S) -> None:
+class Child(Program):
+    """A process of a module here, by an interpreter that may be another."""
+
+    def __init__(
+        self,
+        module: str,
+        *arguments: str | Path,
+        environment: Mapping[str, str] | None = None,
+        python: str | Path = sys.executable,
+        **options: float | str | Path,
+    ) -> None:
+        named = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+        command = [python, "-W", "ignore", "-m", f"tests.benchmarks.{module}", *map(str, arguments), *named]
+        super().__init__(command, environment)
+
+
+def begin(children: Sequence[Program], timeout_s: float = READY_S) -> None:
     """Have processes act at once, as soon as all of them are ready."""
     for child in children:
         child.wait_ready(timeout_s)

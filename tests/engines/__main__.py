@@ -11,8 +11,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tests.benchmarks.children import ChildError, TooSlowError
 from tests.engines.engines import ENGINE_ROWS
-from tests.engines.matrix import REPEATED, EngineError, Row, matrix
+from tests.engines.matrix import REPEATED, Row, matrix
 from tests.services.seaweed import start_seaweed
 
 HEAD = """\
@@ -58,9 +59,9 @@ def main() -> None:
                 continue
             try:
                 rows.append(here.row(engine))
-            except (EngineError, OSError) as error:
-                failures.append(str(error))
-                console.print(f"[red]{error}[/red]", highlight=False)
+            except (ChildError, TooSlowError, OSError) as error:
+                failures.append(f"{engine.name}: {error}")
+                console.print(f"[red]{failures[-1]}[/red]", highlight=False)
                 continue
             console.print(markdown(rows[-1:]).splitlines()[-1], highlight=False, soft_wrap=True)
             sys.stdout.flush()

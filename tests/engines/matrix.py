@@ -1,7 +1,5 @@
 """Have engines load their models from local files and from a mount, and compare."""
 
-import json
-import select
 import statistics
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -11,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.children import ChildError, Program
 from tests.engines.engines import REPOSITORY, Engine, builder, command
 from tests.services import S3Server
 from tests.support.mounts import MountedStore, mounted, trimsfs
@@ -19,10 +18,6 @@ BUCKET = "engines"
 BUILD_S, LOAD_S = 600, 240
 REPEATED = 3
 SHARERS = 2
-
-
-class EngineError(Exception):
-    """A program failed or took too long; the message is the end of what it said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,51 +35,6 @@ class Row:
     equal: bool
 
 
-class Program:
-    """An engine's program that waits for a path; it is killed when the context ends."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._process = subprocess.Popen(
-            command(engine, "load", engine.way),
-            cwd=REPOSITORY,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def __enter__(self) -> "Program":
-        assert self._line() == "ready"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate(timeout=LOAD_S)
-
-    def ask(self, word: str | Path = "") -> dict[str, Any]:
-        """Give it a line; what it answers. Raises EngineError."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{word}\n")
-        self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._line())
-        return answer
-
-    def _line(self) -> str:
-        """The next line that is the program's own: libraries print, too."""
-        assert self._process.stdout is not None
-        while True:
-            if not select.select([self._process.stdout], [], [], LOAD_S)[0]:
-                raise EngineError(f"{self._engine.name}: no answer within {LOAD_S} s")
-            line = self._process.stdout.readline()
-            if not line:
-                assert self._process.stderr is not None
-                words = self._process.stderr.read().strip().splitlines()
-                raise EngineError(f"{self._engine.name}: {words[-1] if words else 'ended'}")
-            if line.startswith("{") or line.strip() == "ready":
-                return line.strip()
-
-
 @dataclass(slots=True)
 class Matrix:
     """Models in a directory and in a bucket of a server, and a mount of that; *divide* makes them so much smaller, and
@@ -98,7 +48,7 @@ class Matrix:
     _built: set[str] = field(default_factory=set)
 
     def row(self, engine: Engine) -> Row:
-        """Load the model of one engine in each way. Raises EngineError."""
+        """Load the model of one engine in each way. Raises ChildError and TooSlowError."""
         directory = self._model(engine)
         on_mount = self.mount.path / engine.program
         done = trimsfs("evict", on_mount)
@@ -123,14 +73,14 @@ class Matrix:
         )
 
     def _load(self, engine: Engine, directory: Path) -> dict[str, Any]:
-        with Program(engine) as program:
-            return program.ask(directory)
+        with _program(engine) as program:
+            return _ask(program, directory)
 
     def _memory(self, engine: Engine, directory: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """What processes loaded, and what they map and have copied, while all of them hold the model."""
         with ExitStack() as stack:
-            programs = [stack.enter_context(Program(engine)) for _ in range(SHARERS)]
-            return [program.ask(directory) for program in programs], [program.ask() for program in programs]
+            programs = [stack.enter_context(_program(engine)) for _ in range(SHARERS)]
+            return [_ask(program, directory) for program in programs], [_ask(program) for program in programs]
 
     def _model(self, engine: Engine) -> Path:
         """The local directory of a program's models, which it builds, and which then is in the bucket."""
@@ -147,7 +97,7 @@ class Matrix:
                     check=False,
                 )
                 if done.returncode != 0:
-                    raise EngineError(f"{engine.name}: {done.stderr.strip().splitlines()[-1]}")
+                    raise ChildError(done.stderr.strip().splitlines()[-1])
                 staged.rename(directory)
             _upload(self.server, self.local, directory)
             done = trimsfs("refresh", self.mount.path)  # the last row may have listed the bucket just before
@@ -166,6 +116,20 @@ def matrix(server: S3Server, directory: Path, *, divide: int = 1, repeated: int 
     options = ("--endpoint-url", server.endpoint_url, "--allow-empty")
     with mounted(f"s3://{BUCKET}", directory, *options, environment=server.environment()) as mount:
         yield Matrix(local, server, mount, divide, repeated)
+
+
+@contextmanager
+def _program(engine: Engine) -> Iterator[Program]:
+    """An engine's program that waits for a path."""
+    with Program(command(engine, "load", engine.way)) as program:
+        program.wait_ready(LOAD_S)
+        yield program
+
+
+def _ask(program: Program, word: str | Path = "") -> dict[str, Any]:
+    """What a program answers to a line."""
+    program.tell(word)
+    return program.outcome(LOAD_S)
 
 
 def _upload(server: S3Server, root: Path, directory: Path) -> None:

@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from tests.evaluation.runtime import Answer
 
@@ -134,16 +135,9 @@ class Results:
         return outputs
 
 
-def load_s(request: Request) -> float:
-    return request.load_s
-
-
-def total_s(request: Request) -> float:
-    return request.total_s
-
-
-def private_bytes(request: Request) -> float:
-    return request.answer.private_bytes
+load_s: Callable[[Request], float] = attrgetter("load_s")
+total_s: Callable[[Request], float] = attrgetter("total_s")
+private_bytes: Callable[[Request], float] = attrgetter("answer.private_bytes")
 
 
 def geometric(values: Iterable[float]) -> float | None:

@@ -4,8 +4,9 @@ import json
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +33,13 @@ class Answer:
     output: str
 
 
-@dataclass(slots=True)
-class _Waiting:
-    came: threading.Event = field(default_factory=threading.Event)
-    answer: dict[str, Any] | None = None
-
-
 class Zygote:
     """A running zygote."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
         self._lock = threading.Lock()
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting: dict[int, Future[dict[str, Any]]] = {}
         self._number = 0
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -54,7 +49,7 @@ class Zygote:
 
     def ask(self, directory: Path, shape: Sequence[int], *, ideal: bool = False, memory: bool = False) -> Answer:
         """Have one process load the model in a directory and infer with it. Raises RequestError."""
-        waiting = _Waiting()
+        waiting = Future[dict[str, Any]]()
         with self._lock:
             self._number += 1
             number = self._number
@@ -66,9 +61,10 @@ class Zygote:
                 self._process.stdin.flush()
             except OSError as error:
                 raise RequestError(f"{directory}: {error}") from None
-        if not waiting.came.wait(ANSWER_S) or waiting.answer is None:
-            raise RequestError(f"{directory}: not answered")
-        answer = waiting.answer
+        try:
+            answer = waiting.result(ANSWER_S)
+        except (TimeoutError, CancelledError):
+            raise RequestError(f"{directory}: not answered") from None
         if "error" in answer:
             raise RequestError(f"{directory}: {answer['error']}")
         return Answer(**{name: answer[name] for name in Answer.__slots__})
@@ -79,11 +75,10 @@ class Zygote:
             answer = json.loads(line)
             with self._lock:
                 waiting = self._waiting.pop(answer["id"])
-            waiting.answer = answer
-            waiting.came.set()
+            waiting.set_result(answer)
         with self._lock:
             for waiting in self._waiting.values():
-                waiting.came.set()
+                waiting.cancel()
 
 
 @contextmanager

@@ -25,22 +25,23 @@ def test_random_reads_show_after_a_few() -> None:
     assert read(pattern, PAGE, *at_random(1, seed=50)).random
 
 
-def test_reads_in_order_are_not_random() -> None:
-    assert not read(AccessPattern(), MIB, *range(0, 40 * MIB, MIB)).random
+def streams(count: int) -> list[int]:
+    """Where programs read that take turns, each in order."""
+    begins = at_random(count)
+    return [begin + number * MIB for number in range(4) for begin in begins]
 
 
-def test_reads_ahead_that_overtake_each_other_are_in_order() -> None:
-    starts = [number ^ 1 for number in range(40)]  # each second one comes before its predecessor
-    assert not read(AccessPattern(), MIB, *(start * MIB for start in starts)).random
-
-
-@pytest.mark.parametrize("streams", [4, STREAMS])
-def test_several_programs_that_each_read_in_order_are_soon_in_order(streams: int) -> None:
-    begins = at_random(streams)
-    pattern = AccessPattern()
-    for number in range(4):
-        read(pattern, MIB, *(begin + number * MIB for begin in begins))
-    assert not pattern.random
+@pytest.mark.parametrize(
+    "starts",
+    [
+        pytest.param([number * MIB for number in range(40)], id="one after the other"),
+        pytest.param([(number ^ 1) * MIB for number in range(40)], id="each second one before its predecessor"),
+        pytest.param(streams(4), id="by several programs"),
+        pytest.param(streams(STREAMS), id="by many programs"),
+    ],
+)
+def test_reads_in_order_are_not_random(starts: list[int]) -> None:
+    assert not read(AccessPattern(), MIB, *starts).random
 
 
 def test_random_reads_may_be_followed_by_reads_in_order_and_the_other_way_round() -> None:

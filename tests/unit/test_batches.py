@@ -86,21 +86,16 @@ async def test_a_request_is_for_one_chunk(workshop: Workshop, chunk_size: int, s
 
 async def test_a_slow_request_that_is_broken_off_is_tried_again(streaming: Workshop, chunk_size: int) -> None:
     """Its deadline counts from the last chunk that came."""
-    streaming.put("a", 4)
-    bench, store, memory_limit = await streaming.bench(requests=1), streaming.store, streaming.memory_for(1)
-    blob = await bench.acquire("a")
-    gate = store.block(times=1, method="read", after=1)
-    store.fail(TransientStoreError("reset"), method="read", after=chunk_size + 1)
-    async with (
-        fetching(store, bench.tier, memory_limit=memory_limit, deadline_s=0.3) as fetcher,
-        trio.open_nursery() as nursery,
-    ):
-        nursery.start_soon(fetcher.fetch_all, blob)
-        await store.arrived(1)
+    bench, blob, _ = await streaming.opened(4, requests=1, deadline_s=0.3)
+    gate = bench.store.block(times=1, method="read", after=1)
+    bench.store.fail(TransientStoreError("reset"), method="read", after=chunk_size + 1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.fetcher.fetch_all, blob)
+        await bench.store.arrived(1)
         await trio.sleep(0.4)
         gate.set()
     assert blob.complete
-    assert batches(store, chunk_size) == [range(4), range(1, 4)]
+    assert batches(bench.store, chunk_size) == [range(4), range(1, 4)]
 
 
 async def test_readers_of_neighbouring_chunks_share_a_request(streaming: Workshop, chunk_size: int) -> None:
@@ -362,8 +357,7 @@ async def test_a_flight_that_is_given_up_while_its_chunk_is_verified_does_not_la
 
 async def test_a_damaged_chunk_is_fetched_by_itself(streaming: Workshop, chunk_size: int) -> None:
     content = streaming.put("a", 8)
-    async with opened(streaming.directory) as tier:
-        await fill_from(tier, streaming, "a")
+    await fill_from(streaming, "a")
     for chunk in (1, 2, 6):
         flip_byte(blob_files(streaming.directory)[0], chunk * chunk_size + 9)
     bench = await streaming.bench(requests=1)
@@ -384,8 +378,7 @@ async def test_a_damaged_chunk_that_cannot_be_fetched_costs_no_reader_of_the_oth
 ) -> None:
     """What is here is served while the store is down."""
     content = streaming.put("a", 4)
-    async with opened(streaming.directory) as tier:
-        await fill_from(tier, streaming, "a")
+    await fill_from(streaming, "a")
     flip_byte(blob_files(streaming.directory)[0], 9)
     streaming.put("other", 1)
     bench = await streaming.bench(requests=1)
@@ -526,7 +519,7 @@ async def test_a_reader_may_leave_while_the_disk_makes_room(
 
 @pytest.mark.parametrize("bench_of", ["workshop", "streaming"])
 async def test_a_disk_that_stays_full_costs_other_models_once(
-    request: pytest.FixtureRequest, workshop: Workshop, chunk_size: int, monkeypatch: pytest.MonkeyPatch, bench_of: str
+    workshop: Workshop, chunk_size: int, monkeypatch: pytest.MonkeyPatch, bench_of: str
 ) -> None:
     """Somebody else has filled it, or a quota is reached: evicting does not help."""
     workshop.store = MemoryStore(streaming=bench_of == "streaming")

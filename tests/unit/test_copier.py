@@ -214,7 +214,7 @@ async def test_first_bytes_that_a_reader_waits_for_are_written_sooner(
     assert sizes == [chunk_size // 2] * 2
 
 
-async def test_bytes_that_may_turn_out_wrong_are_not_told_of(late: MemoryStore, file: int, chunk_size: int) -> None:
+async def test_bytes_that_may_turn_out_wrong_are_not_told_of(late: MemoryStore, file: int) -> None:
     heard: list[int] = []
     generation = late.generation("a")
     await copier(late).fetch(generation, Extent(0, generation.size, file, 0, SMALL_CHUNK), lambda _: None, heard.append)

@@ -4,7 +4,6 @@ import errno
 import gc
 import os
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 import trio
@@ -12,7 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.parts import blob_files, content_of, fetcher_of, fetching, fill, opened, until
 from tests.support.stores import MemoryStore
-from tests.unit.workshop import Bench, Workshop, break_writes, failure, fill_from
+from tests.unit.workshop import DEADLINE_S, Bench, Workshop, break_writes, failure, fill_from
 from trimsfs.errors import (
     CacheFullError,
     ObjectChangedError,
@@ -214,9 +213,7 @@ async def test_bytes_of_two_contents_are_never_mixed(workshop: Workshop, chunk_s
     assert isinstance(errors[0], ObjectChangedError)
 
 
-async def test_a_version_once_learned_is_asked_for_and_outlives_a_replacement(
-    workshop: Workshop, chunk_size: int
-) -> None:
+async def test_a_version_once_learned_is_asked_for_and_outlives_a_replacement(workshop: Workshop) -> None:
     bench, blob, content = await workshop.opened(3, version_id="v1")
     await bench.read(blob, 0, 1)
     bench.store.put("a", b"new", version_id="v2")
@@ -231,44 +228,33 @@ async def test_who_has_waited_for_the_deadline_fails_with_the_first(
     workshop: Workshop, chunk_size: int, mock_clock: MockClock
 ) -> None:
     mock_clock.autojump_threshold = 0.05
-    workshop.put("a", 8)
-    async with (
-        opened(workshop.directory) as tier,
-        fetching(workshop.store, tier, memory_limit=workshop.memory_for(1)) as fetcher,
-    ):
-        bench = Bench(workshop.store, tier, fetcher)
-        blob = await bench.acquire("a")
-        workshop.store.fail(TransientStoreError("connection refused"), times=float("inf"))
-        errors: list[StoreError] = []
-        began = trio.current_time()
-        async with trio.open_nursery() as nursery:
-            for chunk in range(8):
-                nursery.start_soon(failure, bench, blob, chunk * chunk_size, chunk * chunk_size + 1, errors)
-        assert trio.current_time() - began <= 15 + LONGEST_WAIT_S + 1
-        assert len(errors) == 8
-        assert all(isinstance(error, StoreUnavailableError) for error in errors)
-        assert bench.idle()
-        assert blob.users == 1
+    bench, blob, _ = await workshop.opened(8, requests=1)
+    workshop.store.fail(TransientStoreError("connection refused"), times=float("inf"))
+    errors: list[StoreError] = []
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for chunk in range(8):
+            nursery.start_soon(failure, bench, blob, chunk * chunk_size, chunk * chunk_size + 1, errors)
+    assert trio.current_time() - began <= DEADLINE_S + LONGEST_WAIT_S + 1
+    assert len(errors) == 8
+    assert all(isinstance(error, StoreUnavailableError) for error in errors)
+    assert bench.idle()
+    assert blob.users == 1
 
 
 async def test_who_came_later_has_a_deadline_of_his_own(workshop: Workshop, mock_clock: MockClock) -> None:
     mock_clock.autojump_threshold = 0.05
-    workshop.put("a", 1)
+    bench, blob, _ = await workshop.opened(1, requests=1)
     content = workshop.put("b", 1)
-    async with (
-        opened(workshop.directory) as tier,
-        fetching(workshop.store, tier, memory_limit=workshop.memory_for(1)) as fetcher,
-    ):
-        bench = Bench(workshop.store, tier, fetcher)
-        blob, other = await bench.acquire("a"), await bench.acquire("b")
-        workshop.store.fail(TransientStoreError("connection refused"), times=float("inf"), key="a")
-        errors: list[StoreError] = []
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(failure, bench, blob, 0, 1, errors)
-            await trio.sleep(10)
-            bench.fetcher._batches._retrying.breaker.answered()  # the store is probed meanwhile
-            assert await bench.read(other, 0, 9) == content[:9]
-        assert len(errors) == 1
+    other = await bench.acquire("b")
+    workshop.store.fail(TransientStoreError("connection refused"), times=float("inf"), key="a")
+    errors: list[StoreError] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(failure, bench, blob, 0, 1, errors)
+        await trio.sleep(10)
+        bench.fetcher._batches._retrying.breaker.answered()  # the store is probed meanwhile
+        assert await bench.read(other, 0, 9) == content[:9]
+    assert len(errors) == 1
 
 
 async def test_other_failures_fail_nobody_else(workshop: Workshop, chunk_size: int, mock_clock: MockClock) -> None:
@@ -306,7 +292,7 @@ async def test_fetching_all_makes_the_object_complete(workshop: Workshop) -> Non
     assert bench.store.count("read") == 21
 
 
-async def test_fetching_all_leaves_places_to_readers(workshop: Workshop, chunk_size: int) -> None:
+async def test_fetching_all_leaves_places_to_readers(workshop: Workshop) -> None:
     """A whole model in the queue would make every reader wait for all of it."""
     workshop.put("a", 100)
     workshop.put("b", 1)
@@ -383,11 +369,10 @@ async def test_readers_that_all_go_away_leave_nothing_behind(workshop: Workshop,
     assert await bench.read(blob, 0, len(content)) == content
 
 
-async def test_a_blob_that_a_queued_request_is_for_stays(workshop: Workshop, chunk_size: int, tmp_path: Path) -> None:
+async def test_a_blob_that_a_queued_request_is_for_stays(workshop: Workshop, chunk_size: int) -> None:
     workshop.put("a", 1)
     content = workshop.put("b", 1)
-    async with opened(tmp_path / "cache") as tier:
-        await fill_from(tier, workshop, "b")
+    await fill_from(workshop, "b")
     bench = await workshop.bench(requests=1)
     a, b = await bench.acquire("a"), await bench.acquire("b")
     gate = bench.store.block(key="a")

@@ -84,10 +84,9 @@ async def test_many_readers_of_a_chunk_share_one_request(workshop: Workshop) -> 
 # What an earlier server left
 
 
-async def test_prefetch_verifies_what_is_on_disk(workshop: Workshop, tmp_path: Path) -> None:
+async def test_prefetch_verifies_what_is_on_disk(workshop: Workshop) -> None:
     content = workshop.put("a", 20)
-    async with opened(tmp_path / "cache") as tier:
-        await fill_from(tier, workshop, "a")
+    await fill_from(workshop, "a")
     bench = await workshop.bench()
     blob = await bench.acquire("a")
     bench.fetcher.hold(blob)
@@ -236,7 +235,7 @@ async def test_what_comes_ahead_is_given_up_while_the_disk_has_no_room(workshop:
     assert bench.idle()
 
 
-async def test_what_nobody_wants_any_more_stops_under_way(workshop: Workshop, chunk_size: int) -> None:
+async def test_what_nobody_wants_any_more_stops_under_way(workshop: Workshop) -> None:
     bench, blob, content = await workshop.opened(20, requests=4)
     gate = bench.store.block()
     with trio.move_on_after(1) as scope:

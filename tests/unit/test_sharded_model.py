@@ -47,6 +47,8 @@ def mapped(directory: Path) -> set[str]:
 
 @pytest.mark.parametrize("where", ["", INDEX])
 def test_a_model_with_an_index_is_one_model(tmp_path: Path, where: str) -> None:
+    if where:
+        assert "No such file" in error(tmp_path / where, FileNotFoundError)
     model = trimsfs.open(write(tmp_path) / where)
     assert content(model) == ARRAYS
     assert [(tensor.name, tensor.file) for tensor in model.table.tensors] == [
@@ -56,9 +58,10 @@ def test_a_model_with_an_index_is_one_model(tmp_path: Path, where: str) -> None:
     assert model.table.format == "safetensors"
 
 
-def test_the_index_of_a_variant_is_one(tmp_path: Path) -> None:
-    write(tmp_path, name="model.fp16", index="model.safetensors.index.fp16.json")
-    assert content(trimsfs.open(tmp_path)) == ARRAYS
+def test_an_index_may_be_of_a_variant(tmp_path: Path) -> None:
+    assert (
+        content(trimsfs.open(write(tmp_path, name="model.fp16", index="model.safetensors.index.fp16.json"))) == ARRAYS
+    )
 
 
 def test_an_index_may_name_files_in_directories_below(tmp_path: Path) -> None:
@@ -170,11 +173,6 @@ def test_a_directory_without_a_model_says_what_to_open(tmp_path: Path) -> None:
     assert "or its directory, one of prod, v1, v2: " in error(tmp_path, FileNotFoundError)
 
 
-def test_models_show_what_they_are(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    assert repr(trimsfs.open(tmp_path)) == f"<trimsfs.Model '{tmp_path}/model.safetensors'>"
-
-
 @pytest.mark.parametrize(
     ("others", "named"),
     [
@@ -203,10 +201,6 @@ def test_a_missing_shard_is_an_error_of_the_open(tmp_path: Path, index: str | No
     other = SECOND if shard == FIRST else FIRST
     why = f"{INDEX} lists it" if index else f"{other} is one of 2"
     assert error(tmp_path, FileNotFoundError) == f"[Errno 2] a shard is missing ({why}): add it: 'PATH/{shard}'"
-
-
-def test_an_index_that_is_missing_is_an_error(tmp_path: Path) -> None:
-    assert "No such file" in error(tmp_path / INDEX, FileNotFoundError)
 
 
 @pytest.mark.parametrize("changed", [{"half": SECOND}, {"other": SECOND}])
@@ -254,14 +248,18 @@ def test_an_index_that_is_none_is_an_error(tmp_path: Path, text: str, says: str)
         assert says in error(path)
 
 
-def test_an_index_that_is_too_long_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimsfs.client.shards.HEADER_LIMIT", 10)
-    assert error(write(tmp_path)).startswith(f"PATH/{INDEX}: the index exceeds")
-
-
-def test_an_index_of_too_many_values_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimsfs.formats.table.MOST_SIGNS", 10)
-    assert "its description in JSON has too many values" in error(write(tmp_path))
+@pytest.mark.parametrize(
+    ("limit", "says"),
+    [
+        ("trimsfs.client.shards.HEADER_LIMIT", f"PATH/{INDEX}: the index exceeds"),
+        ("trimsfs.formats.table.MOST_SIGNS", "its description in JSON has too many values"),
+    ],
+)
+def test_an_index_beyond_a_limit_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, says: str
+) -> None:
+    monkeypatch.setattr(limit, 10)
+    assert says in error(write(tmp_path))
 
 
 def test_shards_of_no_model_are_named(tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ async def test_jobs_at_once_are_shared_out_and_all_exact(pool: WorkerPool, root:
         assert (tmp_path / key).read_bytes() == content
 
 
-async def test_a_worker_that_is_busy_is_spared(pool: WorkerPool, tmp_path: Path, file: int) -> None:
+async def test_a_worker_that_is_busy_is_spared(pool: WorkerPool, file: int) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fetch, pool, odd("hang/0"), file)
         await trio.testing.wait_all_tasks_blocked(0.01)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.support.parts import content_of, disk_tier, fetcher_of, fetching
+from tests.support.parts import content_of, disk_tier, fetcher_of, fetching, opened
 from tests.support.stores import MemoryStore
 from trimsfs.errors import StoreError
 from trimsfs.fetch.copier import Copier
@@ -71,6 +71,7 @@ class Workshop:
         *,
         requests: int = 12,
         budget: float | None = None,
+        deadline_s: float = DEADLINE_S,
         transfer: Copier | None = None,
         direct: MemoryStore | None = None,
     ) -> Bench:
@@ -84,7 +85,7 @@ class Workshop:
             self.store,
             self.tier,
             memory_limit=self.memory_for(requests),
-            deadline_s=DEADLINE_S,
+            deadline_s=deadline_s,
             transfer=transfer,
             direct=direct,
         )
@@ -92,9 +93,10 @@ class Workshop:
         return Bench(self.store, self.tier, fetcher)
 
 
-async def fill_from(tier: DiskTier, workshop: Workshop, key: str) -> None:
+async def fill_from(workshop: Workshop, key: str) -> None:
     """Have an earlier server cache an object of the store."""
     async with (
+        opened(workshop.directory) as tier,
         fetching(workshop.store, tier, memory_limit=workshop.memory_for(12)) as fetcher,
         tier.using(workshop.store.generation(key)) as blob,
     ):

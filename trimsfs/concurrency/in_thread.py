@@ -31,6 +31,6 @@ async def in_thread(
             if str(error) != _NO_ROOM:
                 raise
             if trio.current_time() >= give_up_at:
-                told = "no thread can be started: raise pids.max, or RLIMIT_NPROC"
-                raise BlockingIOError(errno.EAGAIN, told) from error
+                reason = "no thread can be started: raise pids.max, or RLIMIT_NPROC"
+                raise BlockingIOError(errno.EAGAIN, reason) from error
         await trio.sleep(PAUSE_S)

@@ -73,11 +73,11 @@ class BatchFetcher:
     def _failing(self, batch: Sequence[Flight]) -> Iterator[None]:
         """Fail the flights of the batch, and so the reads that wait for them, if the block raises an error."""
         key, token = batch[0].blob.generation.key, batch[0].blob.token
-        told = self._retrying.problem(token) is not None  # it is in the log already
+        logged = self._retrying.problem(token) is not None
         try:
             yield
         except StoreError as error:
-            if not told:
+            if not logged:
                 log.error("%s: chunk %d not fetched: %s", key, batch[0].chunk, error)
             self._fail(batch, error)
         except Exception:

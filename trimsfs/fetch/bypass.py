@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Generic, TypeVar
 
 import trio
 from cachetools import LRUCache
@@ -31,6 +32,8 @@ from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.types import Buffer, Generation
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 STREAMS = 32
 """Ends of recent reads that are remembered: another read may continue there."""
@@ -150,11 +153,11 @@ class RandomReads:
             return await self._requests.fetch_range(blob, start, stop)
 
 
-@dataclass(slots=True)
-class _EarlyHead:
-    """A head that has been asked for; ``done`` also if it will not come."""
+@dataclass(slots=True, eq=False)
+class _Awaited(Generic[T]):
+    """First bytes that have been asked for: their ``value`` once they have come; ``done`` also if they will not."""
 
-    head: Head | None = None
+    value: T | None = None
     done: trio.Event = field(default_factory=trio.Event)
 
 
@@ -170,7 +173,7 @@ class EarlyHeads:
         self._breaker = breaker
         self._background = Background()
         self._under_way = 0
-        self._heads: LRUCache[str, _EarlyHead] = LRUCache(MOST_HEADS)
+        self._heads: LRUCache[str, _Awaited[Head]] = LRUCache(MOST_HEADS)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Fetch in the background until the server stops."""
@@ -182,7 +185,7 @@ class EarlyHeads:
             return
         if self._breaker.failing or self._breaker.refusal is not None:
             return
-        early = self._heads[key] = _EarlyHead()
+        early = self._heads[key] = _Awaited[Head]()
         self._under_way += 1
         self._background.start(partial(self._fill, key, early))
 
@@ -193,29 +196,21 @@ class EarlyHeads:
             return None
         with trio.move_on_after(EARLY_PATIENCE_S):
             await early.done.wait()
-        head = early.head
+        head = early.value
         same = head is not None and (head.etag, head.size) == (generation.etag, generation.size)
         return head.data if head is not None and same else None
 
-    async def _fill(self, key: str, early: _EarlyHead) -> None:
+    async def _fill(self, key: str, early: _Awaited[Head]) -> None:
         try:
             with suppress(StoreError):  # it may be a directory, or absent: the listing tells
-                early.head = await self._store.peek(key, HEAD_BYTES)
+                early.value = await self._store.peek(key, HEAD_BYTES)
         except Exception:  # a defect: it ends this request, not the server
             log.exception("%s: first bytes not fetched: internal error", key)
         finally:
             self._under_way -= 1
             early.done.set()
-            if early.head is None and self._heads.get(key) is early:
+            if early.value is None and self._heads.get(key) is early:
                 del self._heads[key]
-
-
-class _Head:
-    """The first bytes of a blob, once they have come; ``done`` also if they will not."""
-
-    def __init__(self) -> None:
-        self.data: Buffer | None = None
-        self.done = trio.Event()
 
 
 class FirstBytes:
@@ -238,7 +233,7 @@ class FirstBytes:
         self._background = background
         self._peers = peers
         self._early = early
-        self._heads: LRUCache[str, _Head] = LRUCache(MOST_HEADS)
+        self._heads: LRUCache[str, _Awaited[Buffer]] = LRUCache(MOST_HEADS)
         self._counts: LRUCache[str, int] = LRUCache(MOST_BLOBS)
 
     def expect(self, flight: Flight) -> None:
@@ -254,10 +249,10 @@ class FirstBytes:
         """
         if blob.token in self._heads or blob.verified_bytes or self._retrying.problem(blob.token) is not None:
             return
-        head = self._heads[blob.token] = _Head()
+        head = self._heads[blob.token] = _Awaited[Buffer]()
         self._background.start(self._fill, head, blob)
 
-    async def _fill(self, head: _Head, blob: Blob) -> None:
+    async def _fill(self, head: _Awaited[Buffer], blob: Blob) -> None:
         try:
             with suppress(StoreError):
                 early = None if self._early is None else await self._early.of(blob.generation)
@@ -265,12 +260,12 @@ class FirstBytes:
                     early = await self._requests.fetch_directly(blob, 0, min(HEAD_BYTES, blob.generation.size))
                 else:
                     self._requests.count(blob, len(early))
-                head.data = early
+                head.value = early
         except Exception:  # a defect: it ends this request, not the server
             log.exception("%s: first bytes not fetched: internal error", blob.generation.key)
         finally:
             head.done.set()
-            if head.data is None:
+            if head.value is None:
                 self._heads.pop(blob.token, None)
 
     def ended(self, batch: Sequence[Flight]) -> None:
@@ -297,14 +292,14 @@ class FirstBytes:
                 patience_s = PATIENCE_S
             elif stop <= HEAD_BYTES:
                 self._begin_head(blob)
-        found: list[Buffer] = []
+        alone_bytes: list[Buffer] = []
         async with trio.open_nursery() as nursery:
 
             async def fetch() -> None:
                 await trio.sleep(patience_s)
                 data = await self._fetched(blob, start, stop)
                 if data is not None:
-                    found.append(data)
+                    alone_bytes.append(data)
                     nursery.cancel_scope.cancel()
 
             nursery.start_soon(fetch)
@@ -312,14 +307,14 @@ class FirstBytes:
                 first, last = blob.span_of(chunk)
                 await flight.until(min(stop, last) - first)
             nursery.cancel_scope.cancel()
-        return found[0] if found else None
+        return alone_bytes[0] if alone_bytes else None
 
     async def _fetched(self, blob: Blob, start: int, stop: int) -> Buffer | None:
         head = self._heads.get(blob.token) if stop <= HEAD_BYTES else None
         if head is not None:
             await head.done.wait()
-            if head.data is not None:
-                return memoryview(head.data)[start:stop]
+            if head.value is not None:
+                return memoryview(head.value)[start:stop]
         count = self._counts.get(blob.token, 0) + stop - start
         hosts = 1 if self._peers is None else self._peers.hosts()
         most = min(MOST_BYTES, int(MOST_SHARE * blob.generation.size / hosts))

@@ -76,11 +76,11 @@ class EqualChunkCopier:
                 for chunk, crc in enumerate(fingerprint.chunks)
             ]
         await self._disk.flush()
-        found = await self._disk.equal_chunks.find(
+        local_chunks = await self._disk.equal_chunks.find(
             file.model, blob.token, chunks, size=generation.size, digest=f"sha256:{whole.hex()}"
         )
         digests = fingerprint.digest if fingerprint is not None and chunks else lambda _chunk: b""
-        return {chunk: (local, digests(chunk)) for chunk, local in found.items()}
+        return {chunk: (local, digests(chunk)) for chunk, local in local_chunks.items()}
 
     async def copy(self, equal: Mapping[int, tuple[LocalChunk, bytes]], flight: Flight) -> bool:
         """Copy a chunk, if it is among those that are *equal*; whether its bytes are in its blob.

@@ -101,14 +101,14 @@ class FlightScheduler:
 
     def impatient(self, since: float) -> list[Flight]:
         """Take from their queues the flights that have waited there at least since a time."""
-        found = []
+        impatient = []
         for queue in (*self._demanded, *self._for_others):
             while queue and (queue[0].started or queue[0].enqueued <= since):
                 flight = queue.popleft()
                 if not flight.started:
                     flight.started = True
-                    found.append(flight)
-        return found
+                    impatient.append(flight)
+        return impatient
 
     def unwanted(self, batch: Sequence[Flight]) -> bool:
         """Whether nobody wants a batch under way: no reader or other host waits for it, and no holder wants the rest of
@@ -169,31 +169,26 @@ class FlightScheduler:
 
     def next_demanded(self, idle: Sequence[int]) -> list[Flight]:
         """The next batch of demanded flights, if *idle* more requests of its lane may start; else empty."""
-        for lane in Lane:
-            if batch := self._next_of(self._demanded[lane], lane, idle[lane]):
-                return batch
-        return []
+        return self._next_of(self._demanded, idle)
 
     def next_for_others(self, idle: Sequence[int]) -> list[Flight]:
         """As `next_demanded`, for other hosts."""
-        for lane in Lane:
-            if batch := self._next_of(self._for_others[lane], lane, idle[lane]):
-                return batch
-        return []
+        return self._next_of(self._for_others, idle)
 
-    def _next_of(self, queue: deque[Flight], lane: Lane, idle: int) -> list[Flight]:
-        while queue and queue[0].started:
-            queue.popleft()  # by the other queue
-        if not queue or idle <= 0:
-            return []
-        batch = [queue.popleft()]
-        most = self._share(len(queue) + 1, idle) if lane is Lane.STORE else 1
-        while len(batch) < most and queue and _follows(batch[-1], queue[0].blob, queue[0].chunk):
-            if queue[0].started:
-                break
-            batch.append(queue.popleft())
-        for flight in batch:
-            flight.started = True
+    def _next_of(self, queues: Sequence[deque[Flight]], idle: Sequence[int]) -> list[Flight]:
+        batch: list[Flight] = []
+        for lane, queue in zip(Lane, queues, strict=True):
+            while queue and queue[0].started:
+                queue.popleft()  # by the other queue
+            if not queue or idle[lane] <= 0:
+                continue
+            most = self._share(len(queue), idle[lane]) if lane is Lane.STORE else 1
+            while queue and not queue[0].started and len(batch) < most:
+                if batch and not _follows(batch[-1], queue[0].blob, queue[0].chunk):
+                    break
+                queue[0].started = True
+                batch.append(queue.popleft())
+            break
         return batch
 
     def next_prefetched(self, idle: Sequence[int], *, least: int = 1) -> tuple[list[Flight], bool]:
@@ -227,12 +222,12 @@ class FlightScheduler:
         return [], held_back
 
     def _by_urgency(self) -> list[tuple[Urgency, Prefetch]]:
-        found = [
+        urgent = [
             (urgency, prefetch)
             for prefetch in self._prefetches.values()
             if (urgency := prefetch.urgency) is not None and prefetch.left
         ]
-        return sorted(found, key=lambda each: each[0])
+        return sorted(urgent, key=lambda each: each[0])
 
     def _first_is_demanded(self, prefetch: Prefetch, urgency: Urgency) -> bool:
         """Whether a prefetch yields to the first bytes that a reader waits for: those of its own blob, or of any blob

@@ -22,14 +22,14 @@ class Want:
 
 def packed(wants: Iterable[Want]) -> str:
     """The record of a load, cut to LONGEST bytes."""
-    found: list[tuple[str, object]] = []
+    items: list[tuple[str, object]] = []
     size = 2
     for want in wants:
         size += len(json.dumps(want.name)) + 16 + 24 * len(want.parts or ())
-        if size > LONGEST or len(found) == MOST_FILES:
+        if size > LONGEST or len(items) == MOST_FILES:
             break
-        found.append((want.name, want.parts))
-    return json.dumps(found)
+        items.append((want.name, want.parts))
+    return json.dumps(items)
 
 
 def unpacked(record: str) -> list[Want]:
@@ -60,10 +60,10 @@ def _is_range(part: object) -> bool:
 
 def ranges(chunks: Sequence[int]) -> tuple[tuple[int, int], ...] | None:
     """The ranges of sorted chunks; None if there are none or more than MOST_PARTS."""
-    found: list[tuple[int, int]] = []
+    joined: list[tuple[int, int]] = []
     for chunk in chunks:
-        if found and found[-1][1] == chunk:
-            found[-1] = found[-1][0], chunk + 1
+        if joined and joined[-1][1] == chunk:
+            joined[-1] = joined[-1][0], chunk + 1
         else:
-            found.append((chunk, chunk + 1))
-    return tuple(found) if 0 < len(found) <= MOST_PARTS else None
+            joined.append((chunk, chunk + 1))
+    return tuple(joined) if 0 < len(joined) <= MOST_PARTS else None

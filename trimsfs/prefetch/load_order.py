@@ -32,10 +32,10 @@ def numbered(name: bytes, names: Sequence[bytes]) -> list[bytes]:
     """
     if name.endswith(PARAMS_END):
         return []
-    found = max((_varying(name, match, names) for match in _NUMBER.finditer(name)), key=len, default=[])
-    if len(found) < 2 or found[0][0] > 1 or any(number != found[0][0] + step for step, (number, _) in enumerate(found)):
+    parts = max((_varying(name, match, names) for match in _NUMBER.finditer(name)), key=len, default=[])
+    if len(parts) < 2 or parts[0][0] > 1 or any(number != parts[0][0] + step for step, (number, _) in enumerate(parts)):
         return []
-    ordered = [other for _, other in found]
+    ordered = [other for _, other in parts]
     if name not in ordered:
         return []  # there are more than are looked at
     place = ordered.index(name)
@@ -45,18 +45,18 @@ def numbered(name: bytes, names: Sequence[bytes]) -> list[bytes]:
 def _varying(name: bytes, match: "re.Match[bytes]", names: Sequence[bytes]) -> list[tuple[int, bytes]]:
     """The names that differ from *name* in this number only, with their numbers, sorted."""
     before, after = name[: match.start()], name[match.end() :]
-    found: list[tuple[int, bytes]] = []
+    similar: list[tuple[int, bytes]] = []
     first = bisect_left(names, before)
     for place in range(first, min(first + LOOKED_AT, len(names))):
         other = names[place]
-        if not other.startswith(before) or len(found) > MOST_FILES:
+        if not other.startswith(before) or len(similar) > MOST_FILES:
             break
         digits = other[len(before) : len(other) - len(after)]
         if other.endswith(after) and len(other) > len(before) + len(after) and digits.isdigit():
             if len(digits) > MOST_DIGITS:
                 return []
-            found.append((int(digits), other))
-    return sorted(found)
+            similar.append((int(digits), other))
+    return sorted(similar)
 
 
 def described(name: bytes, names: Sequence[bytes]) -> list[bytes]:
@@ -112,13 +112,13 @@ def _parsed(content: bytes) -> object:
 
 def _plain(names: Iterable[object]) -> list[str]:
     """The names that are paths below the directory, each once; at most MOST_FILES."""
-    found: dict[str, None] = {}
+    plain: dict[str, None] = {}
     for name in names:
         if isinstance(name, str) and is_below(name):
-            found[name] = None
-            if len(found) == MOST_FILES:
+            plain[name] = None
+            if len(plain) == MOST_FILES:
                 break
-    return list(found)
+    return list(plain)
 
 
 def is_below(name: str) -> bool:

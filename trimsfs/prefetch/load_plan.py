@@ -46,12 +46,12 @@ class LoadPlanner:
         name = key[len(prefix) :]
         hint = self._namespace.known_entries(prefix).get(HINT)
         if isinstance(hint, Generation) and (wants := await self._hinted(hint)) is not None:
-            found, absent = await self._found(prefix, wants)
+            expected, absent = await self._existing(prefix, wants)
             if absent:
                 log.warning("%s: names files that do not exist, such as %s", hint.key, absent[0])
-            return found
+            return expected
         wants = await self._of_last_load(prefix, name) or await self._by_names(prefix, name)
-        return (await self._found(prefix, wants))[0]
+        return (await self._existing(prefix, wants))[0]
 
     async def directory(self, prefix: str) -> Expected:
         """All files of a directory. Raises TrimsError."""
@@ -98,9 +98,9 @@ class LoadPlanner:
         async with self._disk.using(generation) as blob:
             return bytes(await self._fetcher.read(blob, 0, generation.size))
 
-    async def _found(self, prefix: str, wants: list[Want]) -> tuple[Expected, list[str]]:
+    async def _existing(self, prefix: str, wants: list[Want]) -> tuple[Expected, list[str]]:
         """The wanted files that exist, and the names that do not."""
-        found: Expected = []
+        existing: Expected = []
         absent: list[str] = []
         for want in wants[:MOST_FILES]:
             directory, slash, name = (prefix + want.name).rpartition("/")
@@ -110,7 +110,7 @@ class LoadPlanner:
                 log.debug("%s%s: not prefetched: %s", prefix, want.name, error)
                 continue
             if isinstance(entry, Generation):
-                found.append((want, entry))
+                existing.append((want, entry))
             elif entry is NonObject.ABSENT:
                 absent.append(want.name)
-        return found, absent
+        return existing, absent

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -83,7 +83,7 @@ class ModelReadahead:
         self._breakers = by_path(breaker)
         self._planner = LoadPlanner(namespace, disk, fetcher)
         self._whole = whole_directories
-        self._loads: LRUCache[str, Load] = _Loads(MOST_LOADS, self._end)
+        self._loads: LRUCache[str, Load] = LRUCache(MOST_LOADS)
         self._background = Background()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -118,12 +118,14 @@ class ModelReadahead:
         """Begin a load. Files of the directory's earlier load may still be open."""
         readable(prefix)  # now: the opening process may have ended once the plan is made
         load = Load(prefix, readable)
+        load.window.fixed = self._whole
         if before is not None:
             load.handles = before.handles
             if before.ended:  # its program may only glance at the other files, too
                 load.window.files = CAUTIOUS_FILES
             self._end(before)
-        load.window.fixed = self._whole
+        elif len(self._loads) == MOST_LOADS:
+            self._end(self._loads.popitem()[1])  # the least recently used one
         self._loads[prefix] = load
         return load
 
@@ -311,16 +313,3 @@ class ModelReadahead:
         """Whether a load may be a part of the *last* one: paused before its end, or begun under another server."""
         names, known = [want.name for want in load.used.values()], [want.name for want in last]
         return set(names) <= set(known) and (paused or names[0] != known[0])
-
-
-class _Loads(LRUCache[str, Load]):
-    """The loads under way; the least recently used ones beyond the limit end."""
-
-    def __init__(self, most: int, ended: Callable[[Load], None]) -> None:
-        super().__init__(most)
-        self._ended = ended
-
-    def popitem(self) -> tuple[str, Load]:
-        key, load = super().popitem()
-        self._ended(load)
-        return key, load

@@ -52,9 +52,10 @@ class _Worker:
     """A fetch process.
 
     ``cancelled`` are the jobs that nobody waits for and for which it may still write, ``lifted`` those in the
-    background for which a program waits by now. ``pid`` is None until the spawner has told it, ``ordered_at`` when it
-    was asked for it. It is ``ready`` once it has the priority that it begins with. ``asked_s`` says for how long it has
-    left a question unanswered, ``idle_since`` when its last job ended, ``lost`` why its jobs fail once it is closed.
+    background for which a program waits by now. ``pid`` is None until the spawner has forked it, ``ordered_at`` when
+    the pool asked for it. It is ``ready`` once it has the priority that it begins with. ``asked_s`` says for how long
+    it has left a question unanswered, ``idle_since`` when its last job ended, ``lost`` why its jobs fail once it is
+    closed.
     """
 
     def __init__(self, end: socket.socket) -> None:
@@ -159,8 +160,8 @@ class WorkerPool:
         self, descriptor: int, size: int, algorithm: Algorithm, part_size: int, *, idle: bool = False
     ) -> bytes | None:
         message = {"do": "digest", "start": 0, "stop": size, "algorithm": algorithm, "part_size": part_size}
-        found: str | None = await self._give(message, [descriptor], _Job(), "digest" if idle else "fetch")
-        return None if found is None else bytes.fromhex(found)
+        digest: str | None = await self._give(message, [descriptor], _Job(), "digest" if idle else "fetch")
+        return None if digest is None else bytes.fromhex(digest)
 
     async def populate(self, descriptor: int, start: int, stop: int) -> None:
         await self._give({"do": "populate", "start": start, "stop": stop}, [descriptor], _Job())

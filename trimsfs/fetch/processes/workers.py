@@ -197,11 +197,11 @@ async def _do(copier: ThreadCopier | StoreError, job: Message, descriptors: Sequ
     alone: Message = {}
 
     def landed(record: ChunkRecord) -> None:
-        told = {"landed": {"chunk": record.chunk, "length": record.length, "crc": record.crc}}
+        news = {"landed": asdict(record)}
         if record.length == job["stop"] - job["start"]:
-            alone.update(told)  # told with the end of the job: small files are many
+            alone.update(news)  # it goes with the end of the job: small files are many
         else:
-            channel.post({"id": number, **told})
+            channel.post({"id": number, **news})
 
     def arrived(offset: int) -> None:
         channel.post({"id": number, "arrived": offset})
@@ -243,8 +243,8 @@ async def _perform(
     start, stop, descriptor = job["start"], job["stop"], descriptors[0]
     if job["do"] == "fetch":
         generation = Generation(**job["generation"])
-        told = arrived if job["arrived"] else None
-        return await copier.fetch(generation, _extent(job, descriptor), landed, told, eager=job["eager"], spent=spent)
+        hears = arrived if job["arrived"] else None
+        return await copier.fetch(generation, _extent(job, descriptor), landed, hears, eager=job["eager"], spent=spent)
     if job["do"] == "peer":
         asked = PeerRequest(**job["request"])
         return asdict(await copier.fetch_from_peer(asked, _extent(job, descriptor), landed))
@@ -254,8 +254,8 @@ async def _perform(
     if job["do"] == "checksum":
         return await copier.checksum(descriptor, start, stop)
     if job["do"] == "digest":
-        found = await copier.digest(descriptor, stop, job["algorithm"], job["part_size"])
-        return None if found is None else found.hex()
+        digest = await copier.digest(descriptor, stop, job["algorithm"], job["part_size"])
+        return None if digest is None else digest.hex()
     await copier.populate(descriptor, start, stop)
     return None
 
