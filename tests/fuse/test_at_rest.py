@@ -2,15 +2,13 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.keepers import keeper, serving
+from tests.support.keepers import roles, serving
 from tests.support.mounts import MountedStore, mounted
-from tests.support.processes import family
-from trimsfs.processes import title_of
 
 SETTLES_S, WATCHED_S = 4.0, 6.0
 MOST_MIB = 72
@@ -32,18 +30,13 @@ def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedStore]:
         yield mount
 
 
-def processes(mount: MountedStore) -> dict[int, str]:
-    """The roles of a mount's processes."""
-    return {pid: title_of(pid).split(" ")[1] for pid in family(int(str(keeper(mount)["keeper_pid"])))}
-
-
 def memory_mib(pid: int, kind: str) -> float:
     """Memory of a process that is of no file."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{kind}:"))
 
 
-def wakeups(pids: dict[int, str]) -> int:
+def wakeups(pids: Iterable[int]) -> int:
     """How often the threads of processes have slept so far."""
     return sum(
         int(line.split()[1])
@@ -55,7 +48,7 @@ def wakeups(pids: dict[int, str]) -> int:
 
 
 def test_a_mount_at_rest_takes_little_memory(mount: MountedStore) -> None:
-    found = processes(mount)
+    found = roles(mount)
     assert sorted(found.values()) == ["broker", "keeper", "server", "spawner", "standby"]
     taken = {f"{role} {pid}": memory_mib(pid, "Pss_Anon") for pid, role in found.items()}
     assert sum(taken.values()) < MOST_MIB, taken
@@ -65,7 +58,7 @@ def test_a_mount_at_rest_takes_little_memory(mount: MountedStore) -> None:
 
 @pytest.mark.alone  # measures time
 def test_a_mount_at_rest_hardly_wakes_up(mount: MountedStore) -> None:
-    found = processes(mount)
-    began, before = time.monotonic(), wakeups(found)
+    pids = roles(mount)
+    began, before = time.monotonic(), wakeups(pids)
     time.sleep(WATCHED_S)
-    assert wakeups(found) - before < MOST_WAKEUPS * (time.monotonic() - began)
+    assert wakeups(pids) - before < MOST_WAKEUPS * (time.monotonic() - began)

@@ -1,6 +1,5 @@
 """Models with MD5 ETags are compared with them once they are loaded, not while others still load."""
 
-import contextlib
 import os
 import random
 from collections.abc import Iterator
@@ -11,10 +10,9 @@ import pytest
 from tests.services import S3Server
 from tests.services.buckets import CHECKSUM, uploaded
 from tests.services.fast import start_fast
-from tests.support.keepers import keeper, kill
+from tests.support.keepers import kill, roles
 from tests.support.mounts import MountedStore, mounted, wait_until
 from tests.support.parts import blob_files, flip_byte
-from tests.support.processes import family
 
 MIB = 1 << 20
 NAMES = [f"model-0000{number}-of-00004.safetensors" for number in range(1, 5)]
@@ -35,16 +33,6 @@ def server(tmp_path: Path) -> Iterator[S3Server]:
         yield server
 
 
-def titles(mount: MountedStore) -> set[str]:
-    """The roles of the processes of a mount."""
-    found = set()
-    for pid in family(int(str(keeper(mount)["keeper_pid"]))):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            title = Path(f"/proc/{pid}/cmdline").read_text().split()
-            found |= set(title[1:2])
-    return found
-
-
 def count(mount: MountedStore, name: str) -> float:
     return mount.metrics()[f"trimsfs_integrity_{name}"]
 
@@ -55,11 +43,11 @@ def test_a_load_of_several_files_is_over_before_the_first_is_compared(server: S3
             assert (mount.path / name).read_bytes() == CONTENTS[name]
             wait_until(lambda number=number: count(mount, "to_compare") == number + 1)  # type: ignore[misc]
             assert count(mount, "compared_total") == 0
-            assert "digest" not in titles(mount)
+            assert "digest" not in roles(mount).values()
             assert not mount.info(name)["verified"]
         damaged = next(file for file in blob_files(mount.cache) if file.read_bytes() == CONTENTS[NAMES[2]])
         flip_byte(damaged, 9 * MIB)
-        wait_until(lambda: "digest" in titles(mount), timeout_s=60)
+        wait_until(lambda: "digest" in roles(mount).values(), timeout_s=60)
         wait_until(lambda: count(mount, "to_compare") == 0, timeout_s=60)
         assert count(mount, "compared_total") == len(NAMES)
         assert count(mount, "repaired_chunks_total") == 1
@@ -68,7 +56,7 @@ def test_a_load_of_several_files_is_over_before_the_first_is_compared(server: S3
             assert mount.info(name)["digest"].endswith("-4")
         assert damaged.read_bytes() == CONTENTS[NAMES[2]]
         assert (mount.path / NAMES[2]).read_bytes() == CONTENTS[NAMES[2]]
-        wait_until(lambda: "digest" not in titles(mount), timeout_s=60)
+        wait_until(lambda: "digest" not in roles(mount).values(), timeout_s=60)
 
 
 def test_what_a_killed_server_has_not_compared_its_successor_compares(server: S3Server, tmp_path: Path) -> None:

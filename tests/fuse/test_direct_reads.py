@@ -5,7 +5,6 @@ import hashlib
 import mmap
 import os
 import random
-import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from tests.services.fast import start_fast
 from tests.support.keepers import kill
 from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
 from tests.support.parts import blob_files
+from tests.support.processes import run
 from trimsfs.tiers.host.page_cache import resident_bytes
 
 MIB, PAGE = 1 << 20, mmap.PAGESIZE
@@ -103,6 +103,17 @@ def cold(request: pytest.FixtureRequest, root: Path) -> Iterator[Cold]:
 def direct(cold: Cold) -> Iterator[int]:
     """The descriptor of the first program that has the file open."""
     descriptor = cold.open()
+    yield descriptor
+    os.close(descriptor)
+
+
+@pytest.fixture
+def later(direct: int, cold: Cold) -> Iterator[int]:
+    """The descriptor of a second program, whose reads have pages."""
+    del direct
+    descriptor = cold.open()
+    assert os.pread(descriptor, MIB, 0) == CONTENT[:MIB]
+    assert pages(descriptor) >= MIB
     yield descriptor
     os.close(descriptor)
 
@@ -230,18 +241,12 @@ def test_copies_that_the_kernel_makes_are_byte_exact(
 # One copy in memory
 
 
-def test_pages_of_several_who_read_on_are_right_after_they_were_dropped(cold: Cold, direct: int) -> None:
-    later = cold.open()
-    try:
-        assert os.pread(later, MIB, 0) == CONTENT[:MIB]
-        assert pages(later) >= MIB
-        assert cold.comes()
-        wait_until(cold.resident, HERE_S)
-        wait_until(lambda: pages(later) == 0)
-        for descriptor in (later, direct):
-            assert os.pread(descriptor, SIZE, 0) == CONTENT
-    finally:
-        os.close(later)
+def test_pages_of_several_who_read_on_are_right_after_they_were_dropped(cold: Cold, direct: int, later: int) -> None:
+    assert cold.comes()
+    wait_until(cold.resident, HERE_S)
+    wait_until(lambda: pages(later) == 0)
+    for descriptor in (later, direct):
+        assert os.pread(descriptor, SIZE, 0) == CONTENT
 
 
 MAPPER = """
@@ -257,26 +262,21 @@ with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT
 
 def test_who_maps_a_file_later_shares_the_pages_of_who_mapped_it_before_it_was_here(cold: Cold) -> None:
     """The kernel does not move a mapping to the local file: so the others come to it."""
-    descriptor = cold.open()
-    try:
-        with mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) as mapping:
-            assert mapping[:MIB] == CONTENT[:MIB]
-            assert pages(descriptor) >= MIB
-            assert cold.comes()
-            wait_until(cold.resident, HERE_S)
-            wait_until(lambda: pages(descriptor) == 0)  # they are dropped, ...
-            assert mapping[MIB : MIB + 10] == CONTENT[MIB : MIB + 10]
-            assert pages(descriptor) > 0  # ... and come back
-            assert digest(mapping) == digest(CONTENT)
-            assert pages(descriptor) >= SIZE
-            reads = cold.mount.metrics()[READS]
-            command = [sys.executable, "-c", MAPPER, str(cold.path)]
-            told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split()
-            assert told[0] == digest(CONTENT)
-            assert int(told[1]) <= 0.6 * SIZE
-            assert cold.mount.metrics()[READS] == reads
-    finally:
-        os.close(descriptor)
+    with cold.path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
+        assert mapping[:MIB] == CONTENT[:MIB]
+        assert pages(file.fileno()) >= MIB
+        assert cold.comes()
+        wait_until(cold.resident, HERE_S)
+        wait_until(lambda: pages(file.fileno()) == 0)  # they are dropped, ...
+        assert mapping[MIB : MIB + 10] == CONTENT[MIB : MIB + 10]
+        assert pages(file.fileno()) > 0  # ... and come back
+        assert digest(mapping) == digest(CONTENT)
+        assert pages(file.fileno()) >= SIZE
+        reads = cold.mount.metrics()[READS]
+        mapped, share = run(sys.executable, "-c", MAPPER, cold.path, check=True).stdout.split()
+        assert mapped == digest(CONTENT)
+        assert int(share) <= 0.6 * SIZE
+        assert cold.mount.metrics()[READS] == reads
     wait_until(lambda: cold.mount.info(cold.name)["open"] == 0)
     shares_the_local_file(cold)
 
@@ -324,19 +324,13 @@ def test_direct_reads_go_on_after_the_server_was_killed(cold: Cold, direct: int)
         assert mapping[:] == CONTENT
 
 
-def test_pages_are_dropped_by_the_server_that_follows_a_killed_one(cold: Cold, direct: int) -> None:
-    later = cold.open()
-    try:
-        assert os.pread(later, MIB, 0) == CONTENT[:MIB]
-        assert pages(later) >= MIB
-        assert cold.comes()
-        kill(cold.mount)
-        assert os.pread(direct, SIZE, 0) == CONTENT
-        wait_until(cold.resident, HERE_S)
-        wait_until(lambda: pages(later) == 0)
-        assert os.pread(later, SIZE, 0) == CONTENT
-    finally:
-        os.close(later)
+def test_pages_are_dropped_by_the_server_that_follows_a_killed_one(cold: Cold, direct: int, later: int) -> None:
+    assert cold.comes()
+    kill(cold.mount)
+    assert os.pread(direct, SIZE, 0) == CONTENT
+    wait_until(cold.resident, HERE_S)
+    wait_until(lambda: pages(later) == 0)
+    assert os.pread(later, SIZE, 0) == CONTENT
 
 
 def test_reads_under_way_go_on_when_the_server_is_killed(cold: Cold, direct: int) -> None:

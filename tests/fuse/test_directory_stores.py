@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.keepers import keeper, serving
+from tests.support.keepers import roles, serving
 from tests.support.mounts import MountedStore, let_in, mounted, trimsfs, wait_until
-from tests.support.processes import family
 from tests.support.users import SERVER_USER, STRANGER, as_user
 from trimsfs.cli.diagnosis import checks, doctor
 from trimsfs.options import MountOptions
@@ -62,13 +61,6 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     options = ("--metadata-ttl", "0.2", "--cold-open", "wait")
     with mounted(f"file://{store}", directory / "mount", *options) as mount:
         yield Hub(store, mount)
-
-
-def broker_of(mount: MountedStore) -> int:
-    """The process that reads for the server."""
-    server = int(str(keeper(mount)["server_pid"]))
-    (pid,) = (pid for pid in family(server) if Path(f"/proc/{pid}/cmdline").read_text().startswith("trimsfs broker"))
-    return pid
 
 
 def test_what_only_root_may_read_is_read_and_shown_as_other_files_are(hub: Hub) -> None:
@@ -130,7 +122,8 @@ def test_commands_find_a_blob_by_each_link(hub: Hub) -> None:
 
 def test_a_broker_that_is_killed_is_followed_by_another(hub: Hub) -> None:
     server = serving(hub.mount)
-    os.kill(broker_of(hub.mount), signal.SIGKILL)
+    (broker,) = (pid for pid, role in roles(hub.mount).items() if role == "broker")
+    os.kill(broker, signal.SIGKILL)
     serving(hub.mount, not_by=server)
     assert trimsfs("evict", hub.mount.path).returncode == 0
     assert (hub.mount.path / "version.txt").read_text() == "1"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.services.fast import start_fast
+from tests.support.keepers import roles
 from tests.support.mounts import TRIMSFS, MountedStore, mounted, trimsfs, wait_until
 from trimsfs.fetch.processes.workers import NICENESS, Role
 
@@ -56,17 +57,9 @@ def warming(path: Path) -> Iterator["subprocess.Popen[str]"]:
         command.communicate()
 
 
-def processes(mount: MountedStore, role: Role) -> set[int]:
-    """The processes of a mount with a title."""
-    title = f"trimsfs {role} {mount.path}"
-    found = set()
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        try:
-            if Path(f"/proc/{pid}/cmdline").read_text(errors="replace").rstrip("\0") == title:
-                found.add(int(pid))
-        except OSError:
-            pass  # it has ended
-    return found
+def processes(mount: MountedStore, wanted: Role) -> set[int]:
+    """The processes of a mount with a role."""
+    return {pid for pid, role in roles(mount).items() if role == wanted}
 
 
 def niceness(pid: int) -> set[int]:

@@ -11,12 +11,20 @@ from typing import Any
 
 from mountctl.keeper.control_socket import ask
 from tests.support.mounts import MountedStore, wait_until
+from tests.support.processes import family
 from trimsfs.options import keeper_order, load_options
+from trimsfs.processes import title_of
 
 
 def keeper(mount: MountedStore) -> dict[str, Any]:
     """What the keeper of a mount says, which takes no server."""
     return ask(mount.path, {"do": "status"}, timeout_s=5)
+
+
+def roles(mount: MountedStore) -> dict[int, str]:
+    """The roles of a mount's processes, by pid."""
+    titles = {pid: title_of(pid) for pid in family(keeper(mount)["keeper_pid"])}
+    return {pid: title.split(" ")[1] for pid, title in titles.items() if title.startswith("trimsfs ")}
 
 
 def serving(mount: MountedStore, *, not_by: object = None) -> int:

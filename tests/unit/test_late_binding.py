@@ -5,27 +5,12 @@ import pytest
 from tests.support.served import Serving
 from tests.support.stores import MemoryStore
 from trimsfs.server import assembly
-from trimsfs.server.late_binding import LateBound, LateCalls
+from trimsfs.server.late_binding import LateBound
 
 
 @pytest.fixture
 def store() -> MemoryStore:
     return MemoryStore()
-
-
-def test_a_call_goes_where_it_is_bound() -> None:
-    calls = LateCalls()
-    double = LateBound[[int], int](calls, "double")
-    with pytest.raises(RuntimeError, match="double is called before it is bound"):
-        double(1)
-    with pytest.raises(RuntimeError, match="not bound: double"):
-        calls.check()
-
-    double.bind(lambda number: 2 * number)
-    calls.check()
-    assert double(2) == 4
-    with pytest.raises(RuntimeError, match="double is bound already"):
-        double.bind(abs)
 
 
 async def test_a_server_with_a_call_that_is_not_bound_does_not_start(
