@@ -22,7 +22,7 @@ from trimsfs.types import CHUNK_SIZE
 DEADLINE_S = 2.0
 CHUNKS = 9
 OPTIONS = ("--cold-open", "stream", "--prefetch", "off", "--retry-deadline", str(DEADLINE_S), "stall_timeout=60")
-FILES = ("mapped", "opened", "read", "touched", "killed", "hinted", "lost", "deleted")
+FILES = ("mapped", "opened", "read", "touched", "killed", "lost", "deleted")
 
 FAULT_ALL = """
 import json, mmap, os, sys, time
@@ -80,8 +80,6 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         os.truncate(models / name, CHUNKS * CHUNK_SIZE)
     (models.parent / "new").mkdir()
     (models.parent / "new/file").touch()
-    (models.parent / "listed").mkdir()
-    (models.parent / "listed/file").touch()
     (models.parent / "endless").mkdir()
     (models.parent / "endless/file").write_bytes(b"content")
     with (
@@ -126,15 +124,6 @@ def test_the_client_raises_for_what_cannot_be_completed(scene: Scene) -> None:
     assert done.returncode == 1
     told = rf"cannot be completed: models/opened at \d+: SlowDown.*`trimsfs status`: '{path}'"
     assert re.match(rf"OSError: \[Errno {errno.EIO}\] Input/output error: {told}", done.stderr.splitlines()[-1])
-
-
-def test_interim_answers_are_passed_over(scene: Scene) -> None:
-    scene.store.inject(Plan(faults=["early hints"]))
-    assert os.listdir(scene.mount.path / "listed") == ["file"]
-    with (scene.mount.path / "models/hinted").open("rb") as file:
-        assert file.read(10) == bytes(10)
-    assert scene.store.injected()["early hints"] >= 2
-    scene.store.heal()
 
 
 def test_a_listing_without_an_end_is_given_up_and_its_files_are_read(scene: Scene) -> None:

@@ -4,10 +4,7 @@ import hashlib
 import random
 from pathlib import Path
 
-import pytest
-
 from tests.services.registry import (
-    FILEPATH,
     MODEL,
     Layer,
     Registry,
@@ -17,7 +14,7 @@ from tests.services.registry import (
     start_registry,
     titled,
 )
-from tests.support.mounts import let_in, mounted, trimsfs
+from tests.support.mounts import mounted, trimsfs
 
 MIB = 1 << 20
 
@@ -51,25 +48,3 @@ def test_an_artifact_is_mounted_with_roots_credentials_and_its_tag_is_followed(
             assert (mount.path / "same").read_bytes() == same
             assert (mount.path / "tar/member").read_bytes() == member
             assert mount.metrics()["trimsfs_fetch_fetched_bytes_total"] == fetched + len(new)
-
-
-@pytest.mark.parametrize(
-    ("tag", "code", "message"),
-    [
-        ("none", 5, "artifact {store} does not exist"),
-        ("zipped", 7, "{store}: layer weights is compressed (application/vnd.cncf.model.weight.v1.tar+gzip)"),
-    ],
-)
-def test_artifact_that_cannot_be_mounted_gives_one_line_and_its_exit_code(
-    registry: Registry, tmp_path: Path, tag: str, code: int, message: str
-) -> None:
-    zipped = Layer(packed({"model": b"x"}, compress=True), f"{MODEL}.weight.v1.tar+gzip", {FILEPATH: "weights"})
-    registry.push("refused/model:zipped", [zipped])
-    store = f"oci://{registry.address}/refused/model:{tag}"
-    (tmp_path / "models").mkdir()
-    let_in(tmp_path)
-    places = ("--cache-dir", tmp_path / "cache", "--log-file", tmp_path / "log")
-    done = trimsfs("mount", tmp_path / "models", "--store", store, *places)
-    assert done.returncode == code
-    assert message.format(store=store) in done.stderr
-    assert done.stderr.count("\n") == 1

@@ -2,7 +2,6 @@
 
 import json
 import random
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,20 +65,6 @@ def test_shards_come_ahead_and_each_once(server: FastS3, root: Path, tmp_path: P
         metrics = mount.metrics()
         assert metrics["trimsfs_prefetch_wasted_files_total"] == 0
         assert metrics["trimsfs_prefetch_used_files_total"] == len(SHARDS)
-
-
-def test_a_reader_of_a_part_of_one_shard_wastes_little(root: Path, tmp_path: Path) -> None:
-    with (
-        start_fast(root, rate=4 * MIB) as server,
-        mounted("s3://bucket", tmp_path / "mount", "--cold-open=stream", environment=server.environment()) as mount,
-    ):
-        with (mount.path / "sharded" / SHARDS[4]).open("rb", buffering=0) as file:
-            assert len(file.read(16)) == 16
-        wait_until(lambda: not mount.metrics()["trimsfs_fetch_in_flight"])
-        assert fetched(server, "sharded") <= {*SHARDS[4:7], "model.safetensors.index.json"}
-        before = mount.metrics()["trimsfs_fetch_fetched_bytes_total"]
-        time.sleep(0.5)
-        assert mount.metrics()["trimsfs_fetch_fetched_bytes_total"] == before
 
 
 def test_the_last_load_is_replayed_by_a_server_that_follows_a_killed_one(server: FastS3, tmp_path: Path) -> None:
