@@ -46,23 +46,30 @@ MAX_BACKGROUND = 64
 
 
 class Session:
-    """Answers the kernel's requests with calls of a file system.
+    """Answers the kernel's requests with calls of a file system, once it is `on` a descriptor.
 
     *hide_threads* if the kernel numbers threads as in a PID namespace that this process does not see.
     """
 
-    def __init__(self, filesystem: Filesystem, settings: ConnectionSettings, *, hide_threads: bool) -> None:
-        self._filesystem = filesystem
+    def __init__(self, settings: ConnectionSettings, *, hide_threads: bool) -> None:
         self._settings = settings
+        self._hide_threads = hide_threads
         self._descriptor: int | None = None
         self._agreed = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._dropping = trio.CapacityLimiter(MOST_DROPPING)
+
+    @contextmanager
+    def on(self, descriptor: int, filesystem: Filesystem) -> Iterator[None]:
+        """Speak FUSE on *descriptor*, for a file system, within the block. Only the keeper unmounts."""
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
+        self._filesystem = filesystem
         self._operations = Operations(filesystem, self._agreed)
         _libfuse.configure(
-            passthrough=settings.passthrough,
-            hide_threads=hide_threads,
-            stack_depth=int(settings.overlay),
+            passthrough=self._settings.passthrough,
+            hide_threads=self._hide_threads,
+            stack_depth=int(self._settings.overlay),
             max_background=MAX_BACKGROUND,
             on_lookup=self._operations.lookup_known,
             on_open=filesystem.files.open_resident,
@@ -75,12 +82,6 @@ class Session:
             on_release=filesystem.files.release,
             is_idle=self._operations.waiters.idle,
         )
-
-    @contextmanager
-    def on(self, descriptor: int) -> Iterator[None]:
-        """Speak FUSE on *descriptor* within the block. Only the keeper unmounts."""
-        os.set_blocking(descriptor, False)
-        self._descriptor = descriptor
         # libfuse reads /dev/fd/N as "already mounted, use this connection".
         pyfuse3.init(self._operations, f"/dev/fd/{descriptor}", set())
         assert _libfuse.connection()["interposed"]

@@ -35,7 +35,6 @@ from trimsfs.options import MountOptions, Place, places
 from trimsfs.server.assembly import assemble
 from trimsfs.server.components import Components
 from trimsfs.server.environment import Environment, recovery_of
-from trimsfs.server.late_binding import LateBound, LateCalls
 from trimsfs.server.plugin import ServerPlugin
 from trimsfs.stores.base import Store
 from trimsfs.stores.broker import Broker
@@ -50,17 +49,6 @@ SETTLED_AFTER_S = 10.0
 """Time in which the kernel resends, at once, all requests that the previous server did not answer."""
 PROBE_DEADLINE_S, KNOWN_PROBE_DEADLINE_S = 5.0, 1.0
 """How long a new mount tries to reach its store, before it fails or, if it knows names, serves what is cached."""
-
-
-class SessionCalls(LateCalls):
-    """Calls from components to the FUSE session, which is built after them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.expire = LateBound[[Iterable[tuple[int, bytes]]], None](self, "expire")
-        self.prune = LateBound[[Sequence[int]], None](self, "prune")
-        self.drop_pages = LateBound[[int], None](self, "drop_pages")
-        self.waits = LateBound[[], list[dict[str, object]]](self, "waits")
 
 
 async def serve(
@@ -92,7 +80,8 @@ async def serve(
             backing_limit=promotion.backing_limit,
         )
         pool = WorkerPool(spawner, count=options.fetch_processes or 2)
-        calls = SessionCalls()
+        # The kernel numbers threads as in the keeper's PID namespace.
+        session = Session(settings, hide_threads=not keeper.in_sight)
         environment = Environment(
             mountpoint=mountpoint,
             mounted_ns=settings.mounted_ns,
@@ -111,19 +100,12 @@ async def serve(
             read_manifest=read_manifest,
             invalidate=invalidate,
             forget_pages=forget_pages,
-            expire=calls.expire,
-            prune=calls.prune,
-            drop_pages=calls.drop_pages,
-            waits=calls.waits,
+            expire=session.expire,
+            prune=session.prune,
+            drop_pages=session.drop_pages,
+            waits=session.waits,
         )
         components = assemble(options, environment, plugins)
-        # The kernel numbers threads as in the keeper's PID namespace.
-        session = Session(components.filesystem, settings, hide_threads=not keeper.in_sight)
-        calls.expire.bind(session.expire)
-        calls.prune.bind(session.prune)
-        calls.drop_pages.bind(session.drop_pages)
-        calls.waits.bind(session.waits)
-        calls.check()
         try:
             if promotion.fuse is None:
                 await _reach_stores(store, options, components)
@@ -148,7 +130,7 @@ async def _serve(
     fuse = promotion.fuse
     if fuse is None:
         fuse = await keeper.mount(components.disk.lock_descriptor)
-    with session.on(fuse):
+    with session.on(fuse, components.filesystem):
         async with trio.open_nursery() as nursery:
             await nursery.start(pool.run)
             await components.start(nursery)
