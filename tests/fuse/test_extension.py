@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mounts import unmount, wait_until
+from tests.support.mounts import MountedStore, unmount, wait_until
 from tests.support.processes import run
 from tests.support.sanitizers import SANITIZE, reported, sanitized
 from trimsfs import fuse
@@ -73,7 +73,8 @@ def test_extension_is_clean_to_the_address_sanitizer(store_directory: Path, tmp_
 
     command("mount", mountpoint, "--store", store_directory, "--cache-dir", tmp_path / "cache")
     try:
-        maps = Path(f"/proc/{server_pid(mountpoint)}/maps").read_text()
+        pid = MountedStore(mountpoint, tmp_path / "cache").control()["server_pid"]
+        maps = Path(f"/proc/{pid}/maps").read_text()
         assert str(target) in maps
         assert "libasan" in maps
         for _ in range(3):
@@ -85,11 +86,6 @@ def test_extension_is_clean_to_the_address_sanitizer(store_directory: Path, tmp_
     finally:
         unmount(mountpoint)
     assert reported(tmp_path) == ""
-
-
-def server_pid(mountpoint: Path) -> int:
-    facts = (mountpoint / ".trims/control").read_text()
-    return int(facts.partition('"server_pid": ')[2].split(",")[0])
 
 
 @pytest.mark.alone  # its namespace holds copies of others' mounts

@@ -31,25 +31,11 @@ def tenants(store_directory: Path, tmp_path: Path) -> Iterator[MountedStore]:
         (store_directory / path).parent.mkdir(parents=True)
         (store_directory / path).write_bytes(os.urandom(2 * MIB))
     config = tmp_path / "mount.toml"
-    config.write_text(
-        f"""
-        control_gid = {OPERATORS}
-        [[access]]
-        path = "tenant-a"
-        gid = {A}
-        mode = "0440"
-        [[access]]
-        path = "tenant-b"
-        gid = {B}
-        mode = "0440"
-        [[tenants]]
-        path = "tenant-a"
-        cache_size = "1GiB"
-        [[tenants]]
-        path = "tenant-b"
-        cache_size = "1GiB"
-        """
-    )
+    config.write_text(f"control_gid = {OPERATORS}\n")
+    for path, group in (("tenant-a", A), ("tenant-b", B)):
+        with config.open("a") as text:
+            text.write(f'[[access]]\npath = "{path}"\ngid = {group}\nmode = "0440"\n')
+            text.write(f'[[tenants]]\npath = "{path}"\ncache_size = "1GiB"\n')
     with mounted(store_directory, tmp_path, "--config", str(config)) as mount:
         assert trimsfs("warm", mount.path).returncode == 0
         yield mount
@@ -68,16 +54,11 @@ def found_at(root: Path, names: tuple[str, ...]) -> dict[str, Any]:
         path = os.path.join(root, name)
         try:
             os.stat(path)
-            found[name] = sorted(os.listdir(path)) if os.path.isdir(path) else content(path)
+            found[name] = sorted(os.listdir(path)) if os.path.isdir(path) else Path(path).read_bytes().decode("latin-1")
             found[f"{name} xattrs"] = {key: os.getxattr(path, key).decode() for key in os.listxattr(path)}
         except OSError as error:
             denied.append((name, error.errno))
     return {"found": found, "denied": denied}
-
-
-def content(path: str) -> str:
-    with open(path, "rb") as file:
-        return file.read().decode("latin-1")
 
 
 EVERYWHERE = (

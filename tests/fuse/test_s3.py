@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import hashlib
-import io
 import os
 import random
 import signal
@@ -206,7 +205,7 @@ def test_version_replaced_while_it_is_read_goes_on_to_its_end(ceph: Ceph, bucket
         time.sleep(0.3)
         assert (mount.path / "model").read_bytes() == new
         file.seek(0)
-        assert _read_all(file) == old
+        assert b"".join(iter(lambda: file.read(MIB), b"")) == old
 
 
 def test_object_replaced_without_versions_gives_estale_and_then_the_new_one(
@@ -289,7 +288,3 @@ def test_no_secret_is_in_the_log_the_command_line_or_the_control_files(ceph: Cep
         shown = [mount.log(), str(facts), (mount.path / ".trims/models").read_text(), Path("/proc/mounts").read_text()]
         shown += [Path(f"/proc/{facts[f'{who}_pid']}/cmdline").read_text() for who in ("server", "keeper")]
     assert not any(ceph.secret_key in text for text in shown)
-
-
-def _read_all(file: io.RawIOBase | io.FileIO) -> bytes:
-    return b"".join(iter(lambda: file.read(MIB) or b"", b""))

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.data import BUCKET, Data
-from tests.benchmarks.scale import MIB, QUICK, Scale
+from tests.benchmarks.scale import MIB, QUICK
 from tests.benchmarks.scaling import growths, slopes, study
 from tests.services.fast import start_fast
 
@@ -29,26 +29,22 @@ SMALLEST = replace(
 )
 
 
-def measured(root: Path, scale: Scale) -> dict[str, dict[str, list[int]]]:
-    """The numbers for which the study has a sample, by group and name."""
-    root.chmod(0o755)
-    data = Data(root)
+def test_names_and_files(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    data = Data(tmp_path)
     (data.store / BUCKET).mkdir(parents=True)
     with start_fast(data.store) as server:
-        bench = Bench(scale, root, data, server, server, Console(quiet=True))
+        scale = replace(SMALLEST, objects=(20,), files=(3,))
+        bench = Bench(scale, tmp_path, data, server, server, Console(quiet=True))
         growths.scale(bench)
-    results = bench.results
-    assert not results.failures
-    return {
+    assert not bench.results.failures
+    found = {
         group: {
-            name: [number for number, _ in slopes.points(results, group, name)] for name in slopes.names(results, group)
+            name: [number for number, _ in slopes.points(bench.results, group, name)]
+            for name in slopes.names(bench.results, group)
         }
         for group in slopes.GROUPS
     }
-
-
-def test_names_and_files(tmp_path: Path) -> None:
-    found = measured(tmp_path, replace(SMALLEST, objects=(20,), files=(3,)))
 
     common = {study.STAT, study.LS, study.OPEN, study.OPEN_CPU, study.MEMORY, study.CPU}
     expected = {

@@ -44,11 +44,6 @@ async def watchful(serving: Serving) -> AsyncIterator[Server]:
         yield server
 
 
-async def cached(server: Server, path: str) -> None:
-    """Have a whole file on disk."""
-    assert await server.outcome("warm-disk", path) == ("done", None)
-
-
 # Names
 
 
@@ -144,7 +139,7 @@ async def test_space_is_what_the_cache_may_hold(serving: Serving, old: bytes, ch
     budget = 10 * chunk_size
     async with serving(cache_size=budget) as server:
         assert server.filesystem.space() == (budget, budget)
-        await cached(server, "dir/model")
+        assert await server.outcome("warm-disk", "dir/model") == ("done", None)
         assert server.filesystem.space() == (budget, budget - len(old))
 
 

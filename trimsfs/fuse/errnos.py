@@ -28,7 +28,4 @@ _TABLE: tuple[tuple[type[Exception], int], ...] = (
 
 def errno_of(error: Exception) -> int:
     """The errno of an error; EIO for one that is not in the table, which is a defect."""
-    for kind, number in _TABLE:
-        if isinstance(error, kind):
-            return number
-    return errno.EIO
+    return next((number for kind, number in _TABLE if isinstance(error, kind)), errno.EIO)
