@@ -123,26 +123,22 @@ def _lines(record: bytes) -> Iterator[bytes]:
 
 def _entry(prefix: str, item: object, origins: Origins | None) -> tuple[str, Entry]:
     """A name and its entry from a recorded row. Raises ValueError for a row that no listing can have."""
+    entry: Entry
     match item:
-        case [str(name)] if possible(os.fsencode(name)):
-            return name, NonObject.DIRECTORY
-        case [str(name), None] if possible(os.fsencode(name)):
-            return name, NonObject.UNREADABLE
-        case [str(name), str(target)] if possible(os.fsencode(name)):
-            return name, Symlink(key=prefix + name, target=target)
-        case [
-            str(name),
-            str(etag),
-            int(size),
-            int(modified_ns),
-            str() | None as version_id,
-            str() | None as linked,
-        ]:
+        case [str(name)]:
+            entry = NonObject.DIRECTORY
+        case [str(name), None]:
+            entry = NonObject.UNREADABLE
+        case [str(name), str(target)]:
+            entry = Symlink(key=prefix + name, target=target)
+        case [str(name), str(etag), int(size), int(modified_ns), str() | None as version_id, str() | None as linked]:
             if origins is not None:
                 linked = origins.relinked(prefix + name, linked)
-            generation = Generation(
+            entry = Generation(
                 key=prefix + name, etag=etag, size=size, modified_ns=modified_ns, version_id=version_id, linked=linked
             )
-            if possible(os.fsencode(name)) and generation.plausible:
-                return name, generation
-    raise ValueError("no entry of a listing")
+        case _:
+            raise ValueError("no entry of a listing")
+    if not possible(os.fsencode(name)) or not (isinstance(entry, NonObject) or entry.plausible):
+        raise ValueError("no entry that a listing shows")
+    return name, entry
