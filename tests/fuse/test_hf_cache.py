@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.services.hub import TOKEN, Hub
+from tests.support.hf_cache import REPOSITORY, commit_of, download, snapshot
 from tests.support.keepers import kill
 from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
 
 WEIGHTS = os.urandom(9 << 20)
-
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+FILES = {"config.json": b"{}", "model.safetensors": os.urandom(3 << 20), "onnx/model.onnx": b"onnx" * 999}
+"""Those of a local cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,3 +119,16 @@ def test_a_gated_model_is_mounted_with_a_token_that_root_alone_may_read(hub: Hub
     with mounted(f"hf://{name}", tmp_path / "own", *options, environment=environment(HF_HOME=str(home))) as mount:
         assert (mount.path / "model.safetensors").read_bytes() == WEIGHTS
         assert TOKEN not in mount.log()
+
+
+def test_programs_find_a_model_offline_in_a_mounted_cache(tmp_path: Path) -> None:
+    cache = tmp_path / "hub"
+    download(cache, FILES)
+    with mounted(cache, tmp_path / "mount") as mount:
+        found = snapshot(mount.path, {"HF_HUB_OFFLINE": "1"})
+        assert found == mount.path / REPOSITORY / "snapshots" / commit_of(FILES)
+        assert {name: (found / name).read_bytes() for name in FILES} == FILES
+        fetched = mount.metrics()["trimsfs_fetch_fetched_bytes_total"]
+        for blob in (mount.path / REPOSITORY / "blobs").iterdir():
+            assert blob.read_bytes() in FILES.values()
+        assert mount.metrics()["trimsfs_fetch_fetched_bytes_total"] == fetched, "a blob is fetched again by its name"

@@ -15,7 +15,7 @@ from tests.support.parts import content_of, nothing, until
 from tests.support.served import FakeBacking, Server, Serving, served
 from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import digest_of
-from trimsfs.errors import FuseUnavailableError, InUseError, StoreUnavailableError, TransientStoreError
+from trimsfs.errors import FuseUnavailableError, StoreUnavailableError, TransientStoreError
 from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.handover.ledger import Ledger
 from trimsfs.tiers.blob import Blob
@@ -218,16 +218,6 @@ async def test_a_file_that_cannot_be_brought_into_memory_is_served_in_cached_mod
 # Withdrawing
 
 
-async def test_a_cached_handle_keeps_a_file_from_being_withdrawn(
-    server: Server, backing: FakeBacking, contents: dict[str, bytes]
-) -> None:
-    handle = await server.open("b")
-    await warm(server, "b")
-    assert await server.outcome("evict", "b") == ("failed", InUseError.__name__)
-    assert backing.closed == []
-    assert await server.read(handle) == contents["b"]
-
-
 async def test_making_room_closes_ids(serving: Serving, backing: FakeBacking, chunk_size: int) -> None:
     async with serving(cache_size=(CHUNKS + 1) * chunk_size) as server, server.without_syncs():
         for _ in range(3):
@@ -274,23 +264,6 @@ async def test_a_pinned_file_stays_in_memory_however_many_others_are_opened(
 
 
 # From one server, and one generation, to the next
-
-
-async def test_a_new_generation_is_announced_beside_the_old_which_reads_on(
-    serving: Serving, store: MemoryStore, backing: FakeBacking, contents: dict[str, bytes]
-) -> None:
-    async with serving(metadata_ttl=0) as server:
-        await warm(server, "b")
-        old = await server.open("b")
-        store.put("b", contents["dir/a"])
-        assert not await resident(server, "b")
-        await warm(server, "b")
-        new = await server.open("b")
-        assert (backing_id(old), backing_id(new)) == (1, 2)
-        assert await server.read(old) == contents["b"]
-        assert await server.read(new) == contents["dir/a"]
-        server.release(old)
-        assert await server.read(new) == contents["dir/a"]
 
 
 async def test_a_file_that_is_evicted_while_another_announces_it_is_left_alone(
