@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import random
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
@@ -27,6 +29,7 @@ HOST = "127.0.0.1"
 CA_VARIABLES = ("AWS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 # /tmp may be in memory; /var/tmp is on disk by convention.
 SCRATCH = Path("/var/tmp")
+ROOT = Path(__file__).parents[2]
 
 _BLOCK = 16
 # Below Linux's default range of ephemeral ports, so that no client socket takes one meanwhile.
@@ -67,8 +70,8 @@ class S3Server:
             **{name: str(self.ca_file) for name in CA_VARIABLES if self.ca_file is not None},
         }
 
-    def client(self) -> S3Client:
-        """Return a new boto3 client of this server; the caller closes it."""
+    def client(self, **settings: Any) -> S3Client:
+        """Return a new boto3 client of this server, with *settings* of its configuration; the caller closes it."""
         return boto3.session.Session().client(
             "s3",
             endpoint_url=self.endpoint_url,
@@ -81,6 +84,7 @@ class S3Server:
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
                 proxies={},
+                **settings,
             ),
         )
 
@@ -157,6 +161,24 @@ def run_daemon(
         yield daemon
     finally:
         daemon.stop(patience)
+
+
+@contextlib.contextmanager
+def started(
+    name: str, command: Callable[[range], Sequence[str]], *, timeout_s: float = 30
+) -> Iterator[tuple[range, Daemon]]:
+    """Run a program, by its command line for free ports, in a scratch directory of its own until the context ends.
+
+    Gives the ports and the daemon once it accepts connections at the first port. Raises ServiceError when it does not
+    within *timeout_s* seconds.
+    """
+    with tempfile.TemporaryDirectory(prefix=f"trimsfs-{name}-", dir=SCRATCH) as scratch, reserved_ports() as ports:
+        directory = Path(scratch)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        with run_daemon(name, command(ports), directory / f"{name}.log", environment, cwd=directory) as daemon:
+            daemon.wait_until(lambda: accepts(ports[0]), timeout_s)
+            log.info("%s answers at port %d", name, ports[0])
+            yield ports, daemon
 
 
 def run_tool(argv: Sequence[str], env: Mapping[str, str], timeout: float, server: Daemon | None = None) -> str:

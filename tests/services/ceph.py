@@ -21,17 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from . import (
-    HOST,
-    SCRATCH,
-    Daemon,
-    S3Server,
-    ServiceError,
-    accepts,
-    reserved_ports,
-    run_daemon,
-    run_tool,
-)
+from . import HOST, SCRATCH, Daemon, S3Server, ServiceError, accepts, reserved_ports, run_daemon, run_tool
 
 log = logging.getLogger(__name__)
 
@@ -242,17 +232,10 @@ def start_ceph() -> Iterator[Ceph]:
     Raises ServiceError when any part of it does not start in time, and then leaves nothing behind.
     """
     begun = time.monotonic()
-    with (
-        tempfile.TemporaryDirectory(prefix="trimsfs-ceph-", dir=SCRATCH) as directory,
-        reserved_ports() as ports,
-    ):
+    with tempfile.TemporaryDirectory(prefix="trimsfs-ceph-", dir=SCRATCH) as directory, reserved_ports() as ports:
         cluster = _Cluster(Path(directory), ports[0], ports[1], ports[2:])
         cluster.configure()
-        with (
-            cluster.run_mon() as mon,
-            cluster.run_osd(mon) as osd,
-            cluster.run_rgw(osd) as ceph,
-        ):
+        with cluster.run_mon() as mon, cluster.run_osd(mon) as osd, cluster.run_rgw(osd) as ceph:
             log.info("%s answers after %.1f s", ceph.endpoint_url, time.monotonic() - begun)
             yield ceph
 

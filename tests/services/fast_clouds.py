@@ -11,11 +11,10 @@ import contextlib
 import json
 import os
 import re
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
+from functools import partial
 from http import HTTPStatus
 from itertools import islice
 from pathlib import Path
@@ -25,9 +24,9 @@ from xml.sax.saxutils import escape
 
 from trimsfs.stores import digests
 
-from . import HOST, SCRATCH, accepts, reserved_ports, run_daemon
+from . import HOST, started
 from .buckets import S3Error, etag, told
-from .fast import LISTINGS, PAGE_LIMIT, FastS3, _Connection, main
+from .fast import LISTINGS, PAGE_LIMIT, FastS3, _Connection, command_of, main
 from .fast_models import OWNER, SHA256, Hub, Registry
 
 Kind = Literal["gs", "az", "hf", "oci"]
@@ -73,16 +72,9 @@ class FastCloud(FastS3):
 @contextlib.contextmanager
 def start_fast_cloud(kind: Kind, root: Path, *, latency_ms: float = 0, rate: int = 0) -> Iterator[FastCloud]:
     """As `fast.start_fast`, but as another kind of store."""
-    with tempfile.TemporaryDirectory(prefix="trimsfs-fast-", dir=SCRATCH) as directory, reserved_ports() as ports:
-        arguments = {"kind": kind, "port": ports[0], "root": root, "latency-ms": latency_ms, "rate": rate}
-        with run_daemon(
-            f"fast-{kind}",
-            [sys.executable, "-m", __name__, *(f"--{name}={value}" for name, value in arguments.items())],
-            Path(directory) / "fast.log",
-            {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        ) as daemon:
-            daemon.wait_until(lambda: accepts(ports[0]), 30)
-            yield FastCloud(f"http://{HOST}:{ports[0]}", "fast", "fast", kind=kind)
+    command = partial(command_of, __name__, root, latency_ms, rate)
+    with started(f"fast-{kind}", lambda ports: [*command(ports), f"--kind={kind}"]) as (ports, _):
+        yield FastCloud(f"http://{HOST}:{ports[0]}", "fast", "fast", kind=kind)
 
 
 class _Cloud(_Connection):

@@ -9,16 +9,13 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
-from . import HOST, SCRATCH, S3Server, accepts, reserved_ports, run_daemon
+from . import HOST, S3Server, started
 
 CONTROL = "/__faults"
 
@@ -63,12 +60,7 @@ class FaultyS3(S3Server):
 @contextlib.contextmanager
 def faulty(server: S3Server) -> Iterator[FaultyS3]:
     """The server as seen through a proxy that does nothing to answers before it is told to."""
-    with tempfile.TemporaryDirectory(prefix="trimsfs-faulty-", dir=SCRATCH) as directory, reserved_ports() as ports:
-        arguments = [f"--port={ports[0]}", f"--target={urlsplit(server.endpoint_url).netloc}"]
-        log_file = Path(directory) / "faulty.log"
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-        command = [sys.executable, "-m", f"{__package__}.faults", *arguments]
-        with run_daemon("faulty", command, log_file, environment) as daemon:
-            daemon.wait_until(lambda: accepts(ports[0]), 30)
-            yield FaultyS3(f"http://{HOST}:{ports[0]}", server.access_key, server.secret_key, server.region)
-            assert "Traceback" not in log_file.read_text(), log_file.read_text()
+    command = [sys.executable, "-m", f"{__package__}.faults", f"--target={urlsplit(server.endpoint_url).netloc}"]
+    with started("faulty", lambda ports: [*command, f"--port={ports[0]}"]) as (ports, daemon):
+        yield FaultyS3(f"http://{HOST}:{ports[0]}", server.access_key, server.secret_key, server.region)
+        assert "Traceback" not in daemon.log_file.read_text(), daemon.error("a defect of the proxy")

@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from . import HOST, SCRATCH, accepts, reserved_ports, run_daemon
+from . import HOST, started
 from .hub_server import TOKEN
 
 __all__ = ["TOKEN", "Hub", "start_hub"]
@@ -71,18 +68,8 @@ class Hub:
 
 @contextlib.contextmanager
 def start_hub() -> Iterator[Hub]:
-    """Run an empty hub until the context ends.
-
-    Raises ServiceError when it does not answer within 30 seconds.
-    """
-    with (
-        tempfile.TemporaryDirectory(prefix="trimsfs-hub-", dir=SCRATCH) as directory,
-        reserved_ports() as ports,
-    ):
-        log_file = Path(directory) / "hub.log"
-        command = [sys.executable, "-m", f"{__package__}.hub_server", str(ports[0]), str(ports[1])]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-        with run_daemon("hub", command, log_file, environment) as daemon:
-            daemon.wait_until(lambda: accepts(ports[0]), 30)
-            yield Hub(ports[0])
-            assert "Traceback" not in log_file.read_text(), log_file.read_text()
+    """Run an empty hub until the context ends. Raises as `started`."""
+    command = [sys.executable, "-m", f"{__package__}.hub_server"]
+    with started("hub", lambda ports: [*command, str(ports[0]), str(ports[1])]) as (ports, daemon):
+        yield Hub(ports[0])
+        assert "Traceback" not in daemon.log_file.read_text(), daemon.error("a defect of the fake")

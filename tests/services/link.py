@@ -12,14 +12,12 @@ import dataclasses
 import os
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
-from . import HOST, SCRATCH, S3Server, accepts, reserved_ports, run_daemon
+from . import HOST, S3Server, started
 
 PACE_S = 0.005
 """Time between two pieces of what is paced."""
@@ -31,21 +29,15 @@ def start_link(server: S3Server, *, latency_ms: float, rate: int, shared: bool =
     """The same server over a link until the context ends.
 
     What a client sends arrives *latency_ms* later, so that each answer does; each connection brings *rate* bytes a
-    second back, or all together if it is *shared*. Raises ServiceError when the link does not answer within 30 seconds.
+    second back, or all together if it is *shared*. Raises as `started`.
     """
-    with tempfile.TemporaryDirectory(prefix="trimsfs-link-", dir=SCRATCH) as directory, reserved_ports() as ports:
-        url = urlsplit(server.endpoint_url)
-        arguments = {"port": ports[0], "target": url.port, "latency-ms": latency_ms, "rate": rate}
-        named = [f"--{name}={value}" for name, value in arguments.items()]
-        with run_daemon(
-            "link",
-            [sys.executable, "-m", __name__, *named, *(["--shared"] if shared else [])],
-            Path(directory) / "link.log",
-            {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        ) as daemon:
-            daemon.wait_until(lambda: accepts(ports[0]), 30)
-            pids = (*server.pids, daemon.process.pid)
-            yield dataclasses.replace(server, endpoint_url=f"{url.scheme}://{HOST}:{ports[0]}", pids=pids)
+    url = urlsplit(server.endpoint_url)
+    arguments = [f"--target={url.port}", f"--latency-ms={latency_ms}", f"--rate={rate}"]
+    arguments += ["--shared"] if shared else []
+    command = [sys.executable, "-m", __name__, *arguments]
+    with started("link", lambda ports: [*command, f"--port={ports[0]}"]) as (ports, daemon):
+        pids = (*server.pids, daemon.process.pid)
+        yield dataclasses.replace(server, endpoint_url=f"{url.scheme}://{HOST}:{ports[0]}", pids=pids)
 
 
 class Pace:

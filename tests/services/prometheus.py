@@ -76,11 +76,7 @@ def start_prometheus(
         "global": {"scrape_interval": interval, "evaluation_interval": interval, "scrape_timeout": interval},
         "rule_files": [str(file) for file in rules],
         "scrape_configs": [
-            {
-                "job_name": "trimsfs",
-                "static_configs": [{"targets": [target]}],
-                "authorization": {"credentials": token},
-            }
+            {"job_name": "trimsfs", "static_configs": [{"targets": [target]}], "authorization": {"credentials": token}}
         ],
     }
     (directory / "prometheus.yml").write_text(json.dumps(settings))

@@ -156,10 +156,7 @@ def start_registry(settings: Mapping[str, Any] | None = None, *, data: Path | No
         config = {
             "version": 0.1,
             "log": {"level": "warn"},
-            "storage": {
-                "filesystem": {"rootdirectory": str(data)},
-                "delete": {"enabled": True},
-            },
+            "storage": {"filesystem": {"rootdirectory": str(data)}, "delete": {"enabled": True}},
             **(settings or {}),
             "http": {"addr": f"{HOST}:{ports[0]}", "secret": "test", **(settings or {}).get("http", {})},
         }

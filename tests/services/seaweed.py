@@ -63,10 +63,7 @@ def start_seaweed(host: Host | None = None) -> Iterator[Seaweed]:
 
     Raises ServiceError when it does not answer within a minute.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="trimsfs-seaweed-", dir=SCRATCH) as scratch,
-        reserved_ports() as ports,
-    ):
+    with tempfile.TemporaryDirectory(prefix="trimsfs-seaweed-", dir=SCRATCH) as scratch, reserved_ports() as ports:
         directory, address = Path(scratch), host.address if host else HOST
         (directory / "data").mkdir()
         identity = {

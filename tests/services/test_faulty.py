@@ -7,9 +7,7 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import boto3
 import pytest
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from .ceph import Ceph
@@ -51,25 +49,9 @@ def _hasty(through: FaultyS3) -> Iterator[S3Client]:
         yield client
 
 
-@contextlib.contextmanager
-def asking(through: FaultyS3, timeout_s: float) -> Iterator[S3Client]:
+def asking(through: FaultyS3, timeout_s: float) -> contextlib.closing[S3Client]:
     """A client that makes each request once."""
-    client = boto3.session.Session().client(
-        "s3",
-        endpoint_url=through.endpoint_url,
-        aws_access_key_id=through.access_key,
-        aws_secret_access_key=through.secret_key,
-        region_name=through.region,
-        config=Config(
-            s3={"addressing_style": "path"},
-            retries={"total_max_attempts": 1},
-            read_timeout=timeout_s,
-            response_checksum_validation="when_required",
-            proxies={},
-        ),
-    )
-    with contextlib.closing(client):
-        yield client
+    return contextlib.closing(through.client(retries={"total_max_attempts": 1}, read_timeout=timeout_s))
 
 
 def seen(client: S3Client) -> list[object]:
