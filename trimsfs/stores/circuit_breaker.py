@@ -7,13 +7,7 @@ from typing import TypeVar
 
 import trio
 
-from trimsfs.errors import (
-    BucketNotFoundError,
-    StoreAccessError,
-    StoreError,
-    StoreUnavailableError,
-    TransientStoreError,
-)
+from trimsfs.errors import BucketNotFoundError, StoreAccessError, StoreError, StoreUnavailableError, TransientStoreError
 from trimsfs.handover.ledger import Ledger, RecordKind
 
 log = logging.getLogger(__name__)

@@ -15,12 +15,7 @@ from typing import TypeVar
 import trio
 
 from trimsfs.concurrency.in_thread import in_thread
-from trimsfs.errors import (
-    BucketNotFoundError,
-    ObjectChangedError,
-    StoreAccessError,
-    StoreUnavailableError,
-)
+from trimsfs.errors import BucketNotFoundError, ObjectChangedError, StoreAccessError, StoreUnavailableError
 from trimsfs.mountinfo import mount_of
 from trimsfs.stores.local_directory import etag_of, no_directory
 from trimsfs.stores.writer import Stored, Upload, part_size

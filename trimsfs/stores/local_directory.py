@@ -238,13 +238,7 @@ def _names(descriptor: int, start: int) -> Iterator[tuple[str, int]]:
 
 
 def etag_of(status: os.stat_result) -> str:
-    identity = (
-        status.st_dev,
-        status.st_ino,
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-    )
+    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return "-".join(f"{number:x}" for number in identity)
 
 

@@ -259,8 +259,7 @@ class RetryingStore(StoreWrapper):
 
     async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
         return await self._retrying.of(prefix).call(
-            f"listing of {prefix or '/'}",
-            partial(self.store.list_page, prefix, token=token, limit=limit),
+            f"listing of {prefix or '/'}", partial(self.store.list_page, prefix, token=token, limit=limit)
         )
 
     async def stat(self, key: str) -> Generation:

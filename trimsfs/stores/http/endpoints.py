@@ -20,7 +20,8 @@ def checked_endpoint(url: str) -> str:
     except ValueError:
         usable = False
     if not usable or parts.username is not None or parts.query or parts.fragment or re.search(r"\s", url):
-        raise ConfigurationError(f"endpoint URL {shown!r}: write https://HOST[:PORT] or http://HOST[:PORT]")
+        reason = "credentials do not belong there: " if "@" in url else ""
+        raise ConfigurationError(f"endpoint URL {shown!r}: {reason}write https://HOST[:PORT] or http://HOST[:PORT]")
     return url.rstrip("/")
 
 

@@ -65,13 +65,7 @@ class HttpClient:
         """The answer to one request, its body unread, which the caller closes; decompressed if it *decodes*."""
         with parsing():
             return self._pools.of(url).request(
-                method,
-                url,
-                headers=headers,
-                body=body,
-                redirect=False,
-                preload_content=False,
-                decode_content=decodes,
+                method, url, headers=headers, body=body, redirect=False, preload_content=False, decode_content=decodes
             )
 
     def whole(self, response: Response, *, limit: int = ANSWER_LIMIT) -> bytes:

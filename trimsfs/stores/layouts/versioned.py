@@ -22,23 +22,10 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.formats.table import FormatError
-from trimsfs.formats.version_records import (
-    ALIASES,
-    DIRECTORY,
-    REMOVED,
-    Alias,
-    alias_of,
-    version_of_manifest,
-)
+from trimsfs.formats.version_records import ALIASES, DIRECTORY, REMOVED, Alias, alias_of, version_of_manifest
 from trimsfs.stores.base import PAGE_LIMIT, Page, Paging, Store, StoreWrapper
 from trimsfs.stores.digests import Digest
-from trimsfs.stores.layouts.version_manifests import (
-    RECHECK_S,
-    FileOfVersion,
-    VersionManifests,
-    content_of,
-    find,
-)
+from trimsfs.stores.layouts.version_manifests import RECHECK_S, FileOfVersion, VersionManifests, content_of, find
 from trimsfs.types import Generation, Symlink
 
 log = logging.getLogger(__name__)

@@ -18,6 +18,7 @@ from botocore.session import Session
 from trimsfs.errors import ConfigurationError
 from trimsfs.options import MountOptions
 from trimsfs.stores.http.bodies import CONNECT_TIMEOUT_S
+from trimsfs.stores.http.endpoints import checked_endpoint
 from trimsfs.stores.s3.aws_credentials import assume_role
 from trimsfs.stores.s3.s3_errors import by_sdk
 from trimsfs.stores.s3.sdk_data import use_less
@@ -43,7 +44,7 @@ def make_client(options: MountOptions, connections: int, *, writes: bool = False
     One that *writes* knows all of S3's operations, and waits longer: a store may take long to join parts.
     """
     if options.endpoint_url is not None:
-        _check_endpoint(options.endpoint_url)
+        checked_endpoint(options.endpoint_url)
     if options.transfer_acceleration and (options.endpoint_url is not None or options.addressing_style == "path"):
         other = "--endpoint-url" if options.endpoint_url is not None else "--addressing-style path"
         raise ConfigurationError(f"option --transfer-acceleration: AWS has one endpoint for it: leave out {other}")
@@ -56,10 +57,7 @@ def make_client(options: MountOptions, connections: int, *, writes: bool = False
         read_timeout=max(options.stall_timeout, JOINING_S) if writes else options.stall_timeout,
         max_pool_connections=connections,
         retries={"total_max_attempts": 1},
-        s3={
-            "addressing_style": options.addressing_style,
-            "use_accelerate_endpoint": options.transfer_acceleration,
-        },
+        s3={"addressing_style": options.addressing_style, "use_accelerate_endpoint": options.transfer_acceleration},
         tcp_keepalive=True,
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
@@ -151,20 +149,3 @@ def _ask_for_the_region_once(model: Any, context: dict[str, Any], **_: object) -
     """Prevent an endless loop: on a redirect, the SDK sends HeadBucket to learn the region, and would redirect that."""
     if model.name == "HeadBucket":
         context["s3_redirect"]["redirected"] = True
-
-
-def _check_endpoint(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        port_error = "" if parts.port is None or parts.port else "port 0"
-    except ValueError as error:
-        raise ConfigurationError(f"S3: endpoint URL {_shown(url)}: {error}") from None
-    if parts.username is not None or parts.password is not None:
-        raise ConfigurationError(f"S3: endpoint URL {_shown(url)}: credentials do not belong there")
-    if parts.scheme not in {"http", "https"} or not parts.hostname or port_error or re.search(r"\s", url):
-        raise ConfigurationError(f"S3: endpoint URL {_shown(url)!r}: write http://HOST[:PORT] or https://HOST[:PORT]")
-
-
-def _shown(url: str) -> str:
-    """A URL without a user and password."""
-    return re.sub(r"//[^/]*@", "//***@", url)

@@ -96,11 +96,7 @@ class S3Writer:
         token: dict[str, str] = {}
         while True:
             request = partial(
-                self.client.list_objects_v2,
-                Bucket=self._bucket,
-                Prefix=self._prefix + prefix,
-                **parameters,
-                **token,
+                self.client.list_objects_v2, Bucket=self._bucket, Prefix=self._prefix + prefix, **parameters, **token
             )
             page = await self.ask(request, prefix)
             yield page
@@ -250,10 +246,7 @@ class S3Writer:
         }
 
     def _delete(self, objects: Sequence[Mapping[str, str]]) -> None:
-        answer: Any = self.client.delete_objects(
-            Bucket=self._bucket,
-            Delete={"Objects": list(objects), "Quiet": True},
-        )
+        answer: Any = self.client.delete_objects(Bucket=self._bucket, Delete={"Objects": list(objects), "Quiet": True})
         for error in answer.get("Errors", ()):
             kind = TransientStoreError if error.get("Code") in _PASSING else StoreUnavailableError
             raise kind(f"{error['Key']}: not deleted: {error.get('Code')}: {error.get('Message')}")

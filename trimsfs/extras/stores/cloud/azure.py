@@ -11,9 +11,9 @@ from trimsfs.errors import ConfigurationError, ObjectNotFoundError
 from trimsfs.extras.stores.cloud.azure_credentials import Account, find_account, signer
 from trimsfs.extras.stores.cloud.cloud_store import CloudStore
 from trimsfs.extras.stores.cloud.connections import Answer, Connections, Request, unsigned
-from trimsfs.extras.stores.cloud.service import Listed, content_name, etag_of
+from trimsfs.extras.stores.cloud.service import content_name, etag_of
 from trimsfs.options import MountOptions
-from trimsfs.stores.base import moment
+from trimsfs.stores.base import Page, moment
 from trimsfs.stores.http.bodies import METADATA_THREADS
 from trimsfs.types import Generation
 
@@ -56,29 +56,23 @@ class AzureBlobs:
         self._path = f"{account.path}/{container}"
 
     def listing(self, prefix: str, token: str | None, limit: int) -> Request:
-        query = {
-            "restype": "container",
-            "comp": "list",
-            "prefix": prefix,
-            "delimiter": "/",
-            "maxresults": str(limit),
-        }
+        query = {"restype": "container", "comp": "list", "prefix": prefix, "delimiter": "/", "maxresults": str(limit)}
         if token is not None:
             query["marker"] = token
         return Request(path=self._path, query=query, headers=API_VERSION)
 
-    def listed(self, answer: Answer, prefix: str) -> Listed:
+    def listed(self, answer: Answer, prefix: str) -> Page:
         root = ElementTree.fromstring(answer.body.removeprefix(b"\xef\xbb\xbf"))  # noqa: S314 - expat bounds entities
         if root.tag != "EnumerationResults":
             raise ValueError("not a listing")
         blobs = [(_text(blob, "Name"), blob) for blob in root.iterfind("Blobs/Blob")]
-        return Listed(
+        return Page(
             objects=tuple(
                 _generation(name, _properties(blob)) for name, blob in blobs if name != prefix and not _directory(blob)
             ),
             prefixes=tuple(_text(name, "Name") for name in root.iterfind("Blobs/BlobPrefix")),
             next_token=root.findtext("NextMarker") or None,
-            marker=any(name == prefix for name, _ in blobs),
+            empty=any(name == prefix for name, _ in blobs),
         )
 
     def stat(self, key: str) -> Request:

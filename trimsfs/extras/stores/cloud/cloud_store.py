@@ -42,13 +42,7 @@ class CloudStore:
     links = False
 
     def __init__(
-        self,
-        service: Service,
-        connections: Connections,
-        prefix: str,
-        *,
-        max_requests: int,
-        stall_timeout_s: float,
+        self, service: Service, connections: Connections, prefix: str, *, max_requests: int, stall_timeout_s: float
     ) -> None:
         self._service = service
         self._connections = connections
@@ -125,13 +119,13 @@ class CloudStore:
         whole = self._prefix + prefix
         answer = self._ask(self._service.listing(whole, token, min(limit, PAGE_LIMIT)))
         with parsing():
-            listed = self._service.listed(answer, whole)
+            page = self._service.listed(answer, whole)
         strip = len(self._prefix)
-        return Page(
-            objects=tuple(replace(generation, key=generation.key[strip:]) for generation in listed.objects),
-            prefixes=tuple(name[strip:] for name in listed.prefixes),
-            next_token=listed.next_token,
-            empty=not whole or listed.marker,  # a container exists even if it is empty
+        return replace(
+            page,
+            objects=tuple(replace(generation, key=generation.key[strip:]) for generation in page.objects),
+            prefixes=tuple(name[strip:] for name in page.prefixes),
+            empty=not whole or page.empty,  # a container exists even if it is empty
         )
 
     def _stat(self, key: str) -> Generation:

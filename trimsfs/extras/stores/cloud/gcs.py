@@ -12,9 +12,9 @@ from trimsfs.errors import ConfigurationError, ObjectNotFoundError
 from trimsfs.extras.stores.cloud.cloud_store import CloudStore
 from trimsfs.extras.stores.cloud.connections import Answer, Connections, Request, unsigned
 from trimsfs.extras.stores.cloud.gcs_credentials import REMEDY, default_credentials
-from trimsfs.extras.stores.cloud.service import Listed, content_name, etag_of
+from trimsfs.extras.stores.cloud.service import content_name, etag_of
 from trimsfs.options import MountOptions
-from trimsfs.stores.base import moment
+from trimsfs.stores.base import Page, moment
 from trimsfs.stores.http.bodies import METADATA_THREADS
 from trimsfs.stores.http.endpoints import checked_endpoint
 from trimsfs.types import Generation
@@ -63,14 +63,14 @@ class GoogleStorage:
         }
         return Request(path=self._objects, query=query if token is None else {**query, "pageToken": token})
 
-    def listed(self, answer: Answer, prefix: str) -> Listed:
+    def listed(self, answer: Answer, prefix: str) -> Page:
         told = _json(answer)
         items = told.get("items", ())
-        return Listed(
+        return Page(
             objects=tuple(_generation(item) for item in items if item["name"] != prefix),
             prefixes=tuple(map(_name, told.get("prefixes", ()))),
             next_token=str(told["nextPageToken"]) if told.get("nextPageToken") else None,
-            marker=any(item["name"] == prefix for item in items),
+            empty=any(item["name"] == prefix for item in items),
         )
 
     def stat(self, key: str) -> Request:

@@ -4,7 +4,6 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 from trimsfs.errors import (
@@ -17,6 +16,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.extras.stores.cloud.connections import Answer, Request
+from trimsfs.stores.base import Page
 from trimsfs.stores.digests import Algorithm, Digest
 from trimsfs.stores.http.failures import kind_of, one_line
 from trimsfs.types import Generation
@@ -24,16 +24,6 @@ from trimsfs.types import Generation
 _DIGESTS: dict[Algorithm, int] = {"crc32c": 4, "md5": 16}
 """The digests that these services tell, the quickest to compute first, and their lengths in bytes."""
 _CONTENT = re.compile(r"([^;]+)(?:;([a-z0-9]+)=([A-Za-z0-9+/=]+))?")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listed:
-    """A page of a listing, with whole keys. ``marker`` says that an object has the name of the directory itself."""
-
-    objects: tuple[Generation, ...]
-    prefixes: tuple[str, ...]
-    next_token: str | None
-    marker: bool
 
 
 class Service(Protocol):
@@ -50,7 +40,8 @@ class Service(Protocol):
 
     def listing(self, prefix: str, token: str | None, limit: int) -> Request: ...
 
-    def listed(self, answer: Answer, prefix: str) -> Listed: ...
+    def listed(self, answer: Answer, prefix: str) -> Page:
+        """A page, with whole keys; ``empty`` says that an object has the name of the directory itself."""
 
     def stat(self, key: str) -> Request: ...
 

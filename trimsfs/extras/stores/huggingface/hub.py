@@ -12,17 +12,20 @@ from typing import Any
 from urllib.parse import quote, unquote, urlencode
 
 from trimsfs.errors import (
+    BucketNotFoundError,
     ConfigurationError,
     ObjectChangedError,
+    ObjectNotFoundError,
+    StoreAccessError,
     StoreError,
     StoreUnavailableError,
+    TransientStoreError,
 )
-from trimsfs.extras.stores.huggingface.hub_errors import refused
 from trimsfs.extras.stores.huggingface.repositories import Repository
 from trimsfs.options import MountOptions
 from trimsfs.stores.http.bodies import check_range, pass_on
 from trimsfs.stores.http.endpoints import checked_endpoint
-from trimsfs.stores.http.failures import parsing
+from trimsfs.stores.http.failures import kind_of, parsing, unsigned_line
 from trimsfs.stores.http.http_client import Headers, HttpClient, Response, same_service
 from trimsfs.stores.http.receive_loop import HttpBody
 
@@ -122,7 +125,26 @@ class Hub:
             raise self._refused(response, repository)
 
     def _refused(self, response: Response, repository: Repository | None) -> StoreError:
-        return refused(response, repository, endpoint=self.endpoint, has_token=self._has_token)
+        """The error that an answer without success tells, with its remedy. Closes the answer."""
+        status, code = response.status, response.headers.get("x-error-code", "")
+        message = unsigned_line(response.headers.get("x-error-message") or f"HTTP status {status}")
+        response.close()
+        subject = str(repository) if repository is not None else self.endpoint
+        if code == "GatedRepo":
+            where = f" at {self.endpoint}/{repository.path}" if repository is not None else ""
+            token = "with the account of the token" if self._has_token else "and set HF_TOKEN, or run `hf auth login`"
+            return StoreAccessError(f"{subject}: gated: accept its terms{where} {token}")
+        if code == "RepoNotFound":
+            remedy = "check the spelling" + ("" if self._has_token else ", or set HF_TOKEN if it is private")
+            return BucketNotFoundError(f"{subject} does not exist: {remedy}")
+        if code == "RevisionNotFound":
+            return BucketNotFoundError(f"{subject}: this revision does not exist: {message}: check the spelling")
+        if status in {401, 403}:
+            remedy = "HF_TOKEN is not accepted: renew it" if self._has_token else "set HF_TOKEN, or run `hf auth login`"
+            return StoreAccessError(f"{subject}: {message}: {remedy}")
+        kind = kind_of(status)
+        told_alone = kind is ObjectNotFoundError or issubclass(kind, TransientStoreError)
+        return kind(message if told_alone else f"{subject}: {message}")
 
     def _follow(
         self, url: str, headers: Headers, form: Form = None, look: Callable[[Response], None] = lambda _: None

@@ -16,15 +16,16 @@ from trimsfs.errors import (
     BucketNotFoundError,
     ObjectChangedError,
     ObjectNotFoundError,
+    StoreError,
+    StoreUnavailableError,
 )
 from trimsfs.extras.stores.huggingface.hub import Hub
-from trimsfs.extras.stores.huggingface.hub_errors import hub_errors
 from trimsfs.extras.stores.huggingface.repositories import MAIN, Place, Repository, is_commit, parse, place
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
 from trimsfs.stores.digests import Algorithm, Digest
 from trimsfs.stores.http.bodies import METADATA_THREADS, RequestThreads
-from trimsfs.stores.http.failures import parsing
+from trimsfs.stores.http.failures import MalformedAnswerError, parsing, translated
 from trimsfs.stores.http.receive_loop import HttpBody
 from trimsfs.types import Generation
 
@@ -105,7 +106,16 @@ class HubStore:
         self._hub.close()
 
     def _translated(self, function: Callable[[], T], key: str) -> T:
-        return hub_errors(function, self._subject, key)
+        """Call *function*, which makes a request. Raises StoreErrors of one line, which name the *key*."""
+
+        def malformed(error: MalformedAnswerError) -> StoreError:
+            told = f"the answer is not from a Hugging Face hub: check HF_ENDPOINT ({type(error.__cause__).__name__})"
+            return StoreUnavailableError(f"{self._subject}: {told}")
+
+        try:
+            return translated(function, malformed)
+        except (ObjectChangedError, ObjectNotFoundError) as error:
+            raise type(error)(f"{key}: {error}" if key else str(error)) from error
 
     # Names
 

@@ -130,11 +130,7 @@ def _layer(descriptor: Mapping[str, Any], created: int, subject: str) -> Layer:
 
 def add_file(entries: Entries, layer: Layer) -> None:
     """Add a layer that is a file."""
-    _add(
-        entries,
-        layer.name,
-        Content(layer=layer.digest, offset=None, size=layer.size, modified_ns=layer.modified_ns),
-    )
+    _add(entries, layer.name, Content(layer=layer.digest, offset=None, size=layer.size, modified_ns=layer.modified_ns))
 
 
 def add_members(entries: Entries, layer: Layer, members: Iterable[Member]) -> None:
