@@ -7,7 +7,7 @@ import os
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -27,12 +27,8 @@ from trimsfs.extras.stores.cloud.azure import API_VERSION
 from trimsfs.extras.stores.cloud.azure_credentials import Account, signer
 from trimsfs.extras.stores.cloud.connections import Request
 from trimsfs.options import MountOptions
-from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, Store
-from trimsfs.stores.digests import Digest
-from trimsfs.stores.local_directory import DirectoryStore
+from trimsfs.stores.base import Page, Store
 from trimsfs.stores.open import open_store
-from trimsfs.stores.retrying import Retrying, RetryingStore
-from trimsfs.stores.router import StoreRouter
 from trimsfs.types import Buffer, Generation
 
 if TYPE_CHECKING:
@@ -58,9 +54,9 @@ class Backend(ABC):
     def delete(self, key: str) -> None:
         """Delete an object."""
 
-    @abstractmethod
     def make_directory(self, key: str) -> None:
         """Make a directory with nothing in it."""
+        self.put(f"{key}/", b"")
 
     def holds(self, name: str) -> bool:
         """Whether an object may have this name."""
@@ -113,9 +109,6 @@ class S3Backend(Backend):
     def delete(self, key: str) -> None:
         self.client.delete_object(Bucket=self.bucket, Key=key)
 
-    def make_directory(self, key: str) -> None:
-        self.put(f"{key}/", b"")
-
     def keep_versions(self) -> None:
         """From now on, keep what is replaced or deleted."""
         self.client.put_bucket_versioning(Bucket=self.bucket, VersioningConfiguration={"Status": "Enabled"})
@@ -139,9 +132,6 @@ class GoogleBackend(Backend):
 
     def delete(self, key: str) -> None:
         self.request("DELETE", f"/storage/v1/b/{self.bucket}/o/{quote(key, safe='')}")
-
-    def make_directory(self, key: str) -> None:
-        self.put(f"{key}/", b"")
 
     def request(self, method: str, target: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> bytes:
         """Send a request. Raises AssertionError unless it succeeds."""
@@ -182,9 +172,6 @@ class AzureBackend(Backend):
 
     def delete(self, key: str) -> None:
         self._request("DELETE", f"/{quote(key, safe='/~')}", {})
-
-    def make_directory(self, key: str) -> None:
-        self.put(f"{key}/", b"")
 
     def _request(
         self,
@@ -269,83 +256,6 @@ class OciBackend(Backend):
         return MountOptions(store=f"oci://{self.registry.address}/{repository}:v1/{prefix}")
 
 
-PATH = "deep/path/"
-"""Where a store is beside others."""
-
-
-class AtItsPath:
-    """What is at a path of a router, as a store of its own: keys are without the path."""
-
-    def __init__(self, router: StoreRouter) -> None:
-        self._router = router
-        self.identity, self.streaming = router.identity, router.streaming
-        self.forkable, self.links = router.forkable, router.links
-        self.probe, self.aclose = router.probe, router.aclose
-
-    async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
-        page = await self._router.list_page(PATH + prefix, token=token, limit=limit)
-        return replace(
-            page,
-            objects=tuple(map(_without_path, page.objects)),
-            prefixes=tuple(below.removeprefix(PATH) for below in page.prefixes),
-            unreadable=tuple(key.removeprefix(PATH) for key in page.unreadable),
-        )
-
-    async def stat(self, key: str) -> Generation:
-        return _without_path(await self._router.stat(PATH + key))
-
-    async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
-        return await self._router.read(_with_path(generation), offset, length, sink)
-
-    async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
-        return await self._router.digest(_with_path(generation), certain=certain)
-
-
-def _with_path(generation: Generation) -> Generation:
-    linked = None if generation.linked is None else PATH + generation.linked
-    return replace(generation, key=PATH + generation.key, linked=linked)
-
-
-def _without_path(generation: Generation) -> Generation:
-    linked = None if generation.linked is None else generation.linked.removeprefix(PATH)
-    assert generation.key.startswith(PATH)
-    return replace(generation, key=generation.key.removeprefix(PATH), linked=linked)
-
-
-@dataclass(frozen=True, slots=True)
-class WrappedBackend(Backend):
-    """Another backend, whose stores are opened wrapped."""
-
-    inner: Backend
-
-    def put(self, key: str, content: bytes) -> None:
-        self.inner.put(key, content)
-
-    def delete(self, key: str) -> None:
-        self.inner.delete(key)
-
-    def make_directory(self, key: str) -> None:
-        self.inner.make_directory(key)
-
-    def options(self, prefix: str = "", *, missing: bool = False) -> MountOptions:
-        return self.inner.options(prefix, missing=missing)
-
-
-class RoutedBackend(WrappedBackend):
-    """Another backend, its stores beside another one in a router."""
-
-    def open(self, prefix: str = "", *, missing: bool = False) -> Store:
-        store, beside = self.inner.open(prefix, missing=missing), DirectoryStore(Path("/usr/share"))
-        return AtItsPath(StoreRouter({PATH: store, "deep/pat/": beside}))
-
-
-class RetryingBackend(WrappedBackend):
-    """Another backend, its stores wrapped in RetryingStore."""
-
-    def open(self, prefix: str = "", *, missing: bool = False) -> Store:
-        return RetryingStore(self.inner.open(prefix, missing=missing), Retrying(deadline_s=5, on_failure=None))
-
-
 async def pages(store: Store, prefix: str = "", *, limit: int = 1000) -> list[Page]:
     """All pages of a directory."""
     found = [await store.list_page(prefix, limit=limit)]
@@ -374,21 +284,22 @@ async def read(store: Store, generation: Generation, start: int = 0, stop: int |
 def s3_options(endpoint_url: str, bucket: str, prefix: str = "", *, stall_timeout: float = 5) -> MountOptions:
     """Options for a bucket of a server that is named by its address."""
     return MountOptions(
-        store=f"s3://{bucket}/{prefix}",
-        endpoint_url=endpoint_url,
-        addressing_style="path",
-        stall_timeout=stall_timeout,
+        store=f"s3://{bucket}/{prefix}", endpoint_url=endpoint_url, addressing_style="path", stall_timeout=stall_timeout
     )
 
 
 def use_only(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the environment name this server's credentials, and nothing else the SDK would look at."""
-    for name in [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, "/nonexistent")
-    for name, value in server.environment().items():
+    forget(monkeypatch, "AWS_")
+    nothing = dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), "/nonexistent")
+    for name, value in (nothing | server.environment()).items():
         monkeypatch.setenv(name, value)
+
+
+def forget(monkeypatch: pytest.MonkeyPatch, *beginnings: str) -> None:
+    """Let the environment name no proxy, and nothing that begins so."""
+    for name in [name for name in os.environ if name.startswith(beginnings) or name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
 
 
 def new_repository(hub: Hub) -> HubBackend:
@@ -400,9 +311,7 @@ def new_repository(hub: Hub) -> HubBackend:
 
 def use_cloud(server: GoogleServer | Azurite | FastCloud, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the environment name this server, and nothing else that Google's or Azure's clients would look at."""
-    others = ("AZURE_", "GOOGLE_", "STORAGE_EMULATOR_")
-    for name in [name for name in os.environ if name.startswith(others) or name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
+    forget(monkeypatch, "AZURE_", "GOOGLE_", "STORAGE_EMULATOR_")
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
 

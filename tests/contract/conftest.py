@@ -2,20 +2,17 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from rich.console import Console
-from rich.table import Table
 
 from tests.contract.backends import (
     Backend,
     DirectoryBackend,
     FastGoogleBackend,
-    RetryingBackend,
-    RoutedBackend,
     S3Backend,
     needs_ceph,
     new_artifact,
@@ -26,7 +23,6 @@ from tests.contract.backends import (
     use_cloud,
     use_only,
 )
-from tests.contract.promises import PROMISES, STORES, gathered, promised
 from tests.services import HOST, S3Server
 from tests.services.azurite import Azurite
 from tests.services.ceph import Ceph
@@ -103,8 +99,6 @@ BACKENDS: dict[str, Callable[[pytest.FixtureRequest, pytest.MonkeyPatch], Backen
     "oci": _artifact,
     "oci-tar": partial(_artifact, tar=True),
     "fsspec": partial(_directory, scheme="local://"),
-    "retrying": lambda *test: RetryingBackend(_directory(*test)),
-    "router": lambda *test: RoutedBackend(_directory(*test)),
 }
 """What makes an empty place of each kind: the suite tries the store of every one."""
 
@@ -126,7 +120,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return BACKENDS[request.param](request, monkeypatch)
 
 
-@pytest.fixture(params=["fast-gcs", *_but("fake-gcs", "router")])
+@pytest.fixture(params=["fast-gcs", *_but("fake-gcs")])
 def paged_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """As `backend`, but an endpoint of ours in place of fake-gcs: that repeats all directories on every page."""
     if request.param == "fast-gcs":
@@ -135,43 +129,10 @@ def paged_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     return BACKENDS[request.param](request, monkeypatch)
 
 
-@pytest.fixture(params=_but("fsspec", "retrying", "router"))
+@pytest.fixture(params=_but("fsspec"))
 def forkable_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """As `backend`, of those kinds whose stores work in forked processes."""
     return BACKENDS[request.param](request, monkeypatch)
-
-
-@pytest.fixture(autouse=True)
-def _promises(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> None:
-    """Note which promises a test shows, for the table at the end of the run."""
-    for promise in promised(request.node):
-        record_property("promise", list(promise))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print which promises have been shown, and which have not."""
-    found: dict[bool, list[list[str]]] = {True: [], False: []}
-    for reports in terminalreporter.stats.values():
-        for report in reports:
-            if isinstance(report, pytest.TestReport) and (report.when == "call" or report.failed):
-                told = [value for name, value in report.user_properties if name == "promise"]
-                found[report.passed] += [value for value in told if isinstance(value, list)]
-    if not (found[True] or found[False]):
-        return
-    shown, failed = gathered(found[True]), gathered(found[False])
-    drawn = Table("promise", *STORES)
-    for promise in PROMISES:
-        cells = []
-        for store in STORES:
-            broken = set(failed.get((store, promise), ()))
-            passed = [server for server in shown.get((store, promise), ()) if server not in broken]
-            cells.append(", ".join([*passed, *(f"{server} FAILED" for server in sorted(broken))]))
-        drawn.add_row(promise, *cells)
-    terminalreporter.section("promises that stores have kept")
-    console = Console(width=140)
-    with console.capture() as capture:
-        console.print(drawn)
-    terminalreporter.write(capture.get())
 
 
 @pytest.fixture
@@ -188,3 +149,15 @@ async def s3_store(s3: S3Backend) -> AsyncIterator[Store]:
     store = s3.open()
     yield store
     await store.aclose()
+
+
+@pytest.fixture
+def frozen_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock of the SDK that stands still: requests that say the same have the same signature."""
+    moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+    def now(*, remove_tzinfo: bool = True) -> datetime:
+        return moment.replace(tzinfo=None) if remove_tzinfo else moment
+
+    for module in ("botocore.auth", "botocore.crt.auth"):
+        monkeypatch.setattr(f"{module}.get_current_datetime", now)

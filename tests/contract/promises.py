@@ -1,7 +1,7 @@
 """The table of what the contract suite shows: which promise of the protocol, of which store, on which server.
 
 Tests have the marker ``promise``. ``python -m tests.contract.promises`` writes the table into docs/stores.md; a test
-compares both. A run of the suite prints the same table of what has passed.
+compares both.
 """
 
 import contextlib
@@ -48,22 +48,13 @@ SERVERS = {
 """Store and server, by the parameters of tests. What is recorded is an answer that a test gives, of documented form."""
 STORES = list(dict.fromkeys(store for store, _ in SERVERS.values()))
 NOTES = {
-    (
-        "gs://",
-        "paged listing",
-    ): "fake-gcs-server repeats all directories on each page; Google counts them.",
+    ("gs://", "paged listing"): "fake-gcs-server repeats all directories on each page; Google counts them.",
     ("oci://", "digest"): "The SHA-256 of whole layers. Files in a tar layer have none of their own.",
-    (
-        "directory",
-        "conditional ranged read",
-    ): "Files know no conditions: the store compares inode, size and times "
+    ("directory", "conditional ranged read"): "Files know no conditions: the store compares inode, size and times "
     "after each read, and passes bytes on only then.",
     ("directory", "digest"): "File systems tell none.",
     ("directory", "streaming"): "Only after a read it is known that the file has not changed.",
-    (
-        "directory",
-        "credentials",
-    ): "Those of the mounting user: [Directories](operations.md#directories-as-stores).",
+    ("directory", "credentials"): "Those of the mounting user: [Directories](operations.md#directories-as-stores).",
     ("fsspec", "conditional ranged read"): "fsspec has none: one more request after each read compares.",
     ("fsspec", "digest"): "fsspec has no common form of one.",
     ("fsspec", "paged listing"): "fsspec has no pages: each page lists the directory anew.",

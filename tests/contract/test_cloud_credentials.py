@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.contract.backends import (
-    read,
-)
+from tests.contract.backends import read
 from tests.contract.clouds import (
     CLOUDS,
     CONTENT,
@@ -27,11 +25,7 @@ from tests.contract.clouds import (
 )
 from tests.contract.raw_server import Answer, drip, hang_up, raw_server, respond, stall, then
 from tests.support.http_server import Server
-from trimsfs.errors import (
-    ConfigurationError,
-    StoreAccessError,
-    TransientStoreError,
-)
+from trimsfs.errors import ConfigurationError, StoreAccessError, TransientStoreError
 from trimsfs.options import MountOptions
 from trimsfs.stores.open import open_store
 
@@ -225,10 +219,7 @@ async def test_no_secret_is_in_an_error(monkeypatch: pytest.MonkeyPatch, end: st
         async with (
             raw_server(answer) as server,
             opened(
-                "az://container",
-                server.endpoint_url,
-                anonymous=False,
-                stall_s=0.5 if answer is stall else PATIENCE_S,
+                "az://container", server.endpoint_url, anonymous=False, stall_s=0.5 if answer is stall else PATIENCE_S
             ) as store,
         ):
             told += [str(error) for error in (await everything(store, CLOUDS["az"].generation)).values()]
@@ -246,28 +237,6 @@ def test_an_account_that_nothing_names_is_a_mistake_in_the_configuration(monkeyp
     }.items():
         with pytest.raises(ConfigurationError, match=text):
             open_store(MountOptions(store=url), max_requests=1)
-
-
-@pytest.mark.parametrize("url", ["gs://bucket", "az://container"])
-@pytest.mark.parametrize(
-    "endpoint",
-    [
-        "",
-        "127.0.0.1:9000",
-        "http://",
-        "http://[::1",
-        "http://two words",
-        "ftp://host",
-        "http://h:port",
-        "http://h:99999",
-    ],
-)
-def test_an_endpoint_that_cannot_be_is_a_mistake_in_the_configuration(
-    monkeypatch: pytest.MonkeyPatch, url: str, endpoint: str
-) -> None:
-    forget(monkeypatch)
-    with pytest.raises(ConfigurationError, match=r"\A[^\n]*(endpoint URL|storage account)[^\n]*\Z"):
-        open_store(MountOptions(store=url, endpoint_url=endpoint, anonymous=True), max_requests=1)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,6 @@ ACCESS_POINT = f"arn:aws:s3:eu-west-1:{ACCOUNT}:accesspoint/models"
 SEVERAL_REGIONS = f"arn:aws:s3::{ACCOUNT}:accesspoint/mfzwi23gnjvgw.mrap"
 OUTPOST = f"arn:aws:s3-outposts:us-west-2:{ACCOUNT}:outpost/op-01234567890123456/accesspoint/models"
 EXPRESS = "models--usw2-az1--x-s3"
-MOMENT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 CONTENT = b"weights"
 LOOKS_LIKE_MD5 = f'"{hashlib.md5(b"other").hexdigest()}"'
 KEY = bytes(range(32))
@@ -51,15 +50,6 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Credentials, and a clock that stands still: requests that say the same have the same signature."""
     use_only(S3Server("http://127.0.0.1:1", "AKIDEXAMPLE", "secret"), monkeypatch)
     monkeypatch.delenv("AWS_ENDPOINT_URL")
-
-
-@pytest.fixture
-def _frozen(monkeypatch: pytest.MonkeyPatch) -> None:
-    def now(*, remove_tzinfo: bool = True) -> datetime:
-        return MOMENT.replace(tzinfo=None) if remove_tzinfo else MOMENT
-
-    for module in ("botocore.auth", "botocore.crt.auth"):
-        monkeypatch.setattr(f"{module}.get_current_datetime", now)
 
 
 @pytest.fixture
@@ -143,7 +133,7 @@ SSE_C = {
 }
 
 
-@pytest.mark.usefixtures("_frozen")
+@pytest.mark.usefixtures("frozen_clock")
 @pytest.mark.parametrize(
     ("bucket", "region", "options", "parameters", "host"),
     [
@@ -159,12 +149,7 @@ SSE_C = {
     ids=["access point", "elsewhere", "regions", "outpost", "requester", "SSE-C", "acceleration", "express"],
 )
 async def test_requests_are_those_that_the_sdk_makes(
-    key_file: Path,
-    bucket: str,
-    region: str,
-    options: Mapping[str, Any],
-    parameters: Mapping[str, Any],
-    host: str,
+    key_file: Path, bucket: str, region: str, options: Mapping[str, Any], parameters: Mapping[str, Any], host: str
 ) -> None:
     """Also those that trimsfs makes by a template, which are the second ones of their kind."""
     options = {name: key_file if value == "KEY" else value for name, value in options.items()}
@@ -298,15 +283,7 @@ def write(file: Path, content: bytes) -> None:
 
 
 def with_key(bucket: S3Backend, file: Path | None) -> Store:
-    return open_store(
-        MountOptions(
-            store=f"s3://{bucket.bucket}",
-            endpoint_url=bucket.client.meta.endpoint_url,
-            addressing_style="path",
-            sse_c_key_file=file,
-        ),
-        max_requests=MAX_REQUESTS,
-    )
+    return open_store(bucket.options().model_copy(update={"sse_c_key_file": file}), max_requests=MAX_REQUESTS)
 
 
 @needs_ceph
@@ -437,7 +414,7 @@ OF_WRITERS = {
 }
 
 
-@pytest.mark.usefixtures("_frozen")
+@pytest.mark.usefixtures("frozen_clock")
 @pytest.mark.parametrize(
     ("options", "parameters"),
     [({"requester_pays": True}, {"RequestPayer": "requester"}), ({"sse_c_key_file": "KEY"}, SSE_C)],

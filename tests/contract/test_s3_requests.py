@@ -1,22 +1,22 @@
 """A store makes the requests that the SDK would, though it seldom asks the SDK."""
 
-import contextlib
 import dataclasses
 import json
 import sys
-import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
-from tests.contract.backends import MAX_REQUESTS, S3Backend, read, s3_options, use_only
+from tests.contract.backends import MAX_REQUESTS, read, s3_options, use_only
+from tests.contract.clouds import s3_error
 from tests.contract.raw_server import Answer, RawServer, raw_server, respond
 from tests.services import S3Server
+from tests.support.http_server import Server
 from trimsfs.errors import ObjectNotFoundError, StoreAccessError
 from trimsfs.options import MountOptions
 from trimsfs.stores.s3 import S3Store
@@ -31,7 +31,6 @@ PART = respond(
     headers={"Content-Range": f"bytes 0-{len(CONTENT) - 1}/{len(CONTENT)}", "ETag": ETAG},
 )
 HEAD = respond("200 OK", b"", length=7, headers={"ETag": ETAG, "Last-Modified": "Wed, 21 Oct 2015 07:28:00 GMT"})
-MOMENT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 KEYS = [
     *("plain", "dir/model", "a b", " ", "a+b", "100%", "%41", "%2F", "a//b", "/leading", "//", "trailing/", "/"),
     *("..", "../up", "a/../b", "a/./b", ".", "~tilde-._", "what?no#1&x=y;z", "a:b@c", "a\\b", "tab\tline\nend\r"),
@@ -44,17 +43,6 @@ def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     """Credentials of a session; tests with a real server replace them."""
     use_only(S3Server("http://127.0.0.1:1", "AKIDEXAMPLE", "secret"), monkeypatch)
     monkeypatch.setenv("AWS_SESSION_TOKEN", "session/token==")
-
-
-@pytest.fixture
-def _frozen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that stands still: requests that say the same have the same signature."""
-
-    def now(*, remove_tzinfo: bool = True) -> datetime:
-        return MOMENT.replace(tzinfo=None) if remove_tzinfo else MOMENT
-
-    for module in ("botocore.auth", "botocore.crt.auth"):
-        monkeypatch.setattr(f"{module}.get_current_datetime", now)
 
 
 class Watched:
@@ -110,7 +98,7 @@ async def both_ways(server: RawServer, options: MountOptions, *keys: Generation)
     assert [parsed(request) for request in server.requests] == by_sdk
 
 
-@pytest.mark.usefixtures("_frozen")
+@pytest.mark.usefixtures("frozen_clock")
 @pytest.mark.parametrize("key", KEYS)
 async def test_key_is_asked_for_as_the_sdk_does(key: str) -> None:
     async with raw_server(PART) as server:
@@ -118,7 +106,7 @@ async def test_key_is_asked_for_as_the_sdk_does(key: str) -> None:
 
 
 @pytest.mark.promise("conditional ranged read", on="s3")
-@pytest.mark.usefixtures("_frozen")
+@pytest.mark.usefixtures("frozen_clock")
 async def test_condition_is_that_of_the_sdk() -> None:
     async with raw_server(PART) as server:
         keys = [generation("model", version_id=version) for version in ("v7", "a b/+=&?", "null", "ü")]
@@ -128,7 +116,7 @@ async def test_condition_is_that_of_the_sdk() -> None:
     assert (headers["if-match"], headers["range"]) == (ETAG, "bytes=0-6")
 
 
-@pytest.mark.usefixtures("_frozen")
+@pytest.mark.usefixtures("frozen_clock")
 @pytest.mark.parametrize("etag", ['W/"weak"', "bare", '"two  spaces"', '"ünï"', "", '"a,b"'])
 async def test_etag_is_sent_as_the_sdk_sends_it(etag: str) -> None:
     answer = respond(
@@ -147,7 +135,7 @@ async def test_etag_is_sent_as_the_sdk_sends_it(etag: str) -> None:
     assert requests[0] == requests[1]
 
 
-@pytest.mark.usefixtures("_frozen")
+@pytest.mark.usefixtures("frozen_clock")
 @pytest.mark.parametrize("path", ["", "/", "/base", "/base/", "/a%20b/c"])
 @pytest.mark.parametrize("prefix", ["", "some/prefix", "50% ü"])
 async def test_endpoint_may_have_a_path_and_the_store_a_prefix(path: str, prefix: str) -> None:
@@ -156,7 +144,7 @@ async def test_endpoint_may_have_a_path_and_the_store_a_prefix(path: str, prefix
         await both_ways(server, options, *map(generation, ("model", "/a b")))
 
 
-@pytest.mark.usefixtures("_frozen")
+@pytest.mark.usefixtures("frozen_clock")
 @pytest.mark.parametrize(
     "changed",
     [
@@ -183,7 +171,7 @@ async def test_options_lead_to_the_requests_of_the_sdk(
     assert ("authorization" in headers) is not changed.get("anonymous", False)
 
 
-@pytest.mark.usefixtures("_frozen")
+@pytest.mark.usefixtures("frozen_clock")
 @pytest.mark.parametrize("payload", ["true", "false"])
 async def test_settings_of_the_sdk_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, payload: str) -> None:
     (tmp_path / "config").write_text(f"[default]\ns3 =\n  payload_signing_enabled = {payload}\n")
@@ -194,7 +182,7 @@ async def test_settings_of_the_sdk_hold(tmp_path: Path, monkeypatch: pytest.Monk
         await both_ways(server, s3_options(server.endpoint_url, "bucket"), generation("model"))
 
 
-@pytest.mark.usefixtures("_frozen")
+@pytest.mark.usefixtures("frozen_clock")
 async def test_head_is_that_of_the_sdk() -> None:
     async with raw_server(HEAD) as server:
         options = s3_options(server.endpoint_url, "bucket")
@@ -226,24 +214,6 @@ async def test_other_signatures_are_left_to_the_sdk() -> None:
     assert all(b"Authorization: AWS AKIDEXAMPLE:" in request for request in server.requests)
 
 
-async def test_session_of_s3_express_is_made_by_the_sdk_and_serves_all_requests() -> None:
-    expiry = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
-    session = respond(
-        "200 OK",
-        "<?xml version='1.0'?><CreateSessionResult><Credentials><SessionToken>of-express</SessionToken>"
-        "<SecretAccessKey>secret</SecretAccessKey><AccessKeyId>ASIA</AccessKeyId>"
-        f"<Expiration>{expiry}</Expiration></Credentials></CreateSessionResult>".encode(),
-    )
-    bucket = "models--use1-az4--x-s3"
-    async with raw_server(session, PART) as server, watched(s3_options(server.endpoint_url, bucket)) as one:
-        for _ in range(3):
-            assert await read(one.store, generation("model")) == CONTENT
-        assert one.sdk_calls == 2  # for the session and the first read
-    assert b"?session" in server.requests[0]
-    assert len(server.requests) == 4
-    assert all(b"x-amz-s3session-token: of-express" in request for request in server.requests[1:])
-
-
 def wrong_region(region: str) -> Answer:
     code = f"<Error><Code>AuthorizationHeaderMalformed</Code><Region>{region}</Region></Error>"
     return respond("400 Bad Request", code.encode())
@@ -272,11 +242,15 @@ async def test_first_request_that_is_redirected_is_not_copied(region: str) -> No
     assert [parsed(request)[1]["amz-sdk-request"][-16:] for request in server.requests[2:]] == ["attempt=1; max=1"] * 3
 
 
-async def test_error_is_one_request() -> None:
-    error = respond("404 Not Found", b"<Error><Code>NoSuchKey</Code></Error>")
-    async with raw_server(PART, error, PART) as server, watched(s3_options(server.endpoint_url, "bucket")) as one:
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [("404 Not Found", "NoSuchKey", ObjectNotFoundError), ("403 Forbidden", "RequestTimeTooSkewed", StoreAccessError)],
+)
+async def test_error_is_one_request(status: str, code: str, expected: type[Exception]) -> None:
+    answers = PART, s3_error(status, code), PART
+    async with raw_server(*answers) as server, watched(s3_options(server.endpoint_url, "bucket")) as one:
         await read(one.store, generation("model"))
-        with pytest.raises(ObjectNotFoundError):
+        with pytest.raises(expected):
             await read(one.store, generation("model"))
         assert await read(one.store, generation("model")) == CONTENT
         assert one.sdk_calls == 2  # the second parses the error
@@ -284,6 +258,14 @@ async def test_error_is_one_request() -> None:
 
 
 # Credentials
+
+
+def take_credentials_from(command: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the SDK know no credentials but those that a command prints."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name)
+    (directory / "config").write_text(f"[default]\ncredential_process = {command}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(directory / "config"))
 
 
 @pytest.mark.promise("credentials", on="s3")
@@ -299,10 +281,7 @@ async def test_credentials_that_are_renewed_are_used_at_once(tmp_path: Path, mon
         "told = {'Version': 1, 'AccessKeyId': f'AKID{number}', 'SecretAccessKey': 'secret'}\n"
         f"print(json.dumps(told | {{'SessionToken': f'token{{number}}', 'Expiration': {expiry!r}}}))\n"
     )
-    (tmp_path / "config").write_text(f"[default]\ncredential_process = {sys.executable} {program}\n")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    take_credentials_from(f"{sys.executable} {program}", tmp_path, monkeypatch)
     async with raw_server(PART) as server, watched(s3_options(server.endpoint_url, "bucket")) as one:
         for _ in range(3):
             await read(one.store, generation("model"))
@@ -321,10 +300,7 @@ async def test_credentials_that_cannot_be_renewed_are_the_error_of_the_sdk(
     told.write_text(
         json.dumps({"Version": 1, "AccessKeyId": "AKID", "SecretAccessKey": "secret", "Expiration": expiry})
     )
-    (tmp_path / "config").write_text(f"[default]\ncredential_process = cat {told}\n")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    take_credentials_from(f"cat {told}", tmp_path, monkeypatch)
     async with raw_server(PART) as server, watched(s3_options(server.endpoint_url, "bucket")) as one:
         await read(one.store, generation("model"))
         told.write_text(told.read_text().replace(expiry, "2020-01-01T00:00:00Z"))
@@ -333,91 +309,41 @@ async def test_credentials_that_cannot_be_renewed_are_the_error_of_the_sdk(
     assert len(server.requests) == 1
 
 
-async def test_clock_that_is_wrong_is_an_error_and_nothing_is_tried_again() -> None:
-    skewed = respond("403 Forbidden", b"<Error><Code>RequestTimeTooSkewed</Code><Message>late</Message></Error>")
-    async with raw_server(PART, skewed) as server, watched(s3_options(server.endpoint_url, "bucket")) as one:
-        await read(one.store, generation("model"))
-        with pytest.raises(StoreAccessError, match="RequestTimeTooSkewed: late"):
-            await read(one.store, generation("model"))
-    assert len(server.requests) == 2
-
-
-# Real servers
-
-
-async def test_server_finds_each_key(s3: S3Backend) -> None:
-    # Those that no server here keeps apart from others are left out.
-    keys = [key for key in KEYS if not {"", ".", ".."} & set(key.split("/")) and key.isprintable()]
-    for key in keys:
-        s3.put(key, key.encode())
-    store = s3.open()
-    for key in keys:
-        assert await read(store, await store.stat(key)) == key.encode()
-    await store.aclose()
-
-
-async def test_versions_of_a_key_are_told_apart(s3: S3Backend) -> None:
-    s3.keep_versions()
-    store = s3.open()
-    generations = []
-    for content in (b"one", b"two", b"six"):
-        s3.put("model", content)
-        generations.append(await store.stat("model"))
-    assert len({each.version_id for each in generations}) == 3
-    assert [await read(store, each) for each in generations * 2] == [b"one", b"two", b"six"] * 2
-    await store.aclose()
-
-
 # Connections
 
 
-class _Handler(BaseHTTPRequestHandler):
-    """Keeps connections open, and remembers from which port each request came."""
-
-    protocol_version = "HTTP/1.1"
-    ports: ClassVar[list[int]] = []
-
-    def do_GET(self) -> None:
-        self.ports.append(self.client_address[1])
-        found = "missing" not in self.path
-        body = b"x" * LARGE if found else b"<Error><Code>NoSuchKey</Code></Error>"
-        self.send_response(206 if found else 404)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Range", f"bytes 0-{LARGE - 1}/{LARGE}")
-        self.send_header("ETag", ETAG)
-        self.end_headers()
-        with contextlib.suppress(ConnectionError):
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
+@pytest.fixture
+def ports() -> list[int]:
+    """From which port each request came to `keeping`."""
+    return []
 
 
 @pytest.fixture
-def keeping() -> Iterator[str]:
+def keeping(ports: list[int]) -> Iterator[str]:
     """The address of a server that keeps connections open."""
-    _Handler.ports.clear()
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+
+    def answer(request: BaseHTTPRequestHandler) -> tuple[int, Mapping[str, str], bytes]:
+        ports.append(request.client_address[1])
+        if "missing" in request.path:
+            return 404, {}, b"<Error><Code>NoSuchKey</Code></Error>"
+        return 206, {"Content-Range": f"bytes 0-{LARGE - 1}/{LARGE}", "ETag": ETAG}, b"x" * LARGE
+
+    with Server(answer).running() as server:
+        yield server.url
 
 
-async def test_connection_serves_one_request_after_the_other(keeping: str) -> None:
+async def test_connection_serves_one_request_after_the_other(keeping: str, ports: list[int]) -> None:
     async with watched(s3_options(keeping, "bucket")) as one:
         large = dataclasses.replace(generation("model"), size=LARGE)
         for _ in range(3):
             assert len(await read(one.store, large)) == LARGE
             with pytest.raises(ObjectNotFoundError):
                 await read(one.store, dataclasses.replace(large, key="missing"))
-    assert len(_Handler.ports) == 6
-    assert len(set(_Handler.ports)) == 1
+    assert len(ports) == 6
+    assert len(set(ports)) == 1
 
 
-async def test_connection_of_a_body_that_is_not_read_is_closed(keeping: str) -> None:
+async def test_connection_of_a_body_that_is_not_read_is_closed(keeping: str, ports: list[int]) -> None:
     def refuse(_: object) -> None:
         raise RuntimeError("no room")
 
@@ -427,6 +353,6 @@ async def test_connection_of_a_body_that_is_not_read_is_closed(keeping: str) -> 
             with pytest.raises(RuntimeError, match="no room"):
                 await one.store.read(large, 0, LARGE, refuse)
             assert len(await read(one.store, large)) == LARGE
-    first, *others = _Handler.ports
+    first, *others = ports
     assert [port == first for port in others] == [False] * 5
-    assert len(set(_Handler.ports)) == 4
+    assert len(set(ports)) == 4

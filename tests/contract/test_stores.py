@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,7 @@ import pytest
 import trio
 
 from tests.contract.backends import Backend, S3Backend, names, pages, read
-from trimsfs.errors import (
-    BucketNotFoundError,
-    ObjectChangedError,
-    ObjectNotFoundError,
-    StoreError,
-    TransientStoreError,
-)
+from trimsfs.errors import BucketNotFoundError, ObjectChangedError, ObjectNotFoundError, StoreError, TransientStoreError
 from trimsfs.stores.base import Page, Store
 from trimsfs.stores.retrying import Retrying, RetryingStore
 from trimsfs.types import Buffer, Generation
@@ -85,15 +80,11 @@ def same(got: Buffer | bytearray, expected: Buffer) -> bool:
 # The store as a whole
 
 
-async def test_probe_finds_a_store_that_is_there_and_empty(store: Store) -> None:
-    await store.probe()
-    page = await store.list_page("")
-    assert (page.objects, page.prefixes, page.next_token) == ((), (), None)
-
-
 async def test_an_empty_store_exists_and_what_has_nothing_under_it_does_not(backend: Backend) -> None:
     store, nowhere = backend.open(), backend.open("nowhere")
-    assert (await store.list_page("", limit=1)).exists
+    await store.probe()
+    page = await store.list_page("", limit=1)
+    assert (nothing(page), page.exists) == (True, True)
     with suppress(BucketNotFoundError):  # of a directory
         assert not (await nowhere.list_page("", limit=1)).exists
     for opened in (store, nowhere):
@@ -102,20 +93,13 @@ async def test_an_empty_store_exists_and_what_has_nothing_under_it_does_not(back
 
 async def test_missing_bucket_or_directory_is_told_and_not_taken_for_an_empty_one(backend: Backend) -> None:
     store = backend.open(missing=True)
-    with pytest.raises(BucketNotFoundError, match=r"missing.* does not exist"):
-        await store.probe()
-    with pytest.raises(BucketNotFoundError, match=r"missing.* does not exist"):
-        await store.list_page("")
-    await store.aclose()
-
-
-async def test_missing_bucket_or_directory_has_no_objects(backend: Backend) -> None:
-    store = backend.open(missing=True)
-    with pytest.raises((BucketNotFoundError, ObjectNotFoundError)):
-        await store.stat("model")
+    for request in (store.probe, partial(store.list_page, "")):
+        with pytest.raises(BucketNotFoundError, match=r"missing.* does not exist"):
+            await request()
     generation = Generation(key="model", etag='"x"', size=10, modified_ns=0)
-    with pytest.raises((BucketNotFoundError, ObjectNotFoundError)):
-        await read(store, generation, 0, 10)
+    for about_an_object in (partial(store.stat, "model"), partial(read, store, generation)):
+        with pytest.raises((BucketNotFoundError, ObjectNotFoundError)):
+            await about_an_object()
     await store.aclose()
 
 
@@ -247,14 +231,6 @@ async def test_stat_tells_size_and_a_recent_time(backend: Backend, store: Store)
     assert (generation.key, generation.etag, generation.size) == (again.key, again.etag, again.size)
 
 
-async def test_another_content_has_another_etag(backend: Backend, store: Store) -> None:
-    etags = set()
-    for content in (b"first", b"other", b"longer than those"):
-        backend.put("model", content)
-        etags.add((await store.stat("model")).etag)
-    assert len(etags) == 3
-
-
 @pytest.mark.parametrize(
     "key",
     [
@@ -272,14 +248,10 @@ async def test_another_content_has_another_etag(backend: Backend, store: Store) 
 async def test_what_cannot_be_there_is_not_found(backend: Backend, store: Store, key: str) -> None:
     backend.put("model", b"x")
     backend.put("dir/model", b"x")
-    with pytest.raises(ObjectNotFoundError, match=r"\A[^\n]+\Z"):
+    with pytest.raises(ObjectNotFoundError, match=r"\A[^\n]+\Z") as caught:
         await store.stat(key)
+    assert key in str(caught.value) or len(key) > 255 or not key.isascii()
     assert (await store.list_page(f"{key}/")).exists is (key == "dir")
-
-
-async def test_not_found_names_the_key(store: Store) -> None:
-    with pytest.raises(ObjectNotFoundError, match="dir/model"):
-        await store.stat("dir/model")
 
 
 async def test_any_range_is_exact(backend: Backend, store: Store) -> None:
@@ -293,12 +265,6 @@ async def test_any_range_is_exact(backend: Backend, store: Store) -> None:
     ranges += [(start, draw.randint(start + 1, last)) for start in (draw.randrange(last) for _ in range(40))]
     for start, stop in ranges:
         assert same(await read(store, generation, start, stop), content[start:stop]), f"bytes {start}-{stop}"
-
-
-async def test_generation_from_a_listing_can_be_read(backend: Backend, store: Store) -> None:
-    backend.put("dir/model", b"weights")
-    (generation,) = (await store.list_page("dir/")).objects
-    assert await read(store, generation, 2, 7) == b"ights"
 
 
 async def test_large_object_is_read_exactly_whole_and_in_pieces(backend: Backend, store: Store) -> None:
@@ -393,27 +359,20 @@ async def test_replaced_object_gives_no_bytes_for_the_old_generation(
     (listed,) = (await store.list_page("")).objects
     told = await store.stat("model")
     backend.put("model", new)
+    assert (await store.stat("model")).etag != told.etag
 
     for old in (listed, told):
         await gives_no_other_bytes(backend, store, old, b"old bytes")
     assert await read(store, await store.stat("model"), 0, len(new)) == new
 
 
-async def test_deleted_object_gives_no_bytes(backend: Backend, store: Store) -> None:
+@pytest.mark.parametrize("instead", [None, "model/params"], ids=["nothing", "a directory"])
+async def test_deleted_object_gives_no_bytes(backend: Backend, store: Store, instead: str | None) -> None:
     backend.put("model", b"old bytes")
     old = await store.stat("model")
     backend.delete("model")
-
-    await gives_no_other_bytes(backend, store, old, b"old bytes")
-    with pytest.raises(ObjectNotFoundError):
-        await store.stat("model")
-
-
-async def test_directory_in_place_of_an_object_gives_no_bytes(backend: Backend, store: Store) -> None:
-    backend.put("model", b"old bytes")
-    old = await store.stat("model")
-    backend.delete("model")
-    backend.put("model/params", b"new bytes")
+    if instead is not None:
+        backend.put(instead, b"new bytes")
 
     await gives_no_other_bytes(backend, store, old, b"old bytes")
     with pytest.raises(ObjectNotFoundError):

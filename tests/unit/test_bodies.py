@@ -29,6 +29,17 @@ from trimsfs.stores.s3 import s3_errors
 STALL_S, SECONDS = 5, 12
 
 
+class Body:
+    """The part of a body that is the same for all here."""
+
+    most = PIECE
+
+    def ready(self) -> bool:
+        return True
+
+    def close(self) -> None: ...
+
+
 class Link:
     """Brings each of some bodies so many bytes a second, all in step, by a clock of its own.
 
@@ -66,7 +77,7 @@ class Link:
                 self._second.wait(10)  # the clock goes on for the others
 
 
-class _Body:
+class _Body(Body):
     def __init__(self, rate: int, second: threading.Barrier) -> None:
         self.seconds = 0
         self._rate = rate
@@ -76,13 +87,6 @@ class _Body:
         self._second.wait(10)
         self.seconds += 1
         return self._rate
-
-    most = PIECE
-
-    def ready(self) -> bool:
-        return True
-
-    def close(self) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -106,7 +110,7 @@ def test_a_body_stalls_by_what_others_get(
     assert link.run() == stalled
 
 
-class Attempts:
+class Attempts(Body):
     """Bodies one after the other, each at a rate of its own, by a clock of its own."""
 
     def __init__(self) -> None:
@@ -119,13 +123,6 @@ class Attempts:
     def readinto1(self, buffer: memoryview, /) -> int:
         self.now += 1
         return min(self._rate, len(buffer))
-
-    most = PIECE
-
-    def ready(self) -> bool:
-        return True
-
-    def close(self) -> None: ...
 
     def at(self, rate: int, *, seconds: int = SECONDS) -> type[Exception] | None:
         """The error of a body that brings so many bytes a second for so long; None if it is passed on."""
@@ -172,7 +169,7 @@ def test_a_drip_is_never_borne(attempts: Attempts) -> None:
     assert [attempts.at(SLOWEST_RATE // MOST_PATIENCE // 2) for _ in range(8)] == [StoreStalledError] * 8
 
 
-class Hanging:
+class Hanging(Body):
     """A body whose client reads on and on without a piece, as of chunks that never begin, until it is ``released``."""
 
     def __init__(self) -> None:
@@ -181,13 +178,6 @@ class Hanging:
     def readinto1(self, _buffer: memoryview, /) -> int:
         self.released.wait(20)
         return 0
-
-    most = PIECE
-
-    def ready(self) -> bool:
-        return True
-
-    def close(self) -> None: ...
 
 
 def request_threads(stall_timeout_s: float) -> RequestThreads:
@@ -207,7 +197,7 @@ async def test_a_body_of_which_the_client_returns_nothing_is_abandoned() -> None
         body.released.set()
 
 
-class Steady:
+class Steady(Body):
     """A body that brings a few bytes every 20 ms."""
 
     def __init__(self, piece: int) -> None:
@@ -216,13 +206,6 @@ class Steady:
     def readinto1(self, _buffer: memoryview, /) -> int:
         time.sleep(0.02)
         return self._piece
-
-    most = PIECE
-
-    def ready(self) -> bool:
-        return True
-
-    def close(self) -> None: ...
 
 
 async def test_a_body_on_a_link_that_many_share_may_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +223,7 @@ async def test_a_body_on_a_link_that_many_share_may_take_long(monkeypatch: pytes
     assert time.monotonic() - began > 1.5 * bound_s
 
 
-class Stalling:
+class Stalling(Body):
     """A body of which a part comes, by the clock of `Attempts`, and then nothing."""
 
     def __init__(self, clock: Attempts, seconds: int, rate: int) -> None:
@@ -254,13 +237,6 @@ class Stalling:
         if self._seconds < 0:
             raise StoreStalledError("no bytes")
         return self._rate
-
-    most = PIECE
-
-    def ready(self) -> bool:
-        return True
-
-    def close(self) -> None: ...
 
 
 @pytest.mark.parametrize(

@@ -187,10 +187,7 @@ def test_an_etag_that_is_none(etag: str) -> None:
 
 @pytest.mark.parametrize(
     "encrypted",
-    [
-        {"x-amz-server-side-encryption": "aws:kms"},
-        {"x-amz-server-side-encryption-customer-algorithm": "AES256"},
-    ],
+    [{"x-amz-server-side-encryption": "aws:kms"}, {"x-amz-server-side-encryption-customer-algorithm": "AES256"}],
 )
 def test_the_etag_of_what_is_encrypted_by_a_key_is_none(encrypted: dict[str, str]) -> None:
     assert digest_of(head(encrypted)) is None

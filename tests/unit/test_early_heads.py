@@ -202,9 +202,7 @@ async def test_the_first_bytes_of_a_file_come_beside_the_listing_of_its_director
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"digests": "wait"}, {"signatures": "require"}, {"cold_open": "wait"}, {"cold_open": "stream"}],
-    ids=str,
+    "options", [{"digests": "wait"}, {"signatures": "require"}, {"cold_open": "wait"}, {"cold_open": "stream"}], ids=str
 )
 async def test_none_is_asked_for_where_no_byte_may_come_alone(
     serving: Serving, store: PeekableStore, options: dict[str, str]

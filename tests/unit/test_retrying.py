@@ -90,7 +90,6 @@ async def test_the_version_that_the_store_gave_is_passed_on(store: MemoryStore, 
 async def test_passing_failures_are_tried_again(
     store: MemoryStore, policy: Retrying, retrying: RetryingStore, autojump_clock: MockClock
 ) -> None:
-    del autojump_clock
     store.fail(TransientStoreError("reset"), times=2)
     store.fail(StoreThrottledError("slow down"), times=1)
     store.fail(StoreStalledError("no bytes"), times=1)
@@ -105,7 +104,6 @@ async def test_a_read_is_tried_once(
     store: MemoryStore, policy: Retrying, retrying: RetryingStore, autojump_clock: MockClock
 ) -> None:
     """What of it has come is known to who reads, not here."""
-    del autojump_clock
     error = TransientStoreError("reset")
     store.fail(error, method="read")
     with pytest.raises(TransientStoreError) as caught:
@@ -118,7 +116,6 @@ async def test_a_read_is_tried_once(
 async def test_anything_can_be_tried_again_and_gives_its_result(
     policy: Retrying, heard: list[TransientStoreError], autojump_clock: MockClock
 ) -> None:
-    del autojump_clock
     errors = [TransientStoreError("one"), StoreStalledError("two")]
     left = list(errors)
 
@@ -143,7 +140,6 @@ async def test_errors_that_are_not_of_a_store_pass_at_once(policy: Retrying) -> 
 async def test_gives_up_at_the_deadline_and_names_the_subject_and_the_last_cause(
     store: MemoryStore, policy: Retrying, retrying: RetryingStore, autojump_clock: MockClock
 ) -> None:
-    del autojump_clock
     store.fail(TransientStoreError("connection refused"), times=3)
     store.fail(TransientStoreError("no route to host"), times=float("inf"))
     began = trio.current_time()
@@ -155,7 +151,6 @@ async def test_gives_up_at_the_deadline_and_names_the_subject_and_the_last_cause
 
 
 async def test_no_attempt_starts_after_the_deadline(autojump_clock: MockClock, longest_waits: None) -> None:
-    del autojump_clock, longest_waits
     store = Attempts()
     store.fail(TransientStoreError("connection refused"), times=float("inf"))
     began = trio.current_time()
@@ -167,7 +162,6 @@ async def test_no_attempt_starts_after_the_deadline(autojump_clock: MockClock, l
 
 
 async def test_waits_grow_up_to_the_longest(autojump_clock: MockClock, longest_waits: None) -> None:
-    del autojump_clock, longest_waits
     store = Attempts()
     store.fail(TransientStoreError("connection refused"), times=8)
     await RetryingStore(store, Retrying(deadline_s=60, on_failure=None)).stat("a")
@@ -176,7 +170,6 @@ async def test_waits_grow_up_to_the_longest(autojump_clock: MockClock, longest_w
 
 
 async def test_waits_are_spread(autojump_clock: MockClock) -> None:
-    del autojump_clock
     firsts = set()
     for _ in range(5):
         store = Attempts()
@@ -191,7 +184,6 @@ async def test_waits_are_spread(autojump_clock: MockClock) -> None:
 async def test_a_lost_fetch_process_says_nothing_of_the_store(
     policy: Retrying, heard: list[TransientStoreError], autojump_clock: MockClock, times: int
 ) -> None:
-    del autojump_clock
     lost = 0
 
     async def attempt() -> bytes:
@@ -236,7 +228,6 @@ async def test_the_deadline_counts_from_what_the_store_gave_last(autojump_clock:
 async def test_an_attempt_under_way_is_not_cut_at_the_deadline(
     store: MemoryStore, retrying: RetryingStore, autojump_clock: MockClock
 ) -> None:
-    del autojump_clock
     store.delay(10 * DEADLINE_S, method="stat")
     assert (await retrying.stat("a")).key == "a"
 
@@ -244,7 +235,6 @@ async def test_an_attempt_under_way_is_not_cut_at_the_deadline(
 async def test_a_slow_failure_after_the_deadline_is_the_last(
     store: MemoryStore, retrying: RetryingStore, autojump_clock: MockClock
 ) -> None:
-    del autojump_clock
     store.delay(DEADLINE_S)
     store.fail(StoreStalledError("no bytes"), times=float("inf"))
     with pytest.raises(StoreUnavailableError):
@@ -252,23 +242,24 @@ async def test_a_slow_failure_after_the_deadline_is_the_last(
     assert store.count("probe") == 1
 
 
-async def test_a_slow_body_is_tried_again_however_late(
-    store: MemoryStore, policy: Retrying, retrying: RetryingStore, autojump_clock: MockClock
-) -> None:
-    del autojump_clock
-    store.delay(10 * DEADLINE_S, method="stat")
-    store.fail(StoreSlowError("few bytes"), times=3)
-    assert (await retrying.stat("a")).key == "a"
-    assert policy.breaker.openings == 0
-
-
+@pytest.mark.parametrize(
+    ("takes_s", "failures"),
+    [
+        pytest.param(10 * DEADLINE_S, 3 * [StoreSlowError("few bytes")], id="however late"),
+        pytest.param(0.9 * DEADLINE_S, [*2 * [StoreSlowError("few bytes")], TransientStoreError("reset")], id="anew"),
+    ],
+)
 async def test_after_a_slow_body_the_deadline_counts_anew(
-    store: MemoryStore, policy: Retrying, retrying: RetryingStore, autojump_clock: MockClock
+    store: MemoryStore,
+    policy: Retrying,
+    retrying: RetryingStore,
+    takes_s: float,
+    failures: list[TransientStoreError],
+    autojump_clock: MockClock,
 ) -> None:
-    del autojump_clock
-    store.delay(0.9 * DEADLINE_S, method="stat")
-    store.fail(StoreSlowError("few bytes"), times=2)
-    store.fail(TransientStoreError("reset"), times=1)
+    store.delay(takes_s, method="stat")
+    for failure in failures:
+        store.fail(failure)
     assert (await retrying.stat("a")).key == "a"
     assert policy.breaker.openings == 0
 
@@ -276,7 +267,6 @@ async def test_after_a_slow_body_the_deadline_counts_anew(
 async def test_bodies_that_are_slow_for_ever_end_and_open_no_breaker(
     store: MemoryStore, policy: Retrying, retrying: RetryingStore, autojump_clock: MockClock
 ) -> None:
-    del autojump_clock
     store.delay(2 * DEADLINE_S, method="stat")
     store.fail(StoreSlowError("few bytes"), times=float("inf"))
     with pytest.raises(StoreUnavailableError, match="few bytes"):
@@ -286,7 +276,6 @@ async def test_bodies_that_are_slow_for_ever_end_and_open_no_breaker(
 
 
 async def test_a_store_that_is_gone_once_reached_is_away(store: MemoryStore, autojump_clock: MockClock) -> None:
-    del autojump_clock
     policy = Retrying(deadline_s=DEADLINE_S, on_failure=None, reached=True)
     store.fail(BucketNotFoundError("no directory"), times=float("inf"))
     began = trio.current_time()
@@ -314,7 +303,6 @@ async def test_lasting_failures_pass_at_once(
     autojump_clock: MockClock,
     error: StoreError,
 ) -> None:
-    del autojump_clock
     store.fail(error)
     began = trio.current_time()
     with pytest.raises(type(error)) as caught:
@@ -329,7 +317,6 @@ async def test_lasting_failures_pass_at_once(
 async def test_every_failed_attempt_is_heard_of_also_the_last(
     store: MemoryStore, heard: list[TransientStoreError], retrying: RetryingStore, autojump_clock: MockClock
 ) -> None:
-    del autojump_clock
     error = StoreThrottledError("slow down")
     store.fail(error, times=float("inf"))
     with pytest.raises(StoreUnavailableError):
@@ -341,7 +328,6 @@ async def test_every_failed_attempt_is_heard_of_also_the_last(
 async def test_cancelling_ends_the_retries(
     store: MemoryStore, retrying: RetryingStore, autojump_clock: MockClock
 ) -> None:
-    del autojump_clock
     store.fail(TransientStoreError("reset"), times=float("inf"))
     with trio.move_on_after(1) as scope:
         await retrying.probe()
@@ -355,7 +341,6 @@ async def test_an_unclear_failure_of_a_store_that_refuses_all_is_a_refusal(
     store: MemoryStore, policy: Retrying, retrying: RetryingStore, autojump_clock: MockClock
 ) -> None:
     """As of HEAD, whose answer has no code: the probe's has."""
-    del autojump_clock
     store.fail(StoreUnclearError("400: Bad Request"), times=100, method="stat")
 
     async def probe() -> None:

@@ -38,14 +38,7 @@ def test_times_of_other_forms(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "yesterday",
-        "",
-        "2024-02-30T00:00:00Z",
-        "2024-01-01T25:00:00Z",
-        "Mon, 31 Feb 2024 00:00:00 GMT",
-    ],
+    "text", ["yesterday", "", "2024-02-30T00:00:00Z", "2024-01-01T25:00:00Z", "Mon, 31 Feb 2024 00:00:00 GMT"]
 )
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
