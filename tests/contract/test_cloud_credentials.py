@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import pytest
 import trio
@@ -32,6 +33,11 @@ from trimsfs.stores.open import open_store
 CHINA = "EndpointSuffix=core.chinacloudapi.cn"
 
 
+@pytest.fixture(autouse=True)
+def _nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget(monkeypatch)
+
+
 @pytest.fixture
 def key_file(tmp_path: Path) -> Callable[[str], Path]:
     """Writes the key file of a service account, whose tokens come from an address."""
@@ -51,45 +57,48 @@ def key_file(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-def ask_for_tokens_at(url: str, monkeypatch: pytest.MonkeyPatch, key_file: Callable[[str], Path]) -> None:
-    """Have the chains of Google and Azure ask this service for tokens."""
-    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key_file(f"{url}/token")))
-    monkeypatch.setenv("IDENTITY_ENDPOINT", f"{url}/msi")
-    monkeypatch.setenv("IDENTITY_HEADER", "header")
+@pytest.fixture
+def ask_at(monkeypatch: pytest.MonkeyPatch, key_file: Callable[[str], Path]) -> Callable[[str], None]:
+    """Has the chains of Google and Azure ask a service for tokens: Azure's as a managed identity of App Service, the
+    only one of azure-identity's that goes without https."""
+
+    def ask(url: str) -> None:
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key_file(f"{url}/token")))
+        monkeypatch.setenv("IDENTITY_ENDPOINT", f"{url}/msi")
+        monkeypatch.setenv("IDENTITY_HEADER", "header")
+
+    return ask
 
 
-def token_answer(token: str, **more: object) -> Answer:
-    body = json.dumps({"access_token": token, "token_type": "Bearer", **more}).encode()
-    return respond("200 OK", body, headers={"Content-Type": "application/json"})
+def token_answer(token: str) -> Answer:
+    told = {"access_token": token, "token_type": "Bearer", "expires_in": 3600, "expires_on": "4000000000"}
+    return respond("200 OK", json.dumps(told).encode(), headers={"Content-Type": "application/json"})
 
 
-@pytest.mark.promise("credentials", on="gs")
-async def test_googles_own_chain_gets_a_token_once_and_renews_it(
-    monkeypatch: pytest.MonkeyPatch, key_file: Callable[[str], Path]
-) -> None:
-    forget(monkeypatch)
-    cloud = CLOUDS["gs"]
+@pytest.mark.promise("credentials", on=("gs", "az"))
+@pytest.mark.parametrize("name", ["gs", "az"])
+async def test_the_clouds_own_chain_gets_a_token_once(ask_at: Callable[[str], None], name: str) -> None:
+    cloud = CLOUDS[name]
     async with (
-        raw_server(token_answer("first", expires_in=3600), token_answer("second", expires_in=3600)) as tokens,
+        raw_server(token_answer("first"), token_answer("second")) as tokens,
         raw_server(cloud.part()) as server,
     ):
-        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key_file(f"{tokens.endpoint_url}/token")))
-        async with opened(cloud.url, server.endpoint_url, anonymous=False) as store:
-            for _ in range(3):
-                await read(store, cloud.generation)
-        async with opened(cloud.url, server.endpoint_url, anonymous=False) as store:
-            await read(store, cloud.generation)
+        ask_at(tokens.endpoint_url)
+        for reads in (3, 1):
+            async with opened(cloud.url, server.endpoint_url, anonymous=False) as store:
+                for _ in range(reads):
+                    await read(store, cloud.generation)
     assert len(tokens.requests) == 2
     used = [re.findall(rb"(?i)authorization: Bearer (\w+)", request) for request in server.requests]
     assert used == [[b"first"]] * 3 + [[b"second"]]
+    assert name == "gs" or b"resource=https://storage.azure.com" in unquote_to_bytes(tokens.requests[0])
 
 
 @pytest.mark.parametrize("name", ["gs", "az"])
 async def test_a_token_that_the_store_refuses_is_renewed_once_and_no_program_notices(
-    monkeypatch: pytest.MonkeyPatch, key_file: Callable[[str], Path], name: str
+    ask_at: Callable[[str], None], name: str
 ) -> None:
     """As after a key was rotated, or an identity was given a role."""
-    forget(monkeypatch)
     cloud = CLOUDS[name]
 
     def answer(request: BaseHTTPRequestHandler) -> tuple[int, Mapping[str, str], bytes]:
@@ -97,9 +106,8 @@ async def test_a_token_that_the_store_refuses_is_renewed_once_and_no_program_not
             return 401, {}, b""
         return 206, {"Content-Range": RIGHT_RANGE, cloud.header: cloud.content}, CONTENT
 
-    more = {"expires_in": 3600, "expires_on": "4000000000"}
-    async with raw_server(token_answer("first", **more), token_answer("second", **more)) as tokens:
-        ask_for_tokens_at(tokens.endpoint_url, monkeypatch, key_file)
+    async with raw_server(token_answer("first"), token_answer("second")) as tokens:
+        ask_at(tokens.endpoint_url)
         with Server(answer).running() as server:
             async with opened(cloud.url, server.url, anonymous=False) as store, trio.open_nursery() as nursery:
                 for _ in range(8):
@@ -110,14 +118,11 @@ async def test_a_token_that_the_store_refuses_is_renewed_once_and_no_program_not
 
 
 @pytest.mark.parametrize("name", ["gs", "az"])
-async def test_renewed_credentials_that_are_refused_too_are_told(
-    monkeypatch: pytest.MonkeyPatch, key_file: Callable[[str], Path], name: str
-) -> None:
-    forget(monkeypatch)
+async def test_renewed_credentials_that_are_refused_too_are_told(ask_at: Callable[[str], None], name: str) -> None:
     cloud = CLOUDS[name]
-    tokens = [token_answer(f"{number}", expires_in=3600, expires_on="4000000000") for number in range(3)]
+    tokens = [token_answer(f"{number}") for number in range(3)]
     async with raw_server(*tokens) as service, raw_server(respond("401 Unauthorized")) as server:
-        ask_for_tokens_at(service.endpoint_url, monkeypatch, key_file)
+        ask_at(service.endpoint_url)
         async with opened(cloud.url, server.endpoint_url, anonymous=False) as store:
             with pytest.raises(StoreAccessError, match="check the credentials"):
                 await read(store, cloud.generation)
@@ -126,15 +131,14 @@ async def test_renewed_credentials_that_are_refused_too_are_told(
 
 @pytest.mark.parametrize(("name", "silence"), [("gs", "silent"), ("gs", "dripping"), ("az", "silent")])
 async def test_a_token_service_that_does_not_answer_once_is_asked_again(
-    monkeypatch: pytest.MonkeyPatch, key_file: Callable[[str], Path], name: str, silence: str
+    ask_at: Callable[[str], None], name: str, silence: str
 ) -> None:
     """All threads wait for the one that asks for a token."""
-    forget(monkeypatch)
     cloud = CLOUDS[name]
     unfinished = stall if silence == "silent" else then(respond("200 OK", length=1000), drip(b" ", times=1000))
-    answers = unfinished, token_answer("second", expires_in=3600, expires_on="4000000000")
+    answers = unfinished, token_answer("second")
     async with raw_server(*answers) as tokens, raw_server(cloud.part()) as server:
-        ask_for_tokens_at(tokens.endpoint_url, monkeypatch, key_file)
+        ask_at(tokens.endpoint_url)
         async with opened(cloud.url, server.endpoint_url, anonymous=False, stall_s=0.3) as store:
             for _ in range(20):
                 with contextlib.suppress(TransientStoreError):
@@ -146,7 +150,6 @@ async def test_a_token_service_that_does_not_answer_once_is_asked_again(
 
 
 async def test_https_goes_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    forget(monkeypatch)
     async with raw_server(respond("407 Proxy Authentication Required")) as proxy:
         monkeypatch.setenv("https_proxy", proxy.endpoint_url.replace("//", "//us%20er:secret@"))
         monkeypatch.setenv("no_proxy", "direct.example")
@@ -161,29 +164,12 @@ async def test_https_goes_through_the_proxy_of_the_environment(monkeypatch: pyte
         assert len(proxy.requests) == 1
 
 
-@pytest.mark.promise("credentials", on="az")
-async def test_azures_own_chain_gets_a_token_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A managed identity of App Service, the only one of azure-identity's that goes without https."""
-    forget(monkeypatch)
-    cloud = CLOUDS["az"]
-    async with raw_server(token_answer("first", expires_on="4000000000")) as tokens, raw_server(cloud.part()) as server:
-        monkeypatch.setenv("IDENTITY_ENDPOINT", f"{tokens.endpoint_url}/msi")
-        monkeypatch.setenv("IDENTITY_HEADER", "header")
-        async with opened(cloud.url, server.endpoint_url, anonymous=False) as store:
-            for _ in range(3):
-                await read(store, cloud.generation)
-    assert len(tokens.requests) == 1
-    assert b"resource=https%3A%2F%2Fstorage.azure.com" in tokens.requests[0].replace(b":", b"%3A").replace(b"/", b"%2F")
-    assert all(b"Authorization: Bearer first" in request for request in server.requests)
-
-
 @pytest.mark.parametrize(
     ("url", "remedy"), [("gs://bucket", "gcloud auth application-default login"), ("az://container", "az login")]
 )
 async def test_without_credentials_the_message_names_the_remedy(
     monkeypatch: pytest.MonkeyPatch, url: str, remedy: str
 ) -> None:
-    forget(monkeypatch)
     for name in ("PATH", "IDENTITY_ENDPOINT", "MSI_ENDPOINT"):
         monkeypatch.setenv(name, "") if name == "PATH" else monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "EnvironmentCredential")  # no managed identity is looked for
@@ -193,26 +179,21 @@ async def test_without_credentials_the_message_names_the_remedy(
     assert server.requests == []
 
 
-async def test_a_refused_token_is_told_and_a_busy_service_is_tried_again(
-    monkeypatch: pytest.MonkeyPatch, key_file: Callable[[str], Path]
-) -> None:
-    forget(monkeypatch)
+async def test_a_refused_token_is_told_and_a_busy_service_is_tried_again(ask_at: Callable[[str], None]) -> None:
     refused = respond("401 Unauthorized", b'{"error": "invalid_grant"}', headers={"Content-Type": "application/json"})
     async with raw_server(refused) as tokens, raw_server(respond("200 OK")) as server:
-        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key_file(f"{tokens.endpoint_url}/token")))
-        async with opened("gs://bucket", server.endpoint_url, anonymous=False) as store:
-            with pytest.raises(StoreAccessError, match="check the credentials"):
-                await store.stat("model")
-    dead = key_file("http://127.0.0.1:1/token")
-    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(dead))
-    async with opened("gs://bucket", server.endpoint_url, anonymous=False) as store:
-        with pytest.raises(TransientStoreError):
-            await store.stat("model")
+        for url, expected in (
+            (tokens.endpoint_url, pytest.raises(StoreAccessError, match="check the credentials")),
+            ("http://127.0.0.1:1", pytest.raises(TransientStoreError)),
+        ):
+            ask_at(url)
+            async with opened("gs://bucket", server.endpoint_url, anonymous=False) as store:
+                with expected:
+                    await store.stat("model")
 
 
 @pytest.mark.parametrize("end", ["", "\n"], ids=["as it is", "newline"])
 async def test_no_secret_is_in_an_error(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
-    forget(monkeypatch)
     monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", f"?sv=2021-12-02&sig={SECRET}{end}")
     told = []
     for answer in (azure_error("403 Forbidden", "AuthenticationFailed"), hang_up, stall):
@@ -228,8 +209,7 @@ async def test_no_secret_is_in_an_error(monkeypatch: pytest.MonkeyPatch, end: st
     assert not [text for text in told if SECRET[:8] in text or "sig=" in text]
 
 
-def test_an_account_that_nothing_names_is_a_mistake_in_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
-    forget(monkeypatch)
+def test_an_account_that_nothing_names_is_a_mistake_in_the_configuration() -> None:
     for url, text in {
         "az://container": "no storage account: set AZURE_STORAGE_ACCOUNT",
         "az://Container": "is not a container name",
@@ -257,7 +237,6 @@ def test_an_account_that_nothing_names_is_a_mistake_in_the_configuration(monkeyp
 def test_a_url_leads_to_an_endpoint(
     monkeypatch: pytest.MonkeyPatch, url: str, environment: Mapping[str, str], identity: str
 ) -> None:
-    forget(monkeypatch)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert open_store(MountOptions(store=url, anonymous=True), max_requests=1).identity == identity

@@ -371,10 +371,9 @@ def sas_token(key: str) -> str:
     return urlencode({**fields, "sig": base64.b64encode(signature).decode()})
 
 
-async def test_version_is_asked_for_where_the_account_keeps_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cloud", ["az"], indirect=True)
+async def test_version_is_asked_for_where_the_account_keeps_versions(cloud: Cloud) -> None:
     """Recorded: Azurite keeps no versions."""
-    forget(monkeypatch)
-    cloud = CLOUDS["az"]
     headers = {"Content-Range": RIGHT_RANGE, "ETag": cloud.content, "x-ms-version-id": "2026-01-01T00:00:00.0000000Z"}
     async with served(cloud, respond("206 Partial Content", CONTENT, headers=headers)) as (server, store):
         received = bytearray()
@@ -386,9 +385,9 @@ async def test_version_is_asked_for_where_the_account_keeps_versions(monkeypatch
     assert b"?versionid=2026-01-01T00%3A00%3A00.0000000Z" in server.requests[1]
 
 
-async def test_directories_of_a_hierarchical_namespace_are_no_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cloud", ["az"], indirect=True)
+async def test_directories_of_a_hierarchical_namespace_are_no_objects(cloud: Cloud) -> None:
     """Recorded: Azurite has no hierarchical namespace."""
-    forget(monkeypatch)
     about = (
         "<Etag>0x1</Etag><Content-Length>0</Content-Length><Last-Modified>Mon, 01 Jan 2024 00:00:00 GMT</Last-Modified>"
     )
@@ -397,7 +396,7 @@ async def test_directories_of_a_hierarchical_namespace_are_no_objects(monkeypatc
         f"{about}<ResourceType>directory</ResourceType></Properties></Blob></Blobs><NextMarker/></EnumerationResults>"
     )
     stat = {"x-ms-resource-type": "directory", "ETag": "0x1", "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
-    async with served(CLOUDS["az"], respond("200 OK", body.encode()), respond("200 OK", headers=stat)) as (_, store):
+    async with served(cloud, respond("200 OK", body.encode()), respond("200 OK", headers=stat)) as (_, store):
         page = await store.list_page("")
         assert (page.objects, page.prefixes) == ((), ("dir/",))
         with pytest.raises(ObjectNotFoundError, match="a directory"):

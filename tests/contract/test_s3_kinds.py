@@ -70,12 +70,11 @@ class Raw(io.BytesIO):
 
 
 class Recorder:
-    """Answers requests in the network's place, and keeps them. *listing* is the answer to listings."""
+    """Answers requests in the network's place, and keeps them."""
 
-    def __init__(self, listing: bytes = EMPTY, etag: str = LOOKS_LIKE_MD5) -> None:
+    def __init__(self) -> None:
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.sessions, self.first_session_s = 0, 3600
-        self._listing, self._etag = listing, etag
 
     def send(self, request: Any, **_: object) -> AWSResponse:
         headers = {str(name).lower(): _text(value) for name, value in request.headers.items()}
@@ -84,7 +83,7 @@ class Recorder:
         if headers.get("authorization", "").startswith("AWS4-ECDSA"):  # which is different each time
             headers["authorization"] = headers["authorization"].partition("Signature=")[0]
         self.requests.append((request.method, request.url, headers))
-        about = {"ETag": self._etag, "Last-Modified": "Wed, 21 Oct 2015 07:28:00 GMT"}
+        about = {"ETag": LOOKS_LIKE_MD5, "Last-Modified": "Wed, 21 Oct 2015 07:28:00 GMT"}
         if "?session" in request.url:
             self.sessions += 1
             lasts_s = self.first_session_s if self.sessions == 1 else 3600
@@ -94,7 +93,7 @@ class Recorder:
         if "range" in headers:
             content_range = f"bytes 0-{len(CONTENT) - 1}/{len(CONTENT)}"
             return _answer(request.url, 206, {**about, "Content-Range": content_range}, CONTENT)
-        return _answer(request.url, 200, {}, self._listing)
+        return _answer(request.url, 200, {}, EMPTY)
 
 
 def _answer(url: str, status: int, headers: Any, body: bytes) -> AWSResponse:
@@ -252,23 +251,6 @@ async def test_etag_of_s3_express_is_no_digest(bucket: str) -> None:
     await store.aclose()
 
 
-async def test_listing_of_s3_express_may_be_in_any_order() -> None:
-    contents = "".join(
-        f"<Contents><Key>{key}</Key><ETag>&quot;x&quot;</ETag><Size>7</Size>"
-        "<LastModified>2026-01-01T00:00:00Z</LastModified></Contents>"
-        for key in ("b", "c", "a")
-    )
-    prefixes = "".join(f"<CommonPrefixes><Prefix>{name}/</Prefix></CommonPrefixes>" for name in ("z", "d"))
-    listing = f"<ListBucketResult><KeyCount>5</KeyCount><IsTruncated>false</IsTruncated>{contents}{prefixes}"
-    store = recorded(
-        MountOptions(store=f"s3://{EXPRESS}", region="us-west-2"), Recorder(f"{listing}</ListBucketResult>".encode())
-    )
-    page = await store.list_page("")
-    assert [each.key for each in page.objects] == ["b", "c", "a"]  # the namespace sorts them
-    assert page.prefixes == ("z/", "d/")
-    await store.aclose()
-
-
 # SSE-C
 
 
@@ -386,6 +368,13 @@ class WriteRecorder(Recorder):
         return _answer(request.url, 200, {"ETag": LOOKS_LIKE_MD5}, b"") if request.method == "PUT" else answer
 
 
+def recorded_writer(options: MountOptions, recorder: Recorder) -> Any:
+    """A writer whose requests a recorder answers."""
+    writer: Any = open_writer(options, scratch="unused", max_requests=1)
+    writer.client._endpoint.http_session.send = recorder.send
+    return writer
+
+
 async def write_all(writer: Writer) -> None:
     """Make each kind of request once."""
     await writer.put_if_absent("small", CONTENT, sha256=hashlib.sha256(CONTENT).hexdigest())
@@ -429,8 +418,7 @@ async def test_requests_of_a_writer_are_those_that_the_sdk_makes(
     asked = set[str]()
     for recorder, given in zip(recorders, (options, {}), strict=True):
         named = MountOptions(store="s3://bucket/some dir", region="us-west-2", **given)
-        writer: Any = open_writer(named, scratch="unused", max_requests=1)
-        writer.client._endpoint.http_session.send = recorder.send
+        writer = recorded_writer(named, recorder)
 
         def add(params: dict[str, Any], model: Any, **_: object) -> None:
             asked.add(model.name)
@@ -448,8 +436,7 @@ async def test_requests_of_a_writer_are_those_that_the_sdk_makes(
 async def test_session_of_s3_express_of_a_writer_may_write() -> None:
     recorder = WriteRecorder()
     named = MountOptions(store=f"s3://{EXPRESS}", region="us-west-2")
-    writer: Any = open_writer(named, scratch="unused", max_requests=1)
-    writer.client._endpoint.http_session.send = recorder.send
+    writer = recorded_writer(named, recorder)
     await writer.put_if_absent("small", CONTENT)
     await writer.aclose()
     (_, _, session), _ = recorder.requests
@@ -472,8 +459,7 @@ async def test_parts_of_an_encrypted_upload_are_known_by_the_checksums_that_the_
     )
     recorder = WriteRecorder(part)
     named = MountOptions(store="s3://bucket/some dir", sse_c_key_file=key_file if encrypted else None)
-    writer: Any = open_writer(named, scratch="unused", max_requests=1)
-    writer.client._endpoint.http_session.send = recorder.send
+    writer = recorded_writer(named, recorder)
     upload = await writer.upload("begun", len(content), hashlib.sha256(content).hexdigest())
     assert await upload.put_part(0, content) is sent
     await writer.aclose()

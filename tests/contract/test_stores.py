@@ -51,6 +51,8 @@ ODD_NAMES = (
     "-",
     "x" * 255,
 )
+CONTROLS = [f"before{chr(code)}after" for code in (*range(1, 10), *range(11, 32), 127)]
+"""Names that are tried of objects only: Ceph cannot list below such a directory, nor go on with a listing after it."""
 
 
 def nothing(page: Page) -> bool:
@@ -179,6 +181,8 @@ async def test_directory_with_nothing_in_it_exists(backend: Backend, store: Stor
     empty = await store.list_page("empty/", limit=1)
     assert (nothing(empty), empty.exists) == (True, True)
     assert (await store.list_page("full/", limit=1)).exists
+    for limit in (1, 2):  # a marker of the directory is no name in it
+        assert [name for page in await pages(store, "full/", limit=limit) for name in names(page)] == ["full/model"]
 
 
 @pytest.mark.promise("paged listing")
@@ -447,15 +451,13 @@ async def test_version_that_was_removed_gives_no_bytes(s3: S3Backend, s3_store: 
         await read(s3_store, old, 0, 9)
 
 
-async def test_bucket_without_versions_names_none(s3: S3Backend, s3_store: Store) -> None:
+async def test_object_without_a_version_can_be_read_also_when_its_bucket_keeps_some(
+    s3: S3Backend, s3_store: Store
+) -> None:
     s3.put("model", b"weights")
     generation = await s3_store.stat("model")
     assert generation.version_id is None
     assert await s3_store.read(generation, 0, 7, ignore) is None
-
-
-async def test_object_older_than_its_buckets_versions_can_be_read(s3: S3Backend, s3_store: Store) -> None:
-    s3.put("model", b"weights")
     s3.keep_versions()
     assert await read(s3_store, await s3_store.stat("model"), 0, 7) == b"weights"
 
@@ -465,31 +467,21 @@ async def test_object_older_than_its_buckets_versions_can_be_read(s3: S3Backend,
 
 async def test_odd_names_are_listed_found_and_read(backend: Backend, store: Store) -> None:
     odd_names = [name for name in ODD_NAMES if backend.holds(name)]
-    for name in odd_names:
+    all_names = [name for name in (*ODD_NAMES, *CONTROLS) if backend.holds(name)]
+    for name in all_names:
         backend.put(f"dir/{name}", name.encode())
+    for name in odd_names:
         backend.put(f"below/{name}/model", name.encode())
 
-    assert sorted(names(await store.list_page("dir/"))) == sorted(f"dir/{name}" for name in odd_names)
+    assert sorted(names(await store.list_page("dir/"))) == sorted(f"dir/{name}" for name in all_names)
     assert sorted(names(await store.list_page("below/"))) == sorted(f"below/{name}/" for name in odd_names)
     for name in odd_names:
         assert names(await store.list_page(f"below/{name}/")) == [f"below/{name}/model"]
+    for name in all_names:
         generation = await store.stat(f"dir/{name}")
         assert await read(store, generation, 0, generation.size) == name.encode(), name
     with pytest.raises(ObjectNotFoundError):
         await store.stat("dir/a b")  # as which "a+b" would be found by a client that decodes twice
-
-
-async def test_names_with_control_characters_are_listed_found_and_read(backend: Backend, store: Store) -> None:
-    # Not as directories: Ceph cannot list below such a name, nor go on with a listing after it.
-    controls = [f"before{chr(code)}after" for code in (*range(1, 10), *range(11, 32), 127)]
-    if not any(map(backend.holds, controls)):
-        pytest.skip("this store allows no such names")
-    for name in controls:
-        backend.put(f"dir/{name}", name.encode())
-
-    assert sorted(names(await store.list_page("dir/"))) == [f"dir/{name}" for name in controls]
-    for name in controls:
-        assert await read(store, await store.stat(f"dir/{name}"), 0, len(name)) == name.encode()
 
 
 async def test_keys_that_are_no_paths_are_told_apart(s3: S3Backend, s3_store: Store) -> None:
@@ -502,18 +494,6 @@ async def test_keys_that_are_no_paths_are_told_apart(s3: S3Backend, s3_store: St
     for key in keys:
         generation = await s3_store.stat(key)
         assert await read(s3_store, generation, 0, generation.size) == key.encode(), key
-
-
-async def test_marker_of_a_directory_is_not_listed_in_it_and_does_not_hide_what_else_is(
-    s3: S3Backend, s3_store: Store
-) -> None:
-    for key in ("empty/", "full/", "full/model"):
-        s3.put(key, b"")
-
-    assert names(await s3_store.list_page("")) == ["empty/", "full/"]
-    assert names(await s3_store.list_page("empty/")) == []
-    for limit in (1, 2):
-        assert [name for page in await pages(s3_store, "full/", limit=limit) for name in names(page)] == ["full/model"]
 
 
 # Retries and fetch processes

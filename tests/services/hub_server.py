@@ -36,12 +36,12 @@ class Repository:
     times: dict[str, str] = field(default_factory=dict)
     access: str = ""
 
-    def commit(self, files: dict[str, bytes], ref: str = "main") -> str:
+    def commit(self, files: dict[str, bytes]) -> str:
         listed = json.dumps(sorted((path, oid(content)) for path, content in files.items()))
-        sha = hashlib.sha1(f"{self.refs.get(ref)}{listed}{len(self.commits)}".encode()).hexdigest()
+        sha = hashlib.sha1(f"{self.refs.get('main')}{listed}{len(self.commits)}".encode()).hexdigest()
         self.commits[sha] = files
         self.times[sha] = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        self.refs[ref] = sha
+        self.refs["main"] = sha
         return sha
 
 
@@ -80,11 +80,9 @@ class State:
         self.requests: list[str] = []
         self.signature = 0
         """Addresses of the CDN with an older signature have expired."""
-        self.throttled = self.per_page = 0
+        self.throttled = 0
         self.whole = False
         """Whether the hub itself ignores ranges."""
-        self.damaged = False
-        """Whether the last byte of each body is another one."""
         self.lock = threading.Lock()
 
 
@@ -192,7 +190,7 @@ class Handler(BaseHTTPRequestHandler):
         return commit
 
     def _page(self, entries: list[dict[str, object]], query: dict[str, list[str]]) -> Reply:
-        limit = min(int(query.get("limit", [PAGE])[0]), self.server.state.per_page or PAGE)
+        limit = min(int(query.get("limit", [PAGE])[0]), PAGE)
         cursor = base64.b64decode(query["cursor"][0], validate=True) if "cursor" in query else b'{"from": 0}'
         start = json.loads(cursor)["from"]
         page, headers = entries[start : start + limit], {}
@@ -230,8 +228,6 @@ class Handler(BaseHTTPRequestHandler):
         return self._send(content, {"ETag": '"the-cdn-has-its-own"'})
 
     def _send(self, content: bytes, headers: dict[str, str]) -> Reply:
-        if self.server.state.damaged and content:
-            content = content[:-1] + bytes([content[-1] ^ 1])
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("range", ""))
         if asked is None or not content or (self.server.state.whole and not self.server.cdn):
             return 200, content, headers

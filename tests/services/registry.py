@@ -55,25 +55,15 @@ class Registry:
     directory: Path
     _pushed: set[tuple[str, str]] = field(default_factory=set)
 
-    def client(self, user: str = "", password: str = "") -> Any:
+    def client(self) -> Any:
         """oras' client of the registry."""
-        client = oras.provider.Registry(self.address, insecure=True, auth_backend="basic" if user else "token")
+        client = oras.provider.Registry(self.address, insecure=True, auth_backend="token")
         client.session.trust_env = False
-        if user:
-            client.auth.set_basic_auth(user, password)
         return client
 
-    def push(
-        self,
-        repository: str,
-        layers: Sequence[Layer],
-        *,
-        client: Any = None,
-        artifact_type: str | None = None,
-        annotations: Mapping[str, str] | None = None,
-    ) -> str:
+    def push(self, repository: str, layers: Sequence[Layer], *, annotations: Mapping[str, str] | None = None) -> str:
         """Push an artifact by oras, as REPOSITORY:TAG; the digest of its manifest."""
-        client = client or self.client()
+        client = self.client()
         container = client.get_container(f"{self.address}/{repository}")
         config = Layer(CONFIG, "application/vnd.oci.empty.v1+json")
         with tempfile.TemporaryDirectory(dir=SCRATCH) as scratch:
@@ -86,7 +76,6 @@ class Registry:
         manifest = {
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            **({"artifactType": artifact_type} if artifact_type else {}),
             "config": _descriptor(config),
             "layers": [_descriptor(layer) for layer in layers],
             "annotations": dict(annotations or {}),

@@ -97,17 +97,13 @@ async def test_the_head_is_fetched_once_for_all_who_read_it(stuck: Stuck) -> Non
     assert stuck.blob.verified_bytes == 0
 
 
-async def test_bytes_further_on_come_in_just_their_size(stuck: Stuck) -> None:
+async def test_bytes_further_on_come_in_just_their_size(stuck: Stuck, chunk_size: int) -> None:
+    """Also across chunks."""
+    ranges = [(FAR + 3, 8), (FAR + chunk_size - 1000, 2000)]
     with trio.fail_after(5):
-        assert await stuck.read(FAR + 3, 8) == CONTENT[FAR + 3 : FAR + 11]
-    assert stuck.requests() == [(FAR + 3, 8)]
-
-
-async def test_bytes_across_chunks_come_alone_too(stuck: Stuck, chunk_size: int) -> None:
-    start = FAR + chunk_size - 1000
-    with trio.fail_after(5):
-        assert await stuck.read(start, 2000) == CONTENT[start : start + 2000]
-    assert stuck.requests() == [(start, 2000)]
+        for start, size in ranges:
+            assert await stuck.read(start, size) == CONTENT[start : start + size]
+    assert stuck.requests() == ranges
 
 
 async def test_only_a_share_of_a_file_comes_so(stuck: Stuck, chunk_size: int) -> None:
@@ -125,6 +121,8 @@ async def test_only_a_share_of_a_file_comes_so(stuck: Stuck, chunk_size: int) ->
 
 async def test_only_so_many_bytes_of_a_file_come_so(stuck: Stuck, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bypass, "MOST_BYTES", 10_000)
+    assert await stuck.waits(partial(stuck.read, FAR, 10_001))
+    assert stuck.requests() == []
     with trio.fail_after(5):
         assert await stuck.read(FAR, 6000) == CONTENT[FAR : FAR + 6000]
     assert await stuck.waits(partial(stuck.read, FAR + 6000, 4001))
@@ -132,14 +130,6 @@ async def test_only_so_many_bytes_of_a_file_come_so(stuck: Stuck, monkeypatch: p
         assert await stuck.read(FAR + 6000, 4000) == CONTENT[FAR + 6000 : FAR + 10_000]
     assert await stuck.waits(partial(stuck.read, 2 * HEAD_BYTES, 1))
     assert sum(length for _, length in stuck.requests()) == 10_000
-
-
-async def test_a_read_that_is_larger_than_all_that_may_come_so_waits_for_its_chunks(
-    stuck: Stuck, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bypass, "MOST_BYTES", 10_000)
-    assert await stuck.waits(partial(stuck.read, FAR, 10_001))
-    assert stuck.requests() == []
 
 
 async def test_bytes_that_may_turn_out_wrong_do_not_come_alone(stuck: Stuck) -> None:
@@ -219,20 +209,13 @@ async def test_an_open_file_of_a_server_has_its_first_bytes_alone(
         assert [request.offset for request in store.requests if request.length == size] == [FAR + 100]
 
 
-async def test_a_server_that_compares_files_before_their_bytes_are_read_lets_none_come_alone(
-    serving: Serving, store: MemoryStore
+@pytest.mark.parametrize("options", [{"digests": "wait"}, {"signatures": "require"}], ids=str)
+async def test_a_server_that_checks_files_before_their_bytes_are_read_lets_none_come_alone(
+    serving: Serving, store: MemoryStore, options: dict[str, str]
 ) -> None:
-    await no_bytes_come_alone(serving, store, digests="wait")
-
-
-async def test_a_server_that_requires_signatures_lets_no_bytes_come_alone(serving: Serving, store: MemoryStore) -> None:
-    read = partial(read_manifest, key=KEY.public_key())
-    await no_bytes_come_alone(serving, store, read_manifest=read, signatures="require")
-
-
-async def no_bytes_come_alone(serving: Serving, store: MemoryStore, **options: object) -> None:
     """Opens and reads a large file while its chunks are stuck: all requests for it are for whole chunks."""
-    async with serving(backing=FakeBacking(), **options) as server:
+    read_signed = partial(read_manifest, key=KEY.public_key()) if "signatures" in options else None
+    async with serving(backing=FakeBacking(), read_manifest=read_signed, **options) as server:
         gate = store.block(method="read", key="model/large")
         opened: list[bytes] = []
 

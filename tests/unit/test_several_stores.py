@@ -49,15 +49,6 @@ def away(store: MemoryStore) -> None:
     store.fail(TransientStoreError("503 Slow Down"), times=float("inf"))
 
 
-async def test_each_store_is_read_at_its_path(server: Server) -> None:
-    assert await server.listing("") == ["hub", "main"]
-    assert await server.listing("hub") == ["beside"]
-    assert await server.listing("main") == ["d", "model"]
-    assert await server.content("main/model") == MODEL
-    assert await server.content("hub/beside/model") == BESIDE
-    assert (await server.info("hub/beside/model"))["residency"]["disk"] == len(BESIDE)
-
-
 async def test_a_store_that_is_away_fails_its_own_paths_only(
     server: Server, store: MemoryStore, beside: MemoryStore
 ) -> None:
