@@ -7,16 +7,14 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
 
 import pytest
 
 from tests.support.exporters import exporting
-from tests.support.keepers import hanging, serving
+from tests.support.keepers import hanging
 from tests.support.mounts import MountedStore, mounted, trimsfs, unmount, wait_until
 from tests.support.nodes import a_node
 from tests.support.processes import alive
-from trimsfs.extras.exporter.scraper import Scraper
 from trimsfs.mountinfo import file_systems
 from trimsfs.options import default_user
 from trimsfs.server.sandbox import identity
@@ -112,26 +110,6 @@ def test_a_server_that_is_killed_leaves_no_gap(mount: MountedStore) -> None:
             wait_until(lambda before=before: mount.control()["server_pid"] != before)  # type: ignore[misc]
             time.sleep(1.1)  # an answer is given to others for a second
         assert exporter.samples(mount)["trimsfs_server_restarts_total"] >= 3
-
-
-def test_a_server_that_is_killed_between_an_open_and_its_read_leaves_no_gap(
-    mount: MountedStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened, before = Path.open, serving(mount)
-    to_kill = [before]
-
-    def open_and_kill(path: Path, mode: str) -> IO[Any]:
-        file = opened(path, mode)
-        if to_kill:
-            os.kill(to_kill.pop(), signal.SIGKILL)
-        return file
-
-    [at] = [each for each in file_systems() if each.mountpoint == mount.path]
-    with monkeypatch.context() as killing:
-        killing.setattr(Path, "open", open_and_kill)
-        [told] = Scraper(30, lambda: [at]).ask(["metrics"])
-    serving(mount, not_by=before)
-    assert told["error"] is None
 
 
 def test_a_server_that_hangs_is_down_and_keeps_no_other_waiting(mount: MountedStore, tmp_path: Path) -> None:

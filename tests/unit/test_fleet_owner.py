@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import crc32c
 import pytest
 import trio
 
@@ -85,11 +84,11 @@ class Asker:
         content: bytes = self.server.store.contents[request.key, self.server.store.generation(request.key).etag]
         return content[request.start : request.stop]
 
-    def report(self, headers: dict[str, str], sent: int, *, complete: bool = True) -> None:
-        """Report the end of an upload as nginx does."""
+    def report(self, headers: dict[str, str], sent: int) -> None:
+        """Report the end of a complete upload as nginx does."""
         number = headers["x-accel-redirect"].partition("?upload=")[2]
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as reports:
-            line = f"<190>Nov 28 06:20:00 trimsfs: {number} {sent} {'OK' if complete else ''}"
+            line = f"<190>Nov 28 06:20:00 trimsfs: {number} {sent} OK"
             reports.sendto(line.encode(), str(self.cache / FLEET_REPORTS))
 
 
@@ -131,23 +130,6 @@ async def test_a_host_that_is_off_says_so_whatever_it_is_asked(
         for token in (asker.request(0, 1).token, ""):
             status, headers = await asker.ask(asker.request(0, 1, token=token))
             assert (status, headers["retry-after"]) == (503, "10")
-
-
-async def test_chunks_are_fetched_once_checked_and_left_to_nginx(asker: Asker, chunk_size: int) -> None:
-    for first, last in ((0, 1), (1, 1), (2, 3), (0, 3)):
-        request = asker.request(first, last)
-        status, headers = await asker.ask(request)
-        assert status == 200
-        with asker.file(headers).open("rb") as file:
-            file.seek(request.start)
-            sent = file.read(request.stop - request.start)
-        assert sent == asker.content(request)
-        pieces = [sent[start : start + chunk_size] for start in range(0, len(sent), chunk_size)]
-        assert headers["trimsfs-crc32c"] == ",".join(f"{crc32c.crc32c(part):08x}" for part in pieces)
-        asker.report(headers, len(sent))
-    assert sorted(asker.server.store.reads(KEY)) == [chunk * chunk_size for chunk in range(4)]
-    await until(lambda: asker.chunks.statistics().sent_requests == 4)
-    assert asker.chunks.statistics().sent_bytes == 2 * asker.server.store.generation(KEY).size + chunk_size
 
 
 async def test_a_server_that_cannot_listen_tells_it(

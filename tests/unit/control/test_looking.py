@@ -13,9 +13,8 @@ import trio
 from tests.support.parts import until
 from tests.support.served import MOUNTPOINT, OWNER, STRANGER, Server, Serving
 from tests.support.stores import MemoryStore
-from tests.unit.control.common import ATTRIBUTES, COMMANDS, IN_CONTROL_GROUP, ROOT, in_memory, on_disk
+from tests.unit.control.common import ATTRIBUTES, COMMANDS, IN_CONTROL_GROUP, in_memory, on_disk
 from trimsfs import __version__
-from trimsfs.control.authorisation import Caller
 from trimsfs.control.reports import REST
 from trimsfs.errors import BlobDamagedError, NoSuchEntryError, NotPermittedError, StoreAccessError
 from trimsfs.namespace.listing import SLICE
@@ -43,28 +42,6 @@ async def test_attribute_that_does_not_exist(server: Server, name: str) -> None:
     assert await server.filesystem.xattr(await server.number("net/params"), name, lambda: OWNER) is None
 
 
-async def test_attributes_tell_what_is_here(server: Server, store: MemoryStore, sizes: dict[str, int]) -> None:
-    async def attributes() -> dict[str, str | None]:
-        return {name: await server.attribute("net/params", name) for name in ATTRIBUTES}
-
-    generation = store.generation("net/params")
-    cold = await attributes()
-    assert cold["etag"] == generation.etag
-    assert cold["generation"] == generation.token(store.identity)
-    assert (cold["pinned"], cold["verified"]) == ("false", "false")
-    assert json.loads(cold["residency"] or "") == {"disk": 0, "host": 0, "gpu": {}}
-    assert store.count("read") == 0
-    assert json.loads(await server.content(".trims/models"))["models"] == []
-
-    await server.command("pin", "net/params")
-    warm = await attributes()
-    assert (warm["etag"], warm["generation"]) == (cold["etag"], cold["generation"])
-    assert (warm["pinned"], warm["verified"]) == ("true", "true")
-    residency = json.loads(warm["residency"] or "")
-    assert residency["disk"] == sizes["net/params"]
-    assert residency["host"] is None or residency["host"] >= sizes["net/params"]
-
-
 async def test_what_an_earlier_server_left_is_not_verified_until_it_is_read(
     serving: Serving, sizes: dict[str, int]
 ) -> None:
@@ -75,16 +52,6 @@ async def test_what_an_earlier_server_left_is_not_verified_until_it_is_read(
         assert await server.attribute("net/params", "verified") == "false"
         await server.content("net/params")
         assert await server.attribute("net/params", "verified") == "true"
-
-
-async def test_new_generation_has_its_own_attributes(serving: Serving, store: MemoryStore) -> None:
-    async with serving(metadata_ttl=0) as server:
-        await server.command("pin", "net/params")
-        old = await server.attribute("net/params", "generation")
-        store.put("net/params", b"other content")
-        assert await server.attribute("net/params", "generation") != old
-        assert await server.attribute("net/params", "pinned") == "false"
-        assert await on_disk(server, "net/params") == 0
 
 
 # Control files
@@ -394,15 +361,6 @@ async def test_object_or_directory_may_have_the_name_of_a_control_file(
 
 
 # Who may command
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("caller", [OWNER, ROOT, IN_CONTROL_GROUP], ids=["owner", "root", "control group"])
-async def test_some_may_command(server: Server, command: str, caller: Caller) -> None:
-    for path in ("other/params", "other", ""):
-        assert (await server.command(command, path, caller))[-1]["state"] in {"done", "failed"}
-    if command.startswith("warm"):
-        assert await on_disk(server, "other/params") > 0
 
 
 @pytest.mark.parametrize("command", COMMANDS)

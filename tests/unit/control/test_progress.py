@@ -82,20 +82,6 @@ async def test_who_is_cancelled_begins_no_fetch(server: Server, store: MemorySto
         assert store.count("read") == 0
 
 
-@pytest.mark.parametrize("command", ["warm-disk", "warm-host", "pin"])
-async def test_closing_ends_the_command(server: Server, store: MemoryStore, command: str) -> None:
-    store.block(method="read")
-    handle = await server.open(await server.control_file("", command))
-    await store.arrived(1)
-    started = server.fetcher.statistics().in_flight
-    server.release(handle)
-    await until(lambda: server.users() == 0)  # though the store answers nothing
-    assert server.fetcher.statistics().in_flight == 0
-    store.heal()
-    assert store.count("read") <= started
-    assert await server.outcome("evict", "net/params") in {("done", None), ("failed", "InUseError")}
-
-
 async def test_two_commands_for_one_file_are_independent(
     server: Server, store: MemoryStore, sizes: dict[str, int]
 ) -> None:
