@@ -85,7 +85,7 @@ def test_a_list_names_members_and_this_host(
     listed: str, listen: str, addresses: set[str], mine: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", _no_names_but({"fleet.svc": ["10.0.0.1", "10.0.0.2"]}))
-    assert Members(listed, parse_address(listen)).read() == (addresses, mine)
+    assert Members(listed, parse_address(listen)).read() == (frozenset(addresses), frozenset(mine))
 
 
 def _no_names_but(names: dict[str, list[str]]) -> Callable[..., object]:

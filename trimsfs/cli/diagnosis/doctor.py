@@ -124,13 +124,11 @@ def _privileges(options: MountOptions) -> str:
         return "root: mounts by itself, every local user may read"
     if shutil.which("fusermount3") is None:
         raise ProblemError("fusermount3 is not installed: install the package fuse3, or mount as root")
-    if options.allow_other and "user_allow_other" not in _active_lines(Path("/etc/fuse.conf")):
+    configuration = Path("/etc/fuse.conf")
+    lines = configuration.read_text().splitlines() if configuration.exists() else []
+    if options.allow_other and "user_allow_other" not in map(str.strip, lines):
         raise ProblemError("--allow-other needs the line user_allow_other in /etc/fuse.conf")
     return f"uid {os.geteuid()}: mounts through fusermount3"
-
-
-def _active_lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _libfuse(_: MountOptions) -> str:
@@ -230,7 +228,7 @@ def _unmount(command: Sequence[str]) -> None:
 def _memory(options: MountOptions) -> str:
     assert options.cache_dir is not None
     mount = holding(options.cache_dir.resolve())
-    available = _available_bytes()
+    available = int(Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()[0]) * 1024
     facts = f"{available >> 20} MiB available"
     if mount is not None and mount.kind == "tmpfs":
         return f"{facts}; the cache directory is in memory: disk and host tier in one"
@@ -249,12 +247,6 @@ def _locked_memory(_: MountOptions) -> str:
         return "no limit: `trimsfs pin` locks whole models"
     raised = "raise it (ulimit -l, LimitMEMLOCK=)" + (" or give root CAP_SYS_RESOURCE" if os.geteuid() == 0 else "")
     raise Advice(f"at most {limit >> 20} MiB: `trimsfs pin` keeps what is more on disk only: {raised}")
-
-
-def _available_bytes() -> int:
-    """Bytes that programs can allocate without swapping."""
-    text = Path("/proc/meminfo").read_text()
-    return int(text.partition("MemAvailable:")[2].split()[0]) * 1024
 
 
 def _extras(options: MountOptions) -> Iterator[tuple[str, Check]]:

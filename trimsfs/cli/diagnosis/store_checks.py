@@ -14,7 +14,6 @@ from trimsfs.stores.base import Store
 from trimsfs.stores.open import beneath, open_store
 from trimsfs.stores.reach import reach_place, unreachable
 from trimsfs.stores.retrying import Retrying
-from trimsfs.types import Buffer
 
 PROBE_DEADLINE_S = 5.0
 DEEPEST = 8
@@ -76,7 +75,7 @@ async def _read_byte(store: Store, place: Place) -> str:
         found = next((each for each in page.objects if each.size and each.plausible), None)
         if found is not None:
             try:
-                await retrying.call(found.key, partial(store.read, found, 0, 1, _ignore))
+                await retrying.call(found.key, partial(store.read, found, 0, 1, lambda _piece: None))
             except StoreAccessError as error:
                 raise ProblemError(
                     f"{url} can be listed, but not read: {error}: allow s3:GetObject, or what the store calls it"
@@ -88,7 +87,3 @@ async def _read_byte(store: Store, place: Place) -> str:
             break
         prefix = page.prefixes[0]
     return f"{url} can be listed; no object was found to read a byte of"
-
-
-def _ignore(_piece: Buffer) -> None:
-    """Only the right to read it matters."""

@@ -128,12 +128,6 @@ def _told_of_store(facts: dict[str, Any]) -> str:
     return f"/{facts['path']}: {facts['store']}{tenant}: {state}"
 
 
-def _lines_of_fleet(facts: dict[str, Any], sent_bytes: int) -> list[str]:
-    if facts.get("fleet_problem"):
-        return [f"this host fetches alone: {facts['fleet_problem']}"]
-    return told_of_fleet(facts["fleet"], sent_bytes) if facts.get("fleet") else []
-
-
 def told_of_fleet(facts: dict[str, Any], sent_bytes: int) -> list[str]:
     """What is told of a fleet: a line, and one for each member with a problem."""
     members = facts["members"]
@@ -203,7 +197,10 @@ def _show(facts: dict[str, Any]) -> None:
         )
     if facts["store_empty"]:
         say(f"  {'':<11} {facts['store_empty']}: there is nothing under it: check the spelling if you expect objects")
-    for index, line in enumerate(_lines_of_fleet(facts, number("fleet_served_sent_bytes_total"))):
+    fleet = told_of_fleet(facts["fleet"], number("fleet_served_sent_bytes_total")) if facts.get("fleet") else []
+    if facts.get("fleet_problem"):
+        fleet = [f"this host fetches alone: {facts['fleet_problem']}"]
+    for index, line in enumerate(fleet):
         say(f"  {'' if index else 'fleet':<11} {line}")
     say(f"  open        {number('files_open_handles')} files")
     for index, line in enumerate(lines(facts["gpu"]) if "gpu" in facts else ()):

@@ -95,8 +95,9 @@ def _json(text: str | None) -> dict[str, Any]:
 def _models(files: list[dict[str, Any]], users: list[dict[str, Any]]) -> dict[str, Any]:
     """The models of a mount by use, as `trimsfs ls` has them: directories at its top, and files there."""
     models: dict[str, dict[str, Any]] = {}
+    by_path = {file["path"]: file["path"].partition("/")[0] for file in files}
     for file in files:
-        name = file["path"].partition("/")[0]
+        name = by_path[file["path"]]
         empty = {"model": name, "files": 0, "size": 0, "disk": 0, "memory": 0, "gpu": 0, "open": 0, "uses": 0}
         model = models.setdefault(name, empty | {"pinned": False, "last_used": 0, "users": []})
         model["files"] += 1
@@ -109,7 +110,6 @@ def _models(files: list[dict[str, Any]], users: list[dict[str, Any]]) -> dict[st
         model["pinned"] |= file["pinned"]
         model["last_used"] = max(model["last_used"], file["last_used"] or 0)
     shown = sorted(models.values(), key=lambda model: (-model["open"], -model["uses"], model["model"]))[:MOST_MODELS]
-    by_path = {file["path"]: file["path"].partition("/")[0] for file in files} if users else {}
     for user in users:
         for name in {found for path in user["paths"] if (found := _model_at(path, by_path)) is not None}:
             models[name]["users"].append(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from trimsfs.control.extra import Admitted, Command, Extra
 from trimsfs.control.jobs import Order
-from trimsfs.control.progress import Progress
 from trimsfs.errors import ConfigurationError
 from trimsfs.fetch.peers import PeerReader
 from trimsfs.fetch.store_requests import StoreSpeed
@@ -18,7 +17,6 @@ from trimsfs.server.components import Tiers
 from trimsfs.server.environment import Environment
 from trimsfs.server.plugin import Core, ServerPlugin
 from trimsfs.tiers.blob import Blob
-from trimsfs.types import Generation
 
 try:
     from trimsfs.extras.fleet.certificates import check_certificate, client_context, files_of
@@ -127,10 +125,9 @@ class FleetPart(Extra):
 
     def command(self, order: Order, admitted: Admitted) -> Command | None:
         """What spreads a file; None for other commands."""
-        return self._spread if order.name == WARM_FLEET else None
-
-    async def _spread(self, generation: Generation, progress: Progress) -> None:
-        await self._spreader.spread(generation)
+        if order.name != WARM_FLEET:
+            return None
+        return lambda generation, _progress: self._spreader.spread(generation)
 
 
 def _context(options: MountOptions) -> ssl.SSLContext:

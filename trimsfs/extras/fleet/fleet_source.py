@@ -104,8 +104,9 @@ class FleetSource:
         """Fetch a chunk into its blob; returns whether it is there. If not, the store is to be asked."""
         if await self._fetched(flight, deadline, away):
             return True
-        if self._is_of_others(flight.blob, flight.chunk):
-            self.counts.store_chunks += 1
+        blob, chunk = flight.blob, flight.chunk
+        if self.on and blob.attached and not all(map(self.is_me, self._ranked(blob, chunk, 1))):
+            self.counts.store_chunks += 1  # of another member, which may be down
         return False
 
     async def _fetched(self, flight: Flight, deadline: float, away: Callable[[], bool]) -> bool:
@@ -141,10 +142,6 @@ class FleetSource:
         if self._members.addresses - down <= self._members.mine:
             return []
         return self._ranked(blob, chunk, count, without=down)
-
-    def _is_of_others(self, blob: Blob, chunk: int) -> bool:
-        """Whether the first owner of a chunk is another member, which may be down."""
-        return self.on and blob.attached and not all(map(self.is_me, self._ranked(blob, chunk, 1)))
 
     def _ranked(self, blob: Blob, chunk: int, count: int, *, without: Collection[str] = ()) -> list[str]:
         addresses, mine = placed = (self._members.addresses, self._members.mine)

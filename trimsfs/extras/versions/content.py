@@ -204,7 +204,9 @@ async def files_of_store(store: Store, retrying: Retrying, url: str) -> tuple[di
             if token is None:
                 break
     if not found.keys() - {_HINT}:
-        raise _nothing_under(url)
+        version = _with_slash(url)
+        remedy = f"a version is {version}" if version else "check the spelling"
+        raise NoSuchEntryError(f"{url}: there are no files under it: {remedy}")
     return found, hidden
 
 
@@ -224,12 +226,6 @@ def _check_unversioned(url: str, directory: str) -> None:
     if f"/{directory}".endswith(f"/{DIRECTORY}/"):
         model = f"{url.rstrip('/')}/{directory.removesuffix(f'{DIRECTORY}/')}"
         raise ConfigurationError(f"{model.rstrip('/')} has versions: import one of them: {model}VERSION")
-
-
-def _nothing_under(url: str) -> NoSuchEntryError:
-    version = _with_slash(url)
-    remedy = f"a version is {version}" if version else "check the spelling"
-    return NoSuchEntryError(f"{url}: there are no files under it: {remedy}")
 
 
 def _with_slash(url: str) -> str | None:

@@ -1,12 +1,14 @@
 """Compares two versions: by file from their manifests, by tensor and chunk from their fingerprints. No I/O."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from trimsfs.formats.fingerprints import Fingerprint, TensorPrint
 from trimsfs.formats.version_records import VersionFile
 from trimsfs.types import CHUNK_SIZE
+
+T = TypeVar("T")
 
 Change = Literal["equal", "changed", "added", "removed", "unknown"]
 """What became of a file or tensor; of a tensor, it is unknown if one of its files has no fingerprint."""
@@ -58,8 +60,8 @@ def compare(first: Version, second: Version) -> Difference:
     new = {path: file for path, file in second.files.items() if file.sha256 not in before}
     known = sum(_equal_tensor_bytes(first, second, path) for path in new)
     return Difference(
-        files=tuple(_files(first.files, second.files)),
-        tensors=tuple(_tensors(first, second)),
+        files=tuple(_changes(first.files, second.files, lambda file: file.size, _file_change)),
+        tensors=tuple(_changes(_by_name(first), _by_name(second), lambda each: each[1].nbytes, _tensor_change)),
         fetched_bytes=sum(file.size for file in second.files.values()),
         different_bytes=sum(file.size for file in new.values()) - known,
         missing_bytes=_missing(first, second),
@@ -67,45 +69,37 @@ def compare(first: Version, second: Version) -> Difference:
     )
 
 
-def _files(first: Mapping[str, VersionFile], second: Mapping[str, VersionFile]) -> Iterator[Changed]:
-    for path in sorted({*first, *second}):
-        if path not in second:
-            yield Changed(name=path, change="removed", nbytes=first[path].size)
-        elif path not in first:
-            yield Changed(name=path, change="added", nbytes=second[path].size)
+def _changes(
+    first: Mapping[str, T], second: Mapping[str, T], nbytes: Callable[[T], int], change: Callable[[T, T], Change]
+) -> Iterator[Changed]:
+    """What became of each name; *change* tells of one that both versions have."""
+    for name in sorted({*first, *second}):
+        if name not in second:
+            yield Changed(name=name, change="removed", nbytes=nbytes(first[name]))
         else:
-            equal = first[path].sha256 == second[path].sha256
-            yield Changed(name=path, change="equal" if equal else "changed", nbytes=second[path].size)
+            became = change(first[name], second[name]) if name in first else "added"
+            yield Changed(name=name, change=became, nbytes=nbytes(second[name]))
 
 
-def _tensors(first: Version, second: Version) -> Iterator[Changed]:
-    """Tensors by name, in whatever file they are."""
-    one, other = _by_name(first), _by_name(second)
-    for name in sorted({*one, *other}):
-        if name not in other:
-            yield Changed(name=name, change="removed", nbytes=one[name][1].nbytes)
-        elif name not in one:
-            yield Changed(name=name, change="added", nbytes=other[name][1].nbytes)
-        else:
-            (file, before), (other_file, after) = one[name], other[name]
-            same_file = first.files[file].sha256 == second.files[other_file].sha256
-            yield Changed(name=name, change=_change(before, after, same_file), nbytes=after.nbytes)
+def _file_change(before: VersionFile, after: VersionFile) -> Change:
+    return "equal" if before.sha256 == after.sha256 else "changed"
 
 
-def _change(before: TensorPrint, after: TensorPrint, same_file: bool) -> Change:
+def _tensor_change(one: tuple[VersionFile, TensorPrint], other: tuple[VersionFile, TensorPrint]) -> Change:
+    (file, before), (other_file, after) = one, other
     if (before.dtype, before.shape) != (after.dtype, after.shape):
         return "changed"
-    if same_file:
+    if file.sha256 == other_file.sha256:
         return "equal"
     if before.crc64 is None or after.crc64 is None:
         return "unknown"
     return "equal" if before.crc64 == after.crc64 else "changed"
 
 
-def _by_name(version: Version) -> dict[str, tuple[str, TensorPrint]]:
-    """The file and fingerprint of each tensor; a name that two files have counts once."""
+def _by_name(version: Version) -> dict[str, tuple[VersionFile, TensorPrint]]:
+    """The file and fingerprint of each tensor, in whatever file it is; a name that two files have counts once."""
     return {
-        name: (path, tensor)
+        name: (version.files[path], tensor)
         for path, fingerprint in version.fingerprints.items()
         if path in version.files
         for name, tensor in fingerprint.tensors.items()

@@ -131,7 +131,8 @@ class Owner:
         headers = {CRCS: format_crcs([blob.crc(chunk) for chunk in chunks])}
         if not sends:
             return Answer(status=200, headers=headers)
-        self._let_nginx_read(blob)
+        _permit(blob.fileno(), _GROUP_READS)  # nginx's workers are in the server's group
+        _permit(self._disk.files.path(blob.token).parent, _GROUP_ENTERS)
         try:
             number = await self._uploads.turn((blob.token, chunks[0]), wanted.stop - wanted.start, wanted.asker)
         except BusyError as busy:
@@ -140,11 +141,6 @@ class Owner:
             headers["x-accel-limit-rate"] = str(self._uploads.limit)
         headers["x-accel-redirect"] = f"{BLOBS}/{blob.token[:2]}/{blob.token}?upload={number}"
         return Answer(status=200, headers=headers)
-
-    def _let_nginx_read(self, blob: Blob) -> None:
-        """Let the server's group read a blob; its workers are in it. Raises OSError."""
-        _permit(blob.fileno(), _GROUP_READS)
-        _permit(self._disk.files.path(blob.token).parent, _GROUP_ENTERS)
 
     def let_nginx_in(self) -> None:
         """Let the server's group into the cache directory. Raises OSError."""

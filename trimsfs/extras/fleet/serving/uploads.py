@@ -99,8 +99,10 @@ class Uploads:
         Raises BusyError if that takes too long, or others can send them sooner.
         """
         spreading = self._spreading(chunk)
-        deadline = trio.current_time() + PATIENCE_S
-        self._expire()
+        now = trio.current_time()
+        deadline = now + PATIENCE_S
+        for number in [number for number, upload in self._active.items() if upload.began < now - LONGEST_S]:
+            self.ended(number, 0, complete=False)  # nginx should have reported it long ago
         with suppress(ValueError):
             while True:
                 spreading.holders.remove(asker)  # it has the chunk no more
@@ -154,12 +156,6 @@ class Uploads:
         while len(self._chunks) > KNOWN_CHUNKS and next(iter(self._chunks.values())).active == 0:
             self._chunks.popitem(last=False)
         return spreading
-
-    def _expire(self) -> None:
-        """End the uploads that nginx should have reported long ago."""
-        overdue = trio.current_time() - LONGEST_S
-        for number in [number for number, upload in self._active.items() if upload.began < overdue]:
-            self.ended(number, 0, complete=False)
 
     async def run(self, reports: socket.socket) -> None:
         """Take nginx's reports until cancelled."""

@@ -120,7 +120,8 @@ def _run(action: Callable[[], Awaitable[T]], location: Location, options: MountO
 def _with_remedy(error: BaseException, location: Location, options: MountOptions) -> BaseException:
     """The error, with what to check if a store did not answer, or may be another one than meant."""
     cause = error.__cause__
-    own = f"a server of your own: `{location} --endpoint-url URL`" if _may_be_elsewhere(location, options) else ""
+    may_be_elsewhere = location.store.startswith("s3://") and options.endpoint_url is None  # then it is AWS
+    own = f"a server of your own: `{location} --endpoint-url URL`" if may_be_elsewhere else ""
     if isinstance(error, StoreUnavailableError) and isinstance(cause, TransientStoreError):
         if isinstance(cause, StoreNotTrustedError):
             return error
@@ -130,11 +131,6 @@ def _with_remedy(error: BaseException, location: Location, options: MountOptions
     if own and (isinstance(error, BucketNotFoundError) or "InvalidAccessKeyId" in str(error)):
         return type(error)(f"{error}; for {own}")
     return error
-
-
-def _may_be_elsewhere(location: Location, options: MountOptions) -> bool:
-    """Whether requests for a bucket go to AWS as nobody has named another server."""
-    return location.store.startswith("s3://") and options.endpoint_url is None
 
 
 def _first(error: BaseException) -> BaseException:
