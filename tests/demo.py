@@ -72,7 +72,7 @@ def _load_at_once(command: list[str]) -> list[dict[str, Any]]:
     """Have processes load and map the model and measure while all of them map it."""
     processes = [
         subprocess.Popen(
-            [*command, "--hold-on-stdin"],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -4,18 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.support.frameworks import ROOT, python_of
 from trimsfs.mountinfo import mounts
 from trimsfs.options import default_store
 
 
-@pytest.mark.parametrize("framework", ["mxnet"])
-def test_the_demo_shows_that_processes_share(framework: str) -> None:
+def test_the_demo_shows_that_processes_share() -> None:
     there = Path(default_store(), "resnet50").exists()
     done = subprocess.run(
-        [sys.executable, "-m", "tests.demo", python_of(framework)],
+        [sys.executable, "-m", "tests.demo", python_of("mxnet")],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -1,6 +1,6 @@
 """transformers loads a model by its name on the hub, offline, from a mount that is laid out as its cache.
 
-The hub is a fake, as no real one can be reached; a bucket with the same directories is a real S3 server's.
+The hub is a fake, as no real one can be reached.
 """
 
 import json
@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from tests.frameworks import PROGRAMS
-from tests.services.ceph import Ceph
 from tests.services.hub import Hub
 from tests.support.frameworks import TIMEOUT_S, python_of, report_of
 from tests.support.mounts import MountedStore, mounted
@@ -77,37 +76,21 @@ def load(names: Sequence[str], cache: Path) -> list[dict[str, Any]]:
             process.wait()
 
 
-@pytest.fixture(scope="module", params=["hub", pytest.param("s3", marks=pytest.mark.slow)])
-def mount(
-    request: pytest.FixtureRequest, published: Published, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[MountedStore]:
+@pytest.fixture(scope="module")
+def mount(hub: Hub, published: Published, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedStore]:
     """A mount with the model ``org/m`` and another one."""
-    directory = tmp_path_factory.mktemp(request.param)
-    files = [path for path in published.directory.iterdir() if path.is_file()]
-    if request.param == "hub":
-        hub: Hub = request.getfixturevalue("hub")
-        for path in files:
-            hub.put("model/org/m", path.name, path.read_bytes())
-        hub.put("model/other/n", "config.json", b"{}")
-        hub.requests()
-        options = ("--layout", "hf-cache", "--endpoint-url", hub.endpoint)
-        with mounted("hf://org/m,other/n", directory, *options, environment={"NO_PROXY": "127.0.0.1"}) as found:
-            yield found
-        return
-    ceph: Ceph = request.getfixturevalue("ceph")
-    bucket = "hf-cache"
-    client = ceph.client()
-    client.create_bucket(Bucket=bucket)
-    for path in files:
-        client.put_object(Bucket=bucket, Key=f"org/m/{path.name}", Body=path.read_bytes())
-    client.put_object(Bucket=bucket, Key="other/n/config.json", Body=b"{}")
-    client.close()
-    with mounted(f"s3://{bucket}", directory, "--layout", "hf-cache", environment=ceph.environment()) as found:
+    directory = tmp_path_factory.mktemp("hub")
+    for path in published.directory.iterdir():
+        hub.put("model/org/m", path.name, path.read_bytes())
+    hub.put("model/other/n", "config.json", b"{}")
+    hub.requests()
+    options = ("--layout", "hf-cache", "--endpoint-url", hub.endpoint)
+    with mounted("hf://org/m,other/n", directory, *options, environment={"NO_PROXY": "127.0.0.1"}) as found:
         yield found
 
 
 def test_a_model_is_loaded_by_name_in_two_processes_cold_with_one_fetch_and_one_copy(
-    published: Published, mount: MountedStore, request: pytest.FixtureRequest
+    published: Published, mount: MountedStore, hub: Hub
 ) -> None:
     reports = load(["org/m", "org/m"], mount.path)
 
@@ -121,9 +104,8 @@ def test_a_model_is_loaded_by_name_in_two_processes_cold_with_one_fetch_and_one_
     # Each byte came once from the store; refs and the other model are a few more.
     fetched = mount.metrics()["trimsfs_fetch_fetched_bytes_total"]
     assert sum(shards.values()) <= fetched < sum(sizes.values()) + 1000
-    if request.node.callspec.params["mount"] == "hub":
-        asked = Counter(line for line in request.getfixturevalue("hub").requests() if line.startswith("CDN"))
-        assert set(asked.values()) == {1}
+    asked = Counter(line for line in hub.requests() if line.startswith("CDN"))
+    assert set(asked.values()) == {1}
     # The pages are those of the one local copy: the kernel has none of them under the names in the mount.
     names = [Path(path) for path, _, _ in reports[0]["files"]]
     blobs = [blob for blob in (mount.cache / "blobs").rglob("*") if blob.stat().st_size >= min(shards.values())]

@@ -63,7 +63,6 @@ def test_what_becomes_of_a_model_is_told_when_asked_for(network: Network) -> Non
     assert left == f"trimsfs: {elsewhere}: not mapped: it is on no mount"
 
 
-@pytest.mark.slow  # by default, test_frameworks compares what MXNet by itself makes of one model of a mount
 def test_without_trimsfs_run_a_mount_is_read(network: Network) -> None:
     read = loaders(network.mount.path)
     assert (read["results"], read["mapped"]) == (network.plain["results"], False)

@@ -5,7 +5,6 @@ of the filesystem that may lie behind the path.
 """
 
 import argparse
-import errno
 import hashlib
 import json
 import mmap
@@ -88,61 +87,47 @@ def mapped_kib(directory: Path, *fields: str) -> dict[str, int]:
     return totals
 
 
-def arguments_with_hold(description: str | None) -> argparse.Namespace:
-    """Parse the arguments of a program that can hold its mapping: `directory` and `hold_on_stdin`."""
+def directory_argument(description: str | None) -> Path:
+    """The one argument of a program."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("directory", type=Path)
-    parser.add_argument(
-        "--hold-on-stdin",
-        action="store_true",
-        help='report {"ready": true} when mapped; measure after a line of input, end with the input',
-    )
-    return parser.parse_args()
+    directory: Path = parser.parse_args().directory
+    return directory
 
 
-def report_mapped(results: Mapping[str, object], path: Path, *, hold: bool) -> None:
+def report_mapped(results: Mapping[str, object], path: Path) -> None:
     """Map a whole file read-only and shared, read a byte of every page, and report the results with its residency.
 
-    With `hold` the measuring waits for a line on standard input and the end for its end, so that a parent can
-    have several processes measure while all of them map the file.
+    The measuring waits for a line on standard input and the end for its end, so that a parent can have several
+    processes measure while all of them map the file.
     """
     with path.open("rb") as file:
         mapping = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
     np.frombuffer(mapping, np.uint8)[:: mmap.PAGESIZE].max()
-    if hold:
-        report({"ready": True})
-        if not sys.stdin.readline():
-            raise RuntimeError("stdin was closed before a line came")
+    report({"ready": True})
+    if not sys.stdin.readline():
+        raise RuntimeError("stdin was closed before a line came")
     report({**results, **residency(mapping), "own_kib": all_kib("Private_Dirty", "Private_Clean")})
-    if hold:
-        sys.stdin.read()
+    sys.stdin.read()
 
 
 def build(directory: Path, names: Sequence[str], write: Callable[[Path], None]) -> None:
     """Have `write` fill `directory` with the files `names`, unless all are there; report sizes.
 
-    The files are written in a hidden directory beside `directory`, which a killed build leaves
-    behind, and moved when all are finished: together where `directory` is absent or empty, else
-    one after the other. So no file in `directory` is ever half written.
+    The files are written in a hidden directory beside `directory`, which a killed build leaves behind, and moved when
+    all are finished. So no file in `directory` is ever half written.
     """
     directory = directory.resolve()
     start = time.perf_counter()
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{directory.name}."
-        with tempfile.TemporaryDirectory(prefix=prefix, dir=directory.parent) as scratch:
-            # A directory of its own, for mkdtemp makes one that only its owner may enter.
-            staged = Path(scratch, "staged")
-            staged.mkdir()
-            write(staged)
-            written = sorted(file.name for file in staged.iterdir())
-            if written != sorted(names):
-                raise RuntimeError(f"built {written}, not {sorted(names)}")
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
+            write(Path(scratch))
             for name in names:
                 # safetensors and onnx make files that only their owner may read.
-                (staged / name).chmod(0o644)
-            _move_into_place(staged, directory)
+                Path(scratch, name).chmod(0o644)
+                Path(scratch, name).rename(directory / name)
     report(
         {
             "built": bool(missing),
@@ -150,14 +135,3 @@ def build(directory: Path, names: Sequence[str], write: Callable[[Path], None]) 
             "bytes": {name: (directory / name).stat().st_size for name in names},
         }
     )
-
-
-def _move_into_place(staged: Path, directory: Path) -> None:
-    try:
-        # Takes the place of an absent or empty directory in one step, and fails on any other.
-        staged.rename(directory)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        for file in sorted(staged.iterdir()):
-            file.replace(directory / file.name)

@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from common import arguments_with_hold, digest, report_mapped, run, seeded_array
+from common import digest, directory_argument, report_mapped, run, seeded_array
 
 # OpenMP reads this once, when MXNet loads it. One thread makes outputs comparable.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -23,22 +23,14 @@ def load_and_infer(params: Path, symbol: Path) -> dict[str, object]:
         "load_s": round(loaded - start, 4),
         "infer_s": round(inferred - loaded, 4),
         "output_sha256": digest([output.data]),
-        "parameters": len(network.collect_params().keys()),
-        "params_bytes": params.stat().st_size,
     }
 
 
 def main() -> None:
-    """Load, infer, map and report; with --hold-on-stdin together with other processes."""
-    arguments = arguments_with_hold(__doc__)
-    params = arguments.directory / "params"
-
-    results = load_and_infer(params, arguments.directory / "symbol.json")
-    arrays = len(mx.nd.load(str(params)))
-    if arrays != results["parameters"]:
-        raise RuntimeError(f"{arrays} arrays in {params}, {results['parameters']} in the network")
-
-    report_mapped(results, params, hold=arguments.hold_on_stdin)
+    """Load, infer, map and report."""
+    directory = directory_argument(__doc__)
+    params = directory / "params"
+    report_mapped(load_and_infer(params, directory / "symbol.json"), params)
 
 
 if __name__ == "__main__":
