@@ -25,9 +25,9 @@ from tests.support.shared_by_run import MARK, shared_by_run
 
 from .kernel import Device, KernelDriver
 from .memory import STALE, Allocation
-from .registers import GRANULARITY, Result
+from .registers import GRANULARITY
 
-__all__ = ["GRANULARITY", "STALE", "Allocation", "Device", "KernelDriver", "Result", "environment", "library"]
+__all__ = ["GRANULARITY", "STALE", "Allocation", "Device", "KernelDriver", "environment", "library"]
 
 _DIRECTORY = Path(__file__).parent
 STRICT = ["-std=gnu11", "-Wall", "-Wextra", "-Wconversion", "-Werror"]

@@ -78,7 +78,7 @@ struct registers {
 #define VERSION 1
 
 /* Messages to the kernel driver and back; as Message in registers.py. */
-enum verb { HELLO = 1, INFO, ALLOCATE, CREATE, DROP, EXPORT, IMPORT, IPC_GET, IPC_OPEN, MAPPED, UNMAPPED };
+enum verb { HELLO = 1, INFO, ALLOCATE, CREATE, DROP, EXPORT, IMPORT, IPC_GET, IPC_OPEN };
 
 struct message {
 	uint32_t what; /* a verb; in the answer, a CUresult */

@@ -43,12 +43,6 @@ class Device:
         return f"GPU-{uuid.UUID(bytes=bytes(self._registers.uuid))}"
 
     @property
-    def name(self) -> str:
-        """What it says it is."""
-        name: bytes = self._registers.name
-        return name.decode()
-
-    @property
     def total(self) -> int:
         """Bytes of memory."""
         total: int = self._registers.total
@@ -71,19 +65,12 @@ class Device:
         count: int = self._registers.bytes_to_device
         return count
 
-    @property
-    def bytes_to_host(self) -> int:
-        """Bytes copied to hosts' memory so far."""
-        count: int = self._registers.bytes_to_host
-        return count
-
     def allocations(self) -> list[Allocation]:
         """What is allocated, the oldest first."""
         return [allocation for allocation in self._kernel.allocations() if allocation.device == self.number]
 
-    def slow(self, *, seconds_per_copy: float = 0, seconds_per_mib: float = 0) -> None:
+    def slow(self, *, seconds_per_mib: float = 0) -> None:
         """Have copies take so long, also those under way."""
-        self._registers.ns_per_copy = round(seconds_per_copy * 1e9)
         self._registers.ps_per_byte = round(seconds_per_mib * 1e12 / (1 << 20))
 
     @contextlib.contextmanager
@@ -95,10 +82,10 @@ class Device:
         finally:
             self._registers.paused = 0
 
-    def lose(self, result: Result = Result.UNKNOWN) -> None:
-        """Take the device away with all that is in it. Contexts on it fail with *result*, for good; processes that
-        start later do not see it."""
-        self._registers.lost = result
+    def lose(self) -> None:
+        """Take the device away with all that is in it. Contexts on it fail for good; processes that start later do not
+        see it."""
+        self._registers.lost = Result.UNKNOWN
         self._kernel.lose(self.number)
 
     def restore(self) -> None:
@@ -149,13 +136,6 @@ class KernelDriver:
         self.path.unlink()
         os.close(self._stop)
         os.close(self._page)
-
-    @property
-    def processes(self) -> list[int]:
-        """The processes that have initialised CUDA and not ended."""
-        with self._lock:
-            self._sweep()
-            return sorted(process.pid for process in self._processes.values())
 
     def allocations(self) -> list[Allocation]:
         """What is allocated now, on all devices, the oldest first."""
@@ -296,10 +276,6 @@ class KernelDriver:
             case Verb.IPC_OPEN:
                 number = self._device_of(message).number
                 message.number, message.size, file = self._memory.open(process, number, bytes(message.handle))
-            case Verb.MAPPED:
-                process.mapped[message.number] += 1
-            case Verb.UNMAPPED:
-                process.mapped[message.number] -= 1
             case _:
                 raise RefusedError(Result.INVALID_VALUE)
         return None if file is None else os.dup(file)

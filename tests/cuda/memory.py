@@ -33,21 +33,16 @@ class Process:
 
     pid: int
     held: Counter[int] = field(default_factory=Counter)
-    mapped: Counter[int] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allocation:
-    """Device memory at one moment: which processes hold it, how often it is mapped, and how many exports are open."""
+    """Device memory at one moment, and which processes hold it."""
 
     number: int
     device: int
     nbytes: int
-    exportable: bool
-    owner: int
     holders: tuple[int, ...]
-    mappings: int
-    exports: int
 
 
 @dataclass(eq=False, slots=True)
@@ -57,7 +52,6 @@ class _Memory:
     nbytes: int
     file: int
     owner: Process | None  # None once cuMemCreate's is nobody's in particular
-    pid: int
     handle: bytes
     exports: set[Identity] = field(default_factory=set)
     holders: set[Process] = field(default_factory=set)
@@ -84,7 +78,7 @@ class Memory:
         self._made += 1
         handle = secrets.token_bytes(HANDLE_SIZE)
         owner = process if legacy else None
-        memory = _Memory(self._made, device, nbytes, file, owner, process.pid, handle)
+        memory = _Memory(self._made, device, nbytes, file, owner, handle)
         self._memories[memory.number] = memory
         self._hold(process, memory)
         return memory.number, file
@@ -170,11 +164,7 @@ class Memory:
                 number=memory.number,
                 device=memory.device,
                 nbytes=memory.nbytes,
-                exportable=memory.owner is None,
-                owner=memory.pid,
                 holders=tuple(sorted(process.pid for process in memory.holders)),
-                mappings=sum(process.mapped[memory.number] for process in memory.holders),
-                exports=len(memory.exports),
             )
             for memory in self._memories.values()
         ]

@@ -6,9 +6,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 _ROOT = Path(__file__).parents[2]
 _MESSAGE_LIMIT = 1 << 16
@@ -29,56 +29,32 @@ class CudaProcess:
     def __init__(self, process: "subprocess.Popen[bytes]", end: socket.socket) -> None:
         self._process = process
         self._end = end
-        self.received: list[int] = []
-        """Descriptors that came with the last answer: whoever uses them closes them."""
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
+        self.pid = process.pid
 
     def __getattr__(self, name: str) -> Any:
+        """Have something done. Raises CudaError and EndedError."""
         if name.startswith("_"):
             raise AttributeError(name)
 
         def asked(*arguments: Any, descriptors: tuple[int, ...] = (), **options: Any) -> Any:
-            self.begin(name, *arguments, descriptors=descriptors, **options)
-            return self.end()
+            socket.send_fds(self._end, [json.dumps([name, arguments, options]).encode()], descriptors)
+            try:
+                data, received, _, _ = socket.recv_fds(self._end, _MESSAGE_LIMIT, 4)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                raise EndedError(str(self._process.wait(PATIENCE_S)))
+            answer = json.loads(data)
+            if "error" in answer:
+                raise CudaError(answer["error"])
+            return received[0] if received else answer["value"]
 
         return asked
-
-    def begin(self, name: str, *arguments: Any, descriptors: tuple[int, ...] = (), **options: Any) -> Self:
-        """Have something done, and do not wait."""
-        socket.send_fds(self._end, [json.dumps([name, arguments, options]).encode()], descriptors)
-        return self
-
-    def end(self) -> Any:
-        """What came of it. Raises CudaError and EndedError."""
-        try:
-            data, self.received, _, _ = socket.recv_fds(self._end, _MESSAGE_LIMIT, 4)
-        except ConnectionResetError:
-            data = b""
-        if not data:
-            raise EndedError(str(self._process.wait(PATIENCE_S)))
-        answer = json.loads(data)
-        if "error" in answer:
-            raise CudaError(answer["error"])
-        return answer["value"]
-
-    def export(self, handle: int) -> int:
-        """A descriptor of what cuMemCreate made, in this process."""
-        self.begin("export", handle).end()
-        (descriptor,) = self.received
-        return descriptor
 
     def kill(self) -> None:
         """By SIGKILL, and wait until it is gone."""
         self._process.kill()
         self._process.wait(PATIENCE_S)
-
-
-Start = Callable[..., CudaProcess]
-"""The fixture ``start``: starts a process in which a device is current."""
 
 
 @contextlib.contextmanager

@@ -92,7 +92,7 @@ CUresult protect(const struct range *range)
 	return CUDA_SUCCESS;
 }
 
-/* Add a range; one of device memory counts as a mapping of it. Returns NULL without memory. */
+/* Add a range. Returns NULL without memory. */
 struct range *add_range(uintptr_t base, size_t size, enum kind kind, struct memory *memory)
 {
 	struct range *range = calloc(1, sizeof(*range));
@@ -105,12 +105,8 @@ struct range *add_range(uintptr_t base, size_t size, enum kind kind, struct memo
 	range->memory = memory;
 	range->access = kind == MAPPING ? NONE : READ_WRITE;
 	range->id = ++made;
-	if (memory != NULL) {
-		struct message mapped = {.what = MAPPED, .number = memory->number};
-
+	if (memory != NULL)
 		memory->references++;
-		ask(&mapped, -1, NULL);
-	}
 	range->next = ranges;
 	ranges = range;
 	return range;
@@ -125,12 +121,9 @@ void remove_range(struct range *range)
 			break;
 		}
 	if (range->memory != NULL) {
-		struct message unmapped = {.what = UNMAPPED, .number = range->memory->number};
-
 		if (!opaque)
 			mmap((void *)range->base, range->size, PROT_NONE,
 			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-		ask(&unmapped, -1, NULL);
 		drop_memory(range->memory);
 	}
 	free(range);

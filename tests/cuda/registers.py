@@ -21,12 +21,10 @@ class Verb(enum.IntEnum):
     IMPORT = 7
     IPC_GET = 8
     IPC_OPEN = 9
-    MAPPED = 10
-    UNMAPPED = 11
 
 
 class Result(enum.IntEnum):
-    """Those of CUDA's errors that the kernel driver gives, or may be told to."""
+    """Those of CUDA's errors that the kernel driver gives."""
 
     SUCCESS = 0
     INVALID_VALUE = 1
@@ -34,9 +32,7 @@ class Result(enum.IntEnum):
     DEVICE_UNAVAILABLE = 46
     INVALID_DEVICE = 101
     INVALID_CONTEXT = 201
-    ECC_UNCORRECTABLE = 214
     PEER_ACCESS_UNSUPPORTED = 217
-    LAUNCH_FAILED = 719
     UNKNOWN = 999
 
 
