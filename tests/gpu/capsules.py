@@ -69,19 +69,5 @@ def take(made: object) -> Any:
     return found
 
 
-class Lent:
-    """A tensor in this process's memory, lent as those in a device's are: frameworks without a GPU take it."""
-
-    def __init__(self, owner: object, address: int, dtype: str, shape: tuple[int, ...]) -> None:
-        self._owner = owner
-        self._tensor = (address, dtype, shape)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return 1, 0
-
-    def __dlpack__(self, *, max_version: tuple[int, int] | None = None, **_: object) -> object:
-        return capsule(self._owner, *self._tensor, (1, 0), versioned=max_version is not None, read_only=True)
-
-
 def made(owner: object, *, versioned: bool = False) -> object:
     return capsule(owner, 0x5000, "float32", (2, 3), (2, 1), versioned=versioned, read_only=True)

@@ -21,14 +21,8 @@ from tests.support.mounts import MountedStore, wait_until
 from trimsfs.extras.gpu.client import GpuError
 
 ROOT = Path(__file__).parents[2]
-
-
 TIMEOUT_S = 60
-
-
 NAMES = "a/b%"
-
-
 BLOCKS = bytes(range(18))
 
 
@@ -52,7 +46,6 @@ def quantised() -> bytes:
 
 
 MODELS = {
-    "scratch.safetensors": model_files.safetensors(),
     "others.safetensors": others(),
     "quantised.gguf": quantised(),
     "model.safetensors": model_files.safetensors({**ARRAYS, f"{NAMES}c": Array("float16", (1, 2), b"abcd")}),

@@ -17,11 +17,15 @@ from tests.cuda import KernelDriver, environment
 from tests.support.mounts import MountedStore, mounted, wait_until
 
 MIB = 1 << 20
+SIZE = 5 * MIB + 12_345
+"""Bytes of each file of the fixture ``store``."""
 ANSWER_TIMEOUT_S = 40
 HEADROOM = ("gpu_headroom=2MiB",)
+OTHER_USER = 4711
+NOWHERE = "GPU-00000000-0000-0000-0000-000000000000"
 
 
-def digest_of(store: Path, name: str) -> str:
+def digest_of(store: Path, name: str = "net.bin") -> str:
     """Of a file's content."""
     return hashlib.sha256((store / name).read_bytes()).hexdigest()
 
@@ -91,18 +95,43 @@ class Scene:
     programs: list[Program]
 
     @property
+    def devices(self) -> list[str]:
+        """The devices' UUIDs."""
+        return [device.uuid for device in self.kernel.devices]
+
+    @property
     def device(self) -> str:
         """The first device."""
-        return self.kernel.devices[0].uuid
+        return self.devices[0]
+
+    @property
+    def server(self) -> int:
+        """The server's process."""
+        return int(self.mount.control()["server_pid"])
 
     def file(self, name: str) -> Path:
         """A model file."""
         return self.mount.path / name
 
-    def control_file(self, name: str, asked: str | None = None) -> str:
-        """The control file of a model file's copy, on the first device unless something else is asked for."""
+    def control_file(self, name: str = "net.bin", asked: str | None = None) -> str:
+        """The control file of a file's copy, on the first device unless something else is asked for."""
         path = self.file(name)
         return str(path.parent / ".trims" / path.name / "gpu" / (asked or self.device))
+
+    def load(self, name: str) -> None:
+        """Have a copy loaded on the first device, and leased to nobody when this returns."""
+        os.close(os.open(self.control_file(name), os.O_RDONLY))
+        wait_until(lambda: not any(copy["leased"] for copy in self.copies() if copy["path"] == name))
+
+    def refused(self, name: str = "net.bin", asked: str | None = None) -> int:
+        """The error number of asking for a copy."""
+        return int(self.program().ask("control_file", path=self.control_file(name, asked))["errno"])
+
+    def another_user(self) -> Program:
+        """A program of a user who is not root."""
+        program = self.program()
+        program.ask("become", uid=OTHER_USER)
+        return program
 
     def program(self, *, transparent: bool = False, sandbox: Sequence[str] = ()) -> Program:
         """A program, ended with the scene."""
@@ -110,7 +139,7 @@ class Scene:
         self.programs.append(program)
         return program
 
-    def borrowing(self, name: str, asked: str | None = None) -> Program:
+    def borrowing(self, name: str = "net.bin", asked: str | None = None) -> Program:
         """A program that has opened a copy and uses it."""
         program = self.program()
         told = program.ask("control_file", path=self.control_file(name, asked))
@@ -139,9 +168,9 @@ class Scene:
 
     def kill_server(self) -> None:
         """End the server with SIGKILL; another answers when this returns."""
-        before = self.mount.control()["server_pid"]
+        before = self.server
         os.kill(before, 9)
-        wait_until(lambda: self.mount.control()["server_pid"] != before, 20)
+        wait_until(lambda: self.server != before, 20)
 
 
 @contextmanager
@@ -153,7 +182,10 @@ def scene(
     variables: Mapping[str, str] | None = None,
 ) -> Iterator[Scene]:
     """Mount a store on a host with devices of so many bytes."""
-    with devices(directory, memory) as kernel:
+    place = directory / "kernel"
+    place.mkdir()
+    place.chmod(0o755)
+    with KernelDriver(place, memory) as kernel:
         given = environment(kernel) | dict(variables or {})
         with mounted(store, directory / "mount", *HEADROOM, *options, environment=given) as mount:
             found = Scene(mount, kernel, [])
@@ -162,13 +194,3 @@ def scene(
             finally:
                 for program in found.programs:
                     program.end()
-
-
-@contextmanager
-def devices(directory: Path, memory: Sequence[int]) -> Iterator[KernelDriver]:
-    """Emulated devices of so many bytes."""
-    place = directory / "kernel"
-    place.mkdir()
-    place.chmod(0o755)
-    with KernelDriver(place, memory) as kernel:
-        yield kernel

@@ -9,15 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.data import BUCKET
-from tests.benchmarks.gpu.data import Model, Models
 from tests.benchmarks.gpu.load import OTHERS
 from tests.benchmarks.gpu.report import WARNING
 from tests.cuda import KernelDriver, environment
 from tests.gpu.mount import ROOT
-from tests.support.frameworks import python_of
 
-MODEL_SIZE = 100_000
 GROUPS = {"first", "fill", "fetch", "load", "memory"}
 
 
@@ -69,40 +65,3 @@ def test_all_of_it_works_on_an_emulated_device(tmp_path: Path) -> None:
     headings = [line for line in report.splitlines() if line.startswith("### ")]
     assert len(headings) == len(GROUPS)
     assert all(WARNING in heading for heading in headings)
-
-
-@pytest.fixture(name="models", scope="module")
-def _models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    models = Models(tmp_path_factory.mktemp("models"))
-    (models.store / BUCKET).mkdir(parents=True)
-    return models
-
-
-def loaded(way: str, path: Path, model: Model) -> int:
-    """The checksum that a library's tensors have, in the host's memory."""
-    python = python_of("others")
-    if not Path(python).exists():
-        pytest.skip(f"{python} is not there: the Makefile makes it")
-    done = subprocess.run(
-        [python, "-m", "tests.benchmarks.gpu.loader", way, path, "--probe", model.probe, "--device", "cpu"],
-        cwd=ROOT,
-        input="\n\n\n",
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    checksum: int = json.loads(done.stdout.splitlines()[2])["checksum"]
-    return checksum
-
-
-@pytest.mark.slow
-def test_other_libraries_load_the_same_bytes(models: Models) -> None:
-    model = models.model(MODEL_SIZE)
-    path = models.path(model.name)
-
-    assert loaded("convert", path, model) == model.checksum
-    assert loaded("safetensors", path, model) == model.checksum
-    for way in ("torch_load", "torch_load_mmap"):
-        assert loaded(way, path.with_suffix(".pt"), model) == model.checksum

@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 
-import trimsfs
 from tests.gpu.mount import MODELS, TIMEOUT_S, GpuMount
 from tests.support.model_files import ARRAYS
 from tests.support.mounts import wait_until
-from trimsfs import client
 
 KINDS = pytest.mark.parametrize("memory", ["vmm", "ipc"])
 
@@ -140,12 +138,6 @@ for make in (numpy.asarray, numpy.array, lambda tensor: numpy.zeros(4) + tensor)
     assert errors == ["tensor 'half' is in a device's memory: numpy() copies it to the host"] * 3
 
 
-def test_the_package_has_what_the_client_raises() -> None:
-    assert {"FormatError", "GpuError", "GpuFullError", "GpuLostError", "__version__", "open"} <= set(dir(trimsfs))
-    for name in ("FormatError", "GpuError", "GpuFullError", "GpuLostError", "open"):
-        assert getattr(trimsfs, name) is getattr(client, name)
-
-
 def test_parts_are_had_by_patterns(gpu_mount: GpuMount) -> None:
     code = """
 for tensors in ("net.*", "a/b%*", ["half", "net.*"]):
@@ -247,25 +239,6 @@ tell(leases())
     assert gpu_mount.run(code) == [0, 0, 0]
 
 
-def test_a_write_faults_or_is_seen_by_all(gpu_mount: GpuMount) -> None:
-    code = """
-model = trimsfs.open(path).to("cuda", memory=MEMORY)
-with cuda.Context(0):
-    try:
-        cuda.call("cuMemsetD8", model.tensors["half"].address, 1, 8)
-        cuda.synchronize()
-        tell("written")
-    except cuda.CudaError as error:
-        tell(error.name)
-"""
-    name = "scratch.safetensors"
-    assert gpu_mount.run("MEMORY = 'vmm'" + code, name) == ["CUDA_ERROR_ILLEGAL_ADDRESS"]
-    assert gpu_mount.run("MEMORY = 'ipc'" + code, name) == ["written"]
-    look = "tell(trimsfs.open(path).to('cuda', memory=MEMORY).tensors['half'].numpy().tobytes().hex())"
-    assert gpu_mount.run(f"MEMORY = 'vmm'; {look}", name) == [ARRAYS["half"].data.hex()]
-    assert gpu_mount.run(f"MEMORY = 'ipc'; {look}", name) == ["01" * 8]
-
-
 def test_a_forked_child_lets_go_and_takes_nothing_away(gpu_mount: GpuMount) -> None:
     code = """
 model = trimsfs.open(path).to("cuda")
@@ -331,32 +304,6 @@ tell(trimsfs.open(path).to("cuda").tensors["half"].numpy().tolist())
         finally:
             process.kill()
     assert first != second
-
-
-def test_what_a_server_leaves_behind_is_kept_or_told_as_lost(gpu_mount: GpuMount) -> None:
-    code = """
-mapped = trimsfs.open(path).to("cuda")
-opened = trimsfs.open(path).to("cuda", memory="ipc")
-tell("ready")
-input()
-mapped.check()
-tell(mapped.tensors["half"].numpy().tolist())
-try:
-    opened.check()
-except GpuLostError as error:
-    tell(str(error))
-tell(trimsfs.open(path).to("cuda", memory="ipc").tensors["half"].numpy().tolist())
-"""
-    with gpu_mount.start(code) as process:
-        try:
-            assert told(process) == "ready"
-            gpu_mount.kill_server()
-            print(file=process.stdin, flush=True)
-            assert told(process) == [1, 2, 3, 4]
-            assert "the mount has ended this lease: open the model again" in told(process)
-            assert told(process) == [1, 2, 3, 4]
-        finally:
-            process.kill()
 
 
 def test_shards_of_two_versions_are_not_joined(gpu_mount: GpuMount) -> None:

@@ -3,19 +3,18 @@
 import gc
 import os
 import socket
-import subprocess
-import sys
+import tempfile
 import threading
 from pathlib import Path
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-import trio
 
 from tests.gpu.mount import TIMEOUT_S, error_of
-from trimsfs.concurrency.channel import Channel, pair
-from trimsfs.extras.gpu.client import GpuError, descriptor_client, mapped_copy
-from trimsfs.extras.gpu.client.copy_leases import CopyDescription, Lease
+from tests.support.users import STRANGER, as_user
+from trimsfs.extras.gpu.client import descriptor_client, mapped_copy
+from trimsfs.extras.gpu.client.copy_leases import CopyDescription
 
 DESCRIPTION: dict[str, Any] = {
     "device": "GPU-0",
@@ -104,57 +103,12 @@ def test_what_a_server_that_has_just_begun_answers(tmp_path: Path, answer: bytes
     assert "has no socket" in error_of(lambda: descriptor_client.receive("", "00"), descriptor_client.NotYetError)
 
 
-@pytest.mark.parametrize("said", [[], [b'{"token": "00"}'], [b"1" * 100, b"2", b"3" * 60_000]])
-def test_one_that_is_refused_hears_why_whatever_it_has_said(said: list[bytes]) -> None:
-    ours, theirs = pair()
-    with theirs:
-        for message in said:
-            theirs.send(message)
-
-        async def refuse() -> None:
-            channel = Channel(ours)
-            await channel.refuse({"error": "no"})
-            channel.close()
-
-        trio.run(refuse)
-        with pytest.raises(BrokenPipeError):
-            theirs.send(b"more")
-        assert theirs.recv(4096) == b'{"error": "no"}'
-        assert theirs.recv(4096) == b""
-
-
 def test_memory_of_another_size_than_was_told_is_not_mapped(tmp_path: Path) -> None:
     before = open_files()
     with Answering(tmp_path / "socket", b'{"size": 8192}', 1) as server:
         told = CopyDescription(**DESCRIPTION, socket=str(server.path))
         assert "8192 bytes instead of 4096" in error_of(lambda: mapped_copy._mapped(told, 0))
     assert open_files() == before
-
-
-class Beginning:
-    """The lease of a copy whose server has just begun: it tells the socket after a while."""
-
-    def __init__(self, after: int) -> None:
-        self.asked = 0
-        self._after = after
-
-    def description(self) -> CopyDescription:
-        self.asked += 1
-        return CopyDescription(**DESCRIPTION, socket="/there" if self.asked > self._after else "")
-
-
-def test_a_server_that_has_just_begun_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    def received(path: str, token: str) -> Any:
-        if not path:
-            raise descriptor_client.NotYetError("no socket")
-        raise GpuError(f"{path} with {token}")
-
-    monkeypatch.setattr(descriptor_client, "receive", received)
-    lease = Beginning(5)
-    assert error_of(lambda: mapped_copy._mapped_soon(cast("Lease", lease), 0)) == "/there with 00"
-    assert lease.asked == 6
-    monkeypatch.setattr(mapped_copy, "PATIENCE_S", 0.1)
-    assert error_of(lambda: mapped_copy._mapped_soon(cast("Lease", Beginning(1000)), 0)) == "no socket"
 
 
 def test_a_socket_that_is_not_there_or_that_nobody_listens_at(tmp_path: Path) -> None:
@@ -178,24 +132,19 @@ def test_a_server_that_does_not_answer_is_not_waited_for_without_end(
             assert "no answer within" in error_of(lambda: descriptor_client.receive(str(tmp_path / "socket"), "00"))
 
 
+def test_a_server_that_has_just_begun_is_asked_again_only_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped_copy, "PATIENCE_S", 0.1)
+    lease: Any = SimpleNamespace(description=lambda: CopyDescription(**DESCRIPTION, socket=""))
+    assert "has no socket" in error_of(lambda: mapped_copy._mapped_soon(lease, 0))
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_a_user_who_may_not_ask(tmp_path: Path) -> None:
-    code = f"""
-import os, socket, sys
-from trimsfs.concurrency.channel import Channel, pair
-from trimsfs.extras.gpu.client import GpuError, descriptor_client
-listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-listener.bind({str(tmp_path / "socket")!r})
-listener.listen()
-os.chmod({str(tmp_path / "socket")!r}, 0o600)
-os.setuid(54321)
-try:
-    descriptor_client.receive({str(tmp_path / "socket")!r}, "00")
-except GpuError as error:
-    print(error)
-"""
-    for directory in tmp_path.parents[:2]:
-        directory.chmod(0o755)
-    tmp_path.chmod(0o755)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert "Permission denied: this user may not use" in done.stdout, done.stderr
+def test_a_user_who_may_not_ask() -> None:
+    with tempfile.TemporaryDirectory() as directory, Answering(Path(directory, "socket"), b"") as server:
+        os.chmod(directory, 0o755)
+        server.path.chmod(0o600)
+        told = as_user(STRANGER, lambda: error_of(lambda: descriptor_client.receive(str(server.path), "00")))
+        assert "Permission denied: this user may not use" in told
+        assert "closed the connection" in error_of(
+            lambda: descriptor_client.receive(str(server.path), "00"), descriptor_client.NotYetError
+        )

@@ -177,11 +177,6 @@ def test_a_lease_that_is_refused(
         assert message in error_of(lambda: copy_leases.take(model, file, DEVICE, "net.*", "ipc"), kind)
 
 
-def test_a_pattern_that_makes_too_long_a_name(model: Path) -> None:
-    offering(model, TOLD)
-    assert "the pattern is too long" in error_of(lambda: take(model, "x" * 300))
-
-
 @pytest.mark.parametrize(
     ("pattern", "memory", "name"),
     [

@@ -56,15 +56,6 @@ def lease(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_child_closes_what_is_open_and_the_parent_keeps_it(lease: Path) -> None:
-    code = """
-descriptor = fork_safety.open_file(path)
-told = in_child(lambda: [held(), descriptor.number])
-print(json.dumps([told, os.pread(descriptor.number, 9, 0).decode(), held() == [str(path)]]))
-"""
-    assert run(code, lease) == [[[], -1], "{}", True]
-
-
 def test_a_child_closes_what_another_thread_has_just_opened(lease: Path) -> None:
     code = """
 opened, go_on, really = threading.Event(), threading.Event(), os.open
@@ -97,27 +88,6 @@ with open(path, "wb"):
 print(json.dumps(told))
 """
     assert run(code, path) == []
-
-
-@pytest.mark.slow
-def test_no_fork_finds_a_descriptor_whose_thread_is_about_to_take_or_to_give_it(lease: Path) -> None:
-    code = """
-end = time.monotonic() + 5
-def use():
-    while time.monotonic() < end:
-        fork_safety.open_file(path).close()
-threads = [threading.Thread(target=use) for _ in range(3)]
-for thread in threads:
-    thread.start()
-wrong, children = [], 0
-while time.monotonic() < end and children < 1000:
-    wrong += in_child(held)
-    children += 1
-for thread in threads:
-    thread.join()
-print(json.dumps([wrong, children > 20]))
-"""
-    assert run(code, lease) == [[], True]
 
 
 def test_a_finalizer_may_close_one_while_another_is_closed(lease: Path) -> None:

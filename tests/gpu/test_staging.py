@@ -15,7 +15,6 @@ import pytest
 from tests.gpu.scene import MIB, Scene, scene
 from tests.services.fast import start_fast
 from tests.support import model_files
-from tests.support.mounts import wait_until
 from tests.support.tmpfs import tmpfs
 
 LAYERS = 300
@@ -35,10 +34,8 @@ def model() -> dict[str, model_files.Array]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Path:
-    store = tmp_path / "store"
-    store.mkdir()
-    return store
+def store(store_directory: Path) -> Path:
+    return store_directory
 
 
 def on_device(host: Scene, name: str, asked: str | None = None) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -86,17 +83,14 @@ def test_some_tensors_can_be_asked_for(store: Path, tmp_path: Path) -> None:
         assert host.counted("loads_total") == loads  # of the whole copy
 
 
-def test_nothing_of_another_file_is_between_the_tensors(store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["", ".ipc"])
+def test_nothing_of_before_is_between_the_tensors_or_behind_the_last(store: Path, tmp_path: Path, kind: str) -> None:
     arrays = {f"t{index}": model_files.Array("float16", (1,), b"ab") for index in range(500)}
-    (store / "secret").write_bytes(b"\xee" * 20 * MIB)
     (store / "net").write_bytes(model_files.safetensors(arrays))
     with scene(store, tmp_path) as host:
-        os.close(os.open(host.control_file("secret"), os.O_RDONLY))
-        descriptor = os.open(host.control_file("net"), os.O_RDONLY)
-        told = json.loads(os.pread(descriptor, 8 * MIB, 0))
-        (allocation,) = [one for one in host.kernel.devices[0].allocations() if one.nbytes == told["size"]]
-        assert set(host.kernel.read(allocation.number, 0, told["nbytes"])) == {0, ord("a"), ord("b")}
-        os.close(descriptor)
+        told = host.program().ask("control_file", path=host.control_file("net", host.device + kind), use=False)
+        (allocation,) = host.kernel.devices[0].allocations()
+        assert set(host.kernel.read(allocation.number, 0, told["size"])) == {0, ord("a"), ord("b")}
 
 
 def test_a_model_that_is_not_here_goes_to_the_device_as_it_comes(tmp_path: Path) -> None:
@@ -154,18 +148,3 @@ def test_a_copy_is_filled_with_room_for_nothing_on_disk(store: Path, tmp_path: P
     (store / "net.bin").write_bytes(content)
     with scene(store, tmp_path, "--cache-size", "1MiB") as host:
         assert host.borrowing("net.bin").digest() == hashlib.sha256(content).hexdigest()
-
-
-def test_several_models_are_loaded_at_once(store: Path, tmp_path: Path) -> None:
-    contents = {f"net{index}": random.Random(index).randbytes(CHUNK + index) for index in range(4)}
-    for name, content in contents.items():
-        (store / name).write_bytes(content)
-    with scene(store, tmp_path, memory=[128 * MIB]) as host:
-        programs = {name: host.program() for name in contents}
-        with host.kernel.devices[0].paused():
-            for name, program in programs.items():
-                program.tell("control_file", path=host.control_file(name))
-            wait_until(lambda: len(host.copies()) == len(contents))
-        for name, program in programs.items():
-            assert program.answer()["nbytes"] == len(contents[name])
-            assert program.digest() == hashlib.sha256(contents[name]).hexdigest()
