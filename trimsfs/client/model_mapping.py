@@ -15,7 +15,7 @@ def mapped(path: Path, file: io.FileIO, *, common: bool) -> mmap.mmap | bytes:
     """
     mapping = map_file(file)
     if common and isinstance(mapping, mmap.mmap):
-        map_shared(path, file.fileno(), mapping)
+        map_shared(path, file, mapping)
     return mapping
 
 
