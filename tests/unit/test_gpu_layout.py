@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from trimsfs.extras.gpu.copy_requests import (
     CopyRequest,
     MemoryKind,
-    WarmRequest,
     device_of_attribute,
     matching,
     parse_request,
@@ -121,8 +120,8 @@ def test_tensors_in_other_files_are_left_out() -> None:
 )
 def test_what_a_name_asks_for(name: str, asked: CopyRequest | None) -> None:
     assert parse_request(name) == asked
-    assert parse_warm_command(f"warm-{name}") == (None if asked is None else WarmRequest(asked, None))
-    assert parse_warm_command(f"warm-17~{name}") == (None if asked is None else WarmRequest(asked, 17))
+    assert parse_warm_command(f"warm-{name}") == (asked and (asked, None))
+    assert parse_warm_command(f"warm-17~{name}") == (asked and (asked, 17))
 
 
 def test_the_device_of_an_attribute() -> None:

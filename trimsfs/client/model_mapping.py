@@ -9,21 +9,14 @@ from trimsfs.client.shared_blocks import map_shared
 
 
 def mapped(path: Path, file: io.FileIO, *, common: bool) -> mmap.mmap | bytes:
-    """Map all of an open local file; if *common*, map the blocks that it shares with another file from that file.
+    """Map all of an open file, which must be local: a page that cannot be fetched would raise SIGBUS.
 
-    Raises OSError.
-    """
-    mapping = map_file(file)
-    if common and isinstance(mapping, mmap.mmap):
-        map_shared(path, file, mapping)
-    return mapping
-
-
-def map_file(file: io.FileIO) -> mmap.mmap | bytes:
-    """Map all of a file, which must be local: a page that cannot be fetched would raise SIGBUS.
-
-    Returns ``b""`` for an empty file, which cannot be mapped. Raises OSError.
+    If *common*, map the blocks that it shares with another file from that file. Returns ``b""`` for an empty file,
+    which cannot be mapped. Raises OSError.
     """
     if os.fstat(file.fileno()).st_size == 0:
         return b""
-    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    if common:
+        map_shared(path, file, mapping)
+    return mapping

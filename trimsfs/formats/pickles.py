@@ -4,9 +4,9 @@ By the opcodes of ``pickletools``. It imports nothing that the pickle names, and
 """
 
 import pickletools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from trimsfs.formats.table import MOST_TENSORS, FormatError
 
@@ -73,18 +73,62 @@ class _Machine:
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
 
-    def step(self, name: str, argument: Any) -> None:
+    def step(self, name: str, argument: Any) -> None:  # noqa: PLR0912, PLR0915 - a case for each opcode
+        stack = self.stack
         if name in _LITERALS:
-            self.stack.append(argument)
-        elif name in _CONSTANTS:
-            self.stack.append(_CONSTANTS[name])
-        elif name in _TUPLES:
-            self._tuple(_TUPLES[name])
-        else:
-            step = self._STEPS.get(name)
-            if step is None:
+            stack.append(argument)
+            return
+        match name:
+            case "BINPUT" | "LONG_BINPUT" | "PUT" | "MEMOIZE":
+                self._remember(len(self._memo) if argument is None else argument)
+            case "BINGET" | "LONG_BINGET" | "GET":
+                stack.append(self._recall(argument))
+            case "MARK":
+                self._marks.append(len(stack))
+            case "NONE" | "NEWTRUE" | "NEWFALSE" | "EMPTY_TUPLE":
+                stack.append(_CONSTANTS[name])
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(self._pop(int(name[-1]))))
+            case "TUPLE":
+                stack.append(tuple(self._pop_mark()))
+            case "REDUCE" | "NEWOBJ":
+                stack.append(_called(*self._pop(2)))
+            case "NEWOBJ_EX":
+                stack.append(Call(*self._pop(3)[:2]))
+            case "GLOBAL":
+                stack.append(Name(argument.replace(" ", ".")))
+            case "STACK_GLOBAL":
+                stack.append(_global(*self._pop(2)))
+            case "PERSID":
+                stack.append(Reference(argument))
+            case "BINPERSID":
+                stack.append(Reference(self._pop(1)[0]))
+            case "EMPTY_DICT":
+                stack.append(Items(pairs=True))
+            case "EMPTY_LIST" | "EMPTY_SET":
+                stack.append(Items(pairs=False))
+            case "DICT":
+                stack.append(Items(pairs=True, elements=_paired(self._pop_mark())))
+            case "LIST" | "FROZENSET":
+                stack.append(Items(pairs=False, elements=self._pop_mark()))
+            case "SETITEM":
+                self._extend(_paired(self._pop(2)), pairs=True)
+            case "SETITEMS":
+                self._extend(_paired(self._pop_mark()), pairs=True)
+            case "APPEND":
+                self._extend(self._pop(1), pairs=False)
+            case "APPENDS" | "ADDITEMS":
+                self._extend(self._pop_mark(), pairs=False)
+            case "POP" | "BUILD":  # the state of an object is not interpreted
+                self._pop(1)
+            case "POP_MARK":
+                self._pop_mark()
+            case "DUP":
+                stack.append(self._top())
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case _:
                 raise ValueError(f"unknown opcode {name}")
-            step(self, argument)
 
     def _pop(self, count: int) -> list[Any]:
         """The last *count* values above the last mark."""
@@ -107,83 +151,6 @@ class _Machine:
         self.stack.append(value)
         return value
 
-    def _nothing(self, _: Any) -> None:
-        pass
-
-    def _mark(self, _: Any) -> None:
-        self._marks.append(len(self.stack))
-
-    def _drop(self, _: Any) -> None:
-        self._pop(1)
-
-    def _drop_mark(self, _: Any) -> None:
-        self._pop_mark()
-
-    def _duplicate(self, _: Any) -> None:
-        self.stack.append(self._top())
-
-    def _global(self, argument: str) -> None:
-        self.stack.append(Name(argument.replace(" ", ".")))
-
-    def _stack_global(self, _: Any) -> None:
-        module, name = self._pop(2)
-        text = ""
-        if isinstance(module, str) and isinstance(name, str):
-            # Both may come from the memo: a few bytes of the pickle would make a long string each time.
-            if len(module) + len(name) > LONGEST_NAME:
-                raise ValueError("the name of a global is too long")
-            text = f"{module}.{name}"
-        self.stack.append(Name(text))
-
-    def _call(self, _: Any) -> None:
-        function, arguments = self._pop(2)
-        dictionary = isinstance(function, Name) and function.text in _DICTIONARIES
-        self.stack.append(Items(pairs=True) if dictionary else Call(function, arguments))
-
-    def _call_with_names(self, _: Any) -> None:
-        function, arguments, _names = self._pop(3)
-        self.stack.append(Call(function, arguments))
-
-    def _state(self, _: Any) -> None:
-        self._pop(1)  # the state of an object is not interpreted
-
-    def _reference(self, argument: Any) -> None:
-        self.stack.append(Reference(argument))
-
-    def _reference_on_stack(self, _: Any) -> None:
-        self.stack.append(Reference(self._pop(1)[0]))
-
-    def _tuple(self, count: int) -> None:
-        self.stack.append(tuple(self._pop(count)))
-
-    def _tuple_of_mark(self, _: Any) -> None:
-        self.stack.append(tuple(self._pop_mark()))
-
-    def _empty_list(self, _: Any) -> None:
-        self.stack.append(Items(pairs=False))
-
-    def _empty_dict(self, _: Any) -> None:
-        self.stack.append(Items(pairs=True))
-
-    def _list_of_mark(self, _: Any) -> None:
-        self.stack.append(Items(pairs=False, elements=self._pop_mark()))
-
-    def _dict_of_mark(self, _: Any) -> None:
-        self.stack.append(Items(pairs=True, elements=_paired(self._pop_mark())))
-
-    def _append(self, _: Any) -> None:
-        (value,) = self._pop(1)
-        self._extend([value], pairs=False)
-
-    def _append_mark(self, _: Any) -> None:
-        self._extend(self._pop_mark(), pairs=False)
-
-    def _set_item(self, _: Any) -> None:
-        self._extend(_paired(self._pop(2)), pairs=True)
-
-    def _set_items(self, _: Any) -> None:
-        self._extend(_paired(self._pop_mark()), pairs=True)
-
     def _extend(self, elements: list[Any], *, pairs: bool) -> None:
         container = self._top()
         if isinstance(container, Items) and container.pairs == pairs:
@@ -194,53 +161,29 @@ class _Machine:
         elif not isinstance(container, Call):  # the result of a call may be a container
             raise ValueError("elements for a value that is not a container")
 
-    def _remember(self, argument: int | None) -> None:
-        index = len(self._memo) if argument is None else argument
+    def _remember(self, index: int) -> None:
         if not 0 <= index < MEMO_LIMIT:
             raise ValueError(f"memo index {index}")
         self._memo[index] = self._top()
 
-    def _recall(self, argument: int) -> None:
-        if argument not in self._memo:
-            raise ValueError(f"memo {argument} is empty")
-        self.stack.append(self._memo[argument])
+    def _recall(self, index: int) -> Any:
+        if index not in self._memo:
+            raise ValueError(f"memo {index} is empty")
+        return self._memo[index]
 
-    _STEPS: ClassVar[dict[str, Callable[["_Machine", Any], None]]] = {
-        "PROTO": _nothing,
-        "FRAME": _nothing,
-        "STOP": _nothing,
-        "MARK": _mark,
-        "POP": _drop,
-        "POP_MARK": _drop_mark,
-        "DUP": _duplicate,
-        "GLOBAL": _global,
-        "STACK_GLOBAL": _stack_global,
-        "REDUCE": _call,
-        "NEWOBJ": _call,
-        "NEWOBJ_EX": _call_with_names,
-        "BUILD": _state,
-        "PERSID": _reference,
-        "BINPERSID": _reference_on_stack,
-        "TUPLE": _tuple_of_mark,
-        "EMPTY_LIST": _empty_list,
-        "EMPTY_SET": _empty_list,
-        "EMPTY_DICT": _empty_dict,
-        "LIST": _list_of_mark,
-        "FROZENSET": _list_of_mark,
-        "DICT": _dict_of_mark,
-        "APPEND": _append,
-        "APPENDS": _append_mark,
-        "ADDITEMS": _append_mark,
-        "SETITEM": _set_item,
-        "SETITEMS": _set_items,
-        "PUT": _remember,
-        "BINPUT": _remember,
-        "LONG_BINPUT": _remember,
-        "MEMOIZE": _remember,
-        "GET": _recall,
-        "BINGET": _recall,
-        "LONG_BINGET": _recall,
-    }
+
+def _called(function: Any, arguments: Any) -> "Items | Call":
+    dictionary = isinstance(function, Name) and function.text in _DICTIONARIES
+    return Items(pairs=True) if dictionary else Call(function, arguments)
+
+
+def _global(module: Any, name: Any) -> Name:
+    if not isinstance(module, str) or not isinstance(name, str):
+        return Name("")
+    # Both may come from the memo: a few bytes of the pickle would make a long string each time.
+    if len(module) + len(name) > LONGEST_NAME:
+        raise ValueError("the name of a global is too long")
+    return Name(f"{module}.{name}")
 
 
 _LITERALS = frozenset(
@@ -251,7 +194,6 @@ _LITERALS = frozenset(
     }
 )
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _DICTIONARIES = frozenset({"collections.OrderedDict", "collections.defaultdict"})
 
 

@@ -12,31 +12,14 @@ class FormatError(ValueError):
 
 
 DTYPE_BITS: dict[str, int] = {
-    "bool": 8,
-    "uint8": 8,
-    "int8": 8,
-    "uint16": 16,
-    "int16": 16,
-    "uint32": 32,
-    "int32": 32,
-    "uint64": 64,
-    "int64": 64,
-    "float16": 16,
-    "bfloat16": 16,
-    "float32": 32,
-    "float64": 64,
-    "complex64": 64,
+    **dict.fromkeys(("bool", "uint8", "int8"), 8),
+    **dict.fromkeys(("uint16", "int16", "float16", "bfloat16"), 16),
+    **dict.fromkeys(("uint32", "int32", "float32"), 32),
+    **dict.fromkeys(("uint64", "int64", "float64", "complex64"), 64),
     "complex128": 128,
-    "float8_e4m3fn": 8,
-    "float8_e4m3fnuz": 8,
-    "float8_e5m2": 8,
-    "float8_e5m2fnuz": 8,
-    "float8_e8m0fnu": 8,
-    "float6_e2m3fn": 6,
-    "float6_e3m2fn": 6,
-    "float4_e2m1fn": 4,
-    "uint4": 4,
-    "int4": 4,
+    **dict.fromkeys(("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"), 8),
+    **dict.fromkeys(("float6_e2m3fn", "float6_e3m2fn"), 6),
+    **dict.fromkeys(("float4_e2m1fn", "uint4", "int4"), 4),
 }
 """Bits of an element, by type names of NumPy and ml_dtypes."""
 
@@ -80,11 +63,11 @@ class TensorTable:
 
     def as_json(self) -> bytes:
         """The table as JSON, made tensor by tensor: one call for all would keep other threads waiting."""
-        tensors = ", ".join(json.dumps(_entry(tensor)) for tensor in self.tensors)
+        tensors = ", ".join(json.dumps(entry_of(tensor)) for tensor in self.tensors)
         return f'{{"format": {json.dumps(self.format)}, "tensors": [{tensors}]}}'.encode()
 
 
-def _entry(tensor: Tensor) -> dict[str, object]:
+def entry_of(tensor: Tensor) -> dict[str, object]:
     """A tensor as a value for JSON; ``file`` is left out for the model file itself."""
     return {name: value for name, value in tensor._asdict().items() if name != "file" or value is not None}
 

@@ -44,19 +44,14 @@ def parse_request(name: str) -> CopyRequest | None:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class WarmRequest:
-    """A request to load a copy ahead for user ``uid``; None is the user who gives the command."""
+def parse_warm_command(name: str) -> tuple[CopyRequest, int | None] | None:
+    """The request in a command's name ``warm-[UID~]DEVICE...``, and the user's id; None for another name.
 
-    request: CopyRequest
-    uid: int | None
-
-
-def parse_warm_command(name: str) -> WarmRequest | None:
-    """The request in a command's name ``warm-[UID~]DEVICE...``; None for another name."""
+    Without a user's id, the copy is for the user who gives the command.
+    """
     match = _WARM.fullmatch(name)
-    asked = parse_request(match[2]) if match else None
-    return WarmRequest(asked, int(match[1]) if match[1] else None) if match and asked else None
+    request = parse_request(match[2]) if match else None
+    return (request, int(match[1]) if match[1] else None) if match and request else None
 
 
 def device_of_attribute(name: str) -> str | None:

@@ -274,16 +274,11 @@ def _properties(ordinal: int) -> Any:
 
 
 class PinnedBuffer:
-    """Page-locked memory of the host, for DMA. ``view`` covers all of it."""
+    """Page-locked memory of the host, for DMA, until the process ends. ``view`` covers all of it."""
 
     def __init__(self, size: int) -> None:
         self.address = int(call("cuMemHostAlloc", size, 0))
         self.view = memoryview((ctypes.c_char * size).from_address(self.address)).cast("B")
-
-    def close(self) -> None:
-        """Free the memory, and invalidate ``view``."""
-        self.view.release()
-        call("cuMemFreeHost", self.address)
 
 
 class Stream:

@@ -3,8 +3,8 @@
 import json
 import os
 import struct
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from cachetools import LRUCache
@@ -18,7 +18,6 @@ from trimsfs.extras.gpu.copies import GpuCopies
 from trimsfs.extras.gpu.copy_requests import (
     CopyRequest,
     MemoryKind,
-    WarmRequest,
     device_of_attribute,
     matching,
     parse_request,
@@ -27,7 +26,7 @@ from trimsfs.extras.gpu.copy_requests import (
 from trimsfs.extras.gpu.descriptor_server import DescriptorServer
 from trimsfs.extras.gpu.holders import holder_of
 from trimsfs.extras.gpu.tier.pool import Copy, CopyKey, Holder, Lease, Pool
-from trimsfs.formats.table import Tensor
+from trimsfs.formats.table import entry_of
 from trimsfs.fuse import _libfuse
 from trimsfs.types import Generation
 
@@ -125,18 +124,20 @@ class GpuInterface(Extra):
         """What carries out an order; None for other commands."""
         if order.name == VERIFY_GPU:
             return self._verify
-        request = parse_warm_command(order.name)
-        return None if request is None else partial(self._warm, request, order, admitted)
+        parsed = parse_warm_command(order.name)
+        if parsed is None:
+            return None
+        request, uid = parsed
+        holder = Holder(uid=order.uid if uid is None else uid)
 
-    async def _warm(
-        self, wanted: WarmRequest, order: Order, admitted: Admitted, generation: Generation, progress: Progress
-    ) -> None:
-        """Load a copy of a file. Of a directory, files without tensors are left out."""
-        holder = Holder(uid=order.uid if wanted.uid is None else wanted.uid)
-        async with admitted(generation, progress):
-            models_only = order.generation is None
-            if not await self.copies.warm(generation, wanted.request, holder, models_only=models_only):
-                progress.left_out_files += 1
+        async def warm(generation: Generation, progress: Progress) -> None:
+            """Load a copy of a file. Of a directory, files without tensors are left out."""
+            async with admitted(generation, progress):
+                models_only = order.generation is None
+                if not await self.copies.warm(generation, request, holder, models_only=models_only):
+                    progress.left_out_files += 1
+
+        return warm
 
     async def _verify(self, generation: Generation, progress: Progress) -> None:
         """Compare a file's copies with the file."""
@@ -236,7 +237,8 @@ class GpuInterface(Extra):
         key = (copy.key, pattern)
         rendered = self._rendered.get(key)
         if rendered is None:
-            rendered = self._rendered[key] = _rendered(matching(copy.layout.tensors, pattern))
+            entries = [entry_of(tensor) for tensor in matching(copy.layout.tensors, pattern)]
+            rendered = self._rendered[key] = json.dumps(entries).encode()
         return rendered
 
     def facts(self) -> dict[str, object]:
@@ -268,27 +270,12 @@ class GpuInterface(Extra):
         return {"devices": devices}
 
 
-def _rendered(tensors: Sequence[Tensor]) -> bytes:
-    return json.dumps(
-        [
-            {
-                "name": tensor.name,
-                "dtype": tensor.dtype,
-                "shape": tensor.shape,
-                "offset": tensor.offset,
-                "nbytes": tensor.nbytes,
-            }
-            for tensor in tensors
-        ]
-    ).encode()
-
-
 def _device(pool: Pool) -> dict[str, object]:
-    found = pool.device.info
+    info = pool.device.info
     return {
-        "uuid": found.uuid,
-        "name": found.name,
-        "total_bytes": found.total,
+        "uuid": info.uuid,
+        "name": info.name,
+        "total_bytes": info.total,
         "budget_bytes": pool.budget,
         "used_bytes": pool.used,
         "failure": pool.device.failure,
@@ -307,12 +294,7 @@ def _copy(copy: Copy, uid: int | None) -> dict[str, object]:
         "uses": copy.uses,
         "leased": len(copy.leases),
         "leases": [
-            {
-                "uid": lease.holder.uid,
-                "pid": lease.holder.pid,
-                "container": lease.holder.container,
-                "since": lease.since,
-            }
+            {**asdict(lease.holder), "since": lease.since}
             for lease in copy.leases
             if uid is None or lease.holder.uid == uid
         ],

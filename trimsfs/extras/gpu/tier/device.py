@@ -46,43 +46,28 @@ _FATAL = frozenset(
 
 
 class StagingBuffer:
-    """A buffer of pinned memory, and the stream for copies to and from it."""
+    """A buffer of pinned memory, CHUNK_SIZE bytes in ``view``, and the stream for copies to and from it.
+
+    Its methods are for the device's thread.
+    """
 
     def __init__(self) -> None:
-        self._buffer: PinnedBuffer | None = None
-        self._stream: Stream | None = None
-
-    @property
-    def view(self) -> memoryview:
-        """CHUNK_SIZE bytes; valid after `prepare`."""
-        assert self._buffer is not None
-        return self._buffer.view
-
-    def prepare(self) -> None:
-        """Allocate the buffer at first use, and wait until an earlier copy is done. For the device's thread."""
-        if self._buffer is None:
-            self._buffer = PinnedBuffer(CHUNK_SIZE)
-        if self._stream is None:
-            self._stream = Stream()
-        self._stream.synchronize()
+        self._buffer = PinnedBuffer(CHUNK_SIZE)
+        self._stream = Stream()
+        self.view = self._buffer.view
 
     def write(self, address: int, size: int) -> None:
-        """Begin to copy the first bytes of ``view`` to the device. For the device's thread."""
-        assert self._buffer is not None
-        assert self._stream is not None
+        """Begin to copy the first bytes of ``view`` to the device."""
         self._stream.to_device(address, self._buffer.address, size)
 
     def read(self, address: int, size: int) -> None:
-        """Copy bytes of the device to the beginning of ``view``, and wait. For the device's thread."""
-        assert self._buffer is not None
-        assert self._stream is not None
+        """Copy bytes of the device to the beginning of ``view``, and wait."""
         self._stream.to_host(self._buffer.address, address, size)
         self._stream.synchronize()
 
     def finish(self) -> None:
-        """Wait until all begun copies are done. For the device's thread."""
-        if self._stream is not None:
-            self._stream.synchronize()
+        """Wait until all begun copies are done."""
+        self._stream.synchronize()
 
 
 class Device:
@@ -100,11 +85,9 @@ class Device:
         self._calls: set[trio.CancelScope] = set()
         self._context: Context | None = None
         self._all_buffers: list[StagingBuffer] = []
-        self._returned, self._free_buffers = trio.open_memory_channel[StagingBuffer](STAGING_BUFFERS)
+        self._returned, self._free_buffers = trio.open_memory_channel[StagingBuffer | None](STAGING_BUFFERS)
         for _ in range(STAGING_BUFFERS):
-            staged = StagingBuffer()
-            self._all_buffers.append(staged)
-            self._returned.send_nowait(staged)
+            self._returned.send_nowait(None)  # allocated at first use
 
     async def run(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
         """Call a function in the device's thread and context. Raises DeviceError, and CudaError when out of memory."""
@@ -184,7 +167,10 @@ class Device:
         """
         staged = await self._free_buffers.receive()
         try:
-            await self.run(staged.prepare)
+            if staged is None:
+                staged = await self.run(StagingBuffer)
+                self._all_buffers.append(staged)
+            await self.run(staged.finish)
             yield staged
         finally:
             self._returned.send_nowait(staged)

@@ -5,7 +5,6 @@ import logging
 import mmap
 import os
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import trio
 
@@ -15,6 +14,8 @@ from trimsfs.extras.gpu import cuda
 from trimsfs.extras.gpu.cuda import CudaError, Stream
 from trimsfs.extras.gpu.tier.device import STAGING_BUFFERS, Device
 from trimsfs.extras.gpu.tier.layout import Batch, Layout, Part, Run
+from trimsfs.fetch.fetcher import Fetcher
+from trimsfs.tiers.blob import Blob
 from trimsfs.types import CHUNK_SIZE, Buffer
 
 log = logging.getLogger(__name__)
@@ -23,24 +24,37 @@ PARTS_AT_ONCE = 64
 """Copies from registered memory to begin in one call of the driver's thread."""
 
 
-class CopySource(Protocol):
-    """The source of a copy's bytes: a file."""
+class BlobSource:
+    """The bytes of a blob, which the caller keeps in use, while they may still arrive from the store.
+
+    *in_memory* says whether the blob's file is always in memory, as on a tmpfs.
+    """
+
+    def __init__(self, blob: Blob, fetcher: Fetcher, *, in_memory: bool) -> None:
+        self._blob = blob
+        self._fetcher = fetcher
+        self._in_memory = in_memory
 
     async def bytes_of(self, start: int, stop: int) -> Buffer | None:
         """Wait until the bytes ``[start, stop)`` are local and checked; None if they are in the file.
 
-        Raises StoreError.
+        They are in the file unless the disk is full. Raises StoreError.
         """
+        data = await self._fetcher.read(self._blob, start, stop)
+        return None if self._blob.attached and self._blob.readable(start, stop) else data
 
     def fileno(self) -> int:
         """The descriptor of the file."""
+        return self._blob.fileno()
 
     @property
     def registrable(self) -> int:
         """The file's size if it is complete and in memory that the driver may register; else 0."""
+        whole = self._in_memory and self._blob.attached and self._blob.complete
+        return self._blob.generation.size if whole else 0
 
 
-async def fill(device: Device, address: int, layout: Layout, source: CopySource) -> None:
+async def fill(device: Device, address: int, layout: Layout, source: BlobSource) -> None:
     """Copy the contents of a layout to device memory at *address* while they arrive, several batches at once.
 
     Raises StoreError, DeviceError, and OSError when the file cannot be read.
@@ -68,19 +82,19 @@ async def fill(device: Device, address: int, layout: Layout, source: CopySource)
     await device.finish()
 
 
-async def differs(device: Device, address: int, layout: Layout, source: CopySource) -> int | None:
+async def differs(device: Device, address: int, layout: Layout, source: BlobSource) -> int | None:
     """The first offset at which a copy differs from its file; None if all bytes are equal.
 
     Raises as `fill`.
     """
     for batch in layout.batches(CHUNK_SIZE):
-        async with device.staging_buffer() as expected, device.staging_buffer() as found:
+        async with device.staging_buffer() as expected, device.staging_buffer() as copied:
             await _stage(expected.view, batch, source)
-            await device.run(found.read, address + batch.offset, batch.length)
+            await device.run(copied.read, address + batch.offset, batch.length)
             for part in (part for run in batch.runs for part in run.parts):
                 start, stop = part.offset - batch.offset, part.offset - batch.offset + part.length
-                if expected.view[start:stop] != found.view[start:stop]:
-                    return part.offset + _first_difference(expected.view[start:stop], found.view[start:stop])
+                if expected.view[start:stop] != copied.view[start:stop]:
+                    return part.offset + _first_difference(expected.view[start:stop], copied.view[start:stop])
     return None
 
 
@@ -93,7 +107,7 @@ def _first_difference(left: memoryview, right: memoryview) -> int:
     return low
 
 
-async def _stage(view: memoryview, batch: Batch, source: CopySource) -> None:
+async def _stage(view: memoryview, batch: Batch, source: BlobSource) -> None:
     """Write the bytes of a batch to a buffer, and zeros to the gaps between its parts."""
     end = 0
     for run in batch.runs:
@@ -132,7 +146,7 @@ def _read_fully(descriptor: int, views: Sequence[memoryview], offset: int) -> No
 # If the cache is in memory, the device copies from there by DMA, without staging buffers.
 
 
-async def _from_registered(device: Device, address: int, layout: Layout, source: CopySource) -> bool:
+async def _from_registered(device: Device, address: int, layout: Layout, source: BlobSource) -> bool:
     """Copy from the file's pages by DMA; False when the driver cannot register them."""
     for run in _runs(layout):
         await source.bytes_of(run.start, run.stop)
