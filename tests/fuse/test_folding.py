@@ -104,13 +104,6 @@ def test_the_same_changes_are_had_once(mount: MountedStore, stack: ExitStack) ->
     assert Process(stack, path, "").ask("weights") != expected
 
 
-def test_a_model_that_is_opened_by_a_link_is_folded_too(mount: MountedStore, stack: ExitStack, tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(mount.path / NAME)
-    folded = Process(stack, tmp_path / "link", REVERSED).ask("fold")
-    assert (folded["own"], folded["shared"] >= SIZE) == (0, True)
-    assert Process(stack, mount.path / NAME, REVERSED).ask("fold")["passed_on"] == 0
-
-
 def test_only_what_is_the_same_is_shared(mount: MountedStore, stack: ExitStack) -> None:
     path = mount.path / NAME
     Process(stack, path, REVERSED).ask("fold")

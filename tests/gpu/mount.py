@@ -26,17 +26,6 @@ NAMES = "a/b%"
 BLOCKS = bytes(range(18))
 
 
-def others() -> bytes:
-    """A safetensors file of types that NumPy lacks."""
-    header = {
-        "brain": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]},
-        "small": {"dtype": "F4", "shape": [2, 2], "data_offsets": [4, 6]},
-        "empty": {"dtype": "F32", "shape": [0, 3], "data_offsets": [6, 6]},
-    }
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + b"\x80\x3f\0\x40\x12\x34"
-
-
 def quantised() -> bytes:
     """A GGUF file with one block of quantised weights."""
     data = bytearray(model_files.gguf({"q": Array("float32", (1, 32), BLOCKS + bytes(128 - len(BLOCKS)))}))
@@ -46,7 +35,13 @@ def quantised() -> bytes:
 
 
 MODELS = {
-    "others.safetensors": others(),
+    "others.safetensors": model_files.safetensors(
+        {
+            "brain": Array("bfloat16", (2,), b"\x80\x3f\0\x40"),
+            "small": Array("float4_e2m1fn", (2, 2), b"\x12\x34"),
+            "empty": Array("float32", (0, 3), b""),
+        }
+    ),
     "quantised.gguf": quantised(),
     "model.safetensors": model_files.safetensors({**ARRAYS, f"{NAMES}c": Array("float16", (1, 2), b"abcd")}),
     "notes.txt": b"no model at all",

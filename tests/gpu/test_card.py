@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from tests.gpu.mount import ROOT, GpuMount
+from tests.support import model_files
+from tests.support.model_files import Array
 from tests.support.mounts import mounted, wait_until
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
@@ -44,20 +46,17 @@ here = {
 
 def written() -> bytes:
     """A safetensors file: a matrix, two types that NumPy lacks, integers, and a tensor without elements."""
-    matrix = np.random.default_rng(1).standard_normal((SIDE, SIDE), dtype=np.float32).tobytes()
     small = bytes(range(0, 112, 4))
-    kinds = [
-        ("matrix", "F32", [SIDE, SIDE], matrix),
-        ("brain", "BF16", [14], small),
-        ("eighth", "F8_E4M3", [28], small),
-    ]
-    kinds += [("numbers", "I64", [2], bytes(16)), ("empty", "F32", [0, 3], b"")]
-    header, content = {}, bytearray()
-    for name, dtype, shape, data in kinds:
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(content), len(content) + len(data)]}
-        content += data
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + content
+    matrix = np.random.default_rng(1).standard_normal((SIDE, SIDE), dtype=np.float32).tobytes()
+    return model_files.safetensors(
+        {
+            "matrix": Array("float32", (SIDE, SIDE), matrix),
+            "brain": Array("bfloat16", (14,), small),
+            "eighth": Array("float8_e4m3fn", (28,), small),
+            "numbers": Array("int64", (2,), bytes(16)),
+            "empty": Array("float32", (0, 3), b""),
+        }
+    )
 
 
 def needs(library: str) -> None:

@@ -34,7 +34,14 @@ def content(model: Tensors) -> dict[str, Array]:
 
 
 _MXNET = {"float32": 0, "float64": 1, "float16": 2, "uint8": 3, "int64": 6}
-_SAFETENSORS = {"float32": "F32", "int64": "I64", "float16": "F16"}
+_SAFETENSORS = {
+    "float32": "F32",
+    "int64": "I64",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float4_e2m1fn": "F4",
+}
 _GGUF = {"float32": 0, "int64": 27, "float16": 1}
 _NUMPY = {"float32": "<f4", "int64": "<i8", "float16": "<f2"}
 _TORCH = {"float32": "FloatStorage", "int64": "LongStorage", "float16": "HalfStorage"}

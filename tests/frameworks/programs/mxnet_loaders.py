@@ -54,26 +54,6 @@ def _nd_load_list(directory: Path) -> object:
     return [type(arrays).__name__, _digest(*arrays), [str(array.dtype) for array in arrays]]
 
 
-def _checkpoint(directory: Path) -> object:
-    symbol, arguments, auxiliary = mx.model.load_checkpoint(str(directory / "model"), 0)
-    module = mx.mod.Module(symbol=symbol, label_names=None)
-    module.bind(for_training=False, data_shapes=[("data", (1, 3, 64, 64))])
-    module.set_params(arguments, auxiliary)
-    module.forward(mx.io.DataBatch([_image()]), is_train=False)
-    first = _digest(*module.get_outputs())
-    for array in arguments.values():
-        array[:] = 0  # is his who loaded it, not the module's
-    module.forward(mx.io.DataBatch([_image()]), is_train=False)
-    return [first, _digest(*module.get_outputs())]
-
-
-def _module_load(directory: Path) -> object:
-    module = mx.mod.Module.load(str(directory / "model"), 0, label_names=None)
-    module.bind(for_training=False, data_shapes=[("data", (1, 3, 64, 64))])
-    module.forward(mx.io.DataBatch([_image()]), is_train=False)
-    return _digest(*module.get_outputs())
-
-
 def _symbol_block(directory: Path) -> object:
     network = mx.gluon.SymbolBlock.imports(
         str(directory / "model-symbol.json"), ["data"], str(directory / "model-0000.params")
@@ -167,7 +147,7 @@ def _no_parameters(directory: Path) -> object:
 
 
 LOADERS: tuple[Callable[[Path], object], ...] = (
-    *(_nd_load, _nd_load_list, _checkpoint, _module_load, _symbol_block, _gluon, _gluon_contexts, _gluon_cast),
+    *(_nd_load, _nd_load_list, _symbol_block, _gluon, _gluon_contexts, _gluon_cast),
     *(_gluon_initialised, _gluon_trained, _gluon_forked),
     *(_missing_parameter, _extra_parameter, _wrong_shape, _no_file, _no_parameters),
 )

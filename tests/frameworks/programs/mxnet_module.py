@@ -127,26 +127,12 @@ def module_set(directory: Path) -> object:
     return [*outputs, *_params(module), _of(arguments), _of(auxiliary)]
 
 
-def module_init(directory: Path) -> object:
-    _, arguments, auxiliary = _load(directory)
-    module = _bound(_unlabelled(_perceptron()), _rows())
-    module.init_params(arg_params=arguments, aux_params=auxiliary)
-    return [_output(module, _rows()), *_params(module)]
-
-
 def executor_copy(directory: Path) -> object:
     _, arguments, auxiliary = _load(directory)
     executor = _executor(directory, _rows())
     weight = executor.arg_dict[WEIGHT]  # stays the executor's
     executor.copy_params_from(arguments, auxiliary)
     return [_run(executor, _rows()), _digest(weight), _of(arguments)]
-
-
-def executor_bind(directory: Path) -> object:
-    symbol, arguments, auxiliary = _load(directory)
-    symbol, data = _unlabelled(symbol), _rows()
-    executor = symbol.bind(mx.cpu(), arguments | {"data": data}, grad_req="null", aux_states=auxiliary)
-    return [_run(executor, data) for _ in range(2)]
 
 
 # What belongs to whom.
@@ -207,14 +193,6 @@ def forward_before(directory: Path) -> object:
         executor.copy_params_from({name: arguments[name] for name in arguments if name.endswith("weight")})
         found += [_run(executor, data) for _ in range(2)]
     return found
-
-
-def saved(directory: Path) -> object:
-    module = _perceptron_module(directory)
-    with tempfile.TemporaryDirectory() as scratch:
-        module.save_params(f"{scratch}/params")
-        module.save_checkpoint(f"{scratch}/again", 7)
-        return [digest([memoryview(Path(scratch, name).read_bytes())]) for name in ("params", "again-0007.params")]
 
 
 def _path(directory: Path, epoch: int = 0) -> str:
@@ -429,19 +407,6 @@ def shared_module(directory: Path) -> object:
     return [*found, _output(second, _rows(2)), _output(first, _rows()), *_params(first)]
 
 
-def buckets(directory: Path) -> object:
-    _, arguments, auxiliary = _load(directory)
-    module = mx.mod.BucketingModule(lambda _: (_unlabelled(_perceptron()), ["data"], None), default_bucket_key=4)
-    module.bind([("data", (4, 300))], for_training=False)
-    module.set_params(arguments, auxiliary)
-    found = []
-    for count in (4, 2, 6, 4):
-        description = [mx.io.DataDesc("data", (count, 300))]
-        module.forward(mx.io.DataBatch([_rows(count)], bucket_key=count, provide_data=description))
-        found.append(_digest(*module.get_outputs()))
-    return [*found, *_params(module)]
-
-
 def reshaped(directory: Path) -> object:
     module = _perceptron_module(directory)
     found = [_output(module, _rows(count)) for count in (4, 9, 2, 4)]
@@ -497,33 +462,11 @@ def refused(directory: Path) -> object:
     return [_outcome(attempt) for attempt in attempts]
 
 
-def feed_forward(directory: Path) -> object:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        model = mx.model.FeedForward.load(str(directory / "perceptron"), 0, numpy_batch_size=4)
-    return digest([model.predict(_rows().asnumpy()).data])
-
-
-def monitored(directory: Path) -> object:
-    seen: list[object] = []
-    _, arguments, auxiliary = _load(directory)
-    module = _bound(_unlabelled(_perceptron()), _rows())
-    monitor = mx.mon.Monitor(1, lambda array: array.norm(), pattern=".*", sort=True)
-    module.install_monitor(monitor)
-    module.set_params(arguments, auxiliary)
-    monitor.tic()
-    seen.append(_output(module, _rows()))
-    return [*seen, [list(entry) for entry in monitor.toc()]]
-
-
 WAYS: tuple[Callable[[Path], object], ...] = (
-    *(module_load, module_set, module_init, executor_copy, executor_bind),
-    *(writes_stay_where_they_are, written_before, used_before, forward_before, saved, file_replaced),
+    *(module_load, module_set, executor_copy),
+    *(writes_stay_where_they_are, written_before, used_before, forward_before, file_replaced),
     *(set_again, swapped, older_epoch, forced, some_missing, some_extra, wrong_shapes, casts, not_in_a_dict),
-    *(training, gradients, contexts, groups, shared_module, buckets, reshaped, own_buffer, same_name_twice, refused),
-    *(feed_forward, monitored),
+    *(training, gradients, contexts, groups, shared_module, reshaped, own_buffer, same_name_twice, refused),
 )
 
 
