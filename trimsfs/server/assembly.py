@@ -83,7 +83,20 @@ def assemble(options: MountOptions, environment: Environment, plugins: Sequence[
     deduplication = Deduplication(tiers.disk)
     commands = _commands(core, extras, checks)
     control = _control(core, calls, extras, deduplication, commands, tracer)
-    prefetcher = _prefetcher(core, calls)
+    prefetcher = Prefetcher(
+        fetching.namespace,
+        tiers.disk,
+        fetching.fetcher,
+        tiers.passthrough,
+        fetching.breakers,
+        mode=options.prefetch,
+    )
+
+    def removed(blob: Blob) -> None:
+        tiers.passthrough.unregister(blob)
+        prefetcher.removed(blob)
+
+    calls.blob_removed.bind(removed)
     reopens = Reopens(environment.ledger)
     filesystem = Filesystem(
         fetching.namespace,
@@ -95,7 +108,7 @@ def assemble(options: MountOptions, environment: Environment, plugins: Sequence[
             tiers.disk,
             fetching.fetcher,
             tiers.passthrough,
-            compared=_always_compared(options),
+            compared=options.digests == "wait",
             signature_policy=checks.signature_policy,
             rights=fetching.rights,
             shows_content=control.shows_content,
@@ -153,11 +166,6 @@ def _probes(core: Core) -> list[Service]:
     return [partial(breakers.of(place.path).run, probe(stores[place.path], place)) for place in places(core.options)]
 
 
-def _always_compared(options: MountOptions) -> bool:
-    """Whether every file is compared with the store's digest before a program may open it."""
-    return options.digests == "wait"
-
-
 def _tiers(options: MountOptions, environment: Environment, calls: Calls, speed: ByPath[StoreSpeed]) -> Tiers:
     assert options.cache_dir is not None
     store, policy = environment.store, policy_named(options.eviction.disk)
@@ -196,22 +204,9 @@ def _tiers(options: MountOptions, environment: Environment, calls: Calls, speed:
         environment.ledger,
         approve=calls.approve,
         registered=calls.registered,
-        compared=_always_compared(options),
+        compared=options.digests == "wait",
     )
     return Tiers(disk=disk, host=host, passthrough=passthrough)
-
-
-def _prefetcher(core: Core, calls: Calls) -> Prefetcher:
-    tiers, fetching = core.tiers, core.fetching
-    namespace, mode = fetching.namespace, core.options.prefetch
-    prefetcher = Prefetcher(namespace, tiers.disk, fetching.fetcher, tiers.passthrough, fetching.breakers, mode=mode)
-
-    def removed(blob: Blob) -> None:
-        tiers.passthrough.unregister(blob)
-        prefetcher.removed(blob)
-
-    calls.blob_removed.bind(removed)
-    return prefetcher
 
 
 def _checks(core: Core, calls: Calls, extras: Sequence[Extra]) -> Checks:
@@ -238,8 +233,8 @@ def _checks(core: Core, calls: Calls, extras: Sequence[Extra]) -> Checks:
     cold_opener = ColdOpener(
         fetching.fetcher,
         tiers.passthrough,
-        mode="wait" if _always_compared(options) else options.cold_open,
-        compared=_always_compared(options),
+        mode="wait" if options.digests == "wait" else options.cold_open,
+        compared=options.digests == "wait",
         # Where files may be signed, the signed digest takes precedence: no other is prefetched.
         fetching=(lambda _: None) if signed else prefetch.expect,
     )
