@@ -49,11 +49,8 @@ def test_rates_follow_from_two_samples() -> None:
     found = history(FIRST, later(2.0, 8 * MIB, a=2 * MIB, b=MIB))
 
     assert list(found.rates) == [2 * MIB]
+    assert list(history(FIRST, replace(later(2.0, 0), facts={"server_pid": 2})).rates) == []  # which counts anew
     assert {path: list(rates) for path, rates in found.models.items()} == {"/models/a": [MIB / 2], "/models/b": [0]}
-
-
-def test_the_counters_of_another_server_are_no_rate() -> None:
-    assert list(history(FIRST, replace(later(2.0, 0), facts={"server_pid": 2})).rates) == []
 
 
 def test_a_mount_that_answers_slowly_is_asked_less_often() -> None:
@@ -79,11 +76,6 @@ def test_a_sparkline_goes_from_nothing_to_the_most() -> None:
     assert screen.sparkline([0, 1, 50, 100]).lstrip() == "▁▄█"
 
 
-def test_memory_is_the_sum_of_what_models_have_there() -> None:
-    sample = replace(FIRST, models={"/m/a": Model(host=MIB), "/m/b": Model(host=2 * MIB)})
-    assert any(", memory 3.1 MB, " in line for line in screen.lines(history(sample), 11.0, asked=False))
-
-
 def test_lines_tell_problems_waits_and_silence() -> None:
     sample = replace(
         FIRST,
@@ -94,6 +86,7 @@ def test_lines_tell_problems_waits_and_silence() -> None:
         ],
     )
     lines = [*screen.lines(history(sample), 11.0, asked=False)]
+    assert any(", memory 1.0 MB, " in line for line in lines)  # the sum of what models have there
     assert "  problem  store: 503" in lines
     assert lines[-3:] == [
         "  waits    sh 6 for /models/c: 3.0 s",
