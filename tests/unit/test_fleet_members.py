@@ -6,13 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 from tests.support.parts import until
+from trimsfs.extras.fleet.fleet import MOST_MEMBERS, Fleet
 from trimsfs.extras.fleet.member_health import (
     FAILING_S,
     FIRST_RATE,
@@ -28,7 +29,9 @@ from trimsfs.extras.fleet.members import Members
 from trimsfs.extras.fleet.placement import Placement, seed_of
 from trimsfs.extras.fleet.protocol import AWAY_S
 from trimsfs.fetch.peers import Outcome, PeerAnswer
+from trimsfs.handover.ledger import Ledger
 from trimsfs.listen_address import parse_address
+from trimsfs.options import MountOptions
 
 HOSTS = [f"10.0.0.{number}:7443" for number in range(20)]
 CHUNKS = range(2000)
@@ -394,3 +397,16 @@ async def test_who_waits_for_a_turn_gets_what_members_give_meanwhile_and_waits_f
     assert waited.count(0.0) == budget.MOST
     assert waited.count(budget.REFILL_S) == 1 + 5
     assert budget.LONGEST_WAIT_S / 2 <= max(waited) <= budget.LONGEST_WAIT_S
+
+
+async def test_the_numbers_of_single_members_are_bounded() -> None:
+    nothing: Any = None
+    files = {f"fleet_{name}": f"/{name}.pem" for name in ("ca", "cert", "key")}
+    options = MountOptions(fleet="models", fleet_members=HOSTS[0], fleet_listen=HOSTS[0], **files)
+    fleet = Fleet(options, nothing, nothing, Ledger(), came=lambda _blob, _size: None)
+    for number in range(2 * MOST_MEMBERS):
+        fleet.health.answered(f"{number}:7443", answer("ok", number))
+    fleet.health.of("100:7443").strikes = 2
+    numbers = fleet.statistics()
+    assert numbers.member_received_bytes.values == {(f"{number}:7443",): number for number in range(MOST_MEMBERS)}
+    assert numbers.member_strikes.values == {("100:7443",): 2}
