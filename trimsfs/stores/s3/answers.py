@@ -1,9 +1,11 @@
 """Answers: bounds the size and time of those that the SDK reads whole, such as listings and errors."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import urllib3
 from botocore.awsrequest import AWSResponse
 
 from trimsfs.stores.http.bodies import received
@@ -39,7 +41,8 @@ class Transport:
         if streamed and response.status_code < 300:
             return response  # type: ignore[no-any-return]
         body = received(response.raw, self._timeout_s)
-        return AWSResponse(response.url, response.status_code, response.headers, _Body(body))
+        read = urllib3.HTTPResponse(BytesIO(body), preload_content=False)
+        return AWSResponse(response.url, response.status_code, response.headers, read)
 
     def watched(self, call: Callable[[], T], response: AWSResponse | None = None) -> tuple[T, Any]:
         """The result of an SDK *call*, and the last request that the SDK made for it.
@@ -63,14 +66,3 @@ class _Call(threading.local):
 
     response: AWSResponse | None = None
     sent: Any = None
-
-
-class _Body:
-    """A body that has been read, with the interface that the SDK expects."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-
-    def stream(self) -> Iterator[bytes]:
-        """Yield the whole body at once."""
-        yield self._content
