@@ -63,12 +63,7 @@ def respond(
     """A whole response; *length* is what it says of its body."""
     lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body) if length is None else length}", "Connection: close"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
-    message = "\r\n".join([*lines, "", ""]).encode() + body
-
-    async def answer(stream: trio.SocketStream) -> None:
-        await stream.send_all(message)
-
-    return answer
+    return raw("\r\n".join([*lines, "", ""]).encode() + body)
 
 
 def then(first: Answer, *others: Answer) -> Answer:

@@ -35,10 +35,14 @@ class Owner:
         put("n--two/config.json", b"{2}")
 
 
-@pytest.fixture(params=["directory", "hub"])
-def owner(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Owner:
-    name = f"org-{uuid.uuid4().hex[:12]}"
+@pytest.fixture(autouse=True)
+def _directly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", HOST)
+
+
+@pytest.fixture(params=["directory", "hub"])
+def owner(request: pytest.FixtureRequest, tmp_path: Path) -> Owner:
+    name = f"org-{uuid.uuid4().hex[:12]}"
     if request.param == "directory":
         (tmp_path / "root").mkdir()
         directory = DirectoryBackend(tmp_path / "root")
@@ -174,10 +178,7 @@ async def test_digests_are_those_of_the_store_below(owner: Owner, store: Store) 
     assert await store.digest(main) is None
 
 
-async def test_a_revision_of_the_url_is_main_and_other_branches_are_there_too(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NO_PROXY", HOST)
+async def test_a_revision_of_the_url_is_main_and_other_branches_are_there_too(hub: Hub) -> None:
     name = f"org-{uuid.uuid4().hex[:12]}/m"
     first = hub.put(f"model/{name}", "config.json", b"1")
     hub.tag(f"model/{name}", "v1")
@@ -209,9 +210,8 @@ async def test_keys_that_lead_out_of_a_repository_are_not_in_it(s3: S3Backend) -
     await store.aclose()
 
 
-async def test_a_model_takes_few_requests_to_be_found(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_model_takes_few_requests_to_be_found(hub: Hub) -> None:
     """One after the other, they are the time that a program waits before the first byte."""
-    monkeypatch.setenv("NO_PROXY", HOST)
     name = f"org-{uuid.uuid4().hex[:12]}/m"
     commit = hub.put(f"model/{name}", "config.json", b"1")
     folder = f"models--{name.replace('/', '--')}"

@@ -7,7 +7,7 @@ import pytest
 
 from tests.contract.backends import read
 from tests.support.hf_cache import REPOSITORY, commit_of, download
-from trimsfs.errors import ConfigurationError, ObjectNotFoundError
+from trimsfs.errors import ConfigurationError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import Store
 from trimsfs.stores.open import open_store
@@ -51,19 +51,6 @@ async def test_snapshots_of_a_hugging_face_cache_are_read_and_blobs_have_one_con
     assert len(contents) == 4
     main = await store.stat(f"{prefix}refs/main")
     assert await read(store, main) == commit_of(NEWER).encode()
-    await store.aclose()
-
-
-async def test_links_of_a_cache_that_lead_out_of_the_store_do_not_exist(cache: Path, tmp_path: Path) -> None:
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / REPOSITORY).symlink_to(cache / REPOSITORY)
-    (tmp_path / "cache/model").symlink_to(cache / REPOSITORY / "snapshots" / commit_of(FILES) / "config.json")
-    store = opened(tmp_path / "cache")
-    page = await store.list_page("")
-    assert (page.objects, page.prefixes) == ((), ())
-    for key in ("model", f"{REPOSITORY}/refs/main"):
-        with pytest.raises(ObjectNotFoundError):
-            await store.stat(key)
     await store.aclose()
 
 

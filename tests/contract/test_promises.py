@@ -1,7 +1,5 @@
 """The table of promises in docs/stores.md is what the suite shows, and gives a reason for all that it does not."""
 
-import pytest
-
 from tests.contract.promises import NOTES, PAGE, PROMISES, STORES, collected, written
 
 
@@ -13,8 +11,3 @@ def test_the_page_has_the_table_that_the_suite_shows() -> None:
     ]
     assert unexplained == []
     assert PAGE.read_text() == written(PAGE.read_text(), shown), "run `python -m tests.contract.promises`"
-
-
-def test_a_promise_that_no_test_shows_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = written(PAGE.read_text(), {("S3", "digest"): ["Ceph"]})
-    assert "| Ceph | no | no | no | no [" in page

@@ -36,31 +36,20 @@ def opened(bucket: S3Backend, **options: object) -> S3Store:
     return store
 
 
-def access_key(store: S3Store) -> str:
-    """The key that requests are signed with."""
-    key: str = store._client._request_signer._credentials.get_frozen_credentials().access_key  # type: ignore[attr-defined]
-    return key
-
-
-async def test_requests_have_the_credentials_of_the_role(bucket: S3Backend) -> None:
-    store = opened(bucket)
-
-    assert await read(store, await store.stat("key")) == b"content"
-    assert access_key(store).startswith(TEMPORARY)
-    await store.aclose()
-
-
-async def test_a_role_is_had_by_a_web_identity_token_alone(
-    bucket: S3Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("by_token", [False, True], ids=["by other credentials", "by a web identity token alone"])
+async def test_requests_have_the_credentials_of_the_role(
+    bucket: S3Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_token: bool
 ) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(name)
     token = tmp_path / "token"
     token.write_text("eyJhbGciOiJub25lIn0.e30.\n")
-    store = opened(bucket, web_identity_token_file=token)
+    if by_token:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+    store = opened(bucket, **({"web_identity_token_file": token} if by_token else {}))
 
     assert await read(store, await store.stat("key")) == b"content"
-    assert access_key(store).startswith(TEMPORARY)
+    credentials = store._client._request_signer._credentials  # type: ignore[attr-defined]
+    assert credentials.get_frozen_credentials().access_key.startswith(TEMPORARY)
     await store.aclose()
 
 

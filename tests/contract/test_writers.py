@@ -87,21 +87,6 @@ async def test_the_directories_that_hold_anything_are_listed(writer: Writer) -> 
     assert [name async for name in writer.directories("missing/")] == []
 
 
-async def test_of_many_who_make_an_object_one_succeeds(writer: Writer) -> None:
-    made = []
-
-    async def make(number: int) -> None:
-        with contextlib.suppress(ObjectChangedError):
-            await writer.put_if_absent("m/v/a", b"%d" % number)
-            made.append(b"%d" % number)
-
-    async with trio.open_nursery() as nursery:
-        for number in range(8):
-            nursery.start_soon(make, number)
-    assert [await content(writer, "m/v/a")] == made
-    assert await keys(writer) == {"m/v/a"}
-
-
 async def test_an_object_is_replaced_only_if_it_is_the_expected_one(writer: Writer) -> None:
     await writer.put_if_absent("m/v/a", b"one")
     found = await writer.read("m/v/a")
@@ -116,21 +101,25 @@ async def test_an_object_is_replaced_only_if_it_is_the_expected_one(writer: Writ
     assert await keys(writer) == {"m/v/a"}
 
 
-async def test_of_many_who_replace_an_object_one_succeeds(writer: Writer) -> None:
-    await writer.put_if_absent("m/v/a", b"before")
-    found = await writer.read("m/v/a")
-    assert found is not None
-    etag, made = found[1], []
+@pytest.mark.parametrize("replaces", [False, True])
+async def test_of_many_who_make_or_replace_an_object_one_succeeds(writer: Writer, replaces: bool) -> None:
+    etag, made = "", list[bytes]()
+    if replaces:
+        await writer.put_if_absent("m/v/a", b"before")
+        found = await writer.read("m/v/a")
+        assert found is not None
+        etag = found[1]
 
-    async def replace(number: int) -> None:
+    async def put(data: bytes) -> None:
         with contextlib.suppress(ObjectChangedError):
-            await writer.put_if_match("m/v/a", b"%d" % number, etag)
-            made.append(b"%d" % number)
+            await (writer.put_if_match("m/v/a", data, etag) if replaces else writer.put_if_absent("m/v/a", data))
+            made.append(data)
 
     async with trio.open_nursery() as nursery:
         for number in range(8):
-            nursery.start_soon(replace, number)
+            nursery.start_soon(put, b"%d" % number)
     assert [await content(writer, "m/v/a")] == made
+    assert await keys(writer) == {"m/v/a"}
 
 
 async def test_what_does_not_exist_is_not_found(writer: Writer) -> None:

@@ -109,8 +109,8 @@ class HubStore:
         """Call *function*, which makes a request. Raises StoreErrors of one line, which name the *key*."""
 
         def malformed(error: MalformedAnswerError) -> StoreError:
-            told = f"the answer is not from a Hugging Face hub: check HF_ENDPOINT ({type(error.__cause__).__name__})"
-            return StoreUnavailableError(f"{self._subject}: {told}")
+            reason = f"the answer is not from a Hugging Face hub: check HF_ENDPOINT ({type(error.__cause__).__name__})"
+            return StoreUnavailableError(f"{self._subject}: {reason}")
 
         try:
             return translated(function, malformed)
