@@ -18,6 +18,8 @@ the outcome as one JSON line on ``--status-fd``: ``{"type": "ready"}`` or ``{"ty
 import math
 import os
 import selectors
+import signal
+import socket
 import time
 import traceback
 from collections.abc import Callable
@@ -27,7 +29,6 @@ from typing import Any
 from mountctl.keeper import limits
 from mountctl.keeper.control_socket import ControlSocket, Reply
 from mountctl.keeper.kept_mount import KeptMount
-from mountctl.keeper.loop import STOP_SIGNALS, Loop, handled_in_loop
 from mountctl.keeper.phase import Phase
 from mountctl.keeper.reporter import Reporter
 from mountctl.keeper.servers.active_and_standby import Crew
@@ -35,8 +36,13 @@ from mountctl.keeper.servers.server_process import ServerProcess
 from mountctl.keeper.servers.server_source import Order, ServerSource
 from mountctl.linux import mounting
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 OPTION_PREFIX = "TRIMSFS_"
 """What the names of variables with options begin with: `trimsfs.options` has it as well, and takes memory."""
+
+
+def handled_in_loop(_number: int, _frame: object) -> None:
+    """Handle a signal: the keeper's loop gets its number, too."""
 
 
 class Keeper:
@@ -57,10 +63,11 @@ class Keeper:
         self._servers = servers
         self._mount = KeptMount(order, stored)
         self._reporter = Reporter(status, None if order["foreground"] else Path(order["options"]["log_file"]))
-        self._loop = Loop()
-        self._control_socket = ControlSocket(self._loop.selector, self._on_request)
+        self._selector = selectors.DefaultSelector()
+        """Its data are called when a descriptor can be read."""
+        self._control_socket = ControlSocket(self._selector, self._on_request)
         self._crew = Crew(
-            order, servers, self._mount, self._reporter, self._loop.selector, on_ready=self._on_ready, left=left
+            order, servers, self._mount, self._reporter, self._selector, on_ready=self._on_ready, left=left
         )
         self._listens_at = math.inf
         """When to try again to listen for operators."""
@@ -84,7 +91,7 @@ class Keeper:
 
     def watch(self, descriptor: int, act: Callable[[], None]) -> None:
         """Call *act* in the loop when a descriptor can be read."""
-        self._loop.selector.register(descriptor, selectors.EVENT_READ, act)
+        self._selector.register(descriptor, selectors.EVENT_READ, act)
 
     # The loop
 
@@ -96,7 +103,7 @@ class Keeper:
         if self._mount.connection.mounted:
             self._listen()
         try:
-            self._loop.run(self._tick_or_end, self._on_signals, on_stop)
+            self._loop(on_stop)
         except Exception:
             # A defect. The server still serves, and a service manager starts another keeper for the mount.
             self._reporter.error(f"keeper crashed: report the traceback\n{traceback.format_exc()}")
@@ -105,12 +112,27 @@ class Keeper:
         self._clean_up()
         return self._mount.exit_code
 
-    def _tick_or_end(self) -> float | None:
-        """Tick; how long the next tick can wait, None at the end."""
-        if not self.ended:
-            self._tick()
-        if self.ended:
-            return None
+    def _loop(self, on_stop: Callable[[int, object], None]) -> None:
+        wakeup, waker = socket.socketpair()
+        wakeup.setblocking(False)
+        waker.setblocking(False)
+        signal.set_wakeup_fd(waker.fileno())
+        signal.signal(signal.SIGCHLD, handled_in_loop)
+        for number in STOP_SIGNALS:
+            signal.signal(number, on_stop)
+        self.watch(wakeup.fileno(), lambda: self._on_signals(wakeup.recv(64)))
+        try:
+            while not self.ended:
+                self._tick()
+                for key, _ in self._selector.select(self._due_s) if not self.ended else ():
+                    act: Callable[[], None] = key.data
+                    act()
+        finally:
+            signal.set_wakeup_fd(-1)
+
+    @property
+    def _due_s(self) -> float:
+        """How long the next tick can wait."""
         if self._crew.urgent:
             return max(limits.DEATH_TICK_S, min(limits.TICK_S, self._crew.restart_policy.delay_s))
         return limits.TICK_S

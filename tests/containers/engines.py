@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.mounts import MOUNTCTL, wait_until
+from tests.support.processes import alive
 
 TIMEOUT_S = 60
 APPLETS = ("cat", "find", "grep", "ls", "ln", "mkdir", "mv", "rm", "rmdir", "sh", "sha256sum", "sleep", "stat")
@@ -57,14 +58,6 @@ def apart(*command: str | Path) -> list[str]:
 def mountctl(*arguments: str | Path, **options: Any) -> "subprocess.CompletedProcess[str]":
     """Run ``mountctl``, whatever it returns."""
     return run(MOUNTCTL, *arguments, **options)
-
-
-def ended(pid: int) -> bool:
-    """Whether a process runs no more, waited for or not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in {"Z", "X"}
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 @contextmanager
@@ -156,7 +149,7 @@ class Podman:
         finally:
             pid = self("inspect", "--format", "{{.State.ConmonPid}}", name).stdout.strip()
             self("rm", "--force", "--time", "0", name)
-            wait_until(lambda: not pid or ended(int(pid)))
+            wait_until(lambda: not pid or not alive(int(pid)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from tests.containers.engines import (
     Podman,
     Users,
     apart,
-    ended,
     mountctl,
     run,
     running,
@@ -20,6 +19,7 @@ from tests.containers.engines import (
 )
 from tests.containers.host import Host, entered_by_all
 from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
+from tests.support.processes import alive, family
 
 MODEL = "resnet50/params"
 AS_USER = ("setpriv", "--reuid=1000", "--regid=1000", "--clear-groups")
@@ -103,9 +103,8 @@ def test_containers_that_run_already_see_a_mount_and_a_mount_made_anew(
     bundle = write_bundle(tmp_path / "bundle", bare, ["sleep", "300"], users, mounts=mounts)
     crun = ("crun", "--root", tmp_path / "state", "run", "--bundle", bundle, f"layout-{os.getpid()}")
     with podman.started(*users.podman, volume) as container, running(*apart(*crun)) as process:
-        wait_until(lambda: any(children(process.pid)))
-        wait_until(lambda: any(in_container(pid, bare) for pid in children(process.pid)))
-        (first,) = [pid for pid in children(process.pid) if in_container(pid, bare)]
+        wait_until(lambda: any(in_container(pid, bare) for pid in family(process.pid)[1:]))
+        (first,) = [pid for pid in family(process.pid)[1:] if in_container(pid, bare)]
         for _ in range(2):
             assert container.read("find", str(shared), "-type", "f") == ""
             with fresh_host.mounted() as mount:
@@ -114,7 +113,7 @@ def test_containers_that_run_already_see_a_mount_and_a_mount_made_anew(
                 assert container.read("sha256sum", path, user=user).split()[0] == fresh_host.digest(MODEL)
                 assert Path(f"/proc/{first}/root{path}").read_bytes() == fresh_host.content(MODEL)
         os.kill(first, signal.SIGKILL)
-        wait_until(lambda: ended(first))
+        wait_until(lambda: not alive(first))
     run(*apart("crun", "--root", tmp_path / "state", "delete", "--force", f"layout-{os.getpid()}"))
 
 
@@ -124,15 +123,6 @@ def make_bare(root: Path, directory: Path, shared: Path, users: Users) -> None:
     entered_by_all(directory)
     if users.namespace:
         run("chown", "-hR", f"{SUB_IDS}:{SUB_IDS}", directory)
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process has started, and those that they have."""
-    try:
-        started = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):  # it has ended
-        return []
-    return started + [child for one in started for child in children(one)]
 
 
 def in_container(pid: int, root: Path) -> bool:
@@ -179,7 +169,7 @@ def test_sandboxes_with_the_shared_directory_see_a_mount_made_later(root: Path, 
         with running(*sandbox, "sh", "-c", "echo started; exec sleep 300") as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "started\n"
-            pid = next(iter(children(process.pid)), process.pid)
+            pid = next(iter(family(process.pid)[1:]), process.pid)
             with fresh_host.mounted() as mount:
                 seen = Path(f"/proc/{pid}/root{mount.path}/resnet50/params").read_bytes()
                 assert seen == fresh_host.content(MODEL), sandbox
@@ -212,7 +202,7 @@ def test_a_model_of_a_mount_that_is_gone_can_be_attached_anew(podman: Podman, mo
             assert container.read("cat", path) == "weights"
             facts = mount.control()
             assert mountctl("abort", mount.path).returncode == 0
-            wait_until(lambda: ended(facts["keeper_pid"]))
+            wait_until(lambda: not alive(facts["keeper_pid"]))
             done = container.execute("cat", f"{mount.path}/model/other")
             assert done.returncode != 0
             assert "not connected" in done.stderr or "I/O error" in done.stderr
@@ -237,6 +227,6 @@ def test_a_server_serves_on_while_a_container_has_a_model(podman: Podman, model:
         done = trimsfs("mount", mountpoint, "--store", model, "--cache-dir", cache)
         assert (done.returncode, "in use by another server" in done.stderr) == (8, True)
         assert mountctl("detach", str(container.pid), "/opt").returncode == 0
-        wait_until(lambda: ended(facts["keeper_pid"]))
+        wait_until(lambda: not alive(facts["keeper_pid"]))
         done = trimsfs("mount", mountpoint, "--store", model, "--cache-dir", cache)
         assert done.returncode == 0, done.stderr

@@ -1,6 +1,5 @@
 """A driver as a node runs it, the command ``mountctl csi``, and a client of its services."""
 
-import errno
 import os
 import signal
 import subprocess
@@ -62,15 +61,6 @@ def kill_together(keeper: int) -> None:
     for pid in children:
         with suppress(ProcessLookupError):  # it has ended with the keeper
             os.kill(pid, signal.SIGKILL)
-
-
-def is_dead(mountpoint: Path) -> bool:
-    """Whether something is mounted there that no server answers for."""
-    try:
-        os.listdir(mountpoint)
-    except OSError as error:
-        return error.errno == errno.ENOTCONN
-    return False
 
 
 def newest(alias: Path) -> str:

@@ -21,8 +21,8 @@ from mountctl.extras.csi.mount_commands import MountCommands, Space
 from mountctl.extras.csi.mounts_directory import MountsDirectory
 from mountctl.extras.csi.node_service import NodeService
 from mountctl.extras.csi.status_errors import StatusError
+from mountctl.linux import mounting
 from tests.csi.driver import (
-    is_dead,
     kill_together,
     models_mount,
     needs_root,
@@ -85,7 +85,7 @@ def test_volumes_of_a_mount_that_is_made_anew_are_published_anew(directory: Path
         with models_mount(directory) as mount:
             target, other = driver.publish("a", path="resnet50"), driver.publish("c", path="team")
             kill_together(mount.control()["keeper_pid"])
-            wait_until(lambda: is_dead(mount.path), timeout_s=60)
+            wait_until(lambda: mounting.answers(mount.path, timeout_s=5) is False, timeout_s=60)
             assert not driver.ready()
             answer = driver.stats("a")
             assert answer.volume_condition.abnormal

@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from mountctl.linux.sockets import gpu_path
 from tests.support import holding
 from tests.support.keepers import have_serve, serving
-from tests.support.mounts import MOUNTCTL, MountedStore, mounted, wait_until
+from tests.support.mounts import MOUNTCTL, MountedStore, mountctl, mounted, wait_until
 from tests.support.processes import alive
 from tests.support.service_manager import Manager
 
@@ -71,9 +70,9 @@ def test_what_is_held_outlives_servers_that_are_killed(store: Path, tmp_path: Pa
         assert path.stat().st_ino == inode
         keeper = mount.control()["keeper_pid"]
         os.kill(keeper, signal.SIGKILL)
-        wait_until(partial(ended, keeper))
+        wait_until(lambda: not alive(keeper))
         waiting = Client(path)
-        done = subprocess.run([MOUNTCTL, "recover", mount.path], timeout=120, capture_output=True, check=False)
+        done = mountctl("recover", mount.path)
         assert done.returncode == 0, done.stderr
         _, pipe = waiting.answer()
         os.close(pipe)

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.support.mounts import TRIMSFS, again_while_copied, trimsfs, umount, wait_until
+from tests.support.mounts import mountctl as run_mountctl
 from trimsfs.mountinfo import mount_at
 
 BIN = Path(TRIMSFS).parent
@@ -29,17 +31,7 @@ def declared(tmp_path: Path) -> Path:
 @pytest.fixture
 def mountctl(declared: Path) -> Iterator[Mountctl]:
     """Run mountctl for the declared mounts, all of which are down in the end."""
-
-    def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [BIN / "mountctl", *arguments],
-            env=os.environ | {"TRIMSFS_MOUNTS_DIR": str(declared)},
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=False,
-        )
-
+    run = partial(run_mountctl, environment={"TRIMSFS_MOUNTS_DIR": str(declared)})
     yield run
     run("down", "--lazy")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.keepers import keeper, kill, serving
-from tests.support.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
+from tests.support.mounts import MountedStore, mountctl, mounted, trimsfs, wait_until
 from tests.support.processes import alive, family
 from tests.support.readers import Readers, Report
 from tests.support.tmpfs import tmpfs
@@ -125,7 +125,7 @@ def test_readers_of_a_server_that_is_replaced_notice_nothing(busy: MountedStore,
         for verb in ("upgrade", "restart", "upgrade"):
             before = serving(busy)
             time.sleep(0.5)
-            done = subprocess.run([MOUNTCTL, verb, busy.path], capture_output=True, text=True, timeout=90, check=False)
+            done = mountctl(verb, busy.path)
             assert done.returncode == 0, done.stderr
             assert serving(busy) != before
     finally:

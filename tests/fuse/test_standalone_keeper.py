@@ -25,7 +25,7 @@ from mountctl.linux.sockets import launchers_path
 from tests.services.fast import start_fast
 from tests.support.control_groups import frozen
 from tests.support.messages import JOIN
-from tests.support.mounts import MOUNTCTL, TRIMSFS, trimsfs, wait_until
+from tests.support.mounts import TRIMSFS, mountctl, trimsfs, wait_until
 from tests.support.nodes import TIMEOUT_S, Node, a_node, end
 from tests.support.processes import alive, family
 from tests.support.service_manager import Manager
@@ -86,10 +86,6 @@ def served(node: Node) -> Node:
     node.server()
     node.serving()
     return node
-
-
-def mountctl(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([MOUNTCTL, *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
 
 
 def reading(path: Path) -> "subprocess.Popen[bytes]":
@@ -173,8 +169,7 @@ def test_a_crashed_server_is_followed_by_its_standby_in_the_same_container(serve
 
 def test_commands_say_that_such_a_mount_logs_to_no_file(served: Node) -> None:
     assert "log         to standard error of its" in trimsfs("status", served.mountpoint).stdout
-    command = [MOUNTCTL, "logs", str(served.mountpoint)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = mountctl("logs", served.mountpoint)
     assert (done.returncode, "logs to standard error, not to a file" in done.stderr) == (13, True)
 
 

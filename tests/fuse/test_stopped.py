@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -13,7 +12,7 @@ import pytest
 
 from tests.support.control_groups import frozen
 from tests.support.keepers import keeper, serving
-from tests.support.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
+from tests.support.mounts import MountedStore, mountctl, mounted, trimsfs, wait_until
 from tests.support.processes import alive, family
 from tests.support.readers import Readers
 from trimsfs.processes import title_of
@@ -69,10 +68,6 @@ def by_role(mount: MountedStore) -> dict[str, list[int]]:
     for pid in family(int(str(keeper(mount)["keeper_pid"]))):
         found.setdefault(title_of(pid).split(" ")[1], []).append(pid)
     return found
-
-
-def mountctl(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([MOUNTCTL, *arguments], capture_output=True, text=True, timeout=120, check=False)
 
 
 def read_in_time(mount: MountedStore, store: Path, name: str) -> None:

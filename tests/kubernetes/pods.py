@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.containers.engines import apart, run
-from tests.kubernetes.manifests import ROOT, Manifest
+from tests.kubernetes.manifests import ROOT, Manifest, container
 from tests.support.mounts import wait_until
+from tests.support.processes import family
 
 TIMEOUT_S = 60
 STORE = "/store"
@@ -55,9 +56,7 @@ class Pod:
 
     def container(self, name: str) -> Manifest:
         """The manifest of a container."""
-        (found,) = [each for each in self.spec["containers"] if each["name"] == name]
-        assert isinstance(found, dict)
-        return found
+        return container(self.spec, name)
 
     def start(self, name: str, replaced: Mapping[str, Path] | None = None) -> "Container":
         """Start a container, perhaps with files of its image *replaced* by others of this host."""
@@ -105,21 +104,13 @@ class Container:
 
     def kill(self) -> None:
         """End it with all its processes, which a kubelet's runtime knows by their control group."""
-        for pid in reversed(list(_below(self.process.pid))):
+        for pid in reversed(family(self.process.pid)[1:]):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.node.crun("delete", "--force", self.name)
         self.process.kill()
         self.process.wait(TIMEOUT_S)
         self.node.started.remove(self)
-
-
-def _below(pid: int) -> Iterator[int]:
-    """The children of a process, and theirs."""
-    with suppress(OSError):
-        for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
-            yield child
-            yield from _below(child)
 
 
 @dataclass(slots=True)
@@ -259,8 +250,8 @@ class Node:
 
     def close(self) -> None:
         """End everything; nothing is left mounted."""
-        for container in reversed(self.started):
-            container.kill()
+        for started in reversed(self.started):
+            started.kill()
         subprocess.run(["umount", "--recursive", "--lazy", self.host], check=False, timeout=10)
 
 

@@ -117,13 +117,13 @@ def keeper_in_process(
         server = left or FakeServer()
         if left is None:
             made._crew.standby = server
-        made._loop.selector.register(server.channel, 1)
+        made._selector.register(server.channel, 1)
         try:
             yield made, server
         finally:
             made._control_socket.close()
             made._mount.descriptor_store.close()
             made._mount.connection.close()
-            made._loop.selector.close()
+            made._selector.close()
             server.channel.close()
             server.end.close()

@@ -376,4 +376,4 @@ def test_the_mount_of_an_earlier_keeper_outlives_its_first_server(
         assert scene.servers[-1] is not first
     finally:
         later._mount.connection.close()
-        later._loop.selector.close()
+        later._selector.close()

@@ -13,10 +13,9 @@ from pathlib import Path
 
 from mountctl.keeper import limits
 from mountctl.keeper.fuse_connection import AlreadyKeptError, ledger_version
-from mountctl.keeper.keeper import Keeper
+from mountctl.keeper.keeper import STOP_SIGNALS, Keeper
 from mountctl.keeper.launching.launcher_socket import SERVER, succeed
 from mountctl.keeper.launching.launchers import Launcher, Launchers
-from mountctl.keeper.loop import STOP_SIGNALS
 from mountctl.keeper.reporter import Reporter
 from mountctl.keeper.servers.forked_server import OtherProcess
 from mountctl.keeper.succession.predecessor import LeftServer, fits
