@@ -1,18 +1,16 @@
 """Deduplication on real file systems that share blocks: XFS and btrfs."""
 
 import logging
-import os
 import random
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from trio.testing import MockClock
 
 from tests.benchmarks.sharing import Content
 from tests.support.images import image_of
@@ -25,6 +23,8 @@ from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.tiers.extents import BLOCK, LEAST_SHARED, SharedExtent, can_share, share, shared_extents
 from trimsfs.tiers.host import page_cache
 from trimsfs.types import CHUNK_SIZE, Generation
+
+pytestmark = pytest.mark.usefixtures("autojump_clock")
 
 MIB = 1 << 20
 SIZE = 2 * CHUNK_SIZE + 5 * MIB + 12345
@@ -41,6 +41,12 @@ def disk(cache: Path) -> Path:
     """A directory on a file system that can share blocks."""
     cache.mkdir()
     return cache
+
+
+@pytest.fixture
+async def tier(cache: Path) -> AsyncIterator[DiskTier]:
+    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
+        yield tier
 
 
 @lru_cache(maxsize=2)
@@ -101,33 +107,34 @@ async def waiting(component: Deduplication) -> None:
 # Extents
 
 
-def write(path: Path, content: bytes) -> int:
-    path.write_bytes(content)
-    return os.open(path, os.O_RDWR)
+@contextmanager
+def two_files(disk: Path, content: bytes, changed: bytes) -> Iterator[tuple[int, int]]:
+    """Descriptors of two files, whose bytes stay as they are."""
+    one, other = disk / "one", disk / "other"
+    one.write_bytes(content)
+    other.write_bytes(changed)
+    with one.open("r+b") as file, other.open("r+b") as another:
+        yield file.fileno(), another.fileno()
+    assert (one.read_bytes(), other.read_bytes()) == (content, changed)
 
 
 def test_equal_files_share_all_their_blocks(disk: Path) -> None:
-    content = content_of("a", 3 * MIB + 5)
-    one, other = write(disk / "one", content), write(disk / "other", content)
-    assert shared_extents(one, other, length=len(content)) == []
-    assert share(one, 0, other, 0, len(content)) == len(content)
-    assert shared_extents(other, one, length=len(content)) == [SharedExtent(0, 0, len(content))]
-    os.close(one)
-    os.close(other)
-    assert (disk / "one").read_bytes() == (disk / "other").read_bytes() == content
+    size = 3 * MIB + 5
+    with two_files(disk, content_of("a", size), content_of("a", size)) as (one, other):
+        assert shared_extents(one, other, length=size) == []
+        assert share(one, 0, other, 0, size) == size
+        assert shared_extents(other, one, length=size) == [SharedExtent(0, 0, size)]
 
 
 def test_ranges_at_different_places_can_be_shared(disk: Path) -> None:
     content = content_of("a", 4 * MIB)
-    one, other = write(disk / "one", content), write(disk / "other", bytes(MIB) + content[:MIB])
-    assert share(one, 0, other, MIB, MIB) == MIB
-    assert shared_extents(other, one, length=2 * MIB) == [SharedExtent(MIB, 0, MIB)]
-    assert shared_extents(other, one, offset=MIB + LEAST_SHARED, at=LEAST_SHARED, length=LEAST_SHARED) == [
-        SharedExtent(MIB + LEAST_SHARED, LEAST_SHARED, LEAST_SHARED)
-    ]
-    assert shared_extents(other, one, length=MIB) == []
-    os.close(one)
-    os.close(other)
+    with two_files(disk, content, bytes(MIB) + content[:MIB]) as (one, other):
+        assert share(one, 0, other, MIB, MIB) == MIB
+        assert shared_extents(other, one, length=2 * MIB) == [SharedExtent(MIB, 0, MIB)]
+        assert shared_extents(other, one, offset=MIB + LEAST_SHARED, at=LEAST_SHARED, length=LEAST_SHARED) == [
+            SharedExtent(MIB + LEAST_SHARED, LEAST_SHARED, LEAST_SHARED)
+        ]
+        assert shared_extents(other, one, length=MIB) == []
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -139,68 +146,53 @@ def test_equal_parts_are_shared_and_no_byte_changes(disk: Path, seed: int) -> No
     changed = bytearray(content)
     for _ in range(numbers.randrange(6)):
         changed[numbers.randrange(size)] ^= 1
-    one, other = write(disk / "one", content), write(disk / "other", bytes(changed))
-    equal = sum(
-        len(content[start : start + LEAST_SHARED])
-        for start in range(0, size, LEAST_SHARED)
-        if content[start : start + LEAST_SHARED] == changed[start : start + LEAST_SHARED]
-    )
-    assert share(one, 0, other, 0, size) == equal
-    assert sum(part.length for part in shared_extents(other, one, length=size)) == equal
-    os.close(one)
-    os.close(other)
-    assert (disk / "one").read_bytes() == content
-    assert (disk / "other").read_bytes() == changed
+    parts = [slice(start, start + LEAST_SHARED) for start in range(0, size, LEAST_SHARED)]
+    equal = sum(len(content[part]) for part in parts if content[part] == changed[part])
+    with two_files(disk, content, bytes(changed)) as (one, other):
+        assert share(one, 0, other, 0, size) == equal
+        assert sum(part.length for part in shared_extents(other, one, length=size)) == equal
 
 
 def test_what_can_share_says_so(disk: Path) -> None:
     assert can_share(disk)
     assert list(disk.iterdir()) == []
-
-
-def test_what_cannot_share_says_so() -> None:
     assert not can_share(Path("/dev/shm"))
 
 
 # Blobs
 
 
-async def test_chunks_that_are_alike_are_shared(cache: Path, autojump_clock: MockClock) -> None:
+async def test_chunks_that_are_alike_are_shared(tier: DiskTier) -> None:
     base, tuned = model("base"), model("tuned", SIZE - 1)
-    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
-        one, other = await fill(tier, "base", base), await fill(tier, "tuned", tuned)
-        assert common_bytes(of(tier, one), of(tier, other)) == 0
-        async with at_work(tier) as component:
-            alike = common_bytes(of(tier, one), of(tier, other))
-            assert SIZE - LEAST_SHARED <= alike < SIZE
-            assert component.statistics().shared_bytes == alike
-        assert of(tier, one).read_bytes() == base
-        assert of(tier, other).read_bytes() == tuned
+    one, other = await fill(tier, "base", base), await fill(tier, "tuned", tuned)
+    assert common_bytes(of(tier, one), of(tier, other)) == 0
+    async with at_work(tier) as component:
+        alike = common_bytes(of(tier, one), of(tier, other))
+        assert SIZE - LEAST_SHARED <= alike < SIZE
+        assert component.statistics().shared_bytes == alike
+    assert of(tier, one).read_bytes() == base
+    assert of(tier, other).read_bytes() == tuned
 
 
-async def test_a_chunk_is_found_at_another_place_of_a_file_of_another_size(
-    cache: Path, autojump_clock: MockClock
-) -> None:
+async def test_a_chunk_is_found_at_another_place_of_a_file_of_another_size(tier: DiskTier) -> None:
     base = model("base")
     moved = content_of("other", CHUNK_SIZE) + base[:CHUNK_SIZE]
-    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
-        one, other = await fill(tier, "base", base), await fill(tier, "moved", moved)
-        async with at_work(tier):
-            assert in_common(of(tier, other), of(tier, one)) == [SharedExtent(CHUNK_SIZE, 0, CHUNK_SIZE)]
-        assert of(tier, other).read_bytes() == moved
+    one, other = await fill(tier, "base", base), await fill(tier, "moved", moved)
+    async with at_work(tier):
+        assert in_common(of(tier, other), of(tier, one)) == [SharedExtent(CHUNK_SIZE, 0, CHUNK_SIZE)]
+    assert of(tier, other).read_bytes() == moved
 
 
-async def test_parts_of_chunks_are_shared_where_every_chunk_differs(cache: Path, autojump_clock: MockClock) -> None:
+async def test_parts_of_chunks_are_shared_where_every_chunk_differs(tier: DiskTier) -> None:
     base, tuned = model("base"), model("tuned", 0, CHUNK_SIZE + 3 * MIB, 2 * CHUNK_SIZE)
-    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
-        one, other = await fill(tier, "base", base), await fill(tier, "tuned", tuned)
-        async with at_work(tier):
-            assert common_bytes(of(tier, one), of(tier, other)) == SIZE - 3 * LEAST_SHARED
-        assert of(tier, other).read_bytes() == tuned
+    one, other = await fill(tier, "base", base), await fill(tier, "tuned", tuned)
+    async with at_work(tier):
+        assert common_bytes(of(tier, one), of(tier, other)) == SIZE - 3 * LEAST_SHARED
+    assert of(tier, other).read_bytes() == tuned
 
 
 async def test_models_of_one_size_that_are_strangers_are_left_as_they_are(
-    cache: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    tier: DiskTier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[int] = []
     step = deduplication._share_step
@@ -210,27 +202,25 @@ async def test_models_of_one_size_that_are_strangers_are_left_as_they_are(
         return step(source, at, target, start)
 
     monkeypatch.setattr(deduplication, "_share_step", counted)
-    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
-        one, other = await fill(tier, "a", content_of("a", SIZE)), await fill(tier, "b", content_of("b", SIZE))
-        async with at_work(tier) as component:
-            assert component.statistics().shared_bytes == 0
-        assert common_bytes(of(tier, one), of(tier, other)) == 0
-        assert max(compared) < deduplication.PROBES * CHUNK_SIZE
+    one, other = await fill(tier, "a", content_of("a", SIZE)), await fill(tier, "b", content_of("b", SIZE))
+    async with at_work(tier) as component:
+        assert component.statistics().shared_bytes == 0
+    assert common_bytes(of(tier, one), of(tier, other)) == 0
+    assert max(compared) < deduplication.PROBES * CHUNK_SIZE
 
 
 async def test_bytes_that_differ_are_not_shared_whatever_their_checksum(
-    cache: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    tier: DiskTier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.support.parts.crc32c.crc32c", lambda _data: 42)
     contents = {key: content_of(key, CHUNK_SIZE) for key in ("a", "b")}
-    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
-        generations = [await fill(tier, key, content) for key, content in contents.items()]
-        async with at_work(tier) as component:
-            assert component.statistics().shared_bytes == 0
-        assert [of(tier, generation).read_bytes() for generation in generations] == list(contents.values())
+    generations = [await fill(tier, key, content) for key, content in contents.items()]
+    async with at_work(tier) as component:
+        assert component.statistics().shared_bytes == 0
+    assert [of(tier, generation).read_bytes() for generation in generations] == list(contents.values())
 
 
-async def test_many_variants_have_their_common_bytes_once(cache: Path, autojump_clock: MockClock) -> None:
+async def test_many_variants_have_their_common_bytes_once(cache: Path) -> None:
     """Whichever come first, and those that are there when the server starts."""
     keys = [f"variant{number}" for number in range(5)]
     async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
@@ -248,72 +238,67 @@ async def test_many_variants_have_their_common_bytes_once(cache: Path, autojump_
 
 
 @pytest.mark.parametrize("pinned", [False, True])
-async def test_a_blob_in_use_is_left_alone_until_it_is_idle(
-    cache: Path, autojump_clock: MockClock, pinned: bool
-) -> None:
+async def test_a_blob_in_use_is_left_alone_until_it_is_idle(tier: DiskTier, pinned: bool) -> None:
     content = model("base")
-    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
-        generations = [await fill(tier, key, content) for key in ("a", "b")]
-        blobs = [await tier.acquire(generation) for generation in generations]
-        if pinned:
-            for blob in blobs:
-                await tier.pin(blob, True)
+    generations = [await fill(tier, key, content) for key in ("a", "b")]
+    blobs = [await tier.acquire(generation) for generation in generations]
+    if pinned:
+        for blob in blobs:
+            await tier.pin(blob, True)
+            tier.release(blob)
+    one, other = (of(tier, generation) for generation in generations)
+    async with running(tier) as component:
+        await waiting(component)
+        assert component.statistics().waiting_blobs == 1
+        assert common_bytes(one, other) == 0
+        for blob in blobs:
+            if pinned:
+                await tier.pin(blob, False)
+            else:
                 tier.release(blob)
-        one, other = (of(tier, generation) for generation in generations)
-        async with running(tier) as component:
-            await waiting(component)
-            assert component.statistics().waiting_blobs == 1
-            assert common_bytes(one, other) == 0
-            for blob in blobs:
-                if pinned:
-                    await tier.pin(blob, False)
-                else:
-                    tier.release(blob)
-            await settled(tier)
-            assert common_bytes(one, other) == SIZE
+        await settled(tier)
+        assert common_bytes(one, other) == SIZE
 
 
 async def test_a_blob_that_comes_into_use_meanwhile_is_gone_on_with_later(
-    cache: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    tier: DiskTier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = model("base")
     used: list[Blob] = []
-    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
-        generations = [await fill(tier, key, content) for key in ("a", "b")]
-        step = deduplication._share_step
+    generations = [await fill(tier, key, content) for key in ("a", "b")]
+    step = deduplication._share_step
 
-        def interrupting(source: Path, at: int, target: Path, start: int) -> tuple[int, int]:
-            if start == CHUNK_SIZE and not used:
-                blob = tier.known(target.name)
-                assert blob is not None
-                blob.users += 1
-                used.append(blob)
-            return step(source, at, target, start)
+    def interrupting(source: Path, at: int, target: Path, start: int) -> tuple[int, int]:
+        if start == CHUNK_SIZE and not used:
+            blob = tier.known(target.name)
+            assert blob is not None
+            blob.users += 1
+            used.append(blob)
+        return step(source, at, target, start)
 
-        monkeypatch.setattr(deduplication, "_share_step", interrupting)
-        one, other = (of(tier, generation) for generation in generations)
-        async with running(tier) as component:
-            await waiting(component)
-            assert used
-            assert common_bytes(one, other) == CHUNK_SIZE + deduplication.STEP
-            tier.release(used[0])
-            await settled(tier)
-        assert common_bytes(one, other) == component.statistics().shared_bytes == SIZE
+    monkeypatch.setattr(deduplication, "_share_step", interrupting)
+    one, other = (of(tier, generation) for generation in generations)
+    async with running(tier) as component:
+        await waiting(component)
+        assert used
+        assert common_bytes(one, other) == CHUNK_SIZE + deduplication.STEP
+        tier.release(used[0])
+        await settled(tier)
+    assert common_bytes(one, other) == component.statistics().shared_bytes == SIZE
 
 
-async def test_what_was_in_memory_stays_there_and_nothing_else_comes(cache: Path, autojump_clock: MockClock) -> None:
+async def test_what_was_in_memory_stays_there_and_nothing_else_comes(tier: DiskTier) -> None:
     content = model("base")
-    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
-        paths = [of(tier, await fill(tier, key, content)) for key in ("a", "b", "c")]
-        if _resident(paths[0]) is None:
-            pytest.skip("needs Linux 6.5")
-        with paths[1].open("rb") as file:
-            page_cache.drop(file.fileno())
-        before = [_resident(path) for path in paths]
-        assert before[1] == 0
-        async with at_work(tier) as component:
-            assert component.statistics().shared_bytes == 2 * SIZE
-        assert [_resident(path) for path in paths] == before
+    paths = [of(tier, await fill(tier, key, content)) for key in ("a", "b", "c")]
+    if _resident(paths[0]) is None:
+        pytest.skip("needs Linux 6.5")
+    with paths[1].open("rb") as file:
+        page_cache.drop(file.fileno())
+    before = [_resident(path) for path in paths]
+    assert before[1] == 0
+    async with at_work(tier) as component:
+        assert component.statistics().shared_bytes == 2 * SIZE
+    assert [_resident(path) for path in paths] == before
 
 
 def _resident(path: Path) -> int | None:
@@ -321,25 +306,24 @@ def _resident(path: Path) -> int | None:
         return page_cache.resident_bytes(file.fileno())
 
 
-async def test_what_is_evicted_takes_nothing_from_the_others(cache: Path, autojump_clock: MockClock) -> None:
+async def test_what_is_evicted_takes_nothing_from_the_others(tier: DiskTier) -> None:
     """What comes again is compared again."""
     content = model("base")
-    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
-        one, other = [await fill(tier, key, content) for key in ("a", "b")]
-        async with at_work(tier):
-            assert await tier.evict(one) == SIZE
-            assert of(tier, other).read_bytes() == content
-            await fill(tier, "a", content)
-            await tier.flush()
-            assert common_bytes(of(tier, one), of(tier, other)) == 0
-            await settled(tier)
-            assert common_bytes(of(tier, one), of(tier, other)) == SIZE
-            assert await tier.evict(other) == SIZE
-        assert of(tier, one).read_bytes() == content
+    one, other = [await fill(tier, key, content) for key in ("a", "b")]
+    async with at_work(tier):
+        assert await tier.evict(one) == SIZE
+        assert of(tier, other).read_bytes() == content
+        await fill(tier, "a", content)
+        await tier.flush()
+        assert common_bytes(of(tier, one), of(tier, other)) == 0
+        await settled(tier)
+        assert common_bytes(of(tier, one), of(tier, other)) == SIZE
+        assert await tier.evict(other) == SIZE
+    assert of(tier, one).read_bytes() == content
 
 
 async def test_what_was_compared_is_not_compared_by_the_next_server(
-    cache: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
         for key in ("a", "b"):
@@ -352,22 +336,22 @@ async def test_what_was_compared_is_not_compared_by_the_next_server(
 
 
 async def test_a_disk_that_fails_is_logged_and_not_tried_for_ever(
-    cache: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tier: DiskTier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def failing(*_: object) -> tuple[int, int]:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(deduplication, "_share_step", failing)
-    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
-        for key in ("a", "b"):
-            await fill(tier, key, model("base"))
-        async with at_work(tier):
-            await trio.sleep(10 * deduplication.INTERVAL_S)
+    for key in ("a", "b"):
+        await fill(tier, key, model("base"))
+    async with at_work(tier):
+        await trio.sleep(10 * deduplication.INTERVAL_S)
+
     assert len([record for record in caplog.records if "chunks not shared" in record.message]) == 1
 
 
 async def test_where_the_file_system_cannot_the_log_says_so_once(
-    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("trimsfs.tiers.extents.can_share", lambda _directory: False)
     async with opened(tmp_path / "cache", chunk_size=CHUNK_SIZE) as tier:
@@ -379,25 +363,22 @@ async def test_where_the_file_system_cannot_the_log_says_so_once(
 # What is told to those who map
 
 
-async def test_a_variant_is_told_what_it_has_in_common(cache: Path, autojump_clock: MockClock) -> None:
-    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
-        contents = {"a": model("a"), "dir/b": model("b", SIZE - 1), "stranger": content_of("stranger", SIZE)}
-        generations = {key: await fill(tier, key, content) for key, content in contents.items()}
-        async with at_work(tier) as component:
-            told = {
-                key: await component.shared_with(generation, lambda _: True) for key, generation in generations.items()
-            }
-            assert told["stranger"] == {}
-            first, second = sorted(("a", "dir/b"), key=lambda key: generations[key].token(tier.store))
-            assert told[first] == {}
-            found: dict[str, Any] = told[second]
-            assert found["of"] == generations[second].token(tier.store)
-            assert found["generation"] == generations[first].token(tier.store)
-            assert found["path"] == {"a": "../a", "dir/b": "dir/b"}[first]
-            for offset, at, length in found["parts"]:
-                assert contents[second][offset : offset + length] == contents[first][at : at + length]
-            assert sum(length for _, _, length in found["parts"]) >= SIZE - LEAST_SHARED
-            assert await component.shared_with(generations[second], lambda _: False) == {}
+async def test_a_variant_is_told_what_it_has_in_common(tier: DiskTier) -> None:
+    contents = {"a": model("a"), "dir/b": model("b", SIZE - 1), "stranger": content_of("stranger", SIZE)}
+    generations = {key: await fill(tier, key, content) for key, content in contents.items()}
+    async with at_work(tier) as component:
+        told = {key: await component.shared_with(generation, lambda _: True) for key, generation in generations.items()}
+        assert told["stranger"] == {}
+        first, second = sorted(("a", "dir/b"), key=lambda key: generations[key].token(tier.store))
+        assert told[first] == {}
+        found: dict[str, Any] = told[second]
+        assert found["of"] == generations[second].token(tier.store)
+        assert found["generation"] == generations[first].token(tier.store)
+        assert found["path"] == {"a": "../a", "dir/b": "dir/b"}[first]
+        for offset, at, length in found["parts"]:
+            assert contents[second][offset : offset + length] == contents[first][at : at + length]
+        assert sum(length for _, _, length in found["parts"]) >= SIZE - LEAST_SHARED
+        assert await component.shared_with(generations[second], lambda _: False) == {}
 
 
 async def test_an_index_that_fails_is_logged_and_nothing_told(
