@@ -34,7 +34,6 @@ from trimsfs.telemetry.open_trace import Spent
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.budget import DiskLimits
 from trimsfs.tiers.disk.disk_tier import DiskTier
-from trimsfs.tiers.disk.events import TierEvents
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.tiers.ranges import chunk_span
 from trimsfs.types import ChunkRecord, Generation
@@ -91,7 +90,8 @@ def disk_tier(
         limits=DiskLimits(budget=budget, min_free=min_free, quotas=quotas or Quotas(), policy=policy),
         load_cost=load_cost,
         compares=compares,
-        events=TierEvents(removed=removed, suspected=suspected),
+        removed=removed,
+        suspected=suspected,
         lock=lock,
         chunk_size=chunk_size,
     )

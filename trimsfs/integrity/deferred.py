@@ -20,6 +20,8 @@ LOOKS = 5
 """How often in IDLE_S the server checks whether it is idle."""
 RETRY_INTERVAL_S, LONGEST_INTERVAL_S = 1.0, 5.0
 """Seconds after which a failed comparison is retried: at first, and at most."""
+AT_ONCE = float("-inf")
+"""When a comparison is due that waits for nothing."""
 
 Compare = Callable[[Blob, float | None], Awaitable[object]]
 """Compares a blob: in idle time until an instant of trio's clock, then at low priority; for None, at low priority."""
@@ -34,36 +36,30 @@ class Pace:
     at_once: int = len(os.sched_getaffinity(0))
 
 
-class Retries:
-    """When to compare a blob again that could not be compared: a store may be away for days."""
-
-    def __init__(self) -> None:
-        self._pause_s = RETRY_INTERVAL_S
-        self._told = ""
-
-    def failed(self, blob: Blob, error: TrimsError) -> float:
-        """After how many seconds to try again. Logs the reason, once."""
-        if str(error) != self._told:
-            self._told = str(error)
-            not_yet(blob, error)
-        pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, LONGEST_INTERVAL_S)
-        return pause_s
-
-
 def not_yet(blob: Blob, error: TrimsError) -> None:
     """Log why a blob could not be compared now."""
     log.warning("%s: not compared with the store yet: %s", blob.generation.key, error)
 
 
 class _Entry:
-    """A blob that waits for idle time, until the instant *due* at most."""
+    """A blob that waits for idle time, until the instant *due* at most: a store may be away for days."""
 
     def __init__(self, blob: Blob, due: float) -> None:
         self.blob = blob
         self.due = due
-        self.not_before = float("-inf")
-        self.retries = Retries()
         self.running = False
+        self.not_before = float("-inf")
+        self._pause_s = RETRY_INTERVAL_S
+        self._logged = ""
+
+    def failed(self, error: TrimsError) -> None:
+        """Try again later, and ever later unless it is due at once. Logs the reason, once."""
+        if str(error) != self._logged:
+            self._logged = str(error)
+            not_yet(self.blob, error)
+        self.not_before = trio.current_time() + self._pause_s
+        if self.due != AT_ONCE:
+            self._pause_s = min(2 * self._pause_s, LONGEST_INTERVAL_S)
 
 
 class DeferredComparisons:
@@ -83,15 +79,15 @@ class DeferredComparisons:
         self._changed = trio.Event()
 
     @property
-    def tokens(self) -> set[str]:
-        """The tokens of the blobs that wait for a comparison or are being compared."""
-        return set(self._entries)
+    def count(self) -> int:
+        """How many blobs wait for a comparison or are being compared."""
+        return len(self._entries)
 
-    def add(self, blob: Blob) -> None:
-        """Defer the comparison of a blob."""
-        entry = self._entries.get(blob.token)
-        if entry is None or entry.blob is not blob:
-            self._entries[blob.token] = _Entry(blob, trio.current_time() + self._pace.latest_s)
+    def add(self, blob: Blob, *, at_once: bool = False) -> None:
+        """Compare a blob later; *at_once*, its bytes are in doubt, or a program waits for it."""
+        entry, due = self._entries.get(blob.token), AT_ONCE if at_once else trio.current_time() + self._pace.latest_s
+        if entry is None or entry.blob is not blob or due < entry.due:
+            self._entries[blob.token] = _Entry(blob, due)
             self._tell()
 
     def discard(self, blob: Blob) -> None:
@@ -123,33 +119,38 @@ class DeferredComparisons:
         """Forget blobs that were evicted or compared elsewhere."""
         for entry in list(self._entries.values()):
             if not entry.running and not self._uncompared(entry.blob):
-                self.discard(entry.blob)
+                self._forget(entry)
+
+    def _forget(self, entry: _Entry) -> None:
+        """Forget an entry, but not one that has replaced it."""
+        if self._entries.get(entry.blob.token) is entry:
+            del self._entries[entry.blob.token]
 
     def _startable(self) -> list[tuple[_Entry, bool]]:
         """The comparisons that may start now, the oldest first, and whether each runs in idle time."""
-        now = trio.current_time()
-        waiting = [entry for entry in self._entries.values() if not entry.running and entry.not_before <= now]
-        running = [entry for entry in self._entries.values() if entry.running]
+        now, entries = trio.current_time(), self._entries.values()
+        waiting = [entry for entry in entries if not entry.running and entry.not_before <= now]
         started: list[tuple[_Entry, bool]] = []
-        if not any(entry.due <= now for entry in running):
-            started += [(entry, False) for entry in waiting if entry.due <= now][:1]
+        for at_once in (True, False):  # what is in doubt does not wait for what is only overdue
+            if not any(entry.running and entry.due <= now and (entry.due == AT_ONCE) is at_once for entry in entries):
+                overdue = [entry for entry in waiting if entry.due <= now and (entry.due == AT_ONCE) is at_once]
+                started += [(entry, False) for entry in overdue[:1]]
         if self._quiet_s() > self._pace.idle_s:
-            room = max(0, self._pace.at_once - len(running) - len(started))
+            room = max(0, self._pace.at_once - sum(entry.running for entry in entries) - len(started))
             started += [(entry, True) for entry in waiting if entry.due > now][:room]
         return started
 
     async def _run(self, entry: _Entry, in_idle_time: bool) -> None:
         try:
             await self._compare(entry.blob, entry.due if in_idle_time else None)
+            self._forget(entry)
         except (ObjectChangedError, ObjectNotFoundError, SignatureError):
-            self.discard(entry.blob)  # the object was replaced or deleted, or the file is not signed
+            self._forget(entry)  # the object was replaced or deleted, or the file is not signed
         except TrimsError as error:
-            entry.not_before = trio.current_time() + entry.retries.failed(entry.blob, error)
+            entry.failed(error)
         except Exception:  # a defect: it ends this comparison, not the server
             log.exception("%s: not compared with the store: internal error", entry.blob.generation.key)
-            self.discard(entry.blob)
-        else:
-            self.discard(entry.blob)
+            self._forget(entry)
         finally:
             entry.running = False
             self._tell()

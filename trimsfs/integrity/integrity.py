@@ -17,16 +17,13 @@ from trimsfs.errors import (
     BlobDamagedError,
     CacheError,
     CacheUnusableError,
-    ObjectChangedError,
-    ObjectNotFoundError,
-    SignatureError,
     StoreError,
     TrimsError,
 )
 from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.integrity.chunk_checks import Repair, held
-from trimsfs.integrity.deferred import RETRY_INTERVAL_S, DeferredComparisons, Pace, Retries, not_yet
+from trimsfs.integrity.deferred import DeferredComparisons, Pace, not_yet
 from trimsfs.integrity.digest_comparison import MOST_ATTEMPTS, Comparer
 from trimsfs.integrity.quarantine import Quarantine
 from trimsfs.integrity.scrub import Scrubber
@@ -66,20 +63,11 @@ class IntegrityStatistics:
     comparison_seconds: Histogram
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
-    """When copies are compared and scrubbed. ``digests`` is the option; ``scrub_rate`` is in bytes a second."""
-
-    digests: Literal["auto", "wait", "off"]
-    scrub_interval_s: float
-    scrub_rate: int
-    pace: Pace
-
-
 class Integrity:
     """Decides when the blobs of a disk tier are compared, checked and scrubbed, and has them repaired.
 
-    *ask_digest* returns the digest that a file should have. *repaired* hears of each file whose bytes were wrong.
+    *digests* is the option; *scrub_rate* is in bytes a second. *ask_digest* returns the digest that a file should have.
+    *repaired* hears of each file whose bytes were wrong.
     """
 
     def __init__(
@@ -89,37 +77,25 @@ class Integrity:
         copier: Copier,
         retrying: Retrying,
         passthrough: Passthrough,
-        schedule: Schedule,
         *,
+        digests: Literal["auto", "wait", "off"],
+        scrub_interval_s: float,
+        scrub_rate: int,
+        pace: Pace,
         ask_digest: AskDigest,
         repaired: Callable[[Generation], Awaitable[object]],
     ) -> None:
         self._disk = disk
         self._ask_digest = ask_digest
-        self._mode = schedule.digests
+        self._mode = digests
         self.quarantine = Quarantine(disk, changed=passthrough.health_changed)
-        self.repair = Repair(
-            disk,
-            fetcher,
-            copier,
-            retrying,
-            self.quarantine,
-            unregister=passthrough.unregister,
-            repaired=repaired,
-        )
+        unregister = passthrough.unregister
+        self.repair = Repair(disk, fetcher, copier, retrying, self.quarantine, unregister=unregister, repaired=repaired)
         self.comparer = Comparer(disk, copier, retrying, self.repair, self.quarantine)
-        self.scrubber = Scrubber(
-            disk,
-            self.repair,
-            interval_s=schedule.scrub_interval_s,
-            rate=schedule.scrub_rate,
-            checked=self._checked,
-        )
+        self.scrubber = Scrubber(disk, self.repair, interval_s=scrub_interval_s, rate=scrub_rate, checked=self._checked)
         self._deferred = DeferredComparisons(
-            schedule.pace, quiet_s=fetcher.quiet_s, uncompared=self._uncompared, compare=self._compare_now
+            pace, quiet_s=fetcher.quiet_s, uncompared=self._uncompared, compare=self._compare_now
         )
-        self._soon: dict[str, tuple[Blob, Retries]] = {}
-        self._comes_soon = trio.Event()
 
     def statistics(self) -> IntegrityStatistics:
         return IntegrityStatistics(
@@ -128,7 +104,7 @@ class Integrity:
             repaired_chunks=self.repair.repaired_chunks,
             scrubbed_bytes=self.repair.checked_bytes,
             doubtful=self.quarantine.count,
-            to_compare=len(self._deferred.tokens | self._soon.keys()),
+            to_compare=self._deferred.count,
             comparison_seconds=self.comparer.seconds,
         )
 
@@ -136,13 +112,9 @@ class Integrity:
         """Run deferred comparisons, scrubs and repairs from quarantine until the server stops."""
         for blob in self._disk.complete_blobs():
             if not blob.health.compared:  # the previous server did not compare it
-                if self._mode == "wait":
-                    self._compare_again(blob)
-                else:
-                    self._deferred.add(blob)
+                self._deferred.add(blob, at_once=self._mode == "wait")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._deferred.run)
-            nursery.start_soon(self._compare_soon)
             nursery.start_soon(self.quarantine.run, self._repair_quarantined)
             nursery.start_soon(self.scrubber.run)
 
@@ -183,8 +155,8 @@ class Integrity:
 
     def compare_later(self, blob: Blob) -> None:
         """Compare a blob soon if it is whole and uncompared: it may have lost bytes since its last comparison."""
-        if self._uncompared(blob) and not blob.health.quarantined and blob.token not in self._soon:
-            self._compare_again(blob)
+        if self._uncompared(blob) and not blob.health.quarantined:
+            self._deferred.add(blob, at_once=True)
 
     def _uncompared(self, blob: Blob) -> bool:
         """Whether a blob is whole and not compared."""
@@ -193,41 +165,7 @@ class Integrity:
     def _checked(self, blob: Blob) -> None:
         """Compare a blob after a check, which may have repaired it with other bytes."""
         if self._uncompared(blob) and self._mode != "off":
-            self._compare_again(blob)
-
-    def _compare_again(self, blob: Blob) -> None:
-        """Compare a blob as soon as possible: its bytes are in doubt, or a program waits for it."""
-        before = self._soon.get(blob.token)
-        if before is None or before[0] is not blob:
-            self._soon[blob.token] = blob, Retries()
-        self._comes_soon.set()
-
-    async def _compare_soon(self) -> None:
-        while True:
-            await self._comes_soon.wait()
-            self._comes_soon = trio.Event()
-            for blob, retries in list(self._soon.values()):
-                try:
-                    if self._uncompared(blob):
-                        await self._compare_now(blob)
-                except (ObjectChangedError, ObjectNotFoundError, SignatureError):
-                    self._done_with(blob)  # the object was replaced or deleted, or the file is not signed
-                except TrimsError as error:
-                    retries.failed(blob, error)
-                    await trio.sleep(RETRY_INTERVAL_S)
-                    self._comes_soon.set()
-                except Exception:  # a defect: it ends this comparison, not the server
-                    log.exception("%s: not compared with the store: internal error", blob.generation.key)
-                    self._done_with(blob)
-                else:
-                    self._done_with(blob)
-
-    def _done_with(self, blob: Blob) -> None:
-        """Forget a blob that needs no comparison, but not a newer one with the same token."""
-        self._deferred.discard(blob)
-        soon = self._soon.get(blob.token)
-        if soon is not None and soon[0] is blob:
-            del self._soon[blob.token]
+            self._deferred.add(blob, at_once=True)
 
     async def _compare_now(self, blob: Blob, idle_until: float | None = None) -> None:
         known = blob.health.digest
@@ -298,7 +236,7 @@ class Integrity:
             await self._disk.sync(blob)
         if blob.health.quarantine is quarantine and blob.complete and self._mode != "off":
             await self._compare_now(blob)
-            self._done_with(blob)
+            self._deferred.discard(blob)
         if blob.health.quarantine is not quarantine:
             blob.health.check()
         self.quarantine.release(blob)

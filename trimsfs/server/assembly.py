@@ -20,7 +20,7 @@ from trimsfs.eviction_policies import eager, never, others_first, policy_named
 from trimsfs.fetch.store_requests import StoreSpeed
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.filesystem.trust import Trust
-from trimsfs.integrity.integrity import Integrity, Schedule
+from trimsfs.integrity.integrity import Integrity
 from trimsfs.integrity.signature_policy import SignaturePolicy, signed_first
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.cold_open import ColdOpener
@@ -45,7 +45,6 @@ from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Deduplication
 from trimsfs.tiers.disk.budget import DiskLimits
 from trimsfs.tiers.disk.disk_tier import DiskTier
-from trimsfs.tiers.disk.events import TierEvents
 from trimsfs.tiers.host.memory_tier import HostTier
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.types import Generation
@@ -182,7 +181,8 @@ def _tiers(options: MountOptions, environment: Environment, calls: Calls, speed:
         ),
         load_cost=lambda key, size: speed.of(key).load_cost(size),
         compares=options.digests != "off",
-        events=TierEvents(removed=calls.blob_removed, suspected=calls.blob_suspected),
+        removed=calls.blob_removed,
+        suspected=calls.blob_suspected,
         lock=environment.lock,
         chunk_size=environment.chunk_size,
     )
@@ -219,12 +219,10 @@ def _checks(core: Core, calls: Calls, extras: Sequence[Extra]) -> Checks:
         environment.copier,
         fetching.retrying.values()[0],
         tiers.passthrough,
-        Schedule(
-            digests=options.digests,
-            scrub_interval_s=options.scrub_interval,
-            scrub_rate=options.scrub_rate,
-            pace=environment.pace,
-        ),
+        digests=options.digests,
+        scrub_interval_s=options.scrub_interval,
+        scrub_rate=options.scrub_rate,
+        pace=environment.pace,
         ask_digest=calls.ask_digest,
         repaired=_repaired(core, extras),
     )

@@ -17,7 +17,7 @@ from trimsfs.fetch.processes import thread_copier
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is looked at or tried from time to time is soon looked at or tried again; the store is waited for."""
     monkeypatch.setattr("trimsfs.integrity.integrity.PATIENCE_S", 20)
-    for name in ("quarantine.LOOK", "deferred.RETRY", "integrity.RETRY", "scrub.LOOK"):
+    for name in ("quarantine.LOOK", "deferred.RETRY", "scrub.LOOK"):
         monkeypatch.setattr(f"trimsfs.integrity.{name}_INTERVAL_S", 0.05)
 
 

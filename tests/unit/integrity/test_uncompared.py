@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import trio
+import trio.testing
 
 from tests.support.held import Held, reached, unless_refused
 from tests.support.parts import fail_to_sync, failing, until
@@ -13,8 +14,9 @@ from tests.support.served import Server
 from tests.unit.integrity.common import Scene, comes_right, counted, counts_of, down, opened
 from trimsfs.errors import StoreUnavailableError, TransientStoreError
 from trimsfs.fetch.processes import thread_copier
-from trimsfs.integrity.deferred import LONGEST_INTERVAL_S, Retries
+from trimsfs.integrity.deferred import LONGEST_INTERVAL_S, _Entry
 from trimsfs.stores.digests import Algorithm
+from trimsfs.tiers.blob import Blob
 
 
 async def test_what_could_not_be_verified_is_still_compared_later(scene: Scene) -> None:
@@ -169,12 +171,13 @@ async def test_an_open_of_what_is_here_does_not_wait_until_the_store_tells_a_dig
 
 
 async def test_a_file_is_compared_again_ever_later_and_the_reason_told_once(
-    scene: Scene, caplog: pytest.LogCaptureFixture
+    scene: Scene, caplog: pytest.LogCaptureFixture, mock_clock: trio.testing.MockClock
 ) -> None:
-    retries = Retries()
-    async with scene.serving() as server, server.disk.using(scene.store.generation("a")) as blob:
-        pauses = [retries.failed(blob, TransientStoreError("503")) for _ in range(10)]
-        retries.failed(blob, TransientStoreError("500"))
+    entry, pauses = _Entry(Blob("token", scene.store.generation("a")), due=1000.0), list[float]()
+    for _ in range(10):
+        entry.failed(TransientStoreError("503"))
+        pauses.append(entry.not_before - mock_clock.current_time())
+    entry.failed(TransientStoreError("500"))
     assert pauses[1:3] == [2 * pauses[0], 4 * pauses[0]]
     assert pauses[-1] == LONGEST_INTERVAL_S
     assert [line.rpartition(": ")[2] for line in caplog.messages if "not compared" in line] == ["503", "500"]

@@ -29,7 +29,7 @@ def store(files: dict[str, bytes]) -> MemoryStore:
 @pytest.fixture
 def serving(store: MemoryStore, tmp_path: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> Serving:
     monkeypatch.setattr("trimsfs.integrity.integrity.PATIENCE_S", 20)
-    monkeypatch.setattr("trimsfs.integrity.integrity.RETRY_INTERVAL_S", 0.1)
+    monkeypatch.setattr("trimsfs.integrity.deferred.RETRY_INTERVAL_S", 0.1)
     for most in ("SMALL", "TINY"):  # a test holds the copier's digests back
         monkeypatch.setattr(f"trimsfs.integrity.digest_comparison.{most}", 1000)
     monkeypatch.setattr("trimsfs.integrity.quarantine.LOOK_INTERVAL_S", 0.1)

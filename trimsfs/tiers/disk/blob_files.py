@@ -14,15 +14,12 @@ from trimsfs.concurrency.descriptors import patiently_in_thread
 from trimsfs.origins import Origins
 from trimsfs.tiers.blob import Blob, OpenFiles
 from trimsfs.tiers.disk.crash_recovery import free_unrecorded
-from trimsfs.tiers.index.blob_record import BlobRecord
-from trimsfs.tiers.index.index import BlobIndex
+from trimsfs.tiers.index.index import BlobIndex, Known
 from trimsfs.tiers.leases import has_other_openers
 from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)
 
-Known = tuple[BlobRecord, list[ChunkRecord]]
-"""The index's records of a blob and its chunks."""
 Loaded = tuple[Blob, Sequence[ChunkRecord], bool]
 """A blob, its lost chunks, and whether it has no file because the disk is full."""
 FREED_TRIES, FREED_INTERVAL_S = 20, 0.05

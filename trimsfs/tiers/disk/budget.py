@@ -76,22 +76,23 @@ class Budget:
         return free
 
     def too_small(self) -> str | None:
-        """Why no eviction makes room for a model; None if there is room, or shall be none. Raises OSError."""
-        if self.limit == 0:
-            return None
-        status = os.statvfs(self._directory)
-        available = status.f_bavail * status.f_frsize
-        if available + self.used > self._min_free:
-            return None
-        return (
-            f"{self._directory}: {available >> 20} MiB available and --min-free keeps {self._min_free >> 20}: "
-            "models are not cached: free some space, lower --min-free or set --cache-dir"
-        )
+        """Why no eviction makes room for a model; None if there is room, shall be none, or nobody can tell now."""
+        with contextlib.suppress(OSError):  # the directory was removed
+            status = os.statvfs(self._directory)
+            available = status.f_bavail * status.f_frsize
+            if self.limit != 0 and available + self.used <= self._min_free:
+                return (
+                    f"{self._directory}: {available >> 20} MiB available and --min-free keeps {self._min_free >> 20}: "
+                    "models are not cached: free some space, lower --min-free or set --cache-dir"
+                )
+        return None
 
-    def disk_bytes(self) -> int:
-        """The size of the cache's file system. Raises OSError."""
-        status = os.statvfs(self._directory)
-        return status.f_blocks * status.f_frsize
+    def disk_bytes(self) -> int | None:
+        """The size of the cache's file system; None if nobody can tell now."""
+        with contextlib.suppress(OSError):
+            status = os.statvfs(self._directory)
+            return status.f_blocks * status.f_frsize
+        return None
 
     def left(self, pool: str) -> int | None:
         """Bytes left in a pool's share; negative if too many are used, None without a limit."""

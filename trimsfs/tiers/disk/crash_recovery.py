@@ -20,49 +20,40 @@ SLACK = 64 << 10
 """Bytes that a file may take beyond its content: file systems allocate metadata blocks for it."""
 
 
-class CrashRecovery:
-    """Reconciles blob files and index, group by group. Blocks on the disk; raises OSError and sqlite3.Error."""
+def groups(index: BlobIndex, directory: Path) -> list[str]:
+    """The names of all groups of blobs, each to `reconcile`. Blocks on the disk; raises OSError and sqlite3.Error."""
+    return sorted({path.name for path in directory.iterdir()} | set(index.groups()))
 
-    def __init__(self, index: BlobIndex, directory: Path, chunk_size: int) -> None:
-        self._index = index
-        self._directory = directory
-        self._chunk_size = chunk_size
 
-    def groups(self) -> list[str]:
-        """The names of all groups of blobs, each to `reconcile`."""
-        return sorted({path.name for path in self._directory.iterdir()} | set(self._index.groups()))
+def reconcile(index: BlobIndex, directory: Path, chunk_size: int, known: Collection[str]) -> list[tuple[str, int]]:
+    """Make files and records of the group in a directory agree, except those of the *known* blobs.
 
-    def reconcile(self, group: str, known: Collection[str]) -> list[tuple[str, int]]:
-        """Make files and records of a group agree, except those of the *known* blobs.
-
-        Returns keys, and the bytes of recorded chunks that the disk has lost.
-        """
-        directory, lost = self._directory / group, list[tuple[str, int]]()
-        recorded = self._index.group(group)
-        with contextlib.suppress(FileNotFoundError):
-            for path in directory.iterdir():
-                if path.name not in recorded and path.name not in known:
-                    log.info("removing %s: the index does not have it", path)
-                    path.unlink()
-        for token, (record, believed) in recorded.items():
-            if token in known:
-                continue
-            path, gone = (
-                directory / token,
-                _missing_chunks(directory / token, record.generation.size, self._chunk_size, believed),
-            )
-            chunks = [chunk for chunk in believed if chunk not in gone]
-            if gone:
-                log.warning("%s: %d chunks are lost from the disk: refetching", record.generation.key, len(gone))
-                self._index.remove_chunks(token, [chunk.chunk for chunk in gone])
-                lost.append((record.generation.key, sum(chunk.length for chunk in gone)))
-            if not chunks and not record.pinned:
-                self._index.remove(token)
-                path.unlink(missing_ok=True)
-            elif path.exists():
-                with path.open("r+b", buffering=0) as file:
-                    free_unrecorded(file.fileno(), record.generation.size, self._chunk_size, chunks)
-        return lost
+    Returns keys, and the bytes of recorded chunks that the disk has lost. Blocks and raises as `groups`.
+    """
+    lost = list[tuple[str, int]]()
+    recorded = index.group(directory.name)
+    with contextlib.suppress(FileNotFoundError):
+        for path in directory.iterdir():
+            if path.name not in recorded and path.name not in known:
+                log.info("removing %s: the index does not have it", path)
+                path.unlink()
+    for token, (record, believed) in recorded.items():
+        if token in known:
+            continue
+        path, key, size = directory / token, record.generation.key, record.generation.size
+        gone = _missing_chunks(path, size, chunk_size, believed)
+        chunks = [chunk for chunk in believed if chunk not in gone]
+        if gone:
+            log.warning("%s: %d chunks are lost from the disk: refetching", key, len(gone))
+            index.remove_chunks(token, [chunk.chunk for chunk in gone])
+            lost.append((key, sum(chunk.length for chunk in gone)))
+        if not chunks and not record.pinned:
+            index.remove(token)
+            path.unlink(missing_ok=True)
+        elif path.exists():
+            with path.open("r+b", buffering=0) as file:
+                free_unrecorded(file.fileno(), size, chunk_size, chunks)
+    return lost
 
 
 def _missing_chunks(path: Path, size: int, chunk_size: int, recorded: Sequence[ChunkRecord]) -> Collection[ChunkRecord]:

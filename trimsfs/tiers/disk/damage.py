@@ -35,7 +35,7 @@ class Damage:
                 return  # another open found it first
             if blob.users and blob.backing_id:
                 if not blob.health.quarantined:  # else a repair is under way
-                    self._state.events.suspected(
+                    self._state.suspected(
                         blob, BlobDamagedError(f"{key}: its file in the cache has another size than its object")
                     )
                 return
@@ -61,7 +61,7 @@ class Damage:
             blob.health.lost |= lost
             for chunk in lost:
                 self._state.budget.add(blob.generation.file, -blob.length_of(chunk))
-            self._state.events.suspected(blob, BlobDamagedError(f"{key}: its chunks could not be synced to the disk"))
+            self._state.suspected(blob, BlobDamagedError(f"{key}: its chunks could not be synced to the disk"))
             await self._state.journal.record()
 
     async def _discard(self, blob: Blob, chunks: Collection[int]) -> None:

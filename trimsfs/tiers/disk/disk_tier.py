@@ -3,7 +3,7 @@
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn, TypeVar, TypeVarTuple
@@ -19,7 +19,6 @@ from trimsfs.tiers.disk.budget import Budget, DiskLimits, DiskSpace
 from trimsfs.tiers.disk.cache_directory import CacheDirectory
 from trimsfs.tiers.disk.crash_recovery import chunks_in_holes
 from trimsfs.tiers.disk.damage import Damage
-from trimsfs.tiers.disk.events import TierEvents
 from trimsfs.tiers.disk.evictor import COMMAND_PATIENCE_S, Evictor
 from trimsfs.tiers.disk.maintenance import PATIENCE_S, Maintenance
 from trimsfs.tiers.disk.open_blobs import OpenBlobs
@@ -64,7 +63,9 @@ class DiskTier:
 
     A blob in use or pinned is never evicted; the policy chooses among the others. If that frees no space, ``space``
     declines, and the caller serves the bytes uncached. *load_cost* estimates the seconds to refetch a number of bytes
-    of an object. *compares* says that blobs are compared with the store's digests.
+    of an object. *compares* says that blobs are compared with the store's digests. *removed* gets each blob that leaves
+    the tier, before it is closed, *suspected* each blob in use whose file may be damaged, and the reason; neither may
+    block.
     """
 
     def __init__(
@@ -75,7 +76,8 @@ class DiskTier:
         limits: DiskLimits,
         load_cost: Callable[[str, int], float],
         compares: bool,
-        events: TierEvents,
+        removed: Callable[[Blob], None],
+        suspected: Callable[[Blob, TrimsError], None],
         lock: int | None = None,
         chunk_size: int = CHUNK_SIZE,
     ) -> None:
@@ -103,7 +105,8 @@ class DiskTier:
             threads=self._threads,
             journal=self._journal,
             budget=self._budget,
-            events=events,
+            removed=removed,
+            suspected=suspected,
         )
         self.damage = Damage(self._state)
         self.evictor = Evictor(self._state, load_cost)
@@ -136,15 +139,11 @@ class DiskTier:
 
     def too_small(self) -> str | None:
         """Why the disk has no room for any model; None if it has, or shall have none, or if nobody can tell now."""
-        with suppress(OSError):  # the directory was removed
-            return self._budget.too_small()
-        return None
+        return self._budget.too_small()
 
     def disk_bytes(self) -> int | None:
         """The size of the file system; None if nobody can tell now."""
-        with suppress(OSError):
-            return self._budget.disk_bytes()
-        return None
+        return self._budget.disk_bytes()
 
     def quarantined(self) -> list[Blob]:
         """The blobs whose bytes must not be served."""
@@ -156,7 +155,7 @@ class DiskTier:
 
     def suspect(self, blob: Blob, error: TrimsError) -> None:
         """Report that the file of a blob in use may be damaged."""
-        self._state.events.suspected(blob, error)
+        self._state.suspected(blob, error)
 
     def complete_blobs(self) -> list[Blob]:
         """The known blobs whose bytes can all be served from their files."""
@@ -376,10 +375,7 @@ class DiskTier:
         if loaded[0].pinned:
             raise InUseError(f"{generation.key} is pinned: unpin it first")
         async with self._journal.syncing:
-            try:
-                freed = await self.evictor.remove(token, generation.file, patience_s=COMMAND_PATIENCE_S)
-            except (OSError, sqlite3.Error) as error:
-                raise CacheUnusableError(f"{generation.key}: cannot be removed from the cache: {error}") from error
+            freed = await self.evictor.remove(token, generation.file, patience_s=COMMAND_PATIENCE_S)
         if freed is None:
             message = f"{generation.key} is in use: it can be evicted once it is closed and unmapped"
             raise InUseError(message, key=generation.key)

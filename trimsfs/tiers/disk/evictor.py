@@ -57,20 +57,16 @@ class Evictor:
         Waits for a sync of the blob first.
         """
         journal, blob = self._state.journal, self._state.blobs.get(token)
-        try:
-            if blob is not None and journal.is_only_user(blob):
-                async with journal.syncing:
-                    return await self.remove(token, key)
-            return await self.remove(token, key)
-        except (OSError, sqlite3.Error) as error:
-            log.error("%s: cannot evict blob %s: %s", key, token, error)
-            raise CacheUnusableError(f"{key}: cannot be evicted: {error}") from error
+        if blob is not None and journal.is_only_user(blob):
+            async with journal.syncing:
+                return await self.remove(token, key)
+        return await self.remove(token, key)
 
     async def remove(self, token: str, key: str, *, patience_s: float = MAPPED_INTERVAL_S) -> int | None:
         """Remove a blob; returns the bytes freed, None if it is in use or pinned.
 
         A file that a program has mapped, and closed, is in use: without it the next program would have another copy.
-        It is when it is so for *patience_s*. Raises OSError and sqlite3.Error.
+        It is when it is so for *patience_s*. Raises CacheUnusableError.
         """
         deadline = time.monotonic() + patience_s  # whatever trio's clock does: threads and processes are waited for
         while (freed := await self._remove(token, key)) is None and not self._is_used(token):
@@ -95,9 +91,12 @@ class Evictor:
             state.budget.add(key, -sum(unrecorded.values()))
             try:
                 recorded = await state.threads.run(state.files.remove, token)
-            except BaseException:
+            except BaseException as error:
                 state.journal.lost(token, gone | unrecorded.keys())
-                raise
+                if not isinstance(error, OSError | sqlite3.Error):
+                    raise
+                log.error("%s: cannot evict blob %s: %s", key, token, error)
+                raise CacheUnusableError(f"{key}: cannot be removed from the cache: {error}") from error
         counted = [size for chunk, size in recorded.items() if chunk not in unrecorded and chunk not in gone]
         state.budget.add(key, -sum(counted))
         state.budget.found_room()

@@ -8,7 +8,7 @@ import trio
 
 from trimsfs.errors import CacheUnusableError
 from trimsfs.tiers.disk.budget import DiskSpace
-from trimsfs.tiers.disk.crash_recovery import CrashRecovery, free_unrecorded
+from trimsfs.tiers.disk.crash_recovery import free_unrecorded, groups, reconcile
 from trimsfs.tiers.disk.open_blobs import OpenBlobs
 from trimsfs.tiers.disk.state import TierState
 
@@ -32,7 +32,6 @@ class Maintenance:
         self._state = state
         self._space = space
         self._open_blobs = open_blobs
-        self._recovery = CrashRecovery(state.index, state.directory.blobs, state.chunk_size)
         self._failing = False
 
     def found_failing(self) -> None:
@@ -73,14 +72,12 @@ class Maintenance:
 
     def _warn_of_limits(self) -> None:
         """Log what makes the cache hold nothing, or less than its limit says."""
-        budget = self._state.budget
-        with suppress(OSError):
-            too_small, size = budget.too_small(), budget.disk_bytes()
-            if too_small is not None:
-                log.warning("nothing is cached: %s", too_small)
-            elif budget.limit is not None and budget.limit > size:
-                path = self._state.directory.path
-                log.warning("cache directory %s: its file system has %d MiB, less than --cache-size", path, size >> 20)
+        budget, path = self._state.budget, self._state.directory.path
+        too_small, size = budget.too_small(), budget.disk_bytes()
+        if too_small is not None:
+            log.warning("nothing is cached: %s", too_small)
+        elif budget.limit is not None and size is not None and budget.limit > size:
+            log.warning("cache directory %s: its file system has %d MiB, less than --cache-size", path, size >> 20)
 
     async def _rest(self) -> None:
         """Sleep until there is work, and for a moment longer, to batch it."""
@@ -129,18 +126,19 @@ class Maintenance:
 
     async def _recover(self) -> None:
         """Reconcile files and index after a crash in the middle of a change."""
+        state, directory = self._state, self._state.directory.blobs
         try:
-            groups = await self._state.threads.run(self._recovery.groups)
+            names = await state.threads.run(groups, state.index, directory)
         except (OSError, sqlite3.Error) as error:
             log.error("crash recovery: cannot list the blobs in the cache: %s", error)
             return
-        for group in groups:
-            async with self._state.lock:
+        for group in names:
+            async with state.lock:
                 try:
-                    for key, lost in await self._state.threads.run(
-                        self._recovery.reconcile, group, set(self._state.blobs)
+                    for key, lost in await state.threads.run(
+                        reconcile, state.index, directory / group, state.chunk_size, set(state.blobs)
                     ):
-                        self._state.budget.add(key, -lost)
+                        state.budget.add(key, -lost)
                 except (OSError, sqlite3.Error) as error:
                     log.error("crash recovery: cannot reconcile the blobs %s*: %s", group, error)
 

@@ -1,16 +1,17 @@
 """The state that the parts of a disk tier share: directory, index, files, journal, budget and known blobs."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
 
+from trimsfs.errors import TrimsError
 from trimsfs.origins import Origins
 from trimsfs.tiers.blob import Blob, OpenFiles
 from trimsfs.tiers.disk.blob_files import BlobFiles
 from trimsfs.tiers.disk.budget import Budget
 from trimsfs.tiers.disk.cache_directory import CacheDirectory
-from trimsfs.tiers.disk.events import TierEvents
 from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.tiers.index.journal import Journal
 from trimsfs.tiers.threads import Threads
@@ -23,7 +24,8 @@ class TierState:
     Invariants: ``blobs`` holds every blob with users, the last used one at its end, so a token has at most one Blob.
     A load holds ``lock`` from the look-up in the index until the blob is in ``blobs``; a removal holds it from taking
     the blob out until its file is removed. ``budget`` counts chunks from the moment that space is reserved for them.
-    ``unfinished`` are the tokens of blobs with chunks that were reserved and not written.
+    ``unfinished`` are the tokens of blobs with chunks that were reserved and not written. ``removed`` and ``suspected``
+    are those of `DiskTier`.
     """
 
     store: str | Origins
@@ -33,7 +35,8 @@ class TierState:
     threads: Threads
     journal: Journal
     budget: Budget
-    events: TierEvents
+    removed: Callable[[Blob], None]
+    suspected: Callable[[Blob, TrimsError], None]
     blobs: OrderedDict[str, Blob] = field(default_factory=OrderedDict)
     lock: trio.Lock = field(default_factory=trio.Lock)
     unfinished: set[str] = field(default_factory=set)
@@ -49,5 +52,5 @@ class TierState:
     def close(self, blob: Blob) -> None:
         """Forget a blob that nobody uses; its file stays."""
         del self.blobs[blob.token]
-        self.events.removed(blob)
+        self.removed(blob)
         blob.detach()

@@ -24,6 +24,8 @@ from trimsfs.tiers.index import recovery
 from trimsfs.tiers.index.blob_record import BlobRecord
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
 
+Known = tuple[BlobRecord, list[ChunkRecord]]
+"""The records of a blob and of its chunks."""
 _AT_ONCE = 500
 """Most blobs per query."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -62,40 +64,38 @@ class BlobIndex:
 
     def rebuild(self) -> None:
         """Check the index for the next server, and rebuild it if it is damaged. Raises sqlite3.Error and OSError."""
-        recovery.open_index(self._path, self._boot_id, chunk_size=self._chunk_size, checked=False, strict=True)[
-            0
-        ].close()
+        connection, _ = recovery.open_index(
+            self._path, self._boot_id, chunk_size=self._chunk_size, checked=False, strict=True
+        )
+        connection.close()
 
     def close(self) -> None:
         """Write everything into the database file and close it."""
         with self._lock:
             self._connection.close()
 
-    def load(self, token: str) -> tuple[BlobRecord, list[ChunkRecord]] | None:
+    def load(self, token: str) -> Known | None:
         """The records of a blob and of its chunks; None if the index lacks the blob."""
-        with self._lock:
-            rows = self._connection.execute(f"{_SELECT} WHERE token = ?", (token,)).fetchall()
-            if not rows:
-                return None
-            chunks = self._connection.execute(
-                "SELECT chunk, bytes, crc FROM chunks WHERE token = ? ORDER BY chunk", (token,)
-            ).fetchall()
-        return self._record(rows[0]), [ChunkRecord(chunk=c, length=n, crc=crc) for c, n, crc in chunks]
+        return self._load("token = ?", (token,)).get(token)
 
-    def load_all(self, tokens: Iterable[str]) -> dict[str, tuple[BlobRecord, list[ChunkRecord]]]:
+    def load_all(self, tokens: Iterable[str]) -> dict[str, Known]:
         """The records of many blobs and of their chunks, by token, without unknown ones."""
-        found: dict[str, tuple[BlobRecord, list[ChunkRecord]]] = {}
+        found: dict[str, Known] = {}
         rest = sorted(tokens)
         while rest:
             some, rest = rest[:_AT_ONCE], rest[_AT_ONCE:]
-            which = f"WHERE token IN ({', '.join('?' * len(some))})"
-            with self._lock:
-                rows = self._connection.execute(f"{_SELECT} {which}", some).fetchall()
-                chunks = self._connection.execute(
-                    f"SELECT token, chunk, bytes, crc FROM chunks {which} ORDER BY token, chunk",  # noqa: S608
-                    some,
-                ).fetchall()
-            self._gather(found, rows, chunks)
+            found |= self._load(f"token IN ({', '.join('?' * len(some))})", some)
+        return found
+
+    def _load(self, which: str, parameters: Sequence[str]) -> dict[str, Known]:
+        """The records of the blobs of *which* a condition holds, and of their chunks in order, by token."""
+        chunks = f"SELECT token, chunk, bytes, crc FROM chunks WHERE {which} ORDER BY token, chunk"  # noqa: S608
+        with self._lock:
+            rows = self._connection.execute(f"{_SELECT} WHERE {which}", parameters).fetchall()
+            found: dict[str, Known] = {row[0]: (self._record(row), []) for row in rows}
+            for token, chunk, length, crc in self._connection.execute(chunks, parameters):
+                if token in found:
+                    found[token][1].append(ChunkRecord(chunk=chunk, length=length, crc=crc))
         return found
 
     def add(self, token: str, store: str | Origins, generation: Generation) -> None:
@@ -232,17 +232,9 @@ class BlobIndex:
         with self._lock:
             return [group for (group,) in self._connection.execute("SELECT DISTINCT substr(token, 1, 2) FROM blobs")]
 
-    def group(self, group: str) -> dict[str, tuple[BlobRecord, list[ChunkRecord]]]:
+    def group(self, group: str) -> dict[str, Known]:
         """The records of a group's blobs and of their chunks, by token."""
-        part = (group, f"{group}g")  # "g" sorts after all hexadecimal digits
-        with self._lock:
-            rows = self._connection.execute(f"{_SELECT} WHERE token >= ? AND token < ?", part).fetchall()
-            chunks = self._connection.execute(
-                "SELECT token, chunk, bytes, crc FROM chunks WHERE token >= ? AND token < ? ORDER BY chunk", part
-            ).fetchall()
-        found: dict[str, tuple[BlobRecord, list[ChunkRecord]]] = {}
-        self._gather(found, rows, chunks)
-        return found
+        return self._load("token >= ? AND token < ?", (group, f"{group}g"))  # "g" sorts after all hexadecimal digits
 
     def uncompared(self, least: int) -> list[str]:
         """The tokens of whole blobs of at least *least* bytes that deduplication has not compared yet."""
@@ -291,18 +283,6 @@ class BlobIndex:
         """The mount's key of a record."""
         name = os.fsdecode(key)
         return name if self.origins is None else self.origins.name(os.fsdecode(store), name)
-
-    def _gather(
-        self,
-        found: dict[str, tuple[BlobRecord, list[ChunkRecord]]],
-        blobs: Iterable[Sequence[Any]],
-        chunks: Iterable[Sequence[Any]],
-    ) -> None:
-        """Add rows of blobs and chunks by token, without chunks of unknown blobs."""
-        found.update((row[0], (self._record(row), [])) for row in blobs)
-        for token, chunk, length, crc in chunks:
-            if token in found:
-                found[token][1].append(ChunkRecord(chunk=chunk, length=length, crc=crc))
 
     def _record(self, row: Sequence[Any]) -> BlobRecord:
         token, store, key, etag, version_id, size, modified_ns, pinned, uses, last_used, present, digest = row

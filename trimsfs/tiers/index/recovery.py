@@ -8,7 +8,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ _FILES = ("", "-wal", "-shm")
 _DAMAGED = "-damaged"
 _TABLES = ("meta", "blobs", "chunks", "compared", "checks", "loads", "listings")
 _COUNT_LIMIT = 1 << 53
+_KINDS = {"TEXT": bytes, "BLOB": bytes, "INTEGER": int, "REAL": float}
 _DROP_CHUNKS = (
     "DELETE FROM chunks WHERE NOT coalesce((SELECT typeof(chunk) = 'integer' AND chunk >= 0 AND chunk * :chunk < size "
     "AND bytes = min(:chunk, size - chunk * :chunk) AND typeof(crc) = 'integer' AND crc BETWEEN 0 AND 4294967295 "
@@ -194,19 +195,17 @@ def _columns(connection: sqlite3.Connection, table: str) -> list[tuple[Any, ...]
 
 def _drop_wrong_records(connection: sqlite3.Connection, chunk_size: int) -> None:
     """Delete invalid records."""
-    right: dict[str, Callable[[Row], bool]] = {
-        "meta": _are_texts,
-        "blobs": _is_blob,
-        "compared": _are_texts,
-        "checks": _is_checked,
-        "loads": _is_load,
-        "listings": _is_listing,
-    }
     count = 0
     with connection:
-        for table, is_right in right.items():
-            name = _wanted_columns()[table][0][1]
-            wrong = [(bytes(row[0]),) for row in _rows(connection, table) if not is_right(row)]
+        for table, columns in _wanted_columns().items():
+            if table == "chunks":
+                continue
+            wrong = [
+                (bytes(row[0]),)
+                for row in _rows(connection, table)
+                if not _is_right(row, columns) or (table == "blobs" and not _is_blob(row))
+            ]
+            name = columns[0][1]
             connection.executemany(f"DELETE FROM {table} WHERE CAST({name} AS BLOB) = ?", wrong)  # noqa: S608
             count += len(wrong)
         count += connection.execute(_DROP_CHUNKS, {"chunk": chunk_size}).rowcount
@@ -223,41 +222,28 @@ def _rows(connection: sqlite3.Connection, table: str) -> list[Row]:
         connection.text_factory = str
 
 
-def _are_texts(row: Row) -> bool:
-    return all(_text(value) is not None for value in row)
+def _is_right(row: Row, columns: list[tuple[Any, ...]]) -> bool:
+    """Whether the values of a row are what its columns may have."""
+    return all(
+        not not_null if value is None else isinstance(value, _KINDS[kind]) and (kind != "TEXT" or _is_text(value))
+        for value, (_, _, kind, not_null, *_) in zip(row, columns, strict=True)
+    )
 
 
-def _is_checked(row: Row) -> bool:
-    token, digest, scrubbed = row
-    texts = _text(token) is not None and (digest is None or _text(digest) is not None)
-    return texts and isinstance(scrubbed, float)
-
-
-def _is_load(row: Row) -> bool:
-    place, files, recorded = row
-    return _text(place) is not None and _text(files) is not None and isinstance(recorded, float)
-
-
-def _is_listing(row: Row) -> bool:
-    place, names, listed = row
-    return _text(place) is not None and isinstance(names, bytes) and isinstance(listed, float)
+def _is_text(value: Any) -> bool:
+    with suppress(UnicodeDecodeError):
+        value.decode()
+        return True
+    return False
 
 
 def _is_blob(row: Row) -> bool:
-    token, store, key, etag, version_id, size, modified_ns, pinned, uses, sequence, loaded, last_used = row
-    counts = all(isinstance(value, int) and 0 <= value < _COUNT_LIMIT for value in (size, uses, sequence, loaded))
-    others = isinstance(modified_ns, int) and pinned in {0, 1} and isinstance(last_used, float)
-    texts = [_text(token), _text(etag), _text(version_id or b"")]
-    if not counts or not others or None in texts or not isinstance(store, bytes) or not isinstance(key, bytes):
+    """Whether the values of a blob's record can be, and its token is the hash of them."""
+    token, store, key, etag, _, size, modified_ns, pinned, uses, sequence, loaded, _ = row
+    if pinned not in {0, 1} or not all(0 <= count < _COUNT_LIMIT for count in (size, uses, sequence, loaded)):
         return False
-    generation = Generation(key=os.fsdecode(key), etag=str(texts[1]), size=size, modified_ns=modified_ns)
-    return generation.token(os.fsdecode(store)) == texts[0]
-
-
-def _text(value: object) -> str | None:
-    with suppress(UnicodeDecodeError):
-        return value.decode() if isinstance(value, bytes) else None
-    return None
+    generation = Generation(key=os.fsdecode(key), etag=etag.decode(), size=size, modified_ns=modified_ns)
+    return bool(token == generation.token(os.fsdecode(store)).encode())
 
 
 # Rebuild
