@@ -24,7 +24,7 @@ from trimsfs.namespace.listing import SLICE, NonObject
 from trimsfs.namespace.tree import Namespace
 from trimsfs.origins import ByPath, by_path
 from trimsfs.stores.circuit_breaker import CircuitBreaker
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import Residencies
 from trimsfs.types import Generation, Symlink
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Commands:
     def __init__(
         self,
         namespace: Namespace,
-        disk: DiskTier,
+        disk: Residencies,
         actions: Actions,
         breaker: CircuitBreaker | ByPath[CircuitBreaker],
         ledger: Ledger,

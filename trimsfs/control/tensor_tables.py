@@ -14,7 +14,7 @@ from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.formats import FormatError, TensorTable, parse
 from trimsfs.formats.source import Bytes
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import BlobUse
 from trimsfs.types import Generation
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class RenderedTable:
 class TensorTables:
     """The tensor tables of a mount's files."""
 
-    def __init__(self, disk: DiskTier, fetcher: Fetcher) -> None:
+    def __init__(self, disk: BlobUse, fetcher: Fetcher) -> None:
         self._disk = disk
         self._fetcher = fetcher
         self._limiter = trio.CapacityLimiter(AT_ONCE)

@@ -9,7 +9,7 @@ from trimsfs.control.reports import Reports
 from trimsfs.control.tensor_tables import TensorTables
 from trimsfs.namespace.inodes import Inode, InodeKind
 from trimsfs.namespace.tree import Namespace
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import Residencies
 from trimsfs.tiers.disk.residency import Residency
 from trimsfs.types import Generation
 
@@ -28,7 +28,7 @@ class Xattrs:
     def __init__(
         self,
         namespace: Namespace,
-        disk: DiskTier,
+        disk: Residencies,
         tables: TensorTables,
         extras: Sequence[Extra],
         reports: Reports,

@@ -20,7 +20,7 @@ from trimsfs.fetch.store_requests import StoreRequests
 from trimsfs.stores.retrying import Retrying
 from trimsfs.telemetry.open_trace import VERIFY, spanning
 from trimsfs.tiers.blob import Blob, ChunkState
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import BlobWrites
 from trimsfs.types import ChunkRecord
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class BatchFetcher:
     def __init__(
         self,
         copier: Copier,
-        disk: DiskTier,
+        disk: BlobWrites,
         retrying: Retrying,
         requests: StoreRequests,
         scheduler: FlightScheduler,

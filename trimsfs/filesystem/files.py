@@ -25,7 +25,7 @@ from trimsfs.telemetry.model_counters import Counts
 from trimsfs.telemetry.open_trace import OpenTrace, Why
 from trimsfs.telemetry.tracer import Tracer
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import BlobUse
 from trimsfs.types import Buffer, Generation
 
 WEIGHTS = (
@@ -64,7 +64,7 @@ class Files:
     def __init__(
         self,
         names: Names,
-        disk: DiskTier,
+        disk: BlobUse,
         control: Control,
         prefetcher: Prefetcher,
         opener: Opener,

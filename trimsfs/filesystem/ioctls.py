@@ -7,7 +7,7 @@ from trimsfs.filesystem.handles import Handles
 from trimsfs.filesystem.trust import Trust
 from trimsfs.namespace.inodes import InodeKind, Inodes
 from trimsfs.opening.passthrough import Passthrough
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import Residencies
 
 IS_VERIFIED, IS_PASSTHROUGH, IS_PINNED, TELLS_COMMON = 1, 2, 4, 8
 """Flags of ``trimsfs.h``."""
@@ -20,7 +20,7 @@ class Ioctls:
     def __init__(
         self,
         inodes: Inodes,
-        disk: DiskTier,
+        disk: Residencies,
         control: Control,
         passthrough: Passthrough,
         trust: Trust,

@@ -16,7 +16,7 @@ from trimsfs.namespace.listing import CONTROL_NAME, NAME_MAX, Entry, Listing, No
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.reopens import Reopens
 from trimsfs.telemetry.tracer import Tracer
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import BlobUse
 from trimsfs.types import Generation, Symlink
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Names:
     def __init__(
         self,
         namespace: Namespace,
-        disk: DiskTier,
+        disk: BlobUse,
         control: Control,
         reopens: Reopens,
         describe: Describer,

@@ -12,7 +12,7 @@ from trimsfs.namespace.derived import model_key
 from trimsfs.namespace.tree import Namespace
 from trimsfs.stores.digests import Digest
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import BlobUse
 from trimsfs.types import Generation
 
 NAME = "model.sig"
@@ -34,7 +34,7 @@ class Manifests:
     """Finds manifests and keeps them in memory. With *required*, it refuses files without one."""
 
     def __init__(
-        self, namespace: Namespace, disk: DiskTier, fetcher: Fetcher, read_manifest: ReadManifest, *, required: bool
+        self, namespace: Namespace, disk: BlobUse, fetcher: Fetcher, read_manifest: ReadManifest, *, required: bool
     ) -> None:
         self._namespace = namespace
         self._disk = disk
@@ -107,7 +107,7 @@ class _Invalid:
         self._revision = revision
         self._found_at = trio.current_time()
 
-    def outdated(self, disk: DiskTier) -> bool:
+    def outdated(self, disk: BlobUse) -> bool:
         """Whether the bytes of the manifest may have changed since."""
         blob = disk.known(self._token)
         if blob is not None and blob is self._blob():

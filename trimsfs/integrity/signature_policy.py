@@ -15,7 +15,7 @@ from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.cold_open import Interruptible
 from trimsfs.stores.digests import Digest
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import BlobUse
 from trimsfs.types import Generation
 
 MOST_ADMITTED = 10_000
@@ -48,7 +48,7 @@ class SignaturePolicy:
     def __init__(
         self,
         namespace: Namespace,
-        disk: DiskTier,
+        disk: BlobUse,
         fetcher: Fetcher,
         read_manifest: ReadManifest,
         *,

@@ -18,7 +18,7 @@ from trimsfs.fetch.peers import PeerAnswer, PeerRequest
 from trimsfs.fetch.scheduler import PEER_REQUESTS
 from trimsfs.telemetry.open_trace import REQUEST, spanning
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import BlobWrites
 from trimsfs.types import ChunkRecord, Generation
 
 OWNERS = 2
@@ -68,7 +68,7 @@ class FleetSource:
         members: Members,
         health: Health,
         copier: Copier,
-        disk: DiskTier,
+        disk: BlobWrites,
         *,
         came: Callable[[Blob, int], None],
     ) -> None:

@@ -10,7 +10,7 @@ from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.fetch.peers import PeerAnswer
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import BlobUse
 from trimsfs.types import Generation
 
 CHUNKS_AT_ONCE = 32
@@ -21,7 +21,7 @@ PAUSE_S = 1.0
 class Spreader:
     """Has the owners of each chunk of a file fetch it: first the first, then the second from the first."""
 
-    def __init__(self, source: FleetSource, disk: DiskTier, fetcher: Fetcher, copier: Copier) -> None:
+    def __init__(self, source: FleetSource, disk: BlobUse, fetcher: Fetcher, copier: Copier) -> None:
         self._source = source
         self._disk = disk
         self._fetcher = fetcher

@@ -11,7 +11,7 @@ from trimsfs.extras.gpu.tier.pool import Copy, Pool
 from trimsfs.extras.gpu.tier.staging import BlobSource, fill
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import BlobUse
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 class CopyLoader:
     """Fills copies from blobs. *in_memory* says whether the cache directory is in memory, as on a tmpfs."""
 
-    def __init__(self, disk: DiskTier, fetcher: Fetcher, ledger: CopyLedger, *, in_memory: bool) -> None:
+    def __init__(self, disk: BlobUse, fetcher: Fetcher, ledger: CopyLedger, *, in_memory: bool) -> None:
         self._disk = disk
         self._fetcher = fetcher
         self._ledger = ledger
