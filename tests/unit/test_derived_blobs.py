@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.parts import until
+from tests.support.parts import blob_files, flip_byte, until
 from tests.support.served import OWNER, FakeBacking, Server, Serving, served
 from tests.support.stores import MemoryStore
 from trimsfs.errors import CacheFullError, InUseError, InvalidRequestError, NoSuchEntryError, ObjectChangedError
@@ -76,17 +76,12 @@ async def test_what_was_passed_on_is_a_file_of_that_user(server: Server) -> None
     await pass_on(server)
     attributes = await server.find(named())
     assert (attributes.size, attributes.ownership.uid, attributes.ownership.mode) == (len(CONTENT), UID, 0o400)
-    assert await server.content(named()) == CONTENT
+    handle = await server.open(named())
+    assert handle >> BACKING_SHIFT, "not passed through"
+    assert await server.read(handle) == CONTENT
     assert await absent(server, named(uid=UID + 1))
     assert await absent(server, named(number=1))
     assert (await server.find(MODEL)).ownership.mode == 0o444
-
-
-async def test_it_is_passed_through_to_the_kernel(server: Server) -> None:
-    await pass_on(server)
-    handle = await server.open(named())
-    assert handle >> BACKING_SHIFT
-    assert await server.read(handle) == CONTENT
 
 
 async def test_what_is_not_whole_cannot_be_found(server: Server) -> None:
@@ -136,15 +131,19 @@ async def test_what_makes_no_sense_is_refused(server: Server, piece: Piece) -> N
     assert await absent(server, named())
 
 
-async def test_a_program_that_stands_still_makes_room(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["stands still", "is slow for long"])
+async def test_a_program_that_is_slow_makes_room(server: Server, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     slow = await server.open(MODEL)
     await derive(server, slow, pieces()[0])
-    monkeypatch.setattr(derived_blobs, "PATIENCE_S", -1.0)
+    if how == "stands still":
+        monkeypatch.setattr(derived_blobs, "PATIENCE_S", -1.0)
+    else:
+        monkeypatch.setattr(derived_blobs, "LEAST_RATE", -len(CONTENT) / PATIENCE_S / 2)
+        await derive(server, slow, pieces()[1])
     await pass_on(server)
     with pytest.raises(InvalidRequestError):
         await derive(server, slow, pieces()[1])
     assert await server.content(named()) == CONTENT
-    assert PATIENCE_S > 1
 
 
 async def test_what_is_there_stays_as_it_is(server: Server) -> None:
@@ -172,24 +171,22 @@ async def test_evicting_the_model_evicts_what_was_made_of_it(server: Server) -> 
     assert await server.content(f".trims/other/derived-{UID}-0") == CONTENT
 
 
-async def test_it_outlives_the_server(store: MemoryStore, tmp_path: Path, chunk_size: int) -> None:
-    async with served(store, tmp_path / "cache", chunk_size=chunk_size) as server:
+async def test_it_outlives_the_server(serving: Serving) -> None:
+    async with serving(backing=None) as server:
         await pass_on(server)
         handle = await server.open(MODEL)
         await derive(server, handle, pieces(number=1)[0])
-    async with served(store, tmp_path / "cache", chunk_size=chunk_size) as server:
+    async with serving(backing=None) as server:
         assert await server.content(named()) == CONTENT
         assert await absent(server, named(number=1))
 
 
-async def test_one_that_is_found_damaged_is_not_served(store: MemoryStore, tmp_path: Path, chunk_size: int) -> None:
-    async with served(store, tmp_path / "cache", chunk_size=chunk_size) as server:
+async def test_one_that_is_found_damaged_is_not_served(serving: Serving, tmp_path: Path) -> None:
+    async with serving(backing=None) as server:
         await pass_on(server)
-    for path in (tmp_path / "cache/blobs").rglob("*"):
-        if path.is_file() and path.stat().st_size == len(CONTENT):
-            with path.open("r+b") as file:
-                file.write(b"damage")
-    async with served(store, tmp_path / "cache", chunk_size=chunk_size) as server:
+    (path,) = [path for path in blob_files(tmp_path / "cache") if path.stat().st_size == len(CONTENT)]
+    flip_byte(path, 3)
+    async with serving(backing=None) as server:
         with pytest.raises(ObjectChangedError):
             await server.content(named())
         assert await absent(server, named())
@@ -197,8 +194,8 @@ async def test_one_that_is_found_damaged_is_not_served(store: MemoryStore, tmp_p
         assert await server.content(named()) == CONTENT
 
 
-async def test_without_room_there_is_none(store: MemoryStore, tmp_path: Path, chunk_size: int) -> None:
-    async with served(store, tmp_path / "cache", chunk_size=chunk_size, cache_size=5 * chunk_size) as server:
+async def test_without_room_there_is_none(serving: Serving, chunk_size: int) -> None:
+    async with serving(backing=None, cache_size=5 * chunk_size) as server:
         await server.content(MODEL)
         with pytest.raises(CacheFullError):
             await pass_on(server)  # the model itself is open
@@ -213,12 +210,8 @@ async def test_what_did_not_come_whole_leaves_nothing(server: Server, tmp_path: 
         for piece in pieces()[:-1]:
             await derive(server, handle, piece)
         server.release(handle)
-        await until(lambda: len(blobs(tmp_path)) == 1)
+        await until(lambda: len(blob_files(tmp_path / "cache")) == 1)
     assert len(await server.disk.residencies()) == max(1, len(before))
-
-
-def blobs(directory: Path) -> list[Path]:
-    return [path for path in (directory / "cache/blobs").rglob("*") if path.is_file()]
 
 
 async def test_a_user_passes_on_one_at_a_time_and_hinders_no_other(server: Server) -> None:
@@ -229,15 +222,6 @@ async def test_a_user_passes_on_one_at_a_time_and_hinders_no_other(server: Serve
     for piece in pieces(uid=UID + 1):
         await derive(server, other, piece)
     assert await server.content(f".trims/other/derived-{UID + 1}-0") == CONTENT
-
-
-async def test_a_program_that_is_slow_for_long_makes_room(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = await server.open(MODEL)
-    await derive(server, slow, pieces()[0])
-    monkeypatch.setattr(derived_blobs, "LEAST_RATE", -len(CONTENT) / PATIENCE_S / 2)
-    await derive(server, slow, pieces()[1])
-    await pass_on(server)
-    assert await server.content(named()) == CONTENT
 
 
 async def test_small_models_have_none(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,31 +113,19 @@ def locked_bytes() -> int:
 # Coming in
 
 
-async def test_what_is_not_in_memory_is_brought_in(shelf: Shelf) -> None:
+async def test_what_is_not_in_memory_is_brought_in_once_however_many_want_it(shelf: Shelf) -> None:
     tier, blob = shelf.tier(), shelf.blob("a")
     page_cache.drop(blob.fileno())
     assert shelf.resident("a") == 0
     assert not tier.holds(blob)
-    await bring(tier, blob)
-    assert shelf.resident("a") == SIZE
-    assert tier.holds(blob)
-    assert tier.statistics().used_bytes == SIZE
-
-
-async def test_what_is_in_memory_is_not_read_again(shelf: Shelf) -> None:
-    tier = shelf.tier()
-    await bring(tier, shelf.blob("a"), shelf.blob("a"))
-    assert shelf.populated == []
-
-
-async def test_a_blob_is_brought_in_once_however_many_want_it(shelf: Shelf) -> None:
-    tier, blob = shelf.tier(), shelf.blob("a")
-    page_cache.drop(blob.fileno())
     async with trio.open_nursery() as nursery:
         for _ in range(10):
             nursery.start_soon(bring, tier, blob)
-    assert len(shelf.populated) == 1
+    assert shelf.resident("a") == SIZE
+    assert tier.holds(blob)
     assert tier.statistics().used_bytes == SIZE
+    await bring(tier, blob, shelf.blob("b"))  # which is in memory, as it has just been written
+    assert len(shelf.populated) == 1
 
 
 async def test_a_blob_that_cannot_be_read_does_not_come_in(shelf: Shelf) -> None:
@@ -249,36 +237,24 @@ async def test_what_is_opened_while_room_is_made_stays(shelf: Shelf, monkeypatch
     assert a.users + b.users == 1
 
 
-async def test_a_blob_is_in_use_while_it_is_dropped(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [None, OSError(errno.EIO, "Input/output error")])
+async def test_a_blob_is_in_use_while_it_is_dropped_and_no_longer_counts(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, error: OSError | None
+) -> None:
     """Nobody may close its file meanwhile."""
     tier, a = shelf.tier(1), shelf.blob("a")
-    await bring(tier, a)
     users: list[int] = []
-    monkeypatch.setattr(page_cache, "drop", lambda _descriptor: users.append(a.users))
+
+    def drop(_descriptor: int) -> None:
+        users.append(a.users)
+        if error is not None:
+            raise error
+
+    await bring(tier, a)
+    monkeypatch.setattr(page_cache, "drop", drop)
     await bring(tier, shelf.blob("b"))
     assert (users, a.users) == ([1], 0)
-
-
-async def test_what_cannot_be_dropped_no_longer_counts(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_descriptor: int) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    tier, a = shelf.tier(1), shelf.blob("a")
-    await bring(tier, a)
-    monkeypatch.setattr(page_cache, "drop", fail)
-    await bring(tier, shelf.blob("b"))
-    assert held(tier, shelf) == "b"
-    assert (tier.statistics().used_bytes, a.users) == (SIZE, 0)
-
-
-async def test_what_has_left_the_disk_is_no_longer_counted(shelf: Shelf) -> None:
-    tier, blob = shelf.tier(), shelf.blob("a")
-    await bring(tier, blob)
-    tier.removed(blob)
-    tier.removed(blob)
-    assert not tier.holds(blob)
-    assert tier.statistics().used_bytes == 0
-    assert tier.statistics().evictions == 0
+    assert (held(tier, shelf), tier.statistics().used_bytes) == ("b", SIZE)
 
 
 async def test_eager_drops_what_nobody_uses_any_more(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,13 +324,16 @@ async def test_a_pinned_blob_does_not_leave(shelf: Shelf) -> None:
     assert locked_bytes() == before
 
 
-async def test_a_blob_that_leaves_the_disk_is_unlocked(shelf: Shelf) -> None:
+async def test_a_blob_that_leaves_the_disk_is_unlocked_and_no_longer_counted(shelf: Shelf) -> None:
     tier, before = shelf.tier(), locked_bytes()
     async with using(shelf.blob("a")) as blob:
         await tier.pin(blob)
-    tier.removed(blob)
-    assert locked_bytes() == before
-    assert tier.statistics().locked_bytes == 0
+    for _ in range(2):
+        tier.removed(blob)
+        assert locked_bytes() == before
+        assert not tier.holds(blob)
+        statistics = tier.statistics()
+        assert (statistics.used_bytes, statistics.locked_bytes, statistics.evictions) == (0, 0, 0)
 
 
 async def test_no_more_is_locked_than_the_budget(shelf: Shelf) -> None:
