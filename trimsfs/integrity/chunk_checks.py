@@ -137,8 +137,11 @@ class Repair:
             length = blob.length_of(chunk)
             self.checked_bytes += length
             if rate is not None:
-                with _let_go(blob):
+                blob.users -= 1
+                try:
                     await trio.sleep(max(0.0, length / rate - (trio.current_time() - began)))
+                finally:
+                    blob.users += 1
                 if not blob.attached:
                     return False
         return True
@@ -208,16 +211,6 @@ def held(blob: Blob) -> Iterator[None]:
         yield
     finally:
         blob.users -= 1
-
-
-@contextmanager
-def _let_go(blob: Blob) -> Iterator[None]:
-    """Allow eviction of a held blob for the length of the block."""
-    blob.users -= 1
-    try:
-        yield
-    finally:
-        blob.users += 1
 
 
 def _copy(source: int, target: int, start: int, length: int) -> None:

@@ -222,7 +222,11 @@ class Integrity:
             self._checked(blob)
 
     async def _check_and_compare(self, blob: Blob, *, in_memory: bool) -> None:
-        self._remove_surplus(blob)
+        try:
+            blob.cut_surplus()
+        except OSError as error:
+            message = f"{blob.generation.key}: its file in the cache cannot be repaired: {error}"
+            raise CacheUnusableError(message) from error
         quarantine, lost = blob.health.quarantine, bool(blob.health.lost)
         findings = self.repair.findings(blob)
         for _ in range(MOST_ATTEMPTS):  # the file may have been truncated again since its repair
@@ -240,13 +244,3 @@ class Integrity:
         if blob.health.quarantine is not quarantine:
             blob.health.check()
         self.quarantine.release(blob)
-
-    def _remove_surplus(self, blob: Blob) -> None:
-        """Cut off bytes that somebody appended: the kernel may serve them, and a repair would leave them."""
-        try:
-            if blob.surplus > 0:
-                blob.restore_size()
-        except OSError as error:
-            raise CacheUnusableError(
-                f"{blob.generation.key}: its file in the cache cannot be repaired: {error}"
-            ) from error

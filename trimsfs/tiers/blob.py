@@ -263,13 +263,12 @@ class Blob:
         self._directory = sys.intern(directory)
         self._name = self.token if name == self.token else name
 
-    @property
-    def surplus(self) -> int:
-        """Bytes that other programs appended to the file; negative if they truncated it. Raises OSError."""
-        if not self.attached:
-            return 0
-        status = os.stat(self._path) if self._descriptor is None else os.fstat(self._descriptor)
-        return status.st_size - self.generation.size
+    def cut_surplus(self) -> None:
+        """Cut off bytes that somebody appended: the kernel may serve them, and a repair leaves them. Raises OSError."""
+        if self.attached:
+            status = os.stat(self._path) if self._descriptor is None else os.fstat(self._descriptor)
+            if status.st_size > self.generation.size:
+                self.restore_size()
 
     def change(self) -> FileChange:
         """How another program changed the file. Raises OSError."""

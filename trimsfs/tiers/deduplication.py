@@ -63,7 +63,13 @@ class Deduplication:
 
     async def run(self) -> None:
         """Share equal chunks until the server stops, if the file system can."""
-        if not await self._threads.run(_can_share, self._disk.directory):
+        directory = self._disk.directory
+        try:
+            if not await self._threads.run(extents.can_share, directory):
+                log.warning("%s: chunks are not shared: this file system cannot, XFS and btrfs can", directory)
+                return
+        except OSError as error:
+            log.error("%s: chunks are not shared: %s", directory, error)
             return
         while True:
             await trio.sleep(INTERVAL_S)
@@ -201,14 +207,3 @@ def _parts(model: Path, other: Path) -> list[tuple[int, int, int]]:
 def _relative(key: str, other: str) -> str:
     """The path of an object from the directory of another."""
     return os.path.relpath(f"/{key}", os.path.dirname(f"/{other}"))
-
-
-def _can_share(directory: Path) -> bool:
-    """Whether the file system can share blocks. Logs why not."""
-    try:
-        if extents.can_share(directory):
-            return True
-        log.warning("%s: chunks are not shared: this file system cannot, XFS and btrfs can", directory)
-    except OSError as error:
-        log.error("%s: chunks are not shared: %s", directory, error)
-    return False

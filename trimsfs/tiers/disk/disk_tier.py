@@ -24,8 +24,8 @@ from trimsfs.tiers.disk.maintenance import PATIENCE_S, Maintenance
 from trimsfs.tiers.disk.open_blobs import OpenBlobs
 from trimsfs.tiers.disk.residency import Residency, residency_of
 from trimsfs.tiers.disk.state import TierState
-from trimsfs.tiers.index.blob_record import BlobRecord
 from trimsfs.tiers.index.chunk_records import EqualChunks
+from trimsfs.tiers.index.index import BlobRecord
 from trimsfs.tiers.index.journal import Journal
 from trimsfs.tiers.index.listing_records import ListingRecords
 from trimsfs.tiers.index.load_records import LoadRecords
@@ -352,7 +352,7 @@ class DiskTier:
         token = generation.token(self.store)
         await self.flush()
         loaded = await self._ask_index(self.index.load, token)
-        record = loaded[0] if loaded is not None else BlobRecord.empty(token, generation)
+        record = loaded[0] if loaded is not None else BlobRecord(token=token, generation=generation)
         if record.generation.key != generation.key:
             record = replace(record, generation=generation)
         return await self._threads.run(self._residency, record)

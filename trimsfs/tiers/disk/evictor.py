@@ -10,7 +10,6 @@ import trio
 
 from trimsfs.errors import CacheUnusableError
 from trimsfs.eviction_policies import Evictable
-from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.state import TierState
 from trimsfs.tiers.leases import has_other_openers
 
@@ -38,18 +37,15 @@ class Evictor:
 
     async def candidates(self) -> list[Evictable]:
         """The blobs that are neither in use nor pinned, as far as is known. Raises sqlite3.Error."""
-        await self._state.journal.flush()
-        now = trio.current_time()
+        journal, now = self._state.journal, trio.current_time()
+        await journal.flush()
         self._mapped = {token: until for token, until in self._mapped.items() if until > now}
         return [
             replace(entry, cost_s=self._load_cost(entry.key, entry.size))
             for entry in await self._state.threads.run(self._state.index.evictable, self._state.store)
             if entry.name not in self._mapped
-            and ((blob := self._state.blobs.get(entry.name)) is None or self._is_idle(blob))
+            and ((blob := self._state.blobs.get(entry.name)) is None or not blob.users or journal.is_only_user(blob))
         ]
-
-    def _is_idle(self, blob: Blob) -> bool:
-        return blob.users == 0 or self._state.journal.is_only_user(blob)
 
     async def evict(self, token: str, key: str) -> int | None:
         """Evict a blob; returns the bytes freed, or None if it is in use or pinned. Raises CacheUnusableError.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.host.page_cache import resident_bytes
-from trimsfs.tiers.index.blob_record import BlobRecord
+from trimsfs.tiers.index.index import BlobRecord
 from trimsfs.types import Generation
 
 

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,21 @@ from trimsfs.errors import CacheUnusableError
 from trimsfs.eviction_policies import Evictable
 from trimsfs.origins import Origins, located
 from trimsfs.tiers.index import recovery
-from trimsfs.tiers.index.blob_record import BlobRecord
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobRecord:
+    """A blob in the index: ``bytes`` are on disk; ``digest`` means the same as in `Residency`."""
+
+    token: str
+    generation: Generation
+    pinned: bool = False
+    uses: int = 0
+    last_used: float = 0.0
+    bytes: int = 0
+    digest: str | None = None
+
 
 Known = tuple[BlobRecord, list[ChunkRecord]]
 """The records of a blob and of its chunks."""
