@@ -78,8 +78,7 @@ class Loader:
             return [*SHARDS]
         with self.report.timing("ls"):
             names = sorted(os.listdir(self._mount / model))
-        if names != sorted(os.listdir(self._store / model)):
-            self.report.wrong.append(f"ls {model}")
+        self.report.compare("ls", model, names == sorted(os.listdir(self._store / model)))
         return names
 
     def _open(self, name: str) -> io.BufferedReader:
@@ -105,5 +104,4 @@ class Loader:
         self._compare("touch", name, found)
 
     def _compare(self, kind: str, name: str, found: bytes) -> None:
-        if found != (self._store / name).read_bytes():
-            self.report.wrong.append(f"{kind} {name}")
+        self.report.compare(kind, name, found == (self._store / name).read_bytes())

@@ -52,10 +52,10 @@ class FaultReader:
             listed = set(os.listdir(self._mount / directory))
             expected = {one for one in self._objects.names(f"{directory}/") if one not in self._fleeting}
             lost = {os.path.basename(one) for one in expected} - listed
-            self._compare("ls", f"{directory} without {lost}", not lost)
+            self.report.compare("ls", f"{directory} without {lost}", not lost)
         with self._putting_up_with(FAILURES | {errno.ENOENT}), self.report.timing("ask"):
             os.stat(self._mount / directory / f"absent-{os.getpid()}-{self.report.operations}")
-            self._compare("ask", "absent", right=False)
+            self.report.compare("ask", "absent", right=False)
         with self._putting_up_with(tolerated):
             with self.report.timing("open"):
                 descriptor = os.open(self._mount / name, os.O_RDONLY | os.O_CLOEXEC)
@@ -101,11 +101,7 @@ class FaultReader:
         expected = self._objects.expected(name, size, offset, PIECE)
         if found != expected:
             told = "no such version" if expected is None else first_difference(found, expected)
-            self._compare(kind, f"{name} of {size} bytes at {offset}: {told}", right=False)
-
-    def _compare(self, kind: str, name: str, right: bool) -> None:
-        if not right:
-            self.report.wrong.append(f"{kind} {name}")
+            self.report.compare(kind, f"{name} of {size} bytes at {offset}: {told}", right=False)
 
     def _tolerated(self, name: str) -> Collection[int]:
         if name in self._firm:

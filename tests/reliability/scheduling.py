@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar, TypeVarTuple, cast
+from typing import Self, TypeVar, TypeVarTuple, cast
 from unittest import mock
 
 import hypothesis  # makes trio's scheduler go by its generator alone
@@ -73,15 +73,18 @@ class _InLoop:
 Concerned = Callable[[trio.lowlevel.Task], bool]
 
 
-class At(trio.abc.Instrument):
+class at(trio.abc.Instrument):  # noqa: N801 - reads as what it does
     """Does something once tasks of a kind have taken so many steps: at the await where the last one ended."""
 
-    def __init__(
-        self, step: int, concerned: Callable[[trio.lowlevel.Task], bool], action: Callable[[], object]
-    ) -> None:
-        self._left = step
-        self._concerned = concerned
-        self._action = action
+    def __init__(self, step: int, concerned: Concerned, action: Callable[[], object]) -> None:
+        self._left, self._concerned, self._action = step, concerned, action
+
+    def __enter__(self) -> Self:
+        trio.lowlevel.add_instrument(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        trio.lowlevel.remove_instrument(self)
 
     @property
     def came(self) -> bool:
@@ -93,16 +96,6 @@ class At(trio.abc.Instrument):
             self._left -= 1
             if self._left == 0:
                 self._action()
-
-
-@contextmanager
-def at(step: int, concerned: Concerned, action: Callable[[], object]) -> Iterator[At]:
-    instrument = At(step, concerned, action)
-    trio.lowlevel.add_instrument(instrument)
-    try:
-        yield instrument
-    finally:
-        trio.lowlevel.remove_instrument(instrument)
 
 
 @contextmanager

@@ -367,7 +367,7 @@ def test_damage_while_mounted_gives_no_wrong_byte_and_passes(
         recovery_s += looks.until_kept("model-3/part-0")
         drop_memory(mount.cache)
         assert looks.read() == 0
-        looks.check(survived, f"{damage} while mounted ({option[2:]})", injected=2, recovery_s=recovery_s)
+        looks.check(survived, f"{damage} while mounted ({option})", injected=2, recovery_s=recovery_s)
     with mounted(store, tmp_path, *NO_MARGIN, option) as mount:
         assert Looks(mount, store).read() == 0
     assert disagreements(mount.cache) == []

@@ -13,6 +13,7 @@ from tests.services import S3Server
 from tests.services.faults import FAULTS, LISTS
 from tests.services.faulty import Plan
 from tests.support.mounts import trimsfs, wait_until
+from tests.support.readers import Report
 from tests.support.survival import Survived
 
 REFUSALS = {"expired token", "unknown access key", "wrong signature", "access denied", "clock skew"}
@@ -52,40 +53,44 @@ def cases(faults: Collection[str], quick: Collection[str]) -> list[object]:
 QUICK = {"reset", "stall in the body", "slow body", "listing that lost keys"}
 
 
+def inflict(
+    survived: Survived,
+    scene: Scene,
+    fault: str,
+    how: str,
+    allowed: Collection[str],
+    *,
+    seconds: float,
+    first: int | None = None,
+) -> Report:
+    """Have each request for new objects fail, or its *first* attempts, while they are read for some seconds."""
+    prefix = slug(f"{how} {fault}")
+    names, spare = scene.put(prefix, listed=FAULTS[fault].kinds != LISTS)
+    before = scene.through.injected()
+    with unharmed(scene):
+        scene.through.inject(Plan(faults=[fault], first=first, only=prefix))
+        readers = scene.reading(names)
+        time.sleep(seconds)
+        report = readers.stop()
+        scene.through.heal()
+        recovery = scene.recovered([spare, *names])
+    check(survived, f"{fault}, {how}", report, (scene.through.injected() - before).total(), recovery, allowed)
+    return report
+
+
 @pytest.mark.parametrize("fault", cases(FAULTS.keys() - SILENT, QUICK))
 def test_what_passes_is_not_noticed_and_what_is_refused_is_told(fault: str, patient: Scene, survived: Survived) -> None:
     """The first two attempts at each request fail."""
-    prefix = f"twice-{slug(fault)}"
-    names, spare = patient.put(prefix, listed=FAULTS[fault].kinds != LISTS)
-    before = patient.through.injected()
-    with unharmed(patient):
-        patient.through.inject(Plan(faults=[fault], first=2, only=prefix))
-        readers = patient.reading(names)
-        time.sleep(1)
-        report = readers.stop()
-        patient.through.heal()
-        recovery = patient.recovered([spare, *names])
-    injected = (patient.through.injected() - before).total()
-    check(survived, f"{fault}, twice", report, injected, recovery, ERRORS.get(fault, ()))
+    inflict(survived, patient, fault, "twice", ERRORS.get(fault, ()), seconds=1, first=2)
 
 
 @pytest.mark.parametrize("fault", cases(FAULTS.keys() - SILENT - {"wrong ETag"}, {"slow body"}))
 def test_what_lasts_is_told_in_time_and_forgotten(fault: str, impatient: Scene, survived: Survived) -> None:
     """Every attempt at each request fails, for a while."""
-    prefix = f"always-{slug(fault)}"
-    names, spare = impatient.put(prefix, listed=FAULTS[fault].kinds != LISTS)
-    before, logged = impatient.through.injected(), len(impatient.mount.log())
-    with unharmed(impatient):
-        impatient.through.inject(Plan(faults=[fault], only=prefix))
-        readers = impatient.reading(names)
-        time.sleep(2)
-        report = readers.stop()
-        injected = (impatient.through.injected() - before).total()
-        impatient.through.heal()
-        recovery = impatient.recovered([spare, *names])
+    logged = len(impatient.mount.log())
+    report = inflict(survived, impatient, fault, "for long", ERRORS.get(fault, ("EIO",)), seconds=2)
     assert report.errnos.total() > 0
-    assert prefix in impatient.mount.log()[logged:]
-    check(survived, f"{fault}, for long", report, injected, recovery, ERRORS.get(fault, ("EIO",)))
+    assert slug(f"for long {fault}") in impatient.mount.log()[logged:]
 
 
 @pytest.mark.parametrize("in_parts", [False, True], ids=["whole", "in parts"])

@@ -30,13 +30,7 @@ FILES = (
 LOUD = FILES[:6]
 """Those that do something where they are shown."""
 
-HIDDEN = (
-    ".",
-    "..",
-    ".trims",
-    "y" * 256,
-    "é" * 128,
-)
+HIDDEN = (".", "..", ".trims", "y" * 256, "é" * 128)
 """What cannot be a file's name."""
 
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ [\w.]+: .+|trimsfs: .+| {2}.*")

@@ -59,14 +59,6 @@ def report_of(
 
 def program(name: str, framework: str, *arguments: str | Path) -> dict[str, Any]:
     """Run a program with the client at hand; the files it reports."""
-    done = subprocess.run(
-        [python_of(framework), PROGRAMS / f"{name}.py", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    files: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])["files"]
+    command = [python_of(framework), PROGRAMS / f"{name}.py", *arguments]
+    files: dict[str, Any] = report_of(command, {"PYTHONPATH": str(ROOT)})["files"]
     return files

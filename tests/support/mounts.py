@@ -184,36 +184,27 @@ def again_while_copied(
 def umount(path: Path) -> None:
     """Unmount with umount(8), tried again while it is busy."""
     deadline = time.monotonic() + BUSY_S
-    while (done := _umount(path)).returncode != 0 and "busy" in done.stderr and time.monotonic() < deadline:
+    while (
+        (done := _in_english("umount", path)).returncode != 0 and "busy" in done.stderr and time.monotonic() < deadline
+    ):
         time.sleep(0.1)
     assert done.returncode == 0, done.stderr
 
 
-def _umount(path: Path) -> "subprocess.CompletedProcess[str]":
+def _in_english(*command: str | Path) -> "subprocess.CompletedProcess[str]":
     environment = os.environ | {"LC_ALL": "C"}
     return subprocess.run(
-        ["umount", path], env=environment, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
+        command, env=environment, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
     )
 
 
 def unmount_dead() -> None:
     """Unmount what a run of the tests that was killed has left below its temporary directory, without a server."""
     for mount in mountinfo.mounts():
-        if Path(tempfile.gettempdir()) in mount.mountpoint.parents and _is_dead(mount.mountpoint):
+        # Looked at in another process, as one that waits for a server can only be killed.
+        ours = Path(tempfile.gettempdir()) in mount.mountpoint.parents
+        if ours and os.strerror(errno.ENOTCONN) in _in_english("stat", mount.mountpoint).stderr:
             trimsfs("umount", LAZY, mount.mountpoint)
-
-
-def _is_dead(mountpoint: Path) -> bool:
-    # In another process, as one that waits for a server can only be killed.
-    done = subprocess.run(
-        ["stat", mountpoint],
-        env={"LC_ALL": "C"},
-        capture_output=True,
-        text=True,
-        timeout=COMMAND_TIMEOUT_S,
-        check=False,
-    )
-    return os.strerror(errno.ENOTCONN) in done.stderr
 
 
 def wait_until(

@@ -50,6 +50,11 @@ class Report:
         for kind, seconds in other.worst_s.items():
             self.worst_s[kind] = max(seconds, self.worst_s.get(kind, 0.0))
 
+    def compare(self, kind: str, name: str, right: bool) -> None:
+        """Tell of an operation that gave wrong bytes or names."""
+        if not right:
+            self.wrong.append(f"{kind} {name}")
+
     @contextmanager
     def timing(self, kind: str) -> Iterator[None]:
         """Count an operation when it has ended well, and how long it took in any case."""
@@ -86,13 +91,13 @@ class Reader:
         name = self._draw.choice(self._names)
         with self.report.timing("ls"):
             listed = sorted(os.listdir((self._mount / name).parent))
-        self._compare("ls", name, listed == sorted(os.listdir((self._store / name).parent)))
+        self.report.compare("ls", name, listed == sorted(os.listdir((self._store / name).parent)))
         with self.report.timing("ask"):  # for a new name, which only the server can answer
             known = (self._mount / f"absent-{os.getpid()}-{self.report.operations}").exists()
-        self._compare("ask", "absent", not known)
+        self.report.compare("ask", "absent", not known)
         with self.report.timing("stat"):
             size = os.stat(self._mount / name).st_size
-        self._compare("stat", name, size == os.stat(self._store / name).st_size)
+        self.report.compare("stat", name, size == os.stat(self._store / name).st_size)
         with self.report.timing("open"):
             descriptor = os.open(self._mount / name, os.O_RDONLY | os.O_CLOEXEC)
         self._read(name, descriptor)
@@ -107,7 +112,7 @@ class Reader:
             offset = self._draw.randrange(len(mapping))
             with self.report.timing("touch"):
                 found = mapping[offset : offset + 4096]
-            self._compare("touch", name, found == self._content(name, offset, len(found)))
+            self.report.compare("touch", name, found == self._content(name, offset, len(found)))
             if self._draw.random() < 0.1:
                 del self._kept[kept]
                 mapping.close()
@@ -118,21 +123,17 @@ class Reader:
         offset = self._draw.randrange(size)
         with self.report.timing("read"):
             found = os.pread(descriptor, PIECE, offset)
-        self._compare("read", name, found == self._content(name, offset, PIECE))
+        self.report.compare("read", name, found == self._content(name, offset, PIECE))
 
     def _map(self, name: str, descriptor: int) -> None:
         with self.report.timing("mmap"), contextlib.closing(mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)) as mapping:
             offset = self._draw.randrange(len(mapping))
             found = mapping[offset : offset + PIECE]
-        self._compare("mmap", name, found == self._content(name, offset, PIECE))
+        self.report.compare("mmap", name, found == self._content(name, offset, PIECE))
 
     def _content(self, name: str, offset: int, size: int) -> bytes:
         with open(self._store / name, "rb") as file:
             return os.pread(file.fileno(), size, offset)
-
-    def _compare(self, kind: str, name: str, right: bool) -> None:
-        if not right:
-            self.report.wrong.append(f"{kind} {name}")
 
 
 class Processes:
