@@ -2,10 +2,11 @@
 
 import os
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.parts import blob_files
 from trimsfs.tiers.disk.crash_recovery import SLACK
 
 
@@ -17,6 +18,15 @@ class Recorded:
     size: int
     bytes: int
     pinned: bool
+
+
+def allocated(cache: Path) -> int:
+    """Bytes of the disk that blobs take."""
+    total = 0
+    for path in blob_files(cache):
+        with suppress(FileNotFoundError):  # it has just been evicted
+            total += path.stat().st_blocks * 512
+    return total
 
 
 def recorded(cache: Path) -> dict[str, Recorded]:
@@ -35,7 +45,7 @@ def recorded(cache: Path) -> dict[str, Recorded]:
 def disagreements(cache: Path) -> list[str]:
     """What index and files of a cache that no server uses do not agree about."""
     rows, block = recorded(cache), os.statvfs(cache).f_frsize
-    files = {path.name: path.stat() for path in (cache / "blobs").rglob("*") if path.is_file()}
+    files = {path.name: path.stat() for path in blob_files(cache)}
     found = [f"{name}: a file without a row" for name in files.keys() - rows.keys()]
     for token, row in rows.items():
         if token not in files:

@@ -23,20 +23,16 @@ LIBC.getdents64.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
 LIBC.pread.restype = LIBC.getdents64.restype = ctypes.c_long
 
 
-class Calls:
-    """Makes calls, again and again while a signal interrupts them."""
+interrupted: Counter[str] = Counter()
 
-    def __init__(self) -> None:
-        self.interrupted: Counter[str] = Counter()
 
-    def make(self, name: str, call: Callable[[], int]) -> int:
-        while True:
-            result = call()
-            if result >= 0:
-                return result
-            if ctypes.get_errno() != errno.EINTR:
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), name)
-            self.interrupted[name] += 1
+def make(name: str, call: Callable[[], int]) -> int:
+    """Make a call, again and again while a signal interrupts it."""
+    while (result := call()) < 0:
+        if ctypes.get_errno() != errno.EINTR:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), name)
+        interrupted[name] += 1
+    return result
 
 
 def main() -> None:
@@ -50,20 +46,20 @@ def main() -> None:
     signal.signal(signal.SIGALRM, handle)
     signal.siginterrupt(signal.SIGALRM, not restart)
     signal.setitimer(signal.ITIMER_REAL, SIGNALS_EVERY_S, SIGNALS_EVERY_S)
-    calls, buffer, short = Calls(), ctypes.create_string_buffer(PIECE), 0
-    calls.make("access", lambda: LIBC.access(directory, os.R_OK))
-    listing = calls.make("opendir", lambda: LIBC.open(directory, os.O_RDONLY | os.O_DIRECTORY))
-    while calls.make("getdents", lambda: LIBC.getdents64(listing, buffer, PIECE)):
+    buffer, short = ctypes.create_string_buffer(PIECE), 0
+    make("access", lambda: LIBC.access(directory, os.R_OK))
+    listing = make("opendir", lambda: LIBC.open(directory, os.O_RDONLY | os.O_DIRECTORY))
+    while make("getdents", lambda: LIBC.getdents64(listing, buffer, PIECE)):
         pass
-    descriptor = calls.make("open", lambda: LIBC.open(file, os.O_RDONLY))
+    descriptor = make("open", lambda: LIBC.open(file, os.O_RDONLY))
     size, done, digest = os.fstat(descriptor).st_size, 0, hashlib.sha256()
     while done < size:
-        count = calls.make("read", lambda: LIBC.pread(descriptor, buffer, PIECE, done))  # noqa: B023
+        count = make("read", lambda: LIBC.pread(descriptor, buffer, PIECE, done))  # noqa: B023
         short += count < min(PIECE, size - done)
         digest.update(buffer.raw[:count])
         done += count
     signal.setitimer(signal.ITIMER_REAL, 0)
-    told = {"interrupted": calls.interrupted, "short": short, "signals": signals, "digest": digest.hexdigest()}
+    told = {"interrupted": interrupted, "short": short, "signals": signals, "digest": digest.hexdigest()}
     print(json.dumps(told))
 
 

@@ -4,7 +4,7 @@ import errno
 import random
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,12 +20,12 @@ HANG_S = 30.0
 WORKS_AGAIN_S = 30.0
 
 
-def models_in(store: Path, seed: int = 7) -> Path:
+def models_in(store: Path, sizes: Sequence[int] = SIZES) -> Path:
     """Fill a directory with models of some files each."""
-    draw = random.Random(seed)
+    draw = random.Random(7)
     for model in range(MODELS):
         (store / f"model-{model}").mkdir()
-        for number, size in enumerate(SIZES):
+        for number, size in enumerate(sizes):
             (store / f"model-{model}/part-{number}").write_bytes(draw.randbytes(size + model))
     return store
 

@@ -8,8 +8,8 @@ import functools
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -18,6 +18,7 @@ from tests.reliability.model import File, Model, Version
 from tests.reliability.real import RealDriver
 from tests.reliability.virtual import VirtualDriver
 
+T = TypeVar("T")
 Driver = RealDriver | VirtualDriver
 """Does things to a store and to a mount. Raises OSError as a program would meet it."""
 PATHS = ("a", "b", "d/x", "d/y", "e", "e/f")
@@ -123,19 +124,14 @@ class Machine(RuleBasedStateMachine):
 
     def opened(self, path: str) -> Iterator[File]:
         """Open a file, if it can be."""
-        begun = self.driver.now()
-        try:
-            token = self.driver.open(path)
-        except OSError as error:
-            self.name_failed(error, path, begun)
-            return
-        possible = self.model.believable(path, begun)
-        size = self.driver.size(token)
-        file = File(path, token, [version for version in possible if version.size == size])
-        assert file.candidates, f"{path}: opened, {size} bytes long, and of no version: {possible}"
-        self.files.append(file)
-        self.totals["opens"] += 1
-        yield file
+        for begun, token in self.answered(path, self.driver.open, path):
+            possible = self.model.believable(path, begun)
+            size = self.driver.size(token)
+            file = File(path, token, [version for version in possible if version.size == size])
+            assert file.candidates, f"{path}: opened, {size} bytes long, and of no version: {possible}"
+            self.files.append(file)
+            self.totals["opens"] += 1
+            yield file
 
     @rule(path=st.sampled_from(PATHS))
     def open(self, path: str) -> None:
@@ -247,42 +243,35 @@ class Machine(RuleBasedStateMachine):
             self.listing(path.rpartition("/")[0])
 
     def stat(self, path: str) -> None:
-        begun = self.driver.now()
-        try:
-            size = self.driver.stat(path)
-        except OSError as error:
-            self.name_failed(error, path, begun)
-            return
-        if size is None:
-            assert self.model.may_be_directory(path, begun), f"{path}: a directory, and was none"
-        else:
-            sizes = [version.size for version in self.model.believable(path, begun)]
-            assert size in sizes, f"{path}: {size} bytes long, and was {sizes}"
-        self.totals["stats"] += 1
+        for begun, size in self.answered(path, self.driver.stat, path):
+            if size is None:
+                assert self.model.may_be_directory(path, begun), f"{path}: a directory, and was none"
+            else:
+                sizes = [version.size for version in self.model.believable(path, begun)]
+                assert size in sizes, f"{path}: {size} bytes long, and was {sizes}"
+            self.totals["stats"] += 1
 
     def listing(self, path: str) -> None:
-        begun = self.driver.now()
-        try:
-            names = self.driver.listing(path)
-        except OSError as error:
-            self.name_failed(error, path, begun)
-            return
-        assert self.model.may_list(path, names, begun), f"/{path} held {names} at no time"
-        self.totals["listings"] += 1
+        for begun, names in self.answered(path, self.driver.listing, path):
+            assert self.model.may_list(path, names, begun), f"/{path} held {names} at no time"
+            self.totals["listings"] += 1
 
     def attribute(self, path: str, name: str) -> None:
+        for _, value in self.answered(path, self.driver.attribute, path, name):
+            assert value
+            if name == "pinned" and path not in self.pinned.values():
+                assert value == "false"
+
+    def answered(self, path: str, call: Callable[..., T], *arguments: str) -> Iterator[tuple[float, T]]:
+        """When an operation on a name began, and what it gives, if it does not fail as it may."""
         begun = self.driver.now()
         try:
-            value = self.driver.attribute(path, name)
+            value = call(*arguments)
         except OSError as error:
-            if error.errno == errno.ENODATA:
-                assert self.model.may_be_directory(path, begun)
-            else:
-                self.name_failed(error, path, begun)
-            return
-        assert value
-        if name == "pinned" and not any(pinned == path for pinned in self.pinned.values()):
-            assert value == "false"
+            assert error.errno != errno.ENODATA or call == self.driver.attribute
+            self.name_failed(error, path, begun)
+        else:
+            yield begun, value
 
     def name_failed(self, error: OSError, path: str, begun: float) -> None:
         """An operation on a name has failed: only as it may."""
@@ -290,6 +279,7 @@ class Machine(RuleBasedStateMachine):
             errno.ENOENT: self.model.may_be_absent,
             errno.ENOTDIR: self.model.may_be_no_directory,
             errno.EISDIR: self.model.may_be_directory,
+            errno.ENODATA: self.model.may_be_directory,
         }
         number = error.errno or 0
         reason = reasons.get(number)
@@ -341,15 +331,14 @@ class Machine(RuleBasedStateMachine):
 
     def commanded(self, name: str, path: str) -> bool:
         """Give a command: whether it was carried out, and else only for a reason that there is."""
-        begun = self.driver.now()
-        try:
-            last = self.driver.command(name, path)
-        except OSError as error:
-            self.name_failed(error, path, begun)
-            return False
-        self.totals[f"{name} {last['state']}"] += 1
-        if last["state"] == "done":
-            return True
+        for begun, last in self.answered(path, self.driver.command, name, path):
+            self.totals[f"{name} {last['state']}"] += 1
+            if last["state"] == "done":
+                return True
+            self.command_failed(name, path, begun, last)
+        return False
+
+    def command_failed(self, name: str, path: str, begun: float, last: dict[str, Any]) -> None:
         kind, failing = last["kind"], self.model.errors(begun, names=True)
         below = [file for file in self.files if file.path == path or file.path.startswith(f"{path}/")]
         stale = any(
@@ -367,7 +356,6 @@ class Machine(RuleBasedStateMachine):
             "StoreAccessError": errno.EACCES in failing,
         }
         assert reasons.get(kind, False), f"{name} {path}: {last}"
-        return False
 
     # Time, memory, the host
 

@@ -2,7 +2,7 @@
 
 import errno
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from trimsfs.namespace.directory import STALE_RETRY_S
@@ -138,7 +138,7 @@ class Model:
         prefix = f"{path}/" if path else ""
         return any(
             names == {key[len(prefix) :].split("/")[0] for key in held if key.startswith(prefix)}
-            for held in self._between(self._believed_since(begun), math.inf)
+            for held in self._held_since(self._believed_since(begun))
         )
 
     def _believed_since(self, begun: float) -> float:
@@ -146,16 +146,14 @@ class Model:
 
     def _things(self, path: str, since: float) -> list[Thing]:
         things: list[Thing] = []
-        for held in self._between(since, math.inf):
+        for held in self._held_since(since):
             if any(key.startswith(f"{path}/") for key in held):
                 things.append(DIRECTORY)
             else:
                 things.append(held.get(path, ABSENT))
         return list(dict.fromkeys(things))
 
-    def _between(self, since: float, until: float) -> Iterator[dict[str, Version]]:
-        """What the store held at some moment of a span of time."""
+    def _held_since(self, since: float) -> list[dict[str, Version]]:
+        """What the store held at some moment since then."""
         ends = [begin for begin, _ in self._history[1:]] + [math.inf]
-        for (begin, held), end in zip(self._history, ends, strict=True):
-            if begin <= until and end >= since:
-                yield held
+        return [held for (_, held), end in zip(self._history, ends, strict=True) if end >= since]

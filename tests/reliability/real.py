@@ -16,6 +16,7 @@ from typing import Any
 
 import crc32c
 
+from tests.reliability.caches import allocated
 from tests.reliability.syscalls import libc, map_file
 from tests.reliability.virtual import damage_some
 from tests.support.keepers import kill
@@ -243,8 +244,8 @@ class RealDriver:
 
     def _excess(self) -> int:
         """Bytes that the cache takes beyond its budget."""
-        files = blob_files(self._mount.cache)
-        return sum(_bytes_on_disk(path) for path in files) - self.budget - BLOCK * len(files)
+        cache = self._mount.cache
+        return allocated(cache) - self.budget - BLOCK * len(blob_files(cache))
 
     def settle(self) -> None:
         """Nothing is in use, and the kernel knows of the control file that says so, and nothing else."""
@@ -256,10 +257,3 @@ class RealDriver:
         metrics = mount.metrics()
         used = ("files_open_handles", "disk_open_blobs", "fetch_in_flight", "fetch_waiting")
         return metrics["trimsfs_names_inodes"] <= 3 and not any(metrics[f"trimsfs_{name}"] for name in used)
-
-
-def _bytes_on_disk(path: Path) -> int:
-    try:
-        return path.stat().st_blocks * 512
-    except FileNotFoundError:
-        return 0  # it has just been evicted

@@ -64,12 +64,7 @@ def sent(descriptor: int) -> None:
     show(descriptors[0])
 
 
-KINDS: dict[str, Callable[[int], None]] = {
-    "forked": forked,
-    "duplicated": duplicated,
-    "inherited": inherited,
-    "sent": sent,
-}
+KINDS: dict[str, Callable[[int], None]] = {kind.__name__: kind for kind in (forked, duplicated, inherited, sent)}
 
 if __name__ == "__main__":
     kind, path = sys.argv[1:]

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from tests.reliability.caches import allocated
 from tests.reliability.commander import Commander
 from tests.reliability.processes import described, descriptors, seeing, states
 from tests.reliability.readers import FaultReader
@@ -247,7 +248,7 @@ class Soak:
         fitted = time.monotonic()
         while not self._ended.wait(LOOK_EVERY_S):
             outcome.looks += 1
-            now, taken = time.monotonic(), _allocated(self._stage.mount.cache / "blobs")
+            now, taken = time.monotonic(), allocated(self._stage.mount.cache)
             outcome.cache_bytes = max(outcome.cache_bytes, taken)
             if taken <= CACHE_SIZE:
                 fitted = now
@@ -332,15 +333,6 @@ def _told(problems: list[str], what: str) -> Iterator[None]:
         yield
     except (AssertionError, OSError, KeyError) as error:
         problems.append(f"{what}: {error!r}")
-
-
-def _allocated(directory: Path) -> int:
-    """Bytes of disk that the files below a directory take."""
-    total = 0
-    for path in directory.glob("*/*"):
-        with contextlib.suppress(FileNotFoundError):
-            total += path.stat().st_blocks * 512
-    return total
 
 
 def soak(seconds: float, seed: int, directory: Path) -> Outcome:

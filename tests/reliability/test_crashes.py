@@ -15,6 +15,7 @@ import pytest
 
 from tests.reliability.caches import disagreements, recorded
 from tests.reliability.lives import Order
+from tests.reliability.looks import models_in
 from tests.reliability.points import How, Plan, plan_in
 from tests.support.keepers import keeper, serving
 from tests.support.mounts import MountedStore, mounted, trimsfs, unmount
@@ -94,12 +95,7 @@ SIZES = (20 << 20, 9 << 20, 300_000)
 
 @pytest.fixture
 def store(store_directory: Path) -> Path:
-    draw = random.Random(5)
-    for model in range(4):
-        (store_directory / f"model-{model}").mkdir()
-        for number, size in enumerate(SIZES):
-            (store_directory / f"model-{model}/part-{number}").write_bytes(draw.randbytes(size + model))
-    return store_directory
+    return models_in(store_directory, SIZES)
 
 
 class Crashes:
