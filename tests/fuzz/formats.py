@@ -70,7 +70,6 @@ def damaged(seed: str, original: bytes) -> bytes:
 
 
 def main() -> None:
-    """Try the files of all seeds."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.formats", description=__doc__)
     parser.add_argument("--count", type=int, default=1_000_000, help="files of each format")
     parser.add_argument("--seed", type=int, default=1)

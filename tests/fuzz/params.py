@@ -83,7 +83,6 @@ def _memory(data: bytes) -> Iterator[int]:
 
 
 def main() -> None:
-    """Try the files of all seeds."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.params", description=__doc__)
     parser.add_argument("library")
     parser.add_argument("--count", type=int, default=1_000_000)

@@ -29,7 +29,6 @@ class Root:
 
     @contextmanager
     def opened(self, name: str = FILE, flags: int = os.O_RDONLY) -> Iterator[int]:
-        """A descriptor of a file."""
         descriptor = os.open(self / name, flags)
         try:
             yield descriptor

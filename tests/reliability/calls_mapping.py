@@ -32,7 +32,6 @@ def mapped(
 
 
 def seen(address: int, length: int = SIZES[FILE]) -> str:
-    """What is at an address."""
     return hashlib.sha256(ctypes.string_at(address, length)).hexdigest()[:16]
 
 

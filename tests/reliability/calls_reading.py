@@ -241,8 +241,6 @@ def read_at(name: str, size: int) -> Callable[[Root], object]:
 
 
 def with_file(act: Callable[[int], object], name: str = FILE) -> Callable[[Root], object]:
-    """An act on an open file."""
-
     def tried(root: Root) -> object:
         with root.opened(name) as descriptor:
             return act(descriptor)
@@ -251,7 +249,6 @@ def with_file(act: Callable[[int], object], name: str = FILE) -> Callable[[Root]
 
 
 def seeks(name: str) -> Callable[[Root], object]:
-    """Where seeks lead to."""
     return with_file(
         lambda descriptor: outcomes(lambda to: os.lseek(descriptor, *to), itertools.product(SEEKS, WHENCE)), name
     )

@@ -17,7 +17,6 @@ from tests.benchmarks.reader import below
 
 
 def main() -> None:
-    """Open, then read as often as asked."""
     directory, skip, count, size = sys.argv[1], *map(int, sys.argv[2:])
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

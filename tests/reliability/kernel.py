@@ -58,13 +58,11 @@ class Kernel:
 
     @property
     def server(self) -> Server:
-        """The server of the moment."""
         assert self._server is not None
         return self._server
 
     @property
     def served(self) -> bool:
-        """Whether there is one."""
         return self._server is not None
 
     def serve(self, server: Server) -> None:
@@ -78,7 +76,6 @@ class Kernel:
         self._changed()
 
     def lose(self) -> None:
-        """The server has died."""
         self._server = None
         self._changed()
         for scope in self._under_way:
@@ -153,7 +150,6 @@ class Kernel:
             self._names.pop((number, os.fsdecode(name)), None)
 
     async def walk(self, path: str, *, thread: int = 1, anew: bool = False) -> Attributes:
-        """Follow a path."""
         attributes: Attributes | None = None
         for name in filter(None, path.split("/")):
             if attributes is not None and not attributes.directory:
@@ -255,7 +251,6 @@ class Kernel:
         return await self.asked(lambda server: server.read(handle, offset, size))
 
     async def content(self, path: str) -> bytes:
-        """All of a file, opened for it."""
         token, content = await self.open(path), b""
         try:
             while piece := await self.read(token, len(content), 1 << 16):

@@ -81,7 +81,6 @@ class Outcomes:
 
 @asynccontextmanager
 async def server_on(cache: Path) -> AsyncIterator[Server]:
-    """A server at work on a cache directory."""
     async with (
         served(
             MemoryStore(dict(CONTENTS)), cache, chunk_size=CHUNK, cache_size=BUDGET, backing=FakeBacking()
@@ -166,7 +165,6 @@ async def take_up(cache: Path, kept: Path) -> None:
 
 
 async def still_there(cache: Path, kept: Path) -> None:
-    """All that was noted is here."""
     async with server_on(cache) as server:
         wanted, found = json.loads(await trio.Path(kept).read_text()), here(server)
         assert found == wanted, f"{wanted} were here, {found} are left"

@@ -65,7 +65,6 @@ class Loader:
                 time.sleep(self._draw.uniform(0, MOST_PAUSE_S))
 
     def read(self, name: str) -> None:
-        """Read a whole file."""
         with self._open(name) as file, self.report.timing("read"):
             found = file.read()
         self._compare("read", name, found)

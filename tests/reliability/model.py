@@ -73,11 +73,9 @@ class Model:
         return self._history[-1][1]
 
     def put(self, version: Version) -> None:
-        """An object has been made or replaced."""
         self._history.append((self._now(), self.current | {version.path: version}))
 
     def delete(self, path: str) -> None:
-        """An object is gone."""
         self._history.append((self._now(), {key: version for key, version in self.current.items() if key != path}))
 
     def fail(self, number: int) -> None:
@@ -88,7 +86,6 @@ class Model:
         self._failing_until = self._blind_until = math.inf
 
     def heal(self) -> None:
-        """The store is well again."""
         if self.failing:
             self.failing = False
             self._failing_until = self._now()
@@ -110,7 +107,6 @@ class Model:
         return told | {errno.EIO} if well_s <= REMEMBERED_S else told
 
     def ever(self) -> set[Version]:
-        """All versions that there have been."""
         return {version for _, held in self._history for version in held.values()}
 
     def believable(self, path: str, begun: float) -> list[Version]:

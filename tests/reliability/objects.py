@@ -78,7 +78,6 @@ class Objects:
         client.delete_object(Bucket=self._bucket, Key=name)
 
     def put_all(self, server: "S3Server", names: Iterable[str], *, in_parts: bool = False) -> None:
-        """Make several objects at once."""
         with contextlib.closing(server.client()) as client, ThreadPoolExecutor(_UPLOADS) as pool:
             list(pool.map(partial(self.put, client, in_parts=in_parts), names))
 

@@ -26,7 +26,6 @@ class How(enum.IntEnum):
 
 
 def built(directory: Path) -> Path:
-    """The library that counts, compiled."""
     library = directory / "points.so"
     flags = ["-Wall", "-Wextra", "-Werror", "-O2", "-fPIC", "-shared"]
     subprocess.run(["gcc", *flags, str(SOURCE), "-o", str(library), "-ldl"], check=True, timeout=COMPILE_TIMEOUT_S)

@@ -78,7 +78,6 @@ class Scene:
         return took
 
     def read(self, name: str) -> None:
-        """Read a whole file and compare it."""
         found = (self.mount.path / name).read_bytes()
         right = found == self.objects.expected(name, len(found), 0, len(found))
         assert right, f"{name} is not what was put"

@@ -375,7 +375,6 @@ def _wait(condition: Callable[[], bool]) -> None:
 
 
 def table(outcome: Outcome) -> Table:
-    """The figures."""
     found = Table("what", "how much", title=f"soak of {outcome.seconds:.0f} s")
     found.add_row("operations of readers", str(outcome.report.operations))
     found.add_row("steps of commands", str(outcome.commands.operations))
@@ -400,7 +399,6 @@ def table(outcome: Outcome) -> Table:
 
 
 def main() -> None:
-    """Soak, print the figures, and fail if anything is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, default=15)

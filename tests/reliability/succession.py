@@ -82,7 +82,6 @@ class Succession:
         self.died.set()
 
     async def follow(self) -> None:
-        """Start the next server."""
         await self._ended.wait()
         await self.kernel.lost()
         _unlock(self._dead)

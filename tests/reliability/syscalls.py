@@ -28,17 +28,14 @@ def checked(result: int | None) -> int:
 
 
 def call(name: str, *arguments: object) -> int:
-    """A function of the C library."""
     return checked(getattr(libc, name)(*arguments))
 
 
 def syscall(number: int, *arguments: object) -> int:
-    """A system call by its number."""
     return checked(libc.syscall(ctypes.c_long(number), *arguments))
 
 
 def renameat2(old: str, new: str, flags: int) -> int:
-    """Rename, or exchange."""
     return syscall(_RENAMEAT2, AT_FDCWD, os.fsencode(old), AT_FDCWD, os.fsencode(new), flags)
 
 

@@ -115,7 +115,6 @@ async def killed_everywhere(
 
 
 async def follow(lives: Succession, done: trio.CancelScope) -> None:
-    """Start another server once one has died."""
     with done:
         await lives.died.wait()
         with trio.CancelScope(shield=True):

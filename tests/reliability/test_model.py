@@ -21,8 +21,6 @@ from trimsfs.opening.cold_open import ColdOpen
 
 
 class Virtual(Machine):
-    """The machine on a server of some configuration."""
-
     directory: Path
     chunk_size: int
     numbers = itertools.count()
@@ -66,8 +64,6 @@ class Virtual(Machine):
 
 
 class Real(Machine):
-    """The machine on a mount of some configuration."""
-
     directory: Path
     numbers = itertools.count()
 

@@ -65,7 +65,6 @@ class Play:
     totals: Counter[str] = field(default_factory=Counter)
 
     async def program(self, thread: int) -> None:
-        """One program, which does one thing after the other."""
         steps: list[Callable[[], Awaitable[None]]] = [partial(self.open_path, thread)] * 6
         steps += [partial(self.open_number, thread)] * 2 + [self.close] * 6 + [self.read] * 6 + [self.command] * 4
         steps += [partial(self.look_up, thread), self.listing, self.forget, self.xattr, self.hinder]

@@ -42,7 +42,6 @@ class Sequence:
         ]
 
     def run(self, count: int) -> None:
-        """Perform so many operations, and close all."""
         for _ in range(count):
             operation = self._draw.choice(self._operations)
             self.counts[operation.__name__.strip("_")] += 1

@@ -67,7 +67,6 @@ def test_objects_that_are_replaced_and_deleted_are_never_mixed(
 
 
 def change(stage: Scene, client: "S3Client", draw: random.Random, steady: list[str], fleeting: list[str]) -> None:
-    """Replace one object, and delete or make another."""
     stage.objects.put(client, draw.choice(steady))
     name = draw.choice(fleeting)
     if draw.random() < 0.5:

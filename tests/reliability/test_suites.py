@@ -41,7 +41,6 @@ class Way:
         return f"{self.engine}-{int(self.direct)}-{int(self.shared)}"
 
     def section(self, order: str, block: int) -> str:
-        """A section of a job file."""
         files = f"filename={self.name}.0" if self.shared else f"filename_format={self.name}.$jobnum"
         head = f"[{self.name}-{order}]\nstonewall\nnew_group\nrw={order}\nbs={block}\n{files}\n"
         return head + f"ioengine={self.engine}\ndirect={int(self.direct)}\niodepth=16"

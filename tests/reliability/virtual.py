@@ -89,7 +89,6 @@ class Loop:
                 await wait_all_tasks_blocked()
 
     def stop(self) -> None:
-        """End everything."""
         if self._thread.is_alive():
             trio.from_thread.run_sync(self._stop, trio_token=self._token)
         self._thread.join()

@@ -33,7 +33,6 @@ def outcome(report: dict[str, Any] | None) -> tuple[int, list[str]]:
 
 
 def main() -> int:
-    """Ask, and tell."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "report.json")
         command = [sys.executable, "-m", "pip_audit", "--local", "--progress-spinner", "off", "-f", "json"]

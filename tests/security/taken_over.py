@@ -51,12 +51,10 @@ class TakenOver(KeeperClient):
         os.write(REPORT, json.dumps(found).encode() + b"\n")
 
     def say(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Send a message."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         self._end.sendmsg([data], rights)
 
     def ask(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> dict[str, Any]:
-        """Send a message and have the answer."""
         self.say(json.dumps(message).encode(), descriptors)
         data, given, _, _ = socket.recv_fds(self._end, 4096, 4)
         for descriptor in given:

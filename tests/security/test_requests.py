@@ -50,8 +50,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Counting:
-    """Counts what calls come to."""
-
     def __init__(self) -> None:
         self.errors: Counter[str] = Counter()
         self.operations = 0

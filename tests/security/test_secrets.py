@@ -54,7 +54,6 @@ def metadata() -> Iterator[str]:
 
 @contextlib.contextmanager
 def given(how: str, directory: Path) -> Iterator[Way]:
-    """Credentials that are given in one of the ways."""
     values = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET, "aws_session_token": TOKEN}
     if how == "environment":
         yield Way({name.upper(): value for name, value in values.items()})

@@ -36,7 +36,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def of_a_process(pid: int) -> dict[str, str]:
-    """Attempts at a process of a mount."""
     room = ctypes.create_string_buffer(64)
     piece = (ctypes.c_void_p * 2)(ctypes.addressof(room), 64)
     found = {
@@ -60,7 +59,6 @@ def of_a_process(pid: int) -> dict[str, str]:
 
 
 def of_the_mount(mount: MountedStore, log: Path, device: str) -> dict[str, str]:
-    """Attempts at the files of a mount."""
     cache, found = mount.cache, {}
     files = (cache / "index.sqlite", cache / "lock", cache / "new", log, socket_path(mount.path))
     found["list the cache"] = attempted(os.listdir, cache)

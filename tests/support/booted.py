@@ -55,7 +55,6 @@ class Booted:
         )
 
     def mountctl(self, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-        """Run ``mountctl``."""
         return self.run(MOUNTCTL, *arguments)
 
     def state(self, name: str) -> str:

@@ -15,8 +15,6 @@ from tests.support.mounts import TRIMSFS, MountedStore
 
 
 class Exporter:
-    """A running exporter, and what it answers."""
-
     def __init__(self, process: "subprocess.Popen[str]", port: int, token: str | None) -> None:
         self.process = process
         self.port = port
@@ -24,7 +22,6 @@ class Exporter:
         self._headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
 
     def get(self, path: str) -> str:
-        """The text at a path."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request("GET", path, headers=self._headers)

@@ -103,14 +103,12 @@ def gguf(arrays: Mapping[str, Array] = ARRAYS, *, alignment: int = 64) -> bytes:
 
 
 def npy(array: Array = WEIGHT) -> bytes:
-    """A ``.npy`` file."""
     text = repr({"descr": _NUMPY[array.dtype], "fortran_order": False, "shape": array.shape}).encode()
     text += b" " * (-(len(text) + 11) % 64) + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + array.data
 
 
 def npz(arrays: Mapping[str, Array] = ARRAYS, *, compression: int = zipfile.ZIP_STORED) -> bytes:
-    """A ``.npz`` file."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as archive:
         for name, array in arrays.items():

@@ -79,12 +79,10 @@ class MountedStore:
     cache: Path
 
     def control(self) -> dict[str, Any]:
-        """The facts of the server."""
         facts: dict[str, Any] = json.loads((self.path / ".trims/control").read_text())
         return facts
 
     def metrics(self) -> dict[str, float]:
-        """The server's metrics by name."""
         return parse((self.path / ".trims/metrics").read_text())
 
     def info(self, name: str) -> dict[str, Any]:
@@ -94,7 +92,6 @@ class MountedStore:
         return facts
 
     def log(self) -> str:
-        """The server's log so far."""
         return log_beside(self.path.parent).read_text()
 
 

@@ -47,7 +47,6 @@ class Namespace:
         return ("nsenter", f"--net={self.file}", "--")
 
     def run(self, *command: str) -> str:
-        """Run a program in it, and return what it says."""
         done = subprocess.run([*self.before, *command], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
         return done.stdout
@@ -107,7 +106,6 @@ class Host:
         self.switch.run("ip", "link", "set", self.port, "nomaster")
 
     def plug(self) -> None:
-        """Undo `unplug`."""
         self.switch.run("ip", "link", "set", self.port, "master", "bridge")
 
 

@@ -186,7 +186,6 @@ def blob_files(directory: Path) -> list[Path]:
 
 
 def flip_byte(path: Path, offset: int) -> None:
-    """Change one byte of a file."""
     with path.open("r+b") as file:
         file.seek(offset)
         byte = file.read(1)[0]
@@ -264,7 +263,6 @@ def fetcher_of(
 async def fetching(
     store: MemoryStore, tier: DiskTier, *, memory_limit: int, deadline_s: float = 15.0
 ) -> AsyncIterator[StoreFetcher]:
-    """A fetcher at work."""
     fetcher = fetcher_of(store, tier, memory_limit=memory_limit, deadline_s=deadline_s)
     async with trio.open_nursery() as nursery:
         await nursery.start(fetcher.run)

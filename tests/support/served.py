@@ -196,7 +196,6 @@ class Server:
         return self.components.fetcher
 
     def extra(self, kind: type[E]) -> E:
-        """The extra of this kind."""
         [found] = [extra for extra in self.components.extras if isinstance(extra, kind)]
         return found
 
@@ -220,7 +219,6 @@ class Server:
         return attributes
 
     async def number(self, path: str, *, thread: int = 1) -> int:
-        """The inode number of a path."""
         return (await self.find(path, thread=thread)).inode.number
 
     def forget(self) -> None:
@@ -269,7 +267,6 @@ class Server:
         return bytes(await self.filesystem.files.read(handle, offset, size))
 
     def release(self, handle: int) -> None:
-        """Close an open file."""
         self.handles.remove(handle)
         self.filesystem.files.release(handle)
 

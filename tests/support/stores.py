@@ -65,7 +65,6 @@ class _Rule:
         )
 
     async def apply(self) -> None:
-        """Wait and fail as told."""
         if self.gate is not None:
             await self.gate.wait()
         if self.delay_s:
@@ -124,7 +123,6 @@ class MemoryStore:
         return generation
 
     def link(self, key: str, target: str) -> Symlink:
-        """Make or move a symbolic link."""
         self._symlinks[key] = Symlink(key=key, target=target)
         return self._symlinks[key]
 
@@ -133,7 +131,6 @@ class MemoryStore:
         del self._current[key]
 
     def purge(self, key: str, version_id: str) -> None:
-        """Delete a version for good."""
         version = self._versions.pop((key, version_id))
         if self._current.get(key) is version:
             del self._current[key]

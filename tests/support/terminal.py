@@ -25,7 +25,6 @@ class Terminal:
         self("send-keys", *keys)
 
     def screen(self) -> str:
-        """What the screen shows."""
         return self("capture-pane", "-p")
 
     def wait_for(self, text: str, timeout_s: float = 15) -> str:
