@@ -80,7 +80,8 @@ def _group(group: CommandGroup) -> Iterator[str]:
             if name in commands:
                 yield from (".TP", f".BR {_escaped(f'{group.name}-{name}')} (1)")
                 yield from _text(commands[name].get_short_help_str(200))
-    yield from _options(group)
+    yield ".SH OPTIONS"
+    yield from _records(group)
     yield ".SH EXIT STATUS"
     codes = dict[int, list[str]]()
     for kind, code in EXIT_CODES.items():
@@ -100,7 +101,8 @@ def _command(title: str, section: int, command: click.Command, typed: str, see: 
     yield f"\\fB{_escaped(typed)}\\fR {_escaped(' '.join(pieces))}"
     yield ".SH DESCRIPTION"
     yield from _text(command.help or "")
-    yield from _options(command)
+    yield ".SH OPTIONS"
+    yield from _records(command)
     if isinstance(command, click.Group):
         for name, part in _shown(command):
             yield f".SH {_escaped(f'{typed} {name}'.upper())}"
@@ -114,11 +116,6 @@ def _head(title: str, section: int, summary: str) -> Iterator[str]:
     date = time.strftime("%Y-%m-%d", time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))))
     yield f'.TH "{_escaped(title.upper())}" {section} "{date}" "trimsfs {__version__}" "{ABOUT}"'
     yield from (".SH NAME", f"{_escaped(title)} \\- {_escaped(summary.rstrip('.'))}")
-
-
-def _options(command: click.Command) -> Iterator[str]:
-    yield ".SH OPTIONS"
-    yield from _records(command)
 
 
 def _records(command: click.Command) -> Iterator[str]:
@@ -163,16 +160,12 @@ def _configuration() -> Iterator[str]:
     tables: tuple[type[BaseModel], ...] = (AccessRule, Tenant, StoreTable)
     for (name, table), model in zip(TABLES.items(), tables, strict=True):
         yield f".SH [[{_escaped(table.upper())}]]"
-        yield from _table(name, model)
+        yield from _text(f"{MountOptions.model_fields[name].description} {model.__doc__}")
+        yield from (".PP", "Keys:", ", ".join(f"\\fB{_escaped(field)}\\fR" for field in model.model_fields) + ".")
     yield from (".SH EXAMPLES", ".nf")
     example = (Path(__file__).parent / "mounts.d/models.toml").read_text()
     yield from (*map(_escaped, example.splitlines()), ".fi")
     yield from _see_also(["trimsfs-mount(1)", "mountctl-up(1)"])
-
-
-def _table(name: str, model: type[BaseModel]) -> Iterator[str]:
-    yield from _text(f"{MountOptions.model_fields[name].description} {model.__doc__}")
-    yield from (".PP", "Keys:", ", ".join(f"\\fB{_escaped(field)}\\fR" for field in model.model_fields) + ".")
 
 
 def _text(text: str) -> Iterator[str]:
@@ -202,15 +195,12 @@ def completions() -> dict[str, str]:
 
 def write(directory: Path) -> None:
     """Write all below a directory."""
-    for name, text in pages().items():
-        _write(directory / f"man/man{name[-1]}" / name, text)
-    for name, text in completions().items():
-        _write(directory / "completions" / name, text)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text.rstrip("\n") + "\n")
+    files = {f"man/man{name[-1]}/{name}": text for name, text in pages().items()}
+    files |= {f"completions/{name}": text for name, text in completions().items()}
+    for name, text in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.rstrip("\n") + "\n")
 
 
 if __name__ == "__main__":

@@ -229,9 +229,9 @@ class VirtualDriver:
         return self._loop.call(give)
 
     def models(self) -> list[dict[str, Any]]:
-        return self._loop.call(self._models)
+        return self._loop.call(self._read_models)
 
-    async def _models(self) -> list[dict[str, Any]]:
+    async def _read_models(self) -> list[dict[str, Any]]:
         models: list[dict[str, Any]] = json.loads(await self._kernel.content(".trims/models"))["models"]
         return models
 
@@ -250,14 +250,14 @@ class VirtualDriver:
                 while not await self._books_agree():  # noqa: ASYNC110 - nobody tells
                     await trio.sleep(0.01)  # a blob is being opened, or filled
             assert await self._books_agree()
-            return await self._models()
+            return await self._read_models()
 
         return self._loop.call(look)
 
     async def _books_agree(self) -> bool:
         """Whether as much is counted as used as is recorded; of what comes or goes, nothing can be said."""
         before = self._counts()
-        used = sum(model["residency"]["disk"] for model in await self._models())
+        used = sum(model["residency"]["disk"] for model in await self._read_models())
         evicting = self._server.disk._state.lock.locked()
         quiet = before == self._counts() and not before[0].in_flight and not evicting
         return not quiet or used == self._server.disk.statistics().used_bytes
@@ -290,10 +290,8 @@ def damage_some(cache: Path, draw: random.Random) -> None:
     """Do to some files of a cache what a disk, or a person, might do."""
     draw = random.Random(draw.getrandbits(32))  # what there is differs from run to run: hypothesis draws once for it
     for path in blob_files(cache):
-        size, kind = (
-            path.stat().st_size,
-            draw.choice(("nothing", "nothing", "flip", "flip", "flip", "truncate", "remove")),
-        )
+        size = path.stat().st_size
+        kind = draw.choice(("nothing", "nothing", "flip", "flip", "flip", "truncate", "remove"))
         if kind == "flip" and size:
             flip_byte(path, draw.randrange(size))
         elif kind == "truncate":

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -31,14 +30,6 @@ WAYS = [
 ]
 
 
-@dataclass(slots=True)
-class Way:
-    """How credentials are given: variables and options; what is to be found in the server's environment alone."""
-
-    environment: dict[str, str] = field(default_factory=dict)
-    options: tuple[str, ...] = ()
-
-
 @contextlib.contextmanager
 def metadata() -> Iterator[str]:
     """Stands in for the metadata service of an instance, and for that of a container: it gives credentials."""
@@ -53,32 +44,28 @@ def metadata() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def given(how: str, directory: Path) -> Iterator[Way]:
+def given(how: str, directory: Path) -> Iterator[tuple[dict[str, str], tuple[str, ...]]]:
+    """The variables and the options of credentials that are given in one of the ways."""
     values = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET, "aws_session_token": TOKEN}
+    file, lines = directory / "credentials", [f"{name} = {value}" for name, value in values.items()]
     if how == "environment":
-        yield Way({name.upper(): value for name, value in values.items()})
-        return
-    if how in {"profile", "process"}:
-        file = directory / "credentials"
-        lines = [f"{name} = {value}" for name, value in values.items()]
-        if how == "process":
-            printed = {"Version": 1, "AccessKeyId": KEY, "SecretAccessKey": SECRET, "SessionToken": TOKEN}
-            (directory / "printed").write_text(json.dumps(printed))
-            lines = [f"credential_process = cat {directory / 'printed'}"]
+        yield {name.upper(): value for name, value in values.items()}, ()
+    elif how == "profile":
         file.write_text("\n".join(["[models]", *lines]))
         file.chmod(0o600)
-        variable = "AWS_SHARED_CREDENTIALS_FILE" if how == "profile" else "AWS_CONFIG_FILE"
-        if how == "process":
-            file.write_text(file.read_text().replace("[models]", "[profile models]"))
-        yield Way({variable: str(file)}, ("--profile", "models"))
-        return
-    with metadata() as url:
-        if how == "instance":
-            yield Way({"AWS_EC2_METADATA_SERVICE_ENDPOINT": url, "AWS_EC2_METADATA_DISABLED": "false"})
-        else:
-            variables = {"FULL_URI": f"{url}/credentials"}
-            token = {"AWS_CONTAINER_AUTHORIZATION_TOKEN": TOKEN}
-            yield Way({f"AWS_CONTAINER_CREDENTIALS_{name}": value for name, value in variables.items()} | token)
+        yield {"AWS_SHARED_CREDENTIALS_FILE": str(file)}, ("--profile", "models")
+    elif how == "process":
+        printed = {"Version": 1, "AccessKeyId": KEY, "SecretAccessKey": SECRET, "SessionToken": TOKEN}
+        (directory / "printed").write_text(json.dumps(printed))
+        file.write_text(f"[profile models]\ncredential_process = cat {directory / 'printed'}")
+        file.chmod(0o600)
+        yield {"AWS_CONFIG_FILE": str(file)}, ("--profile", "models")
+    else:
+        with metadata() as url:
+            instance = {"AWS_EC2_METADATA_SERVICE_ENDPOINT": url, "AWS_EC2_METADATA_DISABLED": "false"}
+            container = {"AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{url}/credentials"}
+            container["AWS_CONTAINER_AUTHORIZATION_TOKEN"] = TOKEN
+            yield instance if how == "instance" else container, ()
 
 
 def everything_told(mount: MountedStore, environment: dict[str, str], options: tuple[str, ...]) -> dict[str, str]:
@@ -129,15 +116,15 @@ def test_no_secret_is_told_however_it_was_given(how: str, tmp_path: Path) -> Non
     objects = {b"model": Told(content=b"weights"), b"refused": Told(content=b"weights")}
     unset = {"AWS_CONFIG_FILE": "/nonexistent", "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent"}
     directory = tmp_path / "mount"
-    with hostile_store(objects) as store, given(how, tmp_path) as way:
+    with hostile_store(objects) as store, given(how, tmp_path) as (variables, options):
         where = {"AWS_ENDPOINT_URL": store.server.endpoint_url, "AWS_REGION": "us-east-1", "NO_PROXY": HOST}
-        environment = unset | where | way.environment
+        environment = unset | where | variables
         answer(store, "SignatureDoesNotMatch")
-        with mounted(store.url, directory, "--log-level", "debug", *way.options, environment=environment) as mount:
+        with mounted(store.url, directory, "--log-level", "debug", *options, environment=environment) as mount:
             assert (mount.path / "model").read_bytes() == b"weights"
             with pytest.raises(PermissionError):
                 (mount.path / "refused").read_bytes()
-            told = everything_told(mount, environment, way.options)
+            told = everything_told(mount, environment, options)
             lasting, passing = processes(mount)
             for pid in lasting | passing:
                 with pytest.raises(AssertionError) as caught:
