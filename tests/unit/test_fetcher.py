@@ -154,24 +154,6 @@ async def test_prefetch_ends_with_the_last_holder(workshop: Workshop, chunk_size
     assert blob.users == 1
 
 
-async def test_objects_being_read_are_prefetched_in_turns(workshop: Workshop) -> None:
-    workshop.put("a", 6)
-    workshop.put("b", 6)
-    bench = await workshop.bench(requests=1)
-    a, b = await bench.acquire("a"), await bench.acquire("b")
-    gate = bench.store.block()
-    bench.fetcher.hold(a)
-    bench.fetcher.hold(b)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(bench.read, a, 0, 1)
-        nursery.start_soon(bench.read, b, 0, 1)
-        await wait_all_tasks_blocked()
-        gate.set()
-    await until(lambda: a.complete and b.complete)
-    keys = "".join(request.key for request in bench.store.requests)
-    assert keys[2:] in {"ab" * 5, "ba" * 5}
-
-
 async def test_a_failure_ends_the_prefetch_until_the_next_read(workshop: Workshop, chunk_size: int) -> None:
     bench, blob, _ = await workshop.opened(10, requests=1)
     bench.fetcher.hold(blob)
@@ -185,42 +167,6 @@ async def test_a_failure_ends_the_prefetch_until_the_next_read(workshop: Worksho
 
 
 # Ahead of any reader
-
-
-async def test_what_comes_ahead_comes_in_order_and_after_what_is_open(workshop: Workshop) -> None:
-    for key in ("open", "next", "last"):
-        workshop.put(key, 3)
-    bench = await workshop.bench(requests=1)
-    blobs = {key: await bench.acquire(key) for key in ("open", "next", "last")}
-    gate = bench.store.block()
-    bench.fetcher.hold(blobs["open"])
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(bench.read, blobs["open"], 0, 1)
-        await wait_all_tasks_blocked()
-        for key in ("next", "last"):
-            nursery.start_soon(partial(bench.fetcher.fetch_all, blobs[key], Urgency.AHEAD))
-            await wait_all_tasks_blocked()
-        gate.set()
-    assert [request.key for request in bench.store.requests] == ["open"] * 3 + ["next"] * 3 + ["last"] * 3
-
-
-async def test_what_comes_ahead_makes_way_for_who_waits_for_it(workshop: Workshop, chunk_size: int) -> None:
-    content = workshop.put("next", 8)
-    workshop.put("last", 3)
-    bench = await workshop.bench(requests=1)
-    blob, other = await bench.acquire("next"), await bench.acquire("last")
-    gate = bench.store.block()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(bench.fetcher.fetch_all, blob, Urgency.AHEAD))
-        nursery.start_soon(partial(bench.fetcher.fetch_all, other, Urgency.AHEAD))
-        await bench.store.arrived(1)
-        nursery.start_soon(bench.fetcher.fetch_all, other)
-        await wait_all_tasks_blocked()
-        gate.set()
-    keys = [request.key for request in bench.store.requests]
-    assert keys[4:] == ["next"] * 7
-    assert sorted(bench.store.reads("next")) == [chunk * chunk_size for chunk in range(8)]
-    assert blob.view(0, len(content)) == content
 
 
 async def test_what_comes_ahead_is_given_up_while_the_disk_has_no_room(workshop: Workshop) -> None:

@@ -195,22 +195,46 @@ async def test_a_listing_beside_the_load_of_a_model_leaves_it_in_the_foreground(
 # What comes first
 
 
-@pytest.mark.parametrize("fetch", [waiting_open, reader, model_readahead])
-async def test_chunks_of_a_command_come_after_what_programs_want(workshop: Workshop, fetch: Fetch) -> None:
-    workshop.put("command", 5)
-    workshop.put("program", 4)
+@pytest.mark.parametrize(
+    ("sizes", "steps", "orders"),
+    [
+        pytest.param(
+            {"a": 6, "b": 6}, [(reader, "a"), (reader, "b")], {"ab" * 6, "ab" + "ba" * 5}, id="readers, in turns"
+        ),
+        pytest.param(
+            {"o": 3, "n": 3, "l": 3},
+            [(reader, "o"), (model_readahead, "n"), (model_readahead, "l")],
+            {"ooonnnlll"},
+            id="what is open, then what comes ahead, in order",
+        ),
+        pytest.param(
+            {"n": 8, "l": 3},
+            [(model_readahead, "n"), (model_readahead, "l"), (waiting_open, "l")],
+            {"n" + "lll" + "n" * 7},
+            id="who waits, then what comes ahead",
+        ),
+        *(
+            pytest.param({"c": 5, "p": 4}, [(warm, "c"), (fetch, "p")], {"c" + "pppp" + "cccc"}, id=fetch.__name__)
+            for fetch in (waiting_open, reader, model_readahead)
+        ),
+    ],
+)
+async def test_flights_start_in_the_order_of_who_waits(
+    workshop: Workshop, sizes: dict[str, int], steps: list[tuple[Fetch, str]], orders: set[str]
+) -> None:
+    for key, chunks in sizes.items():
+        workshop.put(key, chunks)
     bench = await workshop.bench(requests=1)
-    commanded, opened = await bench.acquire("command"), await bench.acquire("program")
+    blobs = {key: await bench.acquire(key) for key in sizes}
     gate = bench.store.block()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(warm, bench, commanded)
-        await bench.store.arrived(1)
-        nursery.start_soon(fetch, bench, opened)
-        await wait_all_tasks_blocked()
+        for fetch, key in steps:
+            nursery.start_soon(fetch, bench, blobs[key])
+            await bench.store.arrived(1)
+            await wait_all_tasks_blocked()
         gate.set()
-    await until(lambda: opened.complete and commanded.complete)
-    keys = [request.key for request in bench.store.requests]
-    assert keys == ["command"] + ["program"] * 4 + ["command"] * 4
+    await until(lambda: all(blob.complete for blob in blobs.values()))
+    assert "".join(request.key for request in bench.store.requests) in orders
 
 
 async def test_an_open_that_waits_begins_though_a_command_takes_all_slots(workshop: Workshop) -> None:
