@@ -21,14 +21,13 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="what there is, with sizes worked out; writes nothing")
     parser.add_argument("name", nargs="?", choices=MODELS, metavar="NAME")
     parser.add_argument("directory", nargs="?", type=Path, metavar="DIRECTORY")
-    parser.add_argument("--classes", type=int, help="instead of the network's own number of them")
     options = parser.parse_args()
     if options.list:
         _list()
     elif options.directory is None:
         parser.error("say --list, or NAME and DIRECTORY")
     else:
-        written = write_model(options.name, options.directory, options.classes)
+        written = write_model(options.name, options.directory)
         print(json.dumps({"name": options.name, "bytes": written}))
 
 

@@ -39,11 +39,17 @@ Layer = tuple[int, int, int, int]
 """Channels, kernel, stride, groups."""
 
 
-def resnet(classes: int, depth: int) -> Symbol:
-    """ResNet (He et al. 2015). In a bottleneck the stride is the first layer's."""
-    x = _stem(data())
+def resnet(
+    classes: int, depth: int, *, widened: int = 1, groups: int = 1, early: bool = True, normalised: bool = False
+) -> Symbol:
+    """ResNet (He et al. 2015), whose bottlenecks have their stride *early*, in their first layer.
+
+    *widened* twice it is WRN-2 (Zagoruyko and Komodakis 2016), with *groups* too ResNeXt 32x4d (Xie et al. 2016); the
+    input may be *normalised*, as in MXNet's own.
+    """
+    x = _stem(norm(data(), scaled=False) if normalised else data())
     for channels, stride, changed in _blocks(depth):
-        x = _block(x, _layers(depth, channels, stride, early=True), changed)
+        x = _block(x, _layers(depth, channels, stride, widened=widened, groups=groups, early=early), changed)
     return classified(global_pool(x), classes)
 
 
@@ -53,22 +59,6 @@ def resnet_v2(classes: int, depth: int) -> Symbol:
     for channels, stride, changed in _blocks(depth):
         x = _preactivated_block(x, _layers(depth, channels, stride), changed)
     return classified(global_pool(norm_relu(x)), classes)
-
-
-def resnext(classes: int, depth: int, *, normalised: bool = False) -> Symbol:
-    """ResNeXt 32x4d (Xie et al. 2016); with the input *normalised*, as in MXNet's own."""
-    x = _stem(norm(data(), scaled=False) if normalised else data())
-    for channels, stride, changed in _blocks(depth):
-        x = _block(x, _layers(depth, channels, stride, widened=2, groups=32), changed)
-    return classified(global_pool(x), classes)
-
-
-def wide_resnet(classes: int, depth: int) -> Symbol:
-    """WRN-2 (Zagoruyko and Komodakis 2016): bottlenecks twice as wide."""
-    x = _stem(data())
-    for channels, stride, changed in _blocks(depth):
-        x = _block(x, _layers(depth, channels, stride, widened=2), changed)
-    return classified(global_pool(x), classes)
 
 
 def _stem(x: Symbol) -> Symbol:

@@ -47,9 +47,9 @@ class Array:
         return 1 if self.name.endswith(("_gamma", "_var")) else 0
 
 
-def arrays(entry: Entry, classes: int | None = None) -> list[Array]:
+def arrays(entry: Entry) -> list[Array]:
     """The parameters of a network, in the order of a checkpoint."""
-    symbol = entry.symbol(classes)
+    symbol = entry.symbol()
     attributes = symbol.attr_dict()
     shapes, _, auxiliary = symbol.infer_shape(data=entry.input_shape)
     named = [("arg", *each) for each in zip(symbol.list_arguments(), shapes, strict=True) if each[0] != "data"]
@@ -60,24 +60,23 @@ def arrays(entry: Entry, classes: int | None = None) -> list[Array]:
     ]
 
 
-def parameter_bytes(entry: Entry, classes: int | None = None) -> int:
+def parameter_bytes(entry: Entry) -> int:
     """Bytes of a network's float32 parameters, worked out without making them."""
-    return sum(array.nbytes for array in arrays(entry, classes))
+    return sum(array.nbytes for array in arrays(entry))
 
 
-def write_model(name: str, directory: Path, classes: int | None = None) -> int:
+def write_model(name: str, directory: Path) -> int:
     """Write a network's ``symbol.json`` and ``params``, always the same; the bytes of ``params``.
 
-    *classes* other than the network's own make another last layer. A file has its name only when it is whole. Raises
-    KeyError where there is no such network, and OSError.
+    A file has its name only when it is whole. Raises KeyError where there is no such network, and OSError.
     """
     entry = MODELS[name]
     directory.mkdir(parents=True, exist_ok=True)
     with _replacing(directory / "params") as file:
-        _write(file, arrays(entry, classes), zlib.crc32(name.encode()))
+        _write(file, arrays(entry), zlib.crc32(name.encode()))
         size = file.tell()
     with _replacing(directory / "symbol.json") as file:
-        file.write(entry.symbol(classes).tojson().encode())
+        file.write(entry.symbol().tojson().encode())
     return size
 
 
