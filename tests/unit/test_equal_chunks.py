@@ -1,7 +1,7 @@
 """What a host has of a model's other versions is not fetched again: `--share-chunks`."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -156,14 +156,23 @@ async def test_files_of_which_only_the_whole_digest_is_known_are_copied_whole(se
     assert fetched(store, "m/v2/") == len(tuned["a.bin"])
 
 
-async def test_chunks_that_are_wrong_on_the_disk_come_from_the_store(serving: Serving) -> None:
+@pytest.mark.parametrize(
+    ("harm", "missing_bytes"),
+    [
+        pytest.param(lambda path: flip_byte(path, 3 * CHUNK + 100), CHUNK, id="wrong"),
+        pytest.param(Path.unlink, len(BASE["a.bin"]), id="evicted meanwhile"),
+    ],
+)
+async def test_chunks_that_are_wrong_or_gone_on_the_disk_come_from_the_store(
+    serving: Serving, harm: Callable[[Path], object], missing_bytes: int
+) -> None:
     store = await published(BASE, BASE)
     async with serving(store) as server:
         await load(server, "m/v1", BASE)
         token = store.generation("m/v1/a.bin").token(store.identity)
-        flip_byte(server.disk.files.path(token), 3 * CHUNK + 100)
+        harm(server.disk.files.path(token))
         await load(server, "m/v2", BASE)
-    assert fetched(store, "m/v2/") == CHUNK
+    assert fetched(store, "m/v2/") == missing_bytes
 
 
 async def test_a_version_that_tells_wrong_chunks_is_found_out_by_its_manifest(serving: Serving) -> None:
@@ -199,16 +208,6 @@ async def test_versions_are_found_in_one_of_several_stores(serving: Serving) -> 
         await load(server, "main/m/v2", BASE)
     assert fetched(beside, "m/v2/") == sum(map(len, BASE.values()))
     assert fetched(store, "m/v2/") == 0
-
-
-async def test_chunks_evicted_meanwhile_come_from_the_store(serving: Serving) -> None:
-    store = await published(BASE, BASE)
-    async with serving(store) as server:
-        await load(server, "m/v1", BASE)
-        token = store.generation("m/v1/a.bin").token(store.identity)
-        server.disk.files.path(token).unlink()
-        await load(server, "m/v2", BASE)
-    assert fetched(store, "m/v2/") == len(BASE["a.bin"])
 
 
 @pytest.mark.parametrize("failing", ["stat", "read"])
