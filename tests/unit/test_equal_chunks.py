@@ -163,7 +163,7 @@ async def test_files_of_which_only_the_whole_digest_is_known_are_copied_whole(se
         pytest.param(Path.unlink, len(BASE["a.bin"]), id="evicted meanwhile"),
     ],
 )
-async def test_chunks_that_are_wrong_or_gone_on_the_disk_come_from_the_store(
+async def test_chunks_that_are_wrong_on_the_disk_come_from_the_store(
     serving: Serving, harm: Callable[[Path], object], missing_bytes: int
 ) -> None:
     store = await published(BASE, BASE)
