@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import xattr
 
 from tests.support.mounts import OwnDirectory, mounted, trimsfs, umount, wait_until
 
@@ -37,24 +38,22 @@ def own_model(own_directory: OwnDirectory) -> OwnDirectory:
 
 def test_attributes_tell_generation_and_residency(own_model: OwnDirectory) -> None:
     path = own_model.path / "resnet50/params"
+    attributes = xattr.xattr(path)
 
-    def attribute(name: str) -> bytes:
-        return os.getxattr(path, f"user.trims.{name}")
-
-    assert sorted(os.listxattr(path)) == [
+    assert sorted(attributes.list()) == [
         f"user.trims.{name}" for name in ("digest", "etag", "generation", "pinned", "replaced", "residency", "verified")
     ]
-    assert attribute("verified") == b"false"
-    assert json.loads(attribute("residency")) == {"disk": 0, "host": 0, "gpu": {}}
+    assert attributes["user.trims.verified"] == b"false"
+    assert json.loads(attributes["user.trims.residency"]) == {"disk": 0, "host": 0, "gpu": {}}
     path.read_bytes()
-    assert json.loads(attribute("residency"))["disk"] == 17 * MIB
-    assert attribute("verified") == b"true"
+    assert json.loads(attributes["user.trims.residency"])["disk"] == 17 * MIB
+    assert attributes["user.trims.verified"] == b"true"
     with pytest.raises(OSError, match="No data available"):
-        attribute("absent")
-    generation = attribute("generation")
+        attributes.get("user.trims.absent")
+    generation = attributes["user.trims.generation"]
     (own_model.store / "resnet50/params").write_bytes(b"other")
     (own_model.store / "resnet50/params").touch()
-    wait_until(lambda: attribute("generation") != generation)
+    wait_until(lambda: xattr.getxattr(path, "user.trims.generation") != generation)
 
 
 def test_control_directory_can_be_reached_but_is_not_listed(own_model: OwnDirectory) -> None:
@@ -75,7 +74,7 @@ def test_warm_pin_evict_and_ls(own_model: OwnDirectory) -> None:
     assert _listed(folder) == {"files": 2, "size": 17 * MIB + 2, "disk": 17 * MIB + 2, "open": 0, "pinned": 0}
     assert trimsfs("warm", folder).returncode == 0
     assert trimsfs("pin", "--best-effort", folder / "params").returncode == 0
-    assert os.getxattr(folder / "params", "user.trims.pinned") == b"true"
+    assert xattr.getxattr(folder / "params", "user.trims.pinned") == b"true"
     refused = trimsfs("evict", folder)
     assert (refused.returncode, "is pinned" in refused.stderr) == (12, True)
     assert "(1 of 2 files failed, the others are done)" in refused.stderr

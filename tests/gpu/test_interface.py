@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xattr
 
 from tests.gpu.scene import MIB, NOWHERE, OTHER_USER, SIZE, Program, Scene, digest_of, scene
 from tests.support.mounts import wait_until
@@ -98,10 +99,10 @@ def test_an_attribute_is_there_when_the_copy_is(host: Scene) -> None:
     name, file = f"user.trims.gpu.{host.device}.ipc_handle", host.file("net.bin")
     host.borrowing()  # to be mapped: it has no handle
     with pytest.raises(OSError, match="No data available"):
-        os.getxattr(file, name)
+        xattr.getxattr(file, name)
     by_handle(host, "control file")
-    assert len(os.getxattr(file, name)) == 64
-    assert name not in os.listxattr(file)
+    assert len(xattr.getxattr(file, name)) == 64
+    assert name not in xattr.listxattr(file)
 
 
 def test_a_signal_ends_the_wait_for_a_copy_that_nobody_else_wants(host: Scene, store: Path) -> None:

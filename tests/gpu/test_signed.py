@@ -2,11 +2,11 @@
 
 import errno
 import hashlib
-import os
 import random
 from pathlib import Path
 
 import pytest
+import xattr
 
 from tests.gpu.scene import MIB, scene
 from tests.support.mounts import trimsfs
@@ -31,6 +31,6 @@ def test_what_has_not_been_signed_comes_to_no_gpu(tmp_path: Path) -> None:
         asked = {"path": str(host.file("changed/net.bin")), "device": host.device, "memory": 0}
         assert host.program().ask("ioctl", **asked)["errno"] == errno.EACCES
         with pytest.raises(PermissionError):
-            os.getxattr(host.file("changed/net.bin"), f"user.trims.gpu.{host.device}.ipc_handle")
+            xattr.getxattr(host.file("changed/net.bin"), f"user.trims.gpu.{host.device}.ipc_handle")
         assert trimsfs("warm", "--to", f"gpu:{host.device}", host.file("changed/net.bin")).returncode == 19
         assert [copy["path"] for copy in host.copies()] == ["signed/net.bin"]

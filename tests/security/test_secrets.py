@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+import xattr
 
 from tests.security.hostile import HostileStore, Told, hostile_store
 from tests.security.processes import processes
@@ -75,8 +76,8 @@ def everything_told(mount: MountedStore, environment: dict[str, str], options: t
     for path in (*root.iterdir(), *(root / "model").iterdir(), *(root / ".trims").iterdir()):
         if path.is_file():
             told[str(path)] = path.read_text(errors="replace")
-    for name in os.listxattr(mount.path / "model"):
-        told[name] = os.getxattr(mount.path / "model", name).decode()
+    for name in xattr.listxattr(mount.path / "model"):
+        told[name] = xattr.getxattr(mount.path / "model", name).decode()
     for pid in family(mount.control()["keeper_pid"]):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             told[f"cmdline of {pid}"] = Path(f"/proc/{pid}/cmdline").read_text()

@@ -166,6 +166,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         ("prometheus_client", ("trimsfs.control.metrics", "trimsfs.extras.exporter.merged_metrics")),
         ("pyfuse3", "trimsfs.fuse"),
         ("sqlite3", "trimsfs.tiers"),
+        ("xattr", "trimsfs.client.file_attributes"),
     ],
 )
 def test_a_library_has_one_home(library: str, home: str | tuple[str, ...]) -> None:

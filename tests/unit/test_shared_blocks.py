@@ -1,14 +1,18 @@
-"""The client maps blocks that the mount says two models share, of the generations that it names alone."""
+"""What the client reads of attributes, also where the package for that is missing."""
 
-import io
+import errno
 import json
+import logging
 import mmap
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from trimsfs.client import native, shared_blocks
+from trimsfs.client.file_attributes import read_attribute
 from trimsfs.extras.folding import folding
 
 SIZE = 2 << 20
@@ -29,19 +33,27 @@ def model(tmp_path: Path) -> Path:
 def generations(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files have the generations that the listing tells."""
 
-    def read(file: io.FileIO) -> str:
-        return "0" if os.path.samestat(os.fstat(file.fileno()), model.stat()) else "1"
+    def read(file: int, _: str) -> str:
+        return "0" if os.path.samestat(os.fstat(file), model.stat()) else "1"
 
-    monkeypatch.setattr(shared_blocks, "generation_of", read)
+    monkeypatch.setattr(shared_blocks, "read_attribute", read)
 
 
 def map_shared(model: Path) -> int:
-    with model.open("rb", buffering=0) as file:
+    with model.open("rb") as file:
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        return shared_blocks.map_shared(model, file, mapping)
+        return shared_blocks.map_shared(model, file.fileno(), mapping)
 
 
-def test_a_file_on_no_mount_shares_nothing(model: Path) -> None:
+def test_a_file_on_no_mount_has_no_attribute(model: Path) -> None:
+    descriptor = os.open(model, os.O_RDONLY)
+    try:
+        for file in (model, descriptor):
+            with pytest.raises(OSError, match=r"No data|not supported") as raised:
+                read_attribute(file, "generation")
+            assert raised.value.errno in {errno.ENODATA, errno.EOPNOTSUPP}
+    finally:
+        os.close(descriptor)
     assert map_shared(model) == 0
 
 
@@ -75,3 +87,20 @@ def test_a_link_from_elsewhere_leads_to_the_control_files(
     assert map_shared(link) == SIZE
     assert shared_blocks.similar_model(link) == model.with_name("other")
     assert folding.Foldable(link, 0, mapping)._derived(link, 2) == tmp_path / ".trims/model/derived-0-2"
+
+
+def test_without_the_package_the_model_is_mapped_by_itself(
+    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "xattr", None)
+    shared_blocks._warn_of_missing_package.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert (map_shared(model), map_shared(model)) == (0, 0)
+    (record,) = caplog.records
+    assert "pip install xattr" in record.getMessage()
+
+
+def test_another_module_of_that_name_does_no_harm(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared_blocks._warn_of_missing_package.cache_clear()
+    monkeypatch.setitem(sys.modules, "xattr", ModuleType("xattr"))
+    assert map_shared(model) == 0

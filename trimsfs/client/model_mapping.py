@@ -18,5 +18,5 @@ def mapped(path: Path, file: io.FileIO, *, common: bool) -> mmap.mmap | bytes:
         return b""
     mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     if common:
-        map_shared(path, file, mapping)
+        map_shared(path, file.fileno(), mapping)
     return mapping

@@ -3,8 +3,9 @@
 The mount lists only ranges that lie in the same disk blocks. The kernel compared their bytes before it shared them.
 """
 
-import io
+import functools
 import json
+import logging
 import mmap
 import os
 from contextlib import suppress
@@ -12,24 +13,27 @@ from pathlib import Path
 from typing import Any
 
 from trimsfs.client import pages
-from trimsfs.client.file_state import generation_of, is_local
+from trimsfs.client.file_attributes import read_attribute
+from trimsfs.client.file_state import is_local
+
+log = logging.getLogger(__name__)
 
 LEAST = 1 << 20
 """Bytes of the smallest model for which the client asks the mount."""
 
 
-def map_shared(path: Path, file: io.FileIO, mapping: mmap.mmap) -> int:
-    """Map the shared ranges over a private mapping of a model's open file on a mount; returns their total bytes.
+def map_shared(path: Path, descriptor: int, mapping: mmap.mmap) -> int:
+    """Map the shared ranges over a private mapping of a model's file on a mount; returns their total bytes.
 
-    The program must not have written to the mapping. *path* led to the file. Of a file that is not all on this host
-    nothing is mapped: a page that cannot be fetched would raise SIGBUS.
+    The program must not have written to the mapping. *descriptor* is the file's, and *path* led to it. Of a file that
+    is not all on this host nothing is mapped: a page that cannot be fetched would raise SIGBUS.
     """
     listing = _listing(path) if len(mapping) >= LEAST else {}
     with suppress(OSError):
         # The path may lead to another content by now, or the listing be of an earlier one.
-        if listing and generation_of(file) == listing["of"]:
+        if listing and _generation(descriptor) == listing.get("of"):
             with _beside(path, listing["path"]).open("rb", buffering=0) as other:
-                if generation_of(other) == listing["generation"] and is_local(other):
+                if _generation(other.fileno()) == listing["generation"] and is_local(other):
                     return _map(mapping, other.fileno(), listing["parts"])
     return 0
 
@@ -58,6 +62,20 @@ def _listing(path: Path) -> dict[str, Any]:
     except OSError:
         return {}
     return listing
+
+
+def _generation(descriptor: int) -> str | None:
+    """The generation of an open file; None without the package xattr. Raises OSError."""
+    try:
+        return read_attribute(descriptor, "generation")
+    except ImportError:  # it is missing, cannot be loaded, or is another module of the program
+        _warn_of_missing_package()
+        return None
+
+
+@functools.cache
+def _warn_of_missing_package() -> None:
+    log.warning("trimsfs: models do not share equal blocks in memory: this Python lacks xattr: pip install xattr")
 
 
 def _map(mapping: mmap.mmap, descriptor: int, parts: list[tuple[int, int, int]]) -> int:
