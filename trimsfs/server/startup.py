@@ -27,13 +27,14 @@ from trimsfs.fetch.processes.thread_copier import ThreadCopier
 from trimsfs.fetch.processes.workers import ForkedSpawner, fork_spawner
 from trimsfs.fetch.store_requests import max_requests
 from trimsfs.formats import load_readers
-from trimsfs.handover.keeper_client import Promotion, stand_by, tell_failure
+from trimsfs.handover.keeper_client import tell_failure
 from trimsfs.integrity.manifests import ReadManifest
 from trimsfs.options import MountOptions
 from trimsfs.plugins import plugin
 from trimsfs.server import sandbox
 from trimsfs.server.lifecycle import serve
 from trimsfs.server.plugin import ServerPlugin, load_plugins
+from trimsfs.server.standby import await_turn
 from trimsfs.stores.base import Store
 from trimsfs.stores.broker import Broker
 from trimsfs.stores.local_directory import DirectoryStore
@@ -97,7 +98,7 @@ def main() -> None:
         _confine(options, writable, cache_fails)
         gc.enable()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        keeper_end, promotion = _await_turn(keeper_end, options, writable, forks=order.get("forks", False))
+        keeper_end, promotion = await_turn(keeper_end, options, writable, forks=order.get("forks", False))
         if promotion is not None and promotion.fuse is None and cache_fails is not None:
             raise cache_fails
         if promotion is not None:
@@ -222,48 +223,6 @@ def _confine(options: MountOptions, writable: Sequence[Path], cache_fails: Cache
     if options.fence:
         os.environ["SQLITE_TMPDIR"] = str(options.cache_dir)
         sandbox.fence(writable)
-
-
-def _reap(standby: int) -> None:
-    """Let the kernel forget a standby once it has ended: only the keeper wants to know.
-
-    The signal is not ignored for that: of a helper for credentials, this process must learn whether it has failed.
-    """
-
-    def reap(*_: object) -> None:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(standby, os.WNOHANG)
-
-    signal.signal(signal.SIGCHLD, reap)
-    reap()
-
-
-def _await_turn(
-    keeper_end: socket.socket, options: MountOptions, writable: Sequence[Path], *, forks: bool
-) -> tuple[socket.socket, Promotion | None]:
-    """Stand by until the keeper promotes this process, which may then fork the next standby, if it *forks*.
-
-    Returns, in either process, its channel to the keeper and its promotion; None if the keeper dismisses it.
-    """
-    promotion = stand_by(keeper_end, forks=forks)
-    if promotion is None or promotion.standby is None:
-        return keeper_end, promotion
-    with socket.socket(fileno=promotion.standby) as end:
-        try:
-            pid = os.fork()
-        except OSError:
-            pid = None  # the keeper sees the channel close, and starts a standby
-        if pid != 0:
-            if pid is not None:
-                _reap(pid)
-            if options.fence:
-                sandbox.set_apart(writable)
-            return keeper_end, promotion
-        os.setsid()
-        keeper_end.close()
-        for descriptor in filter(None, (promotion.ledger, promotion.lock, promotion.fuse)):
-            os.close(descriptor)
-        return _await_turn(end.dup(), options, writable, forks=False)
 
 
 def _raise_priority() -> None:
