@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from trimsfs.prefetch.load_order import MOST_FILES, is_below
+from trimsfs.prefetch.related_files import MOST_FILES, is_below
 
 LONGEST = 1 << 16
 """Bytes of the longest record."""

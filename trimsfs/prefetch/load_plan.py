@@ -8,7 +8,7 @@ from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.namespace.listing import NonObject
 from trimsfs.namespace.tree import Namespace
 from trimsfs.prefetch.load_history import Want, unpacked
-from trimsfs.prefetch.load_order import (
+from trimsfs.prefetch.related_files import (
     HINT,
     INDEX_END,
     LARGEST_HINT,
@@ -41,7 +41,7 @@ class LoadPlanner:
         self._fetcher = fetcher
 
     async def expected(self, key: str) -> Expected:
-        """The files of a load that begins with *key*, including it, in load order. Raises TrimsError."""
+        """The files of a load that begins with *key*, including it, in the order of reading. Raises TrimsError."""
         prefix = key[: key.rfind("/") + 1]
         name = key[len(prefix) :]
         hint = self._namespace.known_entries(prefix).get(HINT)

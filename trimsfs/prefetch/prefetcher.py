@@ -13,8 +13,8 @@ from trimsfs.opening.passthrough import Passthrough
 from trimsfs.origins import ByPath
 from trimsfs.prefetch.account import Account, PrefetchStatistics
 from trimsfs.prefetch.directory_readahead import Readable
-from trimsfs.prefetch.load_order import describes
 from trimsfs.prefetch.model_readahead import ModelReadahead
+from trimsfs.prefetch.related_files import describes
 from trimsfs.prefetch.siblings import Siblings
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.tiers.blob import Blob

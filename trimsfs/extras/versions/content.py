@@ -18,7 +18,7 @@ from trimsfs.errors import (
 )
 from trimsfs.formats.table import FormatError
 from trimsfs.formats.version_records import DIRECTORY, check_path
-from trimsfs.prefetch.load_order import HINT, LARGEST_HINT, hinted
+from trimsfs.prefetch.related_files import HINT, LARGEST_HINT, hinted
 from trimsfs.stores.base import Page, Store
 from trimsfs.stores.open import directory_of
 from trimsfs.stores.retrying import Retrying

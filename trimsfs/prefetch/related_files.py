@@ -1,4 +1,4 @@
-"""Load order: which files of a directory a load of a model reads, by their names and by small files that list them."""
+"""Related files: what a load of a model reads with a file, by its name and by small files that list others."""
 
 import json
 import os

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trimsfs.prefetch.load_order import MOST_FILES, numbered
+from trimsfs.prefetch.related_files import MOST_FILES, numbered
 
 
 @pytest.mark.parametrize("count", [3, MOST_FILES, MOST_FILES + 2, 3 * MOST_FILES])
