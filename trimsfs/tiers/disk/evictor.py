@@ -37,8 +37,9 @@ class Evictor:
 
     async def candidates(self) -> list[Evictable]:
         """The blobs that are neither in use nor pinned, as far as is known. Raises sqlite3.Error."""
-        journal, now = self._state.journal, trio.current_time()
+        journal = self._state.journal
         await journal.flush()
+        now = trio.current_time()
         self._mapped = {token: until for token, until in self._mapped.items() if until > now}
         return [
             replace(entry, cost_s=self._load_cost(entry.key, entry.size))
@@ -65,11 +66,15 @@ class Evictor:
         It is when it is so for *patience_s*. Raises CacheUnusableError.
         """
         deadline = time.monotonic() + patience_s  # whatever trio's clock does: threads and processes are waited for
-        while (freed := await self._remove(token, key)) is None and not self._is_used(token):
-            if time.monotonic() >= deadline:
-                self._mapped[token] = trio.current_time() + MAPPED_FOR_S
-                break
-            await self._state.threads.run(time.sleep, MAPPED_INTERVAL_S)
+        try:
+            while (freed := await self._remove(token, key)) is None and not self._is_used(token):
+                if time.monotonic() >= deadline:
+                    self._mapped[token] = trio.current_time() + MAPPED_FOR_S
+                    break
+                await self._state.threads.run(time.sleep, MAPPED_INTERVAL_S)
+        except (OSError, sqlite3.Error) as error:
+            log.error("%s: cannot evict blob %s: %s", key, token, error)
+            raise CacheUnusableError(f"{key}: cannot be removed from the cache: {error}") from error
         return freed
 
     async def _remove(self, token: str, key: str) -> int | None:
@@ -87,12 +92,9 @@ class Evictor:
             state.budget.add(key, -sum(unrecorded.values()))
             try:
                 recorded = await state.threads.run(state.files.remove, token)
-            except BaseException as error:
+            except BaseException:
                 state.journal.lost(token, gone | unrecorded.keys())
-                if not isinstance(error, OSError | sqlite3.Error):
-                    raise
-                log.error("%s: cannot evict blob %s: %s", key, token, error)
-                raise CacheUnusableError(f"{key}: cannot be removed from the cache: {error}") from error
+                raise
         counted = [size for chunk, size in recorded.items() if chunk not in unrecorded and chunk not in gone]
         state.budget.add(key, -sum(counted))
         state.budget.found_room()
