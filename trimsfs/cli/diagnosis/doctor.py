@@ -124,10 +124,11 @@ def _privileges(options: MountOptions) -> str:
         return "root: mounts by itself, every local user may read"
     if shutil.which("fusermount3") is None:
         raise ProblemError("fusermount3 is not installed: install the package fuse3, or mount as root")
-    configuration = Path("/etc/fuse.conf")
-    lines = configuration.read_text().splitlines() if configuration.exists() else []
-    if options.allow_other and "user_allow_other" not in map(str.strip, lines):
-        raise ProblemError("--allow-other needs the line user_allow_other in /etc/fuse.conf")
+    if options.allow_other:
+        configuration = Path("/etc/fuse.conf")
+        lines = configuration.read_text().splitlines() if configuration.exists() else []
+        if "user_allow_other" not in map(str.strip, lines):
+            raise ProblemError("--allow-other needs the line user_allow_other in /etc/fuse.conf")
     return f"uid {os.geteuid()}: mounts through fusermount3"
 
 
