@@ -85,7 +85,7 @@ def test_options_of_every_mount_are_for_others() -> None:
         ("fence", 'option --fence: set "fence" in the configuration file (see docs/configuration.md)'),
         ("no-fence", 'option --no-fence: set "fence" in the configuration file (see docs/configuration.md)'),
         ("stale_for=5", 'option --stale-for: set "stale_for" in the configuration file (see docs/configuration.md)'),
-        ("cache-policy=lcu", "option --cache-policy lcu: write option --eviction disk=lcu"),
+        ("cache-policy=lcu", "option --cache-policy lcu: write --eviction disk=lcu"),
     ],
 )
 def test_what_cannot_be_meant_is_told(text: str, message: str) -> None:

@@ -61,19 +61,24 @@ def test_the_policy_of_a_tier_is_that_of_the_last_source_that_has_one(tmp_path: 
 @pytest.mark.parametrize(("name", "tier"), FORMER.items())
 def test_a_former_option_is_refused_with_its_new_spelling(name: str, tier: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(mount, [flag(name), "lcu", str(tmp_path / "models")])
-    message = f"trimsfs: option {flag(name)} lcu: write option --eviction {tier}=lcu\n"
+    message = f"trimsfs: option {flag(name)} lcu: write --eviction {tier}=lcu\n"
     assert (done.exit_code, done.output) == (REFUSED, message)
 
     file = tmp_path / "config.toml"
     file.write_text(f'{name} = "lcu"')
     variable = f"TRIMSFS_{name.upper()}"
     for configs, environment, expected in [
-        ([], {variable: "lcu"}, f"variable {variable}=lcu: write variable TRIMSFS_EVICTION={tier}=lcu"),
-        ([file], {}, f"option {name} = 'lcu' in {file}: write option eviction = '{tier}=lcu' in {file}"),
+        ([], {variable: "lcu"}, f"variable {variable}=lcu: write TRIMSFS_EVICTION={tier}=lcu"),
+        ([file], {}, f"option {name} = 'lcu' in {file}: write eviction = \"{tier}=lcu\""),
     ]:
         with pytest.raises(ConfigurationError) as refused:
             load_options({}, configs=configs, environment=environment)
         assert str(refused.value) == expected
+
+
+def test_former_options_of_one_source_become_one() -> None:
+    with pytest.raises(ConfigurationError, match=r"--cache-policy never: write --eviction disk=never,gpu=lcu$"):
+        load_options({"cache_policy": "never", "gpu_policy": "lcu"}, environment={})
 
 
 # The policies of tiers

@@ -113,10 +113,12 @@ def load_options(
 
 def _check_names(options: Mapping[str, Any], source: str) -> None:
     """Raises ConfigurationError for a former option, and for one that the command line does not take."""
+    policies = ",".join(f"{FORMER[name]}={value}" for name, value in options.items() if name in FORMER)
+    new = {COMMAND_LINE: f"--eviction {policies}", ENVIRONMENT: f"{ENVIRONMENT_PREFIX}EVICTION={policies}"}
     for name, value in options.items():
         if name in FORMER:
-            new = _spelling("eviction", f"{FORMER[name]}={value}", source)
-            raise ConfigurationError(f"{_spelling(name, value, source)}: write {new}")
+            remedy = new.get(source, f'eviction = "{policies}"')
+            raise ConfigurationError(f"{_spelling(name, value, source)}: write {remedy}")
         if source == COMMAND_LINE and name in SCALARS and name not in FLAGS:
             spelled = flag(f"no_{name}" if value is False else name)
             raise ConfigurationError(
