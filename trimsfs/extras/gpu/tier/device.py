@@ -52,8 +52,8 @@ class StagingBuffer:
     """
 
     def __init__(self) -> None:
+        self._stream = Stream()  # first: the device may be full, and page-locked memory stays until the process ends
         self._buffer = PinnedBuffer(CHUNK_SIZE)
-        self._stream = Stream()
         self.view = self._buffer.view
 
     def write(self, address: int, size: int) -> None:
