@@ -139,6 +139,6 @@ def _entry(prefix: str, item: object, origins: Origins | None) -> tuple[str, Ent
             )
         case _:
             raise ValueError("no entry of a listing")
-    if not possible(os.fsencode(name)) or not (isinstance(entry, NonObject) or entry.plausible):
+    if not possible(os.fsencode(name)) or (isinstance(entry, Generation) and not entry.plausible):
         raise ValueError("no entry that a listing shows")
     return name, entry
