@@ -16,11 +16,11 @@ def checked_endpoint(url: str) -> str:
     shown = re.sub(r"\?.*", "?***", re.sub(r"//[^/]*@", "//***@", url))
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        reason = "" if parts.username is None else "credentials do not belong there: "
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0 and not reason
     except ValueError:
-        usable = False
-    if not usable or parts.username is not None or parts.query or parts.fragment or re.search(r"\s", url):
-        reason = "credentials do not belong there: " if "@" in url else ""
+        usable, reason = False, ""
+    if not usable or parts.query or parts.fragment or re.search(r"\s", url):
         raise ConfigurationError(f"endpoint URL {shown!r}: {reason}write https://HOST[:PORT] or http://HOST[:PORT]")
     return url.rstrip("/")
 
