@@ -1,7 +1,7 @@
 """The exceptions of trimsfs, independent of FUSE and of any vendor's library.
 
 Messages are one line: the subject, the cause and, where there is one, the remedy. ``trimsfs.fuse.errnos``
-maps them to errno values, ``trimsfs.cli.output`` to exit codes.
+maps them to errno values, ``trimsfs.exit_codes`` to exit codes.
 """
 
 from typing import Self

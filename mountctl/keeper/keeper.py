@@ -64,7 +64,7 @@ class Keeper:
         self._mount = KeptMount(order, stored)
         self._reporter = Reporter(status, None if order["foreground"] else Path(order["options"]["log_file"]))
         self._selector = selectors.DefaultSelector()
-        """Its data are called when a descriptor can be read."""
+        """The keeper calls the data of a descriptor's key when the descriptor can be read."""
         self._control_socket = ControlSocket(self._selector, self._on_request)
         self._crew = Crew(
             order, servers, self._mount, self._reporter, self._selector, on_ready=self._on_ready, left=left
@@ -124,7 +124,9 @@ class Keeper:
         try:
             while not self.ended:
                 self._tick()
-                for key, _ in self._selector.select(self._due_s) if not self.ended else ():
+                if self.ended:
+                    break
+                for key, _ in self._selector.select(self._due_s):
                     act: Callable[[], None] = key.data
                     act()
         finally:

@@ -91,7 +91,7 @@ class Session:
             pyfuse3.close(unmount=False)
 
     async def agreed(self) -> tuple["_libfuse._Connection", bytes]:
-        """Wait until the kernel and `serve` have agreed on the connection: it, and the kernel's INIT message."""
+        """Wait until the kernel and `serve` have agreed on the connection; it, and the kernel's INIT message."""
         await self._agreed.wait()
         return _libfuse.connection(), _libfuse.init_message()
 

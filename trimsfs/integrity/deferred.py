@@ -85,7 +85,8 @@ class DeferredComparisons:
 
     def add(self, blob: Blob, *, at_once: bool = False) -> None:
         """Compare a blob later; *at_once*, its bytes are in doubt, or a program waits for it."""
-        entry, due = self._entries.get(blob.token), AT_ONCE if at_once else trio.current_time() + self._pace.latest_s
+        due = AT_ONCE if at_once else trio.current_time() + self._pace.latest_s
+        entry = self._entries.get(blob.token)
         if entry is None or entry.blob is not blob or due < entry.due:
             self._entries[blob.token] = _Entry(blob, due)
             self._tell()

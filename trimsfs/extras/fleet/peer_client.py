@@ -84,7 +84,8 @@ class PeerClient:
         asked = await self._asked(request)
         if isinstance(asked, PeerAnswer):
             return asked
-        (connection, head, waited_s), kept = asked, False
+        connection, head, waited_s = asked
+        kept = False
         try:
             if head.status == 200:
                 return PeerAnswer(outcome="damaged", detail="it answers with more than was asked for")
