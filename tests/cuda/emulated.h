@@ -18,6 +18,7 @@
 #include <stdint.h>
 
 #define API __attribute__((visibility("default")))
+#define STALE 0xA5 /* of new memory, as a true driver does not clear it; as in memory.py */
 #define GRANULARITY ((size_t)2 << 20)
 #define DEVICES_LIMIT 16
 #define HANDLE_SIZE 64

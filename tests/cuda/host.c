@@ -76,6 +76,7 @@ API CUresult cuMemHostAlloc(void **place, size_t size, unsigned flags)
 	if (range == NULL)
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	range->context = context;
+	memset(pages, STALE, whole);
 	*place = pages;
 	return CUDA_SUCCESS;
 }
