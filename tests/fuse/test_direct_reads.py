@@ -290,6 +290,13 @@ def test_a_file_that_is_not_weights_has_pages_until_it_is_resident(cold: Cold, d
     assert os.pread(direct, SIZE, 0) == CONTENT
 
 
+@pytest.mark.parametrize("cold", [".safetensors", ".gguf", ".params"], indirect=True)
+def test_weights_are_known_by_their_names(cold: Cold, direct: int) -> None:
+    assert os.pread(direct, 2 * MIB, 0) == CONTENT[: 2 * MIB]
+    assert cold.comes()
+    assert pages(direct) == 0
+
+
 # Without its server
 
 

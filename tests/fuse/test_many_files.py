@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +94,18 @@ def test_each_warm_open_is_one_round_trip_however_few_descriptors_there_are(many
     assert (passed, cached, reads) == (2 * COUNT, 0, 0)
     assert many.requests() == (0, set())
     assert many.descriptors() < LIMIT
+
+
+def test_more_files_are_open_at_once_than_there_are_descriptors(many: Many) -> None:
+    many.requests()
+    before = many.opens()
+    with ExitStack() as held:
+        files = [held.enter_context(many.path(number).open("rb", buffering=0)) for number in range(COUNT)]
+        for number, file in enumerate(files):
+            assert file.read() == content(number)
+    passed, cached, reads = (after - earlier for after, earlier in zip(many.opens(), before, strict=True))
+    assert (passed, cached, reads) == (COUNT, 0, 0)
+    assert many.requests() == (0, set())
 
 
 @pytest.mark.parametrize(("first", "removed"), [(0, False), (10, True)])
