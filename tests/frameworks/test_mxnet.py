@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.services.ceph import Ceph
 from tests.support.frameworks import python_of, run_mxnet
 from tests.support.mounts import TRIMSFS, MountedStore, mounted
 
@@ -22,7 +23,7 @@ def loaders(*arguments: str | Path, shared: bool = False) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A directory with a network, the same on a mount, and what plain MXNet makes of the directory."""
+    """A directory with a network, the same on a mount of a bucket, and what plain MXNet makes of the directory."""
 
     local: Path
     mount: MountedStore
@@ -30,11 +31,16 @@ class Network:
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+def network(ceph: Ceph, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
     scratch = tmp_path_factory.mktemp("mxnet")
     local = scratch / "store"
     loaders("--build", local)
-    with mounted(local, scratch) as mount:
+    client = ceph.client()
+    client.create_bucket(Bucket="mxnet")
+    for path in filter(Path.is_file, local.rglob("*")):
+        client.upload_file(str(path), "mxnet", str(path.relative_to(local)))
+    client.close()
+    with mounted("s3://mxnet", scratch, environment=ceph.environment()) as mount:
         yield Network(local, mount, loaders(local))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.parts import disk_tier, fill
-from tests.support.stores import MemoryStore, as_store
+from tests.support.stores import MemoryStore, Reticent, as_store
 from trimsfs.errors import ObjectNotFoundError
 from trimsfs.options import MountOptions
 from trimsfs.options.store_settings import StoreTable
@@ -93,6 +93,17 @@ async def test_only_the_store_of_a_key_is_asked(router: StoreRouter, one: Memory
         ("list_page", "d/"),
     ]
     assert other.requests == []
+
+
+async def test_pages_and_what_may_not_be_read_are_those_of_the_store() -> None:
+    router = StoreRouter({"one/": as_store(Reticent({f"dir/{name}": b"" for name in "abc"}))})
+    listed, token = list[str](), None
+    for _ in range(3):
+        page = await router.list_page("one/dir/", token=token, limit=1)
+        listed += [generation.key for generation in page.objects]
+        assert page.unreadable == ("one/dir/secret",)
+        token = page.next_token
+    assert (listed, token) == (["one/dir/a", "one/dir/b", "one/dir/c"], None)
 
 
 async def test_links_of_a_directory_have_their_file_on_the_mount(tmp_path: Path) -> None:

@@ -283,6 +283,10 @@ async def test_the_spans_of_a_cold_open_explain_its_time(serving: Serving, store
         assert "lookup" in {span["name"] for span in found[0]["spans"]}
 
 
+def test_spans_that_overlap_count_once() -> None:
+    assert covered_s({"start": start, "duration": duration} for start, duration in [(3, 1), (0.5, 1.5), (0, 1)]) == 3
+
+
 async def test_a_trace_of_a_stream_goes_on_until_all_has_come(
     serving: Serving, store: MemoryStore, chunk_size: int
 ) -> None:

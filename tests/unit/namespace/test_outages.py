@@ -291,3 +291,28 @@ def test_of_too_many_listings_the_oldest_are_forgotten(index: BlobIndex, monkeyp
         return [await records.last(f"{number}/") is not None for number in range(5)]
 
     assert trio.run(record) == [False, False, False, True, True]
+
+
+def test_what_a_record_takes_to_be_written_does_not_grow_with_their_number(index: BlobIndex) -> None:
+    async def steps(records: ListingRecords, number: int) -> int:
+        """The steps of SQLite's virtual machine for one more record, in hundreds."""
+        count = 0
+
+        def stepped() -> None:
+            nonlocal count
+            count += 1
+
+        with index.transaction() as connection:
+            connection.set_progress_handler(stepped, 100)
+        await records.record(f"{number}/", lambda: bytes(100))
+        with index.transaction() as connection:
+            connection.set_progress_handler(None, 0)
+        return count
+
+    async def record() -> None:
+        records = ListingRecords(index, Threads(1), "memory://test")
+        for number in range(2000):
+            await records.record(f"{number}/", lambda: bytes(100))
+        assert await steps(records, 2000) < 10
+
+    trio.run(record)
