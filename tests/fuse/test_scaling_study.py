@@ -8,7 +8,7 @@ from rich.console import Console
 
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.data import BUCKET, Data
-from tests.benchmarks.scale import MIB, QUICK
+from tests.benchmarks.scale import MIB, QUICK, Scale
 from tests.benchmarks.scaling import growths, slopes, study
 from tests.services.fast import start_fast
 
@@ -29,22 +29,26 @@ SMALLEST = replace(
 )
 
 
-def test_names_and_files(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
-    data = Data(tmp_path)
+def measured(root: Path, scale: Scale) -> dict[str, dict[str, list[int]]]:
+    """The numbers for which the study has a sample, by group and name."""
+    root.chmod(0o755)
+    data = Data(root)
     (data.store / BUCKET).mkdir(parents=True)
     with start_fast(data.store) as server:
-        scale = replace(SMALLEST, objects=(20,), files=(3,))
-        bench = Bench(scale, tmp_path, data, server, server, Console(quiet=True))
+        bench = Bench(scale, root, data, server, server, Console(quiet=True))
         growths.scale(bench)
-    assert not bench.results.failures
-    found = {
+    results = bench.results
+    assert not results.failures
+    return {
         group: {
-            name: [number for number, _ in slopes.points(bench.results, group, name)]
-            for name in slopes.names(bench.results, group)
+            name: [number for number, _ in slopes.points(results, group, name)] for name in slopes.names(results, group)
         }
         for group in slopes.GROUPS
     }
+
+
+def test_names_and_files(tmp_path: Path) -> None:
+    found = measured(tmp_path, replace(SMALLEST, objects=(20,), files=(3,)))
 
     common = {study.STAT, study.LS, study.OPEN, study.OPEN_CPU, study.MEMORY, study.CPU}
     expected = {
@@ -55,3 +59,17 @@ def test_names_and_files(tmp_path: Path) -> None:
     assert {group: set(names) for group, names in found.items() if names} == expected
     assert all(numbers == [20] for numbers in found[growths.OBJECTS].values())
     assert all(numbers == [3] for group in (growths.CACHE, growths.FILES) for numbers in found[group].values())
+
+
+@pytest.mark.slow
+def test_all_else(tmp_path: Path) -> None:
+    rest = replace(SMALLEST, objects_in_one_directory=(20,), mounts=(1, 2), sharers=(2,), object_gb=(1,))
+    found = measured(tmp_path, rest)
+
+    assert [group for group, names in found.items() if names] == [
+        growths.FLAT,
+        growths.MOUNTS,
+        growths.READERS,
+        growths.SIZE,
+    ]
+    assert all(numbers == [1, 2] for numbers in found[growths.MOUNTS].values())
