@@ -83,6 +83,8 @@ class State:
         self.throttled = 0
         self.whole = False
         """Whether the hub itself ignores ranges."""
+        self.damaged = False
+        """Whether the last byte of each body is another one."""
         self.lock = threading.Lock()
 
 
@@ -228,6 +230,8 @@ class Handler(BaseHTTPRequestHandler):
         return self._send(content, {"ETag": '"the-cdn-has-its-own"'})
 
     def _send(self, content: bytes, headers: dict[str, str]) -> Reply:
+        if self.server.state.damaged and content:
+            content = content[:-1] + bytes([content[-1] ^ 1])
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("range", ""))
         if asked is None or not content or (self.server.state.whole and not self.server.cdn):
             return 200, content, headers
@@ -268,6 +272,7 @@ class Handler(BaseHTTPRequestHandler):
             repository.refs[ref] = body.decode() or repository.refs["main"]
             return self._json({})
         if verb == "set":
+            assert hasattr(state, rest), rest
             setattr(state, rest, json.loads(body))
             return self._json({})
         requests, state.requests = state.requests, []
