@@ -18,8 +18,19 @@ _MOST_DIMENSIONS = 32
 _LEAST_ENTRY = 8
 """Bytes of the shortest array."""
 _DTYPES = (
-    *("float32", "float64", "float16", "uint8", "int32", "int8", "int64", "bool", "int16", "uint16", "uint32"),
-    *("uint64", "bfloat16"),
+    "float32",
+    "float64",
+    "float16",
+    "uint8",
+    "int32",
+    "int8",
+    "int64",
+    "bool",
+    "int16",
+    "uint16",
+    "uint32",
+    "uint64",
+    "bfloat16",
 )
 
 

@@ -9,18 +9,28 @@ from collections.abc import Iterator
 
 from trimsfs.formats.archive import Archive
 from trimsfs.formats.source import Cursor, Source
-from trimsfs.formats.table import DTYPE_BITS, FormatError, Tensor, TensorTable, checked_shape, dense, table
+from trimsfs.formats.table import FormatError, Tensor, TensorTable, checked_shape, dense, table
 
 NPY, NPZ = "npy", "npz"
 MAGIC = b"\x93NUMPY"
 SUFFIX = ".npy"
 _LONGEST = 4 << 10
-_NUMBERS = (
-    *("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"),
-    *("float16", "float32", "float64", "complex64", "complex128"),
-)
-_DTYPES = {"b1": "bool", **{f"{name[0]}{DTYPE_BITS[name] // 8}": name for name in _NUMBERS}}
-"""By the letter and the bytes of NumPy's name for them."""
+_DTYPES = {
+    "b1": "bool",
+    "u1": "uint8",
+    "i1": "int8",
+    "u2": "uint16",
+    "i2": "int16",
+    "u4": "uint32",
+    "i4": "int32",
+    "u8": "uint64",
+    "i8": "int64",
+    "f2": "float16",
+    "f4": "float32",
+    "f8": "float64",
+    "c8": "complex64",
+    "c16": "complex128",
+}
 _NATIVE = "<|="
 
 

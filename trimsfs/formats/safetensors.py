@@ -8,17 +8,24 @@ from collections.abc import Iterator
 from typing import Any
 
 from trimsfs.formats.source import Cursor, Source
-from trimsfs.formats.table import DTYPE_BITS, FormatError, Tensor, TensorTable, check_json, dense, table
+from trimsfs.formats.table import FormatError, Tensor, TensorTable, check_json, dense, table
 
 NAME = "safetensors"
-_NUMBERS = (
-    *("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"),
-    *("float16", "float32", "float64", "complex64"),
-)
 _DTYPES = {
     "BOOL": "bool",
-    **{f"{name[0].upper()}{DTYPE_BITS[name]}": name for name in _NUMBERS},
+    "U8": "uint8",
+    "I8": "int8",
+    "U16": "uint16",
+    "I16": "int16",
+    "U32": "uint32",
+    "I32": "int32",
+    "U64": "uint64",
+    "I64": "int64",
+    "F16": "float16",
     "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "C64": "complex64",
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
     "F8_E4M3FNUZ": "float8_e4m3fnuz",

@@ -20,10 +20,19 @@ MOST_PROCESSES = 10_000
 LOOKS = 4
 """Processes that are looked at when another is remembered, to forget those that have ended."""
 LAUNCHERS = frozenset(
-    (
-        *("containerd", "crio", "dockerd", "init", "k3s-agent", "k3s-server", "kubelet", "kubelite", "nomad", "podman"),
+    {
+        "containerd",
+        "crio",
+        "dockerd",
+        "init",
+        "k3s-agent",
+        "k3s-server",
+        "kubelet",
+        "kubelite",
+        "nomad",
+        "podman",
         "systemd",
-    )
+    }
 )
 """Programs that follow a path for what they start: what they saw once must not count for all that they start later."""
 
