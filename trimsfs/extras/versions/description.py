@@ -52,12 +52,17 @@ async def describe(
 
 
 async def _read(path: str, content: Content, progress: Callable[[int], None]) -> tuple[str, Fingerprint | None]:
-    digester = Digester(content.size, await tensors_of(path, content))
+    digester = await digester_of(path, content)
     for offset in range(0, content.size, CHUNK_SIZE):
         data = await content.read(offset, min(CHUNK_SIZE, content.size - offset))
         await in_thread(digester.update, data)
         progress(len(data))
     return digester.hexdigest(), digester.fingerprint()
+
+
+async def digester_of(path: str, content: Content) -> "Digester":
+    """What digests the bytes of a file."""
+    return Digester(content.size, await tensors_of(path, content))
 
 
 class Digester:

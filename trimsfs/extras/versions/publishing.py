@@ -16,7 +16,7 @@ from trimsfs.concurrency.in_thread import in_thread
 from trimsfs.errors import ConfigurationError, ObjectChangedError, TrimsError, VersionConflictError
 from trimsfs.extras.versions.catalog import Catalog, now
 from trimsfs.extras.versions.content import Content
-from trimsfs.extras.versions.description import Described, Digester, tensors_of
+from trimsfs.extras.versions.description import Described, Digester, digester_of
 from trimsfs.formats import fingerprints, version_records
 from trimsfs.formats.version_records import Manifest, Reservation, VersionFile
 from trimsfs.stores.writer import Stored, Upload, part_size
@@ -277,7 +277,7 @@ class _Push:
         """What computes a file's SHA-256 and, if nobody has read it before, its fingerprint."""
         if file.fingerprint is not None:
             return hashlib.sha256()
-        return Digester(file.content.size, await tensors_of(path, file.content))
+        return await digester_of(path, file.content)
 
     def _digested(self, path: str, digester: "Digester | hashlib._Hash") -> None:
         if isinstance(digester, Digester):

@@ -71,14 +71,14 @@ async def remove_unfinished(catalog: Catalog, version: str) -> None:
 
     Raises VersionConflictError when the version is published, NoSuchEntryError when there is nothing of it.
     """
-    ended = VersionConflictError(f"{catalog.of(version)}: its push has ended: remove it without --unfinished")
+    ended = f"{catalog.of(version)}: its push has ended: remove it without --unfinished"
     if await catalog.manifest(version) is not None:
-        raise ended
+        raise VersionConflictError(ended)
     reserved = await catalog.reservation(version) is not None
     # The reservation is first: a push looks for it before it makes the manifest.
     await catalog.writer.delete([version_records.reservation_key(catalog.name, version)])
     if await catalog.manifest(version) is not None:  # the push had looked just before
-        raise ended
+        raise VersionConflictError(ended)
     await catalog.writer.delete([version_records.fingerprints_key(catalog.name, version)])
     deleted = await _delete_files(catalog, version)
     published = await catalog.manifest(version)
@@ -86,7 +86,7 @@ async def remove_unfinished(catalog: Catalog, version: str) -> None:
         prefix = f"{catalog.name}/{version}/"
         there = {stored.key.removeprefix(prefix) async for stored in catalog.writer.list(prefix)}
         if published.files.keys() <= there:  # a push that began meanwhile
-            raise ended
+            raise VersionConflictError(ended)
         # A push that had looked before, and made the manifest since, has published a version without files.
         await catalog.writer.delete([version_records.manifest_key(catalog.name, version)])
     if not reserved and not deleted:
