@@ -113,17 +113,26 @@ def load_options(
 
 def _check_names(options: Mapping[str, Any], source: str) -> None:
     """Raises ConfigurationError for a former option, and for one that the command line does not take."""
-    policies = ",".join(f"{FORMER[name]}={value}" for name, value in options.items() if name in FORMER)
-    new = {COMMAND_LINE: f"--eviction {policies}", ENVIRONMENT: f"{ENVIRONMENT_PREFIX}EVICTION={policies}"}
     for name, value in options.items():
         if name in FORMER:
-            remedy = new.get(source, f'eviction = "{policies}"')
-            raise ConfigurationError(f"{_spelling(name, value, source)}: write {remedy}")
+            raise ConfigurationError(f"{_spelling(name, value, source)}: write {_eviction(options, source)}")
         if source == COMMAND_LINE and name in SCALARS and name not in FLAGS:
             spelled = flag(f"no_{name}" if value is False else name)
             raise ConfigurationError(
                 f'option {spelled}: set "{name}" in the configuration file (see docs/configuration.md)'
             )
+
+
+def _eviction(options: Mapping[str, Any], source: str) -> str:
+    """The former options of a source as one, in its spelling."""
+    policies = ",".join(f"{FORMER[name]}={value}" for name, value in options.items() if name in FORMER)
+    match source:
+        case "command line":
+            return f"--eviction {policies}"
+        case "environment":
+            return f"{ENVIRONMENT_PREFIX}EVICTION={policies}"
+        case _:
+            return f'eviction = "{policies}"'
 
 
 def _by_tier(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
