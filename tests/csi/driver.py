@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,13 +153,12 @@ def persistent(target: Path | str, volume: str, attributes: Mapping[str, str]) -
 def running(
     directory: Path,
     *options: str | Path,
-    prefix: Sequence[str] = (),
     socket: Path | None = None,
     log: list[str] | None = None,
 ) -> Iterator[Driver]:
     """A driver for the mounts of a node; it ends with status 0 and leaves no socket. *log* gets its lines."""
     socket, pods = socket or directory / "csi.sock", directory / "pods"
-    command = [*prefix, MOUNTCTL, "csi", "--endpoint", f"unix://{socket}", "--node-id", "node-1"]
+    command = [MOUNTCTL, "csi", "--endpoint", f"unix://{socket}", "--node-id", "node-1"]
     process = subprocess.Popen(
         [*command, "--mounts-dir", directory / "mounts", *options], stderr=subprocess.PIPE, text=True
     )

@@ -134,13 +134,13 @@ def test_opens_go_on_without_a_keeper_that_is_stopped_until_it_runs_again(waitin
     assert keeper(waiting)["restarts"] == 0
 
 
-@pytest.mark.parametrize("halted", [halted, frozen], ids=["stopped", "hangs"])
+@pytest.mark.parametrize("halt", [halted, frozen], ids=["stopped", "hangs"])
 def test_a_keeper_that_does_not_run_can_be_replaced(
-    halted: Callable[[int], AbstractContextManager[None]], waiting: MountedStore, store: Path
+    halt: Callable[[int], AbstractContextManager[None]], waiting: MountedStore, store: Path
 ) -> None:
     pid = int(str(keeper(waiting)["keeper_pid"]))
-    with (waiting.path / "model-0/part-0").open("rb", buffering=0) as file, halted(pid):
-        if halted is frozen:
+    with (waiting.path / "model-0/part-0").open("rb", buffering=0) as file, halt(pid):
+        if halt is frozen:
             assert f"does not answer: run `mountctl recover {waiting.path}`" in mountctl("status", waiting.path).stdout
         done = mountctl("recover", waiting.path)
         assert done.returncode == 0, done.stderr

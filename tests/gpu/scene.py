@@ -156,6 +156,10 @@ class Scene:
         found: list[dict[str, Any]] = self._devices()[device]["copies"]
         return found
 
+    def wait_until_loading(self) -> None:
+        """Wait until the one copy on the first device is being loaded."""
+        wait_until(lambda: [copy["state"] for copy in self.copies()] == ["loading"])
+
     def leases(self) -> int:
         """How many leases there are of copies on the first device."""
         return sum(copy["leased"] for copy in self.copies())

@@ -76,7 +76,7 @@ def test_a_copy_that_was_being_loaded_is_loaded_by_the_next_server(host: Scene, 
     program = host.program()
     with host.kernel.devices[0].paused():
         program.tell("control_file", path=host.control_file())
-        wait_until(lambda: [copy["state"] for copy in host.copies()] == ["loading"])
+        host.wait_until_loading()
         host.kill_server()
 
     assert program.answer()["nbytes"] == SIZE

@@ -119,7 +119,7 @@ def test_a_device_that_hangs_does_not_hold_up_unmounting(host: Scene) -> None:
     program = host.program()
     with host.kernel.devices[0].paused():
         program.tell("control_file", path=host.control_file())
-        wait_until(lambda: [copy["state"] for copy in host.copies()] == ["loading"])
+        host.wait_until_loading()
         program.kill()
         begun = 0.0
 

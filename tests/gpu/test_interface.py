@@ -109,7 +109,7 @@ def test_a_signal_ends_the_wait_for_a_copy_that_nobody_else_wants(host: Scene, s
     program = host.program()
     with host.kernel.devices[0].paused():
         program.tell("control_file", path=host.control_file())
-        wait_until(lambda: [copy["state"] for copy in host.copies()] == ["loading"])
+        host.wait_until_loading()
         program.kill()
         wait_until(lambda: host.copies() == [])  # after a moment, in which another could have asked for it
     wait_until(lambda: host.kernel.devices[0].used == host.counted("used_bytes") == 0)

@@ -37,7 +37,7 @@ def test_a_device_that_is_lost_while_it_is_filled_fails_whoever_waits(host: Scen
     program = host.program()
     with host.kernel.devices[0].paused():
         program.tell("control_file", path=host.control_file())
-        wait_until(lambda: [copy["state"] for copy in host.copies()] == ["loading"])
+        host.wait_until_loading()
         host.kernel.devices[0].lose()
     assert program.answer()["errno"] == errno.EIO
     assert host.file("net.bin").read_bytes() == (store / "net.bin").read_bytes()
