@@ -44,9 +44,12 @@ def test_one_file_that_was_replaced_has_its_siblings_looked_up_anew(tmp_path: Pa
         with files[0].open("rb") as before:
             assert files[1].read_bytes() == old[1]
             assert os.getxattr(before.fileno(), "user.trims.replaced") == b"false"
+            information = mount.path / "model/.trims" / SHARDS[0] / "info"
+            generation = json.loads(information.read_bytes())["generation"]
             new = publish(store / "model", BIAS)
             assert files[1].read_bytes() == old[1]
             assert files[2].read_bytes() == new[2]  # which was not here, and cannot be had of the old version
+            assert json.loads(information.read_bytes())["generation"] != generation
             assert [file.read_bytes() for file in files] == new
             assert before.read() == old[0]
             assert os.getxattr(before.fileno(), "user.trims.replaced") == b"true"

@@ -172,7 +172,7 @@ class Names:
             path += text if isinstance(entry, Generation) else f"{text}/"
             generation = entry if isinstance(entry, Generation) else None
         inode = self.inodes.reference(InodeKind.CONTROL_DIRECTORY, path, generation, SUBJECT)
-        return self._describe.inode(inode, CONTROL_TTL_S)
+        return self._describe.inode(inode, 0.0)  # a command concerns the version that its name leads to then
 
     async def _lookup_file_of_extra(self, directory: Inode, name: str) -> Attributes:
         if (model := directory.generation) is not None:
