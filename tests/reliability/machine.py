@@ -4,18 +4,26 @@ Two drivers carry it out: one on a server without FUSE, with time that is not re
 """
 
 import errno
+import functools
 import random
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, TypeVar
 
 from hypothesis import strategies as st
-from hypothesis.stateful import invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.reliability.driver import Driver
-from tests.reliability.model import File
-from tests.reliability.world import PATHS, WHICH, World
+from tests.reliability.model import File, Model, Version
+from tests.reliability.real import RealDriver
+from tests.reliability.virtual import VirtualDriver
 
+T = TypeVar("T")
+Driver = RealDriver | VirtualDriver
+"""Does things to a store and to a mount. Raises OSError as a program would meet it."""
+PATHS = ("a", "b", "d/x", "d/y", "e", "e/f")
+"""Objects, one of which is sometimes a directory."""
+WHICH = st.integers(0, 3)
 DIRECTORIES = ("", "d", "e")
 ABSENT = ("absent", "d/absent")
 ATTRIBUTES = ("etag", "generation", "pinned", "residency", "verified")
@@ -25,33 +33,102 @@ PLACES = st.integers(0, 15)
 MOST_OPEN = 5
 
 
-class Machine(World):
-    """Whatever happens: an open file is of one version, names lead to what was there of late, nothing in use goes."""
+@functools.cache
+def _pool(size: int) -> bytes:
+    return random.Random(7).randbytes(size)
+
+
+class Machine(RuleBasedStateMachine):
+    """Whatever happens: an open file is of one version, names lead to what was there of late, nothing in use goes.
+
+    Which rules there are must not depend on what comes of them.
+    """
+
+    totals: ClassVar[Counter[str]] = Counter()
+    """What was done and met, by all machines."""
+
+    driver: Driver
 
     def start(self, driver: Driver) -> None:
         """Begin with a few objects; for a rule that is run first."""
+        self.driver = driver
+        self.model = Model(driver.now, ttl_s=driver.ttl_s, slack_s=driver.slack_s)
+        self.files: list[File] = []
         self.pinned: dict[str, str] = {}
         self.damaged: set[str] = set()
-        self.restarts = 0
-        super().start(driver)
+        self.versions = self.failing_steps = self.restarts = 0
+        for path in PATHS[::2]:
+            self.put(path, 2, 0)
+
+    # The store, whose objects come, change and go, and which fails at times
+
+    @rule(
+        path=st.sampled_from(PATHS), chunks=st.sampled_from((0, 1, 1, 2, 3)), more=st.sampled_from((-1, 0, 0, 1, 700))
+    )
+    def put(self, path: str, chunks: int, more: int) -> None:
+        """Make an object or replace it, also in place of a directory or below what was an object."""
+        for other in sorted(self.model.current):
+            if other.startswith(f"{path}/") or path.startswith(f"{other}/"):
+                self.remove(other)
+        size = max(0, chunks * self.driver.chunk_size + more)
+        self.versions += 1
+        self.totals["replaced"] += path in self.model.current
+        shift = self.versions * 16
+        version = Version(path, _pool(4 * self.driver.chunk_size + (1 << 20))[shift : shift + size])
+        self.driver.write(path, version.content)
+        self.model.put(version)
+
+    @rule(path=st.sampled_from(PATHS))
+    def delete(self, path: str) -> None:
+        """Delete an object, unless hardly any is left."""
+        if len(self.model.current) > 2:
+            self.remove(path)
+
+    def remove(self, path: str) -> None:
+        if path in self.model.current:
+            self.driver.remove(path)
+            self.model.delete(path)
+
+    @rule(which=WHICH, chunks=st.integers(0, 3))
+    def replace(self, which: int, chunks: int) -> None:
+        for file in self.chosen(which):
+            self.put(file.path, chunks, 17)
+
+    @precondition(lambda self: not self.model.failing)
+    @rule(number=st.sampled_from((errno.EIO, errno.EACCES)), steps=st.integers(1, 4))
+    def fail(self, number: int, steps: int) -> None:
+        """The store is away, or refuses the credentials, for some steps."""
+        self.driver.fail(number)
+        self.model.fail(number)
+        self.failing_steps = steps
+        self.totals["store fails"] += 1
+
+    def heal(self) -> None:
+        self.driver.heal()
+        self.model.heal()
+
+    @invariant()
+    def failures_end(self) -> None:
+        if self.model.failing:
+            self.failing_steps -= 1
+            if self.failing_steps < 0:
+                self.heal()
+
+    def chosen(self, which: int) -> list[File]:
+        return [self.files[which % len(self.files)]] if self.files else []
 
     # Programs
 
     def opened(self, path: str) -> Iterator[File]:
         """Open a file, if it can be."""
-        begun = self.driver.now()
-        try:
-            token = self.driver.open(path)
-        except OSError as error:
-            self.name_failed(error, path, begun)
-            return
-        possible = self.model.believable(path, begun)
-        size = self.driver.size(token)
-        file = File(path, token, [version for version in possible if version.size == size])
-        assert file.candidates, f"{path}: opened, {size} bytes long, and of no version: {possible}"
-        self.files.append(file)
-        self.totals["opens"] += 1
-        yield file
+        for begun, token in self.answered(path, self.driver.open, path):
+            possible = self.model.believable(path, begun)
+            size = self.driver.size(token)
+            file = File(path, token, [version for version in possible if version.size == size])
+            assert file.candidates, f"{path}: opened, {size} bytes long, and of no version: {possible}"
+            self.files.append(file)
+            self.totals["opens"] += 1
+            yield file
 
     @rule(path=st.sampled_from(PATHS))
     def open(self, path: str) -> None:
@@ -163,49 +240,43 @@ class Machine(World):
             self.listing(path.rpartition("/")[0])
 
     def stat(self, path: str) -> None:
-        begun = self.driver.now()
-        try:
-            size = self.driver.stat(path)
-        except OSError as error:
-            self.name_failed(error, path, begun)
-            return
-        if size is None:
-            assert self.model.may_be_directory(path, begun), f"{path}: a directory, and was none"
-        else:
-            sizes = [version.size for version in self.model.believable(path, begun)]
-            assert size in sizes, f"{path}: {size} bytes long, and was {sizes}"
-        self.totals["stats"] += 1
+        for begun, size in self.answered(path, self.driver.stat, path):
+            if size is None:
+                assert self.model.may_be_directory(path, begun), f"{path}: a directory, and was none"
+            else:
+                sizes = [version.size for version in self.model.believable(path, begun)]
+                assert size in sizes, f"{path}: {size} bytes long, and was {sizes}"
+            self.totals["stats"] += 1
 
     def listing(self, path: str) -> None:
-        begun = self.driver.now()
-        try:
-            names = self.driver.listing(path)
-        except OSError as error:
-            self.name_failed(error, path, begun)
-            return
-        assert self.model.may_list(path, names, begun), f"/{path} held {names} at no time"
-        self.totals["listings"] += 1
+        for begun, names in self.answered(path, self.driver.listing, path):
+            assert self.model.may_list(path, names, begun), f"/{path} held {names} at no time"
+            self.totals["listings"] += 1
 
     def attribute(self, path: str, name: str) -> None:
+        for _, value in self.answered(path, self.driver.attribute, path, name):
+            assert value
+            if name == "pinned" and path not in self.pinned.values():
+                assert value == "false"
+
+    def answered(self, path: str, call: Callable[..., T], *arguments: str) -> Iterator[tuple[float, T]]:
+        """When an operation on a name began, and what it gives, if it does not fail as it may."""
         begun = self.driver.now()
         try:
-            value = self.driver.attribute(path, name)
+            value = call(*arguments)
         except OSError as error:
-            if error.errno == errno.ENODATA:
-                assert self.model.may_be_directory(path, begun)
-            else:
-                self.name_failed(error, path, begun)
-            return
-        assert value
-        if name == "pinned" and not any(pinned == path for pinned in self.pinned.values()):
-            assert value == "false"
+            if error.errno == errno.ENODATA and call != self.driver.attribute:
+                raise
+            self.name_failed(error, path, begun)
+        else:
+            yield begun, value
 
     def name_failed(self, error: OSError, path: str, begun: float) -> None:
-        """An operation on a name has failed: only as it may."""
         reasons = {
             errno.ENOENT: self.model.may_be_absent,
             errno.ENOTDIR: self.model.may_be_no_directory,
             errno.EISDIR: self.model.may_be_directory,
+            errno.ENODATA: self.model.may_be_directory,
         }
         number = error.errno or 0
         reason = reasons.get(number)
@@ -219,7 +290,6 @@ class Machine(World):
         path=st.sampled_from((*PATHS, "d")), name=st.sampled_from(("warm-disk", "warm-host", "evict", "pin", "unpin"))
     )
     def command(self, path: str, name: str) -> None:
-        """Give a command for a file or a directory."""
         if name == "pin":
             self.pin(path)
         elif name == "unpin":
@@ -257,15 +327,14 @@ class Machine(World):
 
     def commanded(self, name: str, path: str) -> bool:
         """Give a command: whether it was carried out, and else only for a reason that there is."""
-        begun = self.driver.now()
-        try:
-            last = self.driver.command(name, path)
-        except OSError as error:
-            self.name_failed(error, path, begun)
-            return False
-        self.totals[f"{name} {last['state']}"] += 1
-        if last["state"] == "done":
-            return True
+        for begun, last in self.answered(path, self.driver.command, name, path):
+            self.totals[f"{name} {last['state']}"] += 1
+            if last["state"] == "done":
+                return True
+            self.command_failed(name, path, begun, last)
+        return False
+
+    def command_failed(self, name: str, path: str, begun: float, last: dict[str, Any]) -> None:
         kind, failing = last["kind"], self.model.errors(begun, names=True)
         below = [file for file in self.files if file.path == path or file.path.startswith(f"{path}/")]
         stale = any(
@@ -283,7 +352,6 @@ class Machine(World):
             "StoreAccessError": errno.EACCES in failing,
         }
         assert reasons.get(kind, False), f"{name} {path}: {last}"
-        return False
 
     # Time, memory, the host
 

@@ -1,4 +1,4 @@
-"""The reference model beside a server without FUSE, whose threads and clock are not real: many short lives."""
+"""The reference model beside a server without FUSE, whose threads and clock are not real, and beside real mounts."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule, run_s
 
 from tests.reliability.machine import Machine
 from tests.reliability.profiles import KNOWN_FAILURES, LONG, LONG_S, QUICK, survival
+from tests.reliability.real import RealDriver
 from tests.reliability.virtual import VirtualDriver
 from tests.support.survival import Survived
 from tests.support.tmpfs import tmpfs
@@ -20,8 +21,6 @@ from trimsfs.opening.cold_open import ColdOpen
 
 
 class Virtual(Machine):
-    """The machine on a server of some configuration."""
-
     directory: Path
     chunk_size: int
     numbers = itertools.count()
@@ -64,14 +63,33 @@ class Virtual(Machine):
         self.totals.update(self.virtual.counted)
 
 
+class Real(Machine):
+    directory: Path
+    numbers = itertools.count()
+
+    @initialize(
+        cold_open=st.sampled_from(("auto", "wait", "stream")),
+        passthrough=st.sampled_from(("passthrough=yes", "passthrough=yes", "passthrough=no")),
+    )
+    def begin(self, cold_open: str, passthrough: str) -> None:
+        directory = self.directory / str(next(self.numbers))
+        self.start(RealDriver(directory, "--cold-open", cold_open, passthrough, most_restarts=2))
+
+
+# By these functions, not by the classes, the sequences that were found are known.
+
+
 def virtual() -> Virtual:
-    """By this function, not by the class, the sequences that were found are known."""
     return Virtual()
+
+
+def real() -> Real:
+    return Real()
 
 
 @pytest.fixture
 def directory(tmp_path: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A place in memory for the caches of all servers."""
+    """A place in memory for the caches of all servers without FUSE."""
     monkeypatch.setattr("trimsfs.tiers.disk.budget.HEADROOM_CHUNKS", 1)
     with tmpfs(tmp_path / "memory", 1 << 30) as directory:
         monkeypatch.setattr(Virtual, "directory", directory, raising=False)
@@ -79,20 +97,23 @@ def directory(tmp_path: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch) 
         yield
 
 
+def profiles(quick: int, long: int) -> pytest.MarkDecorator:
+    """So many examples in CI, and many more, at random, for long."""
+    slow = [pytest.mark.slow, pytest.mark.timeout(LONG_S)]
+    few, many = settings(QUICK, max_examples=quick), settings(LONG, max_examples=long)
+    return pytest.mark.parametrize(
+        "profile", [pytest.param(few, id="quick"), pytest.param(many, id="long", marks=slow)]
+    )
+
+
 @pytest.mark.usefixtures("directory")
-@pytest.mark.parametrize(
-    "profile",
-    [
-        pytest.param(settings(QUICK, max_examples=40), id="quick"),
-        pytest.param(LONG, id="long", marks=[pytest.mark.slow, pytest.mark.timeout(LONG_S)]),
-    ],
-)
+@profiles(40, LONG.max_examples)
 def test_a_server_does_as_the_model_says(profile: settings, survived: Survived) -> None:
     with survival(f"what {profile.max_examples} sequences of rules hold", Machine.totals, survived):
         run_state_machine_as_test(cast(type[Virtual], virtual), settings=profile)
     # The sequences came to where it matters; few of them may not.
     expected = ["evictions", "restarts", "replaced"]
-    if profile is LONG:
+    if profile.max_examples == LONG.max_examples:
         expected += ["corrupt", "refused", "ESTALE", "EFAULT"]
     assert [name for name in expected if not Machine.totals[name]] == []
 
@@ -102,3 +123,14 @@ def test_what_has_failed_before_does_not_fail_again() -> None:
     Machine.totals.clear()
     run_state_machine_as_test(cast(type[Virtual], virtual), settings=KNOWN_FAILURES)
     assert Machine.totals["restarts"] > 0
+
+
+@profiles(3, LONG.max_examples // 15)
+@pytest.mark.alone  # drops caches of the kernel
+def test_a_mount_does_as_the_model_says(
+    profile: settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: Survived
+) -> None:
+    """Few sequences, with all there is: kernel, processes and clock."""
+    monkeypatch.setattr(Real, "directory", tmp_path, raising=False)
+    with survival(f"what {profile.max_examples} sequences of rules hold, on mounts", Machine.totals, survived):
+        run_state_machine_as_test(cast(type[Real], real), settings=profile)
