@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from tests.benchmarks.sharing import Content
 from tests.support.images import image_of
@@ -23,8 +24,6 @@ from trimsfs.tiers.disk.disk_tier import DiskTier
 from trimsfs.tiers.extents import BLOCK, LEAST_SHARED, SharedExtent, can_share, share, shared_extents
 from trimsfs.tiers.host import page_cache
 from trimsfs.types import CHUNK_SIZE, Generation
-
-pytestmark = pytest.mark.usefixtures("autojump_clock")
 
 MIB = 1 << 20
 SIZE = 2 * CHUNK_SIZE + 5 * MIB + 12345
@@ -162,7 +161,7 @@ def test_what_can_share_says_so(disk: Path) -> None:
 # Blobs
 
 
-async def test_chunks_that_are_alike_are_shared(tier: DiskTier) -> None:
+async def test_chunks_that_are_alike_are_shared(tier: DiskTier, autojump_clock: MockClock) -> None:
     base, tuned = model("base"), model("tuned", SIZE - 1)
     one, other = await fill(tier, "base", base), await fill(tier, "tuned", tuned)
     assert common_bytes(of(tier, one), of(tier, other)) == 0
@@ -174,7 +173,9 @@ async def test_chunks_that_are_alike_are_shared(tier: DiskTier) -> None:
     assert of(tier, other).read_bytes() == tuned
 
 
-async def test_a_chunk_is_found_at_another_place_of_a_file_of_another_size(tier: DiskTier) -> None:
+async def test_a_chunk_is_found_at_another_place_of_a_file_of_another_size(
+    tier: DiskTier, autojump_clock: MockClock
+) -> None:
     base = model("base")
     moved = content_of("other", CHUNK_SIZE) + base[:CHUNK_SIZE]
     one, other = await fill(tier, "base", base), await fill(tier, "moved", moved)
@@ -183,7 +184,7 @@ async def test_a_chunk_is_found_at_another_place_of_a_file_of_another_size(tier:
     assert of(tier, other).read_bytes() == moved
 
 
-async def test_parts_of_chunks_are_shared_where_every_chunk_differs(tier: DiskTier) -> None:
+async def test_parts_of_chunks_are_shared_where_every_chunk_differs(tier: DiskTier, autojump_clock: MockClock) -> None:
     base, tuned = model("base"), model("tuned", 0, CHUNK_SIZE + 3 * MIB, 2 * CHUNK_SIZE)
     one, other = await fill(tier, "base", base), await fill(tier, "tuned", tuned)
     async with at_work(tier):
@@ -192,7 +193,7 @@ async def test_parts_of_chunks_are_shared_where_every_chunk_differs(tier: DiskTi
 
 
 async def test_models_of_one_size_that_are_strangers_are_left_as_they_are(
-    tier: DiskTier, monkeypatch: pytest.MonkeyPatch
+    tier: DiskTier, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     compared: list[int] = []
     step = deduplication._share_step
@@ -210,7 +211,7 @@ async def test_models_of_one_size_that_are_strangers_are_left_as_they_are(
 
 
 async def test_bytes_that_differ_are_not_shared_whatever_their_checksum(
-    tier: DiskTier, monkeypatch: pytest.MonkeyPatch
+    tier: DiskTier, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     monkeypatch.setattr("tests.support.parts.crc32c.crc32c", lambda _data: 42)
     contents = {key: content_of(key, CHUNK_SIZE) for key in ("a", "b")}
@@ -220,7 +221,7 @@ async def test_bytes_that_differ_are_not_shared_whatever_their_checksum(
     assert [of(tier, generation).read_bytes() for generation in generations] == list(contents.values())
 
 
-async def test_many_variants_have_their_common_bytes_once(cache: Path) -> None:
+async def test_many_variants_have_their_common_bytes_once(cache: Path, autojump_clock: MockClock) -> None:
     """Whichever come first, and those that are there when the server starts."""
     keys = [f"variant{number}" for number in range(5)]
     async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
@@ -238,7 +239,9 @@ async def test_many_variants_have_their_common_bytes_once(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("pinned", [False, True])
-async def test_a_blob_in_use_is_left_alone_until_it_is_idle(tier: DiskTier, pinned: bool) -> None:
+async def test_a_blob_in_use_is_left_alone_until_it_is_idle(
+    tier: DiskTier, pinned: bool, autojump_clock: MockClock
+) -> None:
     content = model("base")
     generations = [await fill(tier, key, content) for key in ("a", "b")]
     blobs = [await tier.acquire(generation) for generation in generations]
@@ -261,7 +264,7 @@ async def test_a_blob_in_use_is_left_alone_until_it_is_idle(tier: DiskTier, pinn
 
 
 async def test_a_blob_that_comes_into_use_meanwhile_is_gone_on_with_later(
-    tier: DiskTier, monkeypatch: pytest.MonkeyPatch
+    tier: DiskTier, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     content = model("base")
     used: list[Blob] = []
@@ -287,7 +290,7 @@ async def test_a_blob_that_comes_into_use_meanwhile_is_gone_on_with_later(
     assert common_bytes(one, other) == component.statistics().shared_bytes == SIZE
 
 
-async def test_what_was_in_memory_stays_there_and_nothing_else_comes(tier: DiskTier) -> None:
+async def test_what_was_in_memory_stays_there_and_nothing_else_comes(tier: DiskTier, autojump_clock: MockClock) -> None:
     content = model("base")
     paths = [of(tier, await fill(tier, key, content)) for key in ("a", "b", "c")]
     if _resident(paths[0]) is None:
@@ -306,7 +309,7 @@ def _resident(path: Path) -> int | None:
         return page_cache.resident_bytes(file.fileno())
 
 
-async def test_what_is_evicted_takes_nothing_from_the_others(tier: DiskTier) -> None:
+async def test_what_is_evicted_takes_nothing_from_the_others(tier: DiskTier, autojump_clock: MockClock) -> None:
     """What comes again is compared again."""
     content = model("base")
     one, other = [await fill(tier, key, content) for key in ("a", "b")]
@@ -323,7 +326,7 @@ async def test_what_is_evicted_takes_nothing_from_the_others(tier: DiskTier) -> 
 
 
 async def test_what_was_compared_is_not_compared_by_the_next_server(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
         for key in ("a", "b"):
@@ -336,7 +339,7 @@ async def test_what_was_compared_is_not_compared_by_the_next_server(
 
 
 async def test_a_disk_that_fails_is_logged_and_not_tried_for_ever(
-    tier: DiskTier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tier: DiskTier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
     def failing(*_: object) -> tuple[int, int]:
         raise OSError(5, "Input/output error")
@@ -351,7 +354,7 @@ async def test_a_disk_that_fails_is_logged_and_not_tried_for_ever(
 
 
 async def test_where_the_file_system_cannot_the_log_says_so_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
     monkeypatch.setattr("trimsfs.tiers.extents.can_share", lambda _directory: False)
     async with opened(tmp_path / "cache", chunk_size=CHUNK_SIZE) as tier:
@@ -363,7 +366,7 @@ async def test_where_the_file_system_cannot_the_log_says_so_once(
 # What is told to those who map
 
 
-async def test_a_variant_is_told_what_it_has_in_common(tier: DiskTier) -> None:
+async def test_a_variant_is_told_what_it_has_in_common(tier: DiskTier, autojump_clock: MockClock) -> None:
     contents = {"a": model("a"), "dir/b": model("b", SIZE - 1), "stranger": content_of("stranger", SIZE)}
     generations = {key: await fill(tier, key, content) for key, content in contents.items()}
     async with at_work(tier) as component:
@@ -382,7 +385,7 @@ async def test_a_variant_is_told_what_it_has_in_common(tier: DiskTier) -> None:
 
 
 async def test_an_index_that_fails_is_logged_and_nothing_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
     def failing(_token: str) -> list[str]:
         raise sqlite3.OperationalError("disk I/O error")
