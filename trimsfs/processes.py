@@ -272,7 +272,7 @@ class Usage:
         own = os.getpid()
         users += [
             f"the {what} at {path}{f' in the mount namespace of {shown(pid)}' if pid != own else ''}"
-            for what, places in (("mount", self.mounted), ("overlay", self.overlays))
+            for what, places in (("overlay", self.overlays), ("mount", self.mounted))
             for pid, path in places
         ]
         if len(users) > SHOWN:
