@@ -52,8 +52,8 @@ missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $
 demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
 
-# Tests wait half of the time: three processes keep two cores busy.
-WORKERS = $(shell n=$$(($$(nproc) * 3 / 2)); echo $$((n < 4 ? n : 4)))
+# Tests wait half of the time: four processes keep two cores busy.
+WORKERS = $(shell n=$$(($$(nproc) * 2)); echo $$((n < 4 ? n : 4)))
 
 # Compiles first: tests start hundreds of servers, which cannot write bytecode.
 test: apt-test $(TESTING) $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready lint

@@ -92,6 +92,7 @@ def load_at_once(way: str, directories: list[Path]) -> list[tuple[dict[str, Any]
             stack.callback(process.kill)
             processes.append(process)
         computed = [_answer(process) for process in processes]
+        assert [_answer(process, "\n") for process in processes] == computed
         return [(output, _answer(process, "\n")) for output, process in zip(computed, processes, strict=True)]
 
 
