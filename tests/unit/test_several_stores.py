@@ -139,8 +139,9 @@ async def test_a_job_on_all_waits_for_a_store_that_is_away(server: Server, besid
 
 
 async def test_the_next_server_knows_which_store_is_away(
-    serving: Serving, beside: MemoryStore, ledger: Callable[[], Ledger]
+    serving: Serving, beside: MemoryStore, ledger: Callable[[], Ledger], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("trimsfs.stores.circuit_breaker.FORGOTTEN_AFTER_S", 60.0)  # a server may start slowly
     async with serving(ledger=ledger()) as server:
         away(beside)
         with pytest.raises(StoreUnavailableError):
