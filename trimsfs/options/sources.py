@@ -126,13 +126,11 @@ def _check_names(options: Mapping[str, Any], source: str) -> None:
 def _eviction(options: Mapping[str, Any], source: str) -> str:
     """The former options of a source as one, in its spelling."""
     policies = ",".join(f"{FORMER[name]}={value}" for name, value in options.items() if name in FORMER)
-    match source:
-        case "command line":
-            return f"--eviction {policies}"
-        case "environment":
-            return f"{ENVIRONMENT_PREFIX}EVICTION={policies}"
-        case _:
-            return f'eviction = "{policies}"'
+    if source == COMMAND_LINE:
+        return f"--eviction {policies}"
+    if source == ENVIRONMENT:
+        return f"{ENVIRONMENT_PREFIX}EVICTION={policies}"
+    return f'eviction = "{policies}"'
 
 
 def _by_tier(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
