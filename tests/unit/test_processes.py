@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.mounts import wait_until
-from trimsfs.extras.gpu.holders import holder_of
+from trimsfs.extras.gpu.holder_identity import holder_of
 from trimsfs.processes import SHOWN, Usage, holders, process_of, shown, title_of
 
 

@@ -28,7 +28,7 @@ from trimsfs.extras.gpu.copy_requests import CopyRequest, MemoryKind, matching
 from trimsfs.extras.gpu.cuda import CudaError
 from trimsfs.extras.gpu.gpu_statistics import GpuStatistics, statistics_of
 from trimsfs.extras.gpu.tier.layout import Layout, lay_out
-from trimsfs.extras.gpu.tier.pool import Copy, CopyKey, Holder, Lease, Pool, rounded
+from trimsfs.extras.gpu.tier.leased_copies import Copy, CopyKey, Holder, Lease, Pool, rounded
 from trimsfs.extras.gpu.tier.staging import differs
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.formats import TensorTable

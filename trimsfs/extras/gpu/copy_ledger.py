@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from trimsfs.extras.gpu.tier.layout import Layout, Part
-from trimsfs.extras.gpu.tier.pool import Copy, CopyKey, Holder, Lease
+from trimsfs.extras.gpu.tier.leased_copies import Copy, CopyKey, Holder, Lease
 from trimsfs.formats.table import Tensor
 from trimsfs.handover.ledger import Ledger, Record, RecordKind
 from trimsfs.server.environment import DescriptorStore

@@ -7,7 +7,7 @@ import trio
 from trimsfs.errors import CacheUnusableError, DeviceError, DeviceFullError, TrimsError
 from trimsfs.extras.gpu.copy_ledger import CopyLedger
 from trimsfs.extras.gpu.cuda import CudaError, IpcMemory, VmmMemory
-from trimsfs.extras.gpu.tier.pool import Copy, Pool
+from trimsfs.extras.gpu.tier.leased_copies import Copy, Pool
 from trimsfs.extras.gpu.tier.staging import BlobSource, fill
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.tiers.blob import Blob

@@ -16,8 +16,8 @@ from pathlib import Path
 import trio
 
 from trimsfs.concurrency.channel import Channel, ChannelClosedError, Message
-from trimsfs.extras.gpu.holders import holder_of
-from trimsfs.extras.gpu.tier.pool import Holder, Lease
+from trimsfs.extras.gpu.holder_identity import holder_of
+from trimsfs.extras.gpu.tier.leased_copies import Holder, Lease
 
 log = logging.getLogger(__name__)
 

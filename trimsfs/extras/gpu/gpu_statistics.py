@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trimsfs.extras.gpu.tier.pool import Pool
+from trimsfs.extras.gpu.tier.leased_copies import Pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

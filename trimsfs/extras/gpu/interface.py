@@ -24,8 +24,8 @@ from trimsfs.extras.gpu.copy_requests import (
     parse_warm_command,
 )
 from trimsfs.extras.gpu.descriptor_server import DescriptorServer
-from trimsfs.extras.gpu.holders import holder_of
-from trimsfs.extras.gpu.tier.pool import Copy, CopyKey, Holder, Lease, Pool
+from trimsfs.extras.gpu.holder_identity import holder_of
+from trimsfs.extras.gpu.tier.leased_copies import Copy, CopyKey, Holder, Lease, Pool
 from trimsfs.formats.table import entry_of
 from trimsfs.fuse import _libfuse
 from trimsfs.types import Generation

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from trimsfs.extras.gpu.tier.pool import Holder
+from trimsfs.extras.gpu.tier.leased_copies import Holder
 from trimsfs.processes import container_of
 
 _PROCESS = re.compile(r"^Tgid:\s*([0-9]+)$", re.MULTILINE)
