@@ -1,11 +1,15 @@
 """``trimsfs status`` without a mount: what it tells of a fleet, a cache and files in quarantine, as does ``ls``."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from trimsfs.cli.ls import Row, _print
 from trimsfs.cli.watch.status import DEGRADED, _exit_code, _show, told_of_fleet
+from trimsfs.fuse.kernel_features import lacking
+
+if TYPE_CHECKING:
+    from trimsfs.fuse._libfuse import _Connection
 
 FACTS: dict[str, Any] = {
     "mountpoint": "/models",
@@ -20,8 +24,13 @@ FACTS: dict[str, Any] = {
     "descriptors": {"open": 9, "limit": 1024},
     "cache_disk_bytes": None,
     "quarantine": [],
+    "passthrough": {"used": True},
+    "kernel": {"release": "6.18", "lacks": []},
     **dict.fromkeys(("cache_problem", "keeper_problem", "store_problem", "store_empty")),
 }
+
+NEW: "_Connection" = {"interposed": True, "passthrough": True, "direct": True, "resends": True, "minor": 45}
+"""What Linux 6.18 agrees to."""
 
 
 def test_files_in_quarantine_degrade_a_mount_and_are_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,6 +39,21 @@ def test_files_in_quarantine_degrade_a_mount_and_are_named(capsys: pytest.Captur
     _show(facts)
     named = ", ".join(f"/models/m/{number}" for number in range(5))
     assert f"  quarantine  7 files: {named} and 2 more\n" in capsys.readouterr().out
+
+
+def test_what_the_kernel_lacks_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    lacks = lacking({"interposed": True, "passthrough": False, "direct": False, "resends": False, "minor": 37})
+    assert len(lacks) == 4
+    assert not lacking(NEW)
+    assert [lack.split(" (")[0] for lack in lacking({**NEW, "minor": 41})] == ["no pruning of names"]
+    facts = FACTS | {"passthrough": {"used": False, "reason": "old"}, "kernel": {"release": "6.1", "lacks": lacks}}
+    assert _exit_code(facts) == 0
+    _show(facts)
+    told = capsys.readouterr().out
+    assert "  kernel      files are served in cached mode: old\n" in told
+    assert "              Linux 6.1 has no takeover (Linux 6.9): the mount ends with its server\n" in told
+    _show(FACTS)
+    assert "kernel" not in capsys.readouterr().out
 
 
 def test_ls_marks_models_with_files_in_quarantine(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import signal
 import socket
 import time
@@ -23,6 +24,7 @@ from trimsfs.errors import (
 from trimsfs.fetch.processes.worker_pool import WorkerPool
 from trimsfs.fetch.processes.workers import Spawner
 from trimsfs.filesystem.handles import Handles
+from trimsfs.fuse.kernel_features import lacking
 from trimsfs.fuse.session import Session, forget_attributes, forget_pages, invalidate, why_no_passthrough
 from trimsfs.handover.connection_settings import ConnectionSettings
 from trimsfs.handover.keeper_client import KeeperClient, Promotion
@@ -180,6 +182,8 @@ async def _begin(
     settings = replace(settings, init=init.hex(), refusal=refusal, direct=connection["direct"])
     settings.record(ledger)
     components.decide_modes(keeper, settings)
+    for lack in lacking(connection):
+        log.info("this kernel, Linux %s, has %s", os.uname().release, lack)
     for path in [path for path, _ in components.breakers.items() if components.namespace.is_empty(path)]:
         components.namespace.expire(path)
         with suppress(StoreError):

@@ -10,6 +10,7 @@ from operator import attrgetter
 from trimsfs import __version__
 from trimsfs.control import metrics
 from trimsfs.control.extra import Extra
+from trimsfs.fuse.kernel_features import kernel_facts
 from trimsfs.options import MountOptions, places
 from trimsfs.processes import open_descriptors, roles
 from trimsfs.server.components import Checks, Fetching
@@ -72,6 +73,7 @@ def facts(core: Core, extras: Sequence[Extra]) -> Callable[[], dict[str, object]
         "cache_problem": tiers.disk.unusable,
         "log_file": None if options.log_file is None else str(options.log_file),
         "waits": environment.waits(),
+        "kernel": kernel_facts(),
         "passthrough": tiers.passthrough.facts(),
         **{name: fact for extra in extras for name, fact in extra.facts().items()},
         "options": options.model_dump(mode="json", exclude_none=True),

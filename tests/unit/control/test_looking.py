@@ -127,6 +127,7 @@ async def test_control_tells_the_facts(
         "quarantine_problem": None,
         "log_file": facts["log_file"],
         "passthrough": {"used": False, "reason": "not wanted"},
+        "kernel": {"release": os.uname().release, "lacks": facts["kernel"]["lacks"]},
         "waits": [],
         "gpu": {"unavailable": GPU_OFF, "socket": None, "devices": []},
     }
