@@ -1,4 +1,4 @@
-"""Plugins: how extras plug into the core, which names none of them.
+"""Plugins: how extras plug into the core, which imports none of them; its type checker alone knows some names.
 
 Each extra is listed in the ``PLUGINS`` of `trimsfs.extras` at the points that it adds to. It is imported on use: a
 program that asks for no extra loads none, and without that package the core works alone.

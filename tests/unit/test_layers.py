@@ -5,6 +5,7 @@ import functools
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -30,8 +31,10 @@ KNOWN_TO_MOUNTCTL = {
     "trimsfs.processes",
     "trimsfs.text",
 }
-PLUGGED = {"trimsfs.extras", "mountctl.extras"}
-"""The tables of extras, which the core reads by their names: `trimsfs.plugins`."""
+PLUGGED = {"trimsfs.extras": {"trimsfs.plugins"}, "mountctl.extras": {"mountctl.commands.main"}}
+"""The tables of extras, and who of the core reads each by its name."""
+MOST_AT_ROOT, MOST_IN_PACKAGE = 17, 15
+"""Modules at a program's root, and in any package, beside ``__init__``."""
 PURE = [
     "trimsfs.concurrency.adaptive_limit",
     "trimsfs.errors",
@@ -58,8 +61,8 @@ PACKAGES = {name for name, path in MODULES.items() if path.name == "__init__.py"
 def imports(path: Path) -> frozenset[str]:
     """The dotted names that a file imports, anywhere in it; of ``from a import b`` both a and a.b.
 
-    A string that is the name of a module counts too, as ``importlib`` may import it. Programs that are started by
-    their names are not imported.
+    A string that is the name of a module counts too, also with an attribute (``MODULE:ATTRIBUTE``), as ``importlib``
+    may import it. Programs that are started by their names are not imported.
     """
     return frozenset(_imported(path))
 
@@ -74,7 +77,7 @@ def _imported(path: Path) -> Iterator[str]:
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            name = node.value
+            name = node.value.partition(":")[0]
             if name in MODULES and "." in name and name not in {"trimsfs.daemon", "mountctl.keeper", *PLUGGED}:
                 yield name
 
@@ -138,6 +141,27 @@ def test_every_import_runs_downwards() -> None:
         and rank(module) >= rank(name)
     ]
     assert upwards == []
+
+
+@pytest.mark.parametrize("table", PLUGGED)
+def test_extras_plug_in_at_one_place(table: str) -> None:
+    readers = {
+        module
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value == table
+    }
+    assert readers == PLUGGED[table]
+
+
+def test_no_package_has_more_modules_than_can_be_seen_at_once() -> None:
+    counts = Counter(name.rpartition(".")[0] for name in MODULES.keys() - PACKAGES)
+    crowded = {
+        package: count
+        for package, count in counts.items()
+        if count > (MOST_IN_PACKAGE if "." in package else MOST_AT_ROOT)
+    }
+    assert crowded == {}
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
