@@ -79,10 +79,10 @@ def _traces_of(mount: Mount) -> list[dict[str, Any]]:
     """The traces of a mount, with their paths on this host."""
     check_answers(mount.mountpoint)
     try:
-        found = list(read_lines(mount.mountpoint / ".trims/traces", about=mount.mountpoint))
+        traces = list(read_lines(mount.mountpoint / ".trims/traces", about=mount.mountpoint))
     except NoSuchEntryError:
         return []  # its server has an earlier version
-    return [trace | {"mountpoint": str(mount.mountpoint)} for trace in on_this_host(mount, found)]
+    return [trace | {"mountpoint": str(mount.mountpoint)} for trace in on_this_host(mount, traces)]
 
 
 def _show(traces: Sequence[dict[str, Any]]) -> None:
