@@ -75,13 +75,13 @@ def complete_mount(context: click.Context, parameter: click.Parameter, incomplet
 
 def declared_mounts(directory: Path) -> tuple[list[NamedMount], list[ConfigurationError]]:
     """The declared mounts, sorted by name, and the errors of invalid files."""
-    found, problems = [], []
+    mounts, problems = [], []
     for file in sorted(directory.glob("*.toml")):
         try:
-            found.append(_read(file))
+            mounts.append(_read(file))
         except ConfigurationError as error:
             problems.append(error)
-    return found, problems
+    return mounts, problems
 
 
 def _read(file: Path) -> NamedMount:
@@ -100,8 +100,8 @@ def find_mount(name: str, directory: Path, *, exact: bool = False) -> NamedMount
     mounts, _ = declared_mounts(directory)
     if "/" in name or name.startswith("."):
         mountpoint = canonical(Path(name)) if exact else named_mountpoint(Path(name))
-        found = (mount for mount in mounts if mount.mountpoint == mountpoint)
-        return next(found, NamedMount(str(mountpoint), mountpoint))
+        matching = (mount for mount in mounts if mount.mountpoint == mountpoint)
+        return next(matching, NamedMount(str(mountpoint), mountpoint))
     file = directory / f"{name}.toml"
     if not file.exists() and trimsfs_at(canonical(Path(name))) is not None:
         return find_mount(f"./{name}", directory, exact=exact)

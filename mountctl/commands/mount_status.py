@@ -63,14 +63,14 @@ def status_of(mount: NamedMount) -> dict[str, Any]:
         return public_status(mount.mountpoint) | {"hidden": str(error)}
     except KeeperGoneError as error:
         state = _state_without_keeper(mount.mountpoint)
-        told = str(error)
+        problem = str(error)
         if state == DEAD:
-            told = f"keeper and server have ended: `trimsfs umount {mount.mountpoint}`, and mount it again"
+            problem = f"keeper and server have ended: `trimsfs umount {mount.mountpoint}`, and mount it again"
         elif mount.managed and systemd.restarts(mount.name):
-            told = f"{told.partition(': run ')[0]}: systemd starts another within {systemd.WATCHDOG_S} s"
+            problem = f"{problem.partition(': run ')[0]}: systemd starts another within {systemd.WATCHDOG_S} s"
         elif mount.managed and (keeper := systemd.keeper_of(mount.name)) is not None:
-            told = f"{told.partition(': run ')[0]}: run `systemctl restart {keeper}`"
-        return {"state": state, "error": told}
+            problem = f"{problem.partition(': run ')[0]}: run `systemctl restart {keeper}`"
+        return {"state": state, "error": problem}
 
 
 def _state_without_keeper(mountpoint: Path) -> str:
@@ -80,16 +80,16 @@ def _state_without_keeper(mountpoint: Path) -> str:
 
 def environment_of(facts: dict[str, Any]) -> dict[str, str] | None:
     """The variables that hold for a mount with this status: those of its service. None for those of this process."""
-    found: dict[str, str] | None = facts.get("environment") if facts.get("foreground") else None
-    return found
+    environment: dict[str, str] | None = facts.get("environment") if facts.get("foreground") else None
+    return environment
 
 
 def without_store(mount: NamedMount, *, patience_s: float = 0.0) -> int:
     """Tell that a mount hangs, or is served without its store, or with an empty one; the exit code."""
-    told = store_status(mount.mountpoint, patience_s=patience_s)
-    for each in filter(None, told.values()):
+    store = store_status(mount.mountpoint, patience_s=patience_s)
+    for each in filter(None, store.values()):
         click.echo(f"mountctl: {mount.name}: {each}", err=True)
-    return DEGRADED if told.get("store_problem") else 0
+    return DEGRADED if store.get("store_problem") else 0
 
 
 def public_status(mountpoint: Path) -> dict[str, Any]:
@@ -98,18 +98,19 @@ def public_status(mountpoint: Path) -> dict[str, Any]:
     if message is None:
         return {"state": "hanging"}
     if facts is not None:
-        told = ("server_pid", "keeper_pid", "restarts", "log_file")
-        found = {"state": "serving"} | {name: facts[name] for name in told if name in facts}
+        names = ("server_pid", "keeper_pid", "restarts", "log_file")
+        status = {"state": "serving"} | {name: facts[name] for name in names if name in facts}
         kept = facts.get("keeper_problem") is None
-        return found if kept else found | {"state": NOT_KEPT, "error": facts["keeper_problem"]}
+        return status if kept else status | {"state": NOT_KEPT, "error": facts["keeper_problem"]}
     return {"state": HIDDEN if "Permission denied" in message else "dead"}
 
 
 def store_status(mountpoint: Path, *, patience_s: float = 0.0) -> dict[str, str | None]:
-    """The status of a mount's store: ``store_problem``, why it does not answer or what it refuses, and ``store_note``,
-    that there is nothing; None where there is nothing to tell. Empty for a mount that denies this user access.
+    """The status of a mount's store: ``store_problem`` and ``store_note``.
 
-    A server that has just taken over asks its store first: that is waited for, for *patience_s*.
+    The problem says why the store does not answer or what it refuses, the note that there is nothing in it. Each is
+    None where there is nothing to tell. The status is empty for a mount that denies this user access. A server that has
+    just taken over asks its store first: this waits for that, up to *patience_s*.
     """
     deadline = time.monotonic() + patience_s
     while True:
@@ -140,8 +141,10 @@ def changed_options(mountpoint: Path, declared: Mapping[str, Any]) -> list[str]:
 
 
 def _control(mountpoint: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """The content of the file ``control`` and the error of reading it; neither of a mount that hangs, and no content of
-    a mount that is none of ours."""
+    """The content of the file ``control`` and the error of reading it.
+
+    A mount that hangs has neither. One that denies this user access, or is not of trimsfs, has no content.
+    """
     command: list[str | Path] = ["head", f"--bytes={STATUS_LIMIT}", "--", mountpoint / ".trims/control"]
     try:
         done = child_process.run(command, ANSWER_TIMEOUT_S)

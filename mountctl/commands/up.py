@@ -71,15 +71,15 @@ def up(names: tuple[str, ...], wait_s: float | None, directory: Path) -> int:
     chosen, code = chosen_mounts(names, directory)
     if not chosen and code == 0:
         click.echo(f"no mount is declared: {directory} has no file NAME.toml", err=True)
-    deadline, told = time.monotonic() + (wait_s or 0), False
+    deadline, announced = time.monotonic() + (wait_s or 0), False
     while True:
         outcomes = {mount: _outcome(mount) for mount in chosen}
         code = max([code, *(each for each, _ in outcomes.values() if each != STORE_AWAY)])
         chosen = [mount for mount, (each, _) in outcomes.items() if each == STORE_AWAY]
         if not chosen or time.monotonic() >= deadline:
             break
-        if not told:
-            told = True
+        if not announced:
+            announced = True
             waiting = ", ".join(mount.name for mount in chosen)
             click.echo(f"waiting up to {wait_s or 0:.0f} s for the store of {waiting}")
         time.sleep(STORE_INTERVAL_S)
@@ -91,12 +91,12 @@ def up(names: tuple[str, ...], wait_s: float | None, directory: Path) -> int:
 
 
 def _outcome(mount: NamedMount) -> tuple[int, str]:
-    """As `_up`; an error is told with the name of its mount, and the other mounts go up."""
+    """As `_up`; it prints an error with the name of its mount, and the other mounts go up."""
     try:
         return _up(mount)
     except (TrimsError, KeeperGoneError) as error:
-        told = str(error)
-        click.echo(f"mountctl: {told if mount.name in told else f'{mount.name}: {told}'}", err=True)
+        message = str(error)
+        click.echo(f"mountctl: {message if mount.name in message else f'{mount.name}: {message}'}", err=True)
         return code_of(error), ""
 
 
@@ -183,6 +183,6 @@ def _is_up(mount: NamedMount, mounted: Mount, facts: dict[str, Any]) -> int:
         return code
     click.echo(f"{mount.name} is up at {mount.mountpoint}")
     if changed := changed_options(mount.mountpoint, order["options"]):
-        told = f"declared with other options ({', '.join(changed)}): `mountctl upgrade {mount.name}` applies them"
-        click.echo(f"mountctl: {mount.name}: {told}", err=True)
+        note = f"declared with other options ({', '.join(changed)}): `mountctl upgrade {mount.name}` applies them"
+        click.echo(f"mountctl: {mount.name}: {note}", err=True)
     return without_store(mount)

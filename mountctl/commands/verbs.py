@@ -147,32 +147,32 @@ def status(names: tuple[str, ...], as_json: bool, directory: Path) -> int:
 
     Shows NAME, or all mounts, declared or not: whether a server serves it, and how often the keeper restarted one.
 
-    Exits 1 if a mount is served without a keeper or its store, 10 if one is not served, 11 if another user's mount
-    denies access.
+    Exits 1 if a mount is served without a keeper or its store, 10 if one is not served. Exits 11 if another user's
+    mount denies access.
     A keeper tells only root and the user who mounted what it alone knows, such as how a server ended.
     """
     chosen, code = chosen_mounts(names, directory)
     if not names:
         known = {mounted.device for mount in chosen if (mounted := trimsfs_at(mount.mountpoint)) is not None}
         chosen += [NamedMount(str(one.mountpoint), one.mountpoint) for one in file_systems() if one.device not in known]
-    found = [
+    statuses = [
         {"name": mount.name, "mountpoint": str(mount.mountpoint)} | with_store(mount, status_of(mount))
         for mount in chosen
     ]
     if as_json:
-        shown = [{name: fact for name, fact in facts.items() if name != "environment"} for facts in found]
+        shown = [{name: fact for name, fact in facts.items() if name != "environment"} for facts in statuses]
         click.echo(json.dumps(shown, indent=2))
-    elif not found:
+    elif not statuses:
         click.echo("no mounts")
     else:
-        for facts in found:
+        for facts in statuses:
             click.echo(printable(_line(facts)))
-    states = {facts["state"] for facts in found}
+    states = {facts["state"] for facts in statuses}
     if states - {"serving", NOT_KEPT, HIDDEN}:
         return exit_code(NotMountedError.__name__)
     if HIDDEN in states:
         return exit_code(NotPermittedError.__name__)
-    without = NOT_KEPT in states or any(facts.get("store_problem") for facts in found)
+    without = NOT_KEPT in states or any(facts.get("store_problem") for facts in statuses)
     return code or (DEGRADED if without else 0)
 
 
@@ -273,10 +273,10 @@ def chosen_mounts(names: tuple[str, ...], directory: Path, *, exact: bool = Fals
     """The mounts of these names, or all declared ones, and the exit code for invalid files."""
     if names:
         return [find_mount(name, directory, exact=exact) for name in names], 0
-    found, problems = declared_mounts(directory)
+    mounts, problems = declared_mounts(directory)
     for problem in problems:
         click.echo(f"mountctl: {problem}", err=True)
-    return found, exit_code(type(problems[0]).__name__) if problems else 0
+    return mounts, exit_code(type(problems[0]).__name__) if problems else 0
 
 
 def _check_mounted(mount: NamedMount) -> None:

@@ -39,14 +39,14 @@ def list_models(mountpoint: Path, depth: int, timeout_s: float) -> Listing:
     root = os.fsencode(mountpoint)
 
     def work() -> bytes:
-        found: list[bytes] = []
+        paths: list[bytes] = []
         level = [b""]
         for _ in range(depth):
             level = [below for above in level for below in _directories(root, above)]
-            found += level
-            if len(found) > MODEL_LIMIT:
+            paths += level
+            if len(paths) > MODEL_LIMIT:
                 raise RefusalError("many")
-        return b"\0".join(found)
+        return b"\0".join(paths)
 
     try:
         names = run_in_child(work, timeout_s).split(b"\0")
@@ -154,8 +154,8 @@ def _check_alone(spec: dict[str, Any], output: Path) -> None:
         if other.name == output.name or other.stat().st_size > SPEC_LIMIT:
             continue
         try:
-            found = json.loads(other.read_text())
-            taken = {device["name"] for device in found["devices"]} if found["kind"] == spec["kind"] else set()
+            document = json.loads(other.read_text())
+            taken = {device["name"] for device in document["devices"]} if document["kind"] == spec["kind"] else set()
         except (ValueError, LookupError, TypeError):
             continue
         if names & taken:

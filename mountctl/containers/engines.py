@@ -32,21 +32,21 @@ def process_of(container: str, engine: str | None = None) -> int:
     if not installed:
         wanted = engine or f"none of {', '.join(ENGINES)}"
         raise EngineError(f"{container}: {wanted} is{' not' if engine else ''} installed: give the number of a process")
-    found: dict[str, int] = {}
+    processes: dict[str, int] = {}
     causes = []
     for name in installed:
         answer = _ask(name, container)
         if isinstance(answer, int):
-            found[name] = answer
+            processes[name] = answer
         else:
             causes.append(f"{name}: {answer}")
-    if len(set(found.values())) > 1:
+    if len(set(processes.values())) > 1:
         raise ConfigurationError(
-            f"{container}: {' and '.join(found)} have a container of this name: choose with --engine"
+            f"{container}: {' and '.join(processes)} have a container of this name: choose with --engine"
         )
-    if not found:
+    if not processes:
         raise NoSuchEntryError(f"{container}: no such container ({'; '.join(causes)})")
-    (process,) = set(found.values())
+    (process,) = set(processes.values())
     if process <= 0:
         raise NoSuchEntryError(f"{container}: the container does not run: start it first")
     return process

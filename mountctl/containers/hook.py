@@ -113,7 +113,7 @@ def attachments(state: State, mountpoint: Path) -> list[tuple[BindSource, Target
     wanted = state.annotations.get(MODELS)
     models = [] if wanted is None else parse_models(wanted)
     root = root_of(state.bundle)
-    found = [
+    binds = [
         (BindSource(name, str(mountpoint)), Target(state.pid, path or str(mountpoint / name), root))
         for name, path in models
     ]
@@ -123,8 +123,8 @@ def attachments(state: State, mountpoint: Path) -> list[tuple[BindSource, Target
                 f"annotation {GPU}: {mountpoint} has no GPU: `trimsfs status {mountpoint}` says why; or leave it out"
             )
         socket = str(gpu_path(mountpoint))
-        found.append((BindSource(socket), Target(state.pid, socket, root)))
-    return found
+        binds.append((BindSource(socket), Target(state.pid, socket, root)))
+    return binds
 
 
 def _asks_for_gpu(annotations: dict[str, str]) -> bool:

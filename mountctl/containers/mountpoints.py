@@ -22,14 +22,14 @@ def mountpoint_of(given: Path | None, *, remedy: str = "name") -> Path:
         if trimsfs_at(mountpoint) is None:
             raise NotMountedError(f"{mountpoint}: no trimsfs mount: `trimsfs status` lists them")
         return mountpoint
-    found = sorted(mount.mountpoint for mount in file_systems())
-    if not found:
+    mountpoints = sorted(mount.mountpoint for mount in file_systems())
+    if not mountpoints:
         raise NotMountedError("there is no trimsfs mount: make one with `trimsfs mount`")
-    if len(found) > 1:
-        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-        names = ", ".join(map(str, found[:SHOWN]))
-        raise ConfigurationError(f"there are {len(found)} trimsfs mounts: {remedy} one of {names}{more}")
-    return found[0]
+    if len(mountpoints) > 1:
+        more = f" and {len(mountpoints) - SHOWN} more" if len(mountpoints) > SHOWN else ""
+        names = ", ".join(map(str, mountpoints[:SHOWN]))
+        raise ConfigurationError(f"there are {len(mountpoints)} trimsfs mounts: {remedy} one of {names}{more}")
+    return mountpoints[0]
 
 
 def gpu_socket(mountpoint: Path) -> Path | None:

@@ -52,7 +52,7 @@ def main() -> None:
         set_process_title("keeper", arguments.recover)
         sys.exit(follow(arguments.recover, status))
     if arguments.hold is not None:
-        from mountctl.keeper.launching.standalone_keeper import hold  # noqa: PLC0415 - other keepers need no memory for it
+        from mountctl.keeper.launching.standalone_keeper import hold  # noqa: PLC0415 - others need no memory for it
 
         set_process_title("keeper", arguments.hold)
         sys.exit(hold(arguments.hold))

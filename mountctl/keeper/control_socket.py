@@ -78,10 +78,10 @@ def _answer(end: socket.socket, timeout_s: float) -> dict[str, Any]:
         if not (piece := end.recv(REQUEST_LIMIT)):
             break
         text += piece
-    found = json.loads(text.partition(b"\n")[0])
-    if not isinstance(found, dict):
+    answer = json.loads(text.partition(b"\n")[0])
+    if not isinstance(answer, dict):
         raise ValueError("not a JSON object")
-    return found
+    return answer
 
 
 def titled(role: str, mountpoint: Path, among: Callable[[int], bool] | None = None) -> list[int]:

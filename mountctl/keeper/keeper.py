@@ -1,11 +1,11 @@
 """The keeper: mounts, holds the FUSE connection, and makes sure that a server serves the mount.
 
 A server may die or be replaced at any moment. The keeper holds what must outlive it: the descriptor of /dev/fuse, the
-ledger in which servers record what the kernel knows (the keeper never looks inside), the lock of the cache directory,
-and descriptors of copies in GPU memory. A second server stands by with everything loaded, and takes over at once. The
+ledger, the lock of the cache directory, and descriptors of GPU copies. In the ledger, servers record what the kernel
+knows; the keeper never looks inside. A second server stands by with everything loaded, and takes over at once. The
 kernel queues requests meanwhile, and resends those that the dead server left unanswered.
 
-The keeper parses only the few messages of its servers and operators, and never touches the mount: a process that waits
+The keeper parses only the few messages of its servers and operators. It never touches the mount: a process that waits
 for its own child cannot help it. ``__main__`` starts it with a JSON order::
 
     {"mountpoint": "/models", "source": "s3://bucket", "allow_other": true, "foreground": false, "server": [...]}
@@ -72,7 +72,7 @@ class Keeper:
         self._listens_at = math.inf
         """When to try again to listen for operators."""
         self._leave_by: float | None = None
-        """When to unmount if the mount cannot be left to the next keeper, for one that is told to leave it."""
+        """When a keeper that is to leave its mount unmounts it, if no launcher keeps it for the next one."""
         self._ticked_at = time.monotonic()
         self._vacant_s = 0.0
         """For how long there has been no server."""
@@ -269,7 +269,7 @@ class Keeper:
             return False
         if not self._crew.replacement.begin(order, reply):
             return False
-        self._crew.dismiss_standby()  # it has loaded the version or options of before
+        self._crew.dismiss_standby()  # it has loaded the earlier version or options
         return True
 
     def _status(self) -> dict[str, Any]:

@@ -12,8 +12,8 @@ class Phase(enum.Enum):
     STARTING = enum.auto()
     """No server has been ready yet. If the first one ends, the keeper reports why, and ends."""
     IRREPLACEABLE = enum.auto()
-    """A server is ready, but this kernel (before Linux 6.9) does not resend the requests that it leaves unanswered: no
-    other server can take over, and the keeper ends with this one."""
+    """A server is ready, but this kernel (before Linux 6.9) does not resend the requests that it leaves unanswered. So
+    no other server can take over, and the keeper ends with this one."""
     REPLACEABLE = enum.auto()
     """Servers may end at any moment, and operators may replace them: the next one takes the mount over."""
     UNMOUNTED = enum.auto()

@@ -25,6 +25,6 @@ def receive(end: socket.socket, limit: int, most: int) -> tuple[bytes, list[int]
     descriptors, pidfds = array.array("i"), array.array("i")
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind in {socket.SCM_RIGHTS, _SCM_PIDFD}:
-            found = descriptors if kind == socket.SCM_RIGHTS else pidfds
-            found.frombytes(content[: len(content) // _DESCRIPTOR * _DESCRIPTOR])
+            numbers = descriptors if kind == socket.SCM_RIGHTS else pidfds
+            numbers.frombytes(content[: len(content) // _DESCRIPTOR * _DESCRIPTOR])
     return data, list(descriptors), next((pidfd for pidfd in pidfds if pidfd >= 0), None)

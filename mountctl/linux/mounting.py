@@ -51,11 +51,11 @@ class MountIdentity:
 
     def is_at(self, mountpoint: Path) -> bool:
         """Whether this file system is mounted at exactly this path, with nothing over it."""
-        found = identify(mountpoint)
+        identity = identify(mountpoint)
         return (
-            found is not None
-            and found.device == self.device
-            and (found.control == self.control or None in (found.control, self.control))
+            identity is not None
+            and identity.device == self.device
+            and (identity.control == self.control or None in (identity.control, self.control))
         )
 
 
@@ -134,11 +134,11 @@ def detach_dead(mountpoint: Path, *, timeout_s: float) -> bool:
 
     Raises OSError.
     """
-    found = False
+    detached = False
     while trimsfs_at(mountpoint) is not None and answers(mountpoint, timeout_s=timeout_s) is False:
         unmount(mountpoint, lazy=True)
-        found = True
-    return found
+        detached = True
+    return detached
 
 
 def tune(device: str) -> list[str]:
@@ -157,7 +157,7 @@ def tune(device: str) -> list[str]:
 def open_backing(connection: int, file: int) -> int:
     """Register a backing file of a FUSE connection, both by descriptor; its id. Raises OSError.
 
-    The kernel gets a descriptor that only names the file: what it holds is no opener of the file, so a lease tells
+    The kernel gets a descriptor that only names the file. What it holds is no opener of the file, so a lease tells
     whether a program still maps it.
     """
     named = os.open(f"/proc/self/fd/{file}", os.O_PATH | os.O_CLOEXEC)

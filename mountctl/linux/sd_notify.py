@@ -53,7 +53,7 @@ def stored_descriptors(environment: Mapping[str, str]) -> dict[str, int]:
         return {}
     names = environment.get("LISTEN_FDNAMES", "").split(":")
     count = int(environment.get("LISTEN_FDS", "0"))
-    found = dict(zip(names, range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + count), strict=False))
-    for descriptor in found.values():
+    descriptors = dict(zip(names, range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + count), strict=False))
+    for descriptor in descriptors.values():
         os.set_inheritable(descriptor, False)
-    return found
+    return descriptors

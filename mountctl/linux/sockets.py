@@ -65,8 +65,8 @@ def socket_of(user: int, path: Path) -> Iterator[str]:
         stack.callback(os.close, directory)
         file = os.open(path.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         stack.callback(os.close, file)
-        above, found = os.fstat(directory), os.fstat(file)
-        if above.st_uid not in {0, user} or found.st_uid != above.st_uid or not stat.S_ISSOCK(found.st_mode):
+        above, status = os.fstat(directory), os.fstat(file)
+        if above.st_uid not in {0, user} or status.st_uid != above.st_uid or not stat.S_ISSOCK(status.st_mode):
             raise NotTheirsError(f"{path} is no socket of uid {user} in a directory of its own")
         yield f"/proc/self/fd/{file}"
 

@@ -22,8 +22,8 @@ _CHOSEN = {f"UnitFileState={state}" for state in ("enabled", "enabled-runtime")}
 def unit_of(name: str) -> str:
     """The service of a declared mount: its server's if that is a service of its own, beside the keeper's."""
     server = f"trimsfs-server@{name}.service"
-    told = _output("systemctl", "show", "--property=UnitFileState,ActiveState", server)
-    return _whole(name) if _CHOSEN.isdisjoint(told.splitlines()) else server
+    properties = _output("systemctl", "show", "--property=UnitFileState,ActiveState", server)
+    return _whole(name) if _CHOSEN.isdisjoint(properties.splitlines()) else server
 
 
 def keeper_of(name: str) -> str | None:
@@ -64,7 +64,7 @@ def _last_error(unit: str, since: float) -> str | None:
     """The last error in a service's log since a time, if this user may read it."""
     _output("journalctl", "--sync")
     log = _output("journalctl", f"--unit={unit}", f"--since=@{since:.6f}", "--output=cat")
-    errors = [found[1] for line in log.splitlines() if (found := _ERROR.fullmatch(line))]
+    errors = [match[1] for line in log.splitlines() if (match := _ERROR.fullmatch(line))]
     return errors[-1] if errors else None
 
 

@@ -81,7 +81,7 @@ def test_a_model_that_cannot_be_listed_has_no_label_and_the_others_have(
         return rows_below(path, lines)
 
     monkeypatch.setattr(node_labels, "rows_below", rows)
-    found = node_labels._found(mount_over(mount.path), depth=1, limit=9)
+    found = node_labels._shares_of(mount_over(mount.path), depth=1, limit=9)
     assert {name: int(share * 100) for name, share in found.items()} == {"meta": 100, "part": 33, "single.gguf": 100}
 
 

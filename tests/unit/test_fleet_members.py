@@ -137,7 +137,7 @@ async def test_the_file_is_read_again(
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 2
     assert "not on the list of members, of 1:" in warnings[0]
-    assert "those of before stay" in warnings[1]
+    assert "the earlier list stays" in warnings[1]
     caplog.clear()
 
 
@@ -153,7 +153,7 @@ async def test_an_empty_list_leaves_the_members_of_before(tmp_path: Path, caplog
         problems.append(members.problem)
     assert (problems, len(members.addresses)) == ([None, "no member is listed"], 2)
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warnings == [f"fleet: members not read, those of before stay: {file}: no member is listed"]
+    assert warnings == [f"fleet: members not read, the earlier list stays: {file}: no member is listed"]
     caplog.clear()
 
 

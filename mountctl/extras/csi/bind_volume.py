@@ -8,10 +8,10 @@
 process prints one line of JSON: ``{}``, or ``{"stage": STAGE, "errno": NUMBER}`` with the stage that failed: "mount",
 "path", "clone" or "target".
 
-The kernel resolves the path beneath the mount, and follows no symbolic link: the driver names the version that an alias
-leads to, which it has checked. The bind mount is read-only before it is attached, and appears in one step: nobody ever
-sees it writable, and a killed process leaves nothing half done. These system calls need Linux 5.12; mount(2) can do
-neither.
+The kernel resolves the path beneath the mount, and follows no symbolic link. The driver names the version that an alias
+leads to, which it has checked. The bind mount is read-only before it is attached, and appears in one step. So nobody
+ever sees it writable, and a killed process leaves nothing half done. These system calls need Linux 5.12; mount(2) can
+do neither.
 """
 
 import json

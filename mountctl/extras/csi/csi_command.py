@@ -39,7 +39,7 @@ def csi(endpoint: str, node_id: str, mounts_dir: Path, tenants: Path | None, tok
     the directory of tokens, 2 invalid option.
     """
     try:
-        from mountctl.extras.csi.csi_server import EndpointError, EndpointNameError, serve  # noqa: PLC0415 - of an extra
+        from mountctl.extras.csi.csi_server import EndpointError, EndpointNameError, serve  # noqa: PLC0415
         from mountctl.extras.csi.service_account_tokens import ServiceAccountTokens  # noqa: PLC0415
         from mountctl.extras.csi.tenants import TenantsError, read_tenants  # noqa: PLC0415
     except ModuleNotFoundError as error:

@@ -79,10 +79,10 @@ def publication(request: csi_pb2.NodePublishVolumeRequest, mounts_dir: Path) -> 
 
 def _tokens(request: csi_pb2.NodePublishVolumeRequest) -> str | None:
     """The service account's tokens. The kubelet gives them once; who makes a volume could, too."""
-    found = [fields[TOKENS] for fields in (request.volume_context, request.secrets) if fields.get(TOKENS)]
-    if len(found) > 1:
+    tokens = [fields[TOKENS] for fields in (request.volume_context, request.secrets) if fields.get(TOKENS)]
+    if len(tokens) > 1:
         raise invalid(f"{TOKENS}: is given twice: leave it out of volumeAttributes and secrets")
-    return found[0] if found else None
+    return tokens[0] if tokens else None
 
 
 def volume_id(text: str) -> str:

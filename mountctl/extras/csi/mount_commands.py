@@ -1,7 +1,7 @@
 """Runs commands that touch a mount, and so may hang.
 
-The driver leaves a child that cannot be killed behind, and does not touch its mount again until it has ended, so that
-hanging children stay few.
+The driver leaves a child that cannot be killed behind. It does not touch that mount again until the child has ended, so
+that hanging children stay few.
 """
 
 import json

@@ -69,13 +69,13 @@ class ServiceAccountTokens:
 
     def _owners(self, options: Mapping[str, Any]) -> list[tuple[str, tuple[str, str]]]:
         """The paths of a mount that belong to service accounts, with a closing slash unless empty."""
-        found = []
+        owners = []
         for table in ({**options, "path": ""}, *options.get("stores", ()), *options.get("tenants", ())):
             file = Path(table.get("web_identity_token_file", ""))
             if file.is_relative_to(self._directory):
                 namespace, _, account = str(file.relative_to(self._directory)).partition("/")
-                found.append((f"{table['path']}/" if table["path"] else "", (namespace, account)))
-        return found
+                owners.append((f"{table['path']}/" if table["path"] else "", (namespace, account)))
+        return owners
 
     def _keep(self, wanted: Publication, owner: int) -> None:
         """Write a pod's token for the user with this number; the file changes in one step. Raises StatusError."""
@@ -100,7 +100,7 @@ def _identity(wanted: Publication) -> tuple[str, str, str]:
     namespace, account = wanted.namespace or "", wanted.service_account or ""
     for what, name in (("namespace", namespace), ("service account", account)):
         if not _NAME.fullmatch(name):
-            raise invalid(f"{what} {shown(name)}: is none of Kubernetes: set podInfoOnMount in the CSIDriver")
+            raise invalid(f"{what} {shown(name)}: is not a Kubernetes name: set podInfoOnMount in the CSIDriver")
     try:
         (token,) = (each["token"] for each in json.loads(wanted.tokens or "{}").values())
         subject = _claims(token).get("sub")

@@ -94,11 +94,11 @@ class Nginx:
     def set_drained(self, mountpoints: Iterable[Path], *, drained: bool) -> None:
         """Drain mounts, or serve them again, from the next `write` on."""
         chosen = {str(mountpoint) for mountpoint in mountpoints}
-        found = self.drained() | chosen if drained else self.drained() - chosen
+        all_drained = self.drained() | chosen if drained else self.drained() - chosen
         self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         new = self._drained.with_suffix(".new")
         with new.open("w") as file:
-            file.writelines(f"{mountpoint}\n" for mountpoint in sorted(found))
+            file.writelines(f"{mountpoint}\n" for mountpoint in sorted(all_drained))
             file.flush()
             os.fsync(file.fileno())  # before it replaces the old one, also if the power fails
         new.replace(self._drained)
@@ -122,10 +122,10 @@ class Nginx:
             )
             if done.returncode != 0:
                 said = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
-                told = _plain(next((line for line in said if "[emerg]" in line), said[0]))
-                if told.startswith("bind() "):  # perhaps later: the service is started again
-                    raise CommandNotRunnableError(f"nginx cannot listen: {told}: see `ip address` and fleet_listen")
-                raise ConfigurationError(f"nginx refuses its configuration: {told}")
+                reason = _plain(next((line for line in said if "[emerg]" in line), said[0]))
+                if reason.startswith("bind() "):  # perhaps later: the service is started again
+                    raise CommandNotRunnableError(f"nginx cannot listen: {reason}: see `ip address` and fleet_listen")
+                raise ConfigurationError(f"nginx refuses its configuration: {reason}")
             new.replace(self.configuration)
         except subprocess.TimeoutExpired:
             raise CommandNotRunnableError(f"nginx does not check {new} within {RELOAD_S:.0f} s") from None
@@ -179,12 +179,12 @@ class Nginx:
         deadline = time.monotonic() + RELOAD_S
         while not (before := _workers(pid)) and time.monotonic() < deadline:  # it has just been started
             time.sleep(RELOAD_INTERVAL_S)
-        told = self._errors.stat().st_size if self._errors.exists() else 0
+        offset = self._errors.stat().st_size if self._errors.exists() else 0
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGHUP)
         reason = f"it has not loaded another in {RELOAD_S:.0f} s"
         while time.monotonic() < deadline and self.running() == pid:
-            now, said = _workers(pid), self._said(told)
+            now, said = _workers(pid), self._said(offset)
             if now and now.isdisjoint(before):
                 return True
             if said:
@@ -199,11 +199,11 @@ class Nginx:
             "if nginx itself listens there, `systemctl restart trimsfs-nginx`"
         )
 
-    def _said(self, told: int) -> list[str]:
-        """Why nginx has refused configurations, line by line, after the first *told* bytes."""
+    def _said(self, offset: int) -> list[str]:
+        """Why nginx has refused configurations, line by line, after the first *offset* bytes."""
         try:
             with self._errors.open(errors="replace") as file:
-                file.seek(told)
+                file.seek(offset)
                 return [_plain(line) for line in file.read().splitlines()]
         except FileNotFoundError:
             return []
@@ -294,21 +294,21 @@ def _user(options: MountOptions) -> str:
 
 
 def _program() -> list[str]:
-    found = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
-    if found is None:
+    program = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+    if program is None:
         raise CommandNotFoundError("nginx is not installed: install the package nginx-light")
-    return [found, "-e", "stderr"]
+    return [program, "-e", "stderr"]
 
 
 def _workers(pid: int) -> set[int]:
     """The processes of an nginx that take new requests: not those that finish what they send."""
-    found = set()
+    workers = set()
     with suppress(FileNotFoundError, ProcessLookupError):
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
             with suppress(FileNotFoundError, ProcessLookupError):
                 if Path(f"/proc/{child}/cmdline").read_bytes().rstrip(b"\0") == b"nginx: worker process":
-                    found.add(int(child))
-    return found
+                    workers.add(int(child))
+    return workers
 
 
 def _plain(line: str) -> str:

@@ -36,8 +36,8 @@ Action = Literal["apply", "drain", "undrain", "run"]
 def fleet(action: Action, names: tuple[str, ...], fleet_dir: Path, directory: Path) -> int:
     """Configure the nginx that sends this host's chunks to its fleet.
 
-    apply: write its configuration for all declared mounts with a fleet, check it, and wait until nginx has loaded it;
-    if no such mount is left, nginx stops listening. drain: stop sending chunks of NAME, or of all mounts, until
+    apply: write its configuration for all declared mounts with a fleet, check it, and wait until nginx has loaded it.
+    If no such mount is left, nginx stops listening. drain: stop sending chunks of NAME, or of all mounts, until
     undrain; what is under way is finished. run: apply, then run nginx in the foreground, for a service manager or a
     container.
     """
@@ -70,25 +70,27 @@ def fleet(action: Action, names: tuple[str, ...], fleet_dir: Path, directory: Pa
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             command = nginx.command()
             os.execv(command[0], command)
-        told = "reloaded nginx"
+        message = "reloaded nginx"
         if not nginx.reload():
             nginx.check_ports(members, available=False)
-            told = "nginx does not run: `systemctl start trimsfs-nginx`"
+            message = "nginx does not run: `systemctl start trimsfs-nginx`"
     for member in members:
         state = "drained" if member.drained else f"served at {member.options.fleet_listen}"
         click.echo(f"{member.mountpoint}: fleet {member.options.fleet}: {state}")
     if not members:
-        told += ", which serves nothing, as no mount belongs to a fleet: `systemctl disable --now trimsfs-nginx`"
-    click.echo(told)
+        message += ", which serves nothing, as no mount belongs to a fleet: `systemctl disable --now trimsfs-nginx`"
+    click.echo(message)
     return exit_code(ConfigurationError.__name__) if problems else 0
 
 
 def _options_of_fleets(
     mounts: Sequence[NamedMount], problems: list[ConfigurationError]
 ) -> tuple[dict[Path, MountOptions], list[Path]]:
-    """The options of the declared mounts that belong to a fleet, by mount point, and the mounts that are left out, as
-    their options have *problems*."""
-    found, left_out = {}, []
+    """The options of the declared mounts that belong to a fleet, by mount point, and the mounts that are left out.
+
+    Adds to *problems* what is wrong with the options of those.
+    """
+    included, left_out = {}, []
     for mount in mounts:
         try:
             options = load_options({}, configs=mount.configs).resolved(mount.mountpoint)
@@ -97,8 +99,8 @@ def _options_of_fleets(
             left_out.append(mount.mountpoint)
         else:
             if options.fleet is not None:
-                found[mount.mountpoint] = options
-    return found, left_out
+                included[mount.mountpoint] = options
+    return included, left_out
 
 
 def _members(options: Mapping[Path, MountOptions], nginx: Nginx) -> list[Member]:

@@ -66,15 +66,15 @@ class ServerLauncher:
         signal.set_wakeup_fd(waker.fileno())
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
-        self._join_by, told = time.monotonic() + KEEPER_TIMEOUT_S, False
+        self._join_by, announced = time.monotonic() + KEEPER_TIMEOUT_S, False
         while True:
             if self._keeper is None:
                 self._let_go()
                 self._join()
             may_end = self._keeper is None and not self._kept and not self._heard
-            if may_end and not told:
+            if may_end and not announced:
                 self._reporter.info(f"waiting up to {KEEPER_TIMEOUT_S:.0f} s for the keeper at {self._path}")
-            told = may_end
+            announced = may_end
             if (problem := self._waits_in_vain()) is not None:
                 return self._end(NotMountedError.__name__, problem)
             if self._stops():
@@ -111,7 +111,7 @@ class ServerLauncher:
         return f"the keeper, pid {pid}, does not answer at {self._path}: run `kill -CONT {pid}`, or {run} again"
 
     def _stops(self) -> bool:
-        """Whether it has been told to stop, and a keeper that answers has what it keeps."""
+        """Whether a signal has told it to stop, and a keeper that answers has what it keeps."""
         if self._stop_by is None:
             return False
         if not self._kept or time.monotonic() > self._stop_by:

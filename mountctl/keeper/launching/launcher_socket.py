@@ -19,8 +19,8 @@ from trimsfs.polling import readable
 from trimsfs.processes import stopped
 
 PROTOCOL = 1
-"""The version of the messages between keeper and launcher. It changes when either cannot do with the other's of before;
-additional fields are ignored."""
+"""The version of the messages between keeper and launcher. It changes when one of the two can no longer use what an
+earlier version of the other sends. Both ignore additional fields."""
 MESSAGE_LIMIT = 16384
 SERVER = "server"
 """The name under which a launcher keeps the pidfd of the server that serves."""

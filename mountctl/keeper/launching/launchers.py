@@ -143,7 +143,7 @@ class Launchers:
     def wait(self, grace_s: float) -> Launcher:
         """Wait for a launcher: for *grace_s* after the first, for one that kept the descriptors of a mount.
 
-        Raises SystemExit when this keeper is told to leave.
+        Raises SystemExit when this keeper is to `leave`.
         """
         first_at = None
         while True:

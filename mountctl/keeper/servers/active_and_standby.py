@@ -228,8 +228,8 @@ class Crew:
             ended = f"the new server ended ({reason}): `mountctl logs` tells why"
             failure = server.failure or Failed(TakeoverError.__name__, ended)
             if self.active is None and not self.replacement.awaits(server):
-                told = self._source.refuse(server, failure.kind, failure.error)
-                self._reporter.error(f"server {server.pid} cannot take over: {told}")
+                error = self._source.refuse(server, failure.kind, failure.error)
+                self._reporter.error(f"server {server.pid} cannot take over: {error}")
             self.replacement.fail(failure.error, failure.kind)
             alone = self.active is None and self._source.can_start(server.order)
             self.restart_policy.standby_failed(reason, alone=alone)

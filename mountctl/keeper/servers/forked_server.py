@@ -47,8 +47,8 @@ class OtherProcess:
         if self.returncode is None and readable([self._pidfd], 0):
             self.returncode = self._collected()
             os.close(self._pidfd)
-        found: int | None = self.returncode
-        return found
+        code: int | None = self.returncode
+        return code
 
     @property
     def is_child(self) -> bool:
@@ -93,10 +93,10 @@ class OtherProcess:
 
     def descriptor(self, number: int) -> int:
         """A close-on-exec duplicate of the process's descriptor of this number. Raises OSError."""
-        found = int(_libc.syscall(_PIDFD_GETFD, self._pidfd, number, 0))
-        if found < 0:
+        duplicate = int(_libc.syscall(_PIDFD_GETFD, self._pidfd, number, 0))
+        if duplicate < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        return found
+        return duplicate
 
 
 class _NotYetKnown:
@@ -114,8 +114,8 @@ class _NotYetKnown:
             poll.register(self._channel, 0)
             if poll.poll(0):
                 self.kill()  # the other end is closed
-        found: int | None = self.returncode
-        return found
+        code: int | None = self.returncode
+        return code
 
     def kill(self) -> None:
         self.returncode = -signal.SIGKILL  # the fork ends when the keeper closes the channel

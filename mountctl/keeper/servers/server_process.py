@@ -85,7 +85,7 @@ class ServerProcess:
         self._stop_watch = StopWatch()
         self.ready_at: float | None = None
         self.failure: server_messages.Failed | None = None
-        """Why it ends, if it has told."""
+        """Why it ends, if it has said so."""
         self.unclaimed: list[int] = []
         """Backing ids that the server has not confirmed: it may die before it receives them."""
 

@@ -18,7 +18,7 @@ class ServerSource(Protocol):
 
     @property
     def leave(self) -> bool:
-        """Whether the keeper is told to leave its mount."""
+        """Whether the keeper is to leave its mount to the next one."""
         ...
 
     def newcomers(self) -> Iterable[tuple[Order, Reply]]:
@@ -42,14 +42,17 @@ class ServerSource(Protocol):
         ...
 
     def keep(self, server: ServerProcess | None, descriptors: Mapping[str, int]) -> None:
-        """Tell that this server is ready, or that none serves: what it comes from keeps copies of these descriptors,
-        by name, for the next keeper, and nothing else keeps any."""
+        """Tell that this server is ready, or that none serves.
+
+        What the server comes from keeps copies of these descriptors, by name, for the next keeper. Nothing else keeps
+        any.
+        """
         ...
 
     def refuse(self, server: ServerProcess, kind: str, error: str) -> str:
         """Tell that this server cannot serve, while no other does; the error, for whoever has it mounted.
 
-        A launcher that is told ends: it can start no more servers, and whoever restarts it tries again.
+        A launcher that hears this ends: it can start no more servers, and whoever restarts it tries again.
         """
         ...
 

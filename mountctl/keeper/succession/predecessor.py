@@ -1,7 +1,7 @@
 """The predecessor of a keeper: one that was killed or is stopped, and whose server still serves the mount.
 
-That server has all that a keeper needs: the descriptors of /dev/fuse, of the ledger and of the locked cache directory,
-and on its standard input the order that it was started with. The new keeper trusts none of this. An attacker in the
+That server has all that a keeper needs: the descriptors of /dev/fuse, of the ledger and of the locked cache directory.
+Its standard input is the order that the keeper started it with. The new keeper trusts none of this. An attacker in the
 server can give it any title, and open any file that it may open. But an order is a sealed file of the keeper's user,
 which the server can neither create nor change. And the kernel shows what each descriptor refers to.
 """
@@ -73,18 +73,18 @@ def find_predecessor(mountpoint: Path) -> Predecessor:
     identity = mounting.identify(mountpoint)
     if identity is None:
         raise NotMountedError(f"{mountpoint}: no trimsfs mount")
-    found: list[Predecessor] = []
+    predecessors: list[Predecessor] = []
     unfit: list[str] = []
     for pid in titled("server", mountpoint):
         try:
-            found.append(_look_at(pid, mountpoint, identity.device))
+            predecessors.append(_look_at(pid, mountpoint, identity.device))
         except PermissionError:
             unfit.append(f"{shown(pid)}: recovering needs root with CAP_SYS_PTRACE")
         except (_UnfitError, OSError) as error:
             unfit.append(f"{shown(pid)}: {error}")
-    if len(found) == 1:
-        return found[0]
-    if found:
+    if len(predecessors) == 1:
+        return predecessors[0]
+    if predecessors:
         raise TakeoverError(f"{mountpoint}: several servers claim to serve it: run `mountctl down` and `mountctl up`")
     if unfit:
         raise TakeoverError(f"{mountpoint}: cannot be taken over from {unfit[0]}")
@@ -163,12 +163,12 @@ def _order_of(process: OtherProcess) -> dict[str, Any]:
 def _descriptors_of(process: OtherProcess, order: dict[str, Any], device: str) -> dict[str, int]:
     """The descriptors of the mount on a device that a process has, by name. Raises OSError."""
     names = _NAMES | {str(Path(order["options"]["cache_dir"], "lock").resolve()): "lock"}
-    found: dict[str, int] = {}
+    descriptors: dict[str, int] = {}
     for number in map(int, os.listdir(f"/proc/{process.pid}/fd")):
         try:
             link = os.readlink(f"/proc/{process.pid}/fd/{number}")
             name = names.get(link, LISTENER if link.startswith("socket:") else "")
-            if not name or name in found:
+            if not name or name in descriptors:
                 continue
             descriptor = process.descriptor(number)
         except PermissionError:
@@ -176,10 +176,10 @@ def _descriptors_of(process: OtherProcess, order: dict[str, Any], device: str) -
         except OSError:
             continue  # closed meanwhile
         if fits(name, descriptor, order, device):
-            found[name] = descriptor
+            descriptors[name] = descriptor
         else:
             os.close(descriptor)
-    return found
+    return descriptors
 
 
 def fits(name: str, descriptor: int, order: dict[str, Any], device: str) -> bool:

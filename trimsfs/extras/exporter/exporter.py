@@ -197,7 +197,7 @@ def _scrape(
 def _sample(mounts: Mounts, server: WebServer, scraper: Connection, *, while_mounted: bool) -> None:
     """Take samples for the plots. Returns when the exporter is not needed any more. Raises ScraperGoneError."""
     changes = select.poll()
-    changes.register(scraper, 0)  # its end is told in any case
+    changes.register(scraper, 0)  # poll reports its end in any case
     with Path("/proc/self/mountinfo").open() as table:
         changes.register(table, select.POLLERR | select.POLLPRI)
         patience_s, sampled, mounted = START_S, 0.0, time.monotonic()
@@ -212,6 +212,6 @@ def _sample(mounts: Mounts, server: WebServer, scraper: Connection, *, while_mou
                 server.shutdown()
                 return
             left_s = INTERVAL_S if mounted == now else 1.0
-            told = changes.poll(1000 * min(left_s, max(0.1, sampled + INTERVAL_S - now)))
-            if any(descriptor == scraper.fileno() for descriptor, _ in told):
+            events = changes.poll(1000 * min(left_s, max(0.1, sampled + INTERVAL_S - now)))
+            if any(descriptor == scraper.fileno() for descriptor, _ in events):
                 raise ScraperGoneError

@@ -28,16 +28,16 @@ def parsed(text: str) -> Families:
 def merged(mounts: Mapping[str, Families | None]) -> bytes:
     """The metrics of all mounts as one text; None is a mount that does not answer. Names that do not begin with
     ``trimsfs_`` are left out, as are times and what a mount tells of another's."""
-    found: Families = {}
+    metrics: Families = {}
     up = GaugeMetricFamily(UP, "1 while the mount answers, else 0.", labels=[LABEL])
     for mountpoint, families in mounts.items():
         label = {LABEL: printable(mountpoint)}
         up.add_metric([label[LABEL]], int(families is not None))
         for name, family in (families or {}).items():
             if name.startswith("trimsfs_") and name != UP:
-                known = found.setdefault(name, Metric(name, family.documentation, family.type))
+                known = metrics.setdefault(name, Metric(name, family.documentation, family.type))
                 known.samples += [Sample(each.name, each.labels | label, each.value) for each in family.samples]
-    return generate_latest(Collected([up, *found.values()]))
+    return generate_latest(Collected([up, *metrics.values()]))
 
 
 def total(families: Families, name: str) -> float:

@@ -62,10 +62,10 @@ class Mounts:
     def _ask(self, question: bytes, most_age_s: float) -> Scraped:
         oldest = time.monotonic() - most_age_s
         with self._answered:
-            while (found := self._answer(question, oldest)) is None and self._asking:
+            while (scraped := self._answer(question, oldest)) is None and self._asking:
                 self._answered.wait()
-            if found is not None:
-                return found
+            if scraped is not None:
+                return scraped
             self._asking = True
         try:
             self._connection.send_bytes(question)
@@ -73,24 +73,24 @@ class Mounts:
             if not any(self._connection.poll(LOOK_INTERVAL_S) for _ in range(self._looks)):
                 self._connection.close()  # a late answer would be taken for the next one
                 raise ScraperGoneError
-            found = [_read(result) for result in json.loads(self._connection.recv_bytes(_MOST_BYTES))]
-            self._known[question] = time.monotonic(), found
+            scraped = [_read(result) for result in json.loads(self._connection.recv_bytes(_MOST_BYTES))]
+            self._known[question] = time.monotonic(), scraped
         except (EOFError, OSError) as error:
             raise ScraperGoneError from error
         finally:
             with self._answered:
                 self._asking = False
                 self._answered.notify_all()
-        return found
+        return scraped
 
     def _answer(self, question: bytes, oldest: float) -> Scraped | None:
         """What is known since a time, at least: one who waits takes any answer that comes meanwhile."""
         known = (self._known[each] for each in _ANSWERED_BY[question] if each in self._known)
-        return next((found for at, found in known if at >= oldest), None)
+        return next((scraped for at, scraped in known if at >= oldest), None)
 
 
 def _read(result: dict[str, Any]) -> tuple[dict[str, Any], Families | None]:
-    """What was told of a mount, with its metrics; None for one that does not answer."""
+    """What the scraper tells of a mount, with its metrics; None for one that does not answer."""
     if result["error"] is not None:
         return result, None
     try:
@@ -100,5 +100,5 @@ def _read(result: dict[str, Any]) -> tuple[dict[str, Any], Families | None]:
 
 
 def _families(scraped: Scraped) -> dict[str, Families | None]:
-    """The metrics by mount point; of mounts that let nobody else in, nothing can be told."""
+    """The metrics by mount point, without mounts that let nobody else in."""
     return {result["mountpoint"]: families for result, families in scraped if not result["hidden"]}

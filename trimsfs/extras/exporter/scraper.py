@@ -1,7 +1,7 @@
 """Reads the control files of all mounts of this host at once.
 
-The scraper is a process of its own: it is the only one that may need root, and it parses nothing that a mount or a
-network has sent. It answers on a pipe, with JSON.
+The scraper is a process of its own. It is the only one that may need root. It parses nothing that a mount or a network
+has sent. It answers on a pipe, with JSON.
 """
 
 import errno
@@ -65,16 +65,16 @@ class Scraper:
         """For each mount: ``mountpoint``, ``store``, ``answers`` by control file, ``error`` or None, and whether it is
         ``hidden``, another user's that lets nobody else in."""
         asked: dict[int, _Asked] = {}
-        found = []
+        results = []
         self._stuck = {device: pid for device, pid in self._stuck.items() if not _ended(pid)}
         for mount in self._mounts():
             if mount.device in self._stuck:
-                found.append(_result(mount, b"", f"has not answered for more than {self._timeout_s:g} s"))
+                results.append(_result(mount, b"", f"has not answered for more than {self._timeout_s:g} s"))
                 continue
             try:
                 receiver, pid = start_child(partial(_answer, mount, names))
             except OSError as error:
-                found.append(_result(mount, b"", f"could not be asked: {error.strerror}"))
+                results.append(_result(mount, b"", f"could not be asked: {error.strerror}"))
                 continue
             asked[receiver] = _Asked(mount, pid)
         deadline = time.monotonic() + self._timeout_s
@@ -83,12 +83,12 @@ class Scraper:
                 piece = os.read(receiver, 1 << 16)
                 asked[receiver].said += piece
                 if not piece:
-                    found.append(self._end(receiver, asked.pop(receiver)))
+                    results.append(self._end(receiver, asked.pop(receiver)))
                 elif len(asked[receiver].said) > MOST_BYTES:
-                    found.append(self._end(receiver, asked.pop(receiver), TOO_LONG))
+                    results.append(self._end(receiver, asked.pop(receiver), TOO_LONG))
         for receiver, each in asked.items():
-            found.append(self._end(receiver, each, f"did not answer in {self._timeout_s:g} s"))
-        return sorted(found, key=lambda result: str(result["mountpoint"]))
+            results.append(self._end(receiver, each, f"did not answer in {self._timeout_s:g} s"))
+        return sorted(results, key=lambda result: str(result["mountpoint"]))
 
     def _end(self, receiver: int, each: _Asked, late: str | None = None) -> dict[str, Any]:
         os.close(receiver)
@@ -109,7 +109,7 @@ def _ended(pid: int) -> bool:
 
 
 def _result(mount: Mount, said: bytes | bytearray, late: str | None) -> dict[str, Any]:
-    """What is told of a mount. One that has given its metrics answers, whatever else is late."""
+    """The answers of a mount. One that has given its metrics answers, whatever else is late."""
     answers: dict[str, Any] = {}
     problem, hidden = late, False
     for line in said.split(b"\n")[:-1]:

@@ -36,8 +36,8 @@ NUMBERS = {
 def status(scraped: Sequence[tuple[dict[str, Any], Families | None]], history: History, *, whole: bool) -> bytes:
     """All mounts, from what the scraper has told of each and its metrics. *whole*: who has models open is known."""
     mounts = [_sound(result, families, history) for result, families in scraped]
-    told = {"version": __version__, "time": time.time(), "whole": whole, "plotted": list(PLOTTED), "mounts": mounts}
-    return json.dumps(told).encode()
+    page = {"version": __version__, "time": time.time(), "whole": whole, "plotted": list(PLOTTED), "mounts": mounts}
+    return json.dumps(page).encode()
 
 
 def _sound(result: dict[str, Any], families: Families | None, history: History) -> dict[str, Any]:
@@ -86,10 +86,10 @@ def _waits(waits: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _json(text: str | None) -> dict[str, Any]:
     """A control file's answer; nothing if it is not there, or no object."""
     try:
-        found = json.loads(text or "{}")
+        document = json.loads(text or "{}")
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
 def _models(files: list[dict[str, Any]], users: list[dict[str, Any]]) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _models(files: list[dict[str, Any]], users: list[dict[str, Any]]) -> dict[st
         model["last_used"] = max(model["last_used"], file["last_used"] or 0)
     shown = sorted(models.values(), key=lambda model: (-model["open"], -model["uses"], model["model"]))[:MOST_MODELS]
     for user in users:
-        for name in {found for path in user["paths"] if (found := _model_at(path, by_path)) is not None}:
+        for name in {opened for path in user["paths"] if (opened := _model_at(path, by_path)) is not None}:
             models[name]["users"].append(
                 {"pid": user["pid"], "program": user["program"], "container": user["container"]}
             )

@@ -129,7 +129,7 @@ class PeerConnection:
         """Pass the *length* bytes of the body on, of which *rest* are here; the seconds that it took.
 
         For a thread. Raises PeerUnreachableError, and SlowPeerError if it will take longer than *patience_s* seconds or
-        *lags*, which is told now and then how many bytes are here.
+        *lags* says so. This calls *lags* now and then with the number of bytes that are here.
         """
         pace = _PeerPace(length, patience_s, lags)
         self._reading = True

@@ -38,7 +38,7 @@ def _by_member(numbers: dict[str, int]) -> Labelled:
 class Fleet:
     """Takes part in the fleet of a mount, unless an operator has turned that off; the *ledger* passes that on.
 
-    *came* is as of `FleetSource`.
+    `FleetSource` describes *came*.
     """
 
     def __init__(

@@ -26,8 +26,8 @@ OWNERS = 2
 HOLDERS = 3
 """How many members that perhaps have a chunk are asked before the store: those that owned it before others joined."""
 LAG, LAG_OF_FIRST = 3.0, 8.0
-"""How many times as long as a chunk of others the rest of one may take, before the other owner is asked, or before that
-one asks the store; twice as many in each further round."""
+"""A chunk is late when its rest will take this many times as long as a whole chunk from others. After LAG, a host asks
+the other owner. After LAG_OF_FIRST, the second owner asks the store. Both double in each further round."""
 ROUNDS = 4
 """How often the owners are asked while they are busy."""
 BUSY_PAUSE_S = 0.2
@@ -80,7 +80,7 @@ class FleetSource:
         self._came = came
         self._placed, self._placement = (frozenset[str](), frozenset[str]()), Placement(())
         self._budget = RetryBudget()
-        self._finding, self._found_in = trio.Lock(), frozenset[str]()
+        self._finding, self._searched = trio.Lock(), frozenset[str]()
         self._contents: dict[str, tuple[Generation, str, int]] = {}
         self.counts = Counts()
         self.on = True
@@ -268,8 +268,8 @@ class FleetSource:
         """
         async with self._finding:
             members = self._members.addresses
-            if self._members.me is None and self._found_in != members:
-                self._found_in = members
+            if self._members.me is None and self._searched != members:
+                self._searched = members
                 with trio.move_on_after(FINDING_S):
                     async with trio.open_nursery() as nursery:
                         for member in members - self._health.down():

@@ -53,9 +53,9 @@ def certificate(options: MountOptions) -> str:
 
 def stores(options: MountOptions) -> str:
     """Whether files have the same ETags on all hosts, which share by these."""
-    if found := directories(options):
+    if paths := directories(options):
         raise Advice(
-            f"{', '.join(found)}: a directory, of which hosts with other device and inode numbers there share nothing: "
+            f"{', '.join(paths)}: a directory, of which hosts with other device and inode numbers there share nothing: "
             "use a bucket"
         )
     return "none is a directory"
@@ -132,8 +132,8 @@ def members(options: MountOptions) -> str:
         if each.problem is not None:
             failing.setdefault(each.problem, []).append(each.member)
     if failing:
-        told = "; ".join(f"{', '.join(those)}: {problem}" for problem, those in failing.items())
-        raise Advice(f"{sum(map(len, failing.values()))} of {len(heard)} do not serve this host: {told}")
+        problems = "; ".join(f"{', '.join(those)}: {problem}" for problem, those in failing.items())
+        raise Advice(f"{sum(map(len, failing.values()))} of {len(heard)} do not serve this host: {problems}")
     apart_s = max(abs(each.ahead_s) for each in heard)
     return f"all {len(heard)} answer, their clocks within {math.ceil(apart_s)} s of this host's"
 
@@ -144,8 +144,8 @@ def _ask(member: str, *, fleet: str, context: ssl.SSLContext) -> _Heard:
     try:
         connection.request("GET", f"/c/{fleet}/")
         answer = connection.getresponse()
-        told = answer.getheader("date")
-        ahead_s = 0.0 if told is None else email.utils.parsedate_to_datetime(told).timestamp() - time.time()
+        date = answer.getheader("date")
+        ahead_s = 0.0 if date is None else email.utils.parsedate_to_datetime(date).timestamp() - time.time()
         known = None if answer.status == NOT_A_REQUEST else f"answers {answer.status}: see its log"
         return _Heard(member, _PROBLEMS.get(answer.status, known), ahead_s)
     except ssl.SSLCertVerificationError as error:

@@ -18,7 +18,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 MOST_DOUBLINGS = 16
 """Of a pause: the power of a larger number is no float any more."""
 FAILING_S = 300.0
-"""For how long after its pause a member is told as failing, unless it answers."""
+"""For how long after its pause a member counts as failing, unless it answers."""
 REFUSED_PAUSE_S = 30.0
 STRIKES = 3
 STRIKES_PAUSE_S = 600.0
@@ -159,10 +159,10 @@ class Health:
         now = trio.current_time()
         if health.down_until > now and answer.outcome in _DOWN:
             return  # another request has found that out
-        told = answer.detail or answer.outcome
+        reason = answer.detail or answer.outcome
         if not health.failures:
-            log.warning("fleet: %s fails, its chunks come from others: %s", member, told)
-        health.problem = told
+            log.warning("fleet: %s fails, its chunks come from others: %s", member, reason)
+        health.problem = reason
         health.failures += 1
         health.down_until = now + min(pause_s, max(LONGEST_PAUSE_S, STRIKES_PAUSE_S * (answer.outcome == "damaged")))
 
@@ -175,9 +175,11 @@ class Health:
 
 
 class RetryBudget:
-    """Bounds the requests to the store for what members should have given: to a share of what they give and, so that no
-    chunk waits for ever, one in REFILL_S seconds. None waits longer than LONGEST_WAIT_S. What a member has no room for
-    takes none."""
+    """Bounds the requests to the store for chunks that members should have given.
+
+    It allows a share of what they give and, so that no chunk waits for ever, one in REFILL_S seconds. No request waits
+    longer than LONGEST_WAIT_S. What a member has no room for takes none.
+    """
 
     SHARE, MOST, REFILL_S, LONGEST_WAIT_S = 0.1, 10.0, 1.0, 15.0
 

@@ -35,7 +35,7 @@ class Members:
     A host may be listed by several, which others take for several members. It must know all of them: a request to
     itself would wait for the request that it is made for. Others may list a host before it is in its own list: then
     ``mine`` is what they probably call it. An address that is translated on the way is `found` by a request, which
-    tells this server's ``instance``. ``problem`` tells why the list was not read. *listed* is as of
+    tells this server's ``instance``. ``problem`` tells why the list was not read. *listed* is the option
     ``fleet_members``. This host serves the fleet at *listen*.
     """
 
@@ -43,7 +43,7 @@ class Members:
         self._listed = listed
         self._listen = listen
         self._read_once, self._settled = False, True
-        self._found: frozenset[str] = frozenset()
+        self._confirmed: frozenset[str] = frozenset()
         self._names: dict[str, tuple[list[str], float]] = {}
         self.problem: str | None = None
         self.instance = secrets.token_hex(8)
@@ -57,9 +57,9 @@ class Members:
 
     def found(self, address: str) -> None:
         """Note that this very host answers at an address."""
-        if address not in self._found:
+        if address not in self._confirmed:
             log.info("fleet: this host answers at %s as well", address)
-        self._found |= {address}
+        self._confirmed |= {address}
         self.mine = self.mine & self.addresses | {address}
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -72,7 +72,7 @@ class Members:
             await self.refresh()
 
     async def refresh(self) -> None:
-        """Read the members; those of before stay if that fails."""
+        """Read the members. If that fails, the earlier list stays."""
         before, problem = self.problem, None
         try:
             addresses, mine = await in_thread(self._look, abandon_on_cancel=True)
@@ -84,7 +84,7 @@ class Members:
         self.problem = problem
         if problem is not None:
             if problem != before:
-                stays = "those of before stay" if self._read_once else "this host fetches alone"
+                stays = "the earlier list stays" if self._read_once else "this host fetches alone"
                 log.warning("fleet: members not read, %s: %s: %s", stays, self._listed, problem)
             return
         if self._read_once and (addresses, mine) == (self.addresses, self.mine):
@@ -107,7 +107,7 @@ class Members:
     def _look(self) -> tuple[frozenset[str], frozenset[str]]:
         """As `read`, with a guess where this host is not listed. Raises ValueError."""
         addresses, mine = self.read(resolving_s=RESOLVING_S)
-        host, mine = self._listen.host, mine | self._found & addresses
+        host, mine = self._listen.host, mine | self._confirmed & addresses
         if not mine and ipaddress.ip_address(host).is_unspecified:
             host = _source(self._split(min(addresses))[0])
         return addresses, mine or frozenset({_address(host, self._listen.port)} if host else ())
@@ -128,7 +128,7 @@ class Members:
             entries = [entry.strip() for entry in self._listed.split(",") if entry.strip()]
             if len(entries) == 1 and not _is_ip(self._split(entries[0])[0]):
                 host, port = self._split(entries[0])
-                entries = [_address(found, port) for found in _resolved(host)]
+                entries = [_address(ip, port) for ip in _resolved(host)]
         if not entries:
             raise ValueError("no member is listed")
         addresses = frozenset(_address(*self._split(entry)) for entry in entries)
@@ -150,21 +150,21 @@ class Members:
         host, port = self._split(address)
         if port != self._listen.port:
             return False
-        found = [host] if _is_ip(host) else self._recently_resolved(host, until)
+        addresses = [host] if _is_ip(host) else self._recently_resolved(host, until)
         listen = ipaddress.ip_address(self._listen.host)
-        return any(_is_local(each) for each in found) if listen.is_unspecified else str(listen) in found
+        return any(_is_local(each) for each in addresses) if listen.is_unspecified else str(listen) in addresses
 
     def _recently_resolved(self, host: str, until: float) -> list[str]:
-        """The IP addresses of a name, without a lookup after *until*; those of before if it has none for now."""
-        found, expires = self._names.get(host, ([], float("-inf")))
+        """The IP addresses of a name, without a lookup after *until*; the earlier ones if it has none for now."""
+        addresses, expires = self._names.get(host, ([], float("-inf")))
         now = time.monotonic()
         if expires <= now < until:
             try:
-                found, lasts_s = _resolved(host), RESOLVED_S
+                addresses, lasts_s = _resolved(host), RESOLVED_S
             except (OSError, UnicodeError):  # UnicodeError: the name cannot have one
                 lasts_s = UNRESOLVED_S
-            self._names[host] = found, now + lasts_s * random.uniform(0.5, 1)  # noqa: S311 not all names at once
-        return found
+            self._names[host] = addresses, now + lasts_s * random.uniform(0.5, 1)  # noqa: S311 not all names at once
+        return addresses
 
 
 def _is_ip(host: str) -> bool:
@@ -181,7 +181,7 @@ def _address(host: str, port: int) -> str:
 
 def _resolved(host: str) -> list[str]:
     """The IP addresses of a name. Raises OSError."""
-    return sorted({str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)})
+    return sorted({str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)})
 
 
 def _is_local(host: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 JUDGED_AFTER_S = 2.5
-"""How long a body comes before its rate tells something: after one second, one in ten of many that share full links has
+"""How long a body comes before its rate tells something. After one second, one in ten of many that share full links has
 lagged behind the others."""
 LASTS_S = 15.0
 """How long the rate of a body counts that has come."""

@@ -91,7 +91,7 @@ class PeerClient:
                 return PeerAnswer(outcome="damaged", detail="it answers with more than was asked for")
             if head.status != 206:
                 kept = int(head.headers.get("content-length", "1")) == len(head.rest)
-                return replace(_told(head), waited_s=waited_s)
+                return replace(_answer_of(head), waited_s=waited_s)
             crcs = parse_crcs(head.headers.get(CRCS, ""))
             if head.headers.get("content-length") != str(length) or len(head.rest) > length:
                 raise ProtocolError("another range than asked for")
@@ -120,7 +120,7 @@ class PeerClient:
             return asked
         connection, head, waited_s = asked
         self._return(connection, head, request.member, kept=True)
-        return replace(_told(head), waited_s=waited_s)
+        return replace(_answer_of(head), waited_s=waited_s)
 
     async def _asked(self, request: PeerRequest) -> tuple[PeerConnection, Head, float] | PeerAnswer:
         """The connection, the head of the answer to a request, and the seconds until it came; or why none has come."""
@@ -258,7 +258,7 @@ class _GivenUpError(Exception):
         self.outcome = outcome
 
 
-def _told(head: Head) -> PeerAnswer:
+def _answer_of(head: Head) -> PeerAnswer:
     """What the status of an answer means."""
     holders = parse_holders(head.headers.get(HOLDERS, ""))
     outcome = _OUTCOMES.get(head.status, "away" if RETRY_AFTER in head.headers else "busy")

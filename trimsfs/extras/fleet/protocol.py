@@ -1,7 +1,7 @@
 """What the members of a fleet say to each other: a request for chunks of a generation, and the headers of its answer.
 
-An asker names the content by a token and the key that the mount shows, never by a URL: the owner looks the key up in
-its own store, by its own rights, and answers only if its generation gives the same token.
+An asker names the content by a token and the key that the mount shows, never by a URL. The owner looks the key up in
+its own store, by its own rights. It answers only if its generation gives the same token.
 
 =====  ======================================================================================
 206    the bytes, with the CRC32C of each of their chunks
@@ -51,7 +51,7 @@ def fleet_token(fleet: str, generation: Generation, chunk_size: int) -> str:
     """The name of a content in the fleet: 64 hexadecimal digits, the same on every member.
 
     Of a generation it takes what tells its content: the file's key on the mount, ETag and size. Times differ between
-    the answers of one store, and its version is told only sometimes.
+    the answers of one store, and only some of them tell a version.
     """
     identity = "\0".join((fleet, generation.file, generation.etag, str(generation.size), str(chunk_size)))
     return hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()

@@ -237,14 +237,14 @@ class DerivedBlobs(Extra):
     async def _all(self) -> dict[str, Generation]:
         """All complete derived blobs, by key."""
         if self._known is None:
-            found: dict[str, Generation] = {}
+            complete: dict[str, Generation] = {}
             for here in await self._disk.residencies():
                 generation = here.generation
-                latest = found.get(generation.key)
+                latest = complete.get(generation.key)
                 whole = model_key(generation.key) is not None and here.disk_bytes == generation.size
                 if whole and (latest is None or latest.modified_ns < generation.modified_ns):
-                    found[generation.key] = generation
-            self._known = self._known or found
+                    complete[generation.key] = generation
+            self._known = self._known or complete
         return self._known
 
 

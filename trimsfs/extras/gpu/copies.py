@@ -97,11 +97,11 @@ class GpuCopies:
 
     async def _search(self) -> None:
         try:
-            found = await in_thread(cuda.devices, abandon_on_cancel=True)  # a driver may hang
+            devices = await in_thread(cuda.devices, abandon_on_cancel=True)  # a driver may hang
         except CudaError as error:
             self.unavailable = str(error)
         else:
-            for device in found:
+            for device in devices:
                 log.info("device %s: %s, %d bytes", device.uuid, device.name, device.total)
                 self._add(device)
         self._add_recorded()
@@ -170,8 +170,8 @@ class GpuCopies:
     async def lease(self, generation: Generation, request: CopyRequest, holder: Holder) -> Lease:
         """Lease a copy, and load it first if there is none; `release` ends the lease.
 
-        Raises NoSuchEntryError when no device or no tensor matches, DeviceFullError, DeviceError, InUseError when too
-        many requests wait, and the errors of a read of the file.
+        Raises NoSuchEntryError when no device or no tensor matches, and InUseError when too many requests wait. Also
+        raises DeviceFullError, DeviceError, and the errors of a read of the file.
         """
         with self._waiting_request(holder.uid):
             pool = await self._pool(request.device)
@@ -378,8 +378,8 @@ class GpuCopies:
     def resident(self, generation: Generation) -> dict[str, int]:
         """Bytes of a generation on each device that has any, in all domains."""
         token = generation.token(self._disk.store)
-        found = {uuid: sum(copy.size for copy in pool.of(token) if copy.ready) for uuid, pool in self.pools.items()}
-        return {uuid: size for uuid, size in found.items() if size}
+        sizes = {uuid: sum(copy.size for copy in pool.of(token) if copy.ready) for uuid, pool in self.pools.items()}
+        return {uuid: size for uuid, size in sizes.items() if size}
 
 
 def _in_use(copy: Copy) -> InUseError:

@@ -72,8 +72,8 @@ def call(name: str, *arguments: Any) -> Any:
         raise CudaError("CUDA_ERROR_NOT_FOUND", f"{name}: {error}: install a newer driver") from error
     if result != bindings().CUresult.CUDA_SUCCESS:
         known, text = bindings().cuGetErrorString(result)
-        told = text.decode() if known == bindings().CUresult.CUDA_SUCCESS and text else "unknown error"
-        raise CudaError(result.name, f"{name}: {result.name}: {told}")
+        description = text.decode() if known == bindings().CUresult.CUDA_SUCCESS and text else "unknown error"
+        raise CudaError(result.name, f"{name}: {result.name}: {description}")
     return values[0] if len(values) == 1 else tuple(values) or None
 
 
@@ -97,10 +97,10 @@ def devices() -> list[DeviceInfo]:
         raise CudaUnavailableError(f"no CUDA device: {error}") from None
     if count == 0:
         raise CudaUnavailableError("no CUDA device: the driver shows none to this process")
-    return [_found(ordinal) for ordinal in range(count)]
+    return [_device_info(ordinal) for ordinal in range(count)]
 
 
-def _found(ordinal: int) -> DeviceInfo:
+def _device_info(ordinal: int) -> DeviceInfo:
     device = call("cuDeviceGet", ordinal)
     # _v2, the only version in new drivers, distinguishes the parts of a partitioned device.
     identity = call("cuDeviceGetUuid_v2" if hasattr(bindings(), "cuDeviceGetUuid_v2") else "cuDeviceGetUuid", device)

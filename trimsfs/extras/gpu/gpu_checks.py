@@ -33,10 +33,10 @@ def _gpus(_: MountOptions) -> str:
     except CudaUnavailableError:  # the check "CUDA" says why
         return "none is usable"
     try:
-        found = cuda.devices()
+        devices = cuda.devices()
     except CudaError as error:
         return _no_copies(error)
-    return ", ".join(f"{device.uuid} ({device.name}, {device.total >> 20} MiB)" for device in found)
+    return ", ".join(f"{device.uuid} ({device.name}, {device.total >> 20} MiB)" for device in devices)
 
 
 def _no_copies(error: CudaError) -> str:

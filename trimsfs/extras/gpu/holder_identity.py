@@ -19,7 +19,7 @@ def holder_of(uid: int, thread: int) -> Holder:
 def _process_of(thread: int) -> int:
     try:
         # As bytes: text would also end lines at carriage returns, which a program's name may have.
-        found = _PROCESS.search(Path(f"/proc/{thread}/status").read_bytes().decode(errors="replace"))
+        match = _PROCESS.search(Path(f"/proc/{thread}/status").read_bytes().decode(errors="replace"))
     except OSError:
         return thread  # it has ended
-    return int(found[1]) if found else thread
+    return int(match[1]) if match else thread

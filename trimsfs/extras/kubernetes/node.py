@@ -71,8 +71,8 @@ class Node:
 
     def labels(self) -> dict[str, str]:
         """All labels of the node. Raises NotPermittedError, NoSuchEntryError, StoreUnavailableError."""
-        told: dict[str, str] = self._request("GET")["metadata"].get("labels", {})
-        return told
+        labels: dict[str, str] = self._request("GET")["metadata"].get("labels", {})
+        return labels
 
     def apply(self, change: Mapping[str, Any]) -> None:
         """Patch the node. Raises as `labels`."""
@@ -89,8 +89,8 @@ class Node:
             raise StoreUnavailableError(f"the API server at {self._url}: {error}") from None
         match answer.status:
             case 200:
-                told: dict[str, Any] = answer.json()
-                return told
+                document: dict[str, Any] = answer.json()
+                return document
             case 401 | 403:
                 raise NotPermittedError(
                     f"node {self._name}: {method}: the API server refuses it: "

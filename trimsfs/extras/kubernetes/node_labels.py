@@ -97,8 +97,8 @@ def _label(node: Node, mountpoint: Path, prefix: str, depth: int, limit: int, ev
             change = patch(prefix, node.labels(), labels(prefix, _shares_there(mountpoint, depth, limit)))
             if change:
                 node.apply(change)
-                told = change["metadata"]["labels"]
-                say(", ".join(f"-{key}" if value is None else f"{key}={value}" for key, value in told.items()))
+                changed = change["metadata"]["labels"]
+                say(", ".join(f"-{key}" if value is None else f"{key}={value}" for key, value in changed.items()))
         except TrimsError as error:
             if every is None:
                 raise
@@ -119,13 +119,13 @@ def _shares_there(mountpoint: Path, depth: int, limit: int) -> dict[str, float]:
 
 def _shares(mountpoint: Path, depth: int, limit: int) -> dict[str, float]:
     """How much of each model is on disk, 0 to 1, of those with the most bytes there. Raises TrimsError."""
-    ((_, answer),) = ask_each([mount_over(mountpoint)], partial(_found, depth=depth, limit=limit))
+    ((_, answer),) = ask_each([mount_over(mountpoint)], partial(_shares_of, depth=depth, limit=limit))
     if isinstance(answer, TrimsError):
         raise answer
     return answer
 
 
-def _found(mount: Mount, *, depth: int, limit: int) -> dict[str, float]:
+def _shares_of(mount: Mount, *, depth: int, limit: int) -> dict[str, float]:
     check_answers(mount.mountpoint)
     sizes: dict[str, int] = {}
     for file in read_json(mount.mountpoint / ".trims/models")["models"]:
@@ -145,7 +145,7 @@ def _found(mount: Mount, *, depth: int, limit: int) -> dict[str, float]:
 def _current() -> dict[str, str]:
     """The labels of the node on standard input. Raises ConfigurationError."""
     try:
-        told: dict[str, str] = json.load(sys.stdin)["metadata"].get("labels", {})
+        current: dict[str, str] = json.load(sys.stdin)["metadata"].get("labels", {})
     except (ValueError, LookupError, TypeError, AttributeError):
         raise ConfigurationError("standard input: is no node in JSON: `kubectl get node NAME -o json`") from None
-    return told
+    return current

@@ -58,9 +58,9 @@ def read(mapping: mmap.mmap, name: str) -> tuple[list[Any], list[str] | None, Re
 
     None if MXNet itself would make different arrays. Raises FormatError, and MXNetError.
     """
-    found = _scan(mapping)
-    if found is not None:
-        records, names = found
+    scanned = _scan(mapping)
+    if scanned is not None:
+        records, names = scanned
         return make_arrays(mapping, records), names, records
     table = parse(BufferSource(memoryview(mapping)), name)
     usual = table.format == params.NAME and not _new(mapping, table.tensors)
@@ -145,10 +145,10 @@ def make_arrays(mapping: mmap.mmap, records: Records) -> list[Any]:
 def unmap_unused() -> bool:
     """Unmap the mappings under which no array is left; returns whether any mapping is left."""
     numbers = np.zeros(_AT_ONCE, np.uint64)
-    told = _AT_ONCE
-    while told == _AT_ONCE:
-        told = library().trimsfs_unused(_address(numbers), _AT_ONCE)
-        for number in numbers[:told].tolist():
+    count = _AT_ONCE
+    while count == _AT_ONCE:
+        count = library().trimsfs_unused(_address(numbers), _AT_ONCE)
+        for number in numbers[:count].tolist():
             _held.pop(number, None)
     return bool(_held)
 

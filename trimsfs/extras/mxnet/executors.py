@@ -126,7 +126,7 @@ class _Match(NamedTuple):
 
 def _best_match(arrays: Mapping[str, Any]) -> _Match | None:
     """The file that most of the arrays lie over, with those that still equal it; None when there is no such file."""
-    found: dict[MappedFile, dict[str, Tensor]] = {}
+    matches: dict[MappedFile, dict[str, Tensor]] = {}
     for name, array in arrays.items():
         if type(array) is not NDArray or array.context != mxnet.cpu():
             continue
@@ -137,11 +137,11 @@ def _best_match(arrays: Mapping[str, Any]) -> _Match | None:
             here = mapped_file.start <= address < mapped_file.start + mapped_file.status.st_size
             if here and mapped_file.mapping() is not None:  # else the addresses may now belong to another mapping
                 tensor = Tensor(name, dtype.name, array.shape, address - mapped_file.start, nbytes)
-                found.setdefault(mapped_file, {})[name] = tensor
-    if found:
-        most = max(found, key=lambda mapped_file: len(found[mapped_file]))
+                matches.setdefault(mapped_file, {})[name] = tensor
+    if matches:
+        most = max(matches, key=lambda mapped_file: len(matches[mapped_file]))
         with contextlib.suppress(OSError):
-            return _Match(mapped_file=most, tensors=most.unwritten(found[most]), file=most.open())
+            return _Match(mapped_file=most, tensors=most.unwritten(matches[most]), file=most.open())
     return None
 
 

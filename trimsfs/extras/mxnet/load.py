@@ -66,8 +66,8 @@ def _wrap_load(original: Callable[[str], Any]) -> Callable[[str], Any]:
         legacy = not is_np_array() and not is_np_shape()  # NumPy semantics change the arrays that MXNet makes
         if not legacy:
             log.debug("%s: not mapped: MXNet runs with NumPy semantics", fname)
-        found = _load_mapped(fname) if legacy and isinstance(fname, str) else None
-        return original(fname) if found is None else found
+        loaded = _load_mapped(fname) if legacy and isinstance(fname, str) else None
+        return original(fname) if loaded is None else loaded
 
     load.__trimsfs__ = True  # type: ignore[attr-defined]
     return load
@@ -83,14 +83,14 @@ def _load_mapped(fname: str) -> "list[Any] | dict[str, Any] | None":
                 return None
             path = Path(fname).absolute()
             status, mapping = os.fstat(file.fileno()), mapped(path, file, common=common)
-        found = read(mapping, path.name) if isinstance(mapping, mmap.mmap) else None
+        parsed = read(mapping, path.name) if isinstance(mapping, mmap.mmap) else None
     except (OSError, FormatError, MXNetError) as error:
         log.debug("%s: not mapped: %s", fname, error)
         return None
-    if found is None or isinstance(mapping, bytes):
+    if parsed is None or isinstance(mapping, bytes):
         log.debug("%s: not mapped: unsupported format or types", fname)
         return None
-    made, names, records = found
+    made, names, records = parsed
     log.debug("%s: mapped %d arrays", fname, len(made))
     folder.watch(register(path, status, mapping), mapping, records, made)
     if _fresh.arrays is not None:

@@ -47,12 +47,12 @@ class MappedFile:
     @property
     def tensors(self) -> Sequence[Tensor]:
         """The tensors of the file; none after it has been unmapped."""
-        found: Sequence[Tensor] | None = self._read.get("tensors")
-        if found is None:
+        cached: Sequence[Tensor] | None = self._read.get("tensors")
+        if cached is None:
             mapping = self.mapping()
             tensors = () if mapping is None else parse(BufferSource(memoryview(mapping)), self.path.name).tensors
-            found = self._read.setdefault("tensors", tensors)
-        return found
+            cached = self._read.setdefault("tensors", tensors)
+        return cached
 
     @property
     def parts(self) -> Sequence[_Part]:
@@ -60,10 +60,10 @@ class MappedFile:
 
         Finding them takes longer than the rest of a load, so it happens later, but before folding changes anything.
         """
-        found: Sequence[_Part] | None = self._read.get("parts")
-        if found is None:
-            found = self._read.setdefault("parts", list(_parts(self.start, self._end)))
-        return found
+        cached: Sequence[_Part] | None = self._read.get("parts")
+        if cached is None:
+            cached = self._read.setdefault("parts", list(_parts(self.start, self._end)))
+        return cached
 
     def open(self) -> io.FileIO:
         """Open the same generation again. Raises OSError, also when the path now leads to another."""

@@ -7,7 +7,7 @@ from trimsfs.text import printable
 
 
 def chrome_trace(traces: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The document of some traces, as of `.trims/traces`; times are in microseconds since the epoch."""
+    """The document of some traces, as `.trims/traces` has them; times are in microseconds since the epoch."""
     return {
         "displayTimeUnit": "ms",
         "traceEvents": [

@@ -41,7 +41,7 @@ class Sender:
         logging.getLogger("opentelemetry").addHandler(self._problems)
 
     def send(self, traces: Sequence[dict[str, Any]]) -> None:
-        """Send traces, as of `.trims/traces` with the ``mountpoint`` of each. Raises TrimsError."""
+        """Send traces, as `.trims/traces` has them, with the ``mountpoint`` of each. Raises TrimsError."""
         self._problems.first = None
         spans = [span for trace in traces for span in _spans(trace)]
         if spans and self._exporter.export(spans) is not SpanExportResult.SUCCESS:
@@ -62,10 +62,10 @@ def _spans(trace: dict[str, Any]) -> Iterator[ReadableSpan]:
     """The spans of a trace: the open, below it what it waited for, and below requests their parts."""
     resource = Resource({"service.name": "trimsfs", "trimsfs.mountpoint": trace["mountpoint"]})
 
-    def span(parent: SpanContext | None, told: dict[str, Any], error: str | None = None) -> ReadableSpan:
-        began_ns = int((trace["began"] + told["start"]) * 1e9)
+    def span(parent: SpanContext | None, record: dict[str, Any], error: str | None = None) -> ReadableSpan:
+        began_ns = int((trace["began"] + record["start"]) * 1e9)
         return ReadableSpan(
-            told["name"],
+            record["name"],
             context=SpanContext(
                 trace_id=int(trace["id"], 16),
                 span_id=random.getrandbits(64) or 1,
@@ -74,9 +74,9 @@ def _spans(trace: dict[str, Any]) -> Iterator[ReadableSpan]:
             ),
             parent=parent,
             resource=resource,
-            attributes={f"trimsfs.{name}": value for name, value in told.get("facts", {}).items()},
+            attributes={f"trimsfs.{name}": value for name, value in record.get("facts", {}).items()},
             start_time=began_ns,
-            end_time=began_ns + int(told["duration"] * 1e9),
+            end_time=began_ns + int(record["duration"] * 1e9),
             status=Status(StatusCode.ERROR, error) if error else Status(StatusCode.UNSET),
             instrumentation_scope=_SCOPE,
         )
@@ -85,8 +85,8 @@ def _spans(trace: dict[str, Any]) -> Iterator[ReadableSpan]:
     opened = {"name": "cold open", "start": 0.0, "duration": trace["duration"], "facts": facts}
     whole = span(None, opened, trace["error"])
     yield whole
-    for told in trace["spans"]:
-        child = span(whole.context, told, told.get("facts", {}).get("error"))
+    for record in trace["spans"]:
+        child = span(whole.context, record, record.get("facts", {}).get("error"))
         yield child
-        for part in told.get("parts", ()):
+        for part in record.get("parts", ()):
             yield span(child.context, part)

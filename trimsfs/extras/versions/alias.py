@@ -9,16 +9,16 @@ from trimsfs.formats.version_records import HISTORY, Alias
 async def move(catalog: Catalog, alias: str, version: str, *, conditions: bool = True) -> Alias:
     """Let an alias lead to a version; the alias as it is now.
 
-    Raises NoSuchEntryError when there is no such version, VersionConflictError when a version has the name of the
-    alias, or when somebody else moves it or removes the version at the same time; ConfigurationError when the store
-    ignores conditions, unless they are not to be relied on.
+    Raises NoSuchEntryError when there is no such version. Raises VersionConflictError when a version has the name of
+    the alias, or when somebody else moves it or removes the version at the same time. Raises ConfigurationError when
+    the store ignores conditions, unless *conditions* is false.
     """
     await catalog.published(version)
     await _check_name(catalog, alias)
     if conditions:
         await catalog.check_conditions()
-    found = await catalog.alias(alias)
-    if found is None:
+    current = await catalog.alias(alias)
+    if current is None:
         moved = await _move(catalog, alias, Alias(version=version, history=(), moved=now()), None)
         try:
             await _check_name(catalog, alias)  # again: a push looks for an alias after its reservation is there
@@ -26,11 +26,11 @@ async def move(catalog: Catalog, alias: str, version: str, *, conditions: bool =
             await _withdraw(catalog, alias, moved, None)
             raise
         return moved
-    before = found[0]
+    before = current[0]
     if before.version == version:
         return before
     history = (before.version, *before.history)[:HISTORY]
-    return await _move(catalog, alias, Alias(version=version, history=history, moved=now()), found)
+    return await _move(catalog, alias, Alias(version=version, history=history, moved=now()), current)
 
 
 async def rollback(catalog: Catalog, alias: str, *, conditions: bool = True) -> Alias:
@@ -39,39 +39,39 @@ async def rollback(catalog: Catalog, alias: str, *, conditions: bool = True) -> 
     Versions that were removed meanwhile are skipped. Raises NoSuchEntryError when there is no alias or nothing before,
     and as `move`.
     """
-    found = await catalog.alias(alias)
-    if found is None:
+    current = await catalog.alias(alias)
+    if current is None:
         raise NoSuchEntryError(f"{catalog.of(alias)}: no such alias: see `trimsfs versions`")
     if conditions:
         await catalog.check_conditions()
-    before = found[0]
+    before = current[0]
     for place, version in enumerate(before.history):
         if await catalog.tombstone(version) is None and await catalog.manifest(version) is not None:
             earlier = before.history[place + 1 :]
-            return await _move(catalog, alias, Alias(version=version, history=earlier, moved=now()), found)
+            return await _move(catalog, alias, Alias(version=version, history=earlier, moved=now()), current)
     raise NoSuchEntryError(
         f"{catalog.of(alias)}: it has led to no other version that is still there: move it by `trimsfs alias`"
     )
 
 
-async def _move(catalog: Catalog, alias: str, moved: Alias, found: tuple[Alias, str] | None) -> Alias:
-    """Replace what was found of an alias, and check that its target is not removed at the same time."""
-    await _put(catalog, alias, moved, found[1] if found else None)
+async def _move(catalog: Catalog, alias: str, moved: Alias, current: tuple[Alias, str] | None) -> Alias:
+    """Replace the *current* alias, and check that its target is not removed at the same time."""
+    await _put(catalog, alias, moved, current[1] if current else None)
     if await catalog.removed(moved.version) is None:
         return moved
     # Whoever removes a version looks at the aliases after the tombstone is there: one of the two sees the other.
-    await _withdraw(catalog, alias, moved, found)
+    await _withdraw(catalog, alias, moved, current)
     raise VersionConflictError(f"{catalog.of(moved.version)}: somebody is removing it: alias {alias} is as it was")
 
 
-async def _withdraw(catalog: Catalog, alias: str, moved: Alias, found: tuple[Alias, str] | None) -> None:
+async def _withdraw(catalog: Catalog, alias: str, moved: Alias, current: tuple[Alias, str] | None) -> None:
     """Undo a move, unless somebody else has moved the alias since."""
     there = await catalog.alias(alias)
     if there is not None and there[0] == moved:
-        if found is None:
+        if current is None:
             await catalog.writer.delete([version_records.alias_key(catalog.name, alias)])
         else:
-            await _put(catalog, alias, found[0], there[1])
+            await _put(catalog, alias, current[0], there[1])
 
 
 async def _check_name(catalog: Catalog, alias: str) -> None:

@@ -1,7 +1,7 @@
 """Lays safetensors out anew so that tensors begin at multiples of 4 KiB: programs can map those without a copy.
 
-The format allows no holes between tensors, but any order, and spaces after the header. So the header is padded, tensors
-of whole pages come first, and the others follow by the power of two that divides their size, the largest first.
+The format allows no holes between tensors, but any order, and spaces after the header. So the header is padded, and
+tensors of whole pages come first. The others follow by the power of two that divides their size, the largest first.
 """
 
 import json

@@ -46,8 +46,8 @@ class Catalog:
 
     async def manifest(self, version: str) -> Manifest | None:
         """The manifest of a version, removed or not; None if nobody has published it."""
-        found = await self._read(version_records.manifest_key(self.name, version), Manifest.parse)
-        return found and found[0]
+        stored = await self._read(version_records.manifest_key(self.name, version), Manifest.parse)
+        return stored and stored[0]
 
     async def alias(self, alias: str) -> tuple[Alias, str] | None:
         """An alias and the ETag of its object."""
@@ -55,8 +55,8 @@ class Catalog:
 
     async def tombstone(self, version: str) -> Tombstone | None:
         """The tombstone of a version whose files are not deleted yet."""
-        found = await self._read(version_records.tombstone_key(self.name, version), Tombstone.parse)
-        return found and found[0]
+        stored = await self._read(version_records.tombstone_key(self.name, version), Tombstone.parse)
+        return stored and stored[0]
 
     async def removed(self, version: str) -> Tombstone | None:
         """The tombstone of a version, also of one whose files are deleted."""
@@ -64,24 +64,24 @@ class Catalog:
         if tombstone is not None:
             return tombstone
         # In this order: the one is made before the other is deleted.
-        found = await self._read(version_records.deleted_key(self.name, version), Tombstone.parse)
-        return found and found[0]
+        stored = await self._read(version_records.deleted_key(self.name, version), Tombstone.parse)
+        return stored and stored[0]
 
     async def reservation(self, version: str) -> Reservation | None:
         """The reservation of an unfinished push."""
-        found = await self._read(version_records.reservation_key(self.name, version), Reservation.parse)
-        return found and found[0]
+        stored = await self._read(version_records.reservation_key(self.name, version), Reservation.parse)
+        return stored and stored[0]
 
     async def fingerprints(self, version: str) -> dict[str, Fingerprint]:
         """The fingerprints of a version's files by path; none if its push has left none."""
         key = version_records.fingerprints_key(self.name, version)
-        found = await self._read(key, fingerprints.parse)
-        return found[0] if found else {}
+        stored = await self._read(key, fingerprints.parse)
+        return stored[0] if stored else {}
 
     async def led_to(self, name: str) -> str:
         """The version that an alias leads to; any other name is that of a version."""
-        found = await self.alias(name)
-        return found[0].version if found is not None else name
+        current = await self.alias(name)
+        return current[0].version if current is not None else name
 
     async def published(self, version: str) -> Manifest:
         """The manifest of a version that readers see. Raises NoSuchEntryError."""
@@ -121,9 +121,9 @@ class Catalog:
         unfinished: dict[str, Reservation] = {}
 
         async def read(into: dict[str, T], key: str, name: str, parse: Callable[[bytes], T]) -> None:
-            found = await self._read(key, parse)
-            if found is not None:  # else it was deleted meanwhile
-                into[name] = found[0]
+            record = await self._read(key, parse)
+            if record is not None:  # else it was deleted meanwhile
+                into[name] = record[0]
 
         async with trio.open_nursery() as nursery:
             async for stored in self.writer.list(directory + below):
@@ -161,11 +161,11 @@ class Catalog:
         )
 
     async def _read(self, key: str, parse: Callable[[bytes], T]) -> tuple[T, str] | None:
-        found = await self.writer.read(key)
-        if found is None:
+        stored = await self.writer.read(key)
+        if stored is None:
             return None
         try:
-            return parse(found[0]), found[1]
+            return parse(stored[0]), stored[1]
         except FormatError as error:
             raise VersionConflictError(
                 f"{self.writer.location}/{key}: {error}: see who can write to the store"

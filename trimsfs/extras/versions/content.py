@@ -123,14 +123,14 @@ def files_of_directory(directory: Path) -> tuple[dict[str, LocalFile], list[str]
 
     Links are followed. Raises ConfigurationError and NoSuchEntryError.
     """
-    found: dict[str, LocalFile] = {}
+    files: dict[str, LocalFile] = {}
     hidden = list[str]()
     if directory.is_file():
         raise ConfigurationError(f"{directory}: is a file: name the directory that it is in")
     if not directory.is_dir():
         raise NoSuchEntryError(f"{directory}: no such directory: check the spelling")
     for parent, directories, names in os.walk(directory, followlinks=True, onerror=_fail):
-        if len(found) > _MOST_FILES or len(Path(parent).relative_to(directory).parts) > _DEEPEST:
+        if len(files) > _MOST_FILES or len(Path(parent).relative_to(directory).parts) > _DEEPEST:
             raise ConfigurationError(f"{directory}: too many files, or links that lead round")
         below = Path(parent).relative_to(directory)
         hidden += [path for name in (*directories, *names) if _left_out(path := str(below / name))]
@@ -142,10 +142,10 @@ def files_of_directory(directory: Path) -> tuple[dict[str, LocalFile], list[str]
             if not file.is_file():
                 kind = "a link that leads nowhere" if file.is_symlink() else "neither a file nor a directory"
                 raise ConfigurationError(f"{file}: {kind}: remove it")
-            found[checked(str(file.relative_to(directory)))] = LocalFile(file)
-    if not found.keys() - {_HINT}:
+            files[checked(str(file.relative_to(directory)))] = LocalFile(file)
+    if not files.keys() - {_HINT}:
         raise ConfigurationError(f"{directory}: there are no files in it")
-    return found, hidden
+    return files, hidden
 
 
 def _left_out(path: str) -> bool:
@@ -178,20 +178,20 @@ async def files_of_store(store: Store, retrying: Retrying, url: str) -> tuple[di
 
     Raises StoreError, NoSuchEntryError, and ConfigurationError, also for a model that has versions: one is to be named.
     """
-    found: dict[str, StoredFile] = {}
+    files: dict[str, StoredFile] = {}
     hidden = list[str]()
     prefixes = [""]
     while prefixes:
         prefix, token = prefixes.pop(), None
         while True:
             page = await _page(store, retrying, url, prefix, token)
-            if len(found) > _MOST_FILES:
+            if len(files) > _MOST_FILES:
                 raise ConfigurationError(f"{url}: more than {_MOST_FILES} files")
             for generation in page.objects:
                 if _left_out(generation.key):
                     hidden.append(generation.key)
                 else:
-                    found[checked(generation.key)] = StoredFile(store, generation, retrying)
+                    files[checked(generation.key)] = StoredFile(store, generation, retrying)
             for name in page.prefixes:
                 _check_unversioned(url, name)
                 if name.rstrip("/").rpartition("/")[2].startswith("."):
@@ -203,11 +203,11 @@ async def files_of_store(store: Store, retrying: Retrying, url: str) -> tuple[di
             token = page.next_token
             if token is None:
                 break
-    if not found.keys() - {_HINT}:
+    if not files.keys() - {_HINT}:
         version = _with_slash(url)
         remedy = f"a version is {version}" if version else "check the spelling"
         raise NoSuchEntryError(f"{url}: there are no files under it: {remedy}")
-    return found, hidden
+    return files, hidden
 
 
 async def _page(store: Store, retrying: Retrying, url: str, prefix: str, token: str | None) -> Page:

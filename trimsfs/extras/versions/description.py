@@ -35,7 +35,7 @@ async def describe(
     contents: Mapping[str, Content], progress: Callable[[int], None] = lambda _: None
 ) -> dict[str, Described]:
     """The files with their digests. Those of which the digest is known are not read; *progress* hears of each byte."""
-    found: dict[str, Described] = {}
+    described: dict[str, Described] = {}
     limiter = trio.CapacityLimiter(AT_ONCE)
 
     async def one(path: str, content: Content) -> None:
@@ -43,12 +43,12 @@ async def describe(
             sha256, fingerprint = await content.sha256(), None
             if sha256 is None:
                 sha256, fingerprint = await _read(path, content, progress)
-            found[path] = Described(content=content, sha256=sha256, fingerprint=fingerprint)
+            described[path] = Described(content=content, sha256=sha256, fingerprint=fingerprint)
 
     async with trio.open_nursery() as nursery:
         for path, content in contents.items():
             nursery.start_soon(one, path, content)
-    return dict(sorted(found.items()))
+    return dict(sorted(described.items()))
 
 
 async def _read(path: str, content: Content, progress: Callable[[int], None]) -> tuple[str, Fingerprint | None]:

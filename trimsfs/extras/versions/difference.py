@@ -40,9 +40,9 @@ class Changed:
 class Difference:
     """How a second version differs from a first.
 
-    ``fetched_bytes`` are those that a host fetches which has the first version whole and loads the second;
-    ``different_bytes`` those of them that are in no equal file, nor in an equal tensor. With ``--share-chunks``, it
-    fetches ``missing_bytes``, and ``shared_bytes`` take no space of their own in its cache; None if a large file has no
+    A host that has the first version whole and loads the second fetches ``fetched_bytes``. Of them,
+    ``different_bytes`` are in no equal file, nor in an equal tensor. With ``--share-chunks``, it fetches
+    ``missing_bytes``, and ``shared_bytes`` take no space of their own in its cache; None if a large file has no
     fingerprint.
     """
 

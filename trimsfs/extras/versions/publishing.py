@@ -1,7 +1,7 @@
 """Publishes a version: uploads what is missing of its files, and then, in one request, the manifest that shows it.
 
-A reservation, made before anything else, names the content. Only pushes of that content write files of the version, so
-that they may run at the same time, die at any point and be repeated.
+A reservation, made before anything else, names the content. Only pushes of that content write files of the version. So
+they may run at the same time, die at any point and be repeated.
 """
 
 import hashlib
@@ -57,9 +57,9 @@ async def publish(
 ) -> Publication:
     """Publish files as a version, or go on with a push of the same files. A version that has them is left as it is.
 
-    Raises VersionConflictError when the version has other files, is removed, its files are damaged, its name is an
-    alias, or it would be the first one of a model that holds directories;
-    ConfigurationError when the store ignores *conditions*, or the manifest would be too long to be read;
+    Raises VersionConflictError when the version has other files, was removed, or has damaged files. Also raises it when
+    an alias has the version's name, or the version would be the first one of a model that holds directories. Raises
+    ConfigurationError when the store ignores *conditions*, or the manifest would be too long to be read. Raises
     ObjectChangedError when a file changes meanwhile.
     """
     push = _Push(catalog, version, files, progress)
@@ -138,11 +138,11 @@ class _Push:
         hold nothing that a program would miss.
         """
         model = f"{self._catalog.name}/"
-        found = sorted([name async for name in self._writer.directories(model) if not name.startswith(".")])
+        directories = sorted([name async for name in self._writer.directories(model) if not name.startswith(".")])
         # Only now: a push that began meanwhile has written its reservation before it made a directory.
-        if not found or await self._catalog.has_versions():
+        if not directories or await self._catalog.has_versions():
             return
-        foreign = [name for name in found if [one async for one in self._writer.list(f"{model}{name}/")]]
+        foreign = [name for name in directories if [one async for one in self._writer.list(f"{model}{name}/")]]
         if foreign:
             named = ", ".join([*foreign[:_MOST_NAMED], *(["…"] if len(foreign) > _MOST_NAMED else [])])
             raise VersionConflictError(
@@ -184,13 +184,13 @@ class _Push:
                 await self._writer.put_if_absent(key, reservation)
                 break
             except ObjectChangedError:
-                found = await self._catalog.reservation(self._version)
-            if found is not None and found.content != content:
+                prior = await self._catalog.reservation(self._version)
+            if prior is not None and prior.content != content:
                 raise self._conflict(
-                    f"a push of other files has begun at {version_records.text(found.started)}: let it end, or, if it "
+                    f"a push of other files has begun at {version_records.text(prior.started)}: let it end, or, if it "
                     f"is dead, `trimsfs rm --unfinished {self._catalog.of(self._version)}`"
                 )
-            if found is not None:
+            if prior is not None:
                 return False
         if conditions:
             await self._check_conditions(key, reservation)
@@ -359,9 +359,9 @@ class _Push:
     async def _put_fingerprints(self) -> None:
         """Put what `trimsfs diff` compares. Two pushes of the same files put the same, but for what an import that did
         not end has uploaded."""
-        found = {path: fingerprint for path, fingerprint in self._fingerprints.items() if fingerprint is not None}
-        data = fingerprints.encode(self._version, found)
-        if found and len(data) <= version_records.MOST_BYTES:
+        known = {path: fingerprint for path, fingerprint in self._fingerprints.items() if fingerprint is not None}
+        data = fingerprints.encode(self._version, known)
+        if known and len(data) <= version_records.MOST_BYTES:
             with suppress(ObjectChangedError):
                 await self._writer.put_if_absent(
                     version_records.fingerprints_key(self._catalog.name, self._version), data

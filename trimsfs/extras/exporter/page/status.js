@@ -31,16 +31,16 @@ function age(seconds) {
 
 // How fast a counter grows, between each two samples: [time, per second], or [time, null] where one is not known.
 function rates(history, at) {
-  const found = [];
+  const points = [];
   for (let i = 1; i < history.length; i += 1) {
     const [before, now] = [history[i - 1], history[i]];
     const seconds = now[0] - before[0];
     const known = before.length > 1 && now.length > 1 && seconds > 0;
     // A counter that is less than before has begun anew, with another server.
     const grown = known ? (now[at] >= before[at] ? now[at] - before[at] : now[at]) : 0;
-    found.push([now[0], known ? grown / seconds : null]);
+    points.push([now[0], known ? grown / seconds : null]);
   }
-  return found;
+  return points;
 }
 
 function values(history, at) {
@@ -124,7 +124,7 @@ function table(mount, whole, gpu) {
     element("tbody", {}, ...mount.models.map(row)));
 }
 
-function card(mount, told) {
+function card(mount, status) {
   const state = mount.hidden ? ["another user's", "soft"] : mount.error ? ["does not answer", "bad"]
     : mount.problems.length ? ["degraded", "bad"] : ["well", "good"];
   const made = element("section", { class: "mount" }, element("div", { class: "title" },
@@ -133,7 +133,7 @@ function card(mount, told) {
   for (const problem of [...mount.problems, ...(mount.error ? [mount.error] : [])]) {
     made.append(element("p", { class: "problem" }, problem));
   }
-  const at = (name) => told.plotted.indexOf(name) + 1;
+  const at = (name) => status.plotted.indexOf(name) + 1;
   const { numbers, history } = mount;
   if (!mount.error) {
     const of = (most) => (most ? `of ${bytes(most)}` : "");
@@ -145,11 +145,11 @@ function card(mount, told) {
       number("Fetched", bytes(numbers.fetched), `${count(numbers.in_flight)} requests under way`),
       number("Store requests", count(numbers.requests), `${count(numbers.failed_attempts)} attempts failed`),
       number("Failed fetches", count(numbers.failed_chunks), "chunks"),
-      number("Server", mount.started ? age(told.time - mount.started) : "?",
+      number("Server", mount.started ? age(status.time - mount.started) : "?",
         `version ${mount.version || "?"}, replaced ${count(numbers.restarts)} ${numbers.restarts === 1 ? "time" : "times"}`)));
   }
   if (history.length > 1) {
-    const time = { end: told.time, span: Math.max(LEAST_S, told.time - history[0][0]) };
+    const time = { end: status.time, span: Math.max(LEAST_S, status.time - history[0][0]) };
     made.append(element("div", { class: "plots" },
       plot("Fetch rate", [{ points: rates(history, at("fetched")) }], (most) => `${bytes(most)}/s`, time),
       plot("Store requests", [{ name: "all", points: rates(history, at("requests")) },
@@ -164,7 +164,7 @@ function card(mount, told) {
     made.append(element("p", { class: "soft" }, `${wait.program} waits for ${wait.path}, ${age(wait.seconds)} by now`));
   }
   if (!mount.error) {
-    made.append(table(mount, told.whole, mount.models.some((model) => model.gpu)));
+    made.append(table(mount, status.whole, mount.models.some((model) => model.gpu)));
     if (mount.more_models) made.append(element("p", { class: "soft" }, `and ${mount.more_models} more models`));
   }
   return made;
@@ -176,11 +176,11 @@ async function refresh() {
     // Of the address without a user and a password, which fetch refuses.
     const answer = await fetch(new URL("api/status", location.origin + location.pathname), { cache: "no-store" });
     if (!answer.ok) throw new Error(`${answer.status} ${(await answer.text()).trim()}`);
-    const told = await answer.json();
-    document.getElementById("mounts").replaceChildren(...told.mounts.map((mount) => card(mount, told)));
-    const bad = told.mounts.filter((mount) => !mount.hidden && (mount.error || mount.problems.length)).length;
-    state.textContent = `${told.mounts.length} mounts, ${bad ? `${bad} not well` : "all well"}, at ` +
-      `${new Date(told.time * 1000).toLocaleTimeString("en-GB")}, exporter ${told.version}`;
+    const status = await answer.json();
+    document.getElementById("mounts").replaceChildren(...status.mounts.map((mount) => card(mount, status)));
+    const bad = status.mounts.filter((mount) => !mount.hidden && (mount.error || mount.problems.length)).length;
+    state.textContent = `${status.mounts.length} mounts, ${bad ? `${bad} not well` : "all well"}, at ` +
+      `${new Date(status.time * 1000).toLocaleTimeString("en-GB")}, exporter ${status.version}`;
     state.className = bad ? "bad" : "";
   } catch (error) {
     state.textContent = `the exporter does not answer: ${error.message}`;

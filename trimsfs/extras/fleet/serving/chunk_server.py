@@ -34,7 +34,7 @@ class ServedStatistics:
 
 
 class ChunkServer:
-    """Answers nginx for the fleet of a mount. *serving* and *instance* are as of `Owner`."""
+    """Answers nginx for the fleet of a mount. `Owner` describes *serving* and *instance*."""
 
     def __init__(
         self,

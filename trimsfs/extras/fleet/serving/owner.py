@@ -36,7 +36,7 @@ BLOBS = "/blobs"
 """Where nginx has the directory of blobs, for redirects of this server only."""
 RECENT_S = 1.0
 """How old an answer of the store may be that contradicts an asker."""
-KEYS_TOLD, TOLD_EVERY_S = 64, 60.0
+KEYS_LOGGED, LOGGED_EVERY_S = 64, 60.0
 """Of how many keys, and how often, the log tells that they cannot be given."""
 _GROUP_READS, _GROUP_ENTERS = stat.S_IRGRP, stat.S_IRGRP | stat.S_IXGRP
 
@@ -65,7 +65,7 @@ class Owner:
         self._uploads = uploads
         self._serving = serving
         self._instance = instance
-        self._told: TTLCache[str, None] = TTLCache(KEYS_TOLD, TOLD_EVERY_S)
+        self._logged: TTLCache[str, None] = TTLCache(KEYS_LOGGED, LOGGED_EVERY_S)
 
     async def answer(self, request: Request) -> Answer:
         """The answer to a request that nginx passes on: a redirect to the blob, or why there is none."""
@@ -93,8 +93,8 @@ class Owner:
         except (StoreUnavailableError, TransientStoreError):
             return BUSY  # perhaps the store is away for all, and askers must not all turn to it at once
         except (TrimsError, OSError) as error:
-            if not isinstance(error, StoreError) and wanted.key not in self._told:  # else the fetcher has logged it
-                self._told[wanted.key] = None
+            if not isinstance(error, StoreError) and wanted.key not in self._logged:  # else the fetcher has logged it
+                self._logged[wanted.key] = None
                 log.warning("%s: not given to the fleet: %s", wanted.key, error)
             return MISSING
 

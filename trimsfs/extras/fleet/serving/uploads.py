@@ -16,13 +16,13 @@ import trio
 MOST_OF_CHUNK = 4
 """Uploads of one chunk at once. A chunk that hundreds of hosts want first spreads from host to host."""
 MANY = 8
-"""With so many uploads under way, one that another member can make is left to it."""
+"""With so many uploads under way, this host leaves an upload to another member that can make it."""
 REFERRALS = MOST_OF_CHUNK
-"""How many members one that has got a chunk is named to."""
+"""To how many members this host names one that has got a chunk."""
 PATIENCE_S = 5.0
-"""How long an upload may wait for its turn. Longer, and the asker is told that this host is busy."""
+"""How long an upload may wait for its turn. After that, this host answers that it is busy."""
 LONGEST_S = 30.0
-"""After this time an upload counts no longer, whether nginx has reported its end or not: the kernel drops reports while
+"""After this time an upload counts no longer, whether nginx has reported its end or not. The kernel drops reports while
 ten wait for a busy server. To take a slow upload for one that has ended only lets one more begin."""
 KNOWN_CHUNKS = 4096
 """Chunks of which this host remembers who has got them."""

@@ -23,10 +23,10 @@ with suppress(cuda.CudaUnavailableError):
 
 def load(path: Path, file: io.FileIO, device: str | int, tensors: Patterns, memory: str) -> DeviceModel:
     """Lease copies of the *file* that is open at *path*, as `trimsfs.client.model.Model.to` describes."""
-    found = find(device)
+    info = find(device)
     patterns: Sequence[str | None] = [None] if tensors is None else listed(tensors)
     for _ in range(_TRIES):
-        copies = [map_copy(path, file, found, pattern, memory) for pattern in patterns]
+        copies = [map_copy(path, file, info, pattern, memory) for pattern in patterns]
         if len({copy.description.generation for copy in copies}) == 1:
             return DeviceModel(path, copies)
     raise GpuError(f"{path}: the file was replaced {_TRIES} times while its parts were loaded: try again")

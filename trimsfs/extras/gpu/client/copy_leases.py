@@ -148,23 +148,23 @@ def _names(directory: Path) -> list[str]:
         return []
 
 
-def _description(told: dict[str, Any]) -> CopyDescription:
+def _description(document: dict[str, Any]) -> CopyDescription:
     """Parse and check a description. Raises ValueError, KeyError, TypeError."""
     tensors = tuple(
         Tensor(each["name"], each["dtype"], tuple(map(int, each["shape"])), int(each["offset"]), int(each["nbytes"]))
-        for each in told["tensors"]
+        for each in document["tensors"]
     )
     description = CopyDescription(
-        device=told["device"],
-        generation=told["generation"],
-        memory=told["memory"],
-        size=int(told["size"]),
-        nbytes=int(told["nbytes"]),
-        format=told["format"],
+        device=document["device"],
+        generation=document["generation"],
+        memory=document["memory"],
+        size=int(document["size"]),
+        nbytes=int(document["nbytes"]),
+        format=document["format"],
         tensors=tensors,
-        socket=told.get("socket", ""),
-        token=told.get("token", ""),
-        handle=bytes.fromhex(told.get("ipc_handle", "")),
+        socket=document.get("socket", ""),
+        token=document.get("token", ""),
+        handle=bytes.fromhex(document.get("ipc_handle", "")),
     )
     if not 0 <= description.nbytes <= description.size:
         raise ValueError("more bytes than the allocation has")

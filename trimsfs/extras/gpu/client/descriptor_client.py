@@ -88,11 +88,11 @@ def _taken(path: str, message: bytes, descriptors: list[fork_safety.Descriptor])
     if not message:
         raise NotYetError(f"{path}: the server closed the connection")
     try:
-        told = json.loads(message)
-        if "error" not in told:
-            return descriptors[0], int(told["size"])
-        kind = NotYetError if told.get("kind") == _UNKNOWN else GpuError
-        error = kind(f"{path}: {told['error']}")
+        answer = json.loads(message)
+        if "error" not in answer:
+            return descriptors[0], int(answer["size"])
+        kind = NotYetError if answer.get("kind") == _UNKNOWN else GpuError
+        error = kind(f"{path}: {answer['error']}")
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         error = GpuError(f"{path}: invalid answer: update client and server to the same version")
     raise error

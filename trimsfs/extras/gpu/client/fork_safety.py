@@ -1,8 +1,8 @@
 """Closes descriptors of leases and GPU memory in forked children, where CUDA's mappings do not exist.
 
 A child would otherwise keep leases and memory in use. The parent keeps its descriptors. Threads hold the `guard` while
-they open or close one, so that no fork happens between the steps. An open that waits for a copy to load cannot hold it,
-because no thread could fork meanwhile: the child finds that descriptor by its path.
+they open or close one, so that no fork happens between the steps. An open that waits for a copy to load cannot hold it:
+no thread could fork meanwhile. The child finds that descriptor by its path.
 """
 
 import os

@@ -20,13 +20,13 @@ def find(device: str | int) -> cuda.DeviceInfo:
     except cuda.CudaError as error:
         raise GpuError(_cause(error)) from None
     if meant["uuid"]:
-        found = [each for each in devices if each.uuid == meant["uuid"]]
+        matches = [each for each in devices if each.uuid == meant["uuid"]]
     else:
-        found = [each for each in devices if each.ordinal == int(meant["ordinal"] or 0)]
-    if not found:
+        matches = [each for each in devices if each.ordinal == int(meant["ordinal"] or 0)]
+    if not matches:
         seen = ", ".join(f"cuda:{each.ordinal} is {each.uuid}" for each in devices) or "none"
         raise GpuError(f"no device {device} in this process, which sees {seen}: check CUDA_VISIBLE_DEVICES")
-    return found[0]
+    return matches[0]
 
 
 def _cause(error: cuda.CudaError) -> str:

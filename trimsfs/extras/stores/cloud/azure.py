@@ -104,9 +104,9 @@ class AzureBlobs:
     def reason(self, answer: Answer) -> tuple[str, str]:
         code = answer.headers.get("x-ms-error-code", "")
         try:
-            told = ElementTree.fromstring(answer.body.removeprefix(b"\xef\xbb\xbf"))  # noqa: S314
+            document = ElementTree.fromstring(answer.body.removeprefix(b"\xef\xbb\xbf"))  # noqa: S314
             # The next lines are an id and the time of the request.
-            return code or told.findtext("Code") or "", (told.findtext("Message") or "").partition("\n")[0]
+            return code or document.findtext("Code") or "", (document.findtext("Message") or "").partition("\n")[0]
         except ElementTree.ParseError:
             return code, ""
 
@@ -137,9 +137,9 @@ def _generation(key: str, about: Mapping[str, str]) -> Generation:
 
 
 def _text(element: ElementTree.Element, name: str) -> str:
-    found = element.find(name)
-    if found is None or not found.text:
+    child = element.find(name)
+    if child is None or not child.text:
         raise ValueError(f"no {name}")
-    if found.get("Encoded") == "true":
-        return unquote(found.text)
-    return found.text
+    if child.get("Encoded") == "true":
+        return unquote(child.text)
+    return child.text

@@ -55,16 +55,16 @@ def find_account(url: str, host: str, endpoint: str | None, environment: Mapping
 
     Raises ConfigurationError when nothing names one, its endpoint is no URL, or its key no base64.
     """
-    told = _connection_string(url, environment.get("AZURE_STORAGE_CONNECTION_STRING", ""))
-    name = host.partition(".")[0] or told.get("AccountName") or environment.get("AZURE_STORAGE_ACCOUNT")
-    key = told.get("AccountKey") or environment.get("AZURE_STORAGE_KEY")
-    sas = told.get("SharedAccessSignature") or environment.get("AZURE_STORAGE_SAS_TOKEN")
+    fields = _connection_string(url, environment.get("AZURE_STORAGE_CONNECTION_STRING", ""))
+    name = host.partition(".")[0] or fields.get("AccountName") or environment.get("AZURE_STORAGE_ACCOUNT")
+    key = fields.get("AccountKey") or environment.get("AZURE_STORAGE_KEY")
+    sas = fields.get("SharedAccessSignature") or environment.get("AZURE_STORAGE_SAS_TOKEN")
     if endpoint is None and "." in host:
         endpoint = f"https://{host.replace('.dfs.', '.blob.', 1)}"
     elif endpoint is None and not host:
-        endpoint = told.get("BlobEndpoint")
+        endpoint = fields.get("BlobEndpoint")
     if endpoint is None and name:
-        scheme, suffix = told.get("DefaultEndpointsProtocol", "https"), told.get("EndpointSuffix", SUFFIX)
+        scheme, suffix = fields.get("DefaultEndpointsProtocol", "https"), fields.get("EndpointSuffix", SUFFIX)
         endpoint = f"{scheme}://{name}.blob.{suffix}"
     if endpoint is not None:
         endpoint = checked_endpoint(endpoint)

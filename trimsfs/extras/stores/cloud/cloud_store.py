@@ -66,8 +66,8 @@ class CloudStore:
             if page.exists or page.next_token is None:
                 return page
             if page.next_token == token:
-                told = f"the listing of /{prefix} has no end: it repeats a page without a name"
-                raise StoreUnavailableError(f"{self._service.subject}: {told}: tell who runs the store")
+                problem = f"the listing of /{prefix} has no end: it repeats a page without a name"
+                raise StoreUnavailableError(f"{self._service.subject}: {problem}: tell who runs the store")
             token = page.next_token
         raise TransientStoreError(f"{self._service.subject}: the listing has {EMPTY_PAGES} pages without a name")
 

@@ -64,12 +64,12 @@ class GoogleStorage:
         return Request(path=self._objects, query=query if token is None else {**query, "pageToken": token})
 
     def listed(self, answer: Answer, prefix: str) -> Page:
-        told = _json(answer)
-        items = told.get("items", ())
+        listing = _json(answer)
+        items = listing.get("items", ())
         return Page(
             objects=tuple(_generation(item) for item in items if item["name"] != prefix),
-            prefixes=tuple(map(_name, told.get("prefixes", ()))),
-            next_token=str(told["nextPageToken"]) if told.get("nextPageToken") else None,
+            prefixes=tuple(map(_name, listing.get("prefixes", ()))),
+            next_token=str(listing["nextPageToken"]) if listing.get("nextPageToken") else None,
             empty=any(item["name"] == prefix for item in items),
         )
 
@@ -111,10 +111,10 @@ class GoogleStorage:
 
 
 def _json(answer: Answer) -> dict[str, Any]:
-    told = json.loads(answer.body)
-    if not isinstance(told, dict):
+    document = json.loads(answer.body)
+    if not isinstance(document, dict):
         raise TypeError("not an object")
-    return told
+    return document
 
 
 def _generation(item: Mapping[str, Any]) -> Generation:
@@ -127,9 +127,9 @@ def _generation(item: Mapping[str, Any]) -> Generation:
     )
 
 
-def _name(told: object) -> str:
-    """A name as it was told. Raises UnicodeEncodeError for one that JSON can hold, but UTF-8 cannot."""
-    name = str(told)
+def _name(value: object) -> str:
+    """A name from JSON. Raises UnicodeEncodeError for one that JSON can hold, but UTF-8 cannot."""
+    name = str(value)
     name.encode()
     return name
 

@@ -38,22 +38,22 @@ def default_credentials(subject: str, url: str, stall_timeout_s: float) -> Sign:
 
     lock = threading.Lock()
     transport = _transport(stall_timeout_s, google.auth.exceptions.TransportError)
-    found: Any = None
+    default: Any = None
 
     failure: Any = None
     failed_at = -math.inf
 
     def find() -> Any:
         """The credentials. After a failure, it looks for them again only later: that can take 10 s."""
-        nonlocal found, failure, failed_at
-        if found is None and time.monotonic() > failed_at + LOOK_AGAIN_S:
+        nonlocal default, failure, failed_at
+        if default is None and time.monotonic() > failed_at + LOOK_AGAIN_S:
             try:
-                found = google.auth.default(scopes=SCOPES)[0]
+                default = google.auth.default(scopes=SCOPES)[0]
             except google.auth.exceptions.GoogleAuthError as error:
                 failure, failed_at = error, time.monotonic()
-        if found is None:
+        if default is None:
             raise failure
-        return found
+        return default
 
     with contextlib.suppress(google.auth.exceptions.GoogleAuthError):
         find()  # as root

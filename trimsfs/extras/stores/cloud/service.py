@@ -51,7 +51,7 @@ class Service(Protocol):
         """A request for a range of this generation and no other."""
 
     def content(self, headers: Mapping[str, str]) -> str | None:
-        """Which content of the object a success to `get` has: a `content_name`; None if it is not told."""
+        """Which content of the object a success to `get` has: a `content_name`; None if the answer does not tell."""
 
     def version(self, headers: Mapping[str, str]) -> str | None:
         """The version id of that content."""
@@ -69,9 +69,9 @@ def etag_of(content: str, digests: Mapping[Algorithm, str | None]) -> str:
     Listings tell the digest, so that a generation carries it along and no further request is needed.
     """
     for algorithm in _DIGESTS:
-        told = digests.get(algorithm)
-        if told is not None and _decoded(algorithm, told) is not None:
-            return f"{content};{algorithm}={told}"
+        encoded = digests.get(algorithm)
+        if encoded is not None and _decoded(algorithm, encoded) is not None:
+            return f"{content};{algorithm}={encoded}"
     return content
 
 
@@ -90,9 +90,9 @@ def digest_of(etag: str) -> Digest | None:
     return None
 
 
-def _decoded(algorithm: Algorithm, told: str) -> bytes | None:
+def _decoded(algorithm: Algorithm, encoded: str) -> bytes | None:
     try:
-        value = base64.b64decode(told, validate=True)
+        value = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
         return None
     return value if len(value) == _DIGESTS[algorithm] else None

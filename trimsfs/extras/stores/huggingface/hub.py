@@ -1,7 +1,7 @@
 """Requests to a Hugging Face hub: its API, and the bytes of files from where the hub sends a reader to.
 
-huggingface_hub finds the address and the token. It does not make the requests: its calls repeat failed requests by
-themselves for half a minute, which would hide an outage from the circuit breaker, and read files to disk only.
+huggingface_hub finds the address and the token. It does not make the requests: its calls read files to disk only. They
+also repeat failed requests for half a minute, which would hide an outage from the circuit breaker.
 """
 
 import json
@@ -143,8 +143,8 @@ class Hub:
             remedy = "HF_TOKEN is not accepted: renew it" if self._has_token else "set HF_TOKEN, or run `hf auth login`"
             return StoreAccessError(f"{subject}: {message}: {remedy}")
         kind = kind_of(status)
-        told_alone = kind is ObjectNotFoundError or issubclass(kind, TransientStoreError)
-        return kind(message if told_alone else f"{subject}: {message}")
+        message_alone = kind is ObjectNotFoundError or issubclass(kind, TransientStoreError)
+        return kind(message if message_alone else f"{subject}: {message}")
 
     def _follow(
         self, url: str, headers: Headers, form: Form = None, look: Callable[[Response], None] = lambda _: None
@@ -166,12 +166,14 @@ def _compare(response: Response, commit: str, etag: str, size: str) -> None:
     """Raises ObjectChangedError, and closes the answer, if the hub tells another commit, ETag or size of a file."""
     if response.status >= 400:
         return
-    told, linked = response.headers, "x-linked-etag" in response.headers
-    found = told.get("x-linked-etag") if linked else told.get("etag") if response.status in {200, 206} else None
+    headers = response.headers
+    etag_now = headers.get("x-linked-etag")
+    if etag_now is None and response.status in {200, 206}:
+        etag_now = headers.get("etag")
     for name, is_now, expected in (
-        ("commit", told.get("x-repo-commit"), commit),
-        ("ETag", found and found.removeprefix("W/").strip('"'), etag),
-        ("size", told.get("x-linked-size"), size),
+        ("commit", headers.get("x-repo-commit"), commit),
+        ("ETag", etag_now and etag_now.removeprefix("W/").strip('"'), etag),
+        ("size", headers.get("x-linked-size"), size),
     ):
         if is_now is not None and is_now != expected:
             response.close()

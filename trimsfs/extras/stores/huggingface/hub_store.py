@@ -121,8 +121,8 @@ class HubStore:
 
     def _place(self, key: str) -> Place | None:
         """What a key names; None if no repository of this store."""
-        found = place(self._source.base + key)
-        return found if found is not None and self._source.has(found.repository) else None
+        target = place(self._source.base + key)
+        return target if target is not None and self._source.has(target.repository) else None
 
     def _head(self, repository: Repository, revision: str | None) -> _Head:
         """What a revision of a repository is now. Raises BucketNotFoundError."""
@@ -146,19 +146,19 @@ class HubStore:
 
     def _probe(self) -> None:
         for path in self._source.revisions:
-            if (found := place(path)) is not None:
-                self._head(found.repository, None)
+            if (target := place(path)) is not None:
+                self._head(target.repository, None)
                 with suppress(ObjectNotFoundError):  # some mirrors of the hub cannot tell
-                    self._hub.ask(found.repository, f"{found.repository.api}/auth-check", {})
+                    self._hub.ask(target.repository, f"{target.repository.api}/auth-check", {})
         for owner in self._source.owners:
             self._list_owner(owner, "", None, 1)
 
     def _list(self, prefix: str, token: str | None, limit: int) -> Page:
         path = self._source.base + prefix
-        found = self._place(prefix)
-        if found is not None:
+        target = self._place(prefix)
+        if target is not None:
             try:
-                return self._list_tree(found, prefix, token, limit)
+                return self._list_tree(target, prefix, token, limit)
             except BucketNotFoundError:
                 if self._source.one_repository:
                     raise
@@ -173,65 +173,65 @@ class HubStore:
     def _list_owner(self, owner: str, prefix: str, token: str | None, limit: int) -> Page:
         kind, _, name = owner.rpartition("/")
         query = {"author": name, "limit": str(limit)} | ({} if token is None else {"cursor": token})
-        found, cursor = self._hub.ask(None, kind or "models", query)
+        repositories, cursor = self._hub.ask(None, kind or "models", query)
         with parsing():
-            names = [str(repository["id"]).rpartition("/")[2] for repository in found]
+            names = [str(repository["id"]).rpartition("/")[2] for repository in repositories]
         return Page(objects=(), prefixes=tuple(f"{prefix}{name}/" for name in names), next_token=cursor)
 
-    def _list_tree(self, found: Place, prefix: str, token: str | None, limit: int) -> Page:
+    def _list_tree(self, target: Place, prefix: str, token: str | None, limit: int) -> Page:
         commit, _, cursor = (token or "").partition(" ")
-        head = self._head(found.repository, commit or found.revision)
-        path = f"{found.repository.api}/tree/{head.commit}/{quote(found.path.rstrip('/'), safe='')}".rstrip("/")
+        head = self._head(target.repository, commit or target.revision)
+        path = f"{target.repository.api}/tree/{head.commit}/{quote(target.path.rstrip('/'), safe='')}".rstrip("/")
         query = {"limit": str(limit)} | ({"cursor": cursor} if cursor else {})
         try:
-            entries, following = self._hub.ask(found.repository, path, query)
+            entries, following = self._hub.ask(target.repository, path, query)
         except ObjectNotFoundError:
             return _NOTHING
-        start = len(found.path)
+        start = len(target.path)
         with parsing():
             named = [
-                (prefix + entry["path"][start:], entry) for entry in entries if entry["path"].startswith(found.path)
+                (prefix + entry["path"][start:], entry) for entry in entries if entry["path"].startswith(target.path)
             ]
             return Page(
                 objects=tuple(_generation(key, entry, head) for key, entry in named if entry["type"] == "file"),
                 prefixes=tuple(f"{key}/" for key, entry in named if entry["type"] == "directory"),
                 next_token=f"{head.commit} {following}" if following is not None else None,
-                empty=not found.path,
+                empty=not target.path,
             )
 
     def _stat(self, key: str) -> Generation:
-        found = self._place(key) if _possible(key) else None
-        if found is None or not found.path:
+        target = self._place(key) if _possible(key) else None
+        if target is None or not target.path:
             raise ObjectNotFoundError(f"no such file in {self._subject}")
         try:
-            return self._find(key, found)
+            return self._find(key, target)
         except BucketNotFoundError as error:
             if self._source.one_repository:
                 raise
             raise ObjectNotFoundError(str(error)) from error
 
-    def _find(self, key: str, found: Place) -> Generation:
+    def _find(self, key: str, target: Place) -> Generation:
         """The newest generation of a file. Raises ObjectNotFoundError and BucketNotFoundError."""
-        repository, head = found.repository, self._head(found.repository, found.revision)
-        wanted = {"paths": found.path, "expand": "False"}
+        repository, head = target.repository, self._head(target.repository, target.revision)
+        wanted = {"paths": target.path, "expand": "False"}
         entries, _ = self._hub.ask(repository, f"{repository.api}/paths-info/{head.commit}", {}, wanted)
         with parsing():
             for entry in entries:
-                if entry["type"] == "file" and entry["path"] == found.path:
+                if entry["type"] == "file" and entry["path"] == target.path:
                     return _generation(key, entry, head)
         raise ObjectNotFoundError(f"no such file in {repository}")
 
     def _refs(self, repository: str) -> Mapping[str, str]:
-        found = self._place(f"{repository}/")
-        if found is None:
+        target = self._place(f"{repository}/")
+        if target is None:
             return {}
-        revision = self._source.revisions.get(found.repository.path, MAIN)
+        revision = self._source.revisions.get(target.repository.path, MAIN)
         try:
-            told, _ = self._hub.ask(found.repository, f"{found.repository.api}/refs", {})
+            answer, _ = self._hub.ask(target.repository, f"{target.repository.api}/refs", {})
             with parsing():
-                listed = [ref for kind in ("branches", "tags", "converts") for ref in told.get(kind) or ()]
+                listed = [ref for kind in ("branches", "tags", "converts") for ref in answer.get(kind) or ()]
                 refs = {str(ref["name"]): str(ref["targetCommit"]) for ref in listed}
-            return refs | {MAIN: refs.get(revision) or self._head(found.repository, revision).commit}
+            return refs | {MAIN: refs.get(revision) or self._head(target.repository, revision).commit}
         except BucketNotFoundError:
             return {}
 
@@ -239,18 +239,18 @@ class HubStore:
 
     def _get(self, generation: Generation, offset: int, length: int) -> tuple[HttpBody, str]:
         """The body that has the bytes, and the commit that it is from."""
-        found = self._place(generation.key) if _possible(generation.key) else None
-        if found is None:
+        target = self._place(generation.key) if _possible(generation.key) else None
+        if target is None:
             raise ObjectNotFoundError(f"no such file in {self._subject}")
         if generation.version_id is not None:
             try:
-                return self._open(found.repository, generation.version_id, found.path, generation, offset, length)
+                return self._open(target.repository, generation.version_id, target.path, generation, offset, length)
             except (BucketNotFoundError, ObjectNotFoundError):
                 pass  # the hub has dropped the commit, as when its owner squashes the history
-        newest = self._find(generation.key, replace(found, revision=None))
+        newest = self._find(generation.key, replace(target, revision=None))
         if (newest.etag, newest.size) != (generation.etag, generation.size) or newest.version_id is None:
             raise ObjectChangedError(f"its ETag is now {newest.etag}")
-        return self._open(found.repository, newest.version_id, found.path, generation, offset, length)
+        return self._open(target.repository, newest.version_id, target.path, generation, offset, length)
 
     def _open(
         self, repository: Repository, commit: str, path: str, generation: Generation, offset: int, length: int

@@ -80,19 +80,19 @@ def parse(url: str, *, whole: bool = False) -> Source:
     """
     revisions, owners, bases = dict[str, str](), list[str](), list[str]()
     for item in url.removeprefix("hf://").rstrip("/").split(","):
-        found = _ITEM.fullmatch(item)
-        if found is None:
+        match = _ITEM.fullmatch(item)
+        if match is None:
             raise ConfigurationError(f"store {url}: {item!r} names no repository: write hf://ORG/NAME[@REVISION]")
-        prefix = f"{found['kind']}s/" if found["kind"] else ""
-        if found["name"] is None:
-            owners.append(f"{prefix}{found['owner']}")
-            bases.append(f"{prefix}{found['owner']}/")
+        prefix = f"{match['kind']}s/" if match["kind"] else ""
+        if match["name"] is None:
+            owners.append(f"{prefix}{match['owner']}")
+            bases.append(f"{prefix}{match['owner']}/")
         else:
-            path = f"{prefix}{found['owner']}/{found['name']}"
+            path = f"{prefix}{match['owner']}/{match['name']}"
             if path in revisions:
                 raise ConfigurationError(f"store {url}: names {path} twice: name one revision of each repository")
-            revisions[path] = unquote(found["revision"] or MAIN)
-            below = f"{found['path'].strip('/')}/" if found["path"] else ""
+            revisions[path] = unquote(match["revision"] or MAIN)
+            below = f"{match['path'].strip('/')}/" if match["path"] else ""
             bases.append(f"{at(path, revisions[path])}/{below}")
             if below and (whole or "," in url):
                 raise ConfigurationError(f"store {url}: {item!r}: name whole repositories here, without /{below}")

@@ -87,10 +87,10 @@ def children(manifest: Mapping[str, Any], subject: str) -> str | None:
 
 def parsed(content: bytes) -> dict[str, Any]:
     """A manifest or index as JSON. Raises ValueError and TypeError."""
-    found = json.loads(content)
-    if not isinstance(found, dict):
+    document = json.loads(content)
+    if not isinstance(document, dict):
         raise TypeError("a manifest is an object")
-    return found
+    return document
 
 
 def layers(manifest: Mapping[str, Any], subject: str) -> list[Layer]:
@@ -154,9 +154,9 @@ def add_members(entries: Entries, layer: Layer, members: Iterable[Member]) -> No
     for path, target in links.items():
         for _ in range(_MOST_LINKS):
             target = links.get(target, target)  # noqa: PLW2901
-        found = entries.get(target)
-        if found is not None:
-            _add(entries, path, found)
+        linked = entries.get(target)
+        if linked is not None:
+            _add(entries, path, linked)
 
 
 def _add(entries: Entries, path: str, content: Content | None) -> None:

@@ -61,16 +61,16 @@ class OciStore:
         return (await self._artifact()).page(prefix, token, limit)
 
     async def stat(self, key: str) -> Generation:
-        found = (await self._artifact()).file(key)
-        if found is None:
+        generation = (await self._artifact()).file(key)
+        if generation is None:
             raise ObjectNotFoundError(f"{key}: no such file in {self._reference}")
-        return found
+        return generation
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> None:
-        found = artifact.place(generation.etag)
-        if found is None:
+        location = artifact.place(generation.etag)
+        if location is None:
             raise ObjectNotFoundError(f"{generation.key}: not a file of {self._reference}")
-        layer, start = found
+        layer, start = location
         get = partial(self._get, generation.key, layer, start + offset, length)
         await self._threads.read(get, length, sink, generation.key)
 
@@ -104,11 +104,11 @@ class OciStore:
         async def read_headers(layer: Layer) -> None:
             read = partial(registry_errors, partial(self._members, layer, budget))
             try:
-                found = await in_thread(read, limiter=self._headers, abandon_on_cancel=True)
+                members = await in_thread(read, limiter=self._headers, abandon_on_cancel=True)
             except StoreError as error:
                 headers[layer.digest] = error
             else:
-                headers[layer.digest] = found
+                headers[layer.digest] = members
 
         async with trio.open_nursery() as nursery:
             for layer in {each.digest: each for each in layers if each.tar}.values():
@@ -122,11 +122,11 @@ class OciStore:
             if not layer.tar:
                 artifact.add_file(entries, layer)
                 continue
-            found = headers[layer.digest]
-            if isinstance(found, StoreError):
-                raise found
+            outcome = headers[layer.digest]
+            if isinstance(outcome, StoreError):
+                raise outcome
             with parsing():
-                artifact.add_members(entries, layer, found)
+                artifact.add_members(entries, layer, outcome)
         return Artifact(digest, entries, self._reference.prefix, self._known)
 
     def _layers(self, digest: str, budget: tar_layer.Budget) -> list[Layer]:

@@ -72,16 +72,16 @@ def is_local(host: str) -> bool:
 def parse(url: str) -> Reference:
     """The reference in a URL. Raises ConfigurationError."""
     match = _URL.fullmatch(url)
-    found = match.groupdict(default="") if match is not None else {}
-    untagged = found and not found["tag"] + found["digest"]
-    if not found or (untagged and re.search("[:@]", found["prefix"])):  # of a repository or digest in another form
+    groups = match.groupdict(default="") if match is not None else {}
+    untagged = groups and not groups["tag"] + groups["digest"]
+    if not groups or (untagged and re.search("[:@]", groups["prefix"])):  # of a repository or digest in another form
         form = "oci://REGISTRY/REPOSITORY[:TAG|@sha256:DIGEST][/DIRECTORY]"
         raise ConfigurationError(f"store {url!r}: write {form}, the repository in lower case, 64 digits of the digest")
-    prefix = "/".join(part for part in found["prefix"].split("/") if part)
+    prefix = "/".join(part for part in groups["prefix"].split("/") if part)
     return Reference(
-        registry=found["registry"],
-        repository=found["repository"],
-        reference=found["digest"][1:] or found["tag"][1:] or DEFAULT_TAG,
-        pinned=bool(found["digest"]),
+        registry=groups["registry"],
+        repository=groups["repository"],
+        reference=groups["digest"][1:] or groups["tag"][1:] or DEFAULT_TAG,
+        pinned=bool(groups["digest"]),
         prefix=f"{prefix}/" if prefix else "",
     )

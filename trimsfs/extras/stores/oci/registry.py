@@ -70,12 +70,12 @@ class Registry:
         headers = {"Range": f"bytes={offset}-{last}", "Accept-Encoding": "identity"}
         response = self._client.at_place(digest, headers) or self._send("GET", f"blobs/{digest}", headers, blob=digest)
         try:
-            told = response.headers.get("Content-Range", "")
+            content_range = response.headers.get("Content-Range", "")
             whole = response.status == 200 and offset == 0 and response.headers.get("Content-Length") == str(length)
-            if not whole and not told.startswith(f"bytes {offset}-{last}/"):
+            if not whole and not content_range.startswith(f"bytes {offset}-{last}/"):
                 raise StoreUnavailableError(
                     f"{self._reference}: the registry serves no ranges of layers: asked for bytes {offset}-{last}, "
-                    f"got {told or f'status {response.status}'}"
+                    f"got {content_range or f'status {response.status}'}"
                 )
         except BaseException:
             response.close()

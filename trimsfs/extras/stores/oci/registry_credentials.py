@@ -46,14 +46,14 @@ class DockerConfig:
             entries = {server: config.get("auths", {}).get(server) or {} for server in servers}
             helpers = [config.get("credHelpers", {}).get(server) for server in servers]
             helper = next(filter(None, helpers), None) or config.get("credsStore")
-            found = [_parsed(entry) for entry in entries.values() if entry.keys() & {"auth", "identitytoken"}]
+            stored = [_parsed(entry) for entry in entries.values() if entry.keys() & {"auth", "identitytoken"}]
         except FileNotFoundError:
-            entries, helper, found = {}, None, []
+            entries, helper, stored = {}, None, []
         except OSError as error:
             raise ConfigurationError(f"{file}: {error.strerror}: registry credentials cannot be read") from error
         except (ValueError, AttributeError, TypeError) as error:
             raise ConfigurationError(f"{file}: is not a configuration of Docker: {error}") from error
-        self._found = found[0] if found else None
+        self._stored = stored[0] if stored else None
         self._helper = helper if isinstance(helper, str) else None
         self._servers = servers
 
@@ -63,12 +63,12 @@ class DockerConfig:
         Raises StoreAccessError if the helper fails.
         """
         if self._helper is None:
-            return self._found
+            return self._stored
         for server in self._servers:
             answer = _ask_helper(self._helper, server)
             if answer is not None:
                 return answer
-        return self._found
+        return self._stored
 
 
 def _parsed(entry: dict[str, Any]) -> Credentials:

@@ -65,10 +65,10 @@ class Budget:
 
 
 def members(fetch: Callable[[int, int], bytes], size: int, subject: str, budget: Budget) -> Iterator[Member]:
-    """The members of an uncompressed tar archive of *size* bytes, without special files and paths that are too long;
-    *fetch* gives bytes by offset and length.
+    """The members of an uncompressed tar archive of *size* bytes, without special files and paths that are too long.
 
-    Raises StoreUnavailableError, which names the *subject*, for what is no archive, or one that cannot be shown.
+    *fetch* gives bytes by offset and length. Raises StoreUnavailableError, which names the *subject*, for what is no
+    archive, or one that cannot be shown.
     """
     file = _RangeFile(fetch, size, subject, budget)
     try:

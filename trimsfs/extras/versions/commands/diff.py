@@ -45,8 +45,8 @@ def diff(first: str, second: str, tensors: bool, as_json: bool, reach: dict[str,
 
     Also how many bytes a host that has A fetches and stores for B; with --share-chunks, if both are of one model.
 
-    trimsfs compares the fingerprints that a push has left. Where there are none, as after an import that was
-    interrupted, it reads the headers of safetensors files, and compares names, types and shapes of tensors.
+    trimsfs compares the fingerprints that a push has left. Where there are none, as after an interrupted import, it
+    reads the headers of safetensors files. Then it compares names, types and shapes of tensors.
     """
     one, other = parse_version(first), parse_version(second)
     (a, before), (b, after) = (
@@ -56,10 +56,10 @@ def diff(first: str, second: str, tensors: bool, as_json: bool, reach: dict[str,
     same = related and a == b
     difference = compare(before, after)
     if as_json:
-        told = {"first": a, "second": b, **asdict(difference)}
-        told |= {} if related else {"missing_bytes": None, "shared_bytes": None}
-        told |= {"fetched_bytes": 0} if same else {}
-        click.echo(json.dumps(told, indent=2))
+        document = {"first": a, "second": b, **asdict(difference)}
+        document |= {} if related else {"missing_bytes": None, "shared_bytes": None}
+        document |= {"fetched_bytes": 0} if same else {}
+        click.echo(json.dumps(document, indent=2))
         return
     for location, version in ((one, a), (other, b)):
         if location.version != version:
@@ -81,28 +81,29 @@ def _model(location: Location) -> tuple[Path | str, str]:
 async def _version(catalog: Catalog, location: Location, reach: dict[str, Any]) -> tuple[str, Version]:
     """The name of a version, also where the location has that of an alias, and what it consists of."""
     manifest = await catalog.published(await catalog.led_to(location.version or ""))
-    found = dict(await catalog.fingerprints(manifest.version))
-    missing = [path for path in manifest.files if path.endswith(SAFETENSORS) and path not in found]
+    fingerprints = dict(await catalog.fingerprints(manifest.version))
+    missing = [path for path in manifest.files if path.endswith(SAFETENSORS) and path not in fingerprints]
     if missing:
         options = reading(location, reach)
         store = open_store(options, max_requests=MOST_REQUESTS)
         try:
             retrying = Retrying(deadline_s=options.retry_deadline, on_failure=None)
-            await _read_headers(store, retrying, f"{location.name}/{manifest.version}/", missing, found)
+            await _read_headers(store, retrying, f"{location.name}/{manifest.version}/", missing, fingerprints)
         finally:
             await store.aclose()
-    return manifest.version, Version(files=manifest.files, fingerprints=found)
+    return manifest.version, Version(files=manifest.files, fingerprints=fingerprints)
 
 
 async def _read_headers(
-    store: Store, retrying: Retrying, prefix: str, paths: list[str], found: dict[str, Fingerprint]
+    store: Store, retrying: Retrying, prefix: str, paths: list[str], fingerprints: dict[str, Fingerprint]
 ) -> None:
-    """Add what the headers of safetensors files tell of them to what was *found*."""
+    """Add to *fingerprints* what the headers of safetensors files tell."""
 
     async def one(path: str) -> None:
         generation = await retrying.call(f"{path}: not found", lambda: store.stat(prefix + path))
         tensors = await tensors_of(path, StoredFile(store, generation, retrying))
-        found[path] = Fingerprint(chunks=(), tensors={tensor.name: tensor_print(tensor, None) for tensor in tensors})
+        prints = {tensor.name: tensor_print(tensor, None) for tensor in tensors}
+        fingerprints[path] = Fingerprint(chunks=(), tensors=prints)
 
     async with trio.open_nursery() as nursery:
         for path in paths:

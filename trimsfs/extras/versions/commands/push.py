@@ -185,7 +185,7 @@ def _check_order(source: str, target: str) -> None:
 def _signer(key: Path) -> Signer:
     """What signs files with a private key. Raises ConfigurationError, also without the package for it."""
     try:
-        from trimsfs.extras.signatures.signed_manifest import load_private_key, sign  # noqa: PLC0415 - its package is an extra
+        from trimsfs.extras.signatures.signed_manifest import load_private_key, sign  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise ConfigurationError(f"option --sign: {error}: pip install 'trimsfs[signatures]'") from None
     private = load_private_key(key)
@@ -257,7 +257,7 @@ def _progress(title: str, size: int, bar: bool) -> Iterator[Callable[[int], None
 def _tell(location: Location, publication: Publication, hidden: Sequence[str], *, quiet: bool, as_json: bool) -> None:
     manifest = publication.manifest
     if as_json:
-        told = {
+        document = {
             "version": manifest.version,
             "files": len(manifest.files),
             "bytes": manifest.size,
@@ -265,7 +265,7 @@ def _tell(location: Location, publication: Publication, hidden: Sequence[str], *
             "sent_bytes": publication.sent_bytes,
             "hidden": len(hidden),
         }
-        click.echo(json.dumps(told))
+        click.echo(json.dumps(document))
         return
     if hidden:
         named = [*sorted(hidden)[:_MOST_NAMED], *(["…"] if len(hidden) > _MOST_NAMED else [])]

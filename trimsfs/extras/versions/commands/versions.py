@@ -179,9 +179,9 @@ def rm(
         deleted = await removal.expire(catalog)
         return f"{location}: removed; its files stay until {version_records.text(tombstone.delete_after)}", deleted
 
-    told, deleted = run_on_catalog(act, location, reach, conditions=not single_writer)
-    if told and version not in deleted:
-        say(told)
+    message, deleted = run_on_catalog(act, location, reach, conditions=not single_writer)
+    if message and version not in deleted:
+        say(message)
     for one in deleted:
         say(f"{parse_model(target) if expired else location.store + '/' + location.name}:{one}: its files are deleted")
     if expired and not deleted:
