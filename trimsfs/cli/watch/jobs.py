@@ -71,10 +71,10 @@ def jobs_of(mount: Mount) -> list[dict[str, Any]]:
     """The jobs of a mount, with their paths on this host."""
     check_answers(mount.mountpoint)
     try:
-        found = read_json(mount.mountpoint / ".trims/.trims/jobs")["jobs"]
+        records = read_json(mount.mountpoint / ".trims/.trims/jobs")["jobs"]
     except NoSuchEntryError:
         return []  # older servers have no jobs
-    return on_this_host(mount, found)
+    return on_this_host(mount, records)
 
 
 def _age(seconds: float) -> str:
