@@ -132,6 +132,6 @@ def complete_path(_context: click.Context, _parameter: click.Parameter, incomple
 
 def complete_mounted(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete a path on a mount: mount points first, and then what lies below."""
-    found = sorted({str(mount.mountpoint) for mount in mounts()} - {incomplete})
-    matching = [CompletionItem(path) for path in found if path.startswith(incomplete)]
+    mountpoints = sorted({str(mount.mountpoint) for mount in mounts()} - {incomplete})
+    matching = [CompletionItem(path) for path in mountpoints if path.startswith(incomplete)]
     return matching or complete_path(context, parameter, incomplete)

@@ -29,19 +29,19 @@ def namespaces() -> tuple[dict[int, list[Mount]], bool]:
 
     The second value tells whether this user may not look at some processes.
     """
-    found = {os.getpid(): mounts(None)}
+    mounts_by_pid = {os.getpid(): mounts(None)}
     known, hidden = {os.readlink("/proc/self/ns/mnt")}, False
     for pid in [int(name) for name in os.listdir("/proc") if name.isdecimal()]:
         try:
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
             if namespace not in known:
-                found[pid] = mounts(None, process=pid)
+                mounts_by_pid[pid] = mounts(None, process=pid)
                 known.add(namespace)
         except PermissionError:
             hidden = True
         except (OSError, ValueError):
             pass  # it has ended
-    return found, hidden
+    return mounts_by_pid, hidden
 
 
 def outliving(mount: Mount, places: Mapping[int, Sequence[Mount]]) -> list[tuple[int, Mount]]:
@@ -81,14 +81,14 @@ def overlays(mount: Mount, places: Mapping[int, Sequence[Mount]]) -> list[tuple[
     is older than the file system's mounts has what lay there before them.
     """
     ours = [each for each in places[os.getpid()] if each.device == mount.device]
-    found = [
+    candidates = [
         (pid, each)
         for pid, there in places.items()
         for points in [{mounted.mountpoint for mounted in [*ours, *there] if mounted.device == mount.device}]
         for each in there
         if any(layer.is_relative_to(point) for layer in each.layers for point in points)
     ]
-    return [(pid, each) for pid, each in found if not _is_older(pid, each, ours)]
+    return [(pid, each) for pid, each in candidates if not _is_older(pid, each, ours)]
 
 
 def _is_older(pid: int, mount: Mount, others: Sequence[Mount]) -> bool:

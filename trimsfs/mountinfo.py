@@ -34,7 +34,7 @@ class Mount:
 
 def mounts(kind: str | None = FILE_SYSTEM_TYPE, *, process: int | str = "self") -> list[Mount]:
     """The mounts of a type, or all, in a process's mount namespace; a covering mount comes after the one it covers."""
-    found = []
+    entries = []
     # As bytes: the kernel escapes the newline alone, and text would also end lines at carriage returns in paths.
     table = Path(f"/proc/{process}/mountinfo").read_bytes().decode(errors="surrogateescape")
     for line in table.rstrip("\n").split("\n"):
@@ -43,7 +43,7 @@ def mounts(kind: str | None = FILE_SYSTEM_TYPE, *, process: int | str = "self") 
         groups = dict(field.split(":") for field in optional if ":" in field)
         file_system_type, source, *options = rest.split(" ")
         if kind in {None, file_system_type}:
-            found.append(
+            entries.append(
                 Mount(
                     number=int(number),
                     parent=int(parent),
@@ -58,17 +58,17 @@ def mounts(kind: str | None = FILE_SYSTEM_TYPE, *, process: int | str = "self") 
                     layers=_layers(options[0]) if options and file_system_type == "overlay" else (),
                 )
             )
-    return found
+    return entries
 
 
 def file_systems() -> list[Mount]:
     """One mount of each trimsfs file system: the first of its root or, without one (as in a container), the first."""
-    found: dict[str, Mount] = {}
+    by_device: dict[str, Mount] = {}
     for mount in mounts():
-        known = found.setdefault(mount.device, mount)
+        known = by_device.setdefault(mount.device, mount)
         if known.root != "/" and mount.root == "/":
-            found[mount.device] = mount
-    return list(found.values())
+            by_device[mount.device] = mount
+    return list(by_device.values())
 
 
 def canonical(mountpoint: Path) -> Path:
@@ -94,14 +94,14 @@ def mount_at(mountpoint: Path) -> Mount | None:
 
 def trimsfs_at(mountpoint: Path) -> Mount | None:
     """The trimsfs mount at exactly this path, if any, unless another mount covers it."""
-    found = mount_at(mountpoint)
-    return found if found is not None and found.kind == FILE_SYSTEM_TYPE else None
+    mount = mount_at(mountpoint)
+    return mount if mount is not None and mount.kind == FILE_SYSTEM_TYPE else None
 
 
 def mount_of(path: Path) -> Mount | None:
     """The trimsfs mount that an absolute path without symbolic links lies on, if any."""
-    found = holding(path)
-    return found if found is not None and found.kind == FILE_SYSTEM_TYPE else None
+    mount = holding(path)
+    return mount if mount is not None and mount.kind == FILE_SYSTEM_TYPE else None
 
 
 def holding(path: Path) -> Mount | None:
@@ -110,11 +110,11 @@ def holding(path: Path) -> Mount | None:
     numbers = {mount.number for mount in over}
     # Walk down from the root, into the first mount on the way: a path cannot reach mounts below a covered one.
     here = [mount for mount in over if mount.parent not in numbers - {mount.number}]
-    found = None
+    innermost = None
     while here:
-        found = min(here, key=lambda mount: len(mount.mountpoint.parts))
-        here = [mount for mount in over if mount.parent == found.number != mount.number]
-    return found
+        innermost = min(here, key=lambda mount: len(mount.mountpoint.parts))
+        here = [mount for mount in over if mount.parent == innermost.number != mount.number]
+    return innermost
 
 
 def escape(mountpoint: Path) -> str:
@@ -130,13 +130,13 @@ def _user(options: str) -> int:
 
 def _layers(options: str) -> tuple[Path, ...]:
     """The absolute lower layers in the options of an overlay: ``lowerdir=/a:/b``, or one each in ``lowerdir+=``."""
-    found: list[str] = []
+    layers: list[str] = []
     for name, _, value in (option.partition("=") for option in options.split(",")):
         if name == "lowerdir":
-            found += [re.sub(r"\\(.)", r"\1", layer) for layer in re.findall(r"(?:\\.|[^:\\])+", _unescape(value))]
+            layers += [re.sub(r"\\(.)", r"\1", layer) for layer in re.findall(r"(?:\\.|[^:\\])+", _unescape(value))]
         elif name in {"lowerdir+", "datadir+"}:
-            found.append(_unescape(value))
-    return tuple(Path(layer) for layer in found if layer.startswith("/"))
+            layers.append(_unescape(value))
+    return tuple(Path(layer) for layer in layers if layer.startswith("/"))
 
 
 def _unescape(field: str) -> str:

@@ -89,7 +89,7 @@ class Origins:
         return self._bases.get(identity, "") + key
 
     def relinked(self, key: str, linked: str | None) -> str | None:
-        """`Generation.linked` of a key, from what a server told whose stores were perhaps at other paths.
+        """`Generation.linked` of a key, from what a server recorded whose stores were perhaps at other paths.
 
         A link within a store stays as it was if the path of its file is gone: nothing tells where its own key begins.
         """

@@ -57,7 +57,8 @@ def process_of(thread: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process of this PID namespace, told from later ones of its *pid* by when it *started*, in clock ticks."""
+    """A process of this PID namespace, distinguished from later ones of its *pid* by when it *started*, in clock
+    ticks."""
 
     pid: int
     started: int
@@ -65,8 +66,8 @@ class Process:
     @property
     def runs(self) -> bool:
         """Whether it has not ended, so far as the kernel tells."""
-        found = _status_of(self.pid)
-        return found is not None and found[0] == self
+        status = _status_of(self.pid)
+        return status is not None and status[0] == self
 
 
 def lineage(pid: int) -> Iterator[tuple[Process, str]]:
@@ -74,10 +75,10 @@ def lineage(pid: int) -> Iterator[tuple[Process, str]]:
     seen = set[int]()
     while pid and pid not in seen:
         seen.add(pid)
-        found = _status_of(pid)
-        if found is None:
+        status = _status_of(pid)
+        if status is None:
             return
-        process, parent, name = found
+        process, parent, name = status
         yield process, name
         pid = parent
 
@@ -142,10 +143,10 @@ def container_of(pid: int) -> str | None:
     """The identifier of a process's container, the innermost one, as engines show it; None if its control group names
     none."""
     try:
-        found = _CONTAINER.findall(Path(f"/proc/{pid}/cgroup").read_text(errors="replace"))
+        identifiers = _CONTAINER.findall(Path(f"/proc/{pid}/cgroup").read_text(errors="replace"))
     except OSError:
         return None
-    return found[-1] if found else None
+    return identifiers[-1] if identifiers else None
 
 
 def roles(keeper: int | None) -> dict[str, int]:
@@ -284,30 +285,30 @@ class Usage:
 
 def usage(device: str, inode: int | None = None) -> Usage:
     """Find who uses the file system of a *device*, ``major:minor``, or only its file of this inode number."""
-    found = Usage()
-    others, found.hidden = namespaces()
+    users = Usage()
+    others, users.hidden = namespaces()
     others.pop(os.getpid())
-    found.mounted = [(pid, mount.mountpoint) for pid in others for mount in others[pid] if mount.device == device]
+    users.mounted = [(pid, mount.mountpoint) for pid in others for mount in others[pid] if mount.device == device]
     for pid in _processes():
         try:
             if any(file[0] == device and inode in {None, file[1]} for file in _files(pid, whole=inode is None)):
-                found.processes.append(pid)
+                users.processes.append(pid)
         except PermissionError:
-            found.hidden = True
+            users.hidden = True
         except (OSError, ValueError):
             pass  # it has ended
-    found.hidden &= os.geteuid() != 0  # root sees all that the kernel shows
-    return found
+    users.hidden &= os.geteuid() != 0  # root sees all that the kernel shows
+    return users
 
 
 def holders(device: str) -> dict[int, list[int]]:
     """The processes that have files of a file system open or mapped, by inode number, as far as this user may see."""
-    found: dict[int, list[int]] = {}
+    pids_by_inode: dict[int, list[int]] = {}
     for pid in _processes():
         with suppress(OSError, ValueError):  # it has ended, or is another user's
             for inode in {file[1] for file in _files(pid) if file[0] == device}:
-                found.setdefault(inode, []).append(pid)
-    return found
+                pids_by_inode.setdefault(inode, []).append(pid)
+    return pids_by_inode
 
 
 def _processes() -> list[int]:
@@ -344,17 +345,17 @@ def _file_at(link: str) -> tuple[str, int]:
 
 
 def open_paths(device: str) -> dict[int, set[str]]:
-    """The processes that have files of a *device* open or mapped, with the paths by which they know these; of those
-    that this user may look at."""
-    found: dict[int, set[str]] = {}
+    """The processes that have files of a *device* open or mapped, with the paths by which they know these. Leaves out
+    processes that this user may not look at."""
+    paths_by_pid: dict[int, set[str]] = {}
     for pid in _processes():
         with suppress(OSError, ValueError):  # it has ended, or is another user's
-            paths = {path for found_at, _, path in _mapped(pid) if found_at == device}
+            paths = {path for mapped_device, _, path in _mapped(pid) if mapped_device == device}
             for number in os.listdir(f"/proc/{pid}/fd"):
                 link = f"/proc/{pid}/fd/{number}"
                 with suppress(FileNotFoundError):
                     if _file_at(link)[0] == device:
                         paths.add(os.readlink(link))
             if paths:
-                found[pid] = paths
-    return found
+                paths_by_pid[pid] = paths
+    return paths_by_pid

@@ -222,9 +222,9 @@ def _carry_out(files: dict[Path, Path], manner: _Manner) -> list[tuple[str, str]
                 failures.append(failure)
                 continue
             progress.update(task, total=last["total_bytes"], completed=last["total_bytes"])
-            told = "; ".join(_result(file.name, last, manner))
-            if told and not manner.as_json:
-                say(f"{path}: {told}")
+            result = "; ".join(_result(file.name, last, manner))
+            if result and not manner.as_json:
+                say(f"{path}: {result}")
     return failures
 
 
@@ -258,19 +258,21 @@ def _failure(path: Path, line: dict[str, Any], manner: _Manner) -> tuple[str, st
 def _result(command: str, line: dict[str, Any], manner: _Manner) -> list[str]:
     """What to print about a command that succeeded."""
     left_out, absent = line["left_out_files"], line["absent_files"]
-    told = []
+    parts = []
     if command == VERIFY_GPU:
-        told.append(f"{counted(line['compared_copies'], 'copy')} compared, no difference")
+        parts.append(f"{counted(line['compared_copies'], 'copy')} compared, no difference")
     elif not manner.quiet:
         size = f", {decimal(line['total_bytes'] - line['absent_bytes'])}" if manner.bar else ""
-        told.append(f"{manner.done} {counted(line['total_files'] - left_out - absent, 'file')}{size}")
+        parts.append(f"{manner.done} {counted(line['total_files'] - left_out - absent, 'file')}{size}")
         if absent:
-            told.append(f"skipped {counted(absent, 'other file')} that this host does not have")
+            parts.append(f"skipped {counted(absent, 'other file')} that this host does not have")
     if left_out:
-        told.append(f"left out {left_out} of {line['total_files']} files of unknown format: name one to load it anyway")
+        parts.append(
+            f"left out {left_out} of {line['total_files']} files of unknown format: name one to load it anyway"
+        )
     if line["unlocked_files"]:
-        told.append(_unlocked(line))
-    return told
+        parts.append(_unlocked(line))
+    return parts
 
 
 def _error(path: Path, line: dict[str, Any]) -> str:

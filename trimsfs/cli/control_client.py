@@ -100,7 +100,7 @@ class _Asking(Generic[T]):
         return time.monotonic() > self.moved + STANDSTILL_S
 
     def result(self) -> T | TrimsError:
-        """Wait for its end; what it found, or the error that it got."""
+        """Wait for its end; its result, or the error that it got."""
         os.waitpid(self.pid, 0)
         unexpected = TrimsError(f"{self.mount.mountpoint}: the process that queried it has ended: try again")
         return cast("T | TrimsError", pickle.loads(self.said)) if self.said else unexpected  # noqa: S301 - own child
@@ -130,15 +130,15 @@ class Questions(Generic[T]):
             self._asking[receiver].said += piece
             if not piece:
                 os.close(receiver)
-                found = self._asking.pop(receiver)
-                yield found.mount, found.result()
+                query = self._asking.pop(receiver)
+                yield query.mount, query.result()
         for receiver in [receiver for receiver, each in self._asking.items() if each.stands_still()]:
             os.close(receiver)
-            found = self._asking.pop(receiver)
-            os.kill(found.pid, signal.SIGKILL)
-            self._killed.append(found.pid)
-            place = found.mount.mountpoint
-            yield found.mount, NotMountedError(f"{place} does not answer for {STANDSTILL_S:.0f} s: see its log")
+            query = self._asking.pop(receiver)
+            os.kill(query.pid, signal.SIGKILL)
+            self._killed.append(query.pid)
+            place = query.mount.mountpoint
+            yield query.mount, NotMountedError(f"{place} does not answer for {STANDSTILL_S:.0f} s: see its log")
         self._killed = [pid for pid in self._killed if os.waitpid(pid, os.WNOHANG) == (0, 0)]
 
 
@@ -159,9 +159,9 @@ def records_of(
     Of all mounts, those that do not answer are left out, and added to the *failures*.
     """
     if path is None:
-        return [each for _, found in left_out(ask_each(file_systems(), ask), failures) for each in found]
-    found, below = ask(mount_over(path)), os.path.realpath(path)
-    return [each for each in found if PurePath(each["path"]).is_relative_to(below)]
+        return [each for _, records in left_out(ask_each(file_systems(), ask), failures) for each in records]
+    records, below = ask(mount_over(path)), os.path.realpath(path)
+    return [each for each in records if PurePath(each["path"]).is_relative_to(below)]
 
 
 def on_this_host(mount: Mount, records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -175,7 +175,7 @@ def on_this_host(mount: Mount, records: Iterable[dict[str, Any]]) -> list[dict[s
 
 
 def path_of_key(path: Path, key: str) -> Path:
-    """Where a key of the mount that a *path* lies on is found on this host."""
+    """The path on this host of a key of the mount that a *path* lies on."""
     mount = mount_of_path(path)
     return mount.mountpoint / os.path.relpath(f"/{key}", mount.root)
 
@@ -183,11 +183,11 @@ def path_of_key(path: Path, key: str) -> Path:
 def _ask(ask: Callable[[], object], sender: int) -> None:
     """Run a query in this child process, and send its result."""
     try:
-        found = ask()
+        result = ask()
     except TrimsError as error:
-        found = error
+        result = error
     with os.fdopen(sender, "wb") as pipe:
-        pickle.dump(found, pipe)
+        pickle.dump(result, pipe)
 
 
 def control_directory(path: Path) -> Path:

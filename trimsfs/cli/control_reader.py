@@ -35,14 +35,14 @@ def _lines(file: BufferedReader) -> Iterator[bytes]:
 
 def _told(path: Path, read: Callable[[BufferedReader], Iterable[bytes]], *, again: bool) -> Iterator[bytes]:
     for opens in itertools.count(1):
-        told = False
+        yielded = False
         try:
             with path.open("rb") as file:
                 for each in read(file):
-                    told = True
+                    yielded = True
                     yield each
         except OSError as error:
-            if error.errno != errno.ESTALE or opens == MOST_OPENS or (told and not again):
+            if error.errno != errno.ESTALE or opens == MOST_OPENS or (yielded and not again):
                 raise
         else:
             return

@@ -61,22 +61,22 @@ def devices(directory: Path) -> list[str]:
 
 def _chosen(directory: Path, device: str) -> str:
     """The given device or, without one, the only device. Raises DeviceError, ConfigurationError."""
-    found = _wait_for_devices(directory)
-    told = ", ".join(found)
-    if device and device not in found:
-        raise DeviceError(f"no device {device}: this mount has {told}")
-    if not device and len(found) > 1:
-        raise ConfigurationError(f"option --to gpu: this mount has several devices: use --to gpu:UUID, one of {told}")
+    uuids = _wait_for_devices(directory)
+    names = ", ".join(uuids)
+    if device and device not in uuids:
+        raise DeviceError(f"no device {device}: this mount has {names}")
+    if not device and len(uuids) > 1:
+        raise ConfigurationError(f"option --to gpu: this mount has several devices: use --to gpu:UUID, one of {names}")
     facts = _facts(directory)
     if facts is not None and facts.get("options", {}).get("gpu_sharing") == "none":
         raise ConfigurationError(f"{facts['mountpoint']} is mounted with gpu_sharing none: no copy can be preloaded")
-    return device or found[0]
+    return device or uuids[0]
 
 
 def _wait_for_devices(directory: Path) -> list[str]:
     """Wait until the server has searched for devices. Raises DeviceError when there is none."""
     deadline = time.monotonic() + SEARCH_TIMEOUT_S
-    while not (found := devices(directory)):
+    while not (uuids := devices(directory)):
         facts = _facts(directory)
         if facts is None:
             raise DeviceError(f"{directory}: the mount has no GPU: `trimsfs status` on the host says why")
@@ -84,7 +84,7 @@ def _wait_for_devices(directory: Path) -> list[str]:
         if reason is not None or time.monotonic() > deadline:
             raise DeviceError(f"{facts['mountpoint']} uses no GPU: {reason or 'its server is still searching'}")
         time.sleep(_SEARCH_INTERVAL_S)
-    return found
+    return uuids
 
 
 def _facts(directory: Path) -> dict[str, Any] | None:

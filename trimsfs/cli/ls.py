@@ -72,7 +72,7 @@ def ls(paths: tuple[Path, ...], named: Path | None, lines: str | None, as_json: 
 
     DISK is the share that is in the cache directory. HOST is the share that is in memory, in the kernel's page cache.
     HOST below 100 % with DISK at 100 %: the kernel has dropped pages, or not read them since a restart of the host.
-    Programs get them from the disk. OPEN counts open files, not programs; `trimsfs top` names those. Names are as of
+    Programs get them from the disk. OPEN counts open files, not programs; `trimsfs top` names those. Names come from
     the last listing: `trimsfs refresh` shows new ones at once.
     """
     rows: dict[str, Row] = {}
@@ -81,11 +81,11 @@ def ls(paths: tuple[Path, ...], named: Path | None, lines: str | None, as_json: 
     base = mount_of_path(named).mountpoint if named is not None else None
     if base is not None:
         paths = tuple(base / str(path).lstrip("/") for path in paths or ("",))
-    found = [rows_below(path, lines) for path in paths]
+    listings = [rows_below(path, lines) for path in paths]
     if not paths:
         answers = ask_each(file_systems(), lambda mount: rows_below(mount.mountpoint, lines))
-        found = [answer for _, answer in left_out(answers, failures)]
-    for each in found:
+        listings = [answer for _, answer in left_out(answers, failures)]
+    for each in listings:
         rows, has_device = rows | each.rows, has_device or each.has_device
         if each.refuses is not None:
             failures.append((StoreAccessError.__name__, f"{each.not_listed}: the store refuses: {each.refuses}"))
@@ -132,8 +132,8 @@ def _print(rows: dict[str, Row], has_device: bool) -> None:
 class Below:
     """The models below a path by their names, and whether their mount has a GPU.
 
-    *not_listed* tells how many directories the store has refused to list, *refused* why the first of them, and
-    *refuses* why it refuses everything; each is None if it has not.
+    *not_listed* tells how many directories the store has refused to list, and *refused* why it refused the first.
+    *refuses* tells why it refuses everything. Each is None without such a refusal.
     """
 
     rows: dict[str, Row]
@@ -156,25 +156,25 @@ def rows_below(path: Path, lines: str | None) -> Below:
     alone = mount is not None and str(mount.mountpoint) == root
     prefix: str | None = None
     refused = list[str]()
-    for told in read_lines(directory / "files", about=path):
-        prefix = told["path"] if prefix is None else prefix
-        below = told["path"][len(prefix) :].rstrip("/")
-        here = told["here"]
-        refused += [told["refused"]] if "refused" in told else []
+    for record in read_lines(directory / "files", about=path):
+        prefix = record["path"] if prefix is None else prefix
+        below = record["path"][len(prefix) :].rstrip("/")
+        here = record["here"]
+        refused += [record["refused"]] if "refused" in record else []
         shown = _shown(root, below, lines, alone=alone)
-        for name, size in told["files"].items():
+        for name, size in record["files"].items():
             row = _row(size, here.get(name))
             rows.setdefault(shown or os.path.join(root, below, name), Row()).add(row)
-    found = Below(rows=rows, has_device=bool(devices(directory)))
+    listing = Below(rows=rows, has_device=bool(devices(directory)))
     if not refused or mount is None:
-        return found
+        return listing
     directories = "1 directory" if len(refused) == 1 else f"{len(refused)} directories"
     not_listed = f"{path}: {directories} not listed"
     try:
         refuses = _refuses(mount)
     except NoSuchEntryError:  # a bind mount of a directory, which has no facts about the store
         refuses = refused[0]
-    return replace(found, not_listed=not_listed, refused=refused[0], refuses=refuses)
+    return replace(listing, not_listed=not_listed, refused=refused[0], refuses=refuses)
 
 
 def _refuses(mount: Mount) -> str | None:

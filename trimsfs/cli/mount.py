@@ -76,8 +76,8 @@ def mount(mountpoint: Path, foreground: bool, options: MountOptions) -> None:
     credentials as any AWS tool does.
     """
     if foreground and options.log_file is not None:
-        told = f"option --log-file {options.log_file}: not written with --foreground, which logs to the terminal"
-        click.echo(f"trimsfs: warning: {printable(told)}", err=True)
+        warning = f"option --log-file {options.log_file}: not written with --foreground, which logs to the terminal"
+        click.echo(f"trimsfs: warning: {printable(warning)}", err=True)
     mount_store(mountpoint, options, foreground=foreground)
 
 

@@ -126,9 +126,9 @@ def _check_others(mount: Mount, *, everywhere: bool, lazy: bool) -> None:
         raise InUseError(f"{mount.mountpoint} is in use {held}{why}: end that, or use {remedy}")
 
 
-def _places(found: list[tuple[int, Mount]]) -> list[tuple[int, Path]]:
+def _places(mounted: list[tuple[int, Mount]]) -> list[tuple[int, Path]]:
     """Where mounts are, each with a process of its mount namespace."""
-    return [(pid, each.mountpoint) for pid, each in found]
+    return [(pid, each.mountpoint) for pid, each in mounted]
 
 
 def _held(mount: Mount, layered: list[tuple[int, Path]]) -> Usage:

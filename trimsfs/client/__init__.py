@@ -53,9 +53,9 @@ else:
 def open(path: str | PathLike[str]) -> "Model | ShardedModel":  # noqa: A001 - trimsfs.open(), as zarr.open()
     """Open a model file, the index of a sharded model, or a directory of one model, on a mount or anywhere else.
 
-    In a directory, safetensors files take precedence over other formats. Raises FileNotFoundError for a missing shard
-    and for a directory without a model, FormatError for a directory of several models and for an invalid index, and
-    OSError.
+    In a directory, safetensors files take precedence over other formats. Raises OSError, which is FileNotFoundError for
+    a missing shard and for a directory without a model. Raises FormatError for a directory of several models and for an
+    invalid index.
 
     The first call that needs a model's content reads its files. It raises FormatError for a file of unknown format.
     """

@@ -179,18 +179,18 @@ long trimsfs_lend(const struct record *records, size_t count, int (*make)(struct
 size_t trimsfs_unused(uint64_t *numbers, size_t most)
 {
 	struct holder *holder = atomic_exchange(&unused, NULL);
-	size_t told = 0;
+	size_t written = 0;
 
 	while (holder != NULL) {
 		struct holder *next = holder->next;
 
-		if (told < most) {
-			numbers[told++] = holder->number;
+		if (written < most) {
+			numbers[written++] = holder->number;
 			free(holder);
 		} else {
 			add_unused(holder);
 		}
 		holder = next;
 	}
-	return told;
+	return written;
 }

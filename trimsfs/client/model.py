@@ -93,9 +93,9 @@ class Model(Tensors):
 
     def select(self, tensors: Patterns = None) -> list[Tensor]:
         """The tensors of the table that match, in its order. Raises LookupError, and as `table`."""
-        found = self.table.tensors
-        names = matching([tensor.name for tensor in found], tensors, self.path)
-        return [tensor for tensor in found if tensor.name in names]
+        all_tensors = self.table.tensors
+        names = matching([tensor.name for tensor in all_tensors], tensors, self.path)
+        return [tensor for tensor in all_tensors if tensor.name in names]
 
     def _raw(self, tensor: Tensor) -> memoryview:
         view = memoryview(self._buffer(tensor))[tensor.offset : tensor.offset + tensor.nbytes]

@@ -55,8 +55,8 @@ def _scan(pagemap: int, start: int, end: int) -> Iterator[Region]:
                 *(_FILE, _FILE, _PRESENT | _SWAPPED, _FILE),
             )
         )
-        found = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument, True)
-        for number in range(found):
+        count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument, True)
+        for number in range(count):
             first, last, _ = _REGION.unpack_from(vector, number * _REGION.size)
             yield first, last
         start = _SCAN.unpack(argument)[4]

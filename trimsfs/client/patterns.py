@@ -20,10 +20,10 @@ def matching(names: Collection[str], tensors: Patterns, path: Path) -> set[str]:
     """The *names* that match. Raises LookupError, which names *path*, for a pattern that matches none."""
     if tensors is None:
         return set(names)
-    found: set[str] = set()
+    selected: set[str] = set()
     for pattern in listed(tensors):
         matches = fnmatch.filter(names, pattern)
         if not matches:
             raise LookupError(f"{path}: no tensor name matches {pattern!r}")
-        found.update(matches)
-    return found
+        selected.update(matches)
+    return selected

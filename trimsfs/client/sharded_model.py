@@ -33,16 +33,16 @@ def open_model(path: str | PathLike[str]) -> "Model | ShardedModel":
     try:
         return Model(path)
     except IsADirectoryError:
-        found = in_directory(where)
-    return Model(found) if isinstance(found, Path) else ShardedModel(found)
+        file_or_shards = in_directory(where)
+    return Model(file_or_shards) if isinstance(file_or_shards, Path) else ShardedModel(file_or_shards)
 
 
 class ShardedModel(Tensors):
     """A model in several files, and its tensors; a tensor's ``file`` is its shard.
 
-    With an index, a call opens only the shards of the tensors that it needs, and tensors that the index does not list
-    are left out. Without one, the first call that needs a name opens all shards. Each shard is a `Model`, and waits
-    until its whole file is on this host. Once the store replaces an open shard, opening another raises OSError, ESTALE.
+    With an index, a call opens only the shards of the tensors that it needs, and leaves out tensors that the index
+    lacks. Without one, the first call that needs a name opens all shards. Each shard is a `Model`, and waits until its
+    whole file is on this host. Once the store replaces an open shard, opening another raises OSError, ESTALE.
     """
 
     def __init__(self, shards: Shards) -> None:
@@ -64,9 +64,9 @@ class ShardedModel(Tensors):
     def select(self, tensors: Patterns = None) -> Iterator[Tensor]:
         """The tensors of the table that match, in its order. Raises LookupError, FormatError, OSError."""
         for file, names in self._chosen(tensors).items():
-            found = [tensor for tensor in self._shard(file).table.tensors if tensor.name in names]
-            self._check(file, names, [tensor.name for tensor in found])
-            yield from (tensor._replace(file=file) for tensor in found)
+            selected = [tensor for tensor in self._shard(file).table.tensors if tensor.name in names]
+            self._check(file, names, [tensor.name for tensor in selected])
+            yield from (tensor._replace(file=file) for tensor in selected)
 
     def _raw(self, tensor: Tensor) -> memoryview:
         if tensor.file is None:
@@ -123,19 +123,19 @@ class ShardedModel(Tensors):
         """The shard of each tensor, from the index or from the tables of all shards. Raises FormatError, OSError."""
         made = self._shards.shard_of or self._made.get("shard_of")
         if made is None:
-            found: dict[str, str] = {}
+            file_of: dict[str, str] = {}
             for file in self._shards.files:
                 for tensor in self._shard(file).table.tensors:
-                    if tensor.name in found:
-                        where = f"in {found[tensor.name]} and in {file}"
+                    if tensor.name in file_of:
+                        where = f"in {file_of[tensor.name]} and in {file}"
                         raise FormatError(f"{self.path}: tensor {tensor.name!r} is {where}: open the shards one by one")
-                    found[tensor.name] = file
-            made = self._made.setdefault("shard_of", found)
+                    file_of[tensor.name] = file
+            made = self._made.setdefault("shard_of", file_of)
         return made
 
-    def _check(self, file: str, names: Collection[str], found: Collection[str]) -> None:
+    def _check(self, file: str, names: Collection[str], present: Collection[str]) -> None:
         """Check that a shard has all of its *names*. Raises FormatError."""
-        missing = sorted(set(names).difference(found))
+        missing = sorted(set(names).difference(present))
         if missing:
             shard = self._shards.directory / file
             why = f"{self.path.name} lists it there: index and shards belong to different models"

@@ -84,9 +84,9 @@ def _below(directory: Path) -> str:
 
 def _preferred(names: Iterable[str]) -> list[str]:
     """The model files and indexes among names, in order: those of safetensors, or all if there are none."""
-    found = [match for name in sorted(names) if (match := _INDEX.fullmatch(name) or _FILE.fullmatch(name))]
-    preferred = [match for match in found if match["format"] == _PREFERRED]
-    return [match[0] for match in preferred or found]
+    matches = [match for name in sorted(names) if (match := _INDEX.fullmatch(name) or _FILE.fullmatch(name))]
+    preferred = [match for match in matches if match["format"] == _PREFERRED]
+    return [match[0] for match in preferred or matches]
 
 
 def _indexed(index: Path, weight_map: Mapping[str, str]) -> Shards:
@@ -122,10 +122,10 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         text = str(data, "utf-8-sig")
         check_json(text)
-        found = json.loads(text, object_pairs_hook=_unique)
+        content = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{index}: not a valid index of shards: {error}: replace it") from None
-    weight_map = found.get("weight_map") if isinstance(found, dict) else None
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise FormatError(f"{index}: not an index of shards: it has no weight_map")
     for tensor, shard in weight_map.items():
@@ -136,12 +136,12 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object. Raises ValueError for a duplicate name."""
-    found: dict[str, Any] = {}
+    members: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
+        if name in members:
             raise ValueError(f"{name!r} is a duplicate name")
-        found[name] = value
-    return found
+        members[name] = value
+    return members
 
 
 def _is_below(file: str) -> bool:

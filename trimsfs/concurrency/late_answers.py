@@ -17,8 +17,8 @@ MOST = 16
 
 
 class LateAnswers(Generic[T]):
-    """Answers to questions, by key. Each is new, except after somebody has given the same question up: then those who
-    ask wait for that answer together, and the first one gets it even if it came in between."""
+    """Answers to questions, by key. Each is new, unless a caller has given the same question up. Then later callers
+    wait for that answer together. The first of them gets it even if it came in between."""
 
     def __init__(self) -> None:
         self._late: dict[str, _Question[T]] = {}

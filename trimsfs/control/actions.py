@@ -86,13 +86,14 @@ class Actions:
         """Load all pinned files into memory again, and refetch what is missing. What fails for now is tried again."""
         for pause_s in _pauses():
             try:
-                found = await self._disk.residencies()
+                residencies = await self._disk.residencies()
                 break
             except TrimsError as error:
                 log.error("cannot restore pinned files: %s", error)
             await trio.sleep(pause_s)
         left = dict[CircuitBreaker, list[Generation]]()
-        whole_first = sorted(found, key=lambda here: here.disk_bytes < here.generation.size)  # these wait for no store
+        # Whole files first: these wait for no store.
+        whole_first = sorted(residencies, key=lambda here: here.disk_bytes < here.generation.size)
         for generation in [here.generation for here in whole_first if here.pinned]:
             if not await self._pin_again(generation):
                 # The others may not need the store.

@@ -181,14 +181,14 @@ class Commands:
         """The command's file, or all files below its directory or linked there, and the errors of the names there."""
         if order.generation is not None:
             return [order.generation], []
-        found, failures, prefixes = dict[str, Generation](), list[TrimsError](), [order.path]
+        generations, failures, prefixes = dict[str, Generation](), list[TrimsError](), [order.path]
         while prefixes:
             prefix = prefixes.pop()
             try:
                 listing = await self._outlasting(progress, prefix, partial(self._namespace.entries, prefix))
             except StoreError as error:
                 if order.name == "evict":  # what is here is removed without the store
-                    found |= await self._cached(prefix)
+                    generations |= await self._cached(prefix)
                     continue
                 if self._breakers.of(prefix) is self._breakers.of(order.path):
                     raise
@@ -198,18 +198,18 @@ class Commands:
                 if place % SLICE == 0:
                     await trio.lowlevel.checkpoint()
                 if isinstance(entry, Generation):
-                    found[entry.key] = entry
+                    generations[entry.key] = entry
                 elif entry is NonObject.DIRECTORY:
                     prefixes.append(f"{prefix}{name.decode(errors='surrogateescape')}/")
                 else:
                     path = entry.leads_to if isinstance(entry, Symlink) else prefix + os.fsdecode(name)
                     try:
-                        found |= await self._linked(path or "")
+                        generations |= await self._linked(path or "")
                     except TrimsError as error:
                         here = await self._cached(path or "", exactly=True) if order.name == "evict" else {}
-                        found |= here
+                        generations |= here
                         failures += [] if here else [error]
-        return list(found.values()), failures
+        return list(generations.values()), failures
 
     async def _linked(self, path: str) -> dict[str, Generation]:
         """The file at a path, by its key; none if that is no file."""
@@ -232,17 +232,17 @@ class Commands:
         Includes files that the store has replaced or deleted since.
         """
         name = order.path.removesuffix("/")
-        found, failures, elsewhere = list[Generation](), list[TrimsError](), set[str]()
+        generations, failures, elsewhere = list[Generation](), list[TrimsError](), set[str]()
         for here in await self._disk.residencies():
             key = here.generation.key
             if here.pinned and (not name or key == name or key.startswith(f"{name}/")):
-                found.append(here.generation)
+                generations.append(here.generation)
             elif here.pinned:
                 elsewhere.add(here.token)
         if elsewhere and self._namespace.has_links:
             try:
                 below, failures = await self._below(order, progress)
-                found += [each for each in below if each.token(self._disk.store) in elsewhere]
+                generations += [each for each in below if each.token(self._disk.store) in elsewhere]
             except StoreError as error:
                 failures.append(error)  # links there may lead to pinned files
-        return found, failures
+        return generations, failures

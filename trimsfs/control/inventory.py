@@ -72,9 +72,9 @@ class Inventory:
             name = os.fsdecode(encoded)
             if isinstance(entry, Generation):
                 files[name] = entry.size
-                found = self._here(entry)
-                if found is not None:
-                    here[name] = found
+                facts = self._here(entry)
+                if facts is not None:
+                    here[name] = facts
             elif isinstance(entry, Symlink):
                 continue  # counted where it leads to
             elif entry is not NonObject.DIRECTORY:
@@ -82,5 +82,5 @@ class Inventory:
             elif self._listable(below := f"{self._prefix}{name}/"):
                 self._prefixes.append(below)
         refused, self._refused = self._refused, None
-        told: dict[str, object] = {"path": self._prefix, "files": files, "here": here}
-        return as_json(told if refused is None else told | {"refused": refused})
+        record: dict[str, object] = {"path": self._prefix, "files": files, "here": here}
+        return as_json(record if refused is None else record | {"refused": refused})

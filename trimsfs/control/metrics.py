@@ -133,9 +133,9 @@ class Collected(Collector):
 
 
 def _metric(name: str, value: Any) -> Metric:
-    full, told = f"trimsfs_{name}", HELP[name]
+    full, help_text = f"trimsfs_{name}", HELP[name]
     if isinstance(value, Histogram):
-        histogram = HistogramMetricFamily(full, told, labels=[value.label] if value.label is not None else [])
+        histogram = HistogramMetricFamily(full, help_text, labels=[value.label] if value.label is not None else [])
         for which, buckets, total in value.buckets():
             histogram.add_metric([which] if value.label is not None else [], buckets, total)
         return histogram
@@ -144,11 +144,11 @@ def _metric(name: str, value: Any) -> Metric:
         label, _, _ = name.partition("_")[2].partition("_")
         value = Labelled((label,), {(which.rstrip("/"),): number for which, number in value.items()})
     if isinstance(value, Labelled):
-        labelled = family(full, told, labels=value.labels)
+        labelled = family(full, help_text, labels=value.labels)
         for values, number in value.values.items():
             labelled.add_metric(values, number)
         return labelled
-    return family(full, told, value=value)
+    return family(full, help_text, value=value)
 
 
 def renderer(sources: Mapping[str, Source]) -> Callable[[], Iterator[bytes]]:
@@ -177,9 +177,9 @@ def parse(text: str) -> dict[str, float]:
 
 def labelled(text: str, label: str) -> dict[str, dict[str, float]]:
     """The values with a *label* in a rendered text, by the label's value, then by name as in `parse`."""
-    found: dict[str, dict[str, float]] = {}
+    values: dict[str, dict[str, float]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if label in sample.labels:
-                found.setdefault(sample.labels[label], {})[sample.name] = sample.value
-    return found
+                values.setdefault(sample.labels[label], {})[sample.name] = sample.value
+    return values

@@ -96,8 +96,8 @@ class Reports:
 
     @asynccontextmanager
     async def _turn(self, caller: Caller) -> AsyncIterator[None]:
-        """A block that takes the server long. A user has one at a time, and a rest after it: opens do not wait for what
-        users ask for again and again, and users do not wait for each other."""
+        """A block that takes the server long. A user has one at a time, and a rest after it. So opens do not wait for
+        what users ask for again and again, and users do not wait for each other."""
         turn = self._turns.setdefault(caller.uid, _Turn())
         async with turn.lock:
             await trio.sleep_until(turn.rests_until)
@@ -112,8 +112,8 @@ class Reports:
         links: dict[tuple[str, str], set[Generation]] = {}
         for link in self._links():
             links.setdefault((link.file, link.etag), set()).add(link)
-        found, pieces = iter(await self._here()), list[bytes]()
-        while some := list(islice(found, AT_ONCE)):  # many take seconds: opens must not wait for so long
+        residencies, pieces = iter(await self._here()), list[bytes]()
+        while some := list(islice(residencies, AT_ONCE)):  # many take seconds: opens must not wait for so long
             below = [
                 replace(here, generation=name)
                 for here in some
@@ -139,10 +139,10 @@ class Reports:
         if not self._authorisation.may_list(path, caller):
             raise StoreAccessError(f"/{path}: uid {caller.uid} may not list it")
         async with self._turn(caller):
-            found = {here.token: here for here in await self._here()}
+            by_token = {here.token: here for here in await self._here()}
 
         def here(generation: Generation) -> dict[str, object] | None:
-            known = found.get(generation.token(self._disk.store)) if found else None
+            known = by_token.get(generation.token(self._disk.store)) if by_token else None
             if known is None or not self._may_learn(generation, caller):
                 return None
             return self._model(replace(known, generation=generation))
@@ -151,8 +151,8 @@ class Reports:
 
     def _may_learn(self, generation: Generation, caller: Caller) -> bool:
         """Whether a caller may learn what is cached of a file."""
-        told = self._tenant_may_tell(generation) or self._authorisation.may_command(caller)
-        return told and self._authorisation.may_read(generation.key, caller)
+        may_tell = self._tenant_may_tell(generation) or self._authorisation.may_command(caller)
+        return may_tell and self._authorisation.may_read(generation.key, caller)
 
     def jobs(self, inode: Inode, caller: Caller) -> bytes:
         """The jobs below a directory: all, for a caller who may command, else those for paths that they may read."""
@@ -239,10 +239,10 @@ class Reports:
 
     def residency(self, here: Residency) -> dict[str, object]:
         """The bytes of a file in each tier."""
-        found: dict[str, object] = {"disk": here.disk_bytes, "host": here.host_bytes}
+        bytes_by_tier: dict[str, object] = {"disk": here.disk_bytes, "host": here.host_bytes}
         for extra in self._extras:
-            found |= extra.resident(here.generation)
-        return found
+            bytes_by_tier |= extra.resident(here.generation)
+        return bytes_by_tier
 
 
 def _shown(key: str) -> str:

@@ -57,8 +57,8 @@ MOST_AT_ONCE = 2
 EARLY_PATIENCE_S = 0.5
 """How long a reader waits for a head that is on its way, before it asks for one itself."""
 MOST_BYTES, MOST_SHARE = 1 << 20, 0.01
-"""Fetched of a file besides, as long as none of its chunks is here: by one host at most so many bytes, by all hosts
-together such a share of the file."""
+"""Most bytes that a host fetches of a file besides its chunks, while none of these is here. MOST_SHARE limits all hosts
+together, as a share of the file."""
 MOST_BLOBS = 1024
 """How many blobs there are of which the bytes are counted."""
 LEAST_SIZE = 4 << 20
@@ -164,8 +164,8 @@ class _Awaited(Generic[T]):
 class EarlyHeads:
     """Asks a store once for the head of each name that leads to a listing, and gives it to a reader of that content.
 
-    While a directory is listed for a name, the first bytes of what may be the object come beside it: a program that
-    opens a large file there has them a round trip sooner.
+    While the server lists a directory for a name, it also fetches the first bytes of what may be the object. A program
+    that opens a large file there has them a round trip sooner.
     """
 
     def __init__(self, store: Peekable, breaker: CircuitBreaker) -> None:

@@ -32,8 +32,9 @@ class _Known:
 class EqualChunkCopier:
     """Makes chunks of a version readable that other files of the model have on the disk.
 
-    Their bytes are compared with the SHA-256 that the version tells of them. Where it tells only that of the whole
-    file, they come from a blob that had this one, and are compared with the CRC32C that they had then.
+    The copier compares their bytes with the SHA-256 that the version records for them. Where it records only that of
+    the whole file, they come from a blob that had this one. The copier then compares them with the CRC32C that they had
+    there.
     """
 
     def __init__(self, disk: DiskTier, copier: Copier, versions: VersionedStore) -> None:

@@ -1,7 +1,7 @@
 """What is wanted: a flight is one chunk that is being made readable; a prefetch is the rest of a blob.
 
 All readers that need a chunk wait for the same flight: it is fetched once. The priority of a flight follows who waits
-for it: programs that compute wait for none that nobody waits for.
+for it. A flight that nobody waits for leaves the processor to programs that compute.
 """
 
 import enum
@@ -176,8 +176,8 @@ class Prefetch:
 
     @contextmanager
     def asked_for(self, urgency: Urgency, *, guessed: bool = False) -> Iterator[None]:
-        """Count a caller for the length of the block: one that waits for the whole blob or, if it is AHEAD, prefetches
-        it, perhaps only because a program has listed it (*guessed*)."""
+        """Count a caller for the length of the block. It waits for the whole blob or, if it is AHEAD, prefetches it: if
+        *guessed*, perhaps only because a program has listed it."""
         self.callers[urgency] += 1
         self._guesses += guessed
         self.error, self.paused = None, False

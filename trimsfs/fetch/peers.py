@@ -11,9 +11,9 @@ from trimsfs.tiers.blob import Blob
 Outcome = Literal[
     "ok", "absent", "other", "busy", "away", "refused", "damaged", "slow", "silent", "unreachable", "self"
 ]
-"""How a request to a peer ended. It has no such chunks, or another generation; it is too busy, or drained; it refuses
-this host's certificate; the bytes differ from their checksum, or come too slowly; it stays silent, or cannot be
-reached; or it is this very host."""
+"""How a request to a peer ended: ``ok`` if it sent the chunks. The others, in order: it has no such chunks, or another
+generation. It is too busy, or drained. It refuses this host's certificate. The bytes differ from their checksum, or
+come too slowly. It stays silent, or cannot be reached. It is this very host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +59,8 @@ class Peers(Protocol):
     async def fetch(self, flight: Flight, *, deadline: float, away: Callable[[], bool]) -> bool:
         """Fetch a chunk into its blob; returns whether it is there. If not, the store is to be asked.
 
-        Each owner is asked once. Those that are busy are asked again a few times: after the *deadline* only for what
-        they have, and not while this host's store is *away*.
+        Asks each owner once, and busy ones again a few times, but not while this host's store is *away*. After the
+        *deadline*, it asks them only for what they have.
         """
 
 

@@ -230,8 +230,8 @@ class FlightScheduler:
         return sorted(urgent, key=lambda each: each[0])
 
     def _first_is_demanded(self, prefetch: Prefetch, urgency: Urgency) -> bool:
-        """Whether a prefetch yields to the first bytes that a reader waits for: those of its own blob, or of any blob
-        if nobody has asked for this one yet."""
+        """Whether a prefetch yields to the first bytes that a reader waits for. These are of its own blob, or of any
+        blob if nobody has asked for its own yet."""
         blob = prefetch.blob
         if urgency is Urgency.WANTED or (urgency is Urgency.READ and blob.verified_bytes):
             return False
@@ -309,8 +309,8 @@ class Slots:
 
     @property
     def _share(self) -> int:
-        """How many requests to the store this host may have under way, but for what its readers wait for, and for one
-        that others wait for."""
+        """How many requests to the store this host may have under way. What its readers wait for does not count, nor
+        does one request that others wait for."""
         hosts = 1 if self._peers is None else self._peers.hosts()
         return self._limit.limit if hosts == 1 else max(LEAST_SHARE, self._limit.limit // hosts - 1)
 

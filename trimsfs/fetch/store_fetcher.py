@@ -3,7 +3,7 @@
 *Lookup.* The namespace finds what a name is: one generation, a content of an object (`trimsfs.namespace.tree`).
 
 *Open.* The server finds the blob of that generation: this host's copy, whole or in part (`trimsfs.filesystem.files`).
-If it is resident (whole, verified, recorded and in memory), the reply names its file: by passthrough, the kernel reads
+If it is resident (whole, verified, recorded and in memory), the reply names its file. By passthrough, the kernel reads
 that file without the server, and the story ends (`trimsfs.opening.passthrough`). Else the open waits for the whole
 file, by `fetch_all`, or it streams: each read comes here (`trimsfs.opening.cold_open`).
 
@@ -14,12 +14,12 @@ file, by `fetch_all`, or it streams: each read comes here (`trimsfs.opening.cold
 3. by flights, one for each chunk, which all readers of the chunk share. A reader waits only until its bytes are there.
    The first bytes of a file may come alone meanwhile.
 
-*Start.* `_pump` starts flights in batches of neighbouring chunks: first those that readers wait for, then those that
-other hosts wait for, then the rest of what is open (`trimsfs.fetch.scheduler`).
+*Start.* `_pump` starts flights in batches of neighbouring chunks. First come those that readers wait for, then those
+that other hosts wait for, then the rest of what is open (`trimsfs.fetch.scheduler`).
 
 *Verify or fetch.* `_fly` makes the chunks of a batch readable (`trimsfs.fetch.batches`). What an earlier server left is
 verified. What other files or hosts have is copied, and compared. All else comes from the store by one request, bound to
-the generation: a fetch process writes it into the blob's file, and tells the checksum of each chunk.
+the generation. A fetch process writes it into the blob's file, and reports the checksum of each chunk.
 
 *Publish.* Each chunk lands by itself, whole and written: its readers wake, and later ones need no flight. The index
 records it after that. When the last chunk has landed, the blob is registered for passthrough.

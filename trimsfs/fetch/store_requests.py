@@ -35,8 +35,8 @@ LOAD_LATENCY_S = 0.03
 LOAD_RATE = 1e8
 """Bytes a second that are assumed before anything was measured."""
 WORTH_S = 0.08
-"""How long a request for a caller who waits should take at least on its own: more and smaller ones are hardly sooner,
-and each costs processor time."""
+"""How long a request for a caller who waits should take at least on its own. More and smaller requests are hardly
+sooner, and each costs processor time."""
 MISSING_FOR_S = (0.1, 0.5)
 """How long after each other a store is asked for an object that it has not found, before that counts as deleted."""
 
@@ -112,8 +112,8 @@ def max_requests(memory_limit: int, *, request_memory: int = REQUEST_MEMORY) -> 
 class StoreRequests:
     """Makes requests to a store for bytes of blobs, and counts what comes.
 
-    *names* tells the generations by which programs have a blob open, each with the key that they used: if one may not
-    be read any more, another may. What is small and urgent comes right from *store*, if it is given.
+    *names* returns the generations by which programs have a blob open, each with the key that they used. If one may no
+    longer be read, another may. What is small and urgent comes right from *store*, if it is given.
     """
 
     def __init__(
@@ -241,8 +241,8 @@ class StoreRequests:
             blob.generation = replace(blob.generation, version_id=version)
 
     async def _missing(self, generation: Generation) -> ObjectChangedError | TransientStoreError:
-        """The error of a read of an object that the store does not find: a read that may succeed, if it finds it when
-        asked for it again. Raises StoreError."""
+        """The error of a read of an object that the store does not find. If the store finds it when asked again,
+        another read may succeed. Raises StoreError."""
         for wait_s in MISSING_FOR_S:
             if self._store is None:
                 break  # of files, the host itself knows
@@ -254,7 +254,7 @@ class StoreRequests:
 
 
 async def _copied(copy: Callable[[Generation], Awaitable[str | None]], generation: Generation) -> str | None:
-    """*copy* bytes of an object, with the credentials of the generation's path; the version, if told."""
+    """*copy* bytes of an object, with the credentials of the generation's path; the version, if the store names it."""
     try:
         return await copy(generation)
     except (ObjectChangedError, ObjectNotFoundError):

@@ -56,9 +56,9 @@ class OpenReply:
 class Files:
     """Opens, reads and closes files. ``reads`` and ``read_bytes`` count since the server started.
 
-    With ``direct``, the kernel passes every read of weights on that are still fetched, and keeps no pages of them: they
-    would be a second copy in memory, and cost more than the reads. Mappings have pages. Of several programs at once,
-    only the first reads so: the kernel answers the others from its pages.
+    With ``direct``, the kernel passes every read of weights on that are still fetched, and keeps no pages of them.
+    Pages would be a second copy in memory, and cost more than the reads. Mappings have pages. Of several programs at
+    once, only the first reads so: the kernel answers the others from its pages.
     """
 
     def __init__(
@@ -101,8 +101,8 @@ class Files:
     ) -> OpenReply:
         """Open a file for reading, for a *thread*.
 
-        Raises ObjectChangedError when the store has replaced it, StaleHandleError when its name leads to another inode
-        from now on, InterruptedError when a signal ends the wait.
+        Raises ObjectChangedError when the store has replaced it, and StaleHandleError when its name leads to another
+        inode from now on. Raises InterruptedError when a signal ends the wait.
         """
         inode = self._names.inodes[number]
         if inode.kind is InodeKind.CONTROL_FILE:
@@ -161,7 +161,7 @@ class Files:
         handle = self._handles.add_file(file, passed=passed)
         if self._tracer.answered(trace, streams=not blob.complete):
             file.trace = trace
-        # A reader alone with an incomplete blob reads it through the server: pages that the kernel kept of an evicted
+        # A reader alone with an incomplete blob reads it through the server. Pages that the kernel kept of an evicted
         # copy would hide its reads, and the blob would stay incomplete.
         alone = blob.handles == 1
         keeps = blob.complete or not alone
@@ -300,8 +300,8 @@ class Files:
     def release(self, handle: int) -> None:
         """Close a file or directory: its last reference, mappings included, is gone.
 
-        The last close in cached mode of a registered blob makes the kernel drop its pages of that inode: later opens
-        are in passthrough mode, and read those of the local file.
+        The last close in cached mode of a registered blob makes the kernel drop its pages of that inode. Later opens
+        are in passthrough mode, and read the pages of the local file.
         """
         file = self._handles.remove(handle)
         if file is None:

@@ -175,7 +175,7 @@ class Handles:
         The caller finds the blobs of files and fills ``files``. *restored* returns a control file that goes on, else
         None.
         """
-        found = {}
+        by_handle = {}
         for record in self._ledger.inherited(RecordKind.HANDLE):
             number, request = _HANDLE.unpack(record.content)
             handle, inode = record.number, inodes.get(number)
@@ -190,5 +190,5 @@ class Handles:
             if record.count == _OFFERED and request:
                 self._unconfirmed[request] = handle
             inode.opened = True
-            found[handle] = inode
-        return found
+            by_handle[handle] = inode
+        return by_handle

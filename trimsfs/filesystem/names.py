@@ -158,9 +158,9 @@ class Names:
 
     async def _lookup_control(self, directory: Inode, name: bytes) -> Attributes:
         text = os.fsdecode(name)
-        found = self._control.find(directory, text)
-        if found is not None:
-            inode = self.inodes.reference(found[0], directory.path, directory.generation, found[1])
+        control_entry = self._control.find(directory, text)
+        if control_entry is not None:
+            inode = self.inodes.reference(control_entry[0], directory.path, directory.generation, control_entry[1])
             return self._describe.inode(inode, CONTROL_TTL_S)
         if directory.control:
             return await self._lookup_file_of_extra(directory, text)
@@ -177,9 +177,9 @@ class Names:
     async def _lookup_file_of_extra(self, directory: Inode, name: str) -> Attributes:
         if (model := directory.generation) is not None:
             for extra in self._control.extras:
-                found = await extra.find(model, name)
-                if found is not None:
-                    inode = self.inodes.reference(InodeKind.OBJECT, found.key, found, name)
+                generation = await extra.find(model, name)
+                if generation is not None:
+                    inode = self.inodes.reference(InodeKind.OBJECT, generation.key, generation, name)
                     return self._describe.inode(inode, CONTROL_TTL_S)
         raise NoSuchEntryError(f"no control file {name}")
 

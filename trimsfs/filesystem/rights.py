@@ -58,7 +58,7 @@ class Rights:
     def may_tell(self, generation: Generation) -> bool:
         """Whether a user may learn what is cached of a content, without a question to the store.
 
-        Of a cache that a tenant shares, only what it may open is told: others may have fetched it.
+        Of a cache that a tenant shares, it learns only of what it may open: others may have fetched it.
         """
         tenant = self._tenant(generation)
         return tenant is None or not tenant.share_cache or self.known(generation)

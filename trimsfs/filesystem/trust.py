@@ -78,8 +78,8 @@ class Trust:
     async def read(self, blob: Blob, start: int, stop: int, pattern: AccessPattern) -> Buffer:
         """The bytes ``[start, stop)`` of the blob of an open file. Raises as `Fetcher.read` and `wait`."""
         # With a pattern, random reads bypass the disk: their bytes could not be compared.
-        told = None if self._compared or self.signature_policy is not None else pattern
-        return await self._read_until_trusted(blob, partial(self._fetcher.read_once, blob, start, stop, told))
+        bypass_pattern = None if self._compared or self.signature_policy is not None else pattern
+        return await self._read_until_trusted(blob, partial(self._fetcher.read_once, blob, start, stop, bypass_pattern))
 
     async def wait(self, blob: Blob) -> None:
         """Return when the blob of an open file may be read.

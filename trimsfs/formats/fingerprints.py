@@ -81,8 +81,8 @@ def _file(entry: object) -> Fingerprint:
 def _digests(value: object, count: int) -> bytes:
     """The SHA-256s of *count* chunks; none in a version that an older trimsfs has pushed."""
     with suppress(binascii.Error):
-        if isinstance(value, str) and len(found := base64.b64decode(value, validate=True)) in (0, count * DIGEST_BYTES):
-            return found
+        if isinstance(value, str) and len(data := base64.b64decode(value, validate=True)) in (0, count * DIGEST_BYTES):
+            return data
     raise FormatError("the SHA-256s of a fingerprint are invalid")
 
 

@@ -146,11 +146,11 @@ def _number(name: str, text: str) -> int:
 
 def _entry(cursor: Cursor, stop: int) -> tuple[str, str]:
     """The key and value of a StringStringEntryProto."""
-    found = {_KEY: "", _VALUE: ""}
+    texts = {_KEY: "", _VALUE: ""}
     for number, value in _fields(cursor, stop):
-        if number in found and isinstance(value, range):
-            found[number] = cursor.at(value.start).text(len(value))
-    return found[_KEY], found[_VALUE]
+        if number in texts and isinstance(value, range):
+            texts[number] = cursor.at(value.start).text(len(value))
+    return texts[_KEY], texts[_VALUE]
 
 
 def _packed(cursor: Cursor, stop: int) -> list[int]:

@@ -54,10 +54,10 @@ def parse(source: Source, archive: Archive) -> TensorTable:
         raise FormatError("its tensors are not little-endian")
     storages = _Storages(archive, members, f"{prefix}/data/")
     described = describe(archive.read(members[pickles[0]]))
-    found = table(NAME, (storages.tensor(name, call) for name, call in _tensors(described)), source.size)
-    if not found.tensors:
+    tensor_table = table(NAME, (storages.tensor(name, call) for name, call in _tensors(described)), source.size)
+    if not tensor_table.tensors:
         raise FormatError("it has no dictionary of tensors")
-    return found
+    return tensor_table
 
 
 def _tensors(value: Any) -> Iterator[tuple[str, Call]]:
@@ -67,11 +67,11 @@ def _tensors(value: Any) -> Iterator[tuple[str, Call]]:
     left: list[tuple[tuple[str, ...], Iterator[tuple[Any, Any]]]] = [((), iter([(None, value)]))]
     while left:
         path, children = left[-1]
-        found = next(children, None)
-        if found is None:
+        child = next(children, None)
+        if child is None:
             left.pop()
             continue
-        key, value = found
+        key, value = child
         place = path if key is None else (*path, str(key))
         if isinstance(value, Call) and _calls(value, _PARAMETERS):
             value = value.arguments[0]

@@ -186,12 +186,12 @@ static void wrapped_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 	unsigned long long number, size;
 	long long modified;
 	long block;
-	PyObject *found;
+	PyObject *result;
 
-	found = PyObject_CallFunction(wanted.on_lookup, "KyI", (unsigned long long)parent, name,
+	result = PyObject_CallFunction(wanted.on_lookup, "KyI", (unsigned long long)parent, name,
 				      (unsigned int)fuse_req_ctx(req)->pid);
-	if (found == NULL || found == Py_None ||
-	    !PyArg_ParseTuple(found, "KddIIIKlL", &number, &entry.entry_timeout, &entry.attr_timeout,
+	if (result == NULL || result == Py_None ||
+	    !PyArg_ParseTuple(result, "KddIIIKlL", &number, &entry.entry_timeout, &entry.attr_timeout,
 			      &entry.attr.st_mode, &entry.attr.st_uid, &entry.attr.st_gid, &size,
 			      &block, &modified)) {
 		if (PyErr_Occurred())
@@ -209,7 +209,7 @@ static void wrapped_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 		settled = 1;
 		fuse_reply_entry(req, &entry);
 	}
-	Py_XDECREF(found);
+	Py_XDECREF(result);
 }
 
 static int reply_open(fuse_req_t req, const struct fuse_file_info *fi)

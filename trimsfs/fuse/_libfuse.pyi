@@ -6,7 +6,8 @@ from typing import Final, TypedDict
 IOC_RESIDENCY: Final[int]
 """Number of the ioctl that returns a ``struct trimsfs_residency``."""
 IOC_STATE: Final[int]
-"""Number of the ioctl that returns whether a file is here as a whole, and whether shared blocks are told."""
+"""Number of the ioctl that returns whether a file is here as a whole, and whether control files tell which blocks files
+share."""
 IOC_DERIVED: Final[int]
 """Number of the ioctl that takes a ``struct trimsfs_piece``."""
 IOC_CALLER: Final[int]
@@ -19,8 +20,8 @@ PASSTHROUGH_BUILT: Final[int]
 """1 if libfuse at build time had passthrough, else 0."""
 
 _Entry = tuple[int, float, float, int, int, int, int, int, int]
-"""What the kernel gets of a name: inode number, seconds to cache the name and the attributes, mode, owner, group, size,
-read size, modification time in nanoseconds."""
+"""What the kernel gets of a name: inode number, seconds to cache name and attributes, mode, owner, group, size, read
+size, modification time (ns)."""
 
 class _Connection(TypedDict):
     interposed: bool

@@ -18,16 +18,16 @@ class FailedReads:
     """Logs a line for each program and file, and repeats it after TOLD_AGAIN_AFTER_S at the earliest."""
 
     def __init__(self) -> None:
-        self._told: dict[tuple[int, str], float] = {}
+        self._logged_at: dict[tuple[int, str], float] = {}
 
     def tell(self, thread: int, path: str, error: Exception) -> None:
         """Log that a read for a thread failed. The kernel does not tell whether the file is read or mapped."""
         process, name = _program(thread)
         now = trio.current_time()
-        self._told = {one: at for one, at in self._told.items() if now < at + TOLD_AGAIN_AFTER_S}
-        if (process, path) in self._told:
+        self._logged_at = {one: at for one, at in self._logged_at.items() if now < at + TOLD_AGAIN_AFTER_S}
+        if (process, path) in self._logged_at:
             return
-        self._told[process, path] = now
+        self._logged_at[process, path] = now
         number = errno_of(error)
         log.warning(
             "%s: %s: the file cannot be completed: %s: %s (a read fails with %s, a mapping with SIGBUS)",

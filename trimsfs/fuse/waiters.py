@@ -2,12 +2,12 @@
 
 A signal ends a wait only until the server has read the request; for a readahead, the kernel reports no signal at all.
 FUSE_INTERRUPT does not help. It comes for every signal, also if the program goes on and expects no error from a lookup
-or read; and it comes once, to one server. So the server itself looks for killed threads, and for SIGINT and SIGQUIT,
+or read. And it comes once, to one server. So the server itself looks for killed threads, and for SIGINT and SIGQUIT,
 the signals of the keyboard. A program that handles one of these gets EINTR.
 
 An open that waits also ends for other signals that the program handles (`signalled`). FUSE_INTERRUPT tells when to look
-for one, now and every CHECK_INTERVAL_S: it also comes when a debugger or a freezer stops the thread, or io_uring has
-news for it, and not again for a signal after that.
+for one: now and every CHECK_INTERVAL_S. It also comes when a debugger or a freezer stops the thread, or io_uring has
+news for it. It does not come again for a signal after that.
 """
 
 import signal
@@ -70,8 +70,8 @@ class Waiters:
         return self._under_way == 0
 
     def waits(self) -> list[dict[str, object]]:
-        """Which ``thread`` waits for which ``path`` of the store, and for how many ``seconds``: for its first request
-        of several, as of a readahead."""
+        """Which ``thread`` waits for which ``path`` of the store, and for how many ``seconds``. Of several requests,
+        such as those of a readahead, the first counts."""
         since: dict[tuple[int, str], float] = {}
         for wait in self._waiting.values():
             path = wait.path()

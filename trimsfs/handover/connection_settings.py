@@ -24,7 +24,7 @@ class ConnectionSettings:
     def record(self, ledger: Ledger) -> None:
         """Record the settings for later servers."""
         content = asdict(self)
-        direct = content.pop("direct")  # as the record's number: a server of before knows no such word
+        direct = content.pop("direct")  # as the record's number: an older server knows no such key
         ledger.add(RecordKind.CONNECTION, int(direct), json.dumps(content).encode())
 
     @classmethod

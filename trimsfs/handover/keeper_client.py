@@ -186,8 +186,8 @@ class KeeperClient:
     async def hold(self, number: int, descriptor: int) -> bool:
         """Store a descriptor of a GPU copy with the keeper, for later servers; False if the keeper refuses.
 
-        A descriptor whose number is lost leaks until the unmount: keep the number in the ledger from before this call
-        until after `let_go`, and never reuse it.
+        A descriptor whose number is lost leaks until the unmount. So keep the number in the ledger from before this
+        call until after `let_go`, and never reuse it.
         """
         answer, _ = await self._ask_if_there({"type": "hold", "number": number}, [descriptor])
         if "error" in answer:
@@ -236,9 +236,9 @@ class KeeperClient:
 
     async def _tell_at_last(self, message: Message) -> bool:
         """Send a message, however long the keeper takes none; False if it is gone."""
-        while not (told := await self._tell(message)) and not self._gone:
+        while not (sent := await self._tell(message)) and not self._gone:
             pass  # it has waited meanwhile
-        return told
+        return sent
 
     async def _tell(self, message: Message) -> bool:
         """Send a message; False if the keeper does not take it within LOOK_INTERVAL_S, or is gone.

@@ -1,8 +1,8 @@
 """The ledger: what the kernel knows of the mount, recorded in memory that outlives the server.
 
-The keeper holds the descriptor of the memory and never looks inside. A server records what the next one needs:
-the inodes and open files that the kernel uses by their numbers, and the settings of the connection. Recording takes no
-system call, so a server records every lookup and every open.
+The keeper holds the descriptor of the memory and never looks inside. A server records what the next one needs: inodes
+and open files, which the kernel uses by their numbers, and the connection's settings. Recording takes no system call,
+so a server records every lookup and every open.
 
 The memory is a row of slots: the words ``size, kind, number, count, length``, then the content. A slot with a count of
 0 is free for another record of its size. One instruction writes each word: the count last, and the size of a new slot
@@ -126,7 +126,7 @@ class Ledger:
         slot = free.pop() if free else self._end
         if slot + size > len(self._memory):
             if not self._full:
-                self._full = True  # told once: each lookup and open comes here
+                self._full = True  # logged once: each lookup and open comes here
                 log.warning("the ledger is full: the next server will not know of all open files")
             return UNRECORDED
         words, at = self._words, slot // _WORD

@@ -144,11 +144,11 @@ class Comparer:
             raise CacheUnusableError(f"{blob.generation.key}: cannot be compared now: {error}") from error
         try:
             for part_size in part_sizes:
-                found = await self._retrying.call_locally(
+                digest = await self._retrying.call_locally(
                     blob.generation.key,
                     partial(self._digest, descriptor, size, expected.algorithm, part_size, idle_until),
                 )
-                if found == expected.value:
+                if digest == expected.value:
                     return Match.SAME
         except OSError as error:
             self._quarantine.add(

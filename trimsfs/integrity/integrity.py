@@ -194,13 +194,13 @@ class Integrity:
             self.repair.findings(blob).dropped = None
             await self._check(blob, in_memory=blob.backing_id != 0)
             findings = self.repair.findings(blob)
-            found = findings.wrong_chunks - before
+            wrong_chunks = findings.wrong_chunks - before
             if findings.dropped is not None:
                 raise BlobDamagedError(
-                    f"{generation.key}: {found} damaged chunks of its local copy were removed, "
+                    f"{generation.key}: {wrong_chunks} damaged chunks of its local copy were removed, "
                     f"and cannot be fetched now: {findings.dropped}"
                 )
-            return found
+            return wrong_chunks
 
     async def _repair_quarantined(self, blob: Blob) -> None:
         with held(blob):

@@ -65,13 +65,13 @@ class Manifests:
     async def _manifest_in(self, directory: str) -> Mapping[str, Digest] | None:
         """The manifest of a directory; None if it has none."""
         for _ in range(MOST_READS):
-            found, _ = await self._namespace.lookup(directory, NAME.encode())
-            if not isinstance(found, Generation):
+            entry, _ = await self._namespace.lookup(directory, NAME.encode())
+            if not isinstance(entry, Generation):
                 return None
             try:
-                return await self._manifest(found)
+                return await self._manifest(entry)
             except ObjectChangedError:  # of the manifest, not of the file
-                self._namespace.replaced(found)
+                self._namespace.replaced(entry)
         raise StoreUnavailableError(f"{directory}{NAME}: replaced repeatedly while being read: try again")
 
     async def _manifest(self, generation: Generation) -> Mapping[str, Digest]:
@@ -105,14 +105,14 @@ class _Invalid:
         self._blob = weakref.ref(blob)
         self._token = blob.token
         self._revision = revision
-        self._found_at = trio.current_time()
+        self._loaded_at = trio.current_time()
 
     def outdated(self, disk: BlobUse) -> bool:
         """Whether the bytes of the manifest may have changed since."""
         blob = disk.known(self._token)
         if blob is not None and blob is self._blob():
             return blob.health.revision != self._revision
-        return trio.current_time() - self._found_at > INVALID_FOR_S
+        return trio.current_time() - self._loaded_at > INVALID_FOR_S
 
 
 def _above(key: str) -> Iterator[str]:

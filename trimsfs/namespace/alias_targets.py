@@ -1,7 +1,8 @@
 """Alias targets: each process sees one target of an alias for its life, so that it never mixes two versions.
 
-The processes that it starts see the same. FUSE tells the thread that follows a link, as a pid of the namespace in which
-the file system was mounted; it tells 0 for a process outside of that namespace, which always gets the newest target.
+The processes that it starts see the same. FUSE names the thread that follows a link by its pid in the namespace in
+which the file system was mounted. For a process outside of that namespace, the pid is 0: it always gets the newest
+target.
 """
 
 import json

@@ -161,8 +161,8 @@ class Directory:
 
     async def relisted(self, entries: Listing, asked: float) -> bool:
         """Keep a whole listing, requested at *asked*. Returns whether it is news that an object has another content."""
-        told = [*((name, entry) for name, (entry, at) in self.names.items() if at <= asked), *self.restored.items()]
-        news = not self.replaced and await _any_replaced(told, entries)
+        known = [*((name, entry) for name, (entry, at) in self.names.items() if at <= asked), *self.restored.items()]
+        news = not self.replaced and await _any_replaced(known, entries)
         news = news or (not self.replaced and await entries.shows_another(self.entries))
         self.replaced = False
         self.entries, self.listed, self.complete, self.ahead = entries, asked, True, False
@@ -231,10 +231,10 @@ def is_replaced(before: Entry | None, now: Entry | None) -> bool:
     return isinstance(before, Generation) and isinstance(now, Generation) and before.etag != now.etag
 
 
-async def _any_replaced(told: Sequence[tuple[bytes, Entry]], entries: Listing) -> bool:
-    """Whether an object that was told of has another content in a listing."""
-    for first in range(0, len(told), SLICE):
-        if any(is_replaced(entry, entries.get(name)) for name, entry in told[first : first + SLICE]):
+async def _any_replaced(known: Sequence[tuple[bytes, Entry]], entries: Listing) -> bool:
+    """Whether a known object has another content in a listing."""
+    for first in range(0, len(known), SLICE):
+        if any(is_replaced(entry, entries.get(name)) for name, entry in known[first : first + SLICE]):
             return True
         await trio.lowlevel.checkpoint()
     return False

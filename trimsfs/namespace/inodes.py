@@ -35,13 +35,12 @@ class Inode:
     """A file, directory or symbolic link that the kernel may know.
 
     ``path`` is the object's key, or the directory's prefix with its closing slash (the root's is empty). A link with
-    another ``target`` is another inode.
-    A control inode has the path of its subject, and a control file its name in ``control``. ``lookups`` counts the
-    kernel's references. ``replaced`` is set when the store has another generation. ``slot`` is its record in the
-    ledger, made before the kernel gets it. ``opened`` is set once a program has opened it: the kernel may then have
-    pages of it. Programs have it open by ``cached`` handles, whose reads the server answers, or by ``passed`` ones,
-    whose reads the kernel passes through to the local file: the kernel refuses opens of one inode in both modes, or of
-    two local files. While such a file is ``lost``, names lead to another inode.
+    another ``target`` is another inode. A control inode has the path of its subject, and a control file its name in
+    ``control``. ``lookups`` counts the kernel's references. ``replaced`` is set when the store has another generation.
+    ``slot`` is its record in the ledger, made before the kernel gets it. ``opened`` is set once a program has opened
+    it: the kernel may then have pages of it. Programs have it open by ``cached`` handles, whose reads the server
+    answers, or by ``passed`` ones. The kernel passes the reads of these through to the local file. It refuses opens of
+    one inode in both modes, or of two local files. While such a file is ``lost``, names lead to another inode.
     """
 
     number: int
@@ -146,15 +145,15 @@ class Inodes:
     def known_names_below(self, path: str) -> list[tuple[int, bytes]]:
         """As `known_names`, of a file or directory (with its closing slash) and of everything below it."""
         name = os.fsencode(path[len(directory_of(path)) :].removesuffix("/"))
-        found = [known for known in self.known_names(directory_of(path)) if known[1] == name] if path else []
+        names = [known for known in self.known_names(directory_of(path)) if known[1] == name] if path else []
         for prefix in list(self._named):
             if is_below(prefix, path):
-                found += self.known_names(prefix)
-        return found
+                names += self.known_names(prefix)
+        return names
 
     def numbers(self, generation: Generation) -> list[int]:
-        """The numbers by which the kernel may know a content: of an object, of links to it, of one that was lost, and
-        of those of earlier versions of trimsfs. Looks at all inodes."""
+        """The numbers by which the kernel may know a content: those of an object, of links to it, and of one that was
+        lost. Includes those that earlier versions of trimsfs gave. Looks at all inodes."""
         wanted = (generation.file, generation.etag)
         return [
             inode.number

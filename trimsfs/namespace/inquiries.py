@@ -139,7 +139,7 @@ class Inquiries:
 
     async def probe(self, path: str, *, patient: bool) -> Entry:
         """Ask at once for an object and for anything below its name. A directory or a link wins. Raises StoreError."""
-        store, found = self._store if patient else self._impatient, list[Generation]()
+        store, generations = self._store if patient else self._impatient, list[Generation]()
         failed, denied = list[StoreError](), list[StoreAccessError]()
         async with trio.open_nursery() as nursery:
 
@@ -160,7 +160,7 @@ class Inquiries:
                         denied.append(error)  # as S3 does for a directory's name, if only some prefixes may be listed
                         return
                     if generation.plausible:
-                        found.append(generation)
+                        generations.append(generation)
 
             nursery.start_soon(stat)
             with failing():
@@ -173,4 +173,4 @@ class Inquiries:
             return NonObject.DIRECTORY
         if denied:
             raise denied[0]
-        return found[0] if found else NonObject.ABSENT
+        return generations[0] if generations else NonObject.ABSENT

@@ -36,7 +36,7 @@ MOST_WAITING = 1000
 
 
 class KeptListings:
-    """The last listings of directories, recorded in the background. *origins* are as of `Inodes`."""
+    """The last listings of directories, recorded in the background. *origins* are those of `Inodes`."""
 
     def __init__(self, records: ListingRecords, origins: Origins | None = None) -> None:
         self._records = records
@@ -52,12 +52,12 @@ class KeptListings:
 
     async def last(self, prefix: str) -> tuple[Listing, float] | None:
         """The last listing of a directory and its age in seconds; None if it is missing, damaged or slow to read."""
-        found = None
+        saved = None
         with trio.move_on_after(RECALL_S):
-            found = await self._records.last(prefix)
-        if found is None:
+            saved = await self._records.last(prefix)
+        if saved is None:
             return None
-        record, listed = found
+        record, listed = saved
         entries = await unpacked(prefix, record, self._origins)
         return None if entries is None else (entries, max(0.0, time.time() - listed))
 

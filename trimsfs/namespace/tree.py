@@ -50,8 +50,8 @@ class Namespace:
     StoreUnavailableError. *impatient* is the same store without retries, for requests that an expired answer can
     replace. *kept* has listings of earlier servers. *invalidate* gets a directory's inode number and a name that the
     kernel should look up again; it must not block. *replaced* gets a directory's prefix when the server finds that an
-    object in it was replaced, *unlisted* the path of a name that a directory is to be listed for, of which nothing is
-    known yet.
+    object in it was replaced. *unlisted* gets the path of a still unknown name for which the server is to list a
+    directory.
     """
 
     def __init__(
@@ -209,9 +209,9 @@ class Namespace:
         if self._kept is None or directory.complete or directory.recalled:
             return
         directory.recalled = True
-        found = await self._kept.last(prefix)
-        if found is not None:
-            entries, age_s = found
+        kept = await self._kept.last(prefix)
+        if kept is not None:
+            entries, age_s = kept
             directory.recall(entries, trio.current_time() - age_s)
             self._directories.weigh(prefix)
 
@@ -397,8 +397,8 @@ class Namespace:
             raise
         directory.large = listed.pages > 1 or listed.listing is None
         if listed.listing is None and (listed.problem is not None or most == PAGES_LIMIT):
-            told = listed.problem or f"more than {listed.names} names on {listed.pages} pages: too many to list"
-            why = StoreUnavailableError(f"/{prefix}: the listing has no end: {told}: open its files by name")
+            problem = listed.problem or f"more than {listed.names} names on {listed.pages} pages: too many to list"
+            why = StoreUnavailableError(f"/{prefix}: the listing has no end: {problem}: open its files by name")
             directory.cannot_be_listed(why, max(STALE_RETRY_S, self._ttl_s))
             if most == PAGES_LIMIT:
                 raise why

@@ -62,8 +62,8 @@ class ColdOpener:
         """Wait for a blob that the caller holds, if the wait is short; whether its opens can be passed through now.
 
         If *shared*, programs have the file open in cached mode, so this open will be, too: ``auto`` does not wait.
-        Raises InterruptedError on a signal, ObjectChangedError if the store has another generation, StoreError if the
-        fetch fails and no cached byte may be read, and the reason if the blob is in quarantine.
+        Raises InterruptedError on a signal, ObjectChangedError if the store has another generation, and the reason if
+        the blob is in quarantine. Raises StoreError if the fetch fails and no cached byte may be read.
         """
         if self._mode == "stream" or not blob.attached:
             return False

@@ -1,7 +1,7 @@
 """The opener answers an open of a model file: in passthrough mode, or in cached mode.
 
-The kernel refuses opens of one inode in both modes. So a registered file is opened in cached mode while programs have
-its inode open in cached mode, and shares the kernel's pages of it with them.
+The kernel refuses opens of one inode in both modes. So while programs have the inode of a registered file open in
+cached mode, others open it in cached mode, too. All of them share the kernel's pages of it.
 """
 
 from trimsfs.errors import ObjectChangedError, StaleHandleError
@@ -27,8 +27,8 @@ class Opener:
         """Return when an open can be answered: whether in passthrough mode. The caller holds the blob, and calls
         `closed` at the end.
 
-        Raises ObjectChangedError if the store has replaced the object, StaleHandleError if the inode can be opened no
-        more, InterruptedError on a signal to the thread, and as `ColdOpener.wait` and `ColdOpener.fetch`.
+        Raises ObjectChangedError if the store has replaced the object, and StaleHandleError if the inode can no longer
+        be opened. Raises InterruptedError on a signal to the thread, and as `ColdOpener.wait` and `ColdOpener.fetch`.
         """
         if inode.replaced and not blob.complete:
             raise ObjectChangedError(f"{inode.path}: replaced in the store: open it again")

@@ -10,7 +10,7 @@ from trimsfs.options.schema import MountOptions, Tenant
 class Place:
     """A *path*, with its closing slash, and the *options* of the store there; *base* is the path of that store.
 
-    The path is empty for all of the mount. Keys of the store begin behind the base. The options are as of a mount of
+    The path is empty for all of the mount. Keys of the store begin behind the base. The options are those of a mount of
     the store alone. *tenant* is whose credentials they have, or None if they are the operator's.
     """
 
@@ -28,16 +28,16 @@ class Place:
 def places(options: MountOptions) -> list[Place]:
     """The places of a mount. Raises ConfigurationError for a tenant whose credentials are of no use."""
     tenants = {f"{tenant.path}/": tenant for tenant in options.tenants if tenant.has_credentials}
-    found, used = list[Place](), set[str]()
+    all_places, used = list[Place](), set[str]()
     for base, own in options.each_store():
         above = max((path for path in tenants if base.startswith(path)), key=len, default=None)
         below = [path for path in tenants if path.startswith(base) and path != base]
         used |= {*below, *([] if above is None else [above])}
-        found += [_place(base, base, own, None if above is None else tenants[above])]
-        found += [_place(path, base, own, tenants[path]) for path in below]
+        all_places += [_place(base, base, own, None if above is None else tenants[above])]
+        all_places += [_place(path, base, own, tenants[path]) for path in below]
     for path in tenants.keys() - used:
         raise ConfigurationError(f"[[tenants]] path {path[:-1]}: has credentials, but no store is there")
-    return found
+    return all_places
 
 
 def directories(options: MountOptions) -> list[str]:

@@ -135,39 +135,39 @@ def _eviction(options: Mapping[str, Any], source: str) -> str:
 
 def _by_tier(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     """The eviction policy of each tier, from the last source that has one for it. Raises ConfigurationError."""
-    found = dict[str, Any]()
+    policies = dict[str, Any]()
     for source, layer in layers:
         if "eviction" in layer:
             try:
-                found |= by_tier(layer["eviction"])
+                policies |= by_tier(layer["eviction"])
             except ValueError as error:
                 raise ConfigurationError(f"{_spelling('eviction', layer['eviction'], source)}: {error}") from None
-    return found
+    return policies
 
 
 def _source_of(name: str, layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     """The source that an option is taken from."""
-    found: str = next(source for source, layer in reversed(layers) if name in layer)
-    return found
+    last: str = next(source for source, layer in reversed(layers) if name in layer)
+    return last
 
 
 def _variables(environment: Mapping[str, str]) -> dict[str, str]:
     """The options that are set in an environment. Raises ConfigurationError for a variable that is none."""
-    found = {}
+    options = {}
     for variable, value in environment.items():
         rest = variable.removeprefix(ENVIRONMENT_PREFIX)
         name = rest.lower()
         if rest == variable or _OTHER_VARIABLES.fullmatch(rest):
             continue
         if name in (*SCALARS, *FORMER) and rest.isupper():
-            found[name] = value
+            options[name] = value
             continue
         if name in (*TABLES, *TABLES.values()):
             raise ConfigurationError(f"variable {variable}: a table: write [[{TABLES.get(name, name)}]] in a file")
         close = get_close_matches(name, SCALARS, n=1, cutoff=0.8)
         remedy = f"did you mean {ENVIRONMENT_PREFIX}{close[0].upper()}?" if close else "unset it"
         raise ConfigurationError(f"variable {variable}: there is no such option: {remedy}")
-    return found
+    return options
 
 
 def _with_stores(layer: Mapping[str, Any]) -> Mapping[str, Any]:

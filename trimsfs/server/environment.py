@@ -37,11 +37,11 @@ class DescriptorStore(Protocol):
 class Environment:
     """What a server connects to in production, and tests replace.
 
-    ``mounted_ns`` and ``started``, since the epoch, are when the mount and this server began; ``restarts`` counts
+    ``mounted_ns`` and ``started``, since the epoch, are when the mount and this server began. ``restarts`` counts
     earlier servers, and ``takeover_seconds`` is how long the mount was without one. ``lock`` is the descriptor of the
-    cache directory's lock, from an earlier server. ``kept`` tells whether the keeper has not ended,
-    ``keeper_problem`` why it does nothing for this server, and ``launched`` whether it did not start this server
-    itself: then it outlives the mount. ``keeper`` keeps descriptors for the next server.
+    cache directory's lock, from an earlier server. ``kept`` tells whether the keeper has not ended, and
+    ``keeper_problem`` why it does nothing for this server. ``launched`` tells whether the keeper did not start this
+    server itself: then it outlives the mount. ``keeper`` keeps descriptors for the next server.
 
     ``store`` does not retry; ``copier`` moves its bytes. ``read_manifest`` reads signed manifests; it is None if
     signatures are off.

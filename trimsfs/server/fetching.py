@@ -113,13 +113,13 @@ def assemble_fetching(
 
 def _rights(options: MountOptions, environment: Environment, retrying: ByPath[Retrying]) -> Rights | None:
     """The rights of tenants with credentials of their own; None if there are none."""
-    found = places(options)
-    if not any(place.tenant for place in found):
+    all_places = places(options)
+    if not any(place.tenant for place in all_places):
         return None
     return Rights(
         environment.store,
         retrying,
-        ByPath({place.path: place for place in found}),
+        ByPath({place.path: place for place in all_places}),
         ttl_s=options.metadata_ttl,
         stale_for_s=options.stale_for,
     )

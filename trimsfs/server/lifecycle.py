@@ -292,9 +292,9 @@ async def _why_away(store: Store, place: Place, components: Components) -> Store
             return None
     except StoreUnavailableError as error:
         failure = error
-    told = StoreUnavailableError(f"{options.store}: {unreachable(failure, options.endpoint_url)}")
-    told.__cause__ = failure
-    return told
+    problem = StoreUnavailableError(f"{options.store}: {unreachable(failure, options.endpoint_url)}")
+    problem.__cause__ = failure
+    return problem
 
 
 async def _stop_on_signal(scope: trio.CancelScope) -> None:

@@ -83,7 +83,7 @@ def facts(core: Core, extras: Sequence[Extra]) -> Callable[[], dict[str, object]
 def sources(core: Core, extras: Sequence[Extra], checks: Checks) -> dict[str, metrics.Source]:
     """The functions that return statistics, by the first word of their metrics' names."""
     environment, tiers, fetching = core.environment, core.tiers, core.fetching
-    found: dict[str, metrics.Source] = {
+    by_name: dict[str, metrics.Source] = {
         "disk": tiers.disk.statistics,
         "fetch": fetching.fetcher.statistics,
         "host": tiers.host.statistics,
@@ -95,16 +95,16 @@ def sources(core: Core, extras: Sequence[Extra], checks: Checks) -> dict[str, me
         **{name: source for extra in extras for name, source in extra.sources.items()},
     }
     if fetching.several:
-        found["stores"] = partial(_by_store, fetching)
+        by_name["stores"] = partial(_by_store, fetching)
     if checks.signature_policy is not None:
-        found["signatures"] = checks.signature_policy.statistics
-    return found
+        by_name["signatures"] = checks.signature_policy.statistics
+    return by_name
 
 
 def _store_problem(fetching: Fetching) -> str | None:
     """Why a store does not answer or refuses, with its path if there are several; None if all serve."""
-    told = [(path, _problem_of(breaker)) for path, breaker in fetching.breakers.items()]
-    failing = [f"/{path.rstrip('/')}: {why}" if fetching.several else why for path, why in told if why is not None]
+    problems = [(path, _problem_of(breaker)) for path, breaker in fetching.breakers.items()]
+    failing = [f"/{path.rstrip('/')}: {why}" if fetching.several else why for path, why in problems if why is not None]
     return "; ".join(failing) or None
 
 
@@ -125,10 +125,10 @@ def _problem_of(breaker: CircuitBreaker) -> str | None:
 
 def _stores(options: MountOptions, fetching: Fetching) -> list[dict[str, object]]:
     """Facts about each of several stores, for the control file ``control``."""
-    found = list[dict[str, object]]()
+    stores = list[dict[str, object]]()
     for place in sorted(places(options), key=attrgetter("path")):
         counted, breaker = fetching.retrying.of(place.path).statistics(), fetching.breakers.of(place.path)
-        found.append(
+        stores.append(
             {
                 "path": place.path.rstrip("/"),
                 "store": place.options.store,
@@ -139,7 +139,7 @@ def _stores(options: MountOptions, fetching: Fetching) -> list[dict[str, object]
                 "failed_attempts": counted.failed_attempts,
             }
         )
-    return found
+    return stores
 
 
 def _store_statistics(fetching: Fetching) -> StoreStatistics:

@@ -110,7 +110,7 @@ class CircuitBreaker:
 
     @property
     def known(self) -> bool:
-        """Whether nothing has happened that a probe has yet to explain, and no failure is too short to be told."""
+        """Whether nothing has happened that a probe has yet to explain, and no failure is too short to report."""
         return not (self._doubted or self._probing or (self.failing and self.outage is None))
 
     def doubt(self) -> None:

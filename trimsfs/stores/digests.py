@@ -172,12 +172,12 @@ class _File:
 
     def digest(self, algorithm: Algorithm, start: int, stop: int) -> bytes:
         """The digest of the bytes ``[start, stop)``."""
-        found = _new(algorithm, stop - start)
+        hasher = _new(algorithm, stop - start)
         for offset in range(start, stop, PIECE):
             piece = self._buffer[: min(PIECE, stop - offset)]
             self._read(piece, offset)
-            found.update(piece)
-        return found.digest()
+            hasher.update(piece)
+        return hasher.digest()
 
     def md5_side_by_side(self, start: int, size: int, count: int) -> list[bytes]:
         """The MD5s of *count* parts of *size* bytes each, from *start* on. Lanes without a part digest any bytes."""

@@ -76,9 +76,9 @@ class DirectoryWriter:
     async def put_if_match(self, key: str, data: bytes, etag: str) -> None:
         def put() -> None:
             with self._written(data) as new, self._locked():
-                found = self._read(key)
-                if found is None or found[1] != etag:
-                    raise ObjectChangedError(f"{key}: it was {'replaced' if found else 'deleted'}")
+                current = self._read(key)
+                if current is None or current[1] != etag:
+                    raise ObjectChangedError(f"{key}: it was {'replaced' if current else 'deleted'}")
                 os.replace(new, self._root / key)
                 _sync((self._root / key).parent)
 
@@ -116,11 +116,11 @@ class DirectoryWriter:
         except PermissionError as error:
             raise StoreAccessError(f"{error.filename or self._root}: {error.strerror}: change its mode") from error
         except OSError as error:
-            told = f"{error.filename or self._root}: {error.strerror}"
+            message = f"{error.filename or self._root}: {error.strerror}"
             if error.errno == errno.EROFS:
-                raise StoreAccessError(f"{told}: {self._writable()}") from error
+                raise StoreAccessError(f"{message}: {self._writable()}") from error
             remedy = ": free some space there" if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
-            raise StoreUnavailableError(told + remedy) from error
+            raise StoreUnavailableError(message + remedy) from error
 
     def _writable(self) -> str:
         """What to write to instead of a directory that is mounted read-only."""

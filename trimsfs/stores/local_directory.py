@@ -89,7 +89,7 @@ class LocalReader:
             with self._opened(prefix, os.O_RDONLY | os.O_DIRECTORY) as (descriptor, directory):
                 page = list(islice(_names(descriptor, int(token or 0)), limit + 1))
                 more = len(page) > limit
-                found = [
+                entries = [
                     (prefix + name, self._stat_entry(descriptor, directory, prefix, name))
                     for name, _ in sorted(page[:limit])
                 ]
@@ -98,7 +98,7 @@ class LocalReader:
                 raise
             self.probe()
             return Page(objects=(), prefixes=(), next_token=None)
-        for key, known in found:
+        for key, known in entries:
             if isinstance(known, PermissionError):
                 unreadable.append(key)
             elif known is not None and stat_module.S_ISREG(known[1].st_mode):
@@ -116,8 +116,9 @@ class LocalReader:
     def _stat_entry(
         self, descriptor: int, directory: str, prefix: str, name: str
     ) -> tuple[str, os.stat_result] | PermissionError | None:
-        """The key of the file that a name in a directory is, and its status; None for one that is gone, or a link that
-        leads nowhere, outside or round."""
+        """The key and the status of the file that a name in a directory leads to. None if the name is gone, or is a
+        link that leads nowhere, out of the store, or back to a directory above. The error if the file may not be
+        read."""
         try:
             status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
             if not stat_module.S_ISLNK(status.st_mode):
@@ -179,8 +180,8 @@ class LocalReader:
 
     @contextmanager
     def _opened(self, key: str, flags: int) -> Iterator[tuple[int, str]]:
-        """A descriptor of a key's file, which is inside the directory even if links are changed meanwhile, and the key
-        of that file, another one for a link."""
+        """A descriptor of a key's file, and the key of that file: another one for a link. The file is inside the
+        directory even if links change meanwhile."""
         descriptor = os.open(self._path(key), flags | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             yield descriptor, self._key(os.readlink(f"/proc/self/fd/{descriptor}"))

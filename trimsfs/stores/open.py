@@ -35,10 +35,10 @@ def open_store(options: MountOptions, *, max_requests: int) -> Store:
     *max_requests* reads may be under way at once; each of several has a share. Raises ConfigurationError when a URL
     names no store.
     """
-    found = places(options)
-    if [place.path for place in found] != [""]:
-        each = max_requests_each(max_requests, len(found))
-        return routed(found, {place.path: _open_place(place, each) for place in found})
+    all_places = places(options)
+    if [place.path for place in all_places] != [""]:
+        each = max_requests_each(max_requests, len(all_places))
+        return routed(all_places, {place.path: _open_place(place, each) for place in all_places})
     share_links = options.signatures == "off"  # else a file signed at one path could be opened at others
     store = _open(options, max_requests, share_links)
     if options.layout == "plain":
@@ -131,13 +131,13 @@ def _bucket(url: str) -> tuple[str, str]:
     return bucket, prefix
 
 
-def routed(found: Sequence[Place], stores: Mapping[str, Store]) -> StoreRouter:
+def routed(all_places: Sequence[Place], stores: Mapping[str, Store]) -> StoreRouter:
     """The *stores* of several places, by path. A tenant with credentials has a cache of its own, unless it shares.
 
     Raises ConfigurationError for a store that the operator has at two places with different credentials.
     """
     identities, whose = dict[str, str](), dict[str, Place]()
-    for place in found:
+    for place in all_places:
         identity = stores[place.path].identity
         if place.tenant is not None and not place.tenant.share_cache:
             identities[place.path] = f"{identity}|tenant {place.tenant.path}"
@@ -149,7 +149,7 @@ def routed(found: Sequence[Place], stores: Mapping[str, Store]) -> StoreRouter:
                 )
             if place.options.signatures != "off":  # a file signed at one path could be opened at the other
                 identities[place.path] = f"{identity}|path {place.path}"
-    return StoreRouter(stores, bases={place.path: place.base for place in found}, identities=identities)
+    return StoreRouter(stores, bases={place.path: place.base for place in all_places}, identities=identities)
 
 
 def credentials(options: MountOptions) -> tuple[object, ...]:

@@ -23,7 +23,7 @@ class RecentFailures:
         """Record that the store did not give some bytes of a blob."""
         now = trio.current_time()
         # Drop expired failures here, so that there are few.
-        self._failures = {one: found for one, found in self._failures.items() if now < found[0] + REMEMBERED_S}
+        self._failures = {one: failure for one, failure in self._failures.items() if now < failure[0] + REMEMBERED_S}
         self._failures[token] = now, str(error)
 
     def problem(self, token: str, *, since: float) -> str | None:

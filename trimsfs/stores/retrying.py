@@ -175,8 +175,8 @@ class Retrying:
         try:
             return await attempt()
         except BaseException as error:
-            told = (outcome for kind, outcome in OUTCOMES.items() if isinstance(error, kind))
-            outcome = "" if isinstance(error, WorkerLostError) else next(told, "")
+            outcomes = (outcome for kind, outcome in OUTCOMES.items() if isinstance(error, kind))
+            outcome = "" if isinstance(error, WorkerLostError) else next(outcomes, "")
             raise
         finally:
             if outcome:

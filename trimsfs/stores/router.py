@@ -17,8 +17,8 @@ from trimsfs.types import Generation
 class Route:
     """A store, and how its keys become those of the mount: by *base*, empty or with a closing slash, before them.
 
-    *identity* is the store's in the cache. Where several routes have one, they show the same objects, each once:
-    *first* is the base of the route that names their contents, for which the others are links.
+    *identity* is the store's in the cache. Routes of one identity show the same objects, each once. *first* is the base
+    of the route that names their contents; the names of the others are links to these.
     """
 
     store: Store
@@ -42,9 +42,9 @@ class Route:
 class StoreRouter:
     """The stores of a mount, by the paths below which they are, such as ``a/b/``. The longest path of a key counts.
 
-    Directories above the paths exist, and so do the paths themselves, whatever the stores answer. Of a store that is
-    not the mount's at its own path, as with the credentials of a tenant, *bases* has the path at which its keys begin;
-    of one whose cache is apart from those of the same objects, *identities* has its name there.
+    Directories above the paths exist, and so do the paths themselves, whatever the stores answer. A store with the
+    credentials of a tenant may be that of a path above: *bases* has the path at which its keys begin. A store's cache
+    may be apart from those of the same objects: *identities* has its name there.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from trimsfs.types import Buffer
 T = TypeVar("T")
 
 STALL_S = 20.0
-"""How long a call may take, or a read bring nothing: a disk that sleeps takes seconds to start, and a keeper waits 30 s
+"""How long a call may take, or a read bring nothing. A disk that sleeps takes seconds to start, and a keeper waits 30 s
 for a server."""
 _TOLD_S = 1.0
 """Least seconds between two signs of progress that a thread gives."""
@@ -41,12 +41,12 @@ class StallGuard:
 
     def watching(self, sink: Sink) -> Sink:
         """A sink for the thread: each piece is progress."""
-        told = time.monotonic()
+        last_report = time.monotonic()
 
         def watched(piece: Buffer) -> None:
-            nonlocal told
-            if time.monotonic() - told > _TOLD_S:
-                told = time.monotonic()
+            nonlocal last_report
+            if time.monotonic() - last_report > _TOLD_S:
+                last_report = time.monotonic()
                 self.progress()
             sink(piece)
 

@@ -45,8 +45,8 @@ class Histogram:
     def buckets(self) -> Iterator[tuple[str, list[tuple[str, float]], float]]:
         """For each value of the label, the buckets' upper bounds with how many were at most as long, and the sum."""
         for value, series in self._series.items():
-            total, found = 0, []
+            total, cumulative = 0, []
             for bound, count in zip([*map(str, BOUNDS_S), "+Inf"], series.counts, strict=True):
                 total += count
-                found.append((bound, float(total)))
-            yield value, found, series.sum
+                cumulative.append((bound, float(total)))
+            yield value, cumulative, series.sum

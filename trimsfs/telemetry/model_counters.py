@@ -69,11 +69,11 @@ class ModelCounters:
         setattr(counts, tier, getattr(counts, tier) + 1)
 
     def statistics(self, saved: dict[str, int]) -> ModelStatistics:
-        """The counts, with the bytes that sharing saves now by model, as of `model_of`."""
-        told = dict.fromkeys(self._counts, 0)
+        """The counts. *saved* has the bytes that sharing saves now, by model as `model_of` names it."""
+        saved_by_model = dict.fromkeys(self._counts, 0)
         for model, size in saved.items():
-            name = model if model in told else OTHERS
-            told[name] = told.get(name, 0) + size
+            name = model if model in saved_by_model else OTHERS
+            saved_by_model[name] = saved_by_model.get(name, 0) + size
         tiers: tuple[Tier, ...] = ("host", "disk", "store")
         items = [(shown(model), counts) for model, counts in self._counts.items()]
         return ModelStatistics(
@@ -81,7 +81,7 @@ class ModelCounters:
             opens=Labelled(
                 ("model", "tier"), {(name, tier): getattr(counts, tier) for name, counts in items for tier in tiers}
             ),
-            saved_bytes=Labelled(("model",), {(shown(model),): size for model, size in told.items()}),
+            saved_bytes=Labelled(("model",), {(shown(model),): size for model, size in saved_by_model.items()}),
         )
 
 

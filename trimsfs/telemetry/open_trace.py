@@ -106,8 +106,8 @@ def spanning(subject: Subject, name: str, **facts: Any) -> Iterator[Span]:
 
 
 class OpenTrace:
-    """The open of a file by a thread, from its first lookup until it is answered; for a file that is streamed, until
-    all of it has come or it is closed. ``kept`` tells whether its spans are wanted."""
+    """The open of a file by a thread, from its first lookup until it is answered. For a file that is streamed, it lasts
+    until all of it has come or it is closed. ``kept`` tells whether its spans are wanted."""
 
     __slots__ = (
         "_clock",
@@ -194,7 +194,8 @@ class OpenTrace:
             self.unwatch()
 
     def facts(self) -> dict[str, Any]:
-        """What is told of it. Times are in seconds: ``began`` since the epoch, ``start`` of spans since then."""
+        """The trace as a control file shows it. Times are in seconds: ``began`` since the epoch, ``start`` of spans
+        since then."""
         done = self._subject is None and self.answered is not None
         live = self._taken(self._subject.activity) if self._subject is not None and self._subject.activity else []
         spans = sorted([*self.spans, *live], key=lambda span: span.began)
@@ -235,8 +236,8 @@ def _between(lookups: list[Span], opened: float) -> list[Span]:
 
 
 def _parts(span: Span) -> list[Span]:
-    """The parts of a request: until its first byte, and then, as their sums one after another, receiving bytes, their
-    checksums, and writing them to the disk."""
+    """The parts of a request. The first lasts until the first byte. Then come, as their sums one after another,
+    receiving bytes, their checksums, and writing them to the disk."""
     spent, ended = span.spent, span.ended
     if spent is None or ended is None:
         return []

@@ -56,11 +56,11 @@ class Blob:
     """A sparse file of the object's size, and the states of its chunks.
 
     Once a chunk is VERIFIED, its bytes never change. ``users`` counts the handles, flights and commands that need the
-    blob to stay; ``handles`` the handles among them; ``passed`` the handles whose reads the kernel passes through.
-    Only the event loop touches these. A blob without a file (``attached`` is False: the cache could not make one, or
-    the object is empty) never holds a chunk. ``backing_id`` is the kernel's id of the file while opens are passed
-    through to it, else 0. ``opened_again`` counts further descriptors of the server: leases do not tell them from those
-    of programs.
+    blob to stay, and ``handles`` the handles among them. ``passed`` counts the handles whose reads the kernel passes
+    through. Only the event loop touches these. A blob without a file (``attached`` is False: the cache could not make
+    one, or the object is empty) never holds a chunk. ``backing_id`` is the kernel's id of the file while opens are
+    passed through to it, else 0. ``opened_again`` counts further descriptors of the server: leases do not tell them
+    from those of programs.
 
     The server may close the file while no reader goes through the server; it keeps the chunks' states, and `fileno`
     reopens the file. A server knows up to 131,072 blobs, hence the slots.

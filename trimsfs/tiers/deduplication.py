@@ -200,8 +200,8 @@ def _parts(model: Path, other: Path) -> list[tuple[int, int, int]]:
     """The parts of a file that share blocks with another; empty if they are too few to matter."""
     with model.open("rb") as one, other.open("rb") as another:
         parts = extents.shared_extents(one.fileno(), another.fileno(), length=os.fstat(one.fileno()).st_size)
-    found = [(part.offset, part.at, part.length) for part in parts if part.length >= extents.LEAST_SHARED]
-    return found if sum(length for _, _, length in found) >= LEAST_BYTES else []
+    large = [(part.offset, part.at, part.length) for part in parts if part.length >= extents.LEAST_SHARED]
+    return large if sum(length for _, _, length in large) >= LEAST_BYTES else []
 
 
 def _relative(key: str, other: str) -> str:

@@ -92,23 +92,23 @@ def shared_extents(one: int, other: int, *, offset: int = 0, at: int = 0, length
     """The blocks that *length* bytes at *offset* of one file share with those at *at* of another, in order."""
     theirs = sorted((position, begin, size) for begin, position, size in _extents(other, at, length))
     positions = [position for position, _, _ in theirs]
-    found: list[SharedExtent] = []
+    shared: list[SharedExtent] = []
     for begin, position, size in _extents(one, offset, length):
         for other_position, other_begin, other_size in theirs[max(0, bisect_right(positions, position) - 1) :]:
             if other_position >= position + size:
                 break
             low, high = max(position, other_position), min(position + size, other_position + other_size)
             if low < high:
-                _add(found, begin + low - position, other_begin + low - other_position, high - low)
-    return found
+                _add(shared, begin + low - position, other_begin + low - other_position, high - low)
+    return shared
 
 
-def _add(found: list[SharedExtent], offset: int, at: int, length: int) -> None:
+def _add(shared: list[SharedExtent], offset: int, at: int, length: int) -> None:
     """Add a part, merged with the last one if it follows it."""
-    if found and (found[-1].offset + found[-1].length, found[-1].at + found[-1].length) == (offset, at):
-        length += found[-1].length
-        offset, at = found[-1].offset, found.pop().at
-    found.append(SharedExtent(offset, at, length))
+    if shared and (shared[-1].offset + shared[-1].length, shared[-1].at + shared[-1].length) == (offset, at):
+        length += shared[-1].length
+        offset, at = shared[-1].offset, shared.pop().at
+    shared.append(SharedExtent(offset, at, length))
 
 
 def _extents(descriptor: int, start: int, length: int) -> Iterator[tuple[int, int, int]]:

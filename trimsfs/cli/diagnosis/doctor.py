@@ -208,8 +208,8 @@ def _passthrough(options: MountOptions) -> str:
         except subprocess.TimeoutExpired:
             log_file = Path(scratch, "log")
             last = log_file.read_text(errors="replace").splitlines()[-1:] if log_file.exists() else []
-            told = f"; the last line of its log: {printable(last[0])}" if last else ""
-            raise ProblemError(f"a test mount was not ready in {TEST_MOUNT_TIMEOUT_S:.0f} s{told}") from None
+            log_line = f"; the last line of its log: {printable(last[0])}" if last else ""
+            raise ProblemError(f"a test mount was not ready in {TEST_MOUNT_TIMEOUT_S:.0f} s{log_line}") from None
         finally:
             _unmount([*trimsfs, "umount", str(mountpoint)])
     if not answer["used"]:

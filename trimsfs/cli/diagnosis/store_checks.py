@@ -55,7 +55,7 @@ def _check_ca_file(store: Store, mount: MountOptions) -> None:
 
 
 def _has_certificate(file: str) -> bool:
-    with suppress(OSError):  # ssl.SSLError is one; what cannot be read at all is told by the request
+    with suppress(OSError):  # ssl.SSLError is one; the request reports a file that nobody can read
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(cafile=file)
         return True
@@ -72,10 +72,10 @@ async def _read_byte(store: Store, place: Place) -> str:
             raise Advice(
                 f"{url} can be listed, but there is nothing under it: check the spelling if you expect objects"
             )
-        found = next((each for each in page.objects if each.size and each.plausible), None)
-        if found is not None:
+        generation = next((each for each in page.objects if each.size and each.plausible), None)
+        if generation is not None:
             try:
-                await retrying.call(found.key, partial(store.read, found, 0, 1, lambda _piece: None))
+                await retrying.call(generation.key, partial(store.read, generation, 0, 1, lambda _piece: None))
             except StoreAccessError as error:
                 raise ProblemError(
                     f"{url} can be listed, but not read: {error}: allow s3:GetObject, or what the store calls it"

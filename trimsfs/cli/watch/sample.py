@@ -19,8 +19,8 @@ from trimsfs.processes import container_of, holders, process_of, title_of
 RATES = 20
 """How many of the last rates are kept."""
 PAUSES = 4
-"""A mount is left alone for at least as many times as long as its last answer took, and that for each mount: to look
-which files 100,000 descriptors are of takes a core for a second."""
+"""`trimsfs top` leaves a mount alone for at least this many times as long as its last answer took, times the mounts. To
+look which files 100,000 descriptors are of takes a core for a second."""
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ def take_sample(mount: Mount) -> Sample:
     facts = read_json(control / "control")
     waits = [
         Wait(_name(process_of(wait["thread"])), mount.mountpoint / wait["path"], wait["seconds"])
-        for wait in facts.get("waits", ())  # only told who may command
+        for wait in facts.get("waits", ())  # only for those who may command
     ]
     return Sample(
         taken=time.monotonic(),
@@ -90,9 +90,9 @@ def _models(mount: Mount, files: Sequence[Mapping[str, Any]]) -> dict[str, Model
     """The models that files of a mount belong to, by their paths."""
     holding = holders(mount.device) if any(file["open"] for file in files) else {}
     names = {pid: _name(pid) for pids in holding.values() for pid in pids}
-    found: dict[str, Model] = {}
+    models: dict[str, Model] = {}
     for file in files:
-        model = found.setdefault(str(mount.mountpoint / file["path"].partition("/")[0]), Model())
+        model = models.setdefault(str(mount.mountpoint / file["path"].partition("/")[0]), Model())
         model.files += 1
         model.size += file["size"]
         model.disk += file["residency"]["disk"]
@@ -105,7 +105,7 @@ def _models(mount: Mount, files: Sequence[Mapping[str, Any]]) -> dict[str, Model
             with suppress(OSError):  # deleted in the store
                 inode = os.stat(mount.mountpoint / file["path"]).st_ino
                 model.users.update((pid, names[pid]) for pid in holding.get(inode, ()))
-    return found
+    return models
 
 
 def _name(pid: int) -> str:
@@ -115,8 +115,9 @@ def _name(pid: int) -> str:
 
 
 class History:
-    """What a mount has told so far: the last sample, or why there is none, and the last rates in bytes a second, of all
-    that came from the store and of each model's growth on disk. It is asked again at the time ``due``."""
+    """What a mount has answered so far: the last sample, or why there is none, and the last rates in bytes a second.
+    The rates are those of all that came from the store, and of each model's growth on disk. `trimsfs top` asks the
+    mount again at the time ``due``."""
 
     def __init__(self, mount: Mount, interval_s: float) -> None:
         self.mount = mount

@@ -1,4 +1,4 @@
-"""How `trimsfs top` shows what mounts have told: lines for each mount, and a table of models."""
+"""How `trimsfs top` shows what mounts have answered: lines for each mount, and a table of models."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,7 +32,7 @@ SHOWN_WAITS = SHOWN_USERS = 5
 WIDE = 120
 """Columns of a terminal that has room for a sparkline in each row."""
 SILENT_S = 3.0
-"""How long a mount may take to answer before that is told."""
+"""How long a mount may take to answer before a line says so."""
 
 Row = tuple[str, Model, Sequence[float]]
 """A model's path, what is here of it, and its rates."""
@@ -83,7 +83,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def lines(history: History, now: float, *, asked: bool, brief: bool = False) -> Iterator[str]:
-    """What is told of a mount, or what of it cannot wait if there is little room; *asked* if its answer is still to
+    """The lines about a mount; if *brief*, only those that cannot wait. *asked* tells that its answer is still to
     come."""
     mount, sample = history.mount, history.sample
     yield f"{mount.mountpoint}: {mount.source}"
@@ -138,8 +138,8 @@ def _waits(sample: Sample, now: float) -> Iterator[str]:
 
 
 def view(above: Sequence[str], rows: Sequence[Row], selected: str | None, footer: str, size: tuple[int, int]) -> Group:
-    """All that a terminal of a *size*, columns and lines, shows: lines, as many models as have room, the *selected* one
-    among them, and a last line."""
+    """All that a terminal of a *size*, columns and lines, shows: the lines *above*, as many models as have room, and
+    the *footer*. The *selected* model is among them."""
     width, height = size
     above = above[: max(1, height - 6)]
     room = max(1, height - len(above) - 3)
@@ -156,6 +156,6 @@ def view(above: Sequence[str], rows: Sequence[Row], selected: str | None, footer
         if width >= WIDE:
             most[-1] = f"{sparkline(rates)} {most[-1]:>10}"
         grid.add_row(*map(one_line, (*most, users)), style="reverse" if path == selected else "")
-    told = [one_line(printable(line)) for line in above]
+    texts = [one_line(printable(line)) for line in above]
     filler = [Text("")] * (room - len(shown))
-    return Group(*told, Text(""), grid, *filler, one_line(footer, style="bold"))
+    return Group(*texts, Text(""), grid, *filler, one_line(footer, style="bold"))

@@ -37,22 +37,22 @@ def status(mountpoint: Path | None, with_copies: bool, as_json: bool) -> None:
 
     Shows all mounts of this host, or the one that MOUNTPOINT lies on.
 
-    Exits 0 if all mounts work, 1 if one serves without its keeper, its store, its fleet, its cache or a GPU or has a
-    file in quarantine, 2 if one does not answer, 11 if MOUNTPOINT is another user's, who hides it. Members of a fleet
-    that fail do not count.
+    Exits 0 if all mounts work. Exits 1 if one serves without its keeper, its store, its fleet, its cache or a GPU, or
+    has a file in quarantine. Exits 2 if one does not answer. Exits 11 if MOUNTPOINT is another user's, who hides it.
+    Members of a fleet that fail do not count.
     """
     chosen = [mount_over(mountpoint)] if mountpoint is not None else file_systems()
-    told = dict(ask_each(chosen, partial(_facts, copies=with_copies or as_json)))
-    found = [_shown(mount, told[mount]) for mount in chosen]
+    answers = dict(ask_each(chosen, partial(_facts, copies=with_copies or as_json)))
+    all_facts = [_shown(mount, answers[mount]) for mount in chosen]
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(all_facts, indent=2))
     else:
-        if not found:
+        if not all_facts:
             click.echo("no trimsfs mounts")
-        for facts in found:
+        for facts in all_facts:
             _show(facts)
     # Another user's mount that denies access is no failure, unless it was named.
-    answered = [facts for facts in found if mountpoint is not None or not _is_hidden(facts)]
+    answered = [facts for facts in all_facts if mountpoint is not None or not _is_hidden(facts)]
     sys.exit(max(map(_exit_code, answered), default=0))
 
 
@@ -79,15 +79,15 @@ def _drained() -> list[str]:
     return []
 
 
-def _shown(mount: Mount, told: dict[str, Any] | TrimsError) -> dict[str, Any]:
-    if isinstance(told, TrimsError):
+def _shown(mount: Mount, answer: dict[str, Any] | TrimsError) -> dict[str, Any]:
+    if isinstance(answer, TrimsError):
         return {
             "mountpoint": str(mount.mountpoint),
             "store": mount.source,
-            "error": str(told),
-            "kind": type(told).__name__,
+            "error": str(answer),
+            "kind": type(answer).__name__,
         }
-    return told
+    return answer
 
 
 def _processes(counts: dict[str, int]) -> str:
@@ -126,7 +126,7 @@ def _told_of_quarantine(facts: dict[str, Any]) -> str:
 
 
 def _told_of_store(facts: dict[str, Any]) -> str:
-    """What is told of one of several stores."""
+    """The line about one of several stores."""
     if facts["problem"]:
         state = f"{_without_store(refuses=facts['refuses'])}: {facts['problem']}"
     else:
@@ -136,7 +136,7 @@ def _told_of_store(facts: dict[str, Any]) -> str:
 
 
 def told_of_fleet(facts: dict[str, Any], sent_bytes: int) -> list[str]:
-    """What is told of a fleet: a line, and one for each member with a problem."""
+    """The lines about a fleet: one, and one more for each member with a problem."""
     members = facts["members"]
     received = sum(member["received_bytes"] for member in members)
     state = f"{decimal(received)} from others, {decimal(sent_bytes)} sent"
@@ -165,8 +165,8 @@ def _is_hidden(facts: dict[str, Any]) -> bool:
 def _exit_code(facts: dict[str, Any]) -> int:
     if "error" in facts:
         return exit_code(facts["kind"]) if _is_hidden(facts) else NOT_ANSWERING
-    told = any(facts.get(f"{what}_problem") for what in PROBLEMS)
-    return DEGRADED if told or has_failed(facts.get("gpu")) else 0
+    has_problem = any(facts.get(f"{what}_problem") for what in PROBLEMS)
+    return DEGRADED if has_problem or has_failed(facts.get("gpu")) else 0
 
 
 def _show(facts: dict[str, Any]) -> None:

@@ -51,13 +51,13 @@ Mounts = Callable[[], list[Mount]]
 def top(mountpoint: Path | None, interval_s: float) -> None:
     """Watch mounts and models: use, tiers, users, fetches.
 
-    Shows all mounts of this host, or the one that MOUNTPOINT lies on: models with what is on disk, in memory and on
-    GPUs, which programs have them open, how fast they are fetched, and which programs and jobs wait for what.
+    Shows all mounts of this host, or the one that MOUNTPOINT lies on. Shows what of each model is on disk, in memory
+    and on GPUs, which programs have it open, and how fast it is fetched. Shows which programs and jobs wait for what.
 
-    Keys sort (n, s, d, h, o, u, f), choose a model (arrows, or j and k), pin or unpin it (p), evict it (e), and end
-    (q). In a pipe, prints all once as text; the exit code is 10 when a mount does not answer.
+    Keys sort (n, s, d, h, o, u, f) and choose a model (arrows, or j and k). Press p to pin or unpin it, e to evict it,
+    and q to end. In a pipe, prints all once as text; the exit code is 10 when a mount does not answer.
 
-    DISK and HOST are as of `trimsfs ls`, of the files of which anything is here; memory is the sum of HOST in bytes.
+    DISK and HOST are those of `trimsfs ls`, of the files of which anything is here; memory is the sum of HOST in bytes.
     USES counts opens.
     """
 
@@ -206,8 +206,8 @@ class _Top:
         if self._command is not None:
             self._message = "the command before has not ended"
             return
-        told = " ".join(command)
-        self._message = f"{told}: under way"
+        command_line = " ".join(command)
+        self._message = f"{command_line}: under way"
         process = subprocess.Popen(
             [sys.executable, "-m", "trimsfs", *command],
             stdin=subprocess.DEVNULL,
@@ -215,15 +215,15 @@ class _Top:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        self._command = told, process
+        self._command = command_line, process
 
     def _hear_command(self) -> None:
         """Show what a command has come to, and what has changed."""
         if self._command is None or self._command[1].poll() is None:
             return
-        told, process = self._command
+        command_line, process = self._command
         last = process.communicate()[0].strip().rpartition("\n")[2]
-        self._message = f"{told}: job {last}" if last.isalnum() else last
+        self._message = f"{command_line}: job {last}" if last.isalnum() else last
         self._command = None
         for history in self._histories.values():
             history.due = 0.0

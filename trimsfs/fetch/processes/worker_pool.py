@@ -51,11 +51,11 @@ class _Job:
 class _Worker:
     """A fetch process.
 
-    ``cancelled`` are the jobs that nobody waits for and for which it may still write, ``lifted`` those in the
+    ``cancelled`` are the jobs that nobody waits for and for which it may still write. ``lifted`` are those in the
     background for which a program waits by now. ``pid`` is None until the spawner has forked it, ``ordered_at`` when
     the pool asked for it. It is ``ready`` once it has the priority that it begins with. ``asked_s`` says for how long
-    it has left a question unanswered, ``idle_since`` when its last job ended, ``lost`` why its jobs fail once it is
-    closed.
+    it has left a question unanswered, and ``idle_since`` when its last job ended. Once it is closed, ``lost`` says why
+    its jobs fail.
     """
 
     def __init__(self, end: socket.socket) -> None:
@@ -80,8 +80,8 @@ class _Worker:
 
 
 class WorkerPool:
-    """A `Copier` that has up to *count* fetch processes do the work; each starts when it is needed, and ends when it is
-    not any more.
+    """A `Copier` that has up to *count* fetch processes do the work. Each starts when the pool needs it, and ends when
+    the pool no longer does.
 
     One that does not answer is killed. ``died`` counts those, and those that died by themselves.
     """

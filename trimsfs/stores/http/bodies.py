@@ -25,13 +25,14 @@ CONNECT_TIMEOUT_S = 3.0
 SLOWEST_RATE = 64 * 1024
 """Bytes a second under which a response counts as slow."""
 FAIR_SHARE = 1 / 4
-"""Of what a response would get if all shared the link evenly: no less counts as slow while the link is the limit."""
+"""While the link is the limit, a response counts as slow below this share of what it would get if all shared it
+evenly."""
 MOST_PATIENCE = 8
 """By how much the least rate is divided while responses are slow again and again; below that, a response stalls."""
 PATIENCE_S = 60.0
 """How long after the last slow response the least rate is a whole one again."""
 LONGEST_SILENCE = 3
-"""Stall timeouts after which the thread of a body is given up that has judged it no more."""
+"""Stall timeouts after which the event loop gives up a thread that no longer judges its body."""
 SHORT_ANSWER = 2
 """Stall timeouts that a short answer may take."""
 MOST_SLOW_INTERVALS = 4
@@ -164,10 +165,10 @@ class RequestThreads:
             self._translate(pass_on_to_sink, key)
 
         def get_small() -> tuple[bytes, T]:
-            body, told = get()
+            body, facts = get()
             data = bytearray()
             receive(body, data.extend)
-            return bytes(data), told
+            return bytes(data), facts
 
         async def read() -> T:
             if length <= PIECE:  # in one call: another switch of threads takes longer than a few bytes
@@ -196,9 +197,9 @@ class RequestThreads:
 class _Watch:
     """The rule for a stall: in each stall timeout, a body brings its share of what its link brings in all, or ends.
 
-    The thread that receives it judges that. A read without a byte ends by itself, as the stall timeout is that of the
-    socket; a client that reads on and on without a piece judges nothing, and is given up by the event loop, which hears
-    each time that it has *judged*.
+    The thread that receives it judges that. A read without a byte ends by itself: the stall timeout is also that of the
+    socket. A client that reads on and on without a piece judges nothing. The event loop hears each time that the thread
+    has *judged*, and gives up a thread that stays silent.
     """
 
     def __init__(self, length: int, stall_timeout_s: float, judged: Callable[[], None] = lambda: None) -> None:

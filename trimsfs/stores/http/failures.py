@@ -62,18 +62,18 @@ def translated(
         return function()
     except UNANSWERED as error:
         said = unsigned_line(_CONNECTION.sub("", str(error)))
-        told = [remedy for cause, remedy in (remedies or {}).items() if cause in said]
-        raise unanswered(error, ": ".join((said, *told))) from error
+        advice = [remedy for cause, remedy in (remedies or {}).items() if cause in said]
+        raise unanswered(error, ": ".join((said, *advice))) from error
     except MalformedAnswerError as error:
         raise malformed(error) from error
 
 
-def unanswered(error: Exception, told: str) -> TransientStoreError:
-    """The error for one of UNANSWERED, whose text is *told*."""
+def unanswered(error: Exception, message: str) -> TransientStoreError:
+    """The error for one of UNANSWERED, whose text is *message*."""
     late = isinstance(error, urllib3.exceptions.TimeoutError | TimeoutError)
     if late and not isinstance(error, urllib3.exceptions.NewConnectionError):  # to urllib3 a timeout, too
-        return StoreStalledError(f"timeout: {told}")
-    return TransientStoreError(told)
+        return StoreStalledError(f"timeout: {message}")
+    return TransientStoreError(message)
 
 
 def kind_of(status: int) -> type[StoreError]:

@@ -22,8 +22,8 @@ MOST_REDIRECTS = 5
 PLACES = 4096
 """Places of objects to remember."""
 PLACE_TTL_S = 60.0
-"""How long an object's place is asked without asking the service: signed addresses live for minutes, and another place
-may serve the object better by then."""
+"""How long the client asks an object's place without asking the service. Signed addresses live for minutes, and another
+place may serve the object better by then."""
 _REDIRECTS = {301, 302, 303, 307, 308}
 _BYTES = {200, 206}
 """How a place answers with bytes; else its signed address may have expired, or the place be out of order."""

@@ -1,7 +1,7 @@
 """The receive loop: bytes of a body go from its socket into one buffer, and on to a sink, for stores and for a fleet.
 
-A TLS record brings at most 16 KiB, so a gibibyte takes 65,536 reads. The loop does little for each: checksums, writes
-and the check for a stall are for pieces, which gather in the buffer until it is full or a read has to wait.
+A TLS record brings at most 16 KiB, so a gibibyte takes 65,536 reads. The loop does little for each. Checksums, writes
+and the check for a stall are for pieces. These gather in the buffer until it is full or a read has to wait.
 """
 
 import http.client

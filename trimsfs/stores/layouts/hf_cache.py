@@ -2,8 +2,8 @@
 
 A repository ORG/NAME is the directory ``models--ORG--NAME``. Its ``refs/main`` holds the id of a commit. The directory
 ``snapshots/COMMIT`` has the files of exactly that commit, and ``blobs`` a symbolic link to each by its content's id.
-huggingface_hub makes the links the other way round, and reads both. Here a file that is opened has its own name:
-prefetching, signatures, access rules and formats go by names, and no open waits for a link to be read.
+huggingface_hub makes the links the other way round, and reads both. Here a file that is opened has its own name.
+Prefetching, signatures, access rules and formats go by names, and no open waits for a link to be read.
 """
 
 import hashlib
@@ -61,7 +61,7 @@ class HasRefs(Protocol):
 class HfCacheStore(StoreWrapper):
     """Shows the directories ORG/NAME of another *store* as a Hugging Face cache.
 
-    The *refs* of a hub give its commits. Without them, the commit of a repository is a hash of its list of files: a
+    The *refs* of a hub give its commits. Without them, the commit of a repository is a hash of its list of files. So a
     program that has read ``refs/main`` gets the files of that moment or none, never a mix. With *share_links*, a
     content that several commits have is one file on disk and in memory.
     """
@@ -104,10 +104,10 @@ class HfCacheStore(StoreWrapper):
         )
 
     async def stat(self, key: str) -> Generation:
-        found = (await self._paths(key[: key.rfind("/") + 1])).get(key)
-        if not isinstance(found, Generation):
+        entry = (await self._paths(key[: key.rfind("/") + 1])).get(key)
+        if not isinstance(entry, Generation):
             raise ObjectNotFoundError(f"{key}: no such file")
-        return found
+        return entry
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
         inner = self._inner(generation)
@@ -273,8 +273,8 @@ class HfCacheStore(StoreWrapper):
 
 def _repository(folder: str) -> str | None:
     """The path in the store of a folder's repository; None if the folder is none."""
-    found = _FOLDER.fullmatch(folder)
-    path = "" if found is None else f"{_KINDS[found[1]]}{'/'.join(filter(None, found.group(2, 3)))}"
+    match = _FOLDER.fullmatch(folder)
+    path = "" if match is None else f"{_KINDS[match[1]]}{'/'.join(filter(None, match.group(2, 3)))}"
     return path if path and _is_path(path) else None
 
 

@@ -27,8 +27,8 @@ MOST_DIGESTS_BYTES = 2 * MOST_BYTES
 MOST_FINGERPRINTS = 4
 """Most versions whose fingerprints are kept in memory: 5 MB each for a model of 1 TB."""
 RECHECK_S = 1.0
-"""How long a manifest counts that does not know a file's ETag, as the version may have been published anew; how long a
-directory without versions counts as one for names that are no directories."""
+"""How long a manifest counts that does not know a file's ETag: the version may have been published anew. Also how long
+a directory without versions counts as one for names that are no directories."""
 IN_THREAD = 256 << 10
 """Bytes from which an object is parsed in a thread."""
 
@@ -69,8 +69,8 @@ class VersionManifests:
         key = f"{file.model}{DIRECTORY}/{file.version}.json"
         async with self._loading.setdefault(key, trio.Lock()):
             known = self._manifests.get(key)
-            told, value = known.files.get(file.path, ("", b"")) if known is not None else ("", b"")
-            if known is None or (told != etag and trio.current_time() - known.asked > RECHECK_S):
+            known_etag, value = known.files.get(file.path, ("", b"")) if known is not None else ("", b"")
+            if known is None or (known_etag != etag and trio.current_time() - known.asked > RECHECK_S):
                 self._fingerprints.pop(_fingerprints_key(file), None)
                 known = await self._load(key, known)
                 _, value = known.files.get(file.path, ("", b""))
@@ -132,7 +132,7 @@ def _digests_of(content: bytes) -> dict[str, tuple[str, bytes]]:
 
 def _chunks_of(content: bytes) -> dict[str, Fingerprint]:
     """The fingerprints of files, without those of tensors. Raises FormatError."""
-    return {path: replace(found, tensors={}) for path, found in fingerprints.parse(content).items()}
+    return {path: replace(fingerprint, tensors={}) for path, fingerprint in fingerprints.parse(content).items()}
 
 
 async def find(store: Store, key: str) -> Generation | None:

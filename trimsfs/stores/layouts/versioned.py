@@ -56,8 +56,8 @@ class _Published:
 class VersionedStore(StoreWrapper):
     """A store as a mount shows it. Requests for directories that are no versioned models are passed on.
 
-    Where it does not know yet whether a directory is one, it asks at the same time as it passes the request on; of a
-    directory that is there and is no version, once more.
+    Where it does not know yet whether a directory is one, it asks at the same time as it passes the request on. It asks
+    once more of a directory that is there and is no version.
     """
 
     def __init__(self, store: Store) -> None:
@@ -188,15 +188,15 @@ class VersionedStore(StoreWrapper):
     async def _files(self, prefix: str) -> dict[str, Generation]:
         """The files of a directory by name. Raises StoreUnavailableError if there are more than versions can need."""
         page, paging = await self.store.list_page(prefix), Paging()
-        found = list(page.objects)
+        objects = list(page.objects)
         while (problem := paging.problem(page)) is None and page.next_token is not None:
             page = await self.store.list_page(prefix, token=page.next_token)
-            found += page.objects
-            if len(found) > MOST_FILES:
+            objects += page.objects
+            if len(objects) > MOST_FILES:
                 raise StoreUnavailableError(f"/{prefix}: over {MOST_FILES} objects: see who can write to the store")
         if problem is not None:
             raise StoreUnavailableError(f"/{prefix}: the listing has no end: {problem}: tell who runs the store")
-        return {generation.key[len(prefix) :]: generation for generation in found}
+        return {generation.key[len(prefix) :]: generation for generation in objects}
 
     # Aliases
 
@@ -244,18 +244,18 @@ class VersionedStore(StoreWrapper):
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
         """The SHA-256 in the manifest of a version for its files; the store's digest for others."""
         models = list(_models(generation.key))
-        told = partial(self.store.digest, generation, certain=certain)
+        from_store = partial(self.store.digest, generation, certain=certain)
         unknown = [model for model in models if model not in self._versioned]
         digest: Digest | None = None
         asked = False
         if unknown and not any(self._versioned.get(model) for model in models):
-            digest, _ = await _both(told, partial(_each, *(partial(self._ask, model) for model in unknown)))
+            digest, _ = await _both(from_store, partial(_each, *(partial(self._ask, model) for model in unknown)))
             asked = True
         for file in self._files_of(generation.key):
             value = await self.manifests.sha256(file, generation.etag)
             if value is not None:
                 return Digest(algorithm="sha256", value=value)
-        return digest if asked else await told()
+        return digest if asked else await from_store()
 
     async def version_of(self, key: str) -> FileOfVersion | None:
         """The version that a file belongs to; None if there is none."""

@@ -34,7 +34,7 @@ CUSTOMER_KEY = "x-amz-server-side-encryption-customer"
 KEY_BYTES = 32
 _WITH_KEY = ("GetObject", "HeadObject", "PutObject")
 _PARTS_WITH_KEY = ("CreateMultipartUpload", "UploadPart", "ListParts", "CompleteMultipartUpload")
-"""The operations to which the store must be told the key of SSE-C; the last two as the parts have checksums."""
+"""The operations for which the store needs the key of SSE-C; the last two as the parts have checksums."""
 _THIS_HOST = {"127.0.0.1", "::1", "localhost"}
 
 

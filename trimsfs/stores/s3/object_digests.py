@@ -20,10 +20,10 @@ def digest_of(headers: Mapping[str, str], *, etags: bool = True) -> Digest | Non
     *etags* says whether an ETag may be one.
     """
     for algorithm in _CHECKSUMS:
-        told = headers.get(f"x-amz-checksum-{algorithm}")
-        if told is None:
+        checksum = headers.get(f"x-amz-checksum-{algorithm}")
+        if checksum is None:
             continue
-        match = _CHECKSUM.fullmatch(told)
+        match = _CHECKSUM.fullmatch(checksum)
         if match is None:
             return None  # of a form that trimsfs cannot compute
         return Digest(algorithm=algorithm, value=base64.b64decode(match[1]), parts=int(match[2] or 0))

@@ -1,8 +1,8 @@
 """GET and HEAD requests for a bucket's objects, made from templates: the SDK takes long to build each request.
 
 The SDK makes the first request of a kind. Later ones are copies of it with another key, range and conditions; the SDK's
-signer signs them and its session sends them. The SDK handles every answer that is not a success, as if it had sent the
-request: it parses errors, follows redirects, and raises its usual errors.
+signer signs them and its session sends them. The SDK handles every answer that is not a success as if it had sent the
+request. It parses errors, follows redirects, and raises its usual errors.
 """
 
 import uuid

@@ -176,8 +176,8 @@ class S3Writer:
     def _age(self, key: str) -> timedelta | None:
         head = self._head(key)
         with parsing():
-            told = head and head["ResponseMetadata"]["HTTPHeaders"].get("date")
-            return max(timedelta(0), parsedate_to_datetime(told) - head["LastModified"]) if told else None
+            date = head and head["ResponseMetadata"]["HTTPHeaders"].get("date")
+            return max(timedelta(0), parsedate_to_datetime(date) - head["LastModified"]) if date else None
 
     def _head(self, key: str) -> Any:
         """The answer to a HEAD request; None if there is no such object."""
@@ -220,14 +220,14 @@ class S3Writer:
         """A new upload of a key, or the newest unfinished one, if its parts have the right sizes."""
         whole = self._prefix + key
         target = {"Bucket": self._bucket, "Key": whole}
-        found = [
+        uploads = [
             upload
             for page in self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=whole)
             for upload in page.get("Uploads", ())
             if upload["Key"] == whole
         ]
-        if found:
-            newest = max(found, key=lambda one: one["Initiated"])["UploadId"]
+        if uploads:
+            newest = max(uploads, key=lambda one: one["Initiated"])["UploadId"]
             return S3Upload(self, {**target, "UploadId": newest}, size, self._parts(whole, newest, size))
         begun = self.client.create_multipart_upload(
             **target, Metadata={SHA256: sha256}, ChecksumAlgorithm="CRC32C", ChecksumType="FULL_OBJECT"

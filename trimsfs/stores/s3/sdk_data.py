@@ -71,17 +71,17 @@ def _cut(path: str | None) -> tuple[dict[str, Any], dict[str, Any], str]:
 
 def _shapes(operations: dict[str, Any], shapes: dict[str, Any]) -> dict[str, Any]:
     """The shapes that operations refer to, directly or not."""
-    found: dict[str, Any] = {}
+    referenced: dict[str, Any] = {}
     left: list[Any] = [operations]
     while left:
         match left.pop():
             case {"shape": str(name), **rest}:
                 left += rest.values()
-                if name not in found:
-                    found[name] = shapes[name]
+                if name not in referenced:
+                    referenced[name] = shapes[name]
                     left.append(shapes[name])
             case dict(fields):
                 left += fields.values()
             case [*items]:
                 left += items
-    return found
+    return referenced

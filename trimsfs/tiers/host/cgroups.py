@@ -34,5 +34,5 @@ def _of(root: Path, path: str, limit: str, unreclaimable: tuple[str, ...]) -> It
     for directory in (group, *(above for above in group.parents if above == root or root in above.parents)):
         with suppress(OSError, ValueError):
             most = int((directory / limit).read_text())  # "max" is no limit: ValueError
-            found = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
-            yield most, sum(int(found[name]) for name in unreclaimable)
+            counters = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
+            yield most, sum(int(counters[name]) for name in unreclaimable)

@@ -53,8 +53,8 @@ def _mapped_bytes(descriptor: int, start: int, length: int) -> int | None:
     address = map_pages(descriptor, start, length)
     try:
         pages = (ctypes.c_ubyte * (-(-length // mmap.PAGESIZE)))()
-        told = _libc.mincore(address, length, pages) == 0
-        return bytes(pages).count(1) * mmap.PAGESIZE if told else None
+        succeeded = _libc.mincore(address, length, pages) == 0
+        return bytes(pages).count(1) * mmap.PAGESIZE if succeeded else None
     finally:
         unmap(address, length)
 

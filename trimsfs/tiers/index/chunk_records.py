@@ -30,7 +30,7 @@ class LocalChunk:
 class EqualChunks:
     """Looks among the blobs of a *store*. What it finds may be evicted or damaged by the time that it is read.
 
-    Only files below one *directory* count, a key with a closing slash: what need not be fetched must not tell a reader
+    Only files below one *directory* count, a key with a closing slash. What need not be fetched must not tell a reader
     of one model which others a host has.
     """
 
@@ -57,14 +57,14 @@ class EqualChunks:
     def _find(
         self, among: tuple[object, ...], chunks: Sequence[ChunkRecord], whole: tuple[str, int]
     ) -> dict[int, LocalChunk]:
-        found: dict[int, LocalChunk] = {}
+        local: dict[int, LocalChunk] = {}
         with self._index.transaction() as connection:
             for token in connection.execute(_BY_DIGEST, (*among, *whole)).fetchall()[:1]:
                 for chunk, length, crc in connection.execute(_CHUNKS, token):
-                    found[chunk] = LocalChunk(token=token[0], record=ChunkRecord(chunk=chunk, length=length, crc=crc))
+                    local[chunk] = LocalChunk(token=token[0], record=ChunkRecord(chunk=chunk, length=length, crc=crc))
             for each in chunks:
                 row = connection.execute(_BY_CHECKSUM, (*among, each.crc, each.length)).fetchone()
-                if row is not None and each.chunk not in found:
+                if row is not None and each.chunk not in local:
                     record = ChunkRecord(chunk=row[1], length=each.length, crc=each.crc)
-                    found[each.chunk] = LocalChunk(token=row[0], record=record)
-        return found
+                    local[each.chunk] = LocalChunk(token=row[0], record=record)
+        return local

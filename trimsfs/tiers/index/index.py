@@ -94,23 +94,23 @@ class BlobIndex:
 
     def load_all(self, tokens: Iterable[str]) -> dict[str, Known]:
         """The records of many blobs and of their chunks, by token, without unknown ones."""
-        found: dict[str, Known] = {}
+        known: dict[str, Known] = {}
         rest = sorted(tokens)
         while rest:
             some, rest = rest[:_AT_ONCE], rest[_AT_ONCE:]
-            found |= self._load(f"token IN ({', '.join('?' * len(some))})", some)
-        return found
+            known |= self._load(f"token IN ({', '.join('?' * len(some))})", some)
+        return known
 
     def _load(self, which: str, parameters: Sequence[str]) -> dict[str, Known]:
         """The records of the blobs of *which* a condition holds, and of their chunks in order, by token."""
         chunks = f"SELECT token, chunk, bytes, crc FROM chunks WHERE {which} ORDER BY token, chunk"  # noqa: S608
         with self._lock:
             rows = self._connection.execute(f"{_SELECT} WHERE {which}", parameters).fetchall()
-            found: dict[str, Known] = {row[0]: (self._record(row), []) for row in rows}
+            known: dict[str, Known] = {row[0]: (self._record(row), []) for row in rows}
             for token, chunk, length, crc in self._connection.execute(chunks, parameters):
-                if token in found:
-                    found[token][1].append(ChunkRecord(chunk=chunk, length=length, crc=crc))
-        return found
+                if token in known:
+                    known[token][1].append(ChunkRecord(chunk=chunk, length=length, crc=crc))
+        return known
 
     def add(self, token: str, store: str | Origins, generation: Generation) -> None:
         """Record a blob before its file is made."""
@@ -235,11 +235,11 @@ class BlobIndex:
 
     def unsynced(self) -> dict[str, set[int]]:
         """The chunks that may not have reached the disk, by the tokens of their blobs."""
-        found: dict[str, set[int]] = {}
+        chunks: dict[str, set[int]] = {}
         with self._lock:
             for token, chunk in self._connection.execute("SELECT token, chunk FROM chunks WHERE synced = 0"):
-                found.setdefault(token, set()).add(chunk)
-        return found
+                chunks.setdefault(token, set()).add(chunk)
+        return chunks
 
     def groups(self) -> list[str]:
         """The groups of the blobs: the first two digits of their tokens, which name their directories."""
@@ -287,11 +287,11 @@ class BlobIndex:
     def bytes_by_key(self) -> dict[str, int]:
         """Bytes of all chunks on disk, by object key."""
         query = "SELECT store, key, sum(bytes) FROM chunks JOIN blobs USING (token) GROUP BY store, key"
-        found = Counter[str]()
+        sizes = Counter[str]()
         with self._lock:
             for store, key, size in self._connection.execute(query):
-                found[self._name(store, key)] += size
-        return dict(found)
+                sizes[self._name(store, key)] += size
+        return dict(sizes)
 
     def _name(self, store: bytes, key: bytes) -> str:
         """The mount's key of a record."""
