@@ -285,20 +285,20 @@ class Usage:
 
 def usage(device: str, inode: int | None = None) -> Usage:
     """Find who uses the file system of a *device*, ``major:minor``, or only its file of this inode number."""
-    users = Usage()
-    others, users.hidden = namespaces()
+    used = Usage()
+    others, used.hidden = namespaces()
     others.pop(os.getpid())
-    users.mounted = [(pid, mount.mountpoint) for pid in others for mount in others[pid] if mount.device == device]
+    used.mounted = [(pid, mount.mountpoint) for pid in others for mount in others[pid] if mount.device == device]
     for pid in _processes():
         try:
             if any(file[0] == device and inode in {None, file[1]} for file in _files(pid, whole=inode is None)):
-                users.processes.append(pid)
+                used.processes.append(pid)
         except PermissionError:
-            users.hidden = True
+            used.hidden = True
         except (OSError, ValueError):
             pass  # it has ended
-    users.hidden &= os.geteuid() != 0  # root sees all that the kernel shows
-    return users
+    used.hidden &= os.geteuid() != 0  # root sees all that the kernel shows
+    return used
 
 
 def holders(device: str) -> dict[int, list[int]]:

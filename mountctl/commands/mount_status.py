@@ -86,10 +86,10 @@ def environment_of(facts: dict[str, Any]) -> dict[str, str] | None:
 
 def without_store(mount: NamedMount, *, patience_s: float = 0.0) -> int:
     """Tell that a mount hangs, or is served without its store, or with an empty one; the exit code."""
-    store = store_status(mount.mountpoint, patience_s=patience_s)
-    for each in filter(None, store.values()):
+    status = store_status(mount.mountpoint, patience_s=patience_s)
+    for each in filter(None, status.values()):
         click.echo(f"mountctl: {mount.name}: {each}", err=True)
-    return DEGRADED if store.get("store_problem") else 0
+    return DEGRADED if status.get("store_problem") else 0
 
 
 def public_status(mountpoint: Path) -> dict[str, Any]:

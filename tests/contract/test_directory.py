@@ -270,6 +270,6 @@ async def test_a_file_system_may_be_slow(root: Path, store: DirectoryStore, monk
         return preadv(*arguments)
 
     monkeypatch.setattr(stall_guard, "STALL_S", 2.0)
-    monkeypatch.setattr(stall_guard, "_TOLD_S", 0.0)
+    monkeypatch.setattr(stall_guard, "_REPORT_INTERVAL_S", 0.0)
     monkeypatch.setattr(os, "preadv", slow)
     assert await read(store, generation) == content

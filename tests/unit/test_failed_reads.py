@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock
 
 from trimsfs.errors import ObjectChangedError, StoreUnavailableError
-from trimsfs.fuse.failed_reads import TOLD_AGAIN_AFTER_S, FailedReads
+from trimsfs.fuse.failed_reads import LOGGED_AGAIN_AFTER_S, FailedReads
 from trimsfs.fuse.waiters import status_of
 
 ERROR = StoreUnavailableError("a/b at 0: connection refused")
@@ -33,7 +33,7 @@ async def test_a_program_is_told_of_each_file_once_in_a_while(
     failed.tell(os.getpid(), "b", ObjectChangedError("b has been replaced"))
     failed.tell(os.getppid(), "a", ERROR)
     assert len(caplog.messages) == 3
-    await trio.sleep(TOLD_AGAIN_AFTER_S)
+    await trio.sleep(LOGGED_AGAIN_AFTER_S)
     failed.tell(os.getpid(), "a", ERROR)
     assert len(caplog.messages) == 4
 

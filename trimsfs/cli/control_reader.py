@@ -15,7 +15,7 @@ _PIECE = 1 << 20
 
 def read_bytes(path: Path, size: int = -1) -> bytes:
     """The first bytes of a control file. Raises OSError."""
-    return next(_told(path, lambda file: [file.read(size)], again=False))
+    return next(_pieces_of(path, lambda file: [file.read(size)], again=False))
 
 
 def read_lines(path: Path, *, again: bool) -> Iterator[bytes]:
@@ -23,7 +23,7 @@ def read_lines(path: Path, *, again: bool) -> Iterator[bytes]:
 
     Raises OSError.
     """
-    return _told(path, _lines, again=again)
+    return _pieces_of(path, _lines, again=again)
 
 
 def _lines(file: BufferedReader) -> Iterator[bytes]:
@@ -33,7 +33,7 @@ def _lines(file: BufferedReader) -> Iterator[bytes]:
         yield from lines
 
 
-def _told(path: Path, read: Callable[[BufferedReader], Iterable[bytes]], *, again: bool) -> Iterator[bytes]:
+def _pieces_of(path: Path, read: Callable[[BufferedReader], Iterable[bytes]], *, again: bool) -> Iterator[bytes]:
     for opens in itertools.count(1):
         yielded = False
         try:

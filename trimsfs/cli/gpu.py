@@ -62,11 +62,11 @@ def devices(directory: Path) -> list[str]:
 def _chosen(directory: Path, device: str) -> str:
     """The given device or, without one, the only device. Raises DeviceError, ConfigurationError."""
     uuids = _wait_for_devices(directory)
-    names = ", ".join(uuids)
+    listed = ", ".join(uuids)
     if device and device not in uuids:
-        raise DeviceError(f"no device {device}: this mount has {names}")
+        raise DeviceError(f"no device {device}: this mount has {listed}")
     if not device and len(uuids) > 1:
-        raise ConfigurationError(f"option --to gpu: this mount has several devices: use --to gpu:UUID, one of {names}")
+        raise ConfigurationError(f"option --to gpu: this mount has several devices: use --to gpu:UUID, one of {listed}")
     facts = _facts(directory)
     if facts is not None and facts.get("options", {}).get("gpu_sharing") == "none":
         raise ConfigurationError(f"{facts['mountpoint']} is mounted with gpu_sharing none: no copy can be preloaded")

@@ -11,9 +11,9 @@ from trimsfs.tiers.blob import Blob
 Outcome = Literal[
     "ok", "absent", "other", "busy", "away", "refused", "damaged", "slow", "silent", "unreachable", "self"
 ]
-"""How a request to a peer ended: ``ok`` if it sent the chunks. The others, in order: it has no such chunks, or another
-generation. It is too busy, or drained. It refuses this host's certificate. The bytes differ from their checksum, or
-come too slowly. It stays silent, or cannot be reached. It is this very host."""
+"""How a request to a peer ended: ``ok`` if it sent the chunks, or has them if none were to be sent. The others, in
+order: it has no such chunks, or another generation. It is too busy, or drained. It refuses this host's certificate. The
+bytes differ from their checksum, or come too slowly. It stays silent, or cannot be reached. It is this very host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

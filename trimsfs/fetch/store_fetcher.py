@@ -29,7 +29,7 @@ starts. A batch that nobody wants any more is cancelled.
 
 Twelve modules pass a read on: `fuse.operations`, `filesystem.files`, `filesystem.trust`, this one, `bypass`,
 `scheduler`, `flights`, `batches`, `store_requests`, `processes.worker_pool`, `processes.workers` and
-`processes.thread_copier`. Three callbacks come back: a chunk has ``landed``, a request has ``arrived``, a file is
+`processes.thread_copier`. Three callbacks come back: a chunk has ``landed``, bytes of it have ``arrived``, a file is
 ``completed``. The store's client, its retries and what counts bytes are called on the way, and pass nothing on.
 """
 

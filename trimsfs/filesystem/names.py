@@ -132,7 +132,7 @@ class Names:
             self._namespace.mark_outdated(path)
             entry, left = await self._namespace.lookup(directory.path, name)
         self._tracer.looked_up(thread, path, began)
-        return self._found(directory, name, entry, left)
+        return self._answer(directory, name, entry, left)
 
     def lookup_known(self, parent: int, name: bytes, *, thread: int) -> Attributes | None:
         """`lookup` of a known file or directory of the store, without waiting; None for anything else."""
@@ -144,9 +144,9 @@ class Names:
             return None
         if self._reopens.expected(thread, directory.path + os.fsdecode(name)):
             return None
-        return self._found(directory, name, *answer)
+        return self._answer(directory, name, *answer)
 
-    def _found(self, directory: Inode, name: bytes, entry: Entry, left: float) -> Attributes:
+    def _answer(self, directory: Inode, name: bytes, entry: Entry, left: float) -> Attributes:
         attributes = self._describe.entry(directory.path, name, entry, left)
         attributes.inode.replaced = False  # the store has this content, perhaps again
         return attributes

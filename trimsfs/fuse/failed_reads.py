@@ -11,11 +11,11 @@ from trimsfs.fuse.waiters import status_of
 
 log = logging.getLogger(__name__)
 
-TOLD_AGAIN_AFTER_S = 5.0
+LOGGED_AGAIN_AFTER_S = 5.0
 
 
 class FailedReads:
-    """Logs a line for each program and file, and repeats it after TOLD_AGAIN_AFTER_S at the earliest."""
+    """Logs a line for each program and file, and repeats it after LOGGED_AGAIN_AFTER_S at the earliest."""
 
     def __init__(self) -> None:
         self._logged_at: dict[tuple[int, str], float] = {}
@@ -24,7 +24,7 @@ class FailedReads:
         """Log that a read for a thread failed. The kernel does not tell whether the file is read or mapped."""
         process, name = _program(thread)
         now = trio.current_time()
-        self._logged_at = {one: at for one, at in self._logged_at.items() if now < at + TOLD_AGAIN_AFTER_S}
+        self._logged_at = {one: at for one, at in self._logged_at.items() if now < at + LOGGED_AGAIN_AFTER_S}
         if (process, path) in self._logged_at:
             return
         self._logged_at[process, path] = now

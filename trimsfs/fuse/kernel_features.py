@@ -13,10 +13,14 @@ EXPIRES_NAMES, PRUNES = 38, 45
 
 
 def lacking(connection: "_Connection") -> list[str]:
-    """What the kernel lacks beside passthrough, by what it has agreed to: a line each, with the Linux that has it."""
+    """What the kernel lacks beside passthrough, by what it has agreed to: a line each, with the Linux that has it.
+
+    An old libfuse asks for no direct reads: then nothing is told of them.
+    """
+    direct = connection["direct"] or not _libfuse.PASSTHROUGH_BUILT
     features = (
         (connection["resends"], "takeover (Linux 6.9)", "the mount ends with its server"),
-        (connection["direct"], "direct reads with mappings (Linux 6.6)", "files that still come are in memory twice"),
+        (direct, "direct reads with mappings (Linux 6.6)", "files that still come are in memory twice"),
         (
             connection["minor"] >= EXPIRES_NAMES,
             "expiry of names (Linux 6.2)",

@@ -105,14 +105,14 @@ class _Invalid:
         self._blob = weakref.ref(blob)
         self._token = blob.token
         self._revision = revision
-        self._loaded_at = trio.current_time()
+        self._read_at = trio.current_time()
 
     def outdated(self, disk: BlobUse) -> bool:
         """Whether the bytes of the manifest may have changed since."""
         blob = disk.known(self._token)
         if blob is not None and blob is self._blob():
             return blob.health.revision != self._revision
-        return trio.current_time() - self._loaded_at > INVALID_FOR_S
+        return trio.current_time() - self._read_at > INVALID_FOR_S
 
 
 def _above(key: str) -> Iterator[str]:

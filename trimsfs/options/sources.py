@@ -147,8 +147,8 @@ def _by_tier(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
 
 def _source_of(name: str, layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     """The source that an option is taken from."""
-    last: str = next(source for source, layer in reversed(layers) if name in layer)
-    return last
+    chosen: str = next(source for source, layer in reversed(layers) if name in layer)
+    return chosen
 
 
 def _variables(environment: Mapping[str, str]) -> dict[str, str]:

@@ -41,7 +41,7 @@ class Environment:
     earlier servers, and ``takeover_seconds`` is how long the mount was without one. ``lock`` is the descriptor of the
     cache directory's lock, from an earlier server. ``kept`` tells whether the keeper has not ended, and
     ``keeper_problem`` why it does nothing for this server. ``launched`` tells whether the keeper did not start this
-    server itself: then it outlives the mount. ``keeper`` keeps descriptors for the next server.
+    server itself: then the keeper outlives the mount. ``keeper`` keeps descriptors for the next server.
 
     ``store`` does not retry; ``copier`` moves its bytes. ``read_manifest`` reads signed manifests; it is None if
     signatures are off.

@@ -16,7 +16,7 @@ T = TypeVar("T")
 STALL_S = 20.0
 """How long a call may take, or a read bring nothing. A disk that sleeps takes seconds to start, and a keeper waits 30 s
 for a server."""
-_TOLD_S = 1.0
+_REPORT_INTERVAL_S = 1.0
 """Least seconds between two signs of progress that a thread gives."""
 
 
@@ -45,7 +45,7 @@ class StallGuard:
 
         def watched(piece: Buffer) -> None:
             nonlocal last_report
-            if time.monotonic() - last_report > _TOLD_S:
+            if time.monotonic() - last_report > _REPORT_INTERVAL_S:
                 last_report = time.monotonic()
                 self.progress()
             sink(piece)

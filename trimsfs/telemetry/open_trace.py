@@ -212,7 +212,7 @@ class OpenTrace:
             "open_duration": None if self.answered is None else self.answered - self.opened,
             "done": done,
             "error": self.error,
-            "spans": [self._told(span) for span in [*self._waits(spans), *spans]],
+            "spans": [self._as_dict(span) for span in [*self._waits(spans), *spans]],
         }
 
     def _waits(self, spans: list[Span]) -> list[Span]:
@@ -222,10 +222,10 @@ class OpenTrace:
             return []
         return [Span("wait", self._watched_since, first.began)]
 
-    def _told(self, span: Span) -> dict[str, Any]:
+    def _as_dict(self, span: Span) -> dict[str, Any]:
         ended = span.ended if span.ended is not None else time.perf_counter()
         place = {"name": span.name, "start": span.began - self.began, "duration": ended - span.began}
-        parts = [self._told(part) for part in _parts(span)]
+        parts = [self._as_dict(part) for part in _parts(span)]
         return place | ({"facts": span.facts} if span.facts else {}) | ({"parts": parts} if parts else {})
 
 

@@ -186,15 +186,15 @@ class NodeService:
 
     def _version_of(self, source: Mount, path: str) -> str | None:
         """The path of the version that an alias leads to; None if the path is no alias. Raises StatusError."""
-        done = self._look_up(source, path, ["readlink", "-n", "--", source.mountpoint / path])
+        done = self._run_for_path(source, path, ["readlink", "-n", "--", source.mountpoint / path])
         if done.returncode != 0:
             return None
         if "/" in done.stdout or done.stdout in {".", ".."}:
             raise invalid(f"{_what(source, path)}: leads out of its model")
         return os.path.join(os.path.dirname(path), done.stdout)
 
-    def _look_up(self, source: Mount, path: str, command: list[str | Path]) -> "subprocess.CompletedProcess[str]":
-        """Run a command that looks a path up. Raises StatusError (DEADLINE_EXCEEDED)."""
+    def _run_for_path(self, source: Mount, path: str, command: list[str | Path]) -> "subprocess.CompletedProcess[str]":
+        """Run a command about a path of a mount. Raises StatusError (DEADLINE_EXCEEDED)."""
         done = self._children.run(source, command, BIND_TIMEOUT_S)
         if done is None:
             late = f"not found in {BIND_TIMEOUT_S:.0f} s: see the mount's log"
@@ -210,7 +210,7 @@ class NodeService:
             "replace": replaces,
         }
         command: list[str | Path] = [sys.executable, "-P", "-m", "mountctl.extras.csi.bind_volume", json.dumps(order)]
-        done, what = self._look_up(source, path, command), _what(source, path)
+        done, what = self._run_for_path(source, path, command), _what(source, path)
         if done.returncode != 0:
             log.error("bind_volume failed: %s", done.stderr)
             raise StatusError(grpc.StatusCode.INTERNAL, f"{what}: bind_volume ended with status {done.returncode}")

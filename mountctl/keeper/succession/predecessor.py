@@ -1,9 +1,9 @@
 """The predecessor of a keeper: one that was killed or is stopped, and whose server still serves the mount.
 
-That server has all that a keeper needs: the descriptors of /dev/fuse, of the ledger and of the locked cache directory.
-Its standard input is the order that the keeper started it with. The new keeper trusts none of this. An attacker in the
-server can give it any title, and open any file that it may open. But an order is a sealed file of the keeper's user,
-which the server can neither create nor change. And the kernel shows what each descriptor refers to.
+That server has all that a keeper needs: the descriptors of /dev/fuse, of the ledger and of the locked cache directory,
+and the order that the keeper started it with, as its standard input. The new keeper trusts none of this. An attacker in
+the server can give it any title, and open any file that it may open. But an order is a sealed file of the keeper's
+user, which the server can neither create nor change. And the kernel shows what each descriptor refers to.
 """
 
 import fcntl

@@ -29,9 +29,9 @@ def recover(mountpoint: Path, *, timeout_s: float) -> dict[str, Any]:
     subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[sender], start_new_session=True, cwd="/")
     os.close(sender)
     with os.fdopen(receiver) as status:
-        ready = readable([status], timeout_s)
-        line = status.readline() if ready else ""
-    problem = "the keeper has ended" if ready else f"no server took over within {timeout_s:.0f} s"
+        heard = readable([status], timeout_s)
+        line = status.readline() if heard else ""
+    problem = "the keeper has ended" if heard else f"no server took over within {timeout_s:.0f} s"
     report: dict[str, Any] = json.loads(line) if line else {"type": "failed", "kind": "", "error": problem}
     return report
 

@@ -111,13 +111,6 @@ def _told_of_cache(facts: dict[str, Any], used: int, budget: int) -> str:
     return f"{decimal(used)}{limit} in {facts['cache_dir']}"
 
 
-def _told_of_kernel(facts: dict[str, Any]) -> list[str]:
-    """What the kernel does not do for the mount, and what that costs: a line each."""
-    passthrough, kernel = facts["passthrough"], facts.get("kernel", {"lacks": []})  # earlier versions tell none
-    unused = [] if passthrough["used"] else [f"files are served in cached mode: {passthrough['reason']}"]
-    return [*unused, *(f"Linux {kernel['release']} has {lack}" for lack in kernel["lacks"])]
-
-
 def _told_of_quarantine(facts: dict[str, Any]) -> str:
     """How many files are in quarantine, and the paths of the first."""
     named = [str(Path(facts["mountpoint"]) / path) for path in facts["quarantine"]]
@@ -169,6 +162,15 @@ def _exit_code(facts: dict[str, Any]) -> int:
     return DEGRADED if has_problem or has_failed(facts.get("gpu")) else 0
 
 
+def _show_kernel(facts: dict[str, Any]) -> None:
+    """Say why no file is passed through, if so, and what the kernel lacks, with what it costs."""
+    if not facts["passthrough"]["used"]:
+        say(f"  passthrough not used: {facts['passthrough']['reason']}: files are served in cached mode")
+    kernel = facts.get("kernel", {"lacks": ()})  # earlier versions tell none
+    for index, lack in enumerate(kernel["lacks"]):
+        say(f"  {'' if index else 'kernel':<11} Linux {kernel['release']} has {lack}")
+
+
 def _show(facts: dict[str, Any]) -> None:
     say(f"{facts['mountpoint']}: {facts['store']}")
     if "error" in facts:
@@ -183,8 +185,7 @@ def _show(facts: dict[str, Any]) -> None:
     say(f"  server      pid {facts['server_pid']}, {keeper}, version {facts['version']}")
     if facts["keeper_problem"]:
         say(f"  keeper      {facts['keeper_problem']}")
-    for index, line in enumerate(_told_of_kernel(facts)):
-        say(f"  {'' if index else 'kernel':<11} {line}")
+    _show_kernel(facts)
     of_server = "the server has {open} descriptors open of at most {limit}".format(**facts["descriptors"])
     say(f"  processes   {_processes(facts['processes'])}; {of_server}")
     say(f"  cache       {_told_of_cache(facts, number('disk_used_bytes'), number('disk_budget_bytes'))}")

@@ -36,8 +36,8 @@ NUMBERS = {
 def status(scraped: Sequence[tuple[dict[str, Any], Families | None]], history: History, *, whole: bool) -> bytes:
     """All mounts, from what the scraper has told of each and its metrics. *whole*: who has models open is known."""
     mounts = [_sound(result, families, history) for result, families in scraped]
-    page = {"version": __version__, "time": time.time(), "whole": whole, "plotted": list(PLOTTED), "mounts": mounts}
-    return json.dumps(page).encode()
+    document = {"version": __version__, "time": time.time(), "whole": whole, "plotted": list(PLOTTED), "mounts": mounts}
+    return json.dumps(document).encode()
 
 
 def _sound(result: dict[str, Any], families: Families | None, history: History) -> dict[str, Any]:

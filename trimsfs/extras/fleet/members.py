@@ -43,7 +43,7 @@ class Members:
         self._listed = listed
         self._listen = listen
         self._read_once, self._settled = False, True
-        self._confirmed: frozenset[str] = frozenset()
+        self._answering_here: frozenset[str] = frozenset()
         self._names: dict[str, tuple[list[str], float]] = {}
         self.problem: str | None = None
         self.instance = secrets.token_hex(8)
@@ -57,9 +57,9 @@ class Members:
 
     def found(self, address: str) -> None:
         """Note that this very host answers at an address."""
-        if address not in self._confirmed:
+        if address not in self._answering_here:
             log.info("fleet: this host answers at %s as well", address)
-        self._confirmed |= {address}
+        self._answering_here |= {address}
         self.mine = self.mine & self.addresses | {address}
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -107,7 +107,7 @@ class Members:
     def _look(self) -> tuple[frozenset[str], frozenset[str]]:
         """As `read`, with a guess where this host is not listed. Raises ValueError."""
         addresses, mine = self.read(resolving_s=RESOLVING_S)
-        host, mine = self._listen.host, mine | self._confirmed & addresses
+        host, mine = self._listen.host, mine | self._answering_here & addresses
         if not mine and ipaddress.ip_address(host).is_unspecified:
             host = _source(self._split(min(addresses))[0])
         return addresses, mine or frozenset({_address(host, self._listen.port)} if host else ())

@@ -49,7 +49,7 @@ class Spreader:
             if not owners:
                 failures.append("no other member answers, or the fleet is off here: see `trimsfs status`")
             for owner in owners:
-                problem = None if self._source.is_me(owner) else await self._have_fetched(blob, chunk, owner)
+                problem = None if self._source.is_me(owner) else await self._order_fetch(blob, chunk, owner)
                 if problem is not None:
                     failures.append(f"{owner}: {problem}")
                 elif self._source.is_me(owner):
@@ -60,7 +60,7 @@ class Spreader:
         finally:
             slots.release()
 
-    async def _have_fetched(self, blob: Blob, chunk: int, owner: str) -> str | None:
+    async def _order_fetch(self, blob: Blob, chunk: int, owner: str) -> str | None:
         """Have another member fetch a chunk; why it has not."""
         ask = partial(self._source.request, blob, chunk, owner, sends=False)
         for _ in range(ATTEMPTS):

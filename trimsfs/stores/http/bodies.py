@@ -25,8 +25,8 @@ CONNECT_TIMEOUT_S = 3.0
 SLOWEST_RATE = 64 * 1024
 """Bytes a second under which a response counts as slow."""
 FAIR_SHARE = 1 / 4
-"""While the link is the limit, a response counts as slow below this share of what it would get if all shared it
-evenly."""
+"""While the link is the limit, a response with at least this share of what it would get if all shared it evenly never
+counts as slow."""
 MOST_PATIENCE = 8
 """By how much the least rate is divided while responses are slow again and again; below that, a response stalls."""
 PATIENCE_S = 60.0

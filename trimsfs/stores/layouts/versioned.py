@@ -107,9 +107,9 @@ class VersionedStore(StoreWrapper):
     async def _is_versioned(self, prefix: str, page: Page, token: str | None) -> bool:
         """Whether a directory is a versioned model, by a page of its listing as far as that tells."""
         if f"{prefix}{DIRECTORY}/" in page.prefixes:
-            self._found(prefix, versioned=True)
+            self._remember(prefix, versioned=True)
         elif token is None and page.next_token is None:
-            self._found(prefix, versioned=False)
+            self._remember(prefix, versioned=False)
         elif token is None or prefix not in self._versioned or (page.prefixes and not self._versioned[prefix]):
             await self._ask(prefix)  # after each page with directories: a push may have begun since the one before
         return self._versioned[prefix]
@@ -120,10 +120,10 @@ class VersionedStore(StoreWrapper):
             exists = (await self.store.list_page(f"{prefix}{DIRECTORY}/", limit=1)).exists
         except StoreAccessError:  # where only some prefixes may be listed
             exists = False
-        self._found(prefix, versioned=exists)
+        self._remember(prefix, versioned=exists)
         return exists
 
-    def _found(self, prefix: str, *, versioned: bool) -> None:
+    def _remember(self, prefix: str, *, versioned: bool) -> None:
         self._versioned[prefix] = versioned
         if not versioned:
             self._plain[prefix] = trio.current_time()
