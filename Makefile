@@ -35,6 +35,7 @@ APT_main := fuse3 gcc libfuse3-dev pkg-config $(if $(filter /usr/bin/%,$(PYTHON)
 APT_test := attr btrfs-progs bubblewrap busybox-static ceph-common ceph-mon ceph-osd crun docker-registry fio fish \
 	iproute2 man-db mandoc nginx-light openssl podman radosgw runc tmux xfsprogs zsh
 APT_all := chromium fonts-dejavu-core
+APT_reliability := qemu-utils
 APT_bench := s3fs
 APT_fleet := iproute2 nginx-light
 APT_wheels := dpkg-dev pkg-config python3-dev python3-venv
@@ -47,7 +48,7 @@ missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $
 	printf '%s\n' $(1) | sort | comm -23 - /tmp/trimsfs-installed.$$$$; rm -f /tmp/trimsfs-installed.$$$$)
 
 .PHONY: demo test test-all test-gpu reliability model soak audit engines bench bench-fleet bench-gpu eval card lint docs man \
-	protocol clean apt-main apt-test apt-all apt-npm apt-bench apt-fleet
+	protocol clean apt-main apt-test apt-all apt-npm apt-reliability apt-bench apt-fleet
 
 demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
@@ -60,10 +61,10 @@ test: apt-test $(TESTING) $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready 
 	$(MAIN)/bin/python -m compileall -q trimsfs mountctl
 	$(MAIN)/bin/python -m pytest -m 'not slow and not gpu' $(or $(ARGS),-n $(WORKERS))
 
-test-all: apt-test apt-all $(TESTING) $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready $(HEAVY)/ready lint dist
+test-all: apt-test apt-all apt-reliability $(TESTING) $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready $(HEAVY)/ready lint dist
 	$(MAIN)/bin/python -m pytest -m 'not gpu' $(ARGS)
 
-reliability: apt-test $(TESTING)
+reliability: apt-test apt-reliability $(TESTING)
 	$(MAIN)/bin/python -m pytest -m 'not gpu' tests/reliability tests/security $(ARGS)
 
 model: apt-test $(MAIN)/ready-dev
@@ -145,8 +146,8 @@ protocol: $(MAIN)/ready-dev
 	$(MAIN)/bin/python -m grpc_tools.protoc -Imountctl/extras/csi --descriptor_set_out=mountctl/extras/csi/csi.binpb \
 		--pyi_out=mountctl/extras/csi csi.proto
 
-apt-test apt-all apt-npm apt-bench apt-fleet: apt-main
-apt-main apt-test apt-all apt-wheels apt-dist apt-bench apt-fleet: apt-%:
+apt-test apt-all apt-npm apt-reliability apt-bench apt-fleet: apt-main
+apt-main apt-test apt-all apt-wheels apt-dist apt-reliability apt-bench apt-fleet: apt-%:
 	$(if $(call missing,$(APT_$*)),$(call apt_install,$(call missing,$(APT_$*))))
 
 apt-npm:
