@@ -34,7 +34,8 @@ from trimsfs.tiers.disk.maintenance import LONGEST_SYNC_INTERVAL_S
 CUTS = int(os.environ.get("CUTS", "40"))
 WORK_S = 120.0
 SETTLED_S = 2 * LONGEST_SYNC_INTERVAL_S
-"""What has been whole for so long has reached the disk: it waits for one interval, and for its turn on a busy disk."""
+"""What has been whole for so long has reached the disk: it waits for one interval, and for its turn on a disk
+that this test alone keeps busy."""
 SIZES = {f"models/{number}/params": size << 20 for number, size in enumerate((1, 1, 2, 2, 3, 4, 4, 5, 17, 17, 20))}
 PINNED = [f"models/{number}/params" for number in (2, 4, 8)]
 """Never evicted: what every cut must leave, once it has been there for long."""
@@ -43,7 +44,7 @@ OPTIONS = ("--cache-size", "72MiB", "--min-free", "0", "--metadata-ttl", "1", "-
 PAUSE_S = 0.15
 """Between steps: none is missed by who looks at the files meanwhile."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(3600)]
 
 
 @dataclass(slots=True)
