@@ -1,1 +1,1 @@
-"""Tiers: where this host keeps bytes of models; disk, memory and GPUs."""
+"""Tiers: where this host keeps bytes of models; disk and memory."""
