@@ -17,7 +17,7 @@ from tests.services.switch import Switch, switched
 from tests.support import mounts
 from tests.support.mounts import MOUNTCTL, MountedStore, again_while_copied, mounted, trimsfs, unmount, wait_until
 from tests.support.parts import recorded_names
-from trimsfs.namespace.tree import ABSENT_AFTER_S
+from trimsfs.namespace.lifetimes import ABSENT_AFTER_S
 
 FILES = {"config.json": b"{}", "model.safetensors": b"weights" * 100_000}
 ABSENT = ("model.safetensors.index.json", "added_tokens.json")

@@ -35,7 +35,7 @@ def check(server: Server) -> None:
         assert statistics.used_bytes <= statistics.budget_bytes
     for handle, file in files.items():
         blob = file.blob
-        assert disk.known(blob.token) is blob, f"{blob.generation.key} is open and has been evicted"
+        assert disk.blobs.known(blob.token) is blob, f"{blob.generation.key} is open and has been evicted"
         assert blob.users > 0
         assert handle >> BACKING_SHIFT in {0, blob.backing_id}
     modes = Counter((file.inode, passed_through(handle)) for handle, file in files.items())
@@ -65,7 +65,7 @@ async def check_at_rest(server: Server, *, damaged: bool = False) -> None:
     disk = server.disk
     await trio.sleep(0.2)  # the tier goes on to evict and to record by itself
     for _ in range(100):
-        residencies = await disk.residencies()
+        residencies = await disk.residencies.all()
         recorded = sum(here.disk_bytes for here in residencies)
         if disk.statistics().used_bytes == recorded:
             break
@@ -80,7 +80,7 @@ async def check_at_rest(server: Server, *, damaged: bool = False) -> None:
             start, stop = chunk_span(record.chunk, len(content), disk.chunk_size)
             assert record.length == stop - start
             assert record.crc == crc32c.crc32c(content[start:stop])
-            blob = disk.known(here.token)
+            blob = disk.blobs.known(here.token)
             # What an earlier server left may be damaged: it is checked before its first use.
             if not damaged if blob is None else blob.states[record.chunk] == ChunkState.VERIFIED:
                 with disk.files.path(here.token).open("rb") as file:

@@ -135,7 +135,7 @@ async def inspect(cache: Path, said: list[str]) -> None:
     """What must hold of what was left, for a server that goes on with it."""
     async with server_on(cache) as server:
         pinned = {"b": "pinned b" in said and "unpinned b" not in said, "d": "pinned d" in said}
-        residencies = {here.generation.key: here for here in await server.disk.residencies()}
+        residencies = {here.generation.key: here for here in await server.disk.residencies.all()}
         for key, wanted in pinned.items():
             here = residencies.get(key)
             assert not wanted or (here is not None and here.pinned), f"{key} is not pinned any more: {here}"
@@ -159,7 +159,7 @@ async def take_up(cache: Path, kept: Path) -> None:
         with trio.fail_after(5):
             while server.disk.index.unsynced():  # noqa: ASYNC110 - the server does not tell
                 await trio.sleep(0.01)
-        await server.disk._journal.sync()  # as it may be about to
+        await server.disk.journal.sync()  # as it may be about to
         await trio.Path(kept).write_text(json.dumps(here(server)))
         os._exit(0)  # not brought to the disk by an orderly end
 
@@ -172,7 +172,7 @@ async def still_there(cache: Path, kept: Path) -> None:
 
 def here(server: Server) -> dict[str, int]:
     """The bytes of each blob that are in the index."""
-    records = server.disk.index.records(server.disk.store)
+    records = server.disk.index.records(server.store.identity)
     return {record.generation.key: record.bytes for record in records if record.bytes}
 
 
@@ -190,7 +190,7 @@ async def settled(server: Server, cache: Path) -> None:
 
 async def difference(server: Server, cache: Path) -> str | None:
     """What index, budget and directory do not agree about."""
-    recorded = {here.token: here for here in await server.disk.residencies()}
+    recorded = {here.token: here for here in await server.disk.residencies.all()}
     total = sum(here.disk_bytes for here in recorded.values())
     used = server.disk.statistics().used_bytes
     if used != total:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from trimsfs.namespace.directory import STALE_RETRY_S
-from trimsfs.namespace.tree import NEGATIVE_TTL_S
+from trimsfs.namespace.lifetimes import NEGATIVE_TTL_S
 from trimsfs.stores.recent_failures import REMEMBERED_S
 
 DIRECTORY = "directory"

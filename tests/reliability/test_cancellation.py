@@ -62,13 +62,13 @@ async def info(server: Server) -> object:
 
 
 async def fetch_all(server: Server) -> object:
-    async with server.disk.using(server.store.generation(PATH)) as blob:
+    async with server.disk.blobs.using(server.store.generation(PATH)) as blob:
         await server.fetcher.fetch_all(blob)
         return blob.complete
 
 
 async def announce(server: Server) -> object:
-    async with server.disk.using(server.store.generation(PATH)) as blob:
+    async with server.disk.blobs.using(server.store.generation(PATH)) as blob:
         await server.fetcher.fetch_all(blob)
         return await server.passthrough.register(blob)
 
@@ -105,7 +105,7 @@ async def settled(server: Server) -> None:
     check(server)
     await check_at_rest(server)
     assert server.filesystem._opener._cold_opener._waiting == 0
-    here = await server.disk.residency(server.store.generation(PATH))
+    here = await server.disk.residencies.of(server.store.generation(PATH))
     assert not here.pinned or here.disk_bytes == here.generation.size
 
 

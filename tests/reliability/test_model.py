@@ -90,7 +90,7 @@ def real() -> Real:
 @pytest.fixture
 def directory(tmp_path: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A place in memory for the caches of all servers without FUSE."""
-    monkeypatch.setattr("trimsfs.tiers.disk.budget.HEADROOM_CHUNKS", 1)
+    monkeypatch.setattr("trimsfs.tiers.disk.space.HEADROOM_CHUNKS", 1)
     with tmpfs(tmp_path / "memory", 1 << 30) as directory:
         monkeypatch.setattr(Virtual, "directory", directory, raising=False)
         monkeypatch.setattr(Virtual, "chunk_size", chunk_size, raising=False)

@@ -125,9 +125,9 @@ async def store_chunk(tier: DiskTier, blob: Blob, chunk: int, data: memoryview) 
         except OSError as error:
             await tier.space.write_failed(blob, len(data), error, last=last)
         else:
-            tier.wrote(blob, record)
+            tier.space.wrote(blob, record)
             return True
-    tier.space.refused()
+    tier.space.refused(blob)
     return False
 
 
@@ -143,7 +143,7 @@ async def verify_chunk(tier: DiskTier, blob: Blob, chunk: int) -> bool:
 async def fill(tier: DiskTier, key: str, content: bytes) -> Generation:
     """Store a whole object, as if it had been read once."""
     generation = generation_of(key, content)
-    async with tier.using(generation) as blob:
+    async with tier.blobs.using(generation) as blob:
         for chunk in range(len(blob.states)):
             assert await store_chunk(tier, blob, chunk, piece(content, chunk, blob.chunk_size))
     return generation
@@ -151,7 +151,7 @@ async def fill(tier: DiskTier, key: str, content: bytes) -> Generation:
 
 async def recorded_bytes(tier: DiskTier) -> int:
     """Bytes on disk as the index has them."""
-    return sum(here.disk_bytes for here in await tier.residencies())
+    return sum(here.disk_bytes for here in await tier.residencies.all())
 
 
 def recorded_loads(cache: Path) -> list[list[str]]:
@@ -247,10 +247,13 @@ def fetcher_of(
     speed = StoreSpeed(max_requests=max_requests(memory_limit, request_memory=tier.chunk_size // REQUESTS_PER_CHUNK))
     return StoreFetcher(
         transfer or copier(store),
-        tier,
+        tier.blobs,
+        tier.space,
+        tier.damage,
         Retrying(deadline_s=deadline_s, on_failure=speed.request_failed),
         speed,
         memory_limit=memory_limit,
+        chunk_size=tier.chunk_size,
         streaming=store.streaming,
         models=ModelCounters(),
         completed=nothing,
@@ -274,7 +277,7 @@ async def fetching(
 
 def blob_of(disk: DiskTier, store: MemoryStore, key: str) -> Blob:
     """The blob of what the store has under a key, which is open or was of late."""
-    blob = disk.known(store.generation(key).token(store.identity))
+    blob = disk.blobs.known(store.generation(key).token(store.identity))
     assert blob is not None
     return blob
 
@@ -302,5 +305,5 @@ async def fail_to_sync(disk: DiskTier, blob: Blob) -> None:
 
     with pytest.MonkeyPatch.context() as context:
         context.setattr(Blob, "sync", fail)
-        await disk.flush()
-        await disk._journal.sync()
+        await disk.journal.flush()
+        await disk.journal.sync()

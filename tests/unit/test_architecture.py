@@ -1,6 +1,7 @@
 """docs/architecture.md and docs/glossary.md describe the tree."""
 
 import ast
+import re
 from pathlib import Path
 
 from tests.support.ranks import RANKS
@@ -36,6 +37,13 @@ def test_the_map_is_in_the_order_in_which_a_read_passes_through_it() -> None:
     order = list(dict.fromkeys(parts[1] for parts in rooms if parts[0] == "trimsfs" and len(parts) > 1))
     core = [sorted(rank) for rank in RANKS["trimsfs"] if rank != {"extras"}]
     assert order == [*(name for rank in core for name in rank), "extras"]
+
+
+def test_modules_stay_below_the_limit_that_contributors_are_told() -> None:
+    limit = re.search(r"^- Modules stay under (\d+) lines", (ROOT / "docs/contributing.md").read_text(), re.MULTILINE)
+    assert limit is not None
+    lengths = {str(path.relative_to(ROOT)): path.read_text().count("\n") for path in modules()}
+    assert {path: length for path, length in lengths.items() if length >= int(limit[1])} == {}
 
 
 def singular(term: str) -> str:

@@ -312,7 +312,7 @@ async def test_nothing_starts_once_the_server_stops(streaming: Workshop) -> None
     async with opened(streaming.directory) as tier:
         async with fetching(streaming.store, tier, memory_limit=streaming.memory_for(4)) as fetcher:
             pass
-        async with tier.using(streaming.store.generation("a")) as blob:
+        async with tier.blobs.using(streaming.store.generation("a")) as blob:
             for wait in (partial(fetcher.fetch_all, blob), partial(fetcher.read, blob, 0, 1)):
                 with trio.fail_after(1), pytest.raises(StoreUnavailableError, match="server stopping"):
                     await wait()
@@ -328,7 +328,7 @@ async def test_no_request_crosses_chunks_that_are_here(streaming: Workshop, chun
     async with (
         opened(streaming.directory) as tier,
         fetching(streaming.store, tier, memory_limit=streaming.memory_for(1)) as fetcher,
-        tier.using(streaming.store.generation("a")) as blob,
+        tier.blobs.using(streaming.store.generation("a")) as blob,
     ):
         for chunk in here:
             await fetcher.read(blob, chunk * chunk_size, chunk * chunk_size + 1)
@@ -465,9 +465,9 @@ async def test_a_disk_that_fills_up_within_a_run_keeps_what_has_landed(tmp_path:
         async with (
             opened(cache) as tier,
             fetching(store, tier, memory_limit=4 * chunk_size) as fetcher,
-            tier.using(store.generation("a")) as blob,
+            tier.blobs.using(store.generation("a")) as blob,
         ):
-            tier._budget._min_free = -(1 << 40)  # whatever statvfs says
+            tier.budget._min_free = -(1 << 40)  # whatever statvfs says
             with trio.fail_after(10):
                 with pytest.raises(CacheFullError):
                     await fetcher.fetch_all(blob)
@@ -552,7 +552,7 @@ async def test_fetching_all_ends_whatever_happens(
     async def use(bench: Bench) -> None:
         for _ in range(6):
             key = draw.choice("abc")
-            async with bench.tier.using(store.generation(key)) as blob:
+            async with bench.tier.blobs.using(store.generation(key)) as blob:
                 try:
                     with trio.move_on_after(draw.choice([5, 1000])):
                         if draw.random() < 0.5:

@@ -135,7 +135,7 @@ async def test_pages_of_a_streamed_file_are_dropped_when_they_are_spare_and_at_t
         server.release(first)
         server.release(shared)
         assert server.dropped == [number]
-        async with server.without_syncs(), server.disk.using(server.store.generation("a")):
+        async with server.without_syncs(), server.disk.blobs.using(server.store.generation("a")):
             server.release(second)
         assert server.dropped == [number] * 2
         resident = await server.open("a")
@@ -228,7 +228,7 @@ async def test_auto_waits_for_a_large_file_that_is_fetched_ahead(
     serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trimsfs.opening.cold_open.GUESSED_RATE", len(content))
-    async with serving(cold_open="auto") as server, server.disk.using(store.generation("a")) as blob:
+    async with serving(cold_open="auto") as server, server.disk.blobs.using(store.generation("a")) as blob:
         gate = store.block(method="read")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(server.fetcher.fetch_all, blob, Urgency.AHEAD))

@@ -61,8 +61,12 @@ def model(key: str, *trained: int, size: int = SIZE) -> bytes:
     return bytes(content)
 
 
+def deduplicating(tier: DiskTier) -> Deduplication:
+    return Deduplication(tier.directory, tier.blobs, tier.files, tier.index, chunk_size=tier.chunk_size)
+
+
 def of(tier: DiskTier, generation: Generation) -> Path:
-    return tier.files.path(generation.token(tier.store))
+    return tier.files.path(tier.blobs.token(generation))
 
 
 def in_common(one: Path, other: Path) -> list[SharedExtent]:
@@ -78,9 +82,9 @@ def common_bytes(one: Path, other: Path) -> int:
 async def running(tier: DiskTier) -> AsyncIterator[Deduplication]:
     """Deduplication, for the length of the block."""
     async with trio.open_nursery() as nursery:
-        component = Deduplication(tier)
+        component = deduplicating(tier)
         nursery.start_soon(component.run)
-        await tier.flush()
+        await tier.journal.flush()
         yield component
         nursery.cancel_scope.cancel()
 
@@ -244,11 +248,11 @@ async def test_a_blob_in_use_is_left_alone_until_it_is_idle(
 ) -> None:
     content = model("base")
     generations = [await fill(tier, key, content) for key in ("a", "b")]
-    blobs = [await tier.acquire(generation) for generation in generations]
+    blobs = [await tier.blobs.acquire(generation) for generation in generations]
     if pinned:
         for blob in blobs:
-            await tier.pin(blob, True)
-            tier.release(blob)
+            await tier.residencies.pin(blob, True)
+            tier.blobs.release(blob)
     one, other = (of(tier, generation) for generation in generations)
     async with running(tier) as component:
         await waiting(component)
@@ -256,9 +260,9 @@ async def test_a_blob_in_use_is_left_alone_until_it_is_idle(
         assert common_bytes(one, other) == 0
         for blob in blobs:
             if pinned:
-                await tier.pin(blob, False)
+                await tier.residencies.pin(blob, False)
             else:
-                tier.release(blob)
+                tier.blobs.release(blob)
         await settled(tier)
         assert common_bytes(one, other) == SIZE
 
@@ -273,7 +277,7 @@ async def test_a_blob_that_comes_into_use_meanwhile_is_gone_on_with_later(
 
     def interrupting(source: Path, at: int, target: Path, start: int) -> tuple[int, int]:
         if start == CHUNK_SIZE and not used:
-            blob = tier.known(target.name)
+            blob = tier.blobs.known(target.name)
             assert blob is not None
             blob.users += 1
             used.append(blob)
@@ -285,7 +289,7 @@ async def test_a_blob_that_comes_into_use_meanwhile_is_gone_on_with_later(
         await waiting(component)
         assert used
         assert common_bytes(one, other) == CHUNK_SIZE + deduplication.STEP
-        tier.release(used[0])
+        tier.blobs.release(used[0])
         await settled(tier)
     assert common_bytes(one, other) == component.statistics().shared_bytes == SIZE
 
@@ -314,14 +318,14 @@ async def test_what_is_evicted_takes_nothing_from_the_others(tier: DiskTier, aut
     content = model("base")
     one, other = [await fill(tier, key, content) for key in ("a", "b")]
     async with at_work(tier):
-        assert await tier.evict(one) == SIZE
+        assert await tier.residencies.evict(one) == SIZE
         assert of(tier, other).read_bytes() == content
         await fill(tier, "a", content)
-        await tier.flush()
+        await tier.journal.flush()
         assert common_bytes(of(tier, one), of(tier, other)) == 0
         await settled(tier)
         assert common_bytes(of(tier, one), of(tier, other)) == SIZE
-        assert await tier.evict(other) == SIZE
+        assert await tier.residencies.evict(other) == SIZE
     assert of(tier, one).read_bytes() == content
 
 
@@ -358,7 +362,7 @@ async def test_where_the_file_system_cannot_the_log_says_so_once(
 ) -> None:
     monkeypatch.setattr("trimsfs.tiers.extents.can_share", lambda _directory: False)
     async with opened(tmp_path / "cache", chunk_size=CHUNK_SIZE) as tier:
-        await Deduplication(tier).run()
+        await deduplicating(tier).run()
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "XFS and btrfs can" in caplog.text
 
@@ -372,11 +376,11 @@ async def test_a_variant_is_told_what_it_has_in_common(tier: DiskTier, autojump_
     async with at_work(tier) as component:
         told = {key: await component.shared_with(generation, lambda _: True) for key, generation in generations.items()}
         assert told["stranger"] == {}
-        first, second = sorted(("a", "dir/b"), key=lambda key: generations[key].token(tier.store))
+        first, second = sorted(("a", "dir/b"), key=lambda key: tier.blobs.token(generations[key]))
         assert told[first] == {}
         found: dict[str, Any] = told[second]
-        assert found["of"] == generations[second].token(tier.store)
-        assert found["generation"] == generations[first].token(tier.store)
+        assert found["of"] == tier.blobs.token(generations[second])
+        assert found["generation"] == tier.blobs.token(generations[first])
         assert found["path"] == {"a": "../a", "dir/b": "dir/b"}[first]
         for offset, at, length in found["parts"]:
             assert contents[second][offset : offset + length] == contents[first][at : at + length]
@@ -392,7 +396,7 @@ async def test_an_index_that_fails_is_logged_and_nothing_told(
 
     async with opened(tmp_path / "cache", chunk_size=CHUNK_SIZE) as tier:
         monkeypatch.setattr(tier.index, "family", failing)
-        assert await Deduplication(tier).shared_with(generation_of("a", b"content"), lambda _: True) == {}
+        assert await deduplicating(tier).shared_with(generation_of("a", b"content"), lambda _: True) == {}
     assert "disk I/O error" in caplog.text
 
 

@@ -204,14 +204,14 @@ async def test_without_room_there_is_none(serving: Serving, chunk_size: int) -> 
 
 
 async def test_what_did_not_come_whole_leaves_nothing(server: Server, tmp_path: Path) -> None:
-    before = await server.disk.residencies()
+    before = await server.disk.residencies.all()
     for _ in range(20):
         handle = await server.open(MODEL)
         for piece in pieces()[:-1]:
             await derive(server, handle, piece)
         server.release(handle)
         await until(lambda: len(blob_files(tmp_path / "cache")) == 1)
-    assert len(await server.disk.residencies()) == max(1, len(before))
+    assert len(await server.disk.residencies.all()) == max(1, len(before))
 
 
 async def test_a_user_passes_on_one_at_a_time_and_hinders_no_other(server: Server) -> None:

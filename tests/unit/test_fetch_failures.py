@@ -43,8 +43,8 @@ async def test_a_read_that_fails_half_way_keeps_no_file_that_is_evicted(workshop
             await bench.read(blob, 0, 2 * chunk_size)
         await until(bench.idle)
         (path,) = blob_files(workshop.directory)
-        bench.tier.release(blob)
-        await bench.tier.evict(blob.generation)
+        bench.tier.blobs.release(blob)
+        await bench.tier.residencies.evict(blob.generation)
         assert f"{path} (deleted)" not in opened_files()
     finally:
         gc.enable()
@@ -73,7 +73,7 @@ async def test_chunks_that_did_not_come_in_the_end_take_no_room(
         nursery.start_soon(bench.tier.run)
         await trio.sleep(0.2)
         assert file.stat().st_blocks * 512 > 4 * chunk_size  # somebody may be reading what came first
-        bench.tier.release(blob)
+        bench.tier.blobs.release(blob)
         await until(lambda: file.stat().st_blocks * 512 == chunk_size)
         nursery.cancel_scope.cancel()
     workshop.store.heal()
@@ -319,8 +319,8 @@ async def test_fetching_all_succeeds_once_there_is_room(workshop: Workshop, mock
     a, b = await bench.acquire("a"), await bench.acquire("b")
     await bench.fetcher.fetch_all(b)
     assert await bench.read(a, 0, len(content)) == content
-    bench.tier.release(b)
-    await bench.tier.evict(b.generation)
+    bench.tier.blobs.release(b)
+    await bench.tier.residencies.evict(b.generation)
     mock_clock.jump(10)
     await bench.fetcher.fetch_all(a)
     assert a.complete
@@ -385,13 +385,13 @@ async def test_a_blob_that_a_queued_request_is_for_stays(workshop: Workshop, chu
                 impatient.start_soon(bench.read, b, 0, 1)
                 await wait_all_tasks_blocked()
                 scope.cancel()
-        bench.tier.release(b)
+        bench.tier.blobs.release(b)
         generation = b.generation
         try:
-            await bench.tier.evict(generation)
+            await bench.tier.residencies.evict(generation)
         except Exception as error:  # refusing is right, too
             assert "in use" in str(error)  # noqa: PT017
-        again = await bench.tier.acquire(generation)
+        again = await bench.tier.blobs.acquire(generation)
         nursery.start_soon(bench.read, again, 0, 9)
         await wait_all_tasks_blocked()
         gate.set()
@@ -406,7 +406,7 @@ async def test_who_waits_when_the_server_stops_gets_an_error(
     workshop.store = MemoryStore(streaming=streaming)  # if so, some wait for a batch
     workshop.put("a", 10)
     async with opened(workshop.directory) as tier:
-        blob = await tier.acquire(workshop.store.generation("a"))
+        blob = await tier.blobs.acquire(workshop.store.generation("a"))
         errors: list[StoreError] = []
         workshop.store.block()
         async with (
@@ -429,5 +429,5 @@ async def test_a_hit_needs_no_fetcher_at_work(workshop: Workshop, chunk_size: in
     async with opened(workshop.directory) as tier:
         generation = await fill(tier, "a", content)
         fetcher = fetcher_of(workshop.store, tier, memory_limit=chunk_size)
-        async with tier.using(generation) as blob:
+        async with tier.blobs.using(generation) as blob:
             assert await fetcher.read(blob, 3, 9) == content[3:9]

@@ -393,7 +393,7 @@ async def test_memory_stays_within_its_limit(
         opened(tmp_path / "cache", budget=budget, chunk_size=chunk_size) as tier,
         fetching(store, tier, memory_limit=memory_limit) as fetcher,
     ):
-        blobs = [await tier.acquire(store.generation(key)) for key in "ab"]
+        blobs = [await tier.blobs.acquire(store.generation(key)) for key in "ab"]
         for blob in blobs:
             fetcher.hold(blob)
         gc.collect()  # what other tests have left is not counted

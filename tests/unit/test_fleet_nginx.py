@@ -98,6 +98,19 @@ def got(connection: http.client.HTTPSConnection, request: ChunkRequest, target: 
     return Got(connection.getresponse())
 
 
+def chunk_server(server: Server, options: MountOptions) -> ChunkServer:
+    return ChunkServer(
+        options,
+        server.namespace,
+        server.disk.blobs,
+        server.fetcher,
+        directory=server.disk.directory,
+        chunk_size=server.disk.chunk_size,
+        serving=lambda: True,
+        instance="0" * 16,
+    )
+
+
 @pytest.fixture
 async def member(serving: Serving, store: MemoryStore, tmp_path: Path, chunk_size: int) -> AsyncIterator[Fixture]:
     authority = Authority(tmp_path)
@@ -116,9 +129,7 @@ async def member(serving: Serving, store: MemoryStore, tmp_path: Path, chunk_siz
             fleet_key=identity.key,
             server_user="root" if os.geteuid() == 0 else None,
         )
-        chunks = ChunkServer(
-            options, server.namespace, server.disk, server.fetcher, serving=lambda: True, instance="0" * 16
-        )
+        chunks = chunk_server(server, options)
         fixture = Fixture(server, chunks, options, Nginx(tmp_path / "nginx"))
         await nursery.start(fixture.run)
         fixture.configure()
@@ -142,7 +153,7 @@ async def test_ranges_come_with_their_checksums(member: Fixture) -> None:
         request = member.request(first, last)
         answer = await member.get(request)
         assert (answer.status, answer.body) == (206, member.content(request))
-        async with member.server.disk.inspecting(member.server.store.generation(KEY)) as blob:
+        async with member.server.disk.blobs.inspecting(member.server.store.generation(KEY)) as blob:
             crcs = [blob.crc(chunk) for chunk in range(first, last + 1)]
         assert answer.headers["trimsfs-crc32c"] == format_crcs(crcs)
     assert len(member.server.store.reads(KEY)) == 6
@@ -165,7 +176,7 @@ async def test_only_members_get_anything(member: Fixture, tmp_path: Path) -> Non
 async def test_blobs_are_not_to_be_had_by_their_names(member: Fixture) -> None:
     request = member.request(0, 0)
     assert (await member.get(request)).status == 206
-    token = member.server.store.generation(KEY).token(member.server.disk.store)
+    token = member.server.disk.blobs.token(member.server.store.generation(KEY))
     for target in (f"/blobs/{token[:2]}/{token}", "/blobs/../index.sqlite", f"{request.target}/../../../blobs/", "/"):
         assert (await member.get(request, target=target)).status in {400, 404}
 
@@ -183,10 +194,7 @@ async def test_nginx_reports_to_the_next_server_too(member: Fixture, tmp_path: P
     await member.get(member.request(0, 0))
     member.serving.cancel()
     async with trio.open_nursery() as nursery:
-        server = member.server
-        later = ChunkServer(
-            member.options, server.namespace, server.disk, server.fetcher, serving=lambda: True, instance="0" * 16
-        )
+        later = chunk_server(member.server, member.options)
         await nursery.start(later.run)
         # The worker that has reported to the old server loses one report, and tells so.
         with trio.fail_after(20):

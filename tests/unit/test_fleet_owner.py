@@ -113,7 +113,14 @@ async def asking(
     async with serving() as server, trio.open_nursery() as nursery:
         mount = mount_options(store, cache, chunk_size, fleet=FLEET, **options)
         chunks = ChunkServer(
-            mount, server.namespace, server.disk, server.fetcher, serving=lambda: on, instance=INSTANCE
+            mount,
+            server.namespace,
+            server.disk.blobs,
+            server.fetcher,
+            directory=cache,
+            chunk_size=chunk_size,
+            serving=lambda: on,
+            instance=INSTANCE,
         )
         await nursery.start(chunks.run)
         asker = Asker(server, chunks, cache, chunk_size)
@@ -148,7 +155,7 @@ async def test_a_server_that_cannot_listen_tells_it(
 
 async def test_nginx_may_read_what_is_sent_and_nothing_else(asker: Asker, tmp_path: Path) -> None:
     _, headers = await asker.ask(asker.request(0, 0))
-    async with asker.server.disk.using(asker.server.store.generation("model/config")) as other:
+    async with asker.server.disk.blobs.using(asker.server.store.generation("model/config")) as other:
         await asker.server.fetcher.fetch_all(other)
         private = asker.server.disk.files.path(other.token)
     shown = asker.file(headers)

@@ -58,7 +58,7 @@ class Host(InLoop):
         self.health = Health()
         self.members = Members(",".join(network.addresses), parse_address(address))
         self.members.addresses, self.members.mine = frozenset(network.addresses), frozenset({address})
-        self.source = FleetSource(NAME, self.members, self.health, self, tier, came=lambda _blob, _size: None)
+        self.source = FleetSource(NAME, self.members, self.health, self, tier.space, came=lambda _blob, _size: None)
         self.fetcher: StoreFetcher = fetcher_of(
             network.store,
             tier,
@@ -70,7 +70,7 @@ class Host(InLoop):
 
     async def spread(self, key: str) -> None:
         """Spread a file over the fleet."""
-        await Spreader(self.source, self.tier, self.fetcher, self).spread(self.network.store.generation(key))
+        await Spreader(self.source, self.tier.blobs, self.fetcher, self).spread(self.network.store.generation(key))
 
     async def fetch_from_peer(
         self, request: PeerRequest, extent: Extent, landed: Landed, *, priority: Priority | None = None
@@ -86,7 +86,7 @@ class Host(InLoop):
 
     async def read(self, key: str) -> bytes:
         """All of a file, as a program reads it."""
-        async with self.tier.using(self.network.store.generation(key)) as blob:
+        async with self.tier.blobs.using(self.network.store.generation(key)) as blob:
             self.fetcher.hold(blob)
             try:
                 pieces = [
@@ -99,7 +99,7 @@ class Host(InLoop):
 
     async def has(self, key: str) -> set[int]:
         """The chunks of a file that are here."""
-        async with self.tier.using(self.network.store.generation(key)) as blob:
+        async with self.tier.blobs.using(self.network.store.generation(key)) as blob:
             return {chunk for chunk, state in enumerate(blob.states) if state == ChunkState.VERIFIED}
 
 
@@ -155,7 +155,7 @@ class Network:
             return PeerAnswer(outcome="self"), b""
         if not host.source.on:
             return PeerAnswer(outcome="away"), b""
-        async with host.tier.using(generation) as blob:
+        async with host.tier.blobs.using(generation) as blob:
             chunk = wanted.start // CHUNK
             self._arrivals[host.address, chunk] += 1
             late = self._arrivals[host.address, chunk] <= self.late[host.address]
@@ -248,7 +248,7 @@ async def test_without_any_other_member_all_comes_from_the_store(
         assert network.asked.total() <= 3 * 16  # once for each request that was under way
         assert network.from_store <= SIZE + CHUNK
         hosts[0].health.members.clear()
-        async with hosts[0].tier.using(network.store.generation("m")) as blob:
+        async with hosts[0].tier.blobs.using(network.store.generation("m")) as blob:
             lanes = Counter(hosts[0].source.lane(blob, chunk) for chunk in range(CHUNKS))
         assert hosts[0].source.counts.store_chunks == lanes[Lane.PEERS] > CHUNKS / 2
     caplog.clear()
@@ -390,7 +390,7 @@ async def test_the_first_bytes_do_not_wait_for_members(tmp_path: Path) -> None:
         network.gate = trio.Event()
         read = 0
         for host in hosts:
-            async with host.tier.using(network.store.generation("m")) as blob:
+            async with host.tier.blobs.using(network.store.generation("m")) as blob:
                 if host.source.lane(blob, 0) is Lane.PEERS:
                     assert await host.fetcher.read(blob, 10, 20) == content[10:20]
                     assert host.fetcher.statistics().fetched_chunks == 1
@@ -404,7 +404,7 @@ async def test_lanes_are_those_of_the_owners(tmp_path: Path) -> None:
         network.put("m")
         lanes: list[list[Lane]] = []
         for host in hosts:
-            async with host.tier.using(network.store.generation("m")) as blob:
+            async with host.tier.blobs.using(network.store.generation("m")) as blob:
                 lanes.append([host.source.lane(blob, chunk) for chunk in range(CHUNKS)])
         assert all(list(each).count(Lane.STORE) == 1 for each in zip(*lanes, strict=True))
 
@@ -516,7 +516,7 @@ async def test_while_the_store_is_away_owners_are_asked_once(tmp_path: Path) -> 
         network.put("m")
         for host in hosts[1:]:
             network.fails[host.address] = lambda: PeerAnswer(outcome="busy")
-        async with hosts[0].tier.using(network.store.generation("m")) as blob:
+        async with hosts[0].tier.blobs.using(network.store.generation("m")) as blob:
             chunk, began = given_by_others(hosts[0], blob), trio.current_time()
             for _ in range(2 * int(RetryBudget.MOST)):
                 flight = Flight(blob, chunk, demanded=True)
@@ -528,7 +528,7 @@ async def test_while_the_store_is_away_owners_are_asked_once(tmp_path: Path) -> 
 async def test_after_the_deadline_each_owner_is_asked_once_all_the_same(tmp_path: Path) -> None:
     async with a_network(tmp_path, 3) as (network, hosts):
         network.put("m")
-        async with hosts[0].tier.using(network.store.generation("m")) as blob:
+        async with hosts[0].tier.blobs.using(network.store.generation("m")) as blob:
             chunk = given_by_others(hosts[0], blob)
             first, second = hosts[0].source.owners(blob, chunk)
             network.fails[first] = lambda: PeerAnswer(outcome="busy")
@@ -545,7 +545,7 @@ async def test_owners_that_stay_busy_are_asked_until_the_deadline(
         network.put("m")
         for host in hosts[1:]:
             network.fails[host.address] = lambda: PeerAnswer(outcome="busy")
-        async with hosts[0].tier.using(network.store.generation("m")) as blob:
+        async with hosts[0].tier.blobs.using(network.store.generation("m")) as blob:
             flight, began = Flight(blob, given_by_others(hosts[0], blob), demanded=True), trio.current_time()
             assert not await hosts[0].source.fetch(flight, deadline=began + 0.1, away=lambda: False)
         assert trio.current_time() < began + 5

@@ -124,7 +124,7 @@ async def test_what_an_earlier_server_left_is_verified_once_however_many_ask(tmp
     async with (
         opened(tmp_path / "cache", chunk_size=chunk_size) as tier,
         fetching(store, tier, memory_limit=chunk_size) as fetcher,
-        tier.using(generation_of("a", content)) as blob,
+        tier.blobs.using(generation_of("a", content)) as blob,
     ):
 
         async def ask() -> None:

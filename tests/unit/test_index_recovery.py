@@ -40,8 +40,8 @@ async def cache(tmp_path: Path, contents: dict[str, bytes], monkeypatch: pytest.
     async with opened(directory) as tier:
         for key, content in contents.items():
             await fill(tier, key, content)
-        async with tier.using(generation_of("b", contents["b"])) as blob:
-            await tier.pin(blob, True)
+        async with tier.blobs.using(generation_of("b", contents["b"])) as blob:
+            await tier.residencies.pin(blob, True)
     return directory
 
 
@@ -79,15 +79,15 @@ async def go_on_with(cache: Path, contents: dict[str, bytes]) -> None:
         await tier._maintenance._recover()
         assert tier.statistics().used_bytes == await recorded_bytes(tier)
         for key, content in contents.items():
-            async with tier.using(generation_of(key, content)) as blob:
+            async with tier.blobs.using(generation_of(key, content)) as blob:
                 for chunk, state in enumerate(blob.states):
                     if state != ChunkState.UNVERIFIED or not await verify_chunk(tier, blob, chunk):
                         assert await store_chunk(tier, blob, chunk, piece(content, chunk))
                 assert blob.view(0, len(content)) == content
-                await tier.pin(blob, False)
+                await tier.residencies.pin(blob, False)
         assert tier.statistics().used_bytes == await recorded_bytes(tier) == sum(map(len, contents.values()))
         for key, content in contents.items():
-            assert await tier.evict(generation_of(key, content)) == len(content)
+            assert await tier.residencies.evict(generation_of(key, content)) == len(content)
         assert tier.statistics().used_bytes == 0
 
 
@@ -113,7 +113,7 @@ async def test_records_that_cannot_be_right_are_dropped_and_no_others(
     with closing(BlobIndex(cache / "index.sqlite", chunk_size=SMALL_CHUNK)) as index:
         assert not index.rebuilt
     async with opened(cache) as tier:
-        here = {one.generation.key: one.disk_bytes for one in await tier.residencies() if one.disk_bytes}
+        here = {one.generation.key: one.disk_bytes for one in await tier.residencies.all() if one.disk_bytes}
         assert here == {key: len(content) for key, content in contents.items() if key != "c"}
     await go_on_with(cache, contents)
 
@@ -134,7 +134,7 @@ async def test_an_index_that_was_being_made_anew_is_made_anew_again(cache: Path,
         (cache / "other.sqlite").rename(index)  # as far as a server had come that was killed
     async with opened(cache) as tier:
         assert tier.index.rebuilt
-        assert {here.generation.key for here in await tier.residencies()} == set(contents)
+        assert {here.generation.key for here in await tier.residencies.all()} == set(contents)
     assert not [name for name in os.listdir(cache) if "damaged" in name]
 
 
@@ -145,7 +145,7 @@ async def test_pins_outlive_a_damaged_index(cache: Path) -> None:
         file.write(b"\xa5" * 4096)
     async with opened(cache) as tier:
         assert tier.index.rebuilt
-        assert [here.generation.key for here in await tier.residencies() if here.pinned] == ["b"]
+        assert [here.generation.key for here in await tier.residencies.all() if here.pinned] == ["b"]
 
 
 def schema_pages(cache: Path, *tables: str) -> list[int]:

@@ -202,6 +202,12 @@ def test_a_library_has_one_home(library: str, home: str | tuple[str, ...]) -> No
     assert {each for each in found if each not in homes and not each.startswith(tuple(f"{h}." for h in homes))} == set()
 
 
+def test_only_the_assembly_knows_the_disk_tier_as_a_whole() -> None:
+    """Other modules take its interfaces, or one of its components."""
+    found = {module for module, name in arrows() if name == "trimsfs.tiers.disk.disk_tier"}
+    assert found == {"trimsfs.server.assembly", "trimsfs.server.components"}
+
+
 @pytest.mark.parametrize("module", PURE)
 def test_what_is_pure_knows_nothing_of_trio(module: str) -> None:
     assert module in MODULES

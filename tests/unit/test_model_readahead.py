@@ -269,7 +269,7 @@ async def recorded(server: Server, files: int) -> None:
 
 async def evict(server: Server, store: MemoryStore, names: list[str]) -> None:
     for name in names:
-        await server.disk.evict(store.generation(f"m/{name}"))
+        await server.disk.residencies.evict(store.generation(f"m/{name}"))
     store.requests.clear()
 
 

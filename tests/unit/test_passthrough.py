@@ -57,7 +57,7 @@ async def resident(server: Server, path: str) -> bool:
 
 async def blob_of(server: Server, path: str) -> Blob:
     """A blob, in use until the test releases it."""
-    return await server.disk.acquire(server.store.generation(path))
+    return await server.disk.blobs.acquire(server.store.generation(path))
 
 
 # Announcing
@@ -118,7 +118,7 @@ async def test_a_file_is_announced_once_however_many_ask_for_it(
             nursery.start_soon(announce)
         await wait_all_tasks_blocked()
         backing.gate.set()
-    server.disk.release(blob)
+    server.disk.blobs.release(blob)
     assert answers == [True] * 5
     assert backing.opened == [1]
 
@@ -135,7 +135,7 @@ async def test_an_announcement_outlives_who_asked_for_it(server: Server, backing
         nursery.cancel_scope.cancel()
         backing.gate.set()
     await until(lambda: blob.backing_id == 1)
-    server.disk.release(blob)
+    server.disk.blobs.release(blob)
     assert await server.outcome("evict", "b") == ("done", None)
     assert backing.open_ids == set()
 
@@ -257,8 +257,8 @@ async def test_a_pinned_file_stays_in_memory_however_many_others_are_opened(
         assert locked > 0
         for number in range(10):
             await warm(server, f"many/{number}")
-            await server.disk.flush()
-            await server.disk._journal.sync()
+            await server.disk.journal.flush()
+            await server.disk.journal.sync()
         assert server.host.statistics().locked_bytes == locked
         assert await server.outcome("unpin", "b") == ("done", None)
 
@@ -271,7 +271,7 @@ async def test_a_file_that_is_evicted_while_another_announces_it_is_left_alone(
 ) -> None:
     """`Fetcher.completed` announces blobs that nobody may use any more by then."""
     server.fetcher._batches._completed = nothing
-    commit_lock = server.disk._journal.recording
+    commit_lock = server.disk.journal.recording
 
     async def write_index(free: trio.Event, task_status: trio.TaskStatus[None]) -> None:
         async with commit_lock:
@@ -295,7 +295,7 @@ async def test_a_file_that_is_evicted_while_another_announces_it_is_left_alone(
             free = trio.Event()
             async with trio.open_nursery() as nursery:
                 assert not await server.passthrough.register(blob)
-                server.disk.release(blob)
+                server.disk.blobs.release(blob)
                 free.set()
         assert await server.outcome("evict", "b") == ("done", None)
     assert backing.open_ids == set()

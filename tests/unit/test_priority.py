@@ -263,11 +263,11 @@ async def test_a_command_evicts_as_an_open_does(workshop: Workshop, fetch: Fetch
     old = await bench.acquire("old")
     await waiting_open(bench, old)
     await until(bench.idle)
-    bench.tier.release(old)
+    bench.tier.blobs.release(old)
     new = await bench.acquire("new")
     await fetch(bench, new)
     assert new.view(0, len(content)) == content
-    assert (await bench.tier.residency(bench.store.generation("old"))).disk_bytes == 0
+    assert (await bench.tier.residencies.of(bench.store.generation("old"))).disk_bytes == 0
 
 
 @pytest.mark.parametrize(("fetch", "fetched"), [(warm, True), (waiting_open, True), (listing, False)])

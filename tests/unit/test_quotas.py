@@ -18,7 +18,7 @@ from trimsfs.tiers.quotas import REST, Quotas
 
 @pytest.fixture(autouse=True)
 def no_headroom(chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimsfs.tiers.disk.budget.HEADROOM_CHUNKS", 0)
+    monkeypatch.setattr("trimsfs.tiers.disk.space.HEADROOM_CHUNKS", 0)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def cache(tmp_path: Path) -> Path:
 
 async def keys(tier: DiskTier) -> set[str]:
     """What is on disk whole."""
-    return {here.generation.key for here in await tier.residencies() if here.disk_bytes == here.generation.size}
+    return {here.generation.key for here in await tier.residencies.all() if here.disk_bytes == here.generation.size}
 
 
 def test_the_longest_directory_decides_whose_an_object_is() -> None:
@@ -63,11 +63,11 @@ async def test_what_is_larger_than_a_share_is_not_kept(cache: Path, chunk_size: 
     async with opened(cache, budget=9 * chunk_size, quotas=Quotas({"a/": 2 * chunk_size})) as tier:
         await fill(tier, "a/1", content_of("a/1", chunk_size))
         big = generation_of("a/big", content_of("a/big", 4 * chunk_size))
-        async with tier.using(big) as blob:
+        async with tier.blobs.using(big) as blob:
             assert not await tier.space.reserve(blob, 4 * chunk_size)
             # That a tenant's share is full keeps nobody else from anything.
             other = generation_of("other", content_of("other", chunk_size))
-            async with tier.using(other) as another:
+            async with tier.blobs.using(other) as another:
                 assert await tier.space.reserve(another, chunk_size)
                 tier.space.unreserve(another, chunk_size)
         assert await keys(tier) == {"a/1"}
@@ -90,7 +90,7 @@ async def test_memory_is_shared_out_as_the_disk_is(cache: Path, chunk_size: int)
         blobs = {}
         for key in ("b/1", "b/2", "x", "a/1", "a/2", "a/3", "y"):
             generation = await fill(tier, key, content_of(key, chunk_size))
-            async with tier.using(generation) as blob:
+            async with tier.blobs.using(generation) as blob:
                 await host.load(blob)
             blobs[key] = blob
 
@@ -118,6 +118,6 @@ async def test_a_tenant_without_memory_is_named(cache: Path, chunk_size: int) ->
         quotas = Quotas({"a/": chunk_size})
         host = HostTier(copier(MemoryStore()).populate, budget=None, policy=lru, quotas=quotas)
         generation = await fill(tier, "a/1", content_of("a/1", 2 * chunk_size))
-        async with tier.using(generation) as blob:
+        async with tier.blobs.using(generation) as blob:
             with pytest.raises(CacheFullError, match=r"a/1: no room in memory: tenant a is full \(host_size"):
                 await host.pin(blob)

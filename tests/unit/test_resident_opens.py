@@ -45,7 +45,7 @@ async def warm(server: Server) -> None:
 
 
 def blob_of(server: Server, name: str) -> Blob:
-    blob = server.disk.known(server.store.generation(f"d/{name}").token(server.store.identity))
+    blob = server.disk.blobs.known(server.store.generation(f"d/{name}").token(server.store.identity))
     assert blob is not None
     return blob
 

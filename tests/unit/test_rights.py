@@ -69,7 +69,7 @@ async def test_tenants_that_share_have_one_copy(serving: Mounted, store: MemoryS
 
         assert other.count("read", "both") == 1, "one byte, which shows the right to read it"
         assert sum(other.fetched.values()) - sum(before.values()) <= 1
-        assert len(await server.disk.residencies()) == 1
+        assert len(await server.disk.residencies.all()) == 1
         assert (await server.outcome("pin", "other/both"))[0] == "done"
         assert (await server.info(f"{MAIN}/both"))["pinned"]
 
@@ -78,7 +78,7 @@ async def test_an_open_without_waiting_asks_as_well(serving: Mounted, store: Mem
     """Of a file that the kernel reads by itself."""
     async with serving(metadata_ttl=2.0, backing=backing) as server:
         await server.content(f"{MAIN}/mine")
-        await until(lambda: server.passthrough.resident(server.disk.complete_blobs()[0]))
+        await until(lambda: all(map(server.passthrough.resident, server.disk.blobs)))
         number = await server.number(f"{MAIN}/mine")
         handle = server.open_resident(number)
         assert handle is not None
@@ -109,7 +109,7 @@ async def test_in_an_outage_a_tenants_own_cache_is_read_by_the_next_server(
     async with serving() as server:
         await server.content(f"{MAIN}/both")
         await server.listing(MAIN)
-        await server.components.disk.flush()
+        await server.components.disk.journal.flush()
         kept = server.namespace._kept
         await until(lambda: kept is not None and kept._waiting == 0)
     store.fail(TransientStoreError("503"), times=float("inf"))
@@ -144,7 +144,7 @@ async def test_a_reader_is_not_failed_by_a_tenant_that_may_not_read(
             await server.content("other/mine")
         generation = (await server.find("other/mine")).inode.generation
         assert generation is not None
-        async with server.disk.using(generation):  # as a prefetch does
+        async with server.disk.blobs.using(generation):  # as a prefetch does
             assert await server.read(handle) == OBJECTS["mine"]
         server.release(handle)
         assert other.fetched == {}

@@ -130,20 +130,20 @@ async def test_what_a_mount_of_one_store_has_cached_stays_cached_beside_others(
     body = bytes(range(256)) * (3 * chunk_size // 256)
     alone = disk_tier(tmp_path, store=ONE, chunk_size=chunk_size)
     before = await fill(alone, "d/x", body)
-    await alone.pin(alone.known(before.token(ONE)) or pytest.fail("unknown"), True)
+    await alone.residencies.pin(alone.blobs.known(before.token(ONE)) or pytest.fail("unknown"), True)
     await alone.aclose()
 
     beside = disk_tier(tmp_path, store=router.origins, chunk_size=chunk_size)
-    (here,) = await beside.residencies()
+    (here,) = await beside.residencies.all()
     assert (here.generation.key, here.disk_bytes, here.pinned) == ("one/d/x", len(body), True)
     mounted = Generation(key="one/d/x", etag=before.etag, size=before.size, modified_ns=before.modified_ns)
-    async with beside.using(mounted) as blob:
+    async with beside.blobs.using(mounted) as blob:
         assert blob.missing_bytes == 0
     await fill(beside, "one/new", body)
     await beside.aclose()
 
     again = disk_tier(tmp_path, store=ONE, chunk_size=chunk_size)
-    assert [each.generation.key for each in await again.residencies()] == ["d/x", "new"]
+    assert [each.generation.key for each in await again.residencies.all()] == ["d/x", "new"]
     await again.aclose()
 
 

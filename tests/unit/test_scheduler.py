@@ -14,7 +14,7 @@ async def test_while_the_store_is_busy_no_prefetch_is_looked_for(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench, blob, _ = await workshop.opened(3)
-    scheduler = FlightScheduler(bench.tier, batch_limit=1)
+    scheduler = FlightScheduler(bench.tier.blobs, bench.tier.space, batch_limit=1)
     scheduler.hold(blob).demand(0)
     looked_at: list[Generation] = []
 
@@ -35,7 +35,7 @@ async def test_requests_for_who_waits_for_all_of_a_file_are_not_smaller_than_is_
     workshop: Workshop, least: int, taken: int
 ) -> None:
     bench, blob, _ = await workshop.opened(9)
-    scheduler = FlightScheduler(bench.tier, batch_limit=4)
+    scheduler = FlightScheduler(bench.tier.blobs, bench.tier.space, batch_limit=4)
     with scheduler.hold(blob).asked_for(Urgency.WANTED):
         assert len(scheduler.next_prefetched([16, 16], least=least)[0]) == taken
 

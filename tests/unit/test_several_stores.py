@@ -193,7 +193,7 @@ async def test_a_file_is_read_on_when_an_upgrade_removed_another_path_of_its_sto
     async with after_an_upgrade(serving, ledger, "b/model", both, {"b": beside}) as (server, handle):
         assert await server.read(handle) == BESIDE
         assert await server.content("b/model") == BESIDE
-        assert len(await server.disk.residencies()) == 1
+        assert len(await server.disk.residencies.all()) == 1
 
 
 async def test_a_file_is_read_on_when_an_upgrade_added_another_path_of_its_store(
@@ -203,7 +203,7 @@ async def test_a_file_is_read_on_when_an_upgrade_added_another_path_of_its_store
     async with after_an_upgrade(serving, ledger, "b/model", {"b": beside}, both) as (server, handle):
         assert await server.content("a/model") == BESIDE
         assert await server.read(handle) == BESIDE
-        assert len(await server.disk.residencies()) == 1
+        assert len(await server.disk.residencies.all()) == 1
 
 
 async def test_pins_of_a_store_come_back_while_another_is_away(
@@ -215,7 +215,7 @@ async def test_pins_of_a_store_come_back_while_another_is_away(
         for key in ("main/model", "hub/beside/model"):
             generation = (await server.find(key)).inode.generation
             assert generation is not None
-            token = generation.token(server.disk.store)
+            token = server.disk.blobs.token(generation)
             server.disk.index.remove_chunks(token, range(len(BESIDE)))
     away(store)
     away(beside)

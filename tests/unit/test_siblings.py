@@ -86,7 +86,7 @@ async def test_what_was_evicted_comes_ahead_again(
         await server.content(path)
     await quiet(server)
     for path in contents:
-        await server.disk.evict(store.generation(path))
+        await server.disk.residencies.evict(store.generation(path))
     store.requests.clear()
     await server.content("dir/00")
     await until(lambda: len(fetched(store)) >= 33)
@@ -141,7 +141,7 @@ async def test_what_came_ahead_is_counted(server: Server, store: MemoryStore) ->
     await server.content("dir/05")
     assert (counted(server).used_files, counted(server).used_bytes) == (1, 105)
     await quiet(server)
-    await server.disk.evict(store.generation("dir/09"))
+    await server.disk.residencies.evict(store.generation("dir/09"))
     assert (counted(server).wasted_files, counted(server).wasted_bytes) == (1, 109)
 
 

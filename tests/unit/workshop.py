@@ -29,7 +29,7 @@ class Bench:
         self.fetcher = fetcher
 
     async def acquire(self, key: str) -> Blob:
-        return await self.tier.acquire(self.store.generation(key))
+        return await self.tier.blobs.acquire(self.store.generation(key))
 
     async def read(self, blob: Blob, start: int, stop: int) -> bytes:
         return bytes(await self.fetcher.read(blob, start, stop))
@@ -98,7 +98,7 @@ async def fill_from(workshop: Workshop, key: str) -> None:
     async with (
         opened(workshop.directory) as tier,
         fetching(workshop.store, tier, memory_limit=workshop.memory_for(12)) as fetcher,
-        tier.using(workshop.store.generation(key)) as blob,
+        tier.blobs.using(workshop.store.generation(key)) as blob,
     ):
         await fetcher.fetch_all(blob)
     workshop.store.requests.clear()

@@ -28,7 +28,7 @@ from trimsfs.opening.passthrough import Passthrough
 from trimsfs.origins import ByPath, by_path
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import BlobUse, Retention
 from trimsfs.tiers.host.memory_tier import HostTier
 from trimsfs.types import Generation
 
@@ -56,12 +56,14 @@ def _pauses() -> Iterator[float]:
 class Actions:
     """Brings files into tiers, checks and removes them. Methods for one file raise TrimsError.
 
-    *forget_pages* drops the pages that the kernel keeps of a file from reads in cached mode.
+    *forget_pages* drops the pages that the kernel keeps of a file from reads in cached mode. *cache_size* is the
+    option.
     """
 
     def __init__(
         self,
-        disk: DiskTier,
+        blobs: BlobUse,
+        residencies: Retention,
         host: HostTier,
         fetcher: Fetcher,
         passthrough: Passthrough,
@@ -70,8 +72,11 @@ class Actions:
         signature_policy: SignaturePolicy | None,
         breaker: CircuitBreaker | ByPath[CircuitBreaker],
         forget_pages: Callable[[Generation], Awaitable[None]],
+        *,
+        cache_size: int | None,
     ) -> None:
-        self._disk = disk
+        self._blobs = blobs
+        self._residencies = residencies
         self._host = host
         self._fetcher = fetcher
         self._passthrough = passthrough
@@ -80,13 +85,14 @@ class Actions:
         self._signature_policy = signature_policy
         self._breakers = by_path(breaker)
         self._forget_pages = forget_pages
+        self._cache_size = cache_size
         self._pins = trio.Lock()
 
     async def restore_pins(self) -> None:
         """Load all pinned files into memory again, and refetch what is missing. What fails for now is tried again."""
         for pause_s in _pauses():
             try:
-                residencies = await self._disk.residencies()
+                residencies = await self._residencies.all()
                 break
             except TrimsError as error:
                 log.error("cannot restore pinned files: %s", error)
@@ -114,7 +120,7 @@ class Actions:
     async def _pin_again(self, generation: Generation) -> bool:
         """Load a file if it is still pinned; whether another attempt would be in vain."""
         try:
-            if (await self._disk.residency(generation)).pinned:
+            if (await self._residencies.of(generation)).pinned:
                 await self.pin(generation, Progress(generation.key), again=True)
         except TrimsError as error:
             log.warning("%s: pinned, but not wholly cached: %s", generation.key, error)
@@ -135,7 +141,7 @@ class Actions:
 
     async def _fetch(self, blob: Blob) -> None:
         await self._admit(blob)
-        limit, size = self._disk.statistics().budget_bytes, blob.generation.size
+        limit, size = self._cache_size, blob.generation.size
         if limit is not None and size > limit and not blob.complete:
             raise CacheFullError(
                 f"{blob.generation.key}: no room in the cache: its {size >> 20} MiB are more than --cache-size, "
@@ -167,7 +173,7 @@ class Actions:
                     return
                 hindrance = await self._in_memory(self._host.pin, blob)
                 try:
-                    await self._disk.pin(blob, True)
+                    await self._residencies.pin(blob, True)
                 except BaseException:
                     if not blob.pinned:
                         await self._host.unpin(blob)
@@ -186,7 +192,7 @@ class Actions:
     @asynccontextmanager
     async def _arriving(self, generation: Generation, progress: Progress) -> AsyncIterator[Blob]:
         """The blob of a generation, held and counted as progress for the length of the block."""
-        async with self._disk.using(generation) as blob:
+        async with self._blobs.using(generation) as blob:
             progress.arriving.add(blob)
             progress.interrupted.pop(generation.key, None)
             try:
@@ -199,14 +205,14 @@ class Actions:
 
     async def unpin(self, generation: Generation, progress: Progress) -> None:
         """Allow eviction of a pinned file."""
-        async with self._disk.using(generation) as blob, self._pinning():
-            await self._disk.pin(blob, False)
+        async with self._blobs.using(generation) as blob, self._pinning():
+            await self._residencies.pin(blob, False)
             await self._host.unpin(blob)
 
     async def evict(self, generation: Generation, progress: Progress) -> None:
         """Evict a file, its pages in memory, and what extras have of it. Raises InUseError while it is in use."""
         for _ in range(RELEASE_CHECKS):
-            here = await self._disk.residency(generation)
+            here = await self._residencies.of(generation)
             if here.users == 0 or here.pinned:
                 break
             await trio.sleep(RELEASE_INTERVAL_S)
@@ -214,7 +220,7 @@ class Actions:
             progress.absent(generation.size)
         for extra in self._extras:
             extra.check_idle(generation)
-        await self._disk.evict(generation)
+        await self._residencies.evict(generation)
         for extra in self._extras:
             await extra.evicted(generation)
         await self._forget_pages(generation)  # last: it waits for reads in flight if a program opens the file again
@@ -231,7 +237,7 @@ class Actions:
 
         Raises BlobDamagedError if it was damaged, even if it is repaired now.
         """
-        if (await self._disk.residency(generation)).disk_bytes == 0:
+        if (await self._residencies.of(generation)).disk_bytes == 0:
             progress.absent(generation.size)
         damaged = await self._integrity.verify(generation)
         if damaged:

@@ -24,7 +24,7 @@ from trimsfs.namespace.listing import SLICE, NonObject
 from trimsfs.namespace.tree import Namespace
 from trimsfs.origins import ByPath, by_path
 from trimsfs.stores.circuit_breaker import CircuitBreaker
-from trimsfs.tiers.disk.interfaces import Residencies
+from trimsfs.tiers.disk.interfaces import KnownBlobs, Residencies
 from trimsfs.types import Generation, Symlink
 
 log = logging.getLogger(__name__)
@@ -42,14 +42,16 @@ class Commands:
     def __init__(
         self,
         namespace: Namespace,
-        disk: Residencies,
+        blobs: KnownBlobs,
+        residencies: Residencies,
         actions: Actions,
         breaker: CircuitBreaker | ByPath[CircuitBreaker],
         ledger: Ledger,
         extras: Sequence[Extra],
     ) -> None:
         self._namespace = namespace
-        self._disk = disk
+        self._blobs = blobs
+        self._residencies = residencies
         self._actions = actions
         self._breakers = by_path(breaker)
         self.jobs = Jobs(ledger, partial(self._outage, patient=True))
@@ -219,7 +221,7 @@ class Commands:
 
     async def _cached(self, prefix: str, *, exactly: bool = False) -> dict[str, Generation]:
         """What is cached below a prefix, or of this key *exactly*. Derived blobs go with their models."""
-        keys = {here.generation.key: here.generation for here in await self._disk.residencies()}
+        keys = {here.generation.key: here.generation for here in await self._residencies.all()}
         return {
             key: generation
             for key, generation in keys.items()
@@ -233,7 +235,7 @@ class Commands:
         """
         name = order.path.removesuffix("/")
         generations, failures, elsewhere = list[Generation](), list[TrimsError](), set[str]()
-        for here in await self._disk.residencies():
+        for here in await self._residencies.all():
             key = here.generation.key
             if here.pinned and (not name or key == name or key.startswith(f"{name}/")):
                 generations.append(here.generation)
@@ -242,7 +244,7 @@ class Commands:
         if elsewhere and self._namespace.has_links:
             try:
                 below, failures = await self._below(order, progress)
-                generations += [each for each in below if each.token(self._disk.store) in elsewhere]
+                generations += [each for each in below if self._blobs.token(each) in elsewhere]
             except StoreError as error:
                 failures.append(error)  # links there may lead to pinned files
         return generations, failures

@@ -22,7 +22,7 @@ from trimsfs.opening.passthrough import Passthrough
 from trimsfs.telemetry.open_trace import OpenTrace
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Deduplication
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import KnownBlobs, Residencies
 from trimsfs.tiers.disk.residency import Residency
 from trimsfs.types import Generation
 
@@ -55,7 +55,8 @@ class Reports:
 
     def __init__(
         self,
-        disk: DiskTier,
+        blobs: KnownBlobs,
+        residencies: Residencies,
         passthrough: Passthrough,
         deduplication: Deduplication,
         extras: Sequence[Extra],
@@ -69,7 +70,8 @@ class Reports:
         traces: Callable[[], Iterator[OpenTrace]],
         may_tell: Callable[[Generation], bool] = lambda _: True,
     ) -> None:
-        self._disk = disk
+        self._blobs = blobs
+        self._residencies = residencies
         self._passthrough = passthrough
         self._deduplication = deduplication
         self._extras = extras
@@ -86,7 +88,7 @@ class Reports:
     async def info(self, inode: Inode, caller: Caller) -> bytes:
         """What is cached of a file, or of each file below a directory."""
         if inode.generation is not None:
-            return as_json(self._model(await self._disk.residency(inode.generation)))
+            return as_json(self._model(await self._residencies.of(inode.generation)))
         return await self.models(inode.path, caller)
 
     async def models(self, prefix: str, caller: Caller) -> bytes:
@@ -126,10 +128,10 @@ class Reports:
 
     async def _here(self) -> list[Residency]:
         """What is cached of all objects; the newest of several generations of a path is the last."""
-        on_disk = await self._disk.residencies()
+        on_disk = await self._residencies.all()
         elsewhere = {token: each for extra in self._extras for token, each in extra.generations().items()}
         absent = elsewhere.keys() - {here.token for here in on_disk}
-        return [*[await self._disk.residency(elsewhere[token]) for token in absent], *on_disk]
+        return [*[await self._residencies.of(elsewhere[token]) for token in absent], *on_disk]
 
     async def inventory(self, path: str, caller: Caller) -> Inventory:
         """All files below a directory, with what is cached of those that the caller may read.
@@ -142,7 +144,7 @@ class Reports:
             by_token = {here.token: here for here in await self._here()}
 
         def here(generation: Generation) -> dict[str, object] | None:
-            known = by_token.get(generation.token(self._disk.store)) if by_token else None
+            known = by_token.get(self._blobs.token(generation)) if by_token else None
             if known is None or not self._may_learn(generation, caller):
                 return None
             return self._model(replace(known, generation=generation))
@@ -202,9 +204,8 @@ class Reports:
         Files in quarantine are those that the caller may read.
         """
         facts = self._facts()
-        facts["cache_problem"] = facts["cache_problem"] or self._disk.too_small()
-        facts["cache_disk_bytes"] = self._disk.disk_bytes()
-        damaged = [blob.generation for blob in self._disk.quarantined() if self._may_learn(blob.generation, caller)]
+        quarantined = [blob.generation for blob in self._blobs if blob.health.quarantined]
+        damaged = [generation for generation in quarantined if self._may_learn(generation, caller)]
         facts["quarantine"] = names = sorted(_shown(generation.key) for generation in damaged)
         facts["quarantine_problem"] = f"in quarantine: {', '.join(names)}" if names else None
         if not self._authorisation.may_command(caller):
@@ -218,7 +219,7 @@ class Reports:
         return as_json(extra.report(lambda generation: self._authorisation.may_read(generation.key, caller), uid))
 
     def _model(self, here: Residency) -> dict[str, object]:
-        generation, blob = here.generation, self._disk.known(here.token)
+        generation, blob = here.generation, self._blobs.known(here.token)
         return {
             "path": _shown(generation.key),
             "size": generation.size,

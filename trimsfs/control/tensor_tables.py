@@ -36,8 +36,8 @@ class RenderedTable:
 class TensorTables:
     """The tensor tables of a mount's files."""
 
-    def __init__(self, disk: BlobUse, fetcher: Fetcher) -> None:
-        self._disk = disk
+    def __init__(self, blobs: BlobUse, fetcher: Fetcher) -> None:
+        self._blobs = blobs
         self._fetcher = fetcher
         self._limiter = trio.CapacityLimiter(AT_ONCE)
         # By the blob's token: those that anybody has, and those that are kept for the next.
@@ -49,7 +49,7 @@ class TensorTables:
 
         Who keeps the result shares its bytes with who asks next.
         """
-        async with self._disk.using(generation) as blob:
+        async with self._blobs.using(generation) as blob:
             rendered = self._known(blob)
             if rendered is None:
                 revision = blob.health.revision
@@ -69,7 +69,7 @@ class TensorTables:
     async def tensors(self, generation: Generation) -> TensorTable | None:
         """The table of a file; None for an unknown format. Raises the errors of a read."""
         try:
-            async with self._disk.using(generation) as blob:
+            async with self._blobs.using(generation) as blob:
                 return await self._in_thread(_parsed, blob)
         except FormatError:
             return None

@@ -9,7 +9,7 @@ from trimsfs.control.reports import Reports
 from trimsfs.control.tensor_tables import TensorTables
 from trimsfs.namespace.inodes import Inode, InodeKind
 from trimsfs.namespace.tree import Namespace
-from trimsfs.tiers.disk.interfaces import Residencies
+from trimsfs.tiers.disk.interfaces import KnownBlobs, Residencies
 from trimsfs.tiers.disk.residency import Residency
 from trimsfs.types import Generation
 
@@ -28,21 +28,22 @@ class Xattrs:
     def __init__(
         self,
         namespace: Namespace,
-        disk: Residencies,
+        blobs: KnownBlobs,
+        residencies: Residencies,
         tables: TensorTables,
         extras: Sequence[Extra],
         reports: Reports,
         *,
         problem: Callable[[Generation], str | None],
     ) -> None:
-        self._disk = disk
+        self._residencies = residencies
         self._tables = tables
         self._extras = extras
         self._problem = problem
         # These need no lookup in the disk tier.
         self._of_identity: dict[str, Callable[[Generation], str]] = {
             "etag": lambda generation: generation.etag,
-            "generation": lambda generation: generation.token(disk.store),
+            "generation": blobs.token,
             "replaced": lambda generation: _boolean(namespace.is_replaced(generation)),
         }
         self._of_residency: dict[str, Callable[[Residency], str]] = {
@@ -75,7 +76,7 @@ class Xattrs:
         if short in self._of_identity:
             return self._of_identity[short](generation).encode()
         if short in self._of_residency:
-            return self._of_residency[short](await self._disk.residency(generation)).encode()
+            return self._of_residency[short](await self._residencies.of(generation)).encode()
         values = (extra.xattr(generation, short, caller) for extra in self._extras)
         return next((value for value in values if value is not None), None)
 

@@ -20,7 +20,7 @@ from trimsfs.fetch.store_requests import StoreRequests
 from trimsfs.stores.retrying import Retrying
 from trimsfs.telemetry.open_trace import VERIFY, spanning
 from trimsfs.tiers.blob import Blob, ChunkState
-from trimsfs.tiers.disk.interfaces import BlobWrites
+from trimsfs.tiers.disk.interfaces import ChunkChecks, ChunkWrites
 from trimsfs.types import ChunkRecord
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,8 @@ class BatchFetcher:
     def __init__(
         self,
         copier: Copier,
-        disk: BlobWrites,
+        writes: ChunkWrites,
+        checks: ChunkChecks,
         retrying: Retrying,
         requests: StoreRequests,
         scheduler: FlightScheduler,
@@ -47,7 +48,8 @@ class BatchFetcher:
         completed: Callable[[Blob], Awaitable[object]],
     ) -> None:
         self._copier = copier
-        self._disk = disk
+        self._writes = writes
+        self._checks = checks
         self._retrying = retrying
         self._requests = requests
         self._scheduler = scheduler
@@ -173,7 +175,7 @@ class BatchFetcher:
             except OSError as error:
                 log.error("%s: cannot read chunk %d: %s", blob.generation.key, chunk, error)
                 crc = None
-            if not await self._disk.damage.check_chunk(blob, chunk, crc):
+            if not await self._checks.check_chunk(blob, chunk, crc):
                 return False
             self.verified += 1
             return True
@@ -200,15 +202,14 @@ class BatchFetcher:
             left = [flight for flight in batch if not flight.done.is_set()]
             if not left:
                 return  # cancelled while the disk made space
-            if not await self._disk.space.reserve(blob, _stop(left) - _start(left)):
+            if not await self._writes.reserve(blob, _stop(left) - _start(left)):
                 break
             if await self._fetch_into_blob(left, last=last):
                 return
         for flight in batch:
             if flight.done.is_set():
                 continue
-            self._disk.space.refused()
-            self._scheduler.stop_prefetch(blob, no_room(blob, self._disk.space.tenant_full(blob)))
+            self._scheduler.stop_prefetch(blob, no_room(blob, self._writes.refused(blob)))
             if flight.demanded:
                 flight.data = await self._uncached.fetch(blob, flight.chunk)
                 self._publish(flight)
@@ -233,7 +234,7 @@ class BatchFetcher:
             position += record.length
             heard = trio.current_time()
             self._retrying.breaker.answered()
-            self._disk.wrote(blob, record)
+            self._writes.wrote(blob, record)
             self._requests.came(blob, record.length)
             self._publish(flights[record.chunk])
 
@@ -256,10 +257,10 @@ class BatchFetcher:
             subject = f"{blob.generation.key} at {position}"
             await self._retrying.call(subject, attempt, heard=lambda: heard, token=blob.token)
         except OSError as error:
-            await self._disk.space.write_failed(blob, stop - position, error, last=last)
+            await self._writes.write_failed(blob, stop - position, error, last=last)
             return False
         except BaseException:
-            self._disk.space.unreserve(blob, stop - position)
+            self._writes.unreserve(blob, stop - position)
             raise
         return True
 

@@ -1,8 +1,9 @@
 """Equal chunks: what a host has of a model's other versions is copied from there, and not fetched again."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import trio
 from cachetools import LRUCache
@@ -13,8 +14,8 @@ from trimsfs.fetch.flights import Flight
 from trimsfs.stores.layouts.versioned import VersionedStore
 from trimsfs.telemetry.open_trace import spanning
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.disk_tier import DiskTier
-from trimsfs.tiers.index.chunk_records import LocalChunk
+from trimsfs.tiers.disk.interfaces import ChunkWrites, KnownBlobs
+from trimsfs.tiers.index.chunk_records import EqualChunks, LocalChunk
 from trimsfs.types import ChunkRecord
 
 MOST_BLOBS = 64
@@ -34,11 +35,23 @@ class EqualChunkCopier:
 
     The copier compares their bytes with the SHA-256 that the version records for them. Where it records only that of
     the whole file, they come from a blob that had this one. The copier then compares them with the CRC32C that they had
-    there.
+    there. *path* gives the file of a blob by its token.
     """
 
-    def __init__(self, disk: DiskTier, copier: Copier, versions: VersionedStore) -> None:
-        self._disk = disk
+    def __init__(
+        self,
+        records: EqualChunks,
+        blobs: KnownBlobs,
+        writes: ChunkWrites,
+        copier: Copier,
+        versions: VersionedStore,
+        *,
+        path: Callable[[str], Path],
+    ) -> None:
+        self._records = records
+        self._blobs = blobs
+        self._writes = writes
+        self._path = path
         self._copier = copier
         self._versions = versions
         self._known: LRUCache[str, _Known] = LRUCache(MOST_BLOBS)
@@ -76,8 +89,7 @@ class EqualChunkCopier:
                 ChunkRecord(chunk=chunk, length=blob.length_of(chunk), crc=crc)
                 for chunk, crc in enumerate(fingerprint.chunks)
             ]
-        await self._disk.flush()
-        local_chunks = await self._disk.equal_chunks.find(
+        local_chunks = await self._records.find(
             file.model, blob.token, chunks, size=generation.size, digest=f"sha256:{whole.hex()}"
         )
         digests = fingerprint.digest if fingerprint is not None and chunks else lambda _chunk: b""
@@ -93,7 +105,7 @@ class EqualChunkCopier:
         blob, (local, sha256) = flight.blob, equal[flight.chunk]
         start, stop = blob.span_of(flight.chunk)
         record = ChunkRecord(chunk=flight.chunk, length=stop - start, crc=local.record.crc)
-        if flight.done.is_set() or not await self._disk.space.reserve(blob, record.length):
+        if flight.done.is_set() or not await self._writes.reserve(blob, record.length):
             return False
         copied, resizes = False, blob.resizes
         try:
@@ -106,17 +118,17 @@ class EqualChunkCopier:
             copied = False  # evicted meanwhile, most likely; the fetch finds out if the disk fails
         finally:
             if not copied:
-                self._disk.space.unreserve(blob, record.length)
+                self._writes.unreserve(blob, record.length)
         if copied:
-            self._disk.wrote(blob, record)
+            self._writes.wrote(blob, record)
             self.copied_bytes += record.length
         return copied
 
     @contextmanager
     def _opened(self, local: LocalChunk) -> Iterator[int]:
         """A descriptor of a blob's file. Raises OSError."""
-        blob = self._disk.known(local.token)
-        descriptor = os.open(self._disk.files.path(local.token), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        blob = self._blobs.known(local.token)
+        descriptor = os.open(self._path(local.token), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         if blob is not None:
             blob.opened_again += 1  # a lease would take it for a program's
         try:

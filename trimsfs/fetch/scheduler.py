@@ -12,7 +12,7 @@ from trimsfs.fetch.flights import Flight, Lane, Prefetch, Priority, Urgency, no_
 from trimsfs.fetch.peers import Peers
 from trimsfs.fetch.store_requests import StoreSpeed
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import BlobUse, Room
 
 LINGER_S = 0.1
 """How long an unwanted batch goes on: programs open a file twice in a row, and again after each signal."""
@@ -30,8 +30,9 @@ class FlightScheduler:
     Invariant: a flight is listed, and a user of its blob, from its demand or start until it lands.
     """
 
-    def __init__(self, disk: DiskTier, peers: Peers | None = None, *, batch_limit: int) -> None:
-        self._disk = disk
+    def __init__(self, blobs: BlobUse, room: Room, peers: Peers | None = None, *, batch_limit: int) -> None:
+        self._blobs = blobs
+        self._room = room
         self._peers = peers
         self._batch_limit = batch_limit
         self._flights: dict[tuple[str, int], Flight] = {}
@@ -91,7 +92,7 @@ class FlightScheduler:
         if prefetch is not None:
             prefetch.tell()
         flight.land()
-        self._disk.release(flight.blob)
+        self._blobs.release(flight.blob)
 
     def land_unfinished(self, batch: Sequence[Flight], error: StoreError) -> None:
         """Land those flights of a batch that have not landed, with an error."""
@@ -203,7 +204,7 @@ class FlightScheduler:
         for urgency, prefetch in self._by_urgency():
             if not prefetch.blob.attached:
                 continue
-            if not prefetch.waited_for and self._disk.space.full(prefetch.blob.generation):
+            if not prefetch.waited_for and self._room.full(prefetch.blob.generation):
                 if prefetch.callers[Urgency.AHEAD]:
                     prefetch.stop(no_room(prefetch.blob))  # else its callers would wait for ever
                 continue

@@ -53,7 +53,8 @@ from trimsfs.stores.base import Store
 from trimsfs.stores.retrying import Retrying
 from trimsfs.telemetry.model_counters import ModelCounters
 from trimsfs.tiers.blob import Blob, ChunkState
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import BlobUse, ChunkChecks
+from trimsfs.tiers.disk.space import DiskSpace
 from trimsfs.types import Buffer, ChunkRecord, Generation
 
 BATCH_LIMIT = 4
@@ -77,11 +78,14 @@ class StoreFetcher:
     def __init__(
         self,
         copier: Copier,
-        disk: DiskTier,
+        blobs: BlobUse,
+        space: DiskSpace,
+        checks: ChunkChecks,
         retrying: Retrying,
         speed: StoreSpeed,
         *,
         memory_limit: int,
+        chunk_size: int,
         streaming: bool,
         models: ModelCounters,
         completed: Callable[[Blob], Awaitable[object]],
@@ -91,23 +95,25 @@ class StoreFetcher:
         store: Store | None = None,
         early: EarlyHeads | None = None,
     ) -> None:
-        self._disk = disk
+        self._blobs = blobs
+        self._chunk_size = chunk_size
         self._speed = speed
         self._retrying = retrying
         self._equal = equal
         self._background = Background()
         self._requests = StoreRequests(copier, retrying, speed, models=models, names=names, store=store)
-        self._scheduler = FlightScheduler(disk, peers, batch_limit=BATCH_LIMIT if streaming else 1)
+        self._scheduler = FlightScheduler(blobs, space, peers, batch_limit=BATCH_LIMIT if streaming else 1)
         self._random_reads = RandomReads(self._requests, self._scheduler, limit=speed.limit.maximum)
         self._first_bytes = None
         if peers is not None or store is not None:
             self._first_bytes = FirstBytes(self._requests, retrying, self._background, peers, early)
-        self._uncached = UncachedChunks(self._requests, limit=max(1, memory_limit // disk.chunk_size // 2))
+        self._uncached = UncachedChunks(self._requests, limit=max(1, memory_limit // chunk_size // 2))
         self._slots = Slots(speed, peers)
         self._under_way = BatchesUnderWay(self._scheduler, self._background)
         self._batches = BatchFetcher(
             copier,
-            disk,
+            space,
+            checks,
             retrying,
             self._requests,
             self._scheduler,
@@ -216,7 +222,7 @@ class StoreFetcher:
             batch = batch or self._scheduler.next_for_others(self._slots.for_others)
             if not batch:
                 for_others = False
-                least = self._speed.least_batch(self._disk.chunk_size)
+                least = self._speed.least_batch(self._chunk_size)
                 batch, held_back = self._scheduler.next_prefetched(self._slots.for_prefetched, least=least)
                 if not batch:
                     if held_back:
@@ -249,7 +255,7 @@ class StoreFetcher:
             self._scheduler.land_unfinished(batch, stopping(blob))
             if self._first_bytes is not None:
                 self._first_bytes.ended(batch)
-            self._disk.release(blob)
+            self._blobs.release(blob)
             self._slots.give_back(batch[0].lane, for_others=for_others)
             self._wanted_at = trio.current_time()
             self._pump()

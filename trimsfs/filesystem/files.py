@@ -25,7 +25,7 @@ from trimsfs.telemetry.model_counters import Counts
 from trimsfs.telemetry.open_trace import OpenTrace, Why
 from trimsfs.telemetry.tracer import Tracer
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.interfaces import BlobUse
+from trimsfs.tiers.disk.interfaces import FileOpens
 from trimsfs.types import Buffer, Generation
 
 WEIGHTS = (
@@ -64,7 +64,7 @@ class Files:
     def __init__(
         self,
         names: Names,
-        disk: BlobUse,
+        blobs: FileOpens,
         control: Control,
         prefetcher: Prefetcher,
         opener: Opener,
@@ -77,7 +77,7 @@ class Files:
         self._tracer = tracer
         self._drop_pages = drop_pages
         self._names = names
-        self._disk = disk
+        self._blobs = blobs
         self._control = control
         self._prefetcher = prefetcher
         self._opener = opener
@@ -143,14 +143,14 @@ class Files:
             raise
         trace = self._tracer.begin(thread, inode.path)
         with trace.spanning("index"):
-            blob = await self._disk.acquire(generation, opening=True)
+            blob = await self._blobs.acquire(generation, opening=True)
         self._tracer.about(trace, self._why(blob), generation.size, blob)
         self._prefetcher.record_open(blob, readable_by(self._control.authorisation, caller))
         try:
             await self._trust.admit(blob, interruptible)
             passed = await self._opener.open(inode, blob, interruptible, thread)
         except BaseException as error:
-            self._disk.release(blob)
+            self._blobs.release(blob)
             if isinstance(error, ObjectChangedError):
                 self._look_up_again(inode, thread)
             self._end(trace, error)
@@ -203,8 +203,8 @@ class Files:
         handle, blob, counts = self._spare.pop(number, (0, None, None))
         if blob is None or handle >> BACKING_SHIFT != blob.backing_id:
             self._handles.remove(handle)
-            handle, blob = 0, self._disk.known(inode.generation.token(self._disk.store))
-        if blob is None or not self._opener.ready(inode, blob) or not self._disk.unchanged(blob):
+            handle, blob = 0, self._blobs.known(self._blobs.token(inode.generation))
+        if blob is None or not self._opener.ready(inode, blob) or not self._blobs.unchanged(blob):
             self._handles.remove(handle)
             return None
         handle = handle or self._handles.made(inode, blob)
@@ -217,7 +217,7 @@ class Files:
         inode, blob, counts, began = self._resident.pop(handle)
         waited = time.perf_counter() - began
         counts = counts or self._tracer.models.of(inode.path)
-        self._disk.use(blob, inode.generation or blob.generation)
+        self._blobs.use(blob, inode.generation or blob.generation)
         self._prefetcher.record_open(blob, readable_by(self._control.authorisation, caller))
         self._opener.opened(inode, blob)
         if self._opener.reopens.expected(thread, inode.path):
@@ -313,6 +313,6 @@ class Files:
         self._opener.closed(file.inode, file.blob, passed=passed)
         self._ioctls.closed(handle)
         self._prefetcher.closed(file.blob)
-        self._disk.release(file.blob)
+        self._blobs.release(file.blob)
         if not passed and not file.inode.cached and file.blob.backing_id:
             self._drop_pages(file.inode.number)

@@ -27,7 +27,7 @@ from trimsfs.prefetch.prefetcher import Prefetcher
 from trimsfs.telemetry.histogram import Histogram
 from trimsfs.telemetry.model_counters import ModelStatistics
 from trimsfs.telemetry.tracer import Tracer
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import FileOpens, Residencies, Room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,9 @@ class Filesystem:
     def __init__(
         self,
         namespace: Namespace,
-        disk: DiskTier,
+        blobs: FileOpens,
+        residencies: Residencies,
+        room: Room,
         control: Control,
         prefetcher: Prefetcher,
         opener: Opener,
@@ -73,7 +75,8 @@ class Filesystem:
         drop_pages: Callable[[int], None],
     ) -> None:
         self._inodes = namespace.inodes
-        self._disk = disk
+        self._blobs = blobs
+        self._room = room
         self._control = control
         self._opener = opener
         self._trust = trust
@@ -82,10 +85,10 @@ class Filesystem:
         self.handles = handles = Handles(ledger)
         describe = Describer(namespace.inodes, control.authorisation.permissions, mounted_ns=mounted_ns)
         aliases = AliasTargets(ledger)
-        self.names = Names(namespace, disk, control, opener.reopens, describe, handles, tracer, aliases, prune)
-        self.ioctls = Ioctls(namespace.inodes, disk, control, opener.passthrough, trust, handles)
+        self.names = Names(namespace, blobs, control, opener.reopens, describe, handles, tracer, aliases, prune)
+        self.ioctls = Ioctls(namespace.inodes, residencies, control, opener.passthrough, trust, handles)
         self.files = Files(
-            self.names, disk, control, prefetcher, opener, trust, handles, self.ioctls, tracer, drop_pages
+            self.names, blobs, control, prefetcher, opener, trust, handles, self.ioctls, tracer, drop_pages
         )
 
     async def restore(self) -> None:
@@ -93,7 +96,7 @@ class Filesystem:
         self._opener.reopens.restore()
         opened = self.handles.restore(self._inodes, self._control.restored)
         files = {handle: inode for handle, inode in opened.items() if inode.kind is InodeKind.OBJECT}
-        blobs = await self._disk.recall([inode.generation for inode in files.values() if inode.generation is not None])
+        blobs = await self._blobs.recall([inode.generation for inode in files.values() if inode.generation is not None])
         for (handle, inode), blob in zip(files.items(), blobs, strict=True):
             self.handles.files[handle] = OpenFile(inode, blob)
             blob.users += 1
@@ -156,5 +159,4 @@ class Filesystem:
 
     def space(self) -> tuple[int, int]:
         """Bytes for models on disk: in total, and free."""
-        free = self._disk.space.free_bytes()
-        return self._disk.statistics().used_bytes + free, free
+        return self._room.sizes()

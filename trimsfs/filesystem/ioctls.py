@@ -20,14 +20,14 @@ class Ioctls:
     def __init__(
         self,
         inodes: Inodes,
-        disk: Residencies,
+        residencies: Residencies,
         control: Control,
         passthrough: Passthrough,
         trust: Trust,
         handles: Handles,
     ) -> None:
         self._inodes = inodes
-        self._disk = disk
+        self._residencies = residencies
         self._control = control
         self._of_extras = {number: answer for extra in control.extras for number, answer in extra.ioctls.items()}
         self._passthrough = passthrough
@@ -42,7 +42,7 @@ class Ioctls:
         inode = self._inodes[number]
         if inode.kind is not InodeKind.OBJECT or inode.generation is None:
             raise NoSuchEntryError(f"{inode.path} is not a model file")
-        here = await self._disk.residency(inode.generation)
+        here = await self._residencies.of(inode.generation)
         host = UNKNOWN if here.host_bytes is None else here.host_bytes
         flags = (
             (IS_VERIFIED if here.verified else 0)

@@ -16,7 +16,7 @@ from trimsfs.namespace.listing import CONTROL_NAME, NAME_MAX, Entry, Listing, No
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.reopens import Reopens
 from trimsfs.telemetry.tracer import Tracer
-from trimsfs.tiers.disk.interfaces import BlobUse
+from trimsfs.tiers.disk.interfaces import KnownBlobs
 from trimsfs.types import Generation, Symlink
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Names:
     def __init__(
         self,
         namespace: Namespace,
-        disk: BlobUse,
+        blobs: KnownBlobs,
         control: Control,
         reopens: Reopens,
         describe: Describer,
@@ -51,7 +51,7 @@ class Names:
         self._beyond = 0
         """Lookups counted while there were more than MANY_INODES."""
         self.inodes = namespace.inodes
-        self._disk = disk
+        self._blobs = blobs
         self._control = control
         self._reopens = reopens
         self._describe = describe
@@ -153,7 +153,7 @@ class Names:
 
     def _is_here(self, generation: Generation) -> bool:
         """Whether a generation is known to be on disk as a whole."""
-        blob = self._disk.known(generation.token(self._disk.store))
+        blob = self._blobs.known(self._blobs.token(generation))
         return blob is not None and blob.complete
 
     async def _lookup_control(self, directory: Inode, name: bytes) -> Attributes:

@@ -17,7 +17,7 @@ from trimsfs.namespace.inodes import Inode
 from trimsfs.opening.cold_open import Interruptible, not_compared
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import Room
 from trimsfs.types import Buffer, Generation
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class Trust:
 
     def __init__(
         self,
-        disk: DiskTier,
+        room: Room,
         fetcher: Fetcher,
         passthrough: Passthrough,
         *,
@@ -45,7 +45,7 @@ class Trust:
         rights: Rights | None,
         shows_content: Callable[[str], bool],
     ) -> None:
-        self._disk = disk
+        self._room = room
         self._fetcher = fetcher
         self._passthrough = passthrough
         self._compared = compared
@@ -124,7 +124,7 @@ class Trust:
     async def _compare(self, blob: Blob) -> bool:
         """Compare a blob with the store's digest. Returns False if the disk has no room for all of it."""
         if not blob.complete:
-            if not blob.health.revision or self._disk.space.full(blob.generation):
+            if not blob.health.revision or self._room.full(blob.generation):
                 return False
             try:
                 await self._fetcher.fetch_all(blob)

@@ -16,7 +16,7 @@ from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.integrity.quarantine import Quarantine
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.damage import Damage
 from trimsfs.tiers.threads import Threads
 from trimsfs.types import Generation
 
@@ -46,7 +46,7 @@ class Repair:
 
     def __init__(
         self,
-        disk: DiskTier,
+        damage: Damage,
         fetcher: Fetcher,
         copier: Copier,
         retrying: Retrying,
@@ -55,7 +55,7 @@ class Repair:
         unregister: Callable[[Blob], None],
         repaired: Callable[[Generation], Awaitable[object]],
     ) -> None:
-        self._disk = disk
+        self._damage = damage
         self._fetcher = fetcher
         self._copier = copier
         self._retrying = retrying
@@ -97,13 +97,13 @@ class Repair:
             if not damaged and record.crc == blob.crc(chunk):
                 return False
             if record.crc != blob.crc(chunk):
-                await self._disk.damage.set_digest(blob, None)
+                await self._damage.set_digest(blob, None)
             start, _ = blob.span_of(chunk)
             await self._threads.run(_copy, descriptor, blob.fileno(), start, record.length)
         finally:
             os.close(descriptor)
         self.repaired_chunks += 1
-        self._disk.damage.repaired(blob, record)
+        self._damage.repaired(blob, record)
         return True
 
     async def _record_wrong(self, blob: Blob) -> None:
@@ -156,7 +156,7 @@ class Repair:
             return False  # a reader found the damage first
         if crc == blob.crc(chunk) and chunk not in blob.health.lost:
             if blob.states[chunk] == ChunkState.UNVERIFIED:
-                await self._disk.damage.check_chunk(blob, chunk, crc)
+                await self._damage.check_chunk(blob, chunk, crc)
             return False
         await self._repair_chunk(blob, chunk)
         return True
@@ -197,7 +197,7 @@ class Repair:
             if blob.users == 1 or blob.states[chunk] == ChunkState.UNVERIFIED:
                 if blob.users == 1:
                     self._unregister(blob)
-                await self._disk.damage.check_chunk(blob, chunk, None)
+                await self._damage.check_chunk(blob, chunk, None)
                 self.findings(blob).dropped = str(error)
             else:
                 self._quarantine.add(blob, BlobDamagedError(f"{key}: chunk {chunk} is damaged in the cache: {error}"))

@@ -18,7 +18,8 @@ from trimsfs.stores.retrying import Retrying
 from trimsfs.telemetry.histogram import Histogram
 from trimsfs.telemetry.open_trace import spanning
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.damage import Damage
+from trimsfs.tiers.disk.interfaces import KnownBlobs
 from trimsfs.tiers.host import page_cache
 from trimsfs.tiers.threads import Threads
 
@@ -79,9 +80,16 @@ class Comparer:
     how long comparisons took, with refetches."""
 
     def __init__(
-        self, disk: DiskTier, copier: Copier, retrying: Retrying, repair: Repair, quarantine: Quarantine
+        self,
+        blobs: KnownBlobs,
+        damage: Damage,
+        copier: Copier,
+        retrying: Retrying,
+        repair: Repair,
+        quarantine: Quarantine,
     ) -> None:
-        self._disk = disk
+        self._blobs = blobs
+        self._damage = damage
         self._copier = copier
         self._retrying = retrying
         self._repair = repair
@@ -94,7 +102,7 @@ class Comparer:
 
     def whole(self, blob: Blob) -> bool:
         """Whether a blob is complete, in its file, and still the one of its token."""
-        return self._disk.known(blob.token) is blob and blob.attached and blob.complete
+        return self._blobs.known(blob.token) is blob and blob.attached and blob.complete
 
     async def compare(self, blob: Blob, expected: Digest, *, idle_until: float | None = None) -> bool:
         """Compare a whole blob with its *expected* digest and refetch chunks that differ; whether it may be read.
@@ -222,7 +230,7 @@ class Comparer:
         elif match is Match.DIFFERENT:
             log.warning("%s: not compared: two fetches agree, but not with the store's digest %s", key, expected)
             self.trust.refuted(expected)
-        await self._disk.damage.set_digest(blob, digest)
+        await self._damage.set_digest(blob, digest)
         return True
 
 

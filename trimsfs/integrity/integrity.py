@@ -34,7 +34,8 @@ from trimsfs.stores.retrying import Retrying
 from trimsfs.telemetry.histogram import Histogram
 from trimsfs.telemetry.open_trace import spanning
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.damage import Damage
+from trimsfs.tiers.disk.interfaces import Durability, Inspection, Retention
 from trimsfs.types import CHUNK_SIZE, Generation
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,10 @@ class Integrity:
 
     def __init__(
         self,
-        disk: DiskTier,
+        blobs: Inspection,
+        damage: Damage,
+        durability: Durability,
+        residencies: Retention,
         fetcher: Fetcher,
         copier: Copier,
         retrying: Retrying,
@@ -85,14 +89,25 @@ class Integrity:
         ask_digest: AskDigest,
         repaired: Callable[[Generation], Awaitable[object]],
     ) -> None:
-        self._disk = disk
+        self._blobs = blobs
+        self._damage = damage
+        self._durability = durability
         self._ask_digest = ask_digest
         self._mode = digests
-        self.quarantine = Quarantine(disk, changed=passthrough.health_changed)
-        unregister = passthrough.unregister
-        self.repair = Repair(disk, fetcher, copier, retrying, self.quarantine, unregister=unregister, repaired=repaired)
-        self.comparer = Comparer(disk, copier, retrying, self.repair, self.quarantine)
-        self.scrubber = Scrubber(disk, self.repair, interval_s=scrub_interval_s, rate=scrub_rate, checked=self._checked)
+        self.quarantine = Quarantine(blobs, residencies, changed=passthrough.health_changed)
+        self.repair = Repair(
+            damage,
+            fetcher,
+            copier,
+            retrying,
+            self.quarantine,
+            unregister=passthrough.unregister,
+            repaired=repaired,
+        )
+        self.comparer = Comparer(blobs, damage, copier, retrying, self.repair, self.quarantine)
+        self.scrubber = Scrubber(
+            blobs, damage, self.repair, interval_s=scrub_interval_s, rate=scrub_rate, checked=self._checked
+        )
         self._deferred = DeferredComparisons(
             pace, quiet_s=fetcher.quiet_s, uncompared=self._uncompared, compare=self._compare_now
         )
@@ -110,8 +125,8 @@ class Integrity:
 
     async def run(self) -> None:
         """Run deferred comparisons, scrubs and repairs from quarantine until the server stops."""
-        for blob in self._disk.complete_blobs():
-            if not blob.health.compared:  # the previous server did not compare it
+        for blob in self._blobs:
+            if blob.attached and blob.complete and not blob.health.compared:  # the previous server did not compare it
                 self._deferred.add(blob, at_once=self._mode == "wait")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._deferred.run)
@@ -134,7 +149,7 @@ class Integrity:
                 self._deferred.add(blob)
                 return True
             if expected is None:
-                await self._disk.damage.set_digest(blob, "")
+                await self._damage.set_digest(blob, "")
                 return True
             if self._mode == "wait" or expected.at_once or blob.generation.size <= SMALL:
                 return await self.comparer.compare(blob, expected)
@@ -172,7 +187,7 @@ class Integrity:
         expected = await self._expected(blob.generation)
         if expected is None:
             if blob.health.digest == known:
-                await self._disk.damage.set_digest(blob, "")
+                await self._damage.set_digest(blob, "")
         elif self.comparer.whole(blob):
             await self.comparer.compare(blob, expected, idle_until=idle_until)
 
@@ -183,7 +198,7 @@ class Integrity:
 
         Returns the number of wrong chunks. Raises TrimsError when they cannot be repaired.
         """
-        async with self._disk.inspecting_cached(generation) as blob:
+        async with self._blobs.inspecting_cached(generation) as blob:
             if blob is None:
                 return 0
             if not blob.attached:
@@ -236,8 +251,8 @@ class Integrity:
                 break
         else:
             raise BlobDamagedError(f"{blob.generation.key}: damaged repeatedly in the cache: check the disk")
-        if lost and blob.health.quarantine is quarantine:
-            await self._disk.sync(blob)
+        if lost and blob.health.quarantine is quarantine and not await self._durability.sync_blob(blob):
+            raise BlobDamagedError(f"{blob.generation.key}: its chunks cannot be synced to the disk")
         if blob.health.quarantine is quarantine and blob.complete and self._mode != "off":
             await self._compare_now(blob)
             self._deferred.discard(blob)

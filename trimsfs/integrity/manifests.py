@@ -12,7 +12,7 @@ from trimsfs.namespace.derived import model_key
 from trimsfs.namespace.tree import Namespace
 from trimsfs.stores.digests import Digest
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.interfaces import BlobUse
+from trimsfs.tiers.disk.interfaces import BlobUse, KnownBlobs
 from trimsfs.types import Generation
 
 NAME = "model.sig"
@@ -34,10 +34,10 @@ class Manifests:
     """Finds manifests and keeps them in memory. With *required*, it refuses files without one."""
 
     def __init__(
-        self, namespace: Namespace, disk: BlobUse, fetcher: Fetcher, read_manifest: ReadManifest, *, required: bool
+        self, namespace: Namespace, blobs: BlobUse, fetcher: Fetcher, read_manifest: ReadManifest, *, required: bool
     ) -> None:
         self._namespace = namespace
-        self._disk = disk
+        self._blobs = blobs
         self._fetcher = fetcher
         self._read_manifest = read_manifest
         self._required = required
@@ -75,9 +75,9 @@ class Manifests:
         raise StoreUnavailableError(f"{directory}{NAME}: replaced repeatedly while being read: try again")
 
     async def _manifest(self, generation: Generation) -> Mapping[str, Digest]:
-        token = generation.token(self._disk.store)
+        token = self._blobs.token(generation)
         known = self._kept.get(token)
-        if isinstance(known, _Invalid) and known.outdated(self._disk):
+        if isinstance(known, _Invalid) and known.outdated(self._blobs):
             known = None
         if known is None:
             known = self._kept[token] = await self._read(generation)
@@ -88,7 +88,7 @@ class Manifests:
     async def _read(self, generation: Generation) -> "Mapping[str, Digest] | _Invalid":
         if generation.size > LARGEST:
             raise SignatureError(f"{generation.key}: larger than {LARGEST} bytes, the largest manifest that is read")
-        async with self._disk.using(generation) as blob:
+        async with self._blobs.using(generation) as blob:
             revision = blob.health.revision
             content = bytes(await self._fetcher.read(blob, 0, generation.size)) if generation.size else b""
         try:
@@ -107,9 +107,9 @@ class _Invalid:
         self._revision = revision
         self._read_at = trio.current_time()
 
-    def outdated(self, disk: BlobUse) -> bool:
+    def outdated(self, blobs: KnownBlobs) -> bool:
         """Whether the bytes of the manifest may have changed since."""
-        blob = disk.known(self._token)
+        blob = blobs.known(self._token)
         if blob is not None and blob is self._blob():
             return blob.health.revision != self._revision
         return trio.current_time() - self._read_at > INVALID_FOR_S

@@ -9,7 +9,7 @@ import trio
 
 from trimsfs.errors import CacheError, CacheUnusableError, InUseError, StoreError, TrimsError
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import KnownBlobs, Retention
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +23,9 @@ REFUTED_S = 60.0
 class Quarantine:
     """The blobs of a disk tier that are in quarantine. *changed* hears of each that is added or released."""
 
-    def __init__(self, disk: DiskTier, *, changed: Callable[[Blob], None]) -> None:
-        self._disk = disk
+    def __init__(self, blobs: KnownBlobs, residencies: Retention, *, changed: Callable[[Blob], None]) -> None:
+        self._blobs = blobs
+        self._residencies = residencies
         self._changed = changed
         self._since: dict[Blob, float] = {}
         self._added = trio.Event()
@@ -75,7 +76,7 @@ class Quarantine:
                 self._added = trio.Event()
             await trio.sleep(LOOK_INTERVAL_S)
             for blob, since in list(self._since.items()):
-                if self._disk.known(blob.token) is not blob:
+                if self._blobs.known(blob.token) is not blob:
                     if not blob.attached:
                         self._since.pop(blob, None)
                 elif isinstance(blob.health.quarantine, StoreError | CacheUnusableError):  # the next open tries again
@@ -84,7 +85,7 @@ class Quarantine:
                     if blob in self._refuted and trio.current_time() - since <= REFUTED_S:
                         continue
                     try:
-                        await self._disk.evict(blob.generation)
+                        await self._residencies.evict(blob.generation)
                     except (InUseError, CacheError) as error:
                         log.warning("%s: in quarantine and not evicted: %s", blob.generation.key, error)
                 elif trio.current_time() - since > RETRY_INTERVAL_S:

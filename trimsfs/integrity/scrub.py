@@ -9,7 +9,8 @@ import trio
 from trimsfs.errors import TrimsError
 from trimsfs.integrity.chunk_checks import Repair
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.damage import Damage
+from trimsfs.tiers.disk.interfaces import Inspection
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
@@ -22,9 +23,17 @@ class Scrubber:
     """Checks each blob on the disk once per *interval_s*, at *rate* bytes a second; then calls *checked*."""
 
     def __init__(
-        self, disk: DiskTier, repair: Repair, *, interval_s: float, rate: int, checked: Callable[[Blob], None]
+        self,
+        blobs: Inspection,
+        damage: Damage,
+        repair: Repair,
+        *,
+        interval_s: float,
+        rate: int,
+        checked: Callable[[Blob], None],
     ) -> None:
-        self._disk = disk
+        self._blobs = blobs
+        self._damage = damage
         self._repair = repair
         self._interval_s = interval_s
         self._rate = rate
@@ -33,21 +42,21 @@ class Scrubber:
     async def run(self) -> None:
         """Scrub until the server stops; do nothing if the interval is 0."""
         while self._interval_s:
-            generation = await self._disk.damage.next_to_scrub(time.time() - self._interval_s)
+            generation = await self._damage.next_to_scrub(time.time() - self._interval_s)
             if generation is None or not await self.scrub(generation):
                 await trio.sleep(min(LOOK_INTERVAL_S, self._interval_s))
 
     async def scrub(self, generation: Generation) -> bool:
         """Check a generation's blob on the disk and record the scrub; False if it failed or could not be recorded."""
         try:
-            async with self._disk.inspecting_cached(generation) as blob:
+            async with self._blobs.inspecting_cached(generation) as blob:
                 if blob is None or not blob.attached:
                     return False
                 try:
                     finished = await self._repair.check(blob, rate=self._rate)
                 finally:
                     self._checked(blob)
-                return not finished or await self._disk.damage.record_scrub(blob)
+                return not finished or await self._damage.record_scrub(blob)
         except TrimsError as error:
             log.warning("%s: scrub failed: %s", generation.key, error)
             return False

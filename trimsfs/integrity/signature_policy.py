@@ -48,7 +48,7 @@ class SignaturePolicy:
     def __init__(
         self,
         namespace: Namespace,
-        disk: BlobUse,
+        blobs: BlobUse,
         fetcher: Fetcher,
         read_manifest: ReadManifest,
         *,
@@ -57,12 +57,12 @@ class SignaturePolicy:
         compare: Callable[[Blob, Digest], Awaitable[object]],
         compare_later: Callable[[Blob], None],
     ) -> None:
-        self._disk = disk
+        self._blobs = blobs
         self._fetcher = fetcher
         self._fetch = fetch
         self._compare = compare
         self._compare_later = compare_later
-        self.manifests = Manifests(namespace, disk, fetcher, read_manifest, required=required)
+        self.manifests = Manifests(namespace, blobs, fetcher, read_manifest, required=required)
         self._admitted: FIFOCache[str, Digest | None] = FIFOCache(MOST_ADMITTED)
         """By the tokens of blobs, the digest by which each was admitted; None if it needed none."""
         self._refused: FIFOCache[tuple[str, Digest], float] = FIFOCache(MOST_REFUSED)
@@ -74,7 +74,7 @@ class SignaturePolicy:
 
     async def admit_file(self, generation: Generation, interruptible: Interruptible) -> None:
         """As `admit`, for a read without an open."""
-        async with self._disk.using(generation) as blob:
+        async with self._blobs.using(generation) as blob:
             await self.admit(blob, interruptible)
 
     async def admit(self, blob: Blob, interruptible: Interruptible) -> None:
@@ -171,7 +171,7 @@ class SignaturePolicy:
 
     async def expected(self, generation: Generation) -> Digest | None:
         """The digest by which a file was admitted, else its signed digest. Raises SignatureError."""
-        return self._admitted.get(generation.token(self._disk.store)) or await self.manifests.signed(generation)
+        return self._admitted.get(self._blobs.token(generation)) or await self.manifests.signed(generation)
 
 
 def not_compared_with_signature(blob: Blob) -> BlobDamagedError:

@@ -14,6 +14,7 @@ from trimsfs.namespace.inodes import IN_THE_STORE, Inode, InodeKind, Inodes, is_
 from trimsfs.namespace.inquiries import PAGES_LIMIT, Inquiries
 from trimsfs.namespace.kept_listings import KeptListings
 from trimsfs.namespace.known_directories import Directories
+from trimsfs.namespace.lifetimes import ABSENT_AFTER_S, Lifetimes
 from trimsfs.namespace.listing import Entry, Listing, NonObject, possible
 from trimsfs.origins import ByPath, Origins, by_path
 from trimsfs.stores.base import Store
@@ -22,10 +23,6 @@ from trimsfs.types import Generation, Symlink
 
 log = logging.getLogger(__name__)
 
-NEGATIVE_TTL_S = 5.0
-"""Longest that an absence is cached: a model just uploaded should appear soon."""
-ABSENT_AFTER_S = 3.0
-"""How long the store must be silent before its last answer that a name is absent serves."""
 LISTED_TTL_S = 1.0
 """How long a listing must still be valid to be given again, for programs that stat what they list."""
 STALE_FOR_S, RETRY_DEADLINE_S = 86_400.0, 15.0
@@ -73,9 +70,7 @@ class Namespace:
         breakers = by_path(breaker or CircuitBreaker(deadline_s=RETRY_DEADLINE_S))
         self._inquiries = breakers.map(lambda breaker: Inquiries(store, impatient or store, breaker))
         self._kept = kept
-        self._ttl_s = ttl_s
-        self._negative_ttl_s = min(ttl_s, NEGATIVE_TTL_S)
-        self._stale_for_s = stale_for_s
+        self._lifetimes = Lifetimes(ttl_s, stale_for_s)
         self._invalidate = invalidate
         self._replaced = replaced
         self._unlisted = unlisted
@@ -108,19 +103,19 @@ class Namespace:
         Raises StoreError when the request fails and no earlier answer serves.
         """
         if not possible(name):
-            return NonObject.ABSENT, self._negative_ttl_s
+            return NonObject.ABSENT, self._lifetimes.absent_s
         directory = self._directory(prefix)
-        answer = self._known(directory, name)
+        answer = self._lifetimes.known(directory, name)
         if answer is None and not directory.large:
             async with directory.turn() as its_turn:
-                answer = self._known(directory, name)
-                if its_turn and answer is None and not directory.large and not self._usable(directory):
+                answer = self._lifetimes.known(directory, name)
+                if its_turn and answer is None and not directory.large and not self._lifetimes.usable(directory):
                     answer = await self._refreshed(directory, prefix, name, most=1)
         return answer or await self._ask(directory, prefix, name)
 
     def known(self, prefix: str, name: bytes) -> tuple[Entry, float] | None:
         """`lookup` without a request to the store; None if that gives no answer."""
-        return self._known(self._directory(prefix), name) if possible(name) else None
+        return self._lifetimes.known(self._directory(prefix), name) if possible(name) else None
 
     def latest(self, prefix: str, name: bytes) -> Entry | None:
         """What a name is by the last answer, however old; None if there is none."""
@@ -154,27 +149,27 @@ class Namespace:
         await self._recall(directory, prefix)
         if not directory.complete and not directory.large and directory.recent_failure is None:
             self._unlisted(prefix + os.fsdecode(name))
-        patient = not directory.complete and not self._exists(directory.stale(name, self._oldest()))
+        patient = not directory.complete and not self._exists(directory.stale(name, self._lifetimes.oldest()))
         try:
             await self._refresh(directory, prefix, most=most, patient=patient)
         except StoreError:
-            answer = self._known(directory, name)
+            answer = self._lifetimes.known(directory, name)
             if answer is None and not directory.complete:
                 raise
             return answer
-        return self._known(directory, name)
+        return self._lifetimes.known(directory, name)
 
     async def entries(self, prefix: str) -> Listing:
         """All entries of a directory by name.
 
         Raises StoreError when the request fails and no earlier listing serves.
         """
-        directory, spare_s = self._directory(prefix), min(LISTED_TTL_S, self._ttl_s / 2)
-        if not self._usable(directory, spare_s, listed_ahead=False):
+        directory, spare_s = self._directory(prefix), min(LISTED_TTL_S, self._lifetimes.ttl_s / 2)
+        if not self._lifetimes.usable(directory, spare_s, listed_ahead=False):
             async with directory.lock:
-                if not self._usable(directory, spare_s, listed_ahead=False):
+                if not self._lifetimes.usable(directory, spare_s, listed_ahead=False):
                     await self._recall(directory, prefix)
-                    held = directory.complete and directory.listed >= self._oldest()
+                    held = directory.complete and directory.listed >= self._lifetimes.oldest()
                     try:
                         await self._refresh(directory, prefix, most=PAGES_LIMIT, patient=not held)
                     except StoreError:
@@ -186,7 +181,7 @@ class Namespace:
         """List a directory of one page before a program looks up a name there. Raises StoreError."""
         directory = self._directory(prefix)
         async with directory.turn() as its_turn:
-            if its_turn and not directory.large and not self._usable(directory):
+            if its_turn and not directory.large and not self._lifetimes.usable(directory):
                 await self._refresh(directory, prefix, most=1, patient=not directory.complete)
                 directory.ahead = True
 
@@ -197,7 +192,7 @@ class Namespace:
         """
         directory = self._directory(path)
         await self._recall(directory, path)
-        return directory.complete and directory.listed >= self._oldest()
+        return directory.complete and directory.listed >= self._lifetimes.oldest()
 
     def is_empty(self, path: str = "") -> bool:
         """Whether the last listing of the root of a store, at a *path* if there are several, has no name."""
@@ -220,7 +215,7 @@ class Namespace:
         directory = self._directories.get(prefix)
         if directory is None or directory.entries is not listing:
             return lambda _: 0.0
-        left = 0.0 if directory.expired else max(0.0, directory.listed + self._ttl_s - trio.current_time())
+        left = 0.0 if directory.expired else max(0.0, directory.listed + self._lifetimes.ttl_s - trio.current_time())
         return lambda name: 0.0 if name in directory.outdated or name in directory.names else left
 
     def known_entries(self, prefix: str) -> Listing:
@@ -281,63 +276,15 @@ class Namespace:
             directory.retry_at = LONG_AGO  # the failure belonged to an outage that is over
         return directory
 
-    def _usable(self, directory: Directory, spare_s: float = 0.0, *, listed_ahead: bool = True) -> bool:
-        """Whether the listing may be used: it is valid for *spare_s* more, or the store fails to give another.
-
-        Unless *listed_ahead*, one that no program has asked for is used only if the store fails.
-        """
-        now = trio.current_time()
-        asked_for = listed_ahead or not directory.ahead
-        if asked_for and not directory.expired and now + spare_s < directory.listed + self._ttl_s:
-            return True
-        failing = directory.breaker.failing or now < directory.retry_at
-        return failing and directory.complete and directory.listed >= self._oldest()
-
-    def _oldest(self) -> float:
-        """The time of the oldest answers that serve while the store fails."""
-        return trio.current_time() - self._stale_for_s
-
-    def _known(self, directory: Directory, name: bytes) -> tuple[Entry, float] | None:
-        """The cached answer for a name, and for how many seconds it holds; None when the store must be asked."""
-        now = trio.current_time()
-        if directory.may_be_outdated(name):
-            return None
-        asked = LONG_AGO
-        if name in directory.names:
-            entry, asked = directory.names[name]
-            left = asked + self._ttl(entry) - now
-            if left > 0 and asked >= directory.distrusted:
-                return entry, left
-        if not directory.expired and directory.listed > asked:
-            entry = directory.entries.get(name, NonObject.ABSENT)
-            left = directory.listed + self._ttl(entry) - now
-            if directory.ahead and entry is NonObject.ABSENT:
-                left = 0.0  # it may have come since
-            if left > 0 and entry is not NonObject.UNREADABLE:  # of an unreadable name, the store tells why
-                return entry, left
-        if directory.breaker.failing or now < directory.retry_at:
-            return self._stale(directory, name)
-        return None
-
-    def _stale(self, directory: Directory, name: bytes) -> tuple[Entry, float] | None:
-        """The last answer for a name while the store fails; an absence only after ABSENT_AFTER_S of silence."""
-        entry = directory.stale(name, self._oldest())
-        if entry is None or (entry is NonObject.ABSENT and directory.breaker.silent_s < ABSENT_AFTER_S):
-            return None
-        return entry, STALE_RETRY_S
-
     def _exists(self, entry: Entry | None) -> bool:
         return entry is not None and entry is not NonObject.ABSENT
-
-    def _ttl(self, entry: Entry) -> float:
-        return self._negative_ttl_s if entry is NonObject.ABSENT else self._ttl_s
 
     async def _ask(self, directory: Directory, prefix: str, name: bytes) -> tuple[Entry, float]:
         """Ask the store for one name; if that fails, use an expired answer."""
         asked = trio.current_time()
-        stale = None if directory.may_be_outdated(name) else directory.stale(name, self._oldest())
+        stale = None if directory.may_be_outdated(name) else directory.stale(name, self._lifetimes.oldest())
         known = self._exists(stale)
-        if known and asked < directory.retry_at and (answer := self._stale(directory, name)) is not None:
+        if known and asked < directory.retry_at and (answer := self._lifetimes.stale(directory, name)) is not None:
             return answer
         if (
             stale is NonObject.ABSENT
@@ -354,11 +301,11 @@ class Namespace:
         except StoreError as error:
             if not isinstance(error, StoreAccessError):  # access may be denied to this object alone
                 directory.failed(error)
-            if (answer := self._stale(directory, name)) is None:
+            if (answer := self._lifetimes.stale(directory, name)) is None:
                 raise
             return answer
         # What was learnt meanwhile may outdate the answer: nobody keeps it then.
-        left = self._ttl(entry) if asked >= directory.outdated_since(name) else 0.0
+        left = self._lifetimes.of(entry) if asked >= directory.outdated_since(name) else 0.0
         if directory.answered(name, entry, asked):
             self._forget_siblings(prefix)
         self._directories.weigh(prefix)
@@ -371,8 +318,8 @@ class Namespace:
         pages as names were asked for. This bounds all requests to about twice those of the better way, however many
         names are still to come.
         """
-        asked = directory.asked(self._ttl_s)
-        if asked < directory.worth_listing or self._usable(directory) or directory.lock.locked():
+        asked = directory.asked(self._lifetimes.ttl_s)
+        if asked < directory.worth_listing or self._lifetimes.usable(directory) or directory.lock.locked():
             return None
         if directory.unlistable is not None:
             return None
@@ -399,7 +346,7 @@ class Namespace:
         if listed.listing is None and (listed.problem is not None or most == PAGES_LIMIT):
             problem = listed.problem or f"more than {listed.names} names on {listed.pages} pages: too many to list"
             why = StoreUnavailableError(f"/{prefix}: the listing has no end: {problem}: open its files by name")
-            directory.cannot_be_listed(why, max(STALE_RETRY_S, self._ttl_s))
+            directory.cannot_be_listed(why, max(STALE_RETRY_S, self._lifetimes.ttl_s))
             if most == PAGES_LIMIT:
                 raise why
         if listed.listing is not None:

@@ -20,7 +20,7 @@ from trimsfs.errors import BlobDamagedError, CacheFullError, TrimsError
 from trimsfs.handover.ledger import Ledger, Record, RecordKind
 from trimsfs.telemetry.open_trace import spanning
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import BlobUse, ChunkChecks, Durability
 from trimsfs.tiers.host.memory_tier import HostTier
 from trimsfs.types import Generation
 
@@ -49,24 +49,30 @@ class Passthrough:
     """Registers blobs as backing files, after `enable`; until then, the server answers all reads.
 
     ``blob.backing_id`` is 0 unless the blob is registered. *approve* returns whether programs may read a complete blob.
-    Calls *registered* with each blob that is from now on. *compared*: no blob may be opened before it is compared with
-    the store's digest.
+    Calls *registered* with each blob that is from now on, and *suspected* with each that was in quarantine under the
+    last server. *compared*: no blob may be opened before it is compared with the store's digest.
     """
 
     def __init__(
         self,
-        disk: DiskTier,
+        blobs: BlobUse,
+        checks: ChunkChecks,
+        durability: Durability,
         host: HostTier,
         ledger: Ledger,
         *,
         approve: Callable[[Blob], Awaitable[bool]],
+        suspected: Callable[[Blob, TrimsError], None],
         registered: Callable[[Blob], None],
         compared: bool,
     ) -> None:
-        self._disk = disk
+        self._blobs = blobs
+        self._checks = checks
+        self._durability = durability
         self._host = host
         self._ledger = ledger
         self._approve = approve
+        self._suspected = suspected
         self._on_registered = registered
         self._slots: dict[int, int] = {}
         self._quarantined: dict[str, int] = {}
@@ -107,7 +113,7 @@ class Passthrough:
         for number in unclaimed:
             if number not in self._slots:
                 self._backing.close(number)
-        blobs = await self._disk.recall([generation for _, generation in known], checked=True)
+        blobs = await self._blobs.recall([generation for _, generation in known], checked=True)
         for (record, _), blob in zip(known, blobs, strict=True):
             if blob.complete and blob.attached:
                 blob.backing_id = record.number
@@ -122,7 +128,7 @@ class Passthrough:
         """Put blobs into quarantine again that are no backing files and were in quarantine under the last server."""
         records = self._ledger.inherited(RecordKind.QUARANTINE)
         wanted = [Generation(**json.loads(record.content)) for record in records]
-        for record, blob in zip(records, await self._disk.recall(wanted, checked=True), strict=True):
+        for record, blob in zip(records, await self._blobs.recall(wanted, checked=True), strict=True):
             if blob.complete and not blob.backing_id:
                 self._quarantined[blob.token] = record.slot
                 self._suspect_again(blob)
@@ -130,8 +136,7 @@ class Passthrough:
                 self._ledger.set_count(record.slot, 0)
 
     def _suspect_again(self, blob: Blob) -> None:
-        error = BlobDamagedError(f"{blob.generation.key}: was in quarantine when the last server ended")
-        self._disk.suspect(blob, error)
+        self._suspected(blob, BlobDamagedError(f"{blob.generation.key}: was in quarantine when the last server ended"))
 
     @property
     def enabled(self) -> bool:
@@ -175,7 +180,7 @@ class Passthrough:
         try:
             await self._register(blob)
         finally:
-            self._disk.release(blob)
+            self._blobs.release(blob)
             del self._registering[blob.token]
             event.set()
 
@@ -203,12 +208,12 @@ class Passthrough:
         """Compare a blob and load it into memory; False if it may not be read. Raises OSError and TrimsError."""
         if not blob.backing_id:
             with spanning(blob, "check file"):
-                await self._disk.check_holes(blob)
+                await self._checks.check_holes(blob)
             if not blob.complete:
                 return False
         try:
             with spanning(blob, "record"):
-                await self._disk.wait_until_recorded(blob)
+                await self._durability.wait_until_recorded(blob)
         finally:  # without registration, the blob is served in cached mode
             approved = await self._approve(blob)
         if not approved:

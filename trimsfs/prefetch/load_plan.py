@@ -19,7 +19,8 @@ from trimsfs.prefetch.related_files import (
     indexed,
     numbered,
 )
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import BlobUse
+from trimsfs.tiers.index.load_records import LoadRecords
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
@@ -35,9 +36,10 @@ Expected = list[tuple[Want, Generation]]
 class LoadPlanner:
     """Predicts what loads of a store's directories read next."""
 
-    def __init__(self, namespace: Namespace, disk: DiskTier, fetcher: Fetcher) -> None:
+    def __init__(self, namespace: Namespace, blobs: BlobUse, loads: LoadRecords, fetcher: Fetcher) -> None:
         self._namespace = namespace
-        self._disk = disk
+        self._blobs = blobs
+        self._loads = loads
         self._fetcher = fetcher
 
     async def expected(self, key: str) -> Expected:
@@ -70,7 +72,7 @@ class LoadPlanner:
 
     async def _of_last_load(self, prefix: str, name: str) -> list[Want]:
         """What the last load read, if that includes this file."""
-        record = await self._disk.loads.last(prefix)
+        record = await self._loads.last(prefix)
         wants = unpacked(record) if record is not None else []
         return wants if len(wants) > 1 and any(want.name == name for want in wants) else []
 
@@ -95,7 +97,7 @@ class LoadPlanner:
         """The content of a file of at most *most* bytes; empty for a longer one. Raises TrimsError."""
         if not 0 < generation.size <= most:
             return b""
-        async with self._disk.using(generation) as blob:
+        async with self._blobs.using(generation) as blob:
             return bytes(await self._fetcher.read(blob, 0, generation.size))
 
     async def _existing(self, prefix: str, wants: list[Want]) -> tuple[Expected, list[str]]:

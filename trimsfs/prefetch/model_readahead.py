@@ -22,7 +22,8 @@ from trimsfs.prefetch.load_plan import LoadPlanner
 from trimsfs.prefetch.load_window import CAUTIOUS_FILES, DESCRIBED_FILES, LoadWindow
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.tiers.blob import Blob, ChunkState
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import BlobUse, Room
+from trimsfs.tiers.index.load_records import LoadRecords
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
@@ -70,18 +71,22 @@ class ModelReadahead:
     def __init__(
         self,
         namespace: Namespace,
-        disk: DiskTier,
+        blobs: BlobUse,
+        room: Room,
+        loads: LoadRecords,
         fetcher: Fetcher,
         account: Account,
         breaker: CircuitBreaker | ByPath[CircuitBreaker],
         *,
         whole_directories: bool = False,
     ) -> None:
-        self._disk = disk
+        self._blobs = blobs
+        self._space = room
+        self._records = loads
         self._fetcher = fetcher
         self._account = account
         self._breakers = by_path(breaker)
-        self._planner = LoadPlanner(namespace, disk, fetcher)
+        self._planner = LoadPlanner(namespace, blobs, loads, fetcher)
         self._whole = whole_directories
         self._loads: LRUCache[str, Load] = LRUCache(MOST_LOADS)
         self._background = Background()
@@ -215,17 +220,17 @@ class ModelReadahead:
         if not awaited:
             return 0
         here = sum(load.generations[key].size for key in awaited if self._is_here(load.generations[key]))
-        return self._disk.space.room_ahead(load.generations[awaited[0]], here)
+        return self._space.room_ahead(load.generations[awaited[0]], here)
 
     def _is_here(self, generation: Generation) -> bool:
-        blob = self._disk.known(generation.token(self._disk.store))
+        blob = self._blobs.known(self._blobs.token(generation))
         return blob is not None and blob.complete
 
     async def _bring(self, load: Load, generation: Generation) -> None:
         key, scope = generation.key, load.coming[generation.key]
         try:
             with scope:
-                async with self._disk.using(generation) as blob:
+                async with self._blobs.using(generation) as blob:
                     self._advance(load)  # start the next only now, so that they are fetched in order
                     bring = partial(self._bring_blob, blob, load.parts.get(key))
                     with self._account.coming(blob):  # after an outage, retry while the program still loads
@@ -235,7 +240,7 @@ class ModelReadahead:
         finally:
             del load.coming[key]
         if scope.cancelled_caught:
-            self._account.gone(generation.token(self._disk.store))
+            self._account.gone(self._blobs.token(generation))
         else:
             load.settled.add(key)  # not again: a file evicted before its open does not fit
         if not load.ended:
@@ -298,16 +303,16 @@ class ModelReadahead:
         A *paused* load is not recorded while a file is being read: the rest may follow.
         """
         for token in load.handles:
-            blob = self._disk.known(token)
+            blob = self._blobs.known(token)
             if blob is not None:
                 if paused and not blob.complete:
                     return
                 self._record_use(load, blob)
-        record, known = packed(load.used.values()), await self._disk.loads.last(load.prefix)
+        record, known = packed(load.used.values()), await self._records.last(load.prefix)
         if record == known or not load.used or (len(load.used) < 2 and (paused or known is not None)):
             return
         if not self._is_part(load, unpacked(known or ""), paused=paused):
-            await self._disk.loads.record(load.prefix, record)
+            await self._records.record(load.prefix, record)
 
     def _is_part(self, load: Load, last: Sequence[Want], *, paused: bool) -> bool:
         """Whether a load may be a part of the *last* one: paused before its end, or begun under another server."""

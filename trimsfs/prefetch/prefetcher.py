@@ -18,7 +18,8 @@ from trimsfs.prefetch.related_files import describes
 from trimsfs.prefetch.siblings import Siblings
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import BlobUse, Room
+from trimsfs.tiers.index.load_records import LoadRecords
 
 Prefetch = Literal["auto", "off", "directory"]
 _CONTROL = f"{CONTROL_NAME.decode()}/"
@@ -31,20 +32,22 @@ class Prefetcher:
     def __init__(
         self,
         namespace: Namespace,
-        disk: DiskTier,
+        blobs: BlobUse,
+        room: Room,
+        loads: LoadRecords,
         fetcher: Fetcher,
         passthrough: Passthrough,
         breaker: CircuitBreaker | ByPath[CircuitBreaker],
         *,
         mode: Prefetch,
+        chunk_size: int,
     ) -> None:
         self._account = Account()
-        self._siblings = Siblings(namespace, disk, fetcher, passthrough, self._account)
+        self._siblings = Siblings(namespace, blobs, room, fetcher, passthrough, self._account, chunk_size=chunk_size)
         self._models = ModelReadahead(
-            namespace, disk, fetcher, self._account, breaker, whole_directories=mode == "directory"
+            namespace, blobs, room, loads, fetcher, self._account, breaker, whole_directories=mode == "directory"
         )
-        # A tier that evicts idle files at once would drop prefetched ones.
-        self._mode: Prefetch = mode if disk.keeps_idle else "off"
+        self._mode: Prefetch = mode
 
     def statistics(self) -> PrefetchStatistics:
         return self._account.statistics()

@@ -15,7 +15,7 @@ from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.prefetch.account import Account
 from trimsfs.prefetch.directory_readahead import SMALL, DirectoryReadahead, Readable
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import BlobUse, Room
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
@@ -33,14 +33,23 @@ class Siblings:
     """Watches opens and listings of small files, and prefetches their siblings."""
 
     def __init__(
-        self, namespace: Namespace, disk: DiskTier, fetcher: Fetcher, passthrough: Passthrough, account: Account
+        self,
+        namespace: Namespace,
+        blobs: BlobUse,
+        room: Room,
+        fetcher: Fetcher,
+        passthrough: Passthrough,
+        account: Account,
+        *,
+        chunk_size: int,
     ) -> None:
         self._namespace = namespace
-        self._disk = disk
+        self._blobs = blobs
+        self._room = room
         self._fetcher = fetcher
         self._passthrough = passthrough
         self._account = account
-        self.small = min(SMALL, disk.chunk_size // 8)
+        self.small = min(SMALL, chunk_size // 8)
         self._directories = FIFOCache[str, DirectoryReadahead](maxsize=DIRECTORIES)
         self._listed = FIFOCache[str, None](maxsize=DIRECTORIES)
         """Directories listed, none of whose files was opened since."""
@@ -97,9 +106,9 @@ class Siblings:
         async with trio.open_nursery() as nursery:
             for number, generation in enumerate(wanted):
                 if number % FILES_MADE_AT_ONCE == 0:
-                    await self._disk.recall(wanted[number : number + FILES_MADE_AT_ONCE])
+                    await self._blobs.recall(wanted[number : number + FILES_MADE_AT_ONCE])
                 await self._slots.acquire()
-                if self._disk.space.full(generation):
+                if self._room.full(generation):
                     self._slots.release()
                     for other in wanted[number:]:
                         self.forget(other)
@@ -108,7 +117,7 @@ class Siblings:
 
     async def _fetch_one(self, generation: Generation, *, guessed: bool) -> None:
         try:
-            async with self._disk.using(generation) as blob:
+            async with self._blobs.using(generation) as blob:
                 with self._account.coming(blob):
                     await self._fetcher.fetch_all(blob, Urgency.AHEAD, guessed=guessed)
                 await self._passthrough.register(blob)

@@ -79,16 +79,21 @@ def assemble(options: MountOptions, environment: Environment, plugins: Sequence[
     core = Core(options=options, environment=environment, tiers=tiers, fetching=fetching)
     extras = [plugin.build(core) for plugin in plugins]
     checks = _checks(core, calls, extras)
-    deduplication = Deduplication(tiers.disk)
+    disk = tiers.disk
+    deduplication = Deduplication(disk.directory, disk.blobs, disk.files, disk.index, chunk_size=environment.chunk_size)
     commands = _commands(core, extras, checks)
     control = _control(core, calls, extras, deduplication, commands, tracer)
     prefetcher = Prefetcher(
         fetching.namespace,
-        tiers.disk,
+        disk.blobs,
+        disk.space,
+        disk.loads,
         fetching.fetcher,
         tiers.passthrough,
         fetching.breakers,
-        mode=options.prefetch,
+        # A tier that evicts idle files at once would drop prefetched ones.
+        mode="off" if policy_named(options.eviction.disk) is eager else options.prefetch,
+        chunk_size=environment.chunk_size,
     )
 
     def removed(blob: Blob) -> None:
@@ -99,12 +104,14 @@ def assemble(options: MountOptions, environment: Environment, plugins: Sequence[
     reopens = Reopens(environment.ledger)
     filesystem = Filesystem(
         fetching.namespace,
-        tiers.disk,
+        disk.blobs,
+        disk.residencies,
+        disk.space,
         control,
         prefetcher,
         Opener(fetching.fetcher, tiers.passthrough, checks.cold_opener, reopens),
         Trust(
-            tiers.disk,
+            disk.space,
             fetching.fetcher,
             tiers.passthrough,
             compared=options.digests == "wait",
@@ -128,12 +135,12 @@ def assemble(options: MountOptions, environment: Environment, plugins: Sequence[
         "sharing": deduplication.statistics,
     }
     calls.render_metrics.bind(metrics.renderer(sources(core, extras, checks) | above))
-    maintenance: list[Service] = [tiers.disk.run, tiers.host.run, checks.integrity.run]
+    maintenance: list[Service] = [disk.run, tiers.host.run, checks.integrity.run]
     if options.share_chunks:
         maintenance.append(deduplication.run)
     calls.check()
     return Components(
-        disk=tiers.disk,
+        disk=disk,
         host=tiers.host,
         passthrough=tiers.passthrough,
         breakers=fetching.breakers,
@@ -199,10 +206,13 @@ def _tiers(options: MountOptions, environment: Environment, calls: Calls, speed:
         quotas=Quotas({f"{tenant.path}/": tenant.host_size for tenant in options.tenants}),
     )
     passthrough = Passthrough(
-        disk,
+        disk.blobs,
+        disk.damage,
+        disk.journal,
         host,
         environment.ledger,
         approve=calls.approve,
+        suspected=calls.blob_suspected,
         registered=calls.registered,
         compared=options.digests == "wait",
     )
@@ -211,10 +221,13 @@ def _tiers(options: MountOptions, environment: Environment, calls: Calls, speed:
 
 def _checks(core: Core, calls: Calls, extras: Sequence[Extra]) -> Checks:
     options, environment, tiers, fetching = core.options, core.environment, core.tiers, core.fetching
-    prefetch = fetching.digest_prefetch
+    disk, prefetch = tiers.disk, fetching.digest_prefetch
     signed = environment.read_manifest is not None
     integrity = Integrity(
-        tiers.disk,
+        disk.blobs,
+        disk.damage,
+        disk.journal,
+        disk.residencies,
         fetching.fetcher,
         environment.copier,
         fetching.retrying.values()[0],
@@ -240,7 +253,7 @@ def _checks(core: Core, calls: Calls, extras: Sequence[Extra]) -> Checks:
     if environment.read_manifest is not None:
         policy = SignaturePolicy(
             fetching.namespace,
-            tiers.disk,
+            disk.blobs,
             fetching.fetcher,
             environment.read_manifest,
             required=options.signatures == "require",
@@ -274,9 +287,10 @@ def _repaired(core: Core, extras: Sequence[Extra]) -> Callable[[Generation], Awa
 
 
 def _commands(core: Core, extras: Sequence[Extra], checks: Checks) -> Commands:
-    tiers, fetching = core.tiers, core.fetching
+    tiers, fetching, disk = core.tiers, core.fetching, core.tiers.disk
     actions = Actions(
-        tiers.disk,
+        disk.blobs,
+        disk.residencies,
         tiers.host,
         fetching.fetcher,
         tiers.passthrough,
@@ -285,8 +299,11 @@ def _commands(core: Core, extras: Sequence[Extra], checks: Checks) -> Commands:
         checks.signature_policy,
         fetching.breakers,
         _forget_pages(core),
+        cache_size=core.options.cache_size,
     )
-    return Commands(fetching.namespace, tiers.disk, actions, fetching.breakers, core.environment.ledger, extras)
+    return Commands(
+        fetching.namespace, disk.blobs, disk.residencies, actions, fetching.breakers, core.environment.ledger, extras
+    )
 
 
 def _control(
@@ -299,8 +316,10 @@ def _control(
 ) -> Control:
     tiers, fetching = core.tiers, core.fetching
     authorisation = Authorisation(core.options)
+    disk = tiers.disk
     reports = Reports(
-        tiers.disk,
+        disk.blobs,
+        disk.residencies,
         tiers.passthrough,
         deduplication,
         extras,
@@ -315,7 +334,7 @@ def _control(
     )
     problem = partial(_problem, tiers, fetching)
     return Control(
-        Xattrs(fetching.namespace, tiers.disk, fetching.tables, extras, reports, problem=problem),
+        Xattrs(fetching.namespace, disk.blobs, disk.residencies, fetching.tables, extras, reports, problem=problem),
         fetching.tables,
         commands,
         extras,
@@ -336,8 +355,9 @@ async def _refresh(namespace: Namespace, expire: Callable[[Iterable[tuple[int, b
 
 def _problem(tiers: Tiers, fetching: Fetching, generation: Generation) -> str | None:
     """Why no fetch of a generation starts now or would be refused, or its copy must not be read; else None."""
-    blob = tiers.disk.known(generation.token(tiers.disk.store))
+    token = tiers.disk.blobs.token(generation)
+    blob = tiers.disk.blobs.known(token)
     if blob is not None and blob.health.quarantine is not None:
         return str(blob.health.quarantine)
     retrying = fetching.retrying.of(generation.key)
-    return retrying.problem(generation.token(tiers.disk.store)) or retrying.breaker.refusal
+    return retrying.problem(token) or retrying.breaker.refusal

@@ -64,20 +64,28 @@ def assemble_fetching(
     alone = alone and not options.share_chunks and peers is None
     if isinstance(environment.store, Peekable) and alone:
         early = EarlyHeads(environment.store, breakers.of(""))
-    stores = dict(stores_of(environment.store))
+    stores, disk = dict(stores_of(environment.store)), tiers.disk
 
     def fetcher(path: str, *, streaming: bool) -> Fetcher:
+        equal = None
+        if options.share_chunks:
+            equal = EqualChunkCopier(
+                disk.equal_chunks, disk.blobs, disk.space, environment.copier, impatient, path=disk.files.path
+            )
         return StoreFetcher(
             environment.copier,
-            tiers.disk,
+            disk.blobs,
+            disk.space,
+            disk.damage,
             retrying.of(path),
             speed.of(path),
             memory_limit=options.memory_limit // len(stores),
+            chunk_size=environment.chunk_size,
             streaming=streaming,
             models=tracer.models,
             completed=tiers.passthrough.register,
             names=names,
-            equal=EqualChunkCopier(tiers.disk, environment.copier, impatient) if options.share_chunks else None,
+            equal=equal,
             peers=peers,
             store=environment.store if streaming else None,
             early=early,
@@ -105,7 +113,7 @@ def assemble_fetching(
         namespace=namespace,
         fetcher=chunks,
         early_heads=early,
-        tables=TensorTables(tiers.disk, chunks),
+        tables=TensorTables(disk.blobs, chunks),
         digest_prefetch=DigestPrefetch(impatient, store),
         rights=_rights(options, environment, retrying),
     )

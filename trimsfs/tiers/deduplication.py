@@ -16,8 +16,10 @@ import trio
 from trimsfs.errors import InUseError
 from trimsfs.tiers import extents
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.blob_files import BlobFiles
+from trimsfs.tiers.disk.interfaces import KnownBlobs
 from trimsfs.tiers.host import page_cache
+from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.tiers.threads import Threads
 from trimsfs.types import Generation
 
@@ -51,8 +53,14 @@ class Deduplication:
     Blobs with nothing in common, and those compared before, keep their blocks and pages.
     """
 
-    def __init__(self, disk: DiskTier) -> None:
-        self._disk = disk
+    def __init__(
+        self, directory: Path, blobs: KnownBlobs, files: BlobFiles, index: BlobIndex, *, chunk_size: int
+    ) -> None:
+        self._directory = directory
+        self._blobs = blobs
+        self._files = files
+        self._index = index
+        self._chunk_size = chunk_size
         self._threads = Threads(2)
         self._waiting = 0
         self._to_be_idle: set[str] = set()
@@ -63,7 +71,7 @@ class Deduplication:
 
     async def run(self) -> None:
         """Share equal chunks until the server stops, if the file system can."""
-        directory = self._disk.directory
+        directory = self._directory
         try:
             if not await self._threads.run(extents.can_share, directory):
                 log.warning("%s: chunks are not shared: this file system cannot, XFS and btrfs can", directory)
@@ -79,7 +87,7 @@ class Deduplication:
                 log.error("cannot read or write the cache index: %s", error)
 
     async def _compare_all(self) -> None:
-        tokens = await self._threads.run(self._disk.index.uncompared, LEAST_BYTES)
+        tokens = await self._threads.run(self._index.uncompared, LEAST_BYTES)
         self._waiting = len(tokens)
         for token in tokens:
             if token in self._to_be_idle and not self._idle(token):
@@ -94,18 +102,18 @@ class Deduplication:
                 log.error("blob %s: chunks not shared: %s", token, error)
             if self._shared > before:
                 log.info("blob %s: %d bytes shared with other models", token, self._shared - before)
-            await self._threads.run(self._disk.index.set_compared, token, relative)
+            await self._threads.run(self._index.set_compared, token, relative)
             self._to_be_idle.discard(token)
             self._waiting -= 1
 
     def _idle(self, token: str) -> bool:
         """Whether a blob is neither in use nor pinned."""
-        blob = self._disk.known(token)
+        blob = self._blobs.known(token)
         return blob is None or (blob.users == 0 and not blob.pinned)
 
     async def _compare(self, token: str) -> str | None:
         """Share a blob's blocks; returns a related blob's token or None. Raises InUseError unless the blob is idle."""
-        index = self._disk.index
+        index = self._index
         alone, related = [], []
         for chunk, twin in await self._threads.run(index.twins, token):
             if twin is None:
@@ -130,7 +138,7 @@ class Deduplication:
 
     async def _share(self, token: str, chunk: int, other: str, other_chunk: int) -> int:
         """Share the equal parts of two chunks, step by step; returns the number of bytes that they now share."""
-        chunk_size = self._disk.chunk_size
+        chunk_size = self._chunk_size
         shift = (other_chunk - chunk) * chunk_size
         common = 0
         for start in range(chunk * chunk_size, (chunk + 1) * chunk_size, STEP):
@@ -139,7 +147,7 @@ class Deduplication:
             began = trio.current_time()
             try:
                 before, now = await self._threads.run(
-                    _share_step, self._disk.files.path(other), start + shift, self._disk.files.path(token), start
+                    _share_step, self._files.path(other), start + shift, self._files.path(token), start
                 )
             except FileNotFoundError:
                 break  # one of the blobs was evicted
@@ -155,13 +163,13 @@ class Deduplication:
         ``parts`` is an offset in the model, an offset in the other model, and a length. All models of a family get the
         same other model while that is ready; that model gets none.
         """
-        token = model.token(self._disk.store)
+        token = self._blobs.token(model)
         try:
-            family = await self._threads.run(self._disk.index.family, token)
+            family = await self._threads.run(self._index.family, token)
             for other in family[: family.index(token) if token in family else 0]:
-                blob = self._disk.known(other)
+                blob = self._blobs.known(other)
                 if blob is not None and ready(blob):
-                    parts = await self._threads.run(_parts, self._disk.files.path(token), self._disk.files.path(other))
+                    parts = await self._threads.run(_parts, self._files.path(token), self._files.path(other))
                     if parts:
                         path = _relative(blob.generation.key, model.key)
                         return {"of": token, "path": path, "generation": other, "parts": parts}

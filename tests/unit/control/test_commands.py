@@ -124,7 +124,7 @@ async def test_what_is_unpinned_while_it_is_brought_back_stays_unpinned(
         assert await server.outcome("unpin", "other/params") == ("done", None)
         store.heal()
         await until(lambda: server.users() == server.fetcher.statistics().in_flight == 0)
-        here = await server.disk.residency(store.generation("other/params"))
+        here = await server.disk.residencies.of(store.generation("other/params"))
         assert here.disk_bytes == here.generation.size
         assert not here.pinned
 
@@ -138,10 +138,10 @@ async def test_unpinning_reaches_all_below_and_what_has_been_replaced_since(
         await server.command("pin", pinned)
         store.put("net/params", b"other content")
         assert server.host.statistics().locked_bytes >= sizes["net/params"]
-        assert {here.pinned for here in await server.disk.residencies()} == {True}
+        assert {here.pinned for here in await server.disk.residencies.all()} == {True}
         assert await server.outcome("unpin", of) == ("done", None)
         assert server.host.statistics().locked_bytes == 0
-        assert {here.pinned for here in await server.disk.residencies()} == {False}
+        assert {here.pinned for here in await server.disk.residencies.all()} == {False}
 
 
 async def test_a_pin_that_is_given_up_takes_no_other_with_it(server: Server, store: MemoryStore) -> None:

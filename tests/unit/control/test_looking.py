@@ -136,7 +136,7 @@ async def test_control_tells_the_facts(
 async def test_files_in_quarantine_are_told_to_who_may_read_them(serving: Serving) -> None:
     async with serving(access=(AccessRule(path="net", uid=5, mode=0o400),)) as server:
         await server.command("warm-disk", "")
-        for blob in server.disk.complete_blobs():
+        for blob in server.disk.blobs:
             if blob.generation.key in {"net/params", "other/params"}:
                 blob.users += 1  # else it is evicted
                 server.integrity.quarantine.add(blob, BlobDamagedError("damaged"))
@@ -146,8 +146,8 @@ async def test_files_in_quarantine_are_told_to_who_may_read_them(serving: Servin
         assert json.loads(await server.content(".trims/control", STRANGER))["quarantine"] == ["other/params"]
         assert (await server.info("net/params"))["quarantined"] is True
         assert (await server.info("net/symbol.json"))["quarantined"] is False
-        for blob in server.disk.quarantined():
-            blob.users -= 1
+        for blob in server.disk.blobs:
+            blob.users -= blob.health.quarantined
 
 
 async def test_a_cache_that_can_hold_nothing_is_told(serving: Serving, caplog: pytest.LogCaptureFixture) -> None:
@@ -318,13 +318,13 @@ async def test_a_user_who_asks_again_and_again_leaves_the_server_to_others(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a report the same user waits, and nobody else."""
-    took_s, residencies = 0.1, server.disk.residencies
+    took_s, residencies = 0.1, server.disk.residencies.all
 
     async def slowly() -> list[Residency]:
         await trio.sleep(took_s)
         return await residencies()
 
-    monkeypatch.setattr(server.disk, "residencies", slowly)
+    monkeypatch.setattr(server.disk.residencies, "all", slowly)
     began = trio.current_time()
     for path in (".trims/models", ".trims/net/info", ".trims/net/files"):
         await server.content(path, STRANGER)

@@ -73,7 +73,7 @@ async def test_progress_never_goes_back_while_the_host_is_warmed(
 
 
 async def test_who_is_cancelled_begins_no_fetch(server: Server, store: MemoryStore) -> None:
-    async with server.disk.using(store.generation("net/params")) as blob:
+    async with server.disk.blobs.using(store.generation("net/params")) as blob:
         with trio.CancelScope() as scope:
             scope.cancel()
             await server.fetcher.fetch_all(blob)

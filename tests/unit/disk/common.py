@@ -23,7 +23,7 @@ def small(key: str, chunk_size: int, chunks: float = 1) -> bytes:
 
 async def here(tier: DiskTier) -> dict[str, int]:
     """Bytes on disk of every object that has some."""
-    return {found.generation.key: found.disk_bytes for found in await tier.residencies() if found.disk_bytes}
+    return {found.generation.key: found.disk_bytes for found in await tier.residencies.all() if found.disk_bytes}
 
 
 async def store(tier: DiskTier, blob: Blob, content: bytes, *chunks: int) -> list[bool]:
@@ -37,8 +37,8 @@ def remove_index(cache: Path) -> None:
 
 async def synced(tier: DiskTier) -> None:
     """Record and sync all that is written."""
-    await tier.flush()
-    await tier._journal.sync()
+    await tier.journal.flush()
+    await tier.journal.sync()
 
 
 def left(cache: Path, name: str = "left") -> Path:

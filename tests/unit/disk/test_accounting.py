@@ -34,12 +34,12 @@ async def counting(cache: Path, content: bytes, *, recorded: bool = True) -> Asy
     async with opened(cache) as tier:
         generation = await fill(tier, "a", content)
         if recorded:
-            await tier.flush()
-        async with tier.using(generation) as blob:
+            await tier.journal.flush()
+        async with tier.blobs.using(generation) as blob:
             yield tier, blob
-        await tier.flush()
+        await tier.journal.flush()
         assert tier.statistics().used_bytes == await recorded_bytes(tier)
-        await tier.evict(generation)
+        await tier.residencies.evict(generation)
         assert tier.statistics().used_bytes == 0
 
 
@@ -68,7 +68,7 @@ async def test_cut_off_removal_that_cannot_be_recorded(
         os.truncate(blob_files(cache)[0], 10)
         with monkeypatch.context() as context:
             context.setattr(tier.index, "remove_chunks", failing(sqlite3.SQLITE_FULL))
-            async with tier.using(blob.generation) as again:
+            async with tier.blobs.using(blob.generation) as again:
                 assert again.verified_bytes == 0
 
 
@@ -82,7 +82,7 @@ async def test_refetched_while_its_removal_is_recorded(
             await removing.reached()
             assert await store(tier, blob, content, 0) == [True]
             removing.go.set()
-        await tier.flush()
+        await tier.journal.flush()
         assert tier.statistics().used_bytes == len(content)
 
 
@@ -92,11 +92,11 @@ async def test_written_twice_before_it_is_recorded(
     async with opened(cache) as tier:
         monkeypatch.setattr(tier.index, "add_chunks", failing(sqlite3.SQLITE_FULL))
         generation = await fill(tier, "a", content)
-        await tier.flush()
-        async with tier.using(generation) as blob:
+        await tier.journal.flush()
+        async with tier.blobs.using(generation) as blob:
             repair(tier, blob, content)
         assert tier.statistics().used_bytes == len(content)
-        await tier.evict(generation)
+        await tier.residencies.evict(generation)
         assert tier.statistics().used_bytes == 0
 
 
@@ -109,19 +109,19 @@ async def test_found_cut_off_while_the_index_cannot_be_written(
     async with opened(cache) as tier:
         with monkeypatch.context() as context:
             context.setattr(tier.index, "remove_chunks", failing(sqlite3.SQLITE_FULL))
-            async with tier.using(generation) as blob:
+            async with tier.blobs.using(generation) as blob:
                 assert await store(tier, blob, content, 0, 1) == [True, True]
-        await tier.flush()
+        await tier.journal.flush()
         assert tier.statistics().used_bytes == await recorded_bytes(tier) == len(content)
-        await tier.evict(generation)
+        await tier.residencies.evict(generation)
         assert tier.statistics().used_bytes == 0
 
 
 async def test_mended_and_evicted_before_it_is_recorded_again(cache: Path, content: bytes) -> None:
     async with opened(cache) as tier:
         generation = await fill(tier, "a", content)
-        await tier.flush()
-        async with tier.using(generation) as blob:
+        await tier.journal.flush()
+        async with tier.blobs.using(generation) as blob:
             repair(tier, blob, content)
         await tier.evictor.evict(blob.token, generation.key)  # one of several victims, chosen a moment ago
         assert tier.statistics().used_bytes == 0
@@ -132,16 +132,16 @@ async def test_an_eviction_that_fails_of_what_has_been_mended(
 ) -> None:
     async with opened(cache) as tier:
         generation = await fill(tier, "a", content)
-        await tier.flush()
-        async with tier.using(generation) as blob:
+        await tier.journal.flush()
+        async with tier.blobs.using(generation) as blob:
             pass
         with monkeypatch.context() as context:
             for name in ("add_chunks", "remove", "remove_chunks"):
                 context.setattr(tier.index, name, failing(sqlite3.SQLITE_IOERR))
             repair(tier, blob, content)
             with pytest.raises(CacheUnusableError):
-                await tier.evict(generation)
-        await tier.evict(generation)
+                await tier.residencies.evict(generation)
+        await tier.residencies.evict(generation)
         assert tier.statistics().used_bytes == 0
 
 
@@ -152,15 +152,19 @@ async def test_a_file_and_links_to_it_take_the_room_of_one(cache: Path, chunk_si
     async with opened(cache, quotas=quotas) as tier:
         file = Generation(key="a/file", etag='"1"', size=len(content), modified_ns=0)
         links = [replace(file, key=key, linked=file.key) for key in ("a/link", "b/link")]
-        async with tier.using(links[1]) as blob, tier.using(links[0]) as same, tier.using(file) as itself:
+        async with (
+            tier.blobs.using(links[1]) as blob,
+            tier.blobs.using(links[0]) as same,
+            tier.blobs.using(file) as itself,
+        ):
             assert blob is same is itself
             assert await store(tier, blob, content, 0, 1) == [True, True]
             assert blob.generation == file
         assert tier.statistics().tenant_used_bytes == {"a/": len(content), "b/": 0}
-        assert (await tier.residency(links[0])).generation == links[0]
+        assert (await tier.residencies.of(links[0])).generation == links[0]
     async with opened(cache, quotas=quotas) as tier:
-        async with tier.using(links[1]) as blob:
+        async with tier.blobs.using(links[1]) as blob:
             assert len(list(blob.records())) == 2
-        assert [here.generation.key for here in await tier.residencies()] == [file.key]
-        assert await tier.evict(links[1]) == len(content)
+        assert [here.generation.key for here in await tier.residencies.all()] == [file.key]
+        assert await tier.residencies.evict(links[1]) == len(content)
         assert tier.statistics().tenant_used_bytes == {"a/": 0, "b/": 0}

@@ -82,11 +82,11 @@ async def test_who_goes_on_with_a_mount_does_without_a_cache_that_cannot_be_used
     files = blob_files(cache)
     make_unusable(cache)
     with locked(cache) as lock:
-        async with taken_over(cache, lock) as tier, tier.using(generation_of("a", content)) as blob:
+        async with taken_over(cache, lock) as tier, tier.blobs.using(generation_of("a", content)) as blob:
             assert str(cache) in (tier.unusable or "")
             assert not blob.attached
             assert await store(tier, blob, content, 0) == [False]
-            assert await tier.residencies() == []
+            assert await tier.residencies.all() == []
             assert tier.statistics().used_bytes == 0
     assert blob_files(cache) == files
 
@@ -152,7 +152,7 @@ async def test_an_index_that_cannot_be_written_for_long_is_given_up(
 ) -> None:
     async with opened(cache) as tier:
         monkeypatch.setattr(tier.index, "used", failing(sqlite3.SQLITE_IOERR))
-        async with tier.using(generation_of("a", content_of("a", chunk_size))):
+        async with tier.blobs.using(generation_of("a", content_of("a", chunk_size))):
             pass
         assert "cannot be used any longer" in await ended(tier)
 
@@ -170,7 +170,7 @@ async def test_an_index_on_a_full_disk_is_not_given_up(
                 await trio.sleep(0.5)
                 nursery.cancel_scope.cancel()
         assert len([one for one in caplog.records if "cannot write the cache index" in one.message]) == 1
-        await tier.flush()
+        await tier.journal.flush()
         assert await recorded_bytes(tier) == chunk_size
 
 
@@ -188,13 +188,13 @@ async def test_damage_that_is_found_while_it_runs_is_mended_for_the_next(
 ) -> None:
     async with opened(cache) as tier:
         generation = await fill(tier, "a", content_of("a", chunk_size))
-        await tier.flush()
+        await tier.journal.flush()
         tier.index._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         monkeypatch.setattr(tier.index, "used", failing(sqlite3.SQLITE_CORRUPT))
         with (cache / "index.sqlite").open("r+b") as file:
             file.seek(4096 * 2)
             file.write(b"\xa5" * 4096)
-        async with tier.using(generation):
+        async with tier.blobs.using(generation):
             pass
         await ended(tier)
     with closing(BlobIndex(cache / "index.sqlite")) as index:
@@ -223,16 +223,16 @@ async def test_a_file_that_was_cut_off_is_fetched_again_when_it_is_opened(cache:
         generation = await fill(tier, "a", content)
         (path,) = blob_files(cache)
         os.truncate(path, chunk_size)
-        async with tier.using(generation) as blob:
+        async with tier.blobs.using(generation) as blob:
             assert blob.present_bytes == 0
             assert await store(tier, blob, content, 2) == [True]
             os.truncate(path, 10)
-            assert await tier.acquire(generation) is blob  # in use
+            assert await tier.blobs.acquire(generation) is blob  # in use
             assert states(blob) == [MISSING] * 3
             assert blob_files(cache)[0].stat().st_size == len(content)
             assert await store(tier, blob, content, 0, 1, 2) == [True] * 3
             assert blob.view(0, len(content)) == content
-            tier.release(blob)
+            tier.blobs.release(blob)
         assert tier.statistics().used_bytes == len(content) == await recorded_bytes(tier)
         assert doubted == []
 
@@ -240,10 +240,10 @@ async def test_a_file_that_was_cut_off_is_fetched_again_when_it_is_opened(cache:
 async def test_a_file_that_was_cut_off_while_the_kernel_reads_it_is_doubted(cache: Path, chunk_size: int) -> None:
     async with doubting(cache) as (tier, doubted):
         generation = await fill(tier, "a", content_of("a", 3 * chunk_size))
-        async with tier.using(generation) as blob:
+        async with tier.blobs.using(generation) as blob:
             blob.backing_id = 7
             os.truncate(blob_files(cache)[0], chunk_size)
-            async with tier.using(generation) as again:
+            async with tier.blobs.using(generation) as again:
                 assert again is blob
             assert doubted == [blob]
             blob.backing_id = 0
@@ -261,15 +261,15 @@ async def test_bytes_that_do_not_reach_the_disk_are_not_believed(
     monkeypatch.setattr("trimsfs.tiers.blob.os.fdatasync", fdatasync)
     async with opened(cache) as tier:
         generation = await fill(tier, "a", content_of("a", 3 * chunk_size))
-        blob = await tier.acquire(generation)
+        blob = await tier.blobs.acquire(generation)
         if not in_use:
-            tier.release(blob)
-        await tier._journal.sync()
-        async with tier.using(generation) as found:
+            tier.blobs.release(blob)
+        await tier.journal.sync()
+        async with tier.blobs.using(generation) as found:
             assert (found is blob) == in_use
             assert found.present_bytes == 0
         if in_use:
-            tier.release(blob)
+            tier.blobs.release(blob)
         assert tier.statistics().used_bytes == 0 == await recorded_bytes(tier)
 
 
@@ -279,17 +279,16 @@ async def test_bytes_that_do_not_reach_the_disk_and_that_the_kernel_reads_are_wr
     content = content_of("a", 2 * chunk_size)
     async with doubting(cache) as (tier, doubted):
         generation = await fill(tier, "a", content)
-        async with tier.using(generation) as blob:
+        async with tier.blobs.using(generation) as blob:
             blob.backing_id = 7
             await fail_to_sync(tier, blob)
             assert doubted == [blob]
             assert blob.health.lost == {0, 1}
             assert tier.statistics().used_bytes == 0 == await recorded_bytes(tier)  # what a successor may believe
-            with pytest.raises(BlobDamagedError):
-                await tier.sync(blob)
+            assert not await tier.journal.sync_blob(blob)
             for chunk in range(2):
                 tier.damage.repaired(blob, written(blob, chunk, piece(content, chunk)))
-            await tier.sync(blob)
+            assert await tier.journal.sync_blob(blob)
             assert tier.statistics().used_bytes == len(content) == await recorded_bytes(tier)
             blob.backing_id = 0
 
@@ -300,8 +299,8 @@ async def test_an_eviction_that_fails_is_told(cache: Path, chunk_size: int, monk
         with monkeypatch.context() as patch:
             patch.setattr(tier.index, "remove", failing(sqlite3.SQLITE_IOERR))
             with pytest.raises(CacheUnusableError):
-                await tier.evict(generation)
-        assert await tier.evict(generation) == chunk_size
+                await tier.residencies.evict(generation)
+        assert await tier.residencies.evict(generation) == chunk_size
         assert tier.statistics().used_bytes == 0
 
 
@@ -313,7 +312,7 @@ async def test_a_disk_that_is_full_to_the_brim_still_makes_room(tmp_path: Path, 
     with tmpfs(tmp_path / "disk", 4 << 20) as directory:
         async with opened(directory / "cache") as tier:
             await fill(tier, "a", content_of("a", 40 * chunk_size))
-            await tier.flush()
+            await tier.journal.flush()
             with (directory / "filler").open("wb", buffering=0) as file:
                 for size in (chunk_size, 1):
                     try:
@@ -331,9 +330,9 @@ async def test_no_more_blobs_are_open_than_there_are_descriptors_for(
     monkeypatch.setattr("resource.getrlimit", lambda _: (16, 16))
     generations = [generation_of(f"k{number}", content_of(f"k{number}", chunk_size)) for number in range(12)]
     async with opened(cache) as tier:
-        blobs = [await tier.acquire(generation) for generation in generations]
+        blobs = [await tier.blobs.acquire(generation) for generation in generations]
         assert [blob.attached for blob in blobs] == [True] * 4 + [False] * 8
         for blob in blobs:
-            tier.release(blob)
-        async with tier.using(generations[-1]) as blob:
+            tier.blobs.release(blob)
+        async with tier.blobs.using(generations[-1]) as blob:
             assert blob.attached

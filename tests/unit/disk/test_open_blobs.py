@@ -36,7 +36,7 @@ async def closed(cache: Path, content: bytes) -> AsyncIterator[tuple[DiskTier, G
         generation = await fill(tier, "a", content)
         await synced(tier)
         close_files(tier)
-        blob = tier.known(generation.token(tier.store))
+        blob = tier.blobs.known(tier.blobs.token(generation))
         assert blob is not None
         assert not blob.opened
         yield tier, generation, blob
@@ -49,7 +49,7 @@ async def passed(cache: Path, content: bytes) -> AsyncIterator[tuple[DiskTier, B
     async with opened(cache, suspected=lambda blob, _: suspected.append(blob)) as tier:
         generation = await fill(tier, "a", content)
         await synced(tier)
-        async with tier.using(generation) as blob:
+        async with tier.blobs.using(generation) as blob:
             blob.passed, blob.backing_id = 1, 7
             close_files(tier)
             assert not blob.opened
@@ -66,13 +66,13 @@ async def test_a_blob_takes_one_descriptor_and_none_once_its_file_is_closed(cach
         gc.collect()
         before = descriptors()
         generation = await fill(tier, "a", content)
-        async with tier.using(generation) as blob:
+        async with tier.blobs.using(generation) as blob:
             view = blob.view(0, len(content))
             assert descriptors() == before + 1
         close_files(tier)
         assert descriptors() == before + 1, "not synced"
         await synced(tier)
-        async with tier.using(generation):
+        async with tier.blobs.using(generation):
             close_files(tier)
             assert descriptors() == before + 1, "in use"
         close_files(tier)
@@ -81,14 +81,14 @@ async def test_a_blob_takes_one_descriptor_and_none_once_its_file_is_closed(cach
 
 
 async def test_a_file_that_is_opened_again_is_the_same(cache: Path, content: bytes) -> None:
-    async with closed(cache, content) as (tier, generation, known), tier.using(generation) as blob:
+    async with closed(cache, content) as (tier, generation, known), tier.blobs.using(generation) as blob:
         assert blob is known
         assert blob.view(0, len(content)) == content
         assert states(blob) == [VERIFIED] * 3
 
 
 async def test_a_file_that_the_kernel_reads_by_itself_is_not_opened_again(cache: Path, content: bytes) -> None:
-    async with passed(cache, content) as (tier, blob, _), tier.using(blob.generation) as same:
+    async with passed(cache, content) as (tier, blob, _), tier.blobs.using(blob.generation) as same:
         assert same is blob
         assert not blob.opened, "the kernel needs no descriptor of the server"
 
@@ -98,9 +98,9 @@ async def test_a_truncation_of_what_the_kernel_reads_is_told(cache: Path, conten
     async with passed(cache, content) as (tier, known, suspected):
         if not in_use:
             known.passed = 0
-            tier.release(known)
+            tier.blobs.release(known)
         os.truncate(blob_files(cache)[0], 100)
-        async with tier.using(known.generation) as blob:
+        async with tier.blobs.using(known.generation) as blob:
             assert suspected == [known] * in_use
             assert (blob is known) is in_use
             assert states(blob) == [VERIFIED if in_use else MISSING] * 3
@@ -135,7 +135,7 @@ async def test_what_was_changed_while_it_was_closed_has_to_pass_its_checksums_or
 ) -> None:
     async with closed(cache, content) as (tier, generation, _):
         meddle(blob_files(cache)[0])
-        async with tier.using(generation) as blob:
+        async with tier.blobs.using(generation) as blob:
             assert states(blob) == [state] * 3
             assert blob.attached
         assert tier.statistics().used_bytes == (0 if state == MISSING else len(content))
@@ -161,7 +161,7 @@ async def test_beyond_the_limit_known_blobs_are_served_uncached_and_no_descripto
         assert blob.view(5, 100) == content[5:100]
         assert descriptors() == before
         blob.users -= 1
-        async with tier.using(generation) as other:
+        async with tier.blobs.using(generation) as other:
             assert not other.attached
 
 
@@ -173,9 +173,9 @@ async def test_a_blob_is_forgotten_beyond_the_number_that_is_known(
         generations = [await fill(tier, f"k{number}", content_of(f"k{number}", chunk_size)) for number in range(10)]
         await synced(tier)
         for generation in generations:
-            async with tier.using(generation):
+            async with tier.blobs.using(generation):
                 pass
-        known = [tier.known(generation.token(tier.store)) is not None for generation in generations]
+        known = [tier.blobs.known(tier.blobs.token(generation)) is not None for generation in generations]
         assert known == [False] * 5 + [True] * 5
 
 
@@ -187,7 +187,7 @@ async def test_a_file_that_a_thread_looks_at_is_not_closed_meanwhile(
         tier._open_blobs._most_idle = 0
         attaching = Held(monkeypatch, Blob, "attach", after=True)
         async with trio.open_nursery() as nursery:
-            acquired = begin(nursery, tier.acquire, generation_of("a", b"content"))
+            acquired = begin(nursery, tier.blobs.acquire, generation_of("a", b"content"))
             await attaching.reached()
             tier._open_blobs.close_idle()
             attaching.go.set()
@@ -200,9 +200,9 @@ async def test_a_directory_that_somebody_has_removed_is_not_made_anew(cache: Pat
     """That it is gone would not be noticed."""
     async with opened(cache) as tier:
         shutil.rmtree(cache / "blobs")
-        (blob,) = await tier.recall([generation_of("a", b"content")])
+        (blob,) = await tier.blobs.recall([generation_of("a", b"content")])
         assert not blob.attached
-        async with tier.using(generation_of("b", b"content")) as blob:
+        async with tier.blobs.using(generation_of("b", b"content")) as blob:
             assert not blob.attached
         assert not (cache / "blobs").exists()
 
@@ -213,9 +213,9 @@ async def test_a_blob_that_is_forgotten_while_it_is_recalled_is_given_all_the_sa
     async with closed(cache, content) as (tier, generation, known):
         loading = Held(monkeypatch, tier._state.files, "load_all")
         async with trio.open_nursery() as nursery:
-            recalled = begin(nursery, tier.recall, [generation])
+            recalled = begin(nursery, tier.blobs.recall, [generation])
             await wait_all_tasks_blocked()
             tier._open_blobs._forget(most=0, looks=1)
-            assert tier.known(known.token) is None
+            assert tier.blobs.known(known.token) is None
             loading.go.set()
         assert recalled == [[known]]

@@ -14,7 +14,7 @@ from trimsfs.tiers.disk.disk_tier import DiskTier
 
 @pytest.fixture
 def no_headroom(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimsfs.tiers.disk.budget.HEADROOM_CHUNKS", 0)
+    monkeypatch.setattr("trimsfs.tiers.disk.space.HEADROOM_CHUNKS", 0)
 
 
 async def keys(tier: DiskTier) -> str:
@@ -24,7 +24,7 @@ async def keys(tier: DiskTier) -> str:
 
 async def use(tier: DiskTier, key: str, size: int, times: int = 1) -> None:
     for _ in range(times):
-        async with tier.using(generation_of(key, content_of(key, size))):
+        async with tier.blobs.using(generation_of(key, content_of(key, size))):
             pass
 
 
@@ -61,12 +61,12 @@ async def test_never_keeps_what_is_here_and_takes_nothing_more(cache: Path, chun
     async with opened(cache, budget=2 * chunk_size, policy=POLICIES["never"]) as tier:
         for key in "ab":
             await fill(tier, key, content_of(key, chunk_size))
-        async with tier.using(generation_of("c", content_of("c", chunk_size))) as blob:
+        async with tier.blobs.using(generation_of("c", content_of("c", chunk_size))) as blob:
             assert not await tier.space.reserve(blob, chunk_size)
         assert await keys(tier) == "ab"
         assert tier.statistics().used_bytes == 2 * chunk_size
         # What is told to go, goes.
-        assert await tier.evict(generation_of("a", content_of("a", chunk_size))) == chunk_size
+        assert await tier.residencies.evict(generation_of("a", content_of("a", chunk_size))) == chunk_size
 
 
 @pytest.mark.usefixtures("no_headroom")
@@ -87,10 +87,10 @@ async def test_eager_gives_up_what_nobody_uses_and_has_not_pinned(
     monkeypatch.setattr("trimsfs.tiers.disk.maintenance.FLUSH_INTERVAL_S", 0.005)
     async with opened(cache, policy=eager) as tier, trio.open_nursery() as nursery:
         nursery.start_soon(tier.run)
-        async with tier.using(generation_of("p", content_of("p", chunk_size))) as pinned:
-            await tier.pin(pinned, True)
+        async with tier.blobs.using(generation_of("p", content_of("p", chunk_size))) as pinned:
+            await tier.residencies.pin(pinned, True)
             await fill(tier, "p", content_of("p", chunk_size))
-        async with tier.using(generation_of("a", content_of("a", chunk_size))) as blob:
+        async with tier.blobs.using(generation_of("a", content_of("a", chunk_size))) as blob:
             await fill(tier, "a", content_of("a", chunk_size))
             await trio.sleep(0.05)
             assert blob.complete
@@ -109,9 +109,9 @@ async def test_who_asks_hears_of_each_blob_that_leaves_while_it_is_still_open(ca
     async with opened(cache, removed=hear) as tier:
         generations = [await fill(tier, key, content_of(key, chunk_size)) for key in "ab"]
         assert removed == []
-        await tier.evict(generations[1])
+        await tier.residencies.evict(generations[1])
         assert removed == [("b", True, 0)]
-        await tier.evict(generations[1])
+        await tier.residencies.evict(generations[1])
         assert len(removed) == 1
 
 
@@ -121,7 +121,7 @@ async def test_who_asks_hears_of_each_blob_that_leaves_while_it_is_still_open(ca
 async def test_room_is_counted_from_its_reservation_to_the_end(cache: Path, chunk_size: int) -> None:
     async with (
         opened(cache, budget=4 * chunk_size) as tier,
-        tier.using(generation_of("a", content_of("a", 4 * chunk_size))) as blob,
+        tier.blobs.using(generation_of("a", content_of("a", 4 * chunk_size))) as blob,
     ):
         assert await tier.space.reserve(blob, 3 * chunk_size)
         assert tier.statistics().used_bytes == 3 * chunk_size
@@ -129,7 +129,9 @@ async def test_room_is_counted_from_its_reservation_to_the_end(cache: Path, chun
         assert tier.statistics().used_bytes == 3 * chunk_size
         tier.space.unreserve(blob, 3 * chunk_size)
         assert tier.statistics().used_bytes == 0
-        tier.release(await tier.acquire(generation_of("b", b"")))  # something has been closed: room is looked for again
+        tier.blobs.release(
+            await tier.blobs.acquire(generation_of("b", b""))
+        )  # something has been closed: room is looked for again
         assert await tier.space.reserve(blob, 4 * chunk_size)
         tier.space.unreserve(blob, 4 * chunk_size)
 

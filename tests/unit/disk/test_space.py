@@ -17,7 +17,7 @@ async def test_the_least_recently_used_blobs_make_room(cache: Path, chunk_size: 
     async with opened(cache, budget=10 * chunk_size) as tier:
         for key in "abcde":
             await fill(tier, key, small(key, chunk_size, 2))
-        async with tier.using(generation_of("a", small("a", chunk_size, 2))):
+        async with tier.blobs.using(generation_of("a", small("a", chunk_size, 2))):
             pass
         await fill(tier, "f", small("f", chunk_size, 2))
         # Room for one chunk and the headroom of four: three blobs of two.
@@ -32,7 +32,7 @@ async def test_the_order_of_use_survives_a_restart(cache: Path, chunk_size: int)
     async with opened(cache) as tier:
         for key in "abc":
             await fill(tier, key, small(key, chunk_size, 3))
-        async with tier.using(generation_of("a", small("a", chunk_size, 3))):
+        async with tier.blobs.using(generation_of("a", small("a", chunk_size, 3))):
             pass
     async with opened(cache, budget=9 * chunk_size) as tier:
         await fill(tier, "d", small("d", chunk_size, 1))
@@ -43,11 +43,11 @@ async def test_blobs_in_use_and_pinned_ones_are_not_evicted(cache: Path, chunk_s
     contents = {key: small(key, chunk_size, 2) for key in "abcd"}
     async with opened(cache, budget=6 * chunk_size) as tier:
         pinned = await fill(tier, "a", contents["a"])
-        async with tier.using(pinned) as blob:
-            await tier.pin(blob, True)
+        async with tier.blobs.using(pinned) as blob:
+            await tier.residencies.pin(blob, True)
         await fill(tier, "b", contents["b"])
         await fill(tier, "c", contents["c"])
-        async with tier.using(generation_of("b", contents["b"])) as in_use:
+        async with tier.blobs.using(generation_of("b", contents["b"])) as in_use:
             await fill(tier, "d", contents["d"])
             assert await here(tier) == dict.fromkeys("abd", 2 * chunk_size)
             assert in_use.view(0, 2 * chunk_size) == contents["b"]
@@ -56,10 +56,10 @@ async def test_blobs_in_use_and_pinned_ones_are_not_evicted(cache: Path, chunk_s
 async def test_without_room_a_chunk_is_declined_and_nothing_evicted(cache: Path, chunk_size: int) -> None:
     """Evicting the little that may go would not make room."""
     a, b = small("a", chunk_size, 3.5), small("b", chunk_size, 3)
-    async with opened(cache, budget=4 * chunk_size) as tier, tier.using(generation_of("a", a)) as in_use:
+    async with opened(cache, budget=4 * chunk_size) as tier, tier.blobs.using(generation_of("a", a)) as in_use:
         assert await store(tier, in_use, a, 0, 1, 2, 3) == [True] * 4
         await fill(tier, "idle", small("idle", chunk_size, 0.25))
-        async with tier.using(generation_of("b", b)) as other:
+        async with tier.blobs.using(generation_of("b", b)) as other:
             assert await store(tier, other, b, 0) == [False]
             assert states(other) == [MISSING] * 3
             assert tier.space.full(generation_of("b", b))
@@ -74,17 +74,17 @@ async def test_room_is_not_looked_for_again_and_again_but_used_at_once(
 ) -> None:
     a, b = small("a", chunk_size, 2), small("b", chunk_size, 2)
     async with opened(cache, budget=2 * chunk_size) as tier:
-        holding = await tier.acquire(generation_of("a", a))
+        holding = await tier.blobs.acquire(generation_of("a", a))
         await store(tier, holding, a, 0, 1)
-        async with tier.using(generation_of("b", b)) as blob:
+        async with tier.blobs.using(generation_of("b", b)) as blob:
             assert await store(tier, blob, b, 0) == [False]
             assert tier.space.full(generation_of("b", b))
             mock_clock.jump(1.5)
             assert not tier.space.full(generation_of("b", b))
             assert await store(tier, blob, b, 0) == [False]
             assert tier.space.full(generation_of("b", b))
-            tier.release(holding)
-            assert not evicted or await tier.evict(holding.generation) == 2 * chunk_size
+            tier.blobs.release(holding)
+            assert not evicted or await tier.residencies.evict(holding.generation) == 2 * chunk_size
             assert not tier.space.full(generation_of("b", b))
             assert await store(tier, blob, b, 0) == [True]
         assert await here(tier) == {"b": chunk_size}
@@ -93,7 +93,7 @@ async def test_room_is_not_looked_for_again_and_again_but_used_at_once(
 @pytest.mark.parametrize("limits", [{"budget": 0}, {"min_free": 1 << 60}])
 async def test_limits_that_leave_nothing_keep_nothing(cache: Path, chunk_size: int, limits: dict[str, int]) -> None:
     a = small("a", chunk_size)
-    async with opened(cache, **limits) as tier, tier.using(generation_of("a", a)) as blob:
+    async with opened(cache, **limits) as tier, tier.blobs.using(generation_of("a", a)) as blob:
         assert tier.space.free_bytes() == 0
         assert await store(tier, blob, a, 0) == [False]
         assert tier.statistics().used_bytes == 0
@@ -110,7 +110,7 @@ async def test_a_budget_that_was_made_smaller_is_met_at_the_next_chunk(cache: Pa
         for number in range(20):
             await fill(tier, f"old{number}", small(f"old{number}", chunk_size))
     a = small("a", chunk_size)
-    async with opened(cache, budget=8 * chunk_size) as tier, tier.using(generation_of("a", a)) as blob:
+    async with opened(cache, budget=8 * chunk_size) as tier, tier.blobs.using(generation_of("a", a)) as blob:
         assert await store(tier, blob, a, 0) == [True]
         assert tier.statistics().used_bytes <= 8 * chunk_size
 
@@ -124,7 +124,7 @@ async def test_chunks_stored_at_once_keep_to_the_budget_and_do_not_evict_more_th
     async with opened(cache, budget=budget * chunk_size) as tier:
         for number in range(budget):
             await fill(tier, f"old{number}", small(f"old{number}", chunk_size))
-        async with tier.using(generation_of("new", new)) as blob, trio.open_nursery() as nursery:
+        async with tier.blobs.using(generation_of("new", new)) as blob, trio.open_nursery() as nursery:
             for chunk in range(8):
                 nursery.start_soon(store, tier, blob, new, chunk)
         assert tier.statistics().used_bytes == await recorded_bytes(tier) <= budget * chunk_size
@@ -136,7 +136,7 @@ async def test_a_blob_evicted_by_two_commands_at_once_is_counted_once(cache: Pat
         generation = await fill(tier, "a", small("a", chunk_size, 2))
         await fill(tier, "b", small("b", chunk_size))
         async with trio.open_nursery() as nursery:
-            freed = begin(nursery, tier.evict, generation), begin(nursery, tier.evict, generation)
+            freed = [begin(nursery, tier.residencies.evict, generation) for _ in range(2)]
         assert tier.statistics().used_bytes == chunk_size
         assert sorted(freed) == [[0], [2 * chunk_size]]
         assert tier.statistics().evicted_bytes == 2 * chunk_size
@@ -149,17 +149,17 @@ async def test_a_blob_pinned_while_room_is_made_stays(
     async with opened(cache, budget=2 * chunk_size) as tier:
         await fill(tier, "a", a)
         choosing = Held(monkeypatch, BlobIndex, "evictable", after=True)
-        async with tier.using(generation_of("b", b)) as blob, trio.open_nursery() as nursery:
+        async with tier.blobs.using(generation_of("b", b)) as blob, trio.open_nursery() as nursery:
             nursery.start_soon(store, tier, blob, b, 0)
             await choosing.reached()
-            async with tier.using(generation_of("a", a)) as pinned:
-                pinning = begin(nursery, tier.pin, pinned, True)
+            async with tier.blobs.using(generation_of("a", a)) as pinned:
+                pinning = begin(nursery, tier.residencies.pin, pinned, True)
                 with trio.move_on_after(0.05):
                     # The index may be in use by the search, and then this waits for it.
                     while not pinning:  # noqa: ASYNC110 - likewise
                         await trio.sleep(0.005)
             choosing.go.set()
-        assert (await tier.residency(generation_of("a", a))).disk_bytes == 2 * chunk_size
+        assert (await tier.residencies.of(generation_of("a", a))).disk_bytes == 2 * chunk_size
 
 
 async def test_a_blob_makes_room_once_it_is_synced(
@@ -172,7 +172,7 @@ async def test_a_blob_makes_room_once_it_is_synced(
         await fill(tier, "a", small("a", chunk_size, 4))
         nursery.start_soon(tier.run)
         await syncing.reached()
-        async with tier.using(generation_of("b", small("b", chunk_size, 4))) as blob:
+        async with tier.blobs.using(generation_of("b", small("b", chunk_size, 4))) as blob:
             async with trio.open_nursery() as waiting:
                 reserved = begin(waiting, tier.space.reserve, blob, 4 * chunk_size)
                 await wait_all_tasks_blocked(0.05)

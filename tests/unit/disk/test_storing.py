@@ -91,7 +91,7 @@ async def test_chunks_are_served_and_counted_and_come_back_unverified_after_a_re
 ) -> None:
     content = small("a", chunk_size, 2.5)
     size = len(content) - chunk_size
-    async with opened(cache) as tier, tier.using(generation_of("a", content)) as blob:
+    async with opened(cache) as tier, tier.blobs.using(generation_of("a", content)) as blob:
         assert await store(tier, blob, content, 1, 2) == [True, True]
         assert states(blob) == [MISSING, VERIFIED, VERIFIED]
         assert blob.view(chunk_size, len(content)) == content[chunk_size:]
@@ -99,7 +99,7 @@ async def test_chunks_are_served_and_counted_and_come_back_unverified_after_a_re
         assert await here(tier) == {"a": size}
     async with opened(cache) as tier:
         assert tier.statistics().used_bytes == size
-        async with tier.using(generation_of("a", content)) as blob:
+        async with tier.blobs.using(generation_of("a", content)) as blob:
             assert states(blob) == [MISSING, UNVERIFIED, UNVERIFIED]
             assert await verify_chunk(tier, blob, 1)
             assert await verify_chunk(tier, blob, 2)
@@ -110,7 +110,7 @@ async def test_chunks_are_served_and_counted_and_come_back_unverified_after_a_re
 
 
 async def test_an_empty_object_takes_no_place(cache: Path) -> None:
-    async with opened(cache) as tier, tier.using(generation_of("a", b"")) as blob:
+    async with opened(cache) as tier, tier.blobs.using(generation_of("a", b"")) as blob:
         assert blob.complete
         assert blob_files(cache) == []
 
@@ -119,16 +119,16 @@ async def test_the_same_generation_is_the_same_blob_and_another_content_another(
     generation = generation_of("a", b"content")
     async with opened(cache) as tier:
         async with trio.open_nursery() as nursery:
-            acquired = [begin(nursery, tier.acquire, generation) for _ in range(10)]
+            acquired = [begin(nursery, tier.blobs.acquire, generation) for _ in range(10)]
         blobs = [blob for (blob,) in acquired]
         assert len({id(blob) for blob in blobs}) == 1
         assert blobs[0].users == 10
         assert tier.statistics().open_blobs == 1
-        async with tier.using(generation_of("a", b"two")) as two:
+        async with tier.blobs.using(generation_of("a", b"two")) as two:
             assert two is not blobs[0]
         assert len(blob_files(cache)) == 2
         for blob in blobs:
-            tier.release(blob)
+            tier.blobs.release(blob)
         assert tier.statistics().open_blobs == 0
 
 
@@ -138,9 +138,9 @@ async def test_chunks_survive_a_server_that_is_killed(
     monkeypatch.setattr("trimsfs.tiers.index.journal.COMPARISON_PATIENCE_S", 0.1)  # nobody compares them
     async with opened(cache) as tier:
         generation = await fill(tier, "a", small("a", chunk_size, 2))
-        await tier.flush()
+        await tier.journal.flush()
         kept = left(cache)
-    async with opened(kept) as tier, tier.using(generation) as blob:
+    async with opened(kept) as tier, tier.blobs.using(generation) as blob:
         assert states(blob) == [UNVERIFIED, UNVERIFIED]
         assert await verify_chunk(tier, blob, 1)
 
@@ -150,7 +150,7 @@ async def test_chunks_that_were_not_synced_do_not_survive_a_boot(cache: Path, ch
         await fill(tier, "a", small("a", chunk_size))
     async with opened(cache) as tier:
         await fill(tier, "b", small("b", chunk_size))
-        await tier.flush()
+        await tier.journal.flush()
         kept = left(cache)
     reboot()
     async with opened(kept) as tier:
@@ -163,7 +163,7 @@ async def test_a_flipped_byte_makes_the_chunk_missing(cache: Path, chunk_size: i
     async with opened(cache) as tier:
         generation = await fill(tier, "a", content)
     flip_byte(blob_files(cache)[0], chunk_size + 5)
-    async with opened(cache) as tier, tier.using(generation) as blob:
+    async with opened(cache) as tier, tier.blobs.using(generation) as blob:
         assert not await verify_chunk(tier, blob, 1)
         assert states(blob) == [UNVERIFIED, MISSING, UNVERIFIED]
         assert tier.statistics().corrupt_chunks == 1
@@ -180,7 +180,7 @@ async def test_a_chunk_that_cannot_be_read_is_missing(
 
     async with opened(cache) as tier:
         generation = await fill(tier, "a", small("a", chunk_size))
-    async with opened(cache) as tier, tier.using(generation) as blob:
+    async with opened(cache) as tier, tier.blobs.using(generation) as blob:
         monkeypatch.setattr(os, "preadv", fail)
         assert not await verify_chunk(tier, blob, 0)
         assert states(blob) == [MISSING]
@@ -197,9 +197,9 @@ async def test_a_blob_that_is_gone_or_of_another_size_is_fetched_again(
     async with opened(cache) as tier:
         generation = await fill(tier, "a", content)
         await fill(tier, "b", small("b", chunk_size))
-        path = tier.files.path(generation.token(tier.store))
+        path = tier.files.path(tier.blobs.token(generation))
     damage(path)
-    async with opened(cache) as tier, tier.using(generation) as blob:
+    async with opened(cache) as tier, tier.blobs.using(generation) as blob:
         assert states(blob) == [MISSING] * 3
         assert tier.statistics().used_bytes == chunk_size == await recorded_bytes(tier)
         assert await store(tier, blob, content, 0, 1, 2) == [True] * 3
@@ -213,7 +213,7 @@ async def test_a_directory_without_its_index_starts_empty(cache: Path, chunk_siz
     remove_index(cache)
     async with opened(cache) as tier:
         assert tier.statistics().used_bytes == 0
-        async with tier.using(generation) as blob:
+        async with tier.blobs.using(generation) as blob:
             assert states(blob) == [MISSING]
 
 
@@ -270,7 +270,7 @@ async def test_a_chunk_that_is_being_recorded_while_its_blob_is_synced_is_synced
 ) -> None:
     a, b = small("a", chunk_size), small("b", chunk_size, 2)
     async with opened(cache) as tier, trio.open_nursery() as nursery:
-        async with tier.using(generation_of("a", a)) as blob_a, tier.using(generation_of("b", b)) as blob_b:
+        async with tier.blobs.using(generation_of("a", a)) as blob_a, tier.blobs.using(generation_of("b", b)) as blob_b:
             await store(tier, blob_a, a, 0)
             await store(tier, blob_b, b, 0)
             syncing = Held(monkeypatch, Blob, "sync", times=1)  # of a, which is the first
@@ -278,7 +278,7 @@ async def test_a_chunk_that_is_being_recorded_while_its_blob_is_synced_is_synced
             await syncing.reached()
             recording = Held(monkeypatch, BlobIndex, "add_chunks", times=1)
             await store(tier, blob_b, b, 1)
-            nursery.start_soon(tier.flush)
+            nursery.start_soon(tier.journal.flush)
             await recording.reached()
             syncing.go.set()
             await trio.sleep(0.02)

@@ -263,7 +263,7 @@ async def test_scrubbing_finds_damage_by_itself_and_is_no_use(scene: Scene) -> N
         await counted(server, repaired_chunks=1)
         assert scene.file.read_bytes() == scene.content
         await server.idle()
-        await server.disk.flush()
+        await server.disk.journal.flush()
         assert (await server.info("a"))["uses"] == 1
         assert os.stat(scene.file).st_size == len(scene.content)
         assert scene.store.reads("a").count(0) == 2
@@ -289,6 +289,6 @@ async def test_scrubbing_keeps_to_its_rate(
     async with scene.serving() as server:
         server.release(await opened(server))
         began = trio.current_time()
-        async with server.disk.inspecting(scene.store.generation("a")) as blob:
+        async with server.disk.blobs.inspecting(scene.store.generation("a")) as blob:
             await server.integrity.repair.check(blob, rate=scene.chunk_size)
         assert trio.current_time() - began == pytest.approx(len(scene.content) / scene.chunk_size, rel=0.1)

@@ -160,7 +160,7 @@ async def test_what_is_evicted_meanwhile_is_not_counted_any_more(serving: Servin
             server.release(await opened(server, NAMES[0]))
             await until(lambda: blob_of(server.disk, shards, NAMES[0]).users == 0)
             assert counts_of(server).to_compare == 1
-            await server.disk.evict(shards.generation(NAMES[0]))
+            await server.disk.residencies.evict(shards.generation(NAMES[0]))
             await counted(server, to_compare=0)
             gate.set()
 
@@ -173,7 +173,7 @@ async def test_the_next_server_compares_what_this_one_has_not(
     async with start(pace=Pace(idle_s=1000), ledger=ledger()) as server:
         for name in NAMES:
             await opened(server, name)
-        await server.disk.flush()
+        await server.disk.journal.flush()
         assert counts_of(server).compared == 0
     flip_byte(blob_files(scene.cache)[0], 5)
     async with start(ledger=ledger()) as server:

@@ -87,7 +87,7 @@ async def test_no_more_answers_are_kept_than_are_wanted(scene: Scene, monkeypatc
     async with tier_opened(scene.cache, compares=True) as tier, trio.open_nursery() as nursery:
         await nursery.start(digest_prefetch.run)
         for key in "abc":
-            async with tier.using(store.generation(key)) as blob:
+            async with tier.blobs.using(store.generation(key)) as blob:
                 digest_prefetch.expect(blob)
         with trio.fail_after(5):
             await store.arrived(3, method="digest")

@@ -49,12 +49,12 @@ async def test_what_is_lost_while_it_is_announced_is_compared_before(scene: Scen
         token = scene.store.generation("a").token(scene.store.identity)
         async with trio.open_nursery() as nursery:
             reading = begin(nursery, read)
-            await until(lambda: (known := server.disk.known(token)) is not None and known.health.compared)
+            await until(lambda: (known := server.disk.blobs.known(token)) is not None and known.health.compared)
             blob = scene.blob(server)
             await trio.sleep(0.1)
             scene.store.corrupt("a", 77)
             os.truncate(scene.file, 100)
-            async with server.disk.using(scene.store.generation("a")) as other:
+            async with server.disk.blobs.using(scene.store.generation("a")) as other:
                 assert other is blob
                 await server.fetcher.fetch_all(blob)
             assert blob.complete
@@ -109,7 +109,7 @@ async def test_a_fetch_that_fails_does_not_leave_other_bytes_in_a_chunk_that_has
     async with scene.serving(backing=None, cold_open="stream") as server:
         handle = await server.open("a")
         assert await server.read(handle) == scene.content
-        await server.disk.flush()
+        await server.disk.journal.flush()
         scene.damage()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.integrity.scrubber.scrub, store.generation("a"))

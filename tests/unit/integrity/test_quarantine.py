@@ -150,11 +150,11 @@ async def test_a_file_that_has_been_cut_off_while_it_is_synced_is_fetched_again(
     server: Server, scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.release(await opened(server))
-    await server.disk.flush()
+    await server.disk.journal.flush()
     synced = threading.Event()
     monkeypatch.setattr(Blob, "sync", lambda _: synced.wait(20))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(server.disk._journal.sync)
+        nursery.start_soon(server.disk.journal.sync)
         await until(lambda: server.users() == 1)
         os.truncate(scene.file, 100)
         reading = begin(nursery, server.content, "a")
@@ -182,7 +182,7 @@ async def test_who_gives_up_has_what_was_mended_told(
                 scope.cancel()
 
             nursery.start_soon(give_up)
-            async with server.disk.inspecting(scene.store.generation("a")) as blob:
+            async with server.disk.blobs.inspecting(scene.store.generation("a")) as blob:
                 await server.integrity.repair.check(blob, rate=scene.chunk_size)
     assert scope.cancelled_caught
     assert reported.is_set()
@@ -194,7 +194,7 @@ async def test_what_is_scrubbed_can_be_evicted(scene: Scene) -> None:
         server.release(await opened(server))
         await until(lambda: counts_of(server).scrubbed_bytes >= scene.chunk_size)
         assert await server.outcome("evict", "a") == ("done", None)
-        assert (await server.disk.residency(scene.store.generation("a"))).disk_bytes == 0
+        assert (await server.disk.residencies.of(scene.store.generation("a"))).disk_bytes == 0
         await until(lambda: server.users() == 0)
 
 
@@ -205,7 +205,7 @@ async def test_what_an_earlier_server_left_is_mended_by_verify_or_it_says_why_no
     async with scene.serving(backing=FakeBacking()) as server:
         last = (await server.command("verify", ""))[-1]
         assert last["error"] == "a: local copy was damaged, chunks refetched: 1"
-        assert (await server.disk.residency(scene.store.generation("a"))).disk_bytes == len(scene.content)
+        assert (await server.disk.residencies.of(scene.store.generation("a"))).disk_bytes == len(scene.content)
         assert server.disk.statistics().used_bytes == len(scene.content)
         assert await server.outcome("verify", "a") == ("done", None)
     scene.damage()

@@ -39,7 +39,7 @@ async def test_a_chunk_that_is_verified_while_its_read_is_queued_is_not_counted_
             gates.set()
         assert reading == [scene.content[:10]]
         await until(lambda: server.fetcher.statistics().in_flight == 0)
-        await server.disk.flush()
+        await server.disk.journal.flush()
         used, recorded = server.disk.statistics().used_bytes, await recorded_bytes(server.disk)
         assert (store.reads("a"), used - recorded) == ([], 0)  # all of it is here
 
@@ -61,7 +61,7 @@ async def test_a_chunk_that_is_mended_after_others_have_given_it_up_is_counted(s
             store._rules = [rule for rule in store._rules if rule.error is None]
             gate.set()
         assert await server.content("a") == scene.content
-        await server.disk.flush()
+        await server.disk.journal.flush()
         assert server.disk.statistics().used_bytes == await recorded_bytes(server.disk) == len(scene.content)
 
 
@@ -172,7 +172,7 @@ async def test_what_is_in_doubt_is_seen_to_though_it_is_being_given_back(
         await until(lambda: server.fetcher.statistics().in_flight == 0 and server.users() == 1)
         blob = scene.blob(server)
         blob.forget(3)
-        server.disk._budget.add("a", -100)
+        server.disk.budget.add("a", -100)
         server.integrity.quarantine.add(blob, BlobDamagedError("a: damaged"))
         server.disk._state.unfinished.add(blob.token)
         giving_back = Held(monkeypatch, maintenance, "free_unrecorded")
@@ -195,7 +195,7 @@ async def test_an_index_that_fails_once_while_nothing_is_to_be_recorded_does_not
     async with scene.serving() as server:
         handle = await opened(server)
         await trio.sleep(0.6)
-        await server.disk.flush()  # nothing is to be recorded from here on
+        await server.disk.journal.flush()  # nothing is to be recorded from here on
         failed: list[bool] = []
         real = getattr(server.disk.index, method)
 
@@ -228,7 +228,7 @@ async def test_a_file_that_a_program_has_mapped_is_not_evicted_while_it_is_scrub
             nursery.start_soon(scrub)
             await until(lambda: server.integrity.repair.checked_bytes > 0)
             with pytest.raises(InUseError):
-                await server.disk.evict(blob.generation)
+                await server.disk.residencies.evict(blob.generation)
             del view
-            assert await server.disk.evict(blob.generation) == len(scene.content)
+            assert await server.disk.residencies.evict(blob.generation) == len(scene.content)
             nursery.cancel_scope.cancel()

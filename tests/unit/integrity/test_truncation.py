@@ -109,7 +109,7 @@ async def test_what_is_cut_off_just_as_it_has_been_mended_is_not_believed(
         real, done = chunk_checks._copy, list[bool]()
 
         async def find() -> None:
-            async with server.disk.using(scene.store.generation("a")):
+            async with server.disk.blobs.using(scene.store.generation("a")):
                 pass
 
         def copy(*arguments: int) -> None:
@@ -132,7 +132,7 @@ async def test_what_is_cut_off_again_while_that_is_recorded_is_not_read_as_zeros
     async with scene.serving(backing=None, cold_open="stream") as server:
         handle = await server.open("a")
         assert await server.read(handle) == scene.content
-        await server.disk.flush()
+        await server.disk.journal.flush()
         recording = Held(monkeypatch, server.disk.index, "remove_chunks")
         os.truncate(scene.file, 100)
         async with trio.open_nursery() as nursery:
@@ -151,7 +151,7 @@ async def test_what_is_cut_off_just_as_it_is_found_again_ends_no_server(
     async with scene.serving(backing=None) as server:
         server.release(await server.open("a"))
         assert await server.content("a") == scene.content
-        await server.disk.flush()
+        await server.disk.journal.flush()
     real, done = os.open, list[bool]()
 
     def opened(path: Any, *arguments: Any, **more: Any) -> int:

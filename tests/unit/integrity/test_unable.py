@@ -15,8 +15,8 @@ from trimsfs.types import Generation
 async def forgotten(server: Server, scene: Scene) -> None:
     """A file is here, nobody uses it, it is damaged, and none more can be opened."""
     assert await server.content("a")
-    await server.disk.flush()
-    await server.disk._journal.sync()
+    await server.disk.journal.flush()
+    await server.disk.journal.sync()
     server.disk._open_blobs._forget(most=0, looks=1)
     scene.damage()
     server.disk._state.open_files.most = 0
@@ -54,7 +54,7 @@ async def test_nothing_is_kept_of_a_file_that_is_not_here_when_it_is_verified(sc
     async with scene.serving() as server:
         assert await server.outcome("verify", "a") == ("done", None)
         assert blob_files(scene.cache) == []
-        assert await server.disk.residencies() == []
+        assert await server.disk.residencies.all() == []
 
 
 async def test_verify_does_not_tell_that_all_is_well_of_a_cache_that_cannot_be_used(scene: Scene) -> None:

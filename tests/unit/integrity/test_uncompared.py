@@ -102,7 +102,7 @@ async def test_verify_of_a_file_that_is_mended_wrong_by_two(scene: Scene, monkey
         await digesting.reached()
         scene.store.corrupt("a", 77)
         scene.damage()
-        async with server.disk.inspecting(scene.store.generation("a")) as blob:
+        async with server.disk.blobs.inspecting(scene.store.generation("a")) as blob:
             await server.integrity.repair.check(blob)
         assert counts_of(server).repaired_chunks == 1
         digesting.go.set()
@@ -124,7 +124,7 @@ async def test_what_is_closed_while_it_is_compared_does_not_end_the_server(
         await until(lambda: blob.users == 0)
         if how == "cut off":
             os.truncate(scene.file, 100)
-            async with server.disk.using(scene.store.generation("a")):
+            async with server.disk.blobs.using(scene.store.generation("a")):
                 pass
         else:
             await fail_to_sync(server.disk, blob)
@@ -146,7 +146,7 @@ async def test_what_is_mended_with_the_same_bytes_while_it_is_compared_is_compar
         scene.damage()
         digesting.go.set()
         await digested.reached()  # of damaged bytes
-        async with server.disk.inspecting(scene.store.generation("a")) as blob:
+        async with server.disk.blobs.inspecting(scene.store.generation("a")) as blob:
             await server.integrity.repair.check(blob, in_memory=True)  # as a scrub
             assert counts_of(server).repaired_chunks == 1
             digested.go.set()

@@ -34,7 +34,7 @@ async def test_what_was_mended_with_other_bytes_is_not_opened_uncompared(scene: 
     scene.tells("crc32c")
     async with scene.serving(digests="wait") as server:
         server.release(await opened(server))
-        await server.disk.flush()
+        await server.disk.journal.flush()
         server.integrity.scrubber._rate = scene.chunk_size // 2  # two seconds a chunk
         scene.store.corrupt("a", 77)
         scene.damage()
@@ -55,7 +55,7 @@ async def test_what_the_server_before_announced_uncompared_is_compared_before_it
     scene.store.corrupt("a", 77)
     async with scene.serving(backing=backing, ledger=ledger()) as server:
         await opened(server)
-        await server.disk.flush()
+        await server.disk.journal.flush()
     scene.store.heal()
     gate = scene.store.block(method="digest")
     found = None
@@ -76,7 +76,7 @@ async def test_what_is_all_here_is_compared_though_others_find_no_room(scene: Sc
         scene.store.corrupt("a", 77)
         await server.disk.damage.check_chunk(scene.blob(server), 0, None)
         await server.fetcher.fetch_all(scene.blob(server))
-        server.disk._budget.found_full("")
+        server.disk.budget.found_full("")
         assert await server.read(handle) == scene.content
 
 
@@ -107,7 +107,7 @@ async def test_what_is_found_to_have_been_cut_off_as_it_is_opened_is_fetched_aga
         looks.append(crash_recovery.chunks_in_holes(blob, descriptor))
         return looks[-1]
 
-    monkeypatch.setattr("trimsfs.tiers.disk.disk_tier.chunks_in_holes", zeroed)
+    monkeypatch.setattr("trimsfs.tiers.disk.damage.chunks_in_holes", zeroed)
     async with scene.serving(digests="wait") as server:
         assert await server.content("a") == scene.content
         assert looks == [[0], []]

@@ -10,8 +10,9 @@ from tests.support.stores import MemoryStore, as_store
 from tests.unit.namespace.common import TTL_S, down, look, namespace_of
 from trimsfs.errors import StoreAccessError, StoreUnavailableError, TransientStoreError
 from trimsfs.namespace.directory import STALE_RETRY_S
+from trimsfs.namespace.lifetimes import NEGATIVE_TTL_S
 from trimsfs.namespace.listing import NonObject
-from trimsfs.namespace.tree import NEGATIVE_TTL_S, Namespace
+from trimsfs.namespace.tree import Namespace
 from trimsfs.stores.retrying import Retrying, RetryingStore
 
 

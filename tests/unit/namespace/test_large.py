@@ -11,8 +11,9 @@ from tests.unit.namespace.common import TTL_S, a_generation, down, look, namespa
 from trimsfs.errors import StoreAccessError, StoreError, StoreUnavailableError, TransientStoreError
 from trimsfs.namespace.directory import LEAST_ASKED, STALE_RETRY_S
 from trimsfs.namespace.inquiries import LONG_S
+from trimsfs.namespace.lifetimes import NEGATIVE_TTL_S
 from trimsfs.namespace.listing import NonObject
-from trimsfs.namespace.tree import NEGATIVE_TTL_S, Namespace
+from trimsfs.namespace.tree import Namespace
 from trimsfs.stores.base import MOST_NAMELESS, PAGE_LIMIT, Page
 from trimsfs.stores.retrying import Retrying, RetryingStore
 from trimsfs.types import ETAG_MAX, SIZE_MAX, Generation

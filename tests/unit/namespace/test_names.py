@@ -9,8 +9,8 @@ from trio.testing import MockClock
 from tests.support.stores import MemoryStore, Reticent
 from tests.unit.namespace.common import TTL_S, look, namespace_of
 from trimsfs.errors import StoreAccessError
+from trimsfs.namespace.lifetimes import NEGATIVE_TTL_S
 from trimsfs.namespace.listing import NonObject, possible
-from trimsfs.namespace.tree import NEGATIVE_TTL_S
 from trimsfs.types import Generation
 
 

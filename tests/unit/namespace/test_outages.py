@@ -18,8 +18,9 @@ from trimsfs.errors import StoreUnavailableError, TransientStoreError
 from trimsfs.namespace.directory import STALE_RETRY_S
 from trimsfs.namespace.inquiries import PATIENCE_S
 from trimsfs.namespace.kept_listings import KeptListings, packed, unpacked
+from trimsfs.namespace.lifetimes import ABSENT_AFTER_S
 from trimsfs.namespace.listing import SLICE, Entry, NonObject
-from trimsfs.namespace.tree import ABSENT_AFTER_S, Namespace
+from trimsfs.namespace.tree import Namespace
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.stores.retrying import Retrying, RetryingStore
 from trimsfs.tiers.index.index import BlobIndex

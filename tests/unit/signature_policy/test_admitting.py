@@ -81,7 +81,7 @@ async def test_commands_do_not_bring_what_nobody_could_open(scene: Scene, comman
     async with scene.serving() as server:
         assert await server.outcome(command, "signed") == ("done", None)
         assert await server.outcome(command, "other") == ("failed", "SignatureError")
-        assert not (await server.disk.residency(server.store.generation("other/params"))).pinned
+        assert not (await server.disk.residencies.of(server.store.generation("other/params"))).pinned
 
 
 async def test_nothing_of_the_content_is_told_either(scene: Scene) -> None:
@@ -155,7 +155,7 @@ async def test_what_is_lost_at_a_boot_is_compared_again(scene: Scene, monkeypatc
     monkeypatch.setattr("trimsfs.tiers.index.index.BOOT_ID", boot)
     async with scene.serving() as server:
         assert await server.content(PARAMS) == scene.params
-        await server.disk.flush()
+        await server.disk.journal.flush()
         shutil.copytree(scene.cache, left)  # before all has been brought to the disk
     boot.write_text("two")
     scene.give(scene.params[:-1] + b"?")

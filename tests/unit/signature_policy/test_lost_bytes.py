@@ -53,7 +53,7 @@ async def test_what_was_read_before_it_was_compared_is_not_given_after(
     async with serving(ledger=ledger()) as server:
         handle = await server.open(PARAMS)
         assert await server.read(handle, 0, 10**6) == scene.params
-        await server.disk.flush()
+        await server.disk.journal.flush()
     scene.damage()
     scene.store.corrupt(PARAMS, 77)  # one bit flips on the way
     async with serving(ledger=ledger()) as server:
@@ -73,7 +73,7 @@ async def test_what_was_read_before_it_was_compared_is_not_given_after(
         async with trio.open_nursery() as nursery:
             reading = begin(nursery, server.filesystem.files.read, handle, 0, 10**6)
             await reached(gate)
-            async with server.disk.using(scene.store.generation(PARAMS)) as one:
+            async with server.disk.blobs.using(scene.store.generation(PARAMS)) as one:
                 await policy.admit(one, nullcontext)  # another opens it
             assert blob.health.digest
             gate.set()
@@ -112,7 +112,7 @@ async def test_what_was_not_signed_for_a_moment_is_compared_once_it_is_again(
     async with serving(ledger=ledger()) as server:
         handle = await server.open(PARAMS)
         assert await server.read(handle, 0, 10**6) == scene.params
-        await server.disk.flush()
+        await server.disk.journal.flush()
     scene.damage()
     scene.sign(params=None)
     async with serving(ledger=ledger()) as server:
@@ -150,7 +150,7 @@ async def test_a_slow_scrub_does_not_deny_what_it_has_mended(scene: Scene) -> No
         server.integrity.scrubber._rate = scene.chunk_size // 4  # four seconds a chunk
         scene.damage()
         scene.store.corrupt(PARAMS, 77)
-        await server.disk.flush()
+        await server.disk.journal.flush()
         await until(lambda: server.integrity.statistics().repaired_chunks == 1)
         await errors_until_right(server, handle, scene.chunk)
         server.integrity.scrubber._rate = 1 << 40

@@ -71,7 +71,7 @@ async def test_a_copy_for_a_gpu_is_not_made_of_what_nobody_has_signed(
 
         async def lease(generation: Generation, *_: object) -> None:
             """Fills a copy as its loader does."""
-            async with server.disk.using(generation) as one:
+            async with server.disk.blobs.using(generation) as one:
                 data = await copies._loader.source(one).bytes_of(0, 4)
                 loaded.append(bytes(data) if data is not None else os.pread(one.fileno(), 4, 0))
             raise BlobDamagedError("enough")

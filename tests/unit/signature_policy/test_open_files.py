@@ -38,7 +38,7 @@ async def test_an_open_file_that_is_here_goes_on_under_the_next_server(
     async with serving(ledger=ledger()) as server:
         handle = await server.open(path)
         assert await server.read(handle, 0, 10**6) == scene.params
-        await server.disk.flush()
+        await server.disk.journal.flush()
     happens(scene)
     async with serving(ledger=ledger()) as server:
         assert bytes(await server.filesystem.files.read(handle, 0, 10**6)) == scene.params

@@ -14,7 +14,7 @@ def test_a_server_that_stops_while_it_asks_what_is_signed_ends(scene: Scene) -> 
         with trio.CancelScope() as scope:
             async with (
                 scene.serving(backing=None) as server,
-                server.disk.using(scene.store.generation(PARAMS)) as blob,
+                server.disk.blobs.using(scene.store.generation(PARAMS)) as blob,
             ):
                 gate = scene.store.block(method="list_page", key="signed/")
                 await server.fetcher.fetch_all(blob)  # as for a sibling, or warm

@@ -77,7 +77,7 @@ async def test_a_file_whose_admission_is_forgotten_while_the_store_is_slow_is_no
         async with trio.open_nursery() as nursery:
             nursery.start_soon(open_it)
             await reached(gate)
-            async with server.disk.using(scene.store.generation("signed/model.sig")) as other:
+            async with server.disk.blobs.using(scene.store.generation("signed/model.sig")) as other:
                 await policy_of(server).admit(other, nullcontext)
             await trio.sleep(1.2)
             gate.set()

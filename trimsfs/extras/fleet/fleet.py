@@ -13,7 +13,7 @@ from trimsfs.listen_address import parse_address
 from trimsfs.options import MountOptions
 from trimsfs.telemetry.model_counters import Labelled
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import ChunkWrites
 
 MOST_MEMBERS = 64
 """Members with bytes of their own in the statistics: those that were asked first."""
@@ -45,7 +45,7 @@ class Fleet:
         self,
         options: MountOptions,
         copier: Copier,
-        disk: DiskTier,
+        writes: ChunkWrites,
         ledger: Ledger,
         *,
         came: Callable[[Blob, int], None],
@@ -57,7 +57,7 @@ class Fleet:
         self._ledger = ledger
         self.health = Health()
         self.members = Members(options.fleet_members, parse_address(options.fleet_listen))
-        self.source = FleetSource(options.fleet, self.members, self.health, copier, disk, came=came)
+        self.source = FleetSource(options.fleet, self.members, self.health, copier, writes, came=came)
         self._off = next((record.slot for record in ledger.inherited(RecordKind.FLEET_OFF)), None)
         self.source.on = self._off is None
 

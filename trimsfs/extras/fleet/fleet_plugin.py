@@ -77,7 +77,7 @@ class FleetPlugin(ServerPlugin):
                 "fleet: store %s is a directory: hosts that see other device and inode numbers there share none of it",
                 store,
             )
-        self._fleet = Fleet(options, environment.copier, tiers.disk, environment.ledger, came=came)
+        self._fleet = Fleet(options, environment.copier, tiers.disk.space, environment.ledger, came=came)
         return self._fleet.source
 
     def build(self, core: Core) -> Extra:
@@ -101,13 +101,15 @@ class FleetPart(Extra):
 
     def __init__(self, fleet: Fleet, core: Core) -> None:
         self._fleet = fleet
-        environment, disk, fetcher = core.environment, core.tiers.disk, core.fetching.fetcher
-        self._spreader = Spreader(fleet.source, disk, fetcher, environment.copier)
+        environment, blobs, fetcher = core.environment, core.tiers.disk.blobs, core.fetching.fetcher
+        self._spreader = Spreader(fleet.source, blobs, fetcher, environment.copier)
         server = ChunkServer(
             core.options,
             core.fetching.namespace,
-            disk,
+            blobs,
             fetcher,
+            directory=core.tiers.disk.directory,
+            chunk_size=environment.chunk_size,
             serving=lambda: fleet.on,
             instance=fleet.members.instance,
         )

@@ -18,7 +18,7 @@ from trimsfs.fetch.peers import PeerAnswer, PeerRequest
 from trimsfs.fetch.scheduler import PEER_REQUESTS
 from trimsfs.telemetry.open_trace import REQUEST, spanning
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.interfaces import BlobWrites
+from trimsfs.tiers.disk.interfaces import ChunkWrites
 from trimsfs.types import ChunkRecord, Generation
 
 OWNERS = 2
@@ -68,7 +68,7 @@ class FleetSource:
         members: Members,
         health: Health,
         copier: Copier,
-        disk: BlobWrites,
+        writes: ChunkWrites,
         *,
         came: Callable[[Blob, int], None],
     ) -> None:
@@ -76,7 +76,7 @@ class FleetSource:
         self._members = members
         self._health = health
         self._copier = copier
-        self._disk = disk
+        self._writes = writes
         self._came = came
         self._placed, self._placement = (frozenset[str](), frozenset[str]()), Placement(())
         self._budget = RetryBudget()
@@ -113,21 +113,21 @@ class FleetSource:
         blob = flight.blob
         size = blob.length_of(flight.chunk)
         # Without room, the bytes come from the store: nothing could compare those of a member with the file's digest.
-        if not self.owners(blob, flight.chunk) or not await self._disk.space.reserve(blob, size):
+        if not self.owners(blob, flight.chunk) or not await self._writes.reserve(blob, size):
             return False
         written = False
         try:
             record = await self._from_members(flight, deadline, away)
             if record is not None and not flight.done.is_set():
-                self._disk.wrote(blob, record)
+                self._writes.wrote(blob, record)
                 written = True
         except OSError as error:
             written = True  # the tier returns the space
-            await self._disk.space.write_failed(blob, size, error, last=False)
+            await self._writes.write_failed(blob, size, error, last=False)
             return False
         finally:
             if not written:
-                self._disk.space.unreserve(blob, size)
+                self._writes.unreserve(blob, size)
         if not written:
             return flight.done.is_set()
         self._came(blob, size)

@@ -21,9 +21,9 @@ PAUSE_S = 1.0
 class Spreader:
     """Has the owners of each chunk of a file fetch it: first the first, then the second from the first."""
 
-    def __init__(self, source: FleetSource, disk: BlobUse, fetcher: Fetcher, copier: Copier) -> None:
+    def __init__(self, source: FleetSource, blobs: BlobUse, fetcher: Fetcher, copier: Copier) -> None:
         self._source = source
-        self._disk = disk
+        self._blobs = blobs
         self._fetcher = fetcher
         self._copier = copier
 
@@ -33,7 +33,7 @@ class Spreader:
             raise InvalidRequestError(f"{generation.key}: the fleet is off here: `trimsfs fleet on`")
         slots = trio.Semaphore(CHUNKS_AT_ONCE)
         failures: list[str] = []
-        async with self._disk.using(generation) as blob:
+        async with self._blobs.using(generation) as blob:
             if blob.states and not self._source.owners(blob, 0):
                 raise InvalidRequestError(f"{generation.key}: no other member answers: see `trimsfs status`")
             async with trio.open_nursery() as nursery:

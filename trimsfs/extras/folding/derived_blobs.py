@@ -24,7 +24,7 @@ from trimsfs.fuse import _libfuse
 from trimsfs.namespace.derived import derived_key, model_key, owner
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import BlobUse, ChunkWrites, Retention
 from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)
@@ -79,8 +79,12 @@ class _Upload:
 class DerivedBlobs(Extra):
     """The derived blobs of a mount; none unless *allowed*."""
 
-    def __init__(self, disk: DiskTier, passthrough: Passthrough, *, allowed: bool) -> None:
-        self._disk = disk
+    def __init__(
+        self, blobs: BlobUse, writes: ChunkWrites, residencies: Retention, passthrough: Passthrough, *, allowed: bool
+    ) -> None:
+        self._blobs = blobs
+        self._writes = writes
+        self._residencies = residencies
         self._passthrough = passthrough
         self._allowed = allowed
         self._known: dict[str, Generation] | None = None
@@ -104,7 +108,7 @@ class DerivedBlobs(Extra):
         """Evict all derived blobs of a file, including those of earlier generations."""
         for derived in [each for key, each in (await self._all()).items() if model_key(key) == generation.key]:
             with suppress(InUseError):  # programs use it: the evictor removes it later
-                await self._disk.evict(derived)
+                await self._residencies.evict(derived)
 
     async def _take_piece(self, request: IoctlRequest) -> bytes:
         """Take a piece of a blob derived from an open file."""
@@ -150,7 +154,7 @@ class DerivedBlobs(Extra):
                 raise InUseError(f"{key} exists, or another upload is running")
             etag = f"{_identity(model)}-{secrets.token_hex(8)}"  # each upload gets an inode of its own
             generation = Generation(key=key, etag=etag, size=piece.size, modified_ns=time.time_ns())
-            blob, now = await self._disk.acquire(generation), trio.current_time()
+            blob, now = await self._blobs.acquire(generation), trio.current_time()
             upload = self._uploads[key] = _Upload(key=key, uid=piece.uid, blob=blob, handle=handle, began=now, last=now)
             return upload
 
@@ -180,19 +184,19 @@ class DerivedBlobs(Extra):
             raise
         finally:
             upload.writing = False
-            self._disk.release(blob)
+            self._blobs.release(blob)
 
     async def _write(self, upload: _Upload) -> None:
         """Write the buffered chunk to the blob's file."""
         blob, data = upload.blob, bytes(upload.data)
-        if not await self._disk.space.reserve(blob, len(data)):
+        if not await self._writes.reserve(blob, len(data)):
             raise CacheFullError(f"{upload.key}: the cache is full")
         try:
             crc = await in_thread(_write, blob, data, upload.offset)
         except OSError as error:
-            await self._disk.space.write_failed(blob, len(data), error, last=True)
+            await self._writes.write_failed(blob, len(data), error, last=True)
             raise CacheFullError(f"{upload.key}: {error.strerror}") from error
-        self._disk.wrote(blob, ChunkRecord(chunk=upload.offset // blob.chunk_size, length=len(data), crc=crc))
+        self._writes.wrote(blob, ChunkRecord(chunk=upload.offset // blob.chunk_size, length=len(data), crc=crc))
         upload.offset += len(data)
         upload.data.clear()
 
@@ -206,14 +210,14 @@ class DerivedBlobs(Extra):
         """End an upload, and remove an incomplete blob."""
         if self._uploads.get(upload.key) is upload:
             del self._uploads[upload.key]
-            self._disk.release(upload.blob)
+            self._blobs.release(upload.blob)
             if not upload.blob.complete and self._background.running:
                 self._background.start(self._remove, upload.blob.generation)
 
     async def _remove(self, generation: Generation) -> None:
         for _ in range(REMOVE_TRIES):
             try:
-                await self._disk.evict(generation)
+                await self._residencies.evict(generation)
             except InUseError:
                 await trio.sleep(REMOVE_INTERVAL_S)  # a chunk is still being written, or synced
             except CacheError as error:
@@ -227,7 +231,7 @@ class DerivedBlobs(Extra):
         derived = known.get(key)
         if derived is None or not derived.etag.startswith(f"{_identity(model)}-"):
             return None
-        here = await self._disk.residency(derived)
+        here = await self._residencies.of(derived)
         if here.disk_bytes == derived.size:
             return derived
         if known.get(key) is derived:
@@ -238,7 +242,7 @@ class DerivedBlobs(Extra):
         """All complete derived blobs, by key."""
         if self._known is None:
             complete: dict[str, Generation] = {}
-            for here in await self._disk.residencies():
+            for here in await self._residencies.all():
                 generation = here.generation
                 latest = complete.get(generation.key)
                 whole = model_key(generation.key) is not None and here.disk_bytes == generation.size

@@ -13,4 +13,7 @@ class FoldingPlugin(ServerPlugin):
 
     def build(self, core: Core) -> DerivedBlobs:
         """The derived blobs of a mount, if its options allow them."""
-        return DerivedBlobs(core.tiers.disk, core.tiers.passthrough, allowed=core.options.derived)
+        disk = core.tiers.disk
+        return DerivedBlobs(
+            disk.blobs, disk.space, disk.residencies, core.tiers.passthrough, allowed=core.options.derived
+        )

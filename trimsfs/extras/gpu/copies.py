@@ -30,12 +30,11 @@ from trimsfs.extras.gpu.gpu_statistics import GpuStatistics, statistics_of
 from trimsfs.extras.gpu.tier.layout import Layout, lay_out
 from trimsfs.extras.gpu.tier.leased_copies import Copy, CopyKey, Holder, Lease, Pool, rounded
 from trimsfs.extras.gpu.tier.staging import differs
-from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.formats import TensorTable
 from trimsfs.options import MountOptions
 from trimsfs.processes import shown
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import Inspection, Residencies
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
@@ -47,27 +46,28 @@ LINGER_S = 2.0
 
 
 class GpuCopies:
-    """The copies of a mount. *unavailable* says why there can be none; *in_memory*, whether the cache is in memory.
+    """The copies of a mount. *unavailable* says why there can be none.
 
     `run` searches for devices; requests wait until the search has ended.
     """
 
     def __init__(
         self,
-        disk: DiskTier,
-        fetcher: Fetcher,
+        blobs: Inspection,
+        residencies: Residencies,
+        loader: CopyLoader,
         tables: TensorTables,
         ledger: CopyLedger,
         options: MountOptions,
         *,
         unavailable: str | None,
-        in_memory: bool,
     ) -> None:
-        self._disk = disk
+        self._blobs = blobs
+        self._residencies = residencies
+        self._loader = loader
         self._tables = tables
         self.ledger = ledger
         self._options = options
-        self._loader = CopyLoader(disk, fetcher, ledger, in_memory=in_memory)
         self._background = Background()
         self._searched = trio.Event()
         self._waiting: Counter[int] = Counter()
@@ -121,7 +121,7 @@ class GpuCopies:
 
     async def _is_pinned(self, generation: Generation) -> bool:
         try:
-            return (await self._disk.residency(generation)).pinned
+            return (await self._residencies.of(generation)).pinned
         except CacheUnusableError:
             return True  # keep the copy while the index cannot tell
 
@@ -270,7 +270,7 @@ class GpuCopies:
         return pool
 
     def _key(self, generation: Generation, request: CopyRequest, domain: str) -> CopyKey:
-        token = generation.token(self._disk.store)
+        token = self._blobs.token(generation)
         return CopyKey(token=token, domain=domain, memory=request.memory.value, pattern=request.pattern)
 
     def _domain(self, holder: Holder) -> str:
@@ -341,10 +341,10 @@ class GpuCopies:
         """
         differing: list[str] = []
         compared = 0
-        async with self._disk.inspecting(generation) as blob:
+        async with self._blobs.inspecting(generation) as blob:
             for pool in self.pools.values():
                 async with pool.comparing:  # one at a time: each comparison takes two of the device's staging buffers
-                    for copy in pool.of(generation.token(self._disk.store)):
+                    for copy in pool.of(self._blobs.token(generation)):
                         await copy.done.wait()
                         if copy.memory is None:
                             continue
@@ -377,7 +377,7 @@ class GpuCopies:
 
     def resident(self, generation: Generation) -> dict[str, int]:
         """Bytes of a generation on each device that has any, in all domains."""
-        token = generation.token(self._disk.store)
+        token = self._blobs.token(generation)
         sizes = {uuid: sum(copy.size for copy in pool.of(token) if copy.ready) for uuid, pool in self.pools.items()}
         return {uuid: size for uuid, size in sizes.items() if size}
 

@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 class CopyLoader:
     """Fills copies from blobs. *in_memory* says whether the cache directory is in memory, as on a tmpfs."""
 
-    def __init__(self, disk: BlobUse, fetcher: Fetcher, ledger: CopyLedger, *, in_memory: bool) -> None:
-        self._disk = disk
+    def __init__(self, blobs: BlobUse, fetcher: Fetcher, ledger: CopyLedger, *, in_memory: bool) -> None:
+        self._blobs = blobs
         self._fetcher = fetcher
         self._ledger = ledger
         self._in_memory = in_memory
@@ -61,7 +61,7 @@ class CopyLoader:
             copy.done.set()
 
     async def _fill(self, pool: Pool, copy: Copy) -> None:
-        async with self._disk.using(copy.generation) as blob:
+        async with self._blobs.using(copy.generation) as blob:
             self._fetcher.hold(blob)  # prefetches the missing bytes
             try:
                 await pool.allocate(copy)

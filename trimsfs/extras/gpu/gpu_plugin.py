@@ -9,6 +9,7 @@ import trio
 from trimsfs.extras.gpu import cuda
 from trimsfs.extras.gpu.copies import GpuCopies
 from trimsfs.extras.gpu.copy_ledger import CopyLedger
+from trimsfs.extras.gpu.copy_loader import CopyLoader
 from trimsfs.extras.gpu.cuda import CudaUnavailableError
 from trimsfs.extras.gpu.descriptor_server import DescriptorServer
 from trimsfs.extras.gpu.interface import GpuInterface
@@ -33,15 +34,16 @@ class GpuPlugin(ServerPlugin):
 
     def build(self, core: Core) -> GpuInterface:
         """The copies of a mount. Clients can get descriptors of them if the keeper can listen."""
-        environment = core.environment
+        environment, disk = core.environment, core.tiers.disk
+        ledger = CopyLedger(environment.ledger, environment.keeper)
         copies = GpuCopies(
-            core.tiers.disk,
-            core.fetching.fetcher,
+            disk.blobs,
+            disk.residencies,
+            CopyLoader(disk.blobs, core.fetching.fetcher, ledger, in_memory=lies_on(disk.directory, "tmpfs")),
             core.fetching.tables,
-            CopyLedger(environment.ledger, environment.keeper),
+            ledger,
             core.options,
             unavailable=self._unavailable,
-            in_memory=lies_on(core.tiers.disk.directory, "tmpfs"),
         )
         interface = GpuInterface(copies)
         interface.services = [copies.run]

@@ -7,6 +7,7 @@ from typing import TypeVarTuple
 
 from trimsfs.errors import BlobDamagedError
 from trimsfs.tiers.blob import Blob, ChunkState, FileChange
+from trimsfs.tiers.disk.crash_recovery import chunks_in_holes
 from trimsfs.tiers.disk.state import TierState
 from trimsfs.types import ChunkRecord, Generation
 
@@ -16,7 +17,10 @@ Ts = TypeVarTuple("Ts")
 
 
 class Damage:
-    """Keeps index and budget in step with damage and repair of a tier's blobs. ``found`` counts damaged chunks."""
+    """Keeps index and budget in step with damage and repair of a tier's blobs, also as `ChunkChecks`.
+
+    ``found`` counts damaged chunks.
+    """
 
     def __init__(self, state: TierState) -> None:
         self._state = state
@@ -80,7 +84,6 @@ class Damage:
     # Found by readers, the scrub and `trimsfs verify`
 
     async def check_chunk(self, blob: Blob, chunk: int, crc: int | None) -> bool:
-        """Compare a chunk's CRC32C (None: unreadable) with its record. If they differ, discard it and return False."""
         if blob.states[chunk] == ChunkState.MISSING:
             return False  # another reader found it first
         length = blob.length_of(chunk)
@@ -94,6 +97,21 @@ class Damage:
         self._compare_again(blob)
         await self._state.journal.flush()
         return False
+
+    async def check_holes(self, blob: Blob) -> None:
+        blob.users += 1  # to keep its file open
+        try:
+            if len(blob.states) <= 1:  # faster than a switch to a thread
+                gone = chunks_in_holes(blob, blob.fileno())
+            else:
+                gone = await self._state.threads.run(chunks_in_holes, blob, blob.fileno())
+        except OSError as error:
+            log.warning("%s: cannot look for holes in its file in the cache: %s", blob.generation.key, error)
+            return
+        finally:
+            blob.users -= 1
+        for chunk in gone:
+            await self.check_chunk(blob, chunk, None)
 
     def _discard_chunk(self, blob: Blob, chunk: int) -> None:
         """Mark a chunk as missing and return its bytes to the budget."""

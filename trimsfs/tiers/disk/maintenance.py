@@ -7,9 +7,9 @@ from contextlib import suppress
 import trio
 
 from trimsfs.errors import CacheUnusableError
-from trimsfs.tiers.disk.budget import DiskSpace
 from trimsfs.tiers.disk.crash_recovery import free_unrecorded, groups, reconcile
 from trimsfs.tiers.disk.open_blobs import OpenBlobs
+from trimsfs.tiers.disk.space import DiskSpace
 from trimsfs.tiers.disk.state import TierState
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.budget import DiskSpace
+from trimsfs.tiers.disk.space import DiskSpace
 from trimsfs.tiers.disk.state import TierState
 from trimsfs.types import ChunkRecord, Generation
 

@@ -1,12 +1,14 @@
 """The state that the parts of a disk tier share: directory, index, files, journal, budget and known blobs."""
 
+import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar, TypeVarTuple
 
 import trio
 
-from trimsfs.errors import TrimsError
+from trimsfs.errors import CacheUnusableError, TrimsError
 from trimsfs.origins import Origins
 from trimsfs.tiers.blob import Blob, OpenFiles
 from trimsfs.tiers.disk.blob_files import BlobFiles
@@ -15,6 +17,9 @@ from trimsfs.tiers.disk.cache_directory import CacheDirectory
 from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.tiers.index.journal import Journal
 from trimsfs.tiers.threads import Threads
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -54,3 +59,14 @@ class TierState:
         del self.blobs[blob.token]
         self.removed(blob)
         blob.detach()
+
+    async def ask_index(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        """Call a *function* of the index for a command. Raises CacheUnusableError when the index fails."""
+        try:
+            return await self.threads.run(function, *arguments)
+        except sqlite3.Error as error:
+            raise self.index_fails(error) from error
+
+    def index_fails(self, error: sqlite3.Error) -> CacheUnusableError:
+        """The error of a caller who cannot do without the index."""
+        return CacheUnusableError(f"cache index {self.directory.path / 'index.sqlite'}: {error}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from trimsfs.origins import Origins, located
 from trimsfs.tiers.index.index import BlobIndex
+from trimsfs.tiers.index.journal import Journal
 from trimsfs.tiers.threads import Threads
 from trimsfs.types import ChunkRecord
 
@@ -34,10 +35,11 @@ class EqualChunks:
     of one model which others a host has.
     """
 
-    def __init__(self, index: BlobIndex, threads: Threads, store: str | Origins) -> None:
+    def __init__(self, index: BlobIndex, threads: Threads, store: str | Origins, journal: Journal) -> None:
         self._index = index
         self._threads = threads
         self._store = store
+        self._journal = journal
 
     async def find(
         self, directory: str, token: str, chunks: Sequence[ChunkRecord], *, size: int, digest: str
@@ -48,6 +50,7 @@ class EqualChunks:
         """
         store, below = map(os.fsencode, located(self._store, directory))
         among = (store, len(below), below, token)
+        await self._journal.flush()  # what was written last counts, too
         try:
             return await self._threads.run(self._find, among, chunks, (digest, size))
         except sqlite3.Error as error:

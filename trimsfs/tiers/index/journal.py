@@ -33,8 +33,9 @@ class _Inherited:
 class Journal:
     """Queues changes of chunks, uses and digests, and writes them to the index in batches.
 
+    Callers that need written bytes to last take it as `Durability`. *unsynced* gets chunks whose sync failed.
     ``recording`` is held during a write to the index, ``syncing`` while one blob is synced. The evictor holds
-    ``recording`` to remove a blob, and ``syncing`` to wait for its sync. *unsynced* gets chunks whose sync failed.
+    ``recording`` to remove a blob, and ``syncing`` to wait for its sync.
     """
 
     def __init__(

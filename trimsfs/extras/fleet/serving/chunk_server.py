@@ -16,7 +16,7 @@ from trimsfs.extras.fleet.serving.uploads import Uploads
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.namespace.tree import Namespace
 from trimsfs.options import FLEET_REPORTS, FLEET_SOCKET, MountOptions
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import Inspection
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +40,28 @@ class ChunkServer:
         self,
         options: MountOptions,
         namespace: Namespace,
-        disk: DiskTier,
+        blobs: Inspection,
         fetcher: Fetcher,
         *,
+        directory: Path,
+        chunk_size: int,
         serving: Callable[[], bool],
         instance: str,
     ) -> None:
         assert options.fleet is not None
-        self._directory = disk.directory
+        self._directory = directory
         self._uploads = Uploads(options.fleet_upload_limit)
-        self._owner = Owner(options.fleet, namespace, disk, fetcher, self._uploads, serving=serving, instance=instance)
+        self._owner = Owner(
+            options.fleet,
+            namespace,
+            blobs,
+            fetcher,
+            self._uploads,
+            directory=directory,
+            chunk_size=chunk_size,
+            serving=serving,
+            instance=instance,
+        )
 
     def statistics(self) -> ServedStatistics:
         return ServedStatistics(

@@ -27,7 +27,7 @@ from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.namespace.listing import possible
 from trimsfs.namespace.tree import Namespace
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.disk_tier import DiskTier
+from trimsfs.tiers.disk.interfaces import Inspection
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
@@ -45,22 +45,27 @@ AWAY = Answer(status=503, headers={RETRY_AFTER: str(AWAY_S)})
 
 
 class Owner:
-    """Answers the members of a *fleet*. *serving* tells whether it should; *instance* is this server's own."""
+    """Answers the members of a *fleet* from a cache *directory*. *serving* tells whether it should; *instance* is this
+    server's own."""
 
     def __init__(
         self,
         fleet: str,
         namespace: Namespace,
-        disk: DiskTier,
+        blobs: Inspection,
         fetcher: Fetcher,
         uploads: Uploads,
         *,
+        directory: Path,
+        chunk_size: int,
         serving: Callable[[], bool],
         instance: str,
     ) -> None:
         self._fleet = fleet
         self._namespace = namespace
-        self._disk = disk
+        self._blobs = blobs
+        self._directory = directory
+        self._chunk_size = chunk_size
         self._fetcher = fetcher
         self._uploads = uploads
         self._serving = serving
@@ -85,7 +90,7 @@ class Owner:
             generation = await self._generation(wanted)
             if generation is None:
                 return OTHER_GENERATION
-            inspecting = self._disk.inspecting_cached if wanted.cached_only else self._disk.inspecting
+            inspecting = self._blobs.inspecting_cached if wanted.cached_only else self._blobs.inspecting
             async with inspecting(generation) as blob:
                 return MISSING if blob is None else await self._answer(wanted, blob, sends=request.method == "GET")
         except ObjectChangedError:
@@ -114,8 +119,7 @@ class Owner:
         return entry if isinstance(entry, Generation) and self._is_meant(wanted, entry) else None
 
     def _is_meant(self, wanted: ChunkRequest, entry: object) -> bool:
-        chunk_size = self._disk.chunk_size
-        return isinstance(entry, Generation) and fleet_token(self._fleet, entry, chunk_size) == wanted.token
+        return isinstance(entry, Generation) and fleet_token(self._fleet, entry, self._chunk_size) == wanted.token
 
     async def _answer(self, wanted: ChunkRequest, blob: Blob, *, sends: bool) -> Answer:
         """Raises TrimsError and OSError."""
@@ -132,7 +136,7 @@ class Owner:
         if not sends:
             return Answer(status=200, headers=headers)
         _permit(blob.fileno(), _GROUP_READS)  # nginx's workers are in the server's group
-        _permit(self._disk.files.path(blob.token).parent, _GROUP_ENTERS)
+        _permit(self._directory / "blobs" / blob.token[:2], _GROUP_ENTERS)
         try:
             number = await self._uploads.turn((blob.token, chunks[0]), wanted.stop - wanted.start, wanted.asker)
         except BusyError as busy:
@@ -144,8 +148,8 @@ class Owner:
 
     def let_nginx_in(self) -> None:
         """Let the server's group into the cache directory. Raises OSError."""
-        _permit(self._disk.directory, stat.S_IXGRP)
-        _permit(self._disk.directory / "blobs", stat.S_IXGRP)
+        _permit(self._directory, stat.S_IXGRP)
+        _permit(self._directory / "blobs", stat.S_IXGRP)
 
 
 def _permit(file: int | Path, bits: int) -> None:

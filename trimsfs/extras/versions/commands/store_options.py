@@ -22,7 +22,7 @@ from trimsfs.errors import (
 from trimsfs.extras.versions.catalog import Catalog
 from trimsfs.extras.versions.location import Location
 from trimsfs.mountinfo import mount_of
-from trimsfs.namespace.tree import NEGATIVE_TTL_S
+from trimsfs.namespace.lifetimes import NEGATIVE_TTL_S
 from trimsfs.options import MountOptions, flag, load_options
 from trimsfs.stores.open import directory_of, open_writer
 
