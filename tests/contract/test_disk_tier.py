@@ -491,6 +491,17 @@ async def test_a_residency_tells_what_was_written_until_now(
         assert mine == ([size] if kind.tells else [])
 
 
+@keeping
+async def test_a_blob_was_last_used_when_it_was_released(
+    residencies: Residencies, use: BlobUse, model: Generation
+) -> None:
+    async with use.using(model):
+        acquired = (await residencies.of(model)).last_used
+    released = await residencies.of(model)
+    assert released.last_used > acquired
+    assert released.uses == 1
+
+
 # Retention
 
 
@@ -503,6 +514,7 @@ async def test_what_is_pinned_or_in_use_stays(
         with pytest.raises(InUseError, match="is in use"):
             await retention.evict(model)
         await retention.pin(blob, True)
+        assert blob.pinned
     assert (await retention.of(model)).pinned
     with pytest.raises(InUseError, match="is pinned"):
         await retention.evict(model)

@@ -213,7 +213,7 @@ def test_a_store_that_is_a_directory_is_noted(
     of_mount = MountOptions(fleet="models", fleet_listen=f"{HOST}:7443", **fleet, **stores)
     with pytest.raises(Advice, match=f"^{told[0]}: a directory, ") if told else nullcontext():
         assert member_checks.stores(of_mount) == "none is a directory"
-    parts: Any = SimpleNamespace(copier=None, disk=None, ledger=Ledger())
+    parts: Any = SimpleNamespace(copier=None, disk=SimpleNamespace(space=None), ledger=Ledger())
     assert FleetPlugin(of_mount, alone=True).peers(of_mount, parts, parts, parts) is not None
     assert [record.getMessage().partition(":")[2].split()[1] for record in caplog.records] == told
     caplog.clear()

@@ -59,5 +59,5 @@ async def test_nothing_is_kept_of_a_file_that_is_not_here_when_it_is_verified(sc
 
 async def test_verify_does_not_tell_that_all_is_well_of_a_cache_that_cannot_be_used(scene: Scene) -> None:
     async with scene.serving() as server:
-        server.disk.unusable = "the disk is gone"
+        server.disk._state.directory.problem = "the disk is gone"
         assert await server.outcome("verify", "a") == ("failed", "CacheUnusableError")
