@@ -22,8 +22,7 @@ from trimsfs.opening.passthrough import Passthrough
 from trimsfs.telemetry.open_trace import OpenTrace
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Deduplication
-from trimsfs.tiers.disk.interfaces import KnownBlobs, Residencies
-from trimsfs.tiers.disk.residency import Residency
+from trimsfs.tiers.disk.interfaces import KnownBlobs, Residencies, Residency
 from trimsfs.types import Generation
 
 OPERATORS_LABELS = (b'{tenant="', b'{model="', b'{store="')

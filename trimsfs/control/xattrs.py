@@ -9,8 +9,7 @@ from trimsfs.control.reports import Reports
 from trimsfs.control.tensor_tables import TensorTables
 from trimsfs.namespace.inodes import Inode, InodeKind
 from trimsfs.namespace.tree import Namespace
-from trimsfs.tiers.disk.interfaces import KnownBlobs, Residencies
-from trimsfs.tiers.disk.residency import Residency
+from trimsfs.tiers.disk.interfaces import KnownBlobs, Residencies, Residency
 from trimsfs.types import Generation
 
 PREFIX = "user.trims."

@@ -19,7 +19,7 @@ from trimsfs.control.reports import REST
 from trimsfs.errors import BlobDamagedError, NoSuchEntryError, NotPermittedError, StoreAccessError
 from trimsfs.namespace.listing import SLICE
 from trimsfs.options import GPU_OFF, AccessRule
-from trimsfs.tiers.disk.residency import Residency
+from trimsfs.tiers.disk.interfaces import Residency
 
 # Attributes
 

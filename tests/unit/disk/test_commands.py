@@ -46,7 +46,7 @@ async def test_eviction_by_command_waits_for_a_file_that_is_open_for_a_moment(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the server itself has, while it looks at what the page cache holds, and each process that it starts."""
-    monkeypatch.setattr("trimsfs.tiers.disk.disk_residencies.COMMAND_PATIENCE_S", 5)
+    monkeypatch.setattr("trimsfs.tiers.disk.residency.COMMAND_PATIENCE_S", 5)
     async with opened(cache) as tier:
         generation = await fill(tier, "a", small("a", chunk_size))
 

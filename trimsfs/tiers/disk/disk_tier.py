@@ -12,10 +12,10 @@ from trimsfs.tiers.disk.blobs import Blobs
 from trimsfs.tiers.disk.budget import Budget, DiskLimits
 from trimsfs.tiers.disk.cache_directory import CacheDirectory
 from trimsfs.tiers.disk.damage import Damage
-from trimsfs.tiers.disk.disk_residencies import DiskResidencies
 from trimsfs.tiers.disk.evictor import Evictor
 from trimsfs.tiers.disk.maintenance import Maintenance
 from trimsfs.tiers.disk.open_blobs import OpenBlobs
+from trimsfs.tiers.disk.residency import DiskResidencies
 from trimsfs.tiers.disk.space import DiskSpace
 from trimsfs.tiers.disk.state import TierState
 from trimsfs.tiers.index.chunk_records import EqualChunks

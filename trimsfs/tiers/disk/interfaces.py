@@ -2,11 +2,33 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.residency import Residency
 from trimsfs.types import ChunkRecord, Generation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Residency:
+    """How much of a generation is here: ``disk_bytes`` in the blob, ``host_bytes`` in the page cache (None: unknown).
+
+    ``verified``: every byte is here, was verified since the server started, and matches the store's ``digest``. The
+    digest is None if not compared yet, and empty without one to compare with. ``handles`` counts open handles;
+    ``users`` includes commands and fetches; ``uses`` counts all opens ever. ``last_used``: seconds since the epoch.
+    """
+
+    generation: Generation
+    token: str
+    disk_bytes: int
+    host_bytes: int | None
+    verified: bool
+    digest: str | None
+    pinned: bool
+    handles: int
+    users: int
+    uses: int
+    last_used: float
 
 
 class KnownBlobs(Protocol):
