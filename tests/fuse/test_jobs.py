@@ -133,7 +133,6 @@ def test_a_terminal_that_is_closed_ends_a_command_and_its_fetch(slow: Slow) -> N
         wait_until(slow.fetches_nothing)
 
 
-@pytest.mark.alone  # a job gives way to other tests
 def test_a_job_goes_on_until_it_is_cancelled(slow: Slow) -> None:
     done = trimsfs("warm", "--background", slow.path("model"), slow.path(LARGE))
     assert (done.returncode, done.stderr) == (0, "")
@@ -147,7 +146,7 @@ def test_a_job_goes_on_until_it_is_cancelled(slow: Slow) -> None:
     assert model in {job["id"] for job in below} <= {job["id"] for job in slow.jobs()} - {large}
     (shown,) = [line.split() for line in trimsfs("jobs", slow.mount.path).stdout.splitlines() if large in line]
     assert shown[:4] == [large, "warm-host", str(slow.path(LARGE)), "running"]
-    wait_until(lambda: slow.state(model) == "done", timeout_s=40)
+    wait_until(lambda: slow.state(model) == "done", timeout_s=40)  # it gives way to other tests, too
     assert slow.state(large) == "running"
     cancelled = trimsfs("jobs", "cancel", large)
     assert (cancelled.returncode, cancelled.stdout) == (0, f"{large}: cancelled\n")
@@ -157,7 +156,6 @@ def test_a_job_goes_on_until_it_is_cancelled(slow: Slow) -> None:
     assert again.stderr == "trimsfs: no job 00000000: see `trimsfs jobs`\n"
 
 
-@pytest.mark.alone  # a job gives way to other tests
 def test_the_next_server_goes_on_with_jobs_and_commands(slow: Slow) -> None:
     number = trimsfs("warm", "--background", slow.path(SMALL)).stdout.strip()
     with started("warm", slow.path("model")) as process:
