@@ -201,7 +201,6 @@ async def test_a_listing_beside_the_load_of_a_model_leaves_it_in_the_foreground(
         pytest.param(
             {"a": 6, "b": 6}, [(reader, "a"), (reader, "b")], {"ab" * 6, "ab" + "ba" * 5}, id="readers, in turns"
         ),
-        pytest.param({"a": 6, "b": 6}, [(warm, "a"), (warm, "b")], {"aa" + "ba" * 4 + "bb"}, id="commands, in turns"),
         pytest.param(
             {"o": 3, "n": 3, "l": 3},
             [(reader, "o"), (model_readahead, "n"), (model_readahead, "l")],

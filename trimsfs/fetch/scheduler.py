@@ -217,7 +217,7 @@ class FlightScheduler:
                 most = min(most, max(least, self._share(prefetch.left, idle[Lane.STORE])))
             batch = self._take(prefetch, most, idle)
             if batch:
-                if urgency is not Urgency.AHEAD:  # prefetches ahead of any open go in order
+                if urgency < Urgency.AHEAD:  # prefetches ahead of any open go in order
                     self._prefetches.move_to_end(prefetch.blob.token)
                 return batch, held_back
         return [], held_back
