@@ -63,7 +63,7 @@ class Actions:
     def __init__(
         self,
         blobs: BlobUse,
-        residencies: Retention,
+        retention: Retention,
         host: HostTier,
         fetcher: Fetcher,
         passthrough: Passthrough,
@@ -76,7 +76,7 @@ class Actions:
         cache_size: int | None,
     ) -> None:
         self._blobs = blobs
-        self._residencies = residencies
+        self._retention = retention
         self._host = host
         self._fetcher = fetcher
         self._passthrough = passthrough
@@ -92,7 +92,7 @@ class Actions:
         """Load all pinned files into memory again, and refetch what is missing. What fails for now is tried again."""
         for pause_s in _pauses():
             try:
-                residencies = await self._residencies.all()
+                residencies = await self._retention.all()
                 break
             except TrimsError as error:
                 log.error("cannot restore pinned files: %s", error)
@@ -120,7 +120,7 @@ class Actions:
     async def _pin_again(self, generation: Generation) -> bool:
         """Load a file if it is still pinned; whether another attempt would be in vain."""
         try:
-            if (await self._residencies.of(generation)).pinned:
+            if (await self._retention.of(generation)).pinned:
                 await self.pin(generation, Progress(generation.key), again=True)
         except TrimsError as error:
             log.warning("%s: pinned, but not wholly cached: %s", generation.key, error)
@@ -173,7 +173,7 @@ class Actions:
                     return
                 hindrance = await self._in_memory(self._host.pin, blob)
                 try:
-                    await self._residencies.pin(blob, True)
+                    await self._retention.pin(blob, True)
                 except BaseException:
                     if not blob.pinned:
                         await self._host.unpin(blob)
@@ -206,13 +206,13 @@ class Actions:
     async def unpin(self, generation: Generation, progress: Progress) -> None:
         """Allow eviction of a pinned file."""
         async with self._blobs.using(generation) as blob, self._pinning():
-            await self._residencies.pin(blob, False)
+            await self._retention.pin(blob, False)
             await self._host.unpin(blob)
 
     async def evict(self, generation: Generation, progress: Progress) -> None:
         """Evict a file, its pages in memory, and what extras have of it. Raises InUseError while it is in use."""
         for _ in range(RELEASE_CHECKS):
-            here = await self._residencies.of(generation)
+            here = await self._retention.of(generation)
             if here.users == 0 or here.pinned:
                 break
             await trio.sleep(RELEASE_INTERVAL_S)
@@ -220,7 +220,7 @@ class Actions:
             progress.absent(generation.size)
         for extra in self._extras:
             extra.check_idle(generation)
-        await self._residencies.evict(generation)
+        await self._retention.evict(generation)
         for extra in self._extras:
             await extra.evicted(generation)
         await self._forget_pages(generation)  # last: it waits for reads in flight if a program opens the file again
@@ -237,7 +237,7 @@ class Actions:
 
         Raises BlobDamagedError if it was damaged, even if it is repaired now.
         """
-        if (await self._residencies.of(generation)).disk_bytes == 0:
+        if (await self._retention.of(generation)).disk_bytes == 0:
             progress.absent(generation.size)
         damaged = await self._integrity.verify(generation)
         if damaged:

@@ -76,7 +76,7 @@ class Integrity:
         blobs: Inspection,
         damage: Damage,
         durability: Durability,
-        residencies: Retention,
+        retention: Retention,
         fetcher: Fetcher,
         copier: Copier,
         retrying: Retrying,
@@ -94,7 +94,7 @@ class Integrity:
         self._durability = durability
         self._ask_digest = ask_digest
         self._mode = digests
-        self.quarantine = Quarantine(blobs, residencies, changed=passthrough.health_changed)
+        self.quarantine = Quarantine(blobs, retention, changed=passthrough.health_changed)
         self.repair = Repair(
             damage,
             fetcher,

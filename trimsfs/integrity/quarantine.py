@@ -23,9 +23,9 @@ REFUTED_S = 60.0
 class Quarantine:
     """The blobs of a disk tier that are in quarantine. *changed* hears of each that is added or released."""
 
-    def __init__(self, blobs: KnownBlobs, residencies: Retention, *, changed: Callable[[Blob], None]) -> None:
+    def __init__(self, blobs: KnownBlobs, retention: Retention, *, changed: Callable[[Blob], None]) -> None:
         self._blobs = blobs
-        self._residencies = residencies
+        self._retention = retention
         self._changed = changed
         self._since: dict[Blob, float] = {}
         self._added = trio.Event()
@@ -85,7 +85,7 @@ class Quarantine:
                     if blob in self._refuted and trio.current_time() - since <= REFUTED_S:
                         continue
                     try:
-                        await self._residencies.evict(blob.generation)
+                        await self._retention.evict(blob.generation)
                     except (InUseError, CacheError) as error:
                         log.warning("%s: in quarantine and not evicted: %s", blob.generation.key, error)
                 elif trio.current_time() - since > RETRY_INTERVAL_S:

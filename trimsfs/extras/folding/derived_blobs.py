@@ -80,11 +80,11 @@ class DerivedBlobs(Extra):
     """The derived blobs of a mount; none unless *allowed*."""
 
     def __init__(
-        self, blobs: BlobUse, writes: ChunkWrites, residencies: Retention, passthrough: Passthrough, *, allowed: bool
+        self, blobs: BlobUse, writes: ChunkWrites, retention: Retention, passthrough: Passthrough, *, allowed: bool
     ) -> None:
         self._blobs = blobs
         self._writes = writes
-        self._residencies = residencies
+        self._retention = retention
         self._passthrough = passthrough
         self._allowed = allowed
         self._known: dict[str, Generation] | None = None
@@ -108,7 +108,7 @@ class DerivedBlobs(Extra):
         """Evict all derived blobs of a file, including those of earlier generations."""
         for derived in [each for key, each in (await self._all()).items() if model_key(key) == generation.key]:
             with suppress(InUseError):  # programs use it: the evictor removes it later
-                await self._residencies.evict(derived)
+                await self._retention.evict(derived)
 
     async def _take_piece(self, request: IoctlRequest) -> bytes:
         """Take a piece of a blob derived from an open file."""
@@ -217,7 +217,7 @@ class DerivedBlobs(Extra):
     async def _remove(self, generation: Generation) -> None:
         for _ in range(REMOVE_TRIES):
             try:
-                await self._residencies.evict(generation)
+                await self._retention.evict(generation)
             except InUseError:
                 await trio.sleep(REMOVE_INTERVAL_S)  # a chunk is still being written, or synced
             except CacheError as error:
@@ -231,7 +231,7 @@ class DerivedBlobs(Extra):
         derived = known.get(key)
         if derived is None or not derived.etag.startswith(f"{_identity(model)}-"):
             return None
-        here = await self._residencies.of(derived)
+        here = await self._retention.of(derived)
         if here.disk_bytes == derived.size:
             return derived
         if known.get(key) is derived:
@@ -242,7 +242,7 @@ class DerivedBlobs(Extra):
         """All complete derived blobs, by key."""
         if self._known is None:
             complete: dict[str, Generation] = {}
-            for here in await self._residencies.all():
+            for here in await self._retention.all():
                 generation = here.generation
                 latest = complete.get(generation.key)
                 whole = model_key(generation.key) is not None and here.disk_bytes == generation.size

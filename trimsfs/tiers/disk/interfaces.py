@@ -41,7 +41,7 @@ class KnownBlobs(Protocol):
         """The blob of this token, if the tier knows it; else None."""
 
     def __iter__(self) -> Iterator[Blob]:
-        """The blobs that the tier knows."""
+        """The blobs that the tier knows. The caller neither awaits nor holds or releases one meanwhile."""
 
 
 class BlobUse(KnownBlobs, Protocol):
@@ -60,7 +60,7 @@ class BlobUse(KnownBlobs, Protocol):
         """Undo one `acquire`."""
 
     async def recall(self, generations: Sequence[Generation], *, checked: bool = False) -> list[Blob]:
-        """The blobs of generations, loaded together. The caller must hold them before it awaits.
+        """The blobs of generations, loaded together. Nobody holds them: who uses them holds them before it awaits.
 
         With *checked*, an earlier server had them in use and had verified the chunks in the index, so they count as
         verified.

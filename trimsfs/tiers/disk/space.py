@@ -36,7 +36,7 @@ class DiskSpace:
         self._lock = trio.Lock()
         self.refusals = 0
 
-    def free_bytes(self) -> int:
+    def _free_bytes(self) -> int:
         """Bytes that models may still use on the disk without an eviction."""
         try:
             return max(0, self._budget.free())
@@ -44,7 +44,7 @@ class DiskSpace:
             return 0  # the directory was removed
 
     def sizes(self) -> tuple[int, int]:
-        free = self.free_bytes()
+        free = self._free_bytes()
         return self._budget.used + free, free
 
     def full(self, generation: Generation) -> bool:
@@ -53,7 +53,7 @@ class DiskSpace:
     def room_ahead(self, generation: Generation, here: int) -> int:
         pool = self._quotas.pool(generation.file)
         left = self._budget.left(pool)
-        free = self.free_bytes() if left is None else max(0, min(left, self.free_bytes()))
+        free = self._free_bytes() if left is None else max(0, min(left, self._free_bytes()))
         share = 0 if self._policy is never else (free + self._budget.used_by(pool)) // AHEAD_SHARE
         return max(free + here, share)
 
