@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.reliability.write_log import logged
+from tests.support.images import TIMEOUT_S, Image
 from tests.support.mounts import umount
 
-MAKERS = {"ext4": ("mkfs.ext4", "-q"), "xfs": ("mkfs.xfs", "-q"), "btrfs": ("mkfs.btrfs", "-q")}
 BYTES = 384 << 20
-TIMEOUT_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +31,13 @@ class LoggedDisk:
 @contextmanager
 def logged_disk(kind: str, directory: Path) -> Iterator[LoggedDisk]:
     """A new file system of a kind, mounted while the block lasts. Its files stay in the directory."""
-    data, before, log, exported = (directory / name for name in ("data", "before", "log", "exported"))
-    mountpoint = directory / "disk"
-    mountpoint.mkdir()
-    with data.open("wb") as file:
-        file.truncate(BYTES)
-    subprocess.run([*MAKERS[kind], data], check=True, timeout=TIMEOUT_S)
-    subprocess.run(["cp", "--sparse=always", data, before], check=True, timeout=TIMEOUT_S)
+    image = Image(kind, directory, size=BYTES)
+    before, log, exported = (directory / name for name in ("before", "log", "exported"))
+    subprocess.run(["cp", "--sparse=always", image.file, before], check=True, timeout=TIMEOUT_S)
     log.touch()
     exported.touch()
-    with _exported(data, log, exported), _mounted(exported, mountpoint):
-        yield LoggedDisk(mountpoint, before, log)
+    with _exported(image.file, log, exported), _mounted(exported, image.mountpoint):
+        yield LoggedDisk(image.mountpoint, before, log)
 
 
 @contextmanager
@@ -100,5 +95,4 @@ def mounted_image(file: Path, mountpoint: Path) -> Iterator[None]:
 
 def need_programs() -> str | None:
     """A program that is needed and not installed."""
-    needed = ("qemu-storage-daemon", "losetup", *(maker for maker, _ in MAKERS.values()))
-    return next((program for program in needed if shutil.which(program) is None), None)
+    return next((program for program in ("qemu-storage-daemon", "losetup") if shutil.which(program) is None), None)
