@@ -53,8 +53,8 @@ missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $
 demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
 
-# Tests wait half of the time: four processes keep two cores busy.
-WORKERS = $(shell n=$$(($$(nproc) * 2)); echo $$((n < 4 ? n : 4)))
+# Tests wait half of the time: five processes keep two cores busy.
+WORKERS = $(shell n=$$(($$(nproc) * 2 + 1)); echo $$((n < 5 ? n : 5)))
 
 # Compiles first: tests start hundreds of servers, which cannot write bytecode.
 test: apt-test $(TESTING) $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready lint
