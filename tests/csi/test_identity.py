@@ -254,7 +254,7 @@ def test_a_token_is_for_the_server_alone_and_appears_nowhere(one: Cluster, tmp_p
 def test_a_republish_renews_the_token_before_it_expires(one: Cluster) -> None:
     """As with requiresRepublish. The credentials end soon, so that each request to the store takes new ones."""
     one.sts.lifetime_s = 60
-    lifetime_s = 15
+    lifetime_s = 8
     ends = time.monotonic() + lifetime_s
     first = one.sts.token("team-a", "reader", lifetime_s=lifetime_s)
     target = one.publish("pod-a", "team-a", "a", token=first)
@@ -269,7 +269,7 @@ def test_a_republish_renews_the_token_before_it_expires(one: Cluster) -> None:
 
 def test_without_a_republish_the_right_ends_and_a_later_one_gives_it_back(one: Cluster) -> None:
     one.sts.lifetime_s = 60
-    target = one.publish("pod-a", "team-a", "a", token=one.sts.token("team-a", "reader", lifetime_s=15))
+    target = one.publish("pod-a", "team-a", "a", token=one.sts.token("team-a", "reader", lifetime_s=8))
     assert (target / "both").read_bytes() == BOTH
 
     def ended() -> bool:

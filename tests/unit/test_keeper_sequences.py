@@ -3,7 +3,9 @@
 import gc
 import json
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,6 +37,15 @@ messages = (
 said = st.tuples(messages, st.lists(st.sampled_from(sorted(DESCRIPTORS)), max_size=2))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def only_new_garbage() -> Iterator[None]:
+    """What other tests have imported and left is collected once, not before each example."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def hear(made: Keeper, server: FakeServer, data: bytes, kinds: list[str]) -> None:
     """Say something, and have the keeper act on it; answers are heard now and then only."""
     server.say(data, kinds)
@@ -50,7 +61,7 @@ def descriptors() -> int:
 @given(st.lists(said, max_size=25), st.booleans())
 @settings(deadline=None, max_examples=100)
 def test_anything_is_done_or_ends_the_server(words: list[tuple[bytes, list[str]]], has_turn: bool) -> None:
-    gc.collect()  # or garbage of other tests goes meanwhile
+    gc.collect()  # or garbage of the example before goes meanwhile
     before = descriptors()
     done: list[str] = []
     with keeper_in_process(done) as (made, server):
