@@ -94,9 +94,16 @@ class Scene:
 
 @contextlib.contextmanager
 def scene(
-    server: S3Server, directory: Path, *options: str, environment: Mapping[str, str] | None = None
+    server: S3Server,
+    directory: Path,
+    *options: str,
+    environment: Mapping[str, str] | None = None,
+    warm_within_s: float = 0,
 ) -> Iterator[Scene]:
-    """A mount with some objects that are here. Nothing goes wrong yet. *environment* adds to the proxy's own."""
+    """A mount with some objects that are here. Nothing goes wrong yet.
+
+    *environment* adds to the proxy's own. The first `warm` must succeed, or one that begins *warm_within_s* later.
+    """
     bucket = f"faults-{time.monotonic_ns()}"
     with contextlib.closing(server.client()) as client:
         client.create_bucket(Bucket=bucket)
@@ -111,8 +118,7 @@ def scene(
             f"s3://{bucket}", directory, *fixed, *options, environment={**through.environment(), **(environment or {})}
         ) as mount,
     ):
-        # A mount that gives up soon does so also where a busy host lets the server answer late.
-        wait_until(lambda: trimsfs("warm", mount.path / "warm").returncode == 0, timeout_s=60)
+        wait_until(lambda: trimsfs("warm", mount.path / "warm").returncode == 0, timeout_s=warm_within_s)
         yield Scene(mount, objects, server, through, directory)
 
 
