@@ -23,7 +23,8 @@ FETCHED = "trimsfs_fetch_fetched_bytes_total"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """The *image* that a cut has left, and what must be there: *sums* of all objects of the *store*, by name, and the
-    names of those that were *whole* before the cut."""
+    names of those that were *whole* before the cut. *restored* are bytes of pinned files that were not, at most: the
+    server fetches these by itself."""
 
     image: str
     store: str
@@ -31,6 +32,7 @@ class Order:
     options: list[str]
     sums: dict[str, str]
     whole: list[str]
+    restored: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,7 +60,7 @@ def _compare(order: Order, mount: MountedStore) -> Found:
     found = Found()
     for name in order.whole:
         _compare_file(order, mount, name, found)
-    found.refetched = int(mount.metrics()[FETCHED])
+    found.refetched = max(0, int(mount.metrics()[FETCHED]) - order.restored)
     for name in order.sums.keys() - order.whole:
         _compare_file(order, mount, name, found)
     return found
