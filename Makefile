@@ -32,8 +32,8 @@ TESTING := $(MAIN)/ready-dev $(MAIN)/ready-kserve $(MAIN)/ready-azurite
 DEMO_ENVIRONMENT := $(if $(HAS_MXNET),$(MXNET),$(FRAMEWORKS))
 
 APT_main := fuse3 gcc libfuse3-dev pkg-config $(if $(filter /usr/bin/%,$(PYTHON)),python3-dev python3-venv)
-APT_test := attr btrfs-progs bubblewrap busybox-static ceph-common ceph-mon ceph-osd crun docker-registry fio fish \
-	iproute2 man-db mandoc nginx-light openssl podman radosgw runc tmux xfsprogs zsh
+APT_test := attr btrfs-progs bubblewrap busybox-static ceph-common ceph-mon ceph-osd crun dnsmasq-base docker-registry \
+	faketime fio fish iproute2 man-db mandoc nginx-light openssl podman radosgw runc tmux xfsprogs zsh
 APT_all := chromium fonts-dejavu-core
 APT_reliability := qemu-utils
 APT_bench := s3fs

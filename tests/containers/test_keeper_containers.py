@@ -38,7 +38,7 @@ def test_readers_in_pods_notice_neither_lost_nor_newer_containers(survived: Surv
         tempfile.TemporaryDirectory(prefix="k8s-", ignore_cleanup_errors=True) as directory,
         a_node(Path(directory), FILES) as node,
     ):
-        (node.directory / "configMap/config.toml").write_text(CONFIGURATION + SMALL_CACHE)
+        (node.config_map() / "config.toml").write_text(CONFIGURATION + SMALL_CACHE)
         pods = {name: Pod(node, name, copy.deepcopy(pod_of(name))) for name in ("trimsfs-keeper", "trimsfs")}
 
         def start_server(image: Path | None = None) -> Container:

@@ -40,7 +40,7 @@ class Member:
     @property
     def entry(self) -> str:
         """How the list of members names it."""
-        return f"{self.host.address}:{PORT}"
+        return f"{self.host.name}:{PORT}"
 
     @property
     def mount(self) -> MountedStore:

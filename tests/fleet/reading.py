@@ -4,11 +4,11 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tests.benchmarks.children import Child, begin
 from tests.fleet.members import Fleet, Member
-from tests.support.mounts import wait_until
+from tests.support.mounts import MountedStore, wait_until
 
 T = TypeVar("T")
 
@@ -17,6 +17,13 @@ TRIES = 3
 """How often something is measured at most."""
 _AGAIN = ("fleet_slow_requests", "fleet_busy_requests", "fleet_store_chunks", "store_failed_attempts")
 """What counts requests after which a chunk comes once more, as when the machine has stood still for seconds."""
+
+
+class Mounted(Protocol):
+    """A host with a mount."""
+
+    @property
+    def mount(self) -> MountedStore: ...
 
 
 def new_object(fleet: Fleet, name: str, size: int) -> Path:
@@ -29,7 +36,7 @@ def new_object(fleet: Fleet, name: str, size: int) -> Path:
     return path
 
 
-def undisturbed(members: Sequence[Member], measure: Callable[[int], T]) -> T:
+def undisturbed(members: Sequence[Mounted], measure: Callable[[int], T]) -> T:
     """What comes of something done with an object of its own; done again, by number, if a chunk had to come again."""
     for number in range(TRIES):
         before = _came_again(members)
@@ -39,7 +46,7 @@ def undisturbed(members: Sequence[Member], measure: Callable[[int], T]) -> T:
     return found
 
 
-def _came_again(members: Sequence[Member]) -> list[float]:
+def _came_again(members: Sequence[Mounted]) -> list[float]:
     return [member.mount.metrics()[f"trimsfs_{name}_total"] for member in members for name in _AGAIN]
 
 

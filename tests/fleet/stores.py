@@ -51,7 +51,7 @@ def a_fast_store(host: Host, directory: Path) -> Iterator[FleetStore]:
     bucket = directory / BUCKET
     bucket.mkdir(parents=True)
     module = [sys.executable, "-m", "tests.services.fast"]
-    server = FastS3(f"http://{host.address}:{_PORT}", "fast", "fast")
+    server = FastS3(f"http://{host.name}:{_PORT}", "fast", "fast")
     with run_daemon(
         "fast",
         [*host.namespace.before, *module, f"--host={host.address}", f"--port={_PORT}", f"--root={directory}"],

@@ -1,6 +1,8 @@
 """The manifests as kubectl applies them: those of the directory, and the examples."""
 
 import functools
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,6 +34,23 @@ def resolved(directory: Path) -> tuple[Manifest, ...]:
 def installed() -> tuple[Manifest, ...]:
     """What `kubectl apply -k packaging/kubernetes` applies."""
     return resolved(KUBERNETES)
+
+
+def with_fleet(directory: Path) -> tuple[Manifest, ...]:
+    """What the commands of docs/kubernetes.md apply that make the nodes a fleet, run in an empty directory."""
+    page = (ROOT / "docs/kubernetes.md").read_text().partition("\n## Fleet\n")[2].partition("\n## ")[0]
+    shutil.copytree(KUBERNETES, directory / "packaging/kubernetes")
+    (command,) = re.findall(r"^sed .*$", page, re.MULTILINE)
+    for _ in range(2):
+        subprocess.run(["sh", "-ec", command], cwd=directory, check=True, timeout=60)
+    assert (directory / "packaging/kubernetes/kustomization.yaml").read_text().count("example/fleet") == 1
+    return resolved(directory / "packaging/kubernetes")
+
+
+def one(documents: tuple[Manifest, ...], kind: str, name: str) -> Manifest:
+    """The one document of a kind and a name."""
+    (found,) = [each for each in documents if (each["kind"], each["metadata"]["name"]) == (kind, name)]
+    return found
 
 
 @functools.cache

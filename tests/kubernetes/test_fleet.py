@@ -1,8 +1,6 @@
 """The component that makes the nodes a fleet: what it adds, and that its parts agree."""
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import kubernetes_validate
@@ -11,7 +9,7 @@ import yaml
 
 from mountctl.commands.declared_mounts import declared_mounts
 from mountctl.extras.fleet.nginx import Member, render
-from tests.kubernetes.manifests import KUBERNETES, NEWEST, OLDEST, ROOT, Manifest, container, of_kind, resolved
+from tests.kubernetes.manifests import NEWEST, OLDEST, ROOT, Manifest, container, of_kind, one, with_fleet
 from trimsfs.options import load_options
 from trimsfs.options.schema import FALLBACK_UID
 
@@ -21,18 +19,7 @@ PAGE = (ROOT / "docs/kubernetes.md").read_text().partition("\n## Fleet\n")[2].pa
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, ...]:
     """What the page's commands apply."""
-    directory = tmp_path_factory.mktemp("fleet")
-    shutil.copytree(KUBERNETES, directory / "packaging/kubernetes")
-    (command,) = re.findall(r"^sed .*$", PAGE, re.MULTILINE)
-    for _ in range(2):
-        subprocess.run(["sh", "-ec", command], cwd=directory, check=True, timeout=60)
-    assert (directory / "packaging/kubernetes/kustomization.yaml").read_text().count("example/fleet") == 1
-    return resolved(directory / "packaging/kubernetes")
-
-
-def one(documents: tuple[Manifest, ...], kind: str, name: str) -> Manifest:
-    (found,) = [each for each in documents if (each["kind"], each["metadata"]["name"]) == (kind, name)]
-    return found
+    return with_fleet(tmp_path_factory.mktemp("fleet"))
 
 
 @pytest.fixture

@@ -129,6 +129,15 @@ def test_keeper_server_and_probes_are_about_one_mount(keeper: Manifest, pod: Man
         assert (shell, script) == (["/bin/sh", "-c"], f"trimsfs status {MOUNTPOINT}; test $? -lt 2")
 
 
+def test_a_container_is_ready_within_seconds_of_what_makes_it_so(keeper: Manifest, pod: Manifest) -> None:
+    """A kubelet that starts again, and a first probe that fails, cost a whole period."""
+    text = (ROOT / "docs/kubernetes.md").read_text()
+    for each in (container(keeper, "keeper"), container(pod, "server")):
+        told = f"Readiness is probed every {each['readinessProbe']['periodSeconds']} s"
+        assert each["readinessProbe"]["periodSeconds"] <= 10
+        assert f"{told}, liveness once a minute" in text
+
+
 def test_an_upgrade_replaces_servers_and_leaves_keepers(keeper: Manifest) -> None:
     strategies = {name: of_kind("DaemonSet", name)["spec"]["updateStrategy"]["type"] for name in DAEMONSETS}
     assert strategies == {"trimsfs": "RollingUpdate", "trimsfs-keeper": "OnDelete"}

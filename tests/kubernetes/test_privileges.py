@@ -16,22 +16,19 @@ from pathlib import Path
 import grpc
 import pytest
 
-from mountctl.extras.csi import csi_pb2
-from tests.csi.driver import needs_root, publication
+from tests.csi.driver import needs_root
 from tests.kubernetes.manifests import ROOT, Manifest, pod_of
-from tests.kubernetes.pods import TIMEOUT_S, Container, Node, Pod, a_node, own_capabilities
+from tests.kubernetes.pods import MOUNTPOINT, TIMEOUT_S, Container, Node, Pod, a_node, own_capabilities
 from tests.support.mounts import wait_until
 
 pytestmark = [needs_root, pytest.mark.alone]  # its namespaces hold copies of others' mounts
 
-MOUNTPOINT = "/var/lib/trimsfs/mounts/models"
 FILES = {
     "resnet50/params": os.urandom(20_000_000),
     "resnet50/labels": b"cat\n",
     "private/params": b"root's",
     "other/params": b"root's",
 }
-PODS = "var/lib/kubelet/pods"
 
 Change = Callable[[Pod], None]
 Healthy = tuple[Node, Container, Pod, Container]
@@ -122,22 +119,6 @@ def read(on: Node, name: str) -> bytes:
     return (on.mountpoint / name).read_bytes()
 
 
-def publish(on: Node, pod: str, path: str) -> Path:
-    """Publish a directory for a pod, as the kubelet does; where the pod finds it. Raises grpc.RpcError."""
-    target = f"/{PODS}/{pod}/volumes/mount"
-    (on.host / target.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
-    socket = on.host / "var/lib/kubelet/plugins/models.trimsfs.dev/csi.sock"
-    wait_until(socket.exists, timeout_s=TIMEOUT_S)
-    with grpc.insecure_channel(f"unix://{socket}") as channel:
-        call = channel.unary_unary(
-            "/csi.v1.Node/NodePublishVolume",
-            request_serializer=csi_pb2.NodePublishVolumeRequest.SerializeToString,
-            response_deserializer=csi_pb2.NodePublishVolumeResponse.FromString,
-        )
-        call(publication(target, f"csi-{pod}", {"path": path}), timeout=30, wait_for_ready=True)
-    return on.host / target.lstrip("/")
-
-
 @pytest.fixture(scope="module")
 def healthy() -> Iterator[Healthy]:
     """A node with keeper, server and driver, all as the manifests have them."""
@@ -155,7 +136,7 @@ def test_as_in_the_manifests_pods_read_everything(healthy: Healthy) -> None:
     }
     assert facts(on)["passthrough"] == {"used": True}
     driver = pod.start("csi")
-    volume = publish(on, "pod-1", "resnet50")
+    volume = on.publish("pod-1", "resnet50")
     driver.kill()
     assert {path.name: path.read_bytes() for path in volume.iterdir()} == {
         "params": FILES["resnet50/params"],
@@ -344,7 +325,7 @@ def test_a_driver_that_lacks_something_refuses_volumes(healthy: Healthy, change:
     driver = pod_on(on, change).start("csi")
     try:
         with pytest.raises(grpc.RpcError) as refused:
-            publish(on, "pod-2", "resnet50")
+            on.publish("pod-2", "resnet50")
         assert words in str(refused.value.details())
     finally:
         driver.kill()
@@ -355,7 +336,7 @@ def test_a_driver_whose_mounts_do_not_reach_the_host_gives_empty_volumes(healthy
     on, _, _, _ = healthy
     driver = pod_on(on, propagation("csi", "pods", "HostToContainer")).start("csi")
     try:
-        assert list(publish(on, "pod-3", "resnet50").iterdir()) == []
+        assert list(on.publish("pod-3", "resnet50").iterdir()) == []
     finally:
         driver.kill()
 

@@ -61,11 +61,9 @@ def test_the_exporter_of_the_example_tells_who_has_the_token(node: Node) -> None
     (daemonset,) = examples()["metrics"]
     spec = daemonset["spec"]["template"]["spec"]
     (volume,) = [each for each in spec["volumes"] if "secret" in each]
-    file = node.directory / volume["secret"]["secretName"] / "token"
-    file.parent.mkdir()
+    file = node.secret(volume["secret"]["secretName"]) / "token"
+    file.parent.mkdir(parents=True)
     file.write_text(TOKEN)
-    os.chown(file, 0, spec["securityContext"]["fsGroup"])  # as the kubelet does
-    file.chmod(volume["secret"]["defaultMode"])
     exporter = Pod(node, "exporter", spec).start("exporter")
 
     def told(token: str) -> str:

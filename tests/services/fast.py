@@ -291,7 +291,8 @@ def main(connections: Mapping[str, type[_Connection]] | None = None) -> None:
     options = parser.parse_args()
     buckets, counter = Buckets(options.root), _Counter()
     kind = _Connection if connections is None else connections[options.kind]
-    with socket.create_server((options.host, options.port), backlog=512) as listener:
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    with socket.create_server((options.host, options.port), family=family, backlog=512) as listener:
         while True:
             client, _ = listener.accept()
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

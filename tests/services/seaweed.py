@@ -65,6 +65,7 @@ def start_seaweed(host: Host | None = None) -> Iterator[Seaweed]:
     """
     with tempfile.TemporaryDirectory(prefix="trimsfs-seaweed-", dir=SCRATCH) as scratch, reserved_ports() as ports:
         directory, address = Path(scratch), host.address if host else HOST
+        name = host.name if host else HOST
         (directory / "data").mkdir()
         identity = {
             "name": _KEY,
@@ -96,13 +97,13 @@ def start_seaweed(host: Host | None = None) -> Iterator[Seaweed]:
         named = [f"-{name}={value}" for name, value in options.items()]
         arguments = [*(host.namespace.before if host else ()), installed("weed"), f"-logdir={directory}"]
         arguments += ["server", "-s3", *named]
-        metrics_url = f"http://{address}:{numbered['metricsPort']}/metrics"
+        metrics_url = f"http://{name}:{numbered['metricsPort']}/metrics"
         server = Seaweed(
-            f"http://{address}:{numbered['s3.port']}",
+            f"http://{name}:{numbered['s3.port']}",
             _KEY,
             _SECRET,
             metrics_url=metrics_url,
-            https_url=f"https://{address}:{numbered['s3.port.https']}",
+            https_url=f"https://{name}:{numbered['s3.port.https']}",
             authority=authority.certificate,
         )
         answers = partial(_answers, server, address, numbered["s3.port"])

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from tests.support.mounts import wait_until
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 MEGABIT = 10**6 // 8
 """Bytes a second."""
 TIMEOUT_S = 30
-_SUBNET = "10.77.0"
+_SUBNETS = {4: "10.77.0.{}/24", 6: "fd00:77::{}/64"}
 _BURST = 128 << 10
 """Bytes that a link carries at once: two packets as large as a sender hands them over."""
 _QUEUE = "50ms"
@@ -50,6 +50,16 @@ class Namespace:
         done = subprocess.run([*self.before, *command], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
         return done.stdout
+
+    def disable_ipv6(self) -> None:
+        """Have no interface take an address of IPv6, as an operator does by sysctl.conf."""
+        setting = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")  # of the namespace that looks
+
+        def disable() -> None:
+            if setting.exists():  # else the kernel has no IPv6
+                setting.write_text("1")
+
+        self.call(disable)
 
     def pids(self) -> list[int]:
         """The processes in it, without the one that holds it."""
@@ -94,6 +104,11 @@ class Host:
     """The other end of its link, in the namespace of the bridge."""
     switch: Namespace
 
+    @property
+    def name(self) -> str:
+        """The address as a URL has it."""
+        return f"[{self.address}]" if ":" in self.address else self.address
+
     def limit(self, *, up: int | None = None, down: int | None = None) -> None:
         """Have its link carry only so many bytes a second from it and to it; None leaves that way as it is."""
         if up is not None:
@@ -116,21 +131,34 @@ def _limit(device: str, rate: int) -> tuple[str, ...]:
 
 @dataclass(slots=True)
 class Network:
-    """A bridge, in a namespace of its own, and the hosts at it."""
+    """A bridge, in a namespace of its own, and the hosts at it.
+
+    Each has an address of IPv4, or of *version* 6. If they have that version *only*, they have no address of the other,
+    not even of their loopback.
+    """
 
     switch: Namespace
     holders: list["subprocess.Popen[bytes]"]
+    version: Literal[4, 6] = 4
+    only: bool = False
     hosts: list[Host] = field(default_factory=list)
 
     def host(self, rate: int) -> Host:
         """Another host. Its link carries *rate* bytes a second each way."""
         number = len(self.hosts) + 1
         namespace, port = _namespace(self.holders), f"port{number}"
-        host = Host(namespace, f"{_SUBNET}.{number}", port, self.switch)
+        subnet = _SUBNETS[self.version].format(number)
+        host = Host(namespace, subnet.partition("/")[0], port, self.switch)
         other_end = ("peer", "name", "eth0", "netns", str(namespace.holder.pid))
         self.switch.run("ip", "link", "add", port, "type", "veth", *other_end)
         self.switch.run("ip", "link", "set", port, "master", "bridge", "up")
-        namespace.run("ip", "address", "add", f"{host.address}/24", "dev", "eth0")
+        if self.only and self.version == 6:
+            namespace.run("ip", "-4", "address", "flush", "dev", "lo")
+        elif self.only:
+            namespace.disable_ipv6()
+        # With nodad, an address of IPv6 may be used at once: nobody else can have it.
+        options = ("nodad",) if self.version == 6 else ()
+        namespace.run("ip", "address", "add", subnet, "dev", "eth0", *options)
         namespace.run("ip", "link", "set", "eth0", "up")
         host.limit(up=rate, down=rate)
         self.hosts.append(host)
@@ -138,14 +166,17 @@ class Network:
 
 
 @contextmanager
-def a_network() -> Iterator[Network]:
-    """A network without hosts, whose namespaces go with it; what still runs in them is killed."""
+def a_network(version: Literal[4, 6] = 4, *, only: bool = False) -> Iterator[Network]:
+    """A network without hosts, whose namespaces go with it; what still runs in them is killed.
+
+    *version* and *only* are as of `Network`.
+    """
     holders: list[subprocess.Popen[bytes]] = []
     try:
         switch = _namespace(holders)
         switch.run("ip", "link", "add", "bridge", "type", "bridge")
         switch.run("ip", "link", "set", "bridge", "up")
-        yield Network(switch, holders)
+        yield Network(switch, holders, version, only)
     finally:
         for holder in holders:
             for pid in Namespace(holder).pids():
