@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,32 +33,39 @@ class Mount:
     layers: tuple[Path, ...] = ()
 
 
-def mounts(kind: str | None = FILE_SYSTEM_TYPE, *, process: int | str = "self") -> list[Mount]:
-    """The mounts of a type, or all, in a process's mount namespace; a covering mount comes after the one it covers."""
+def mounts(
+    kind: str | None = FILE_SYSTEM_TYPE, *, at: Iterable[Path] | None = None, process: int | str = "self"
+) -> list[Mount]:
+    """The mounts of a type, or of all, in a process's mount namespace; a covering mount comes after the one it covers.
+
+    With *at*, those at these paths only: that is quick also where a node has thousands.
+    """
+    places = None if at is None else {_escaped(path) for path in at}
     entries = []
     # As bytes: the kernel escapes the newline alone, and text would also end lines at carriage returns in paths.
     table = Path(f"/proc/{process}/mountinfo").read_bytes().decode(errors="surrogateescape")
     for line in table.rstrip("\n").split("\n"):
         fields, _, rest = line.partition(" - ")
         number, parent, device, root, mountpoint, _, *optional = fields.split(" ")
-        groups = dict(field.split(":") for field in optional if ":" in field)
         file_system_type, source, *options = rest.split(" ")
-        if kind in {None, file_system_type}:
-            entries.append(
-                Mount(
-                    number=int(number),
-                    parent=int(parent),
-                    mountpoint=Path(_unescape(mountpoint)),
-                    device=device,
-                    kind=file_system_type,
-                    source=_unescape(source),
-                    root=_unescape(root),
-                    shared=int(groups.get("shared", 0)),
-                    master=int(groups.get("master", 0)),
-                    user=_user(options[0]) if options and file_system_type.startswith("fuse") else 0,
-                    layers=_layers(options[0]) if options and file_system_type == "overlay" else (),
-                )
+        if (places is not None and mountpoint not in places) or kind not in {None, file_system_type}:
+            continue
+        groups = dict(field.split(":") for field in optional if ":" in field)
+        entries.append(
+            Mount(
+                number=int(number),
+                parent=int(parent),
+                mountpoint=Path(_unescape(mountpoint)),
+                device=device,
+                kind=file_system_type,
+                source=_unescape(source),
+                root=_unescape(root),
+                shared=int(groups.get("shared", 0)),
+                master=int(groups.get("master", 0)),
+                user=_user(options[0]) if options and file_system_type.startswith("fuse") else 0,
+                layers=_layers(options[0]) if options and file_system_type == "overlay" else (),
             )
+        )
     return entries
 
 
@@ -89,7 +97,7 @@ def named_mountpoint(path: Path) -> Path:
 
 def mount_at(mountpoint: Path) -> Mount | None:
     """The mount at exactly this path, if any."""
-    return next((mount for mount in reversed(mounts(None)) if mount.mountpoint == mountpoint), None)
+    return next(reversed(mounts(None, at=[mountpoint])), None)
 
 
 def trimsfs_at(mountpoint: Path) -> Mount | None:
@@ -106,7 +114,7 @@ def mount_of(path: Path) -> Mount | None:
 
 def holding(path: Path) -> Mount | None:
     """The mount of any type that an absolute path without symbolic links lies on; None for a hidden path."""
-    over = [mount for mount in mounts(None) if path.is_relative_to(mount.mountpoint)]
+    over = mounts(None, at=(path, *path.parents))
     numbers = {mount.number for mount in over}
     # Walk down from the root, into the first mount on the way: a path cannot reach mounts below a covered one.
     here = [mount for mount in over if mount.parent not in numbers - {mount.number}]
@@ -137,6 +145,11 @@ def _layers(options: str) -> tuple[Path, ...]:
         elif name in {"lowerdir+", "datadir+"}:
             layers.append(_unescape(value))
     return tuple(Path(layer) for layer in layers if layer.startswith("/"))
+
+
+def _escaped(path: Path) -> str:
+    """A path as the kernel writes it."""
+    return re.sub(r"[ \t\n\\]", lambda match: f"\\{ord(match[0]):03o}", str(path))
 
 
 def _unescape(field: str) -> str:
