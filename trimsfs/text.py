@@ -1,5 +1,6 @@
 """Text for terminals: names that others have chosen, log lines, and the titles that ``ps`` shows."""
 
+import errno
 import logging
 from pathlib import Path
 from types import TracebackType
@@ -50,3 +51,8 @@ class LineFormatter(logging.Formatter):
 
 def _indented(text: str) -> str:
     return "\n".join(f"  {printable(line)}" for line in text.split("\n"))
+
+
+def or_free_space(error: OSError, remedy: str) -> str:
+    """What to do about a file that cannot be written: a remedy or, if the disk is full, to make room as well."""
+    return f"free some space, or {remedy}" if error.errno in {errno.ENOSPC, errno.EDQUOT} else remedy

@@ -18,6 +18,8 @@ from trimsfs.mountinfo import FILE_SYSTEM_TYPE, trimsfs_at
 READ_AHEAD_KIB = 16384
 """With the kernel's default of 128 KiB, every read waits for the latency of the store."""
 CONNECTIONS = Path("/sys/fs/fuse/connections")
+APPARMOR_PROFILE = Path("/etc/apparmor.d/fusermount3")
+"""Lets fusermount3 mount in some directories only, such as those of users. Debian has it since 13, Ubuntu 25.04."""
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOATIME = 1, 2, 4, 1024
 _UMOUNT_NOFOLLOW = 8
@@ -241,6 +243,12 @@ def _mount_by_fusermount(mountpoint: Path, source: str, allow_other: bool) -> in
             message = done.stderr.strip().removeprefix(f"{program}: ")
             if "user_allow_other" in message:
                 message += ", or mount with --no-allow-other"
+            if "mount failed: " in message and APPARMOR_PROFILE.exists():
+                rules = APPARMOR_PROFILE.parent / "local" / APPARMOR_PROFILE.name
+                message += (
+                    ": if AppArmor forbids it (dmesg), choose a mount point below the home directory, "
+                    f"or add a rule to {rules}"
+                )
             kind = FuseUnavailableError if "/dev/fuse" in message else MountpointError
             raise kind(f"fusermount3: {message}")
         _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)

@@ -148,6 +148,8 @@ def many(directory: Path, names: int, files: int) -> Iterator[Many]:
     [
         (3_000, 1_000, ("killed", "upgrade")),
         pytest.param(1_000_000, 100_000, ("killed", "killed", "upgrade", "restart", "killed"), marks=pytest.mark.slow),
+        # As many names as 4,000 mounts of a thousand each have.
+        pytest.param(4_000_000, 4_000, ("killed", "upgrade", "killed"), marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.timeout(3600)

@@ -3,7 +3,7 @@
 import json
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
@@ -47,12 +47,17 @@ class Exporter:
 
 
 @contextmanager
-def exporting(token_file: Path | None = None, listen: str = "127.0.0.1:0", timeout_s: float = 5) -> Iterator[Exporter]:
-    """An exporter of this host's mounts."""
+def exporting(
+    token_file: Path | None = None, listen: str = "127.0.0.1:0", timeout_s: float = 5, before: Sequence[str] = ()
+) -> Iterator[Exporter]:
+    """An exporter of this host's mounts. *before* is a program that starts it, as in another mount namespace."""
     options = ["--token-file", str(token_file)] if token_file is not None else []
     options += ["--timeout", str(timeout_s)]
     process = subprocess.Popen(
-        [TRIMSFS, "exporter", "--listen", listen, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*before, TRIMSFS, "exporter", "--listen", listen, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None

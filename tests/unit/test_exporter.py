@@ -246,6 +246,17 @@ def test_an_hour_of_samples_is_kept_and_no_more() -> None:
     assert history.of(f"/{2 * MOST_MOUNTS - 1}")[0][1:4] == [1024, 0, 0]
 
 
+@pytest.mark.parametrize(("before", "after"), [(86_400.25, 1.8e9), (1.8e9, 86_400.25)])
+def test_samples_of_another_clock_are_forgotten(before: float, after: float) -> None:
+    """As of a host whose clock starts in 1970 until it is set: a plot would span the years between."""
+    history, families = History(), parsed(TEXT)
+    history.add(before, {"/gone": families})
+    for now in (before, before + INTERVAL_S, after, after + INTERVAL_S):
+        history.add(now, {"/models": families})
+    assert history.of("/gone") == []
+    assert [sample[0] for sample in history.of("/models")] == [round(after, 1), round(after + INTERVAL_S, 1)]
+
+
 def test_models_are_shown_by_use_with_who_has_them_open() -> None:
     files = [model(f"model-{number}/weights", uses=number) for number in range(2 * MOST_MODELS)]
     files += [model("open/a", uses=0, handles=1), model("open/b", uses=0)]

@@ -52,3 +52,13 @@ def test_one_that_made_way_has_not_failed(clock: list[float]) -> None:
     for _ in range(20):
         found.replaced()
     assert (found.restarts, found.exhausted, found.delay_s, found.last_end) == (20, False, 0, None)
+
+
+def test_the_age_of_an_end_does_not_change_with_the_clock(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a host without a battery, whose clock starts in 1970 until it is set by NTP."""
+    found = RestartPolicy()
+    monkeypatch.setattr(time, "time", lambda: 100.0)
+    found.ended("killed", clock[0])
+    clock[0] += 7
+    monkeypatch.setattr(time, "time", lambda: 1.8e9)
+    assert found.facts()["last_end_at"] == 1.8e9 - 7

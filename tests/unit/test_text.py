@@ -1,5 +1,6 @@
 """Names of others, as people are shown them."""
 
+import errno
 import logging
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from trimsfs.control.metrics import renderer
-from trimsfs.text import LineFormatter, printable
+from trimsfs.text import LineFormatter, or_free_space, printable
 
 TITLE = r"""
 import os, sys
@@ -32,6 +33,18 @@ def test_any_text_is_one_line_that_does_nothing(text: str) -> None:
 def test_what_is_shown_as_itself_stays() -> None:
     assert printable("résumé [v2] \\n") == "résumé [v2] \\n"
     assert printable("a\nb\x1b[2J\u202e\udcff") == "a\\nb\\x1b[2J\\u202e\\udcff"
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "free some space, or set --log-file"),
+        (errno.EDQUOT, "free some space, or set --log-file"),
+        (errno.EROFS, "set --log-file"),
+    ],
+)
+def test_a_full_disk_has_a_remedy_of_its_own(number: int, remedy: str) -> None:
+    assert or_free_space(OSError(number, ""), "set --log-file") == remedy
 
 
 @pytest.mark.parametrize(

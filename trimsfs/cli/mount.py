@@ -1,5 +1,6 @@
 """``trimsfs mount``: checks the options, starts a keeper, and waits until the mount answers."""
 
+import errno
 import json
 import os
 import re
@@ -32,7 +33,7 @@ from trimsfs.mountinfo import FILE_SYSTEM_TYPE, canonical, mount_at, mounts
 from trimsfs.options import MountOptions, default_store, flag, keeper_order
 from trimsfs.polling import readable
 from trimsfs.processes import device_served_by, shown, usage
-from trimsfs.text import printable
+from trimsfs.text import or_free_space, printable
 from trimsfs.tiers.disk.lock import holder_of, lock_holders
 
 START_TIMEOUT_S = 60.0
@@ -155,7 +156,9 @@ def _check(mountpoint: Path, options: MountOptions) -> Path:
     except FileNotFoundError:
         raise MountpointError(f"{mountpoint.parent} does not exist: create it with `mkdir -p`") from None
     except OSError as error:
-        raise MountpointError(f"{mountpoint}: {error.strerror}") from error
+        other = "choose a directory that exists" if error.errno == errno.EROFS else "choose another"
+        remedy = or_free_space(error, other)
+        raise MountpointError(f"{mountpoint}: {error.strerror}: {remedy}") from error
     if not empty:
         raise MountpointError(
             f"{mountpoint} is not empty: mounting would hide its files; {_elsewhere(mountpoint, options)}"
@@ -224,8 +227,9 @@ def export(options: MountOptions, *, log_to: IO[Any] | None = None) -> None:
         return
     command = [sys.executable, "-m", "trimsfs", "exporter", "--while-mounted", "--listen", options.metrics_listen]
     directory = platformdirs.user_state_path("trimsfs") if os.geteuid() else Path("/var/log/trimsfs")
+    place, remedy = directory / "exporter.log", "run `trimsfs exporter`"
     try:
-        with nullcontext(log_to) if log_to else _open_log(directory / "exporter.log") as log_file:
+        with nullcontext(log_to) if log_to else _open_log(place, remedy) as log_file:
             inherited = {name: os.environ[name] for name in _FOR_EXPORTER if name in os.environ}
             done = subprocess.run(
                 command, stdout=log_file, stderr=subprocess.PIPE, env=inherited, text=True, check=False, cwd="/"
@@ -254,19 +258,19 @@ def become(program: list[str], order: dict[str, object]) -> NoReturn:
     os.execv(program[0], program)
 
 
-def _open_log(path: Path) -> BinaryIO:
-    """Open the log. Raises CacheUnusableError, also if another user could have placed it."""
+def _open_log(path: Path, remedy: str = "set --log-file") -> BinaryIO:
+    """Open a log. Raises CacheUnusableError, also if another user could have placed it."""
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o600)
     except OSError as error:
-        raise CacheUnusableError(f"log file {path}: {error.strerror}: set --log-file") from error
+        raise CacheUnusableError(f"log file {path}: {error.strerror}: {or_free_space(error, remedy)}") from error
     status = os.fstat(descriptor)
     ours = stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == os.geteuid()
     if not ours or path.parent.stat().st_uid not in {0, os.geteuid()}:
         os.close(descriptor)
-        raise CacheUnusableError(f"log file {path}: it, or its directory, belongs to another user: set --log-file")
+        raise CacheUnusableError(f"log file {path}: it, or its directory, belongs to another user: {remedy}")
     return os.fdopen(descriptor, "ab")
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from trimsfs.errors import CacheUnusableError, ConfigurationError
 from trimsfs.options import FLEET_REPORTS, FLEET_SOCKET
+from trimsfs.text import or_free_space
 
 try:
     import pyseccomp
@@ -120,7 +121,8 @@ def give(directory: Path, to: Identity) -> None:
                         os.chown(name, to.uid, to.gid, dir_fd=descriptor, follow_symlinks=False)
         os.chown(directory, to.uid, to.gid)  # last: a failure before is mended by the next start
     except OSError as error:
-        raise CacheUnusableError(f"{directory}: {error.strerror}: set --cache-dir or --server-user") from error
+        remedy = or_free_space(error, "set --cache-dir or --server-user")
+        raise CacheUnusableError(f"{directory}: {error.strerror}: {remedy}") from error
 
 
 def raised(limit: int, value: int) -> bool:

@@ -20,16 +20,17 @@ class RestartPolicy:
         self.restarts = 0
         """How many servers have ended after their promotion."""
         self.last_end: str | None = None
-        self.last_end_at: float | None = None
-        """How the last server ended that was not replaced on purpose, and when, in seconds since the epoch."""
+        """How the last server ended that was not replaced on purpose."""
+        self._last_end_at: float | None = None
         self.vacant_since: float | None = None
         """When the last server that has served ended, for whatever reason."""
         self._crashes = self._failed_standbys = 0
         self._not_before = 0.0
 
     def facts(self) -> dict[str, Any]:
-        """The counts that operators see."""
-        return {"restarts": self.restarts, "last_end": self.last_end, "last_end_at": self.last_end_at}
+        """The counts that operators see. ``last_end_at`` is in seconds since the epoch, by the clock as it is now."""
+        ended_at = None if self._last_end_at is None else time.time() - (time.monotonic() - self._last_end_at)
+        return {"restarts": self.restarts, "last_end": self.last_end, "last_end_at": ended_at}
 
     @property
     def delay_s(self) -> float:
@@ -52,7 +53,7 @@ class RestartPolicy:
     def ended(self, reason: str, ready_at: float | None) -> None:
         """Count a server that has ended by itself. It was ready since *ready_at*; None if it never was."""
         self._vacant()
-        self.last_end, self.last_end_at = reason, time.time()
+        self.last_end, self._last_end_at = reason, time.monotonic()
         lived_s = 0.0 if ready_at is None else time.monotonic() - ready_at
         self._crashes = self._crashes + 1 if lived_s < STABLE_S else 0
         self._back_off(self._crashes - IMMEDIATE_RESTARTS)
@@ -66,7 +67,7 @@ class RestartPolicy:
         self._failed_standbys += 1
         if alone:
             self._crashes += 1
-            self.last_end, self.last_end_at = reason, time.time()
+            self.last_end, self._last_end_at = reason, time.monotonic()
         self._back_off(self._failed_standbys)
 
     def standby_promoted(self) -> None:

@@ -35,14 +35,17 @@ class History:
 
     def add(self, now: float, mounts: Mapping[str, Families | None]) -> None:
         """Record what the mounts tell at a time; forget those that have been gone for an hour."""
+        now = round(now, 1)
+        oldest = now - SAMPLES * INTERVAL_S
         with self._lock:
             for mountpoint in list(mounts)[:MOST_MOUNTS]:
                 families = mounts[mountpoint]
                 values = [total(families, name) for name in PLOTTED.values()] if families is not None else []
                 samples = self._samples.setdefault(mountpoint, deque(maxlen=SAMPLES))
-                samples.append([round(now, 1), *values])
-            oldest = now - SAMPLES * INTERVAL_S
-            self._samples = {mount: kept for mount, kept in self._samples.items() if kept[-1][0] > oldest}
+                samples.append([now, *values])
+                while not oldest < samples[0][0] <= now:  # the clock was set: a plot would span the years between
+                    samples.popleft()
+            self._samples = {mount: kept for mount, kept in self._samples.items() if oldest < kept[-1][0] <= now}
             while len(self._samples) > MOST_MOUNTS:
                 del self._samples[min(self._samples, key=lambda mount: self._samples[mount][-1][0])]
 

@@ -1,6 +1,7 @@
 """Failures: what it means for a store that an answer does not come, is a refusal, or is not the service's."""
 
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
@@ -11,6 +12,7 @@ from trimsfs.errors import (
     ObjectNotFoundError,
     StoreAccessError,
     StoreError,
+    StoreNotTrustedError,
     StoreStalledError,
     StoreThrottledError,
     StoreUnavailableError,
@@ -27,6 +29,9 @@ _CONNECTION = re.compile(r"<[^<>]* object at 0x[0-9a-f]+>: |^HTTPS?Connection\([
 """How urllib3's texts begin that tell no more than an object of its own."""
 _TEXT_LIMIT = 500
 """Most characters of foreign text to pass on."""
+CLOCK_REMEDY = "set it by NTP: `timedatectl set-ntp true`, `chronyc makestep`"
+_NOT_YET, _NO_LONGER = "certificate is not yet valid", "certificate has expired"
+"""What OpenSSL says of a certificate of another time than now."""
 
 
 class MalformedAnswerError(Exception):
@@ -62,10 +67,20 @@ def translated(
         return function()
     except UNANSWERED as error:
         said = unsigned_line(_CONNECTION.sub("", str(error)))
+        if (by_clock := clock_remedy(said)) is not None:
+            raise StoreNotTrustedError(f"{said}: {by_clock}") from error
         advice = [remedy for cause, remedy in (remedies or {}).items() if cause in said]
         raise unanswered(error, ": ".join((said, *advice))) from error
     except MalformedAnswerError as error:
         raise malformed(error) from error
+
+
+def clock_remedy(said: str) -> str | None:
+    """What to do about a certificate of another time than this host's, if a text tells of one."""
+    clock = f"the clock of this host says {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC"
+    if _NOT_YET in said:
+        return f"{clock}: {CLOCK_REMEDY}"
+    return f"{clock}: renew the certificate; if the clock is wrong, {CLOCK_REMEDY}" if _NO_LONGER in said else None
 
 
 def unanswered(error: Exception, message: str) -> TransientStoreError:

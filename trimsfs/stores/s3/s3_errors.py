@@ -27,7 +27,7 @@ from trimsfs.errors import (
     StoreUnclearError,
     TransientStoreError,
 )
-from trimsfs.stores.http.failures import MalformedAnswerError, one_line, parsing
+from trimsfs.stores.http.failures import CLOCK_REMEDY, MalformedAnswerError, clock_remedy, one_line, parsing
 from trimsfs.stores.s3.aws_credentials import TOKEN_FILE
 
 T = TypeVar("T")
@@ -112,6 +112,8 @@ def _tls_error(error: botocore.exceptions.SSLError, ca_file: str) -> TransientSt
     _, untrusted, why = said.partition("certificate verify failed: ")
     if untrusted:
         host, reason = urlsplit(str(error.kwargs["endpoint_url"])).hostname, why.partition(" (_ssl.c")[0]
+        if (by_clock := clock_remedy(reason)) is not None:
+            return StoreNotTrustedError(f"the certificate of {host}: {reason}: {by_clock}")
         return StoreNotTrustedError(
             f"the certificate of {host} is not trusted by the CA file {ca_file}: {reason}: set AWS_CA_BUNDLE, or "
             "ca_bundle in the AWS configuration, to a file with the CA that has signed it"
@@ -199,9 +201,8 @@ def _refusal(code: str, said: str, answer: Any) -> str:
 
 def _clock(date: str | None) -> str:
     """How far the clock of this host is off, by the time of an answer, and the remedy."""
-    remedy = "set it by NTP: `timedatectl set-ntp true`, `chronyc makestep`"
     try:
         ahead_s = time.time() - parsedate_to_datetime(date or "").timestamp()
     except ValueError:
-        return f"the clock of this host and the store's differ: {remedy}"
-    return f"the clock of this host is {abs(ahead_s):.0f} s {'ahead' if ahead_s > 0 else 'behind'}: {remedy}"
+        return f"the clock of this host and the store's differ: {CLOCK_REMEDY}"
+    return f"the clock of this host is {abs(ahead_s):.0f} s {'ahead' if ahead_s > 0 else 'behind'}: {CLOCK_REMEDY}"

@@ -6,8 +6,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from trimsfs.errors import CacheError, CacheUnusableError
-from trimsfs.tiers.disk.lock import is_lock_of, lock_directory, write_pid
+from trimsfs.errors import CacheError
+from trimsfs.tiers.disk.lock import is_lock_of, lock_directory, unusable, write_pid
 from trimsfs.tiers.index.index import BlobIndex
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class CacheDirectory:
         try:
             self.blobs.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise CacheUnusableError(f"cache directory {self.path}: {error.strerror}") from error
+            raise unusable(self.path, error) from error
         return BlobIndex(self.path / "index.sqlite", chunk_size=self._chunk_size, trusted=trusted)
 
     @property

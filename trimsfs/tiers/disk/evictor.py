@@ -10,6 +10,7 @@ import trio
 
 from trimsfs.errors import CacheUnusableError
 from trimsfs.eviction_policies import Evictable
+from trimsfs.tiers.disk.blob_files import is_full
 from trimsfs.tiers.disk.state import TierState
 from trimsfs.tiers.leases import has_other_openers
 
@@ -74,7 +75,8 @@ class Evictor:
                 await self._state.threads.run(time.sleep, MAPPED_INTERVAL_S)
         except (OSError, sqlite3.Error) as error:
             log.error("%s: cannot evict blob %s: %s", key, token, error)
-            raise CacheUnusableError(f"{key}: cannot be removed from the cache: {error}") from error
+            remedy = ": free some space" if is_full(error) else ""
+            raise CacheUnusableError(f"{key}: cannot be removed from the cache: {error}{remedy}") from error
         return freed
 
     async def _remove(self, token: str, key: str) -> int | None:

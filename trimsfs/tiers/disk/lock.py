@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trimsfs.errors import CacheInUseError, CacheUnusableError
 from trimsfs.processes import holders, shown, title_of
-from trimsfs.text import TITLE_PREFIX
+from trimsfs.text import TITLE_PREFIX, or_free_space
 
 
 def lock_directory(directory: Path) -> int:
@@ -19,7 +19,7 @@ def lock_directory(directory: Path) -> int:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise CacheUnusableError(f"cache directory {directory}: {error.strerror}: set --cache-dir") from error
+        raise unusable(directory, error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -30,9 +30,15 @@ def lock_directory(directory: Path) -> int:
         ) from None
     except OSError as error:
         os.close(descriptor)
-        raise CacheUnusableError(f"cache directory {directory}: {error.strerror}") from error
+        raise unusable(directory, error) from error
     write_pid(descriptor)
     return descriptor
+
+
+def unusable(directory: Path, error: OSError) -> CacheUnusableError:
+    """Why a cache directory cannot be used, and what to do."""
+    remedy = or_free_space(error, "set --cache-dir")
+    return CacheUnusableError(f"cache directory {directory}: {error.strerror}: {remedy}")
 
 
 def holder_of(directory: Path) -> int | None:

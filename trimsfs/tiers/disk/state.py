@@ -14,7 +14,7 @@ from trimsfs.tiers.blob import Blob, OpenFiles
 from trimsfs.tiers.disk.blob_files import BlobFiles
 from trimsfs.tiers.disk.budget import Budget
 from trimsfs.tiers.disk.cache_directory import CacheDirectory
-from trimsfs.tiers.index.index import BlobIndex
+from trimsfs.tiers.index.index import BlobIndex, index_unusable
 from trimsfs.tiers.index.journal import Journal
 from trimsfs.tiers.threads import Threads
 
@@ -69,4 +69,4 @@ class TierState:
 
     def index_fails(self, error: sqlite3.Error) -> CacheUnusableError:
         """The error of a caller who cannot do without the index."""
-        return CacheUnusableError(f"cache index {self.directory.path / 'index.sqlite'}: {error}")
+        return index_unusable(self.directory.path / "index.sqlite", error)

@@ -8,12 +8,13 @@ All methods block on the disk and run in worker threads; a lock admits one at a 
 """
 
 import os
+import shutil
 import sqlite3
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ Known = tuple[BlobRecord, list[ChunkRecord]]
 _AT_ONCE = 500
 """Most blobs per query."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_LITTLE_SPACE = 1 << 20
+"""With fewer bytes free, SQLite may tell of any failure: it needs room for its log, and for what its users share."""
 
 
 class BlobIndex:
@@ -74,7 +77,7 @@ class BlobIndex:
             )
             self._sequence = self._one("SELECT coalesce(max(sequence), 0) FROM blobs")
         except (sqlite3.Error, OSError) as error:
-            raise CacheUnusableError(f"cache index {path}: {error}") from error
+            raise index_unusable(path, error) from error
 
     def rebuild(self) -> None:
         """Check the index for the next server, and rebuild it if it is damaged. Raises sqlite3.Error and OSError."""
@@ -387,3 +390,12 @@ _OF_SAME_SIZE = (
     "SELECT token FROM blobs WHERE size = (SELECT size FROM blobs WHERE token = ?) AND token <> ? "
     "AND token IN (SELECT token FROM compared) LIMIT ?"
 )
+
+
+def index_unusable(path: Path, error: Exception) -> CacheUnusableError:
+    """Why an index cannot be used, and what to do."""
+    remedy = "set --cache-dir"
+    with suppress(OSError):
+        if shutil.disk_usage(path.parent).free < _LITTLE_SPACE:
+            remedy = f"free some space, or {remedy}"
+    return CacheUnusableError(f"cache index {path}: {error}: {remedy}")

@@ -144,8 +144,19 @@ def _opened(path: Path, boot_id: str, chunk_size: int | None, *, checked: bool) 
 
 
 def _connected(path: Path) -> sqlite3.Connection:
+    try:
+        return _in_mode(path, "NORMAL")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_IOERR:
+            raise
+        # A full disk has no room for what connections share. Alone, a connection has that in memory.
+        return _in_mode(path, "EXCLUSIVE")
+
+
+def _in_mode(path: Path, locking: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, check_same_thread=False)
     try:
+        connection.execute(f"PRAGMA locking_mode = {locking}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA temp_store = MEMORY")  # a server may write no temporary files
