@@ -17,7 +17,7 @@ from tests.services.ceph import Ceph
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 DIVIDE = 6
-QUICK = {"torch_formats/load-mmap", "safetensors_files/load-file", "onnx_models/large-not-packed"}
+QUICK = {"safetensors_files/load-file", "onnx_models/large-not-packed"}
 """What is read with O_DIRECT, tests/reliability compares; what transformers loads by a path, tests/frameworks do."""
 MOST_COPIED = 0.35
 """Of a model, by an engine that shares it: libraries take memory of their own with their first use."""

@@ -71,7 +71,9 @@ def test_off_the_mount_everything_is_as_ever(networks: Networks) -> None:
 
 @pytest.mark.usefixtures("telling")
 @pytest.mark.parametrize("graph", [FUSED, pytest.param(PLAIN, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("way", COPIES)
+@pytest.mark.parametrize(
+    "way", ["load", *(pytest.param(way, marks=pytest.mark.slow) for way in COPIES if way != "load")]
+)
 def test_parameters_are_not_copied(networks: Networks, way: str, graph: str) -> None:
     expected = program("--memory", way, networks.local, shared=False, graph=graph)
     found = program("--memory", way, networks.mount.path, shared=True, graph=graph)

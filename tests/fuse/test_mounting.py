@@ -101,7 +101,7 @@ def test_what_cannot_be_mounted_gives_one_line_and_its_exit_code(
     assert mount_at(mountpoint) is None
 
 
-@pytest.mark.parametrize("verb", ["umount", "unmount"])
+@pytest.mark.parametrize("verb", ["umount", pytest.param("unmount", marks=pytest.mark.slow)])
 def test_a_store_can_be_named_before_the_mount_point_which_is_made(
     verb: str, store_directory: Path, tmp_path: Path
 ) -> None:

@@ -20,7 +20,7 @@ def content(kind: str, number: int, version: int = 0) -> bytes:
     return f"{kind} {number} {version} ".encode() * 20_000
 
 
-@pytest.fixture(params=["auto", "stream", "wait"])
+@pytest.fixture(params=["auto", *(pytest.param(how, marks=pytest.mark.slow) for how in ("stream", "wait"))])
 def mount(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MountedStore]:
     """Files of all kinds, each in its state."""
     store = tmp_path / "store"

@@ -88,7 +88,7 @@ def check_what_is_here(mount: MountedStore, bucket: Path) -> None:
     assert loader.report.wrong == []
 
 
-@pytest.mark.parametrize("cold_open", ["stream", "auto"])
+@pytest.mark.parametrize("cold_open", [pytest.param("stream", marks=pytest.mark.slow), "auto"])
 @pytest.mark.parametrize("kills", [2, pytest.param(500, marks=[pytest.mark.slow, pytest.mark.timeout(5400)])])
 def test_a_server_that_dies_while_it_fetches_ahead_costs_its_readers_nothing(
     kills: int, cold_open: str, tmp_path: Path, survived: Survived

@@ -230,7 +230,9 @@ async def play(directory: Path, chunk_size: int, seed: int, cold_open: ColdOpen,
     return plays.totals
 
 
-@pytest.mark.parametrize("cold_open", ["auto", pytest.param("wait", marks=pytest.mark.slow), "stream"])
+@pytest.mark.parametrize(
+    "cold_open", ["auto", *(pytest.param(how, marks=pytest.mark.slow) for how in ("wait", "stream"))]
+)
 @pytest.mark.parametrize("disturbed", [False, True], ids=["", "replaced and refused"])
 @pytest.mark.parametrize("seeds", [30, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_whatever_the_schedule_reads_are_right_and_nothing_is_left_in_use(

@@ -87,7 +87,7 @@ def held(switch: Switch) -> Iterator[None]:
         switch.let_go()
 
 
-@pytest.mark.parametrize("cold_open", ["stream", "wait"])
+@pytest.mark.parametrize("cold_open", ["stream", pytest.param("wait", marks=pytest.mark.slow)])
 def test_a_process_that_is_killed_goes_at_once_whatever_it_waits_for(
     cold_open: str, ceph: Ceph, bucket_of_models: str, tmp_path: Path, survived: Survived
 ) -> None:
