@@ -148,6 +148,10 @@ class WorkerLostError(TransientStoreError):
     """The fetch process that made the request died or did not answer, which says nothing of the store."""
 
 
+class NoThreadError(WorkerLostError):
+    """No thread could be started to do the work, which says nothing of the store, or of a file."""
+
+
 class StoreNotTrustedError(TransientStoreError):
     """The store's certificate cannot be verified. The message has the remedy, which is not the network's."""
 

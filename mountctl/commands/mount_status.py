@@ -119,7 +119,7 @@ def store_status(mountpoint: Path, *, patience_s: float = 0.0) -> dict[str, str 
             return {"store_problem": f"{mountpoint} does not answer: see `mountctl logs {mountpoint}`"}
         if facts is None:
             return {}
-        if facts["store_known"] or time.monotonic() >= deadline:
+        if facts.get("store_known", True) or time.monotonic() >= deadline:
             why: str | None = facts.get("store_problem")
             verb = "refuses" if facts.get("store_refuses") else "does not answer"
             empty = facts.get("store_empty")

@@ -23,7 +23,7 @@ FILES = {"config.json": b"{}", "model.safetensors": b"weights" * 100_000}
 ABSENT = ("model.safetensors.index.json", "added_tokens.json")
 DEADLINE_S = 1
 OPTIONS = ("--metadata-ttl", "0.5", "--retry-deadline", str(DEADLINE_S))
-OUTAGES = pytest.mark.parametrize("how", [pytest.param("gone", marks=pytest.mark.slow), "hangs"])
+OUTAGES = pytest.mark.parametrize("how", ["gone", "hangs"])
 
 
 @pytest.fixture

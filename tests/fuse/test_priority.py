@@ -23,7 +23,7 @@ ROOT = ("--server-user", "root")
 """A server of another user may not raise priorities again where root may not raise that user's limit."""
 
 
-@pytest.fixture(scope="module", params=["auto", pytest.param("stream", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["auto", "stream"])
 def module_mount(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedStore]:
     """A mount of a slow store."""
     root = tmp_path_factory.mktemp("store")

@@ -23,8 +23,8 @@ FETCHED = "trimsfs_fetch_fetched_bytes_total"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """The *image* that a cut has left, and what must be there: *sums* of all objects of the *store*, by name, and the
-    names of those that were *whole* before the cut. *restored* are bytes of pinned files that were not, at most: the
-    server fetches these by itself."""
+    names of those that were *whole* before the cut. *restored* are pinned files that were not: the server fetches what
+    they lack by itself."""
 
     image: str
     store: str
@@ -32,7 +32,7 @@ class Order:
     options: list[str]
     sums: dict[str, str]
     whole: list[str]
-    restored: int
+    restored: list[str]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,9 +58,12 @@ def look(order: Order) -> Found:
 
 def _compare(order: Order, mount: MountedStore) -> Found:
     found = Found()
+    for name in order.restored:  # first: then all that comes is of the whole ones
+        _compare_file(order, mount, name, found)
+    restored, before = sum((mount.path / name).stat().st_size for name in order.restored), mount.metrics()[FETCHED]
     for name in order.whole:
         _compare_file(order, mount, name, found)
-    found.refetched = max(0, int(mount.metrics()[FETCHED]) - order.restored)
+    found.refetched = int(mount.metrics()[FETCHED] - before + max(0, before - restored))
     for name in order.sums.keys() - order.whole:
         _compare_file(order, mount, name, found)
     return found

@@ -165,7 +165,7 @@ def looked_at(image: Path, store: Store, whole: list[str], directory: Path) -> F
         options=list(OPTIONS),
         sums=store.sums,
         whole=whole,
-        restored=sum(SIZES[name] for name in PINNED if name not in whole),
+        restored=[name for name in PINNED if name not in whole],
     )
     path = directory / "order"
     path.write_text(json.dumps(dataclasses.asdict(order)))

@@ -7,6 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from trimsfs.concurrency.in_thread import PATIENCE_S, in_thread
+from trimsfs.errors import NoThreadError
 
 
 def _none_starts(monkeypatch: pytest.MonkeyPatch, times: float) -> None:
@@ -36,7 +37,7 @@ async def test_a_lasting_shortage_is_an_error(autojump_clock: MockClock, monkeyp
     began = trio.current_time()
     with monkeypatch.context() as patch:
         _none_starts(patch, float("inf"))
-        with pytest.raises(BlockingIOError, match=r"raise pids\.max, or RLIMIT_NPROC"):
+        with pytest.raises(NoThreadError, match=r"raise pids\.max, or RLIMIT_NPROC"):
             await in_thread(print)
     assert PATIENCE_S <= trio.current_time() - began < PATIENCE_S + 1
 

@@ -1,10 +1,11 @@
 """Calls that block, each in a thread of trio's: with patience while the system has no room for another thread."""
 
-import errno
 from collections.abc import Callable
 from typing import TypeVar, TypeVarTuple
 
 import trio
+
+from trimsfs.errors import NoThreadError
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -20,7 +21,7 @@ async def in_thread(
     abandon_on_cancel: bool = False,
     limiter: trio.CapacityLimiter | None = None,
 ) -> T:
-    """As `trio.to_thread.run_sync`. Raises BlockingIOError if no thread can be started for PATIENCE_S."""
+    """As `trio.to_thread.run_sync`. Raises NoThreadError if no thread can be started for PATIENCE_S."""
     give_up_at = trio.current_time() + PATIENCE_S
     while True:
         try:
@@ -31,6 +32,5 @@ async def in_thread(
             if str(error) != _NO_ROOM:
                 raise
             if trio.current_time() >= give_up_at:
-                reason = "no thread can be started: raise pids.max, or RLIMIT_NPROC"
-                raise BlockingIOError(errno.EAGAIN, reason) from error
+                raise NoThreadError("no thread can be started: raise pids.max, or RLIMIT_NPROC") from error
         await trio.sleep(PAUSE_S)

@@ -14,8 +14,9 @@ from trimsfs.tiers.blob import Blob, OpenFiles
 from trimsfs.tiers.disk.blob_files import BlobFiles
 from trimsfs.tiers.disk.budget import Budget
 from trimsfs.tiers.disk.cache_directory import CacheDirectory
-from trimsfs.tiers.index.index import BlobIndex, index_unusable
+from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.tiers.index.journal import Journal
+from trimsfs.tiers.index.recovery import index_unusable
 from trimsfs.tiers.threads import Threads
 
 T = TypeVar("T")

@@ -8,7 +8,6 @@ All methods block on the disk and run in worker threads; a lock admits one at a 
 """
 
 import os
-import shutil
 import sqlite3
 import threading
 import time
@@ -19,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimsfs.errors import CacheUnusableError
 from trimsfs.eviction_policies import Evictable
 from trimsfs.origins import Origins, located
 from trimsfs.tiers.index import recovery
@@ -44,8 +42,6 @@ Known = tuple[BlobRecord, list[ChunkRecord]]
 _AT_ONCE = 500
 """Most blobs per query."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_LITTLE_SPACE = 1 << 20
-"""With fewer bytes free, SQLite may tell of any failure: it needs room for its log, and for what its users share."""
 
 
 class BlobIndex:
@@ -77,14 +73,20 @@ class BlobIndex:
             )
             self._sequence = self._one("SELECT coalesce(max(sequence), 0) FROM blobs")
         except (sqlite3.Error, OSError) as error:
-            raise index_unusable(path, error) from error
+            raise recovery.index_unusable(path, error) from error
 
     def rebuild(self) -> None:
-        """Check the index for the next server, and rebuild it if it is damaged. Raises sqlite3.Error and OSError."""
-        connection, _ = recovery.open_index(
-            self._path, self._boot_id, chunk_size=self._chunk_size, checked=False, strict=True
-        )
-        connection.close()
+        """Check the index for the next server, and rebuild it if it is damaged. Raises sqlite3.Error and OSError.
+
+        From then on the index cannot be used: the connection of one on a full disk lets no other in.
+        """
+        with self._lock:
+            with suppress(sqlite3.Error):
+                self._connection.close()
+            connection, _ = recovery.open_index(
+                self._path, self._boot_id, chunk_size=self._chunk_size, checked=False, strict=True
+            )
+            connection.close()
 
     def close(self) -> None:
         """Write everything into the database file and close it."""
@@ -390,12 +392,3 @@ _OF_SAME_SIZE = (
     "SELECT token FROM blobs WHERE size = (SELECT size FROM blobs WHERE token = ?) AND token <> ? "
     "AND token IN (SELECT token FROM compared) LIMIT ?"
 )
-
-
-def index_unusable(path: Path, error: Exception) -> CacheUnusableError:
-    """Why an index cannot be used, and what to do."""
-    remedy = "set --cache-dir"
-    with suppress(OSError):
-        if shutil.disk_usage(path.parent).free < _LITTLE_SPACE:
-            remedy = f"free some space, or {remedy}"
-    return CacheUnusableError(f"cache index {path}: {error}: {remedy}")

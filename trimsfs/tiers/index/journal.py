@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
 import trio
 
-from trimsfs.errors import CacheUnusableError
+from trimsfs.errors import CacheUnusableError, NoThreadError
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.tiers.threads import Threads
@@ -276,6 +276,9 @@ class Journal:
         except sqlite3.Error as error:
             self._failed(error)
             chunks |= done
+        except NoThreadError:
+            chunks |= done
+            raise
         except OSError as error:
             lost = error
         finally:

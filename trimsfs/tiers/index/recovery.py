@@ -6,6 +6,7 @@ bytes must pass their checksums before their first use.
 
 import logging
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+from trimsfs.errors import CacheUnusableError
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
@@ -75,6 +77,8 @@ _FILES = ("", "-wal", "-shm")
 _DAMAGED = "-damaged"
 _TABLES = ("meta", "blobs", "chunks", "compared", "checks", "loads", "listings")
 _COUNT_LIMIT = 1 << 53
+_LITTLE_SPACE = 1 << 20
+"""With fewer bytes free, SQLite may tell of any failure: it needs room for its log, and for what its users share."""
 _KINDS = {"TEXT": bytes, "BLOB": bytes, "INTEGER": int, "REAL": float}
 _DROP_CHUNKS = (
     "DELETE FROM chunks WHERE NOT coalesce((SELECT typeof(chunk) = 'integer' AND chunk >= 0 AND chunk * :chunk < size "
@@ -107,6 +111,15 @@ def open_index(
         _save(damaged, connection)
     _remove(damaged)
     return _opened(path, boot_id, chunk_size if strict else None, checked=False), True
+
+
+def index_unusable(path: Path, error: Exception) -> CacheUnusableError:
+    """Why an index cannot be used, and what to do."""
+    remedy = "set --cache-dir"
+    with suppress(OSError):
+        if shutil.disk_usage(path.parent).free < _LITTLE_SPACE:
+            remedy = f"free some space, or {remedy}"
+    return CacheUnusableError(f"cache index {path}: {error}: {remedy}")
 
 
 def _remove(path: Path) -> None:
