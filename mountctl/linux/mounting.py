@@ -243,7 +243,7 @@ def _mount_by_fusermount(mountpoint: Path, source: str, allow_other: bool) -> in
             message = done.stderr.strip().removeprefix(f"{program}: ")
             if "user_allow_other" in message:
                 message += ", or mount with --no-allow-other"
-            if "mount failed: " in message and APPARMOR_PROFILE.exists():
+            if "mount failed: Permission denied" in message and APPARMOR_PROFILE.exists():
                 rules = APPARMOR_PROFILE.parent / "local" / APPARMOR_PROFILE.name
                 message += (
                     ": if AppArmor forbids it (dmesg), choose a mount point below the home directory, "

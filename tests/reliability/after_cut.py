@@ -58,12 +58,14 @@ def look(order: Order) -> Found:
 
 def _compare(order: Order, mount: MountedStore) -> Found:
     found = Found()
+    facts = [mount.info(name) for name in order.whole]
+    missing = sum(each["size"] - each["residency"]["disk"] for each in facts)
     for name in order.restored:  # first: then all that comes is of the whole ones
         _compare_file(order, mount, name, found)
-    restored, before = sum((mount.path / name).stat().st_size for name in order.restored), mount.metrics()[FETCHED]
+    before = mount.metrics()[FETCHED]
     for name in order.whole:
         _compare_file(order, mount, name, found)
-    found.refetched = int(mount.metrics()[FETCHED] - before + max(0, before - restored))
+    found.refetched = max(missing, int(mount.metrics()[FETCHED] - before))
     for name in order.sums.keys() - order.whole:
         _compare_file(order, mount, name, found)
     return found

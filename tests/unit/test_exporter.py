@@ -246,7 +246,7 @@ def test_an_hour_of_samples_is_kept_and_no_more() -> None:
     assert history.of(f"/{2 * MOST_MOUNTS - 1}")[0][1:4] == [1024, 0, 0]
 
 
-@pytest.mark.parametrize(("before", "after"), [(86_400.25, 1.8e9), (1.8e9, 86_400.25)])
+@pytest.mark.parametrize(("before", "after"), [(86_400.25, 1.8e9), (1.8e9, 86_400.25), (1.8e9, 1.8e9 - 1200)])
 def test_samples_of_another_clock_are_forgotten(before: float, after: float) -> None:
     """As of a host whose clock starts in 1970 until it is set: a plot would span the years between."""
     history, families = History(), parsed(TEXT)

@@ -297,18 +297,33 @@ def test_an_index_that_is_or_lacks_a_directory_cannot_be_used(path: Path) -> Non
 
 
 def test_a_full_disk_does_not_cost_the_index(tmp_path: Path) -> None:
+    """Also if the host has been started again."""
     with tmpfs(tmp_path / "disk", 8 << 20) as directory:
         path = directory / "index.sqlite"
         full_index(path)
-        filler = directory / "filler"
-        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-            while file.write(bytes(4096)):
-                pass
-        with contextlib.suppress(CacheUnusableError):
-            BlobIndex(path, strict=False).close()
-        filler.unlink()
+        fill(directory / "filler")
+        with closing(BlobIndex(path, strict=False, boot_id="the next")) as index:
+            assert len(index.records(STORE)) == 50
+        (directory / "filler").unlink()
         with closing(BlobIndex(path, strict=False)) as index:
             assert len(index.records(STORE)) == 50
+
+
+def test_an_index_that_was_opened_on_a_full_disk_is_checked_for_the_next_server(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "disk", 8 << 20) as directory:
+        path = directory / "index.sqlite"
+        full_index(path)
+        fill(directory / "filler")
+        with closing(BlobIndex(path, strict=False)) as index:
+            (directory / "filler").unlink()
+            index.rebuild()
+
+
+def fill(file: Path) -> None:
+    """Take all the room of a disk."""
+    with contextlib.suppress(OSError), file.open("wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
 
 
 def test_somebody_elses_lock_does_not_cost_the_index(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

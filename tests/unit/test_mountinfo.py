@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from trimsfs.mountinfo import Mount, file_systems, mount_at, mount_of, mounts
+from trimsfs.mountinfo import Mount, file_systems, holding, mount_at, mount_of, mounts
 
 ROOT = "21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw"
 PROC = "22 21 0:20 / /proc rw - proc proc rw"
@@ -73,6 +73,8 @@ def test_a_field_of_a_line_is_understood(line: str, field: str, value: object, m
     write(mountinfo, line, MODELS)
     first, second = mounts(None)
     assert (getattr(first, field), second.device) == (value, "0:51")
+    assert mount_at(first.mountpoint) == first
+    assert holding(first.mountpoint / "x") == first
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The monotonic clock, which stands still unless it is set."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "clock_gettime", lambda _: now[0])
     return now
 
 

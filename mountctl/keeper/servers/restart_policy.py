@@ -29,7 +29,7 @@ class RestartPolicy:
 
     def facts(self) -> dict[str, Any]:
         """The counts that operators see. ``last_end_at`` is in seconds since the epoch, by the clock as it is now."""
-        ended_at = None if self._last_end_at is None else time.time() - (time.monotonic() - self._last_end_at)
+        ended_at = None if self._last_end_at is None else time.time() - (_elapsed() - self._last_end_at)
         return {"restarts": self.restarts, "last_end": self.last_end, "last_end_at": ended_at}
 
     @property
@@ -53,7 +53,7 @@ class RestartPolicy:
     def ended(self, reason: str, ready_at: float | None) -> None:
         """Count a server that has ended by itself. It was ready since *ready_at*; None if it never was."""
         self._vacant()
-        self.last_end, self._last_end_at = reason, time.monotonic()
+        self.last_end, self._last_end_at = reason, _elapsed()
         lived_s = 0.0 if ready_at is None else time.monotonic() - ready_at
         self._crashes = self._crashes + 1 if lived_s < STABLE_S else 0
         self._back_off(self._crashes - IMMEDIATE_RESTARTS)
@@ -67,7 +67,7 @@ class RestartPolicy:
         self._failed_standbys += 1
         if alone:
             self._crashes += 1
-            self.last_end, self._last_end_at = reason, time.monotonic()
+            self.last_end, self._last_end_at = reason, _elapsed()
         self._back_off(self._failed_standbys)
 
     def standby_promoted(self) -> None:
@@ -85,3 +85,8 @@ class RestartPolicy:
     def _back_off(self, times: int) -> None:
         if times > 0:
             self._not_before = time.monotonic() + min(BACKOFF_S * 2 ** (times - 1), BACKOFF_LIMIT_S)
+
+
+def _elapsed() -> float:
+    """Seconds since the boot, those of a suspended host among them."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -42,8 +42,10 @@ class History:
                 families = mounts[mountpoint]
                 values = [total(families, name) for name in PLOTTED.values()] if families is not None else []
                 samples = self._samples.setdefault(mountpoint, deque(maxlen=SAMPLES))
+                while samples and samples[-1][0] >= now:  # the clock was set back: a plot would go backwards
+                    samples.pop()
                 samples.append([now, *values])
-                while not oldest < samples[0][0] <= now:  # the clock was set: a plot would span the years between
+                while samples[0][0] <= oldest:  # or it was set ahead: a plot would span the years between
                     samples.popleft()
             self._samples = {mount: kept for mount, kept in self._samples.items() if oldest < kept[-1][0] <= now}
             while len(self._samples) > MOST_MOUNTS:

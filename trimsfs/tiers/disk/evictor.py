@@ -76,7 +76,8 @@ class Evictor:
         except (OSError, sqlite3.Error) as error:
             log.error("%s: cannot evict blob %s: %s", key, token, error)
             remedy = ": free some space" if is_full(error) else ""
-            raise CacheUnusableError(f"{key}: cannot be removed from the cache: {error}{remedy}") from error
+            what = "cannot be removed from the cache" if isinstance(error, OSError) else "its record cannot be removed"
+            raise CacheUnusableError(f"{key}: {what}: {error}{remedy}") from error
         return freed
 
     async def _remove(self, token: str, key: str) -> int | None:

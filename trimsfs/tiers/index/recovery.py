@@ -10,7 +10,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,15 +141,15 @@ def _opened(path: Path, boot_id: str, chunk_size: int | None, *, checked: bool) 
             _check(connection)
             if chunk_size is not None:
                 _drop_wrong_records(connection, chunk_size)
-        if connection.execute("SELECT value FROM meta WHERE name = 'boot'").fetchone() != (boot_id,):
-            with connection:
+        with _unless_full(), connection:
+            if connection.execute("SELECT value FROM meta WHERE name = 'boot'").fetchone() != (boot_id,):
                 connection.execute(
                     "UPDATE checks SET digest = NULL WHERE token IN (SELECT token FROM chunks WHERE synced = 0)"
                 )
                 connection.execute("DELETE FROM chunks WHERE synced = 0")
                 connection.execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?)", (boot_id,))
-        else:
-            _try_to_write(connection)
+            else:  # it must be possible
+                connection.execute("INSERT OR REPLACE INTO meta VALUES ('opened', ?)", (str(time.time_ns()),))
     except BaseException:
         connection.close()
         raise
@@ -185,11 +185,11 @@ def _in_mode(path: Path, locking: str) -> sqlite3.Connection:
     return connection
 
 
-def _try_to_write(connection: sqlite3.Connection) -> None:
-    """Raise sqlite3.Error if an index cannot be written, except because of a full disk."""
+@contextmanager
+def _unless_full() -> Iterator[None]:
+    """Write, unless the disk is full: unsynced chunks that a reboot should drop are then compared before their use."""
     try:
-        with connection:
-            connection.execute("INSERT OR REPLACE INTO meta VALUES ('opened', ?)", (str(time.time_ns()),))
+        yield
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
             raise
@@ -292,6 +292,7 @@ def _readable(
     """The rows of a table, up to the first unreadable one."""
     query = f"SELECT * FROM {table} ORDER BY {columns[0][1]} {order}"  # noqa: S608
     with suppress(sqlite3.Error, UnicodeDecodeError), closing(sqlite3.connect(damaged)) as source:
+        source.execute("PRAGMA locking_mode = EXCLUSIVE")  # alone, it needs no room
         source.text_factory = bytes
         if source.execute("PRAGMA user_version").fetchone() != (SCHEMA_VERSION,):
             return
