@@ -39,21 +39,15 @@ def test_a_host_that_comes_late_needs_no_store(fleet: Fleet, expected: Path) -> 
     *early, late = fleet.members
     read_together(early, expected.name, expected)
     assert (late.mount.path / expected.name).stat().st_size == SIZE
-    fleet.store.host.unplug()
-    try:
+    with fleet.store.host.unplugged():
         read_together([late], expected.name, expected)
-    finally:
-        fleet.store.host.plug()
 
 
 @pytest.mark.parametrize("lost", [0, 1, 2])
 def test_a_member_that_nobody_reaches_costs_no_error(fleet: Fleet, expected: Path, lost: int) -> None:
     others = [member for number, member in enumerate(fleet.members) if number != lost]
-    fleet.members[lost].host.unplug()
-    try:
+    with fleet.members[lost].host.unplugged():
         read_together(others, expected.name, expected)
-    finally:
-        fleet.members[lost].host.plug()
 
 
 def test_a_replaced_object_is_read_anew(fleet: Fleet, expected: Path) -> None:

@@ -90,11 +90,8 @@ def test_members_fetch_from_each_other(fleet: Fleet) -> None:
     expected = new_object(fleet, "late", SIZE)
     read_together(others, expected.name, expected)
     assert (late.mount.path / expected.name).stat().st_size == SIZE
-    fleet.store.host.unplug()
-    try:
+    with fleet.store.host.unplugged():
         read_together([late], expected.name, expected)
-    finally:
-        fleet.store.host.plug()
 
 
 def test_a_store_is_read_over_https_by_its_address(fleet: Fleet, member: Member, tmp_path: Path) -> None:

@@ -47,7 +47,6 @@ def measured(root: Path, scale: Scale) -> dict[str, dict[str, list[int]]]:
     }
 
 
-@pytest.mark.slow
 def test_names_and_files(tmp_path: Path) -> None:
     found = measured(tmp_path, replace(SMALLEST, objects=(20,), files=(3,)))
 

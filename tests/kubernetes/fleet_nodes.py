@@ -110,15 +110,6 @@ class Cluster:
                 wait_until((each.volume / name).exists)  # for up to a second, a new name is not there yet
         return content
 
-    @contextmanager
-    def without_store(self) -> Iterator[None]:
-        """The network loses all packets of the store in this block."""
-        self.store.host.unplug()
-        try:
-            yield
-        finally:
-            self.store.host.plug()
-
 
 @contextmanager
 def a_cluster(directory: Path, images: Sequence[Mapping[str, Path]]) -> Iterator[Cluster]:

@@ -47,7 +47,7 @@ def test_a_node_gets_what_another_has_without_the_store(cluster: Cluster) -> Non
     name, content, by_store = undisturbed([first, second], sent)
     assert SIZE <= by_store < 1.02 * SIZE + 2 * HEAD_BYTES
     before, served = second.received(), first.mount.metrics()["trimsfs_fleet_served_sent_bytes_total"]
-    with cluster.without_store():
+    with cluster.store.host.unplugged():
         assert second.read(name) == content
     received = second.received() - before
     assert 0 < received < SIZE
@@ -99,7 +99,7 @@ def test_a_node_that_goes_away_costs_no_error_and_comes_back_at_another_address(
     assert sizes == [SIZE, SIZE]
     assert lost.mount.metrics()["trimsfs_disk_used_bytes"] == cached
     before = lost.received()
-    with cluster.without_store():
+    with cluster.store.host.unplugged():
         assert lost.read("known") == known
         assert lost.received() == before
         assert lost.read("meanwhile") == content

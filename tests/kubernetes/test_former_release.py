@@ -159,7 +159,7 @@ def test_nodes_of_both_releases_are_one_fleet(former: Mapping[str, Path], short_
             content = cluster.put(name, size)
             assert asked.read(name) == content
             before = asks.received()
-            with cluster.without_store():
+            with cluster.store.host.unplugged():
                 assert asks.read(name) == content
             assert 0 < asks.received() - before < size
 

@@ -115,7 +115,7 @@ def test_a_disk_that_fills_up_serves_what_it_has_and_keeps_again_once_there_is_r
         done = trimsfs("pin", mountpoint / "model-2/part-0")
         assert (done.returncode, done.stderr.count("\n")) == (9, 1), done.stderr
 
-        # A host that is started again, whose disk is as full, but for what was evicted.
+        # Mounted anew, when the disk is as full, but for what was evicted.
         unmount(mountpoint)
         done = trimsfs(*arguments)
         assert done.returncode == 0, done.stderr

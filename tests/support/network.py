@@ -123,6 +123,15 @@ class Host:
     def plug(self) -> None:
         self.switch.run("ip", "link", "set", self.port, "master", "bridge")
 
+    @contextmanager
+    def unplugged(self) -> Iterator[None]:
+        """Lose all packets from it and to it in this block."""
+        self.unplug()
+        try:
+            yield
+        finally:
+            self.plug()
+
 
 def _limit(device: str, rate: int) -> tuple[str, ...]:
     shape = ("rate", f"{rate * 8}bit", "burst", str(_BURST), "latency", _QUEUE)
