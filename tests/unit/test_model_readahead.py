@@ -362,6 +362,18 @@ async def test_only_the_used_part_of_a_file_is_replayed(serving: Serving, chunk_
         server.release(handle)
 
 
+@pytest.mark.usefixtures("impatient")
+async def test_a_load_is_not_idle_while_an_open_waits_for_its_file(serving: Serving, store: MemoryStore) -> None:
+    async with serving() as server, trio.open_nursery() as nursery:
+        gates = [store.block(key=f"m/{name}") for name in SHARDS[:2]]
+        nursery.start_soon(server.content, f"m/{SHARDS[0]}")
+        await until(lambda: len(fetched(store)) >= 2)
+        await trio.sleep(1)
+        for gate in gates:
+            gate.set()
+        await until(lambda: server.components.prefetcher.statistics().ahead_files >= 2)
+
+
 async def test_a_damaged_record_does_not_matter(serving: Serving, store: MemoryStore) -> None:
     for record in ["", "{", "[[]]", '[["../x", null], [7], ["a", [[2, 1]]]]', "[" * 10_000, "\ud800"[:0] + "null"]:
         async with serving() as server:

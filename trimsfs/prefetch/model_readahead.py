@@ -44,7 +44,7 @@ class Load:
 
     ``generations`` has the expected files by key; ``parts`` the ranges of chunks wanted of those not wanted whole.
     ``coming`` has the prefetches under way, ``settled`` the files fetched once, or impossible to fetch. ``used`` has
-    the files opened; ``handles`` counts open handles by the blobs' tokens.
+    the files opened; ``handles`` counts handles and opens under way by the blobs' tokens.
     """
 
     prefix: str
@@ -135,13 +135,13 @@ class ModelReadahead:
         return load
 
     def opened(self, blob: Blob) -> None:
-        """Count a new handle of a file."""
+        """Count an open of a file from its begin: while it waits for the file, its program is not idle."""
         load = self._load_of(blob)
         if load is not None:
             load.handles[blob.token] += 1
 
     def closed(self, blob: Blob) -> None:
-        """Count a released handle of a file."""
+        """Count an open that failed, or a released handle."""
         load = self._load_of(blob)
         if load is None or not load.handles[blob.token]:
             return

@@ -60,7 +60,7 @@ class Prefetcher:
             task_status.started()
 
     def record_open(self, blob: Blob, readable: Readable) -> None:
-        """Record an open by a user who may read the *readable* files."""
+        """Record an open, which may have to wait, by a user who may read the *readable* files; call `closed` later."""
         self._account.opened(blob.token)
         if self._mode == "off" or _CONTROL in blob.generation.key:
             return
@@ -69,13 +69,10 @@ class Prefetcher:
             self._siblings.record_open(blob.generation, readable, here=blob.complete)
         if not small or self._mode == "directory" or describes(os.fsencode(blob.generation.key)):
             self._models.record_open(blob, readable, small=small)
-
-    def opened(self, blob: Blob) -> None:
-        """Count a new handle of a file."""
         self._models.opened(blob)
 
     def closed(self, blob: Blob) -> None:
-        """Count a released handle of a file."""
+        """Count an open that failed, or a released handle."""
         self._models.closed(blob)
 
     def record_listing(self, inode: Inode, readable: Readable) -> None:

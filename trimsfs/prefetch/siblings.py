@@ -1,6 +1,7 @@
 """Siblings: prefetches the small files beside an opened one, so that they do not cost a round trip each."""
 
 import logging
+import resource
 from collections.abc import Sequence
 from functools import partial
 
@@ -21,6 +22,8 @@ from trimsfs.types import Generation
 log = logging.getLogger(__name__)
 
 FILES_AT_ONCE = 32
+DESCRIPTORS_PER_FILE = 16
+"""With few descriptors, at most 1/N as many files at once: programs open others meanwhile."""
 FILES_MADE_AT_ONCE = 16
 """Local files to find or make in one switch to a thread; opens wait meanwhile."""
 DIRECTORIES = 256
@@ -54,7 +57,8 @@ class Siblings:
         self._listed = FIFOCache[str, None](maxsize=DIRECTORIES)
         """Directories listed, none of whose files was opened since."""
         self._in_vain = 0
-        self._slots = trio.Semaphore(FILES_AT_ONCE)
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._slots = trio.Semaphore(min(FILES_AT_ONCE, descriptors // DESCRIPTORS_PER_FILE))
         self._background = Background()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -1,5 +1,6 @@
 """All processes of mounts, found by a control group, wherever they were forked from."""
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from tests.benchmarks.machine import own_memory_bytes
 
-END_S = 10
+END_S = 60
 _ENTER = 'echo $$ > "$0" && exec "$@"'
 
 
@@ -56,10 +57,20 @@ def watched() -> Iterator[Processes]:
     try:
         yield Processes(group)
     finally:
-        until = time.monotonic() + END_S
-        while (group / "cgroup.procs").read_text() and time.monotonic() < until:
-            time.sleep(0.1)
-        group.rmdir()
+        _remove(group)
+
+
+def _remove(group: Path) -> None:
+    """Remove a group once its processes have ended; the kernel counts one that ends for a while after its number."""
+    until = time.monotonic() + END_S
+    while True:
+        try:
+            return group.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() >= until:
+                error.add_note(f"processes that have not ended: {(group / 'cgroup.procs').read_text().split()}")
+                raise
+        time.sleep(0.1)
 
 
 def _hierarchy() -> Path:
