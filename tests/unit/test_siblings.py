@@ -13,8 +13,10 @@ from trimsfs.errors import StoreUnavailableError
 from trimsfs.options import AccessRule, Eviction
 from trimsfs.prefetch.account import PrefetchStatistics
 from trimsfs.prefetch.directory_readahead import SMALL
+from trimsfs.prefetch.siblings import DESCRIPTORS_PER_FILE
 
 FILES = 40
+LEAST_DESCRIPTORS = 128
 
 
 @pytest.fixture
@@ -50,6 +52,22 @@ def counted(server: Server) -> PrefetchStatistics:
 
 def fetched(store: MemoryStore) -> set[str]:
     return set(store.reads_by_key())
+
+
+async def test_few_descriptors_are_left_to_programs(
+    serving: Serving, store: MemoryStore, contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the least limit of a mount, while the store gives no answer to any prefetch."""
+    monkeypatch.setattr("resource.getrlimit", lambda _: (LEAST_DESCRIPTORS, LEAST_DESCRIPTORS))
+    async with serving() as server:
+        await server.content("other/file")
+        for number in range(1, FILES):
+            store.block(key=f"dir/{number:02}")
+        await server.content("dir/00")
+        await wait_all_tasks_blocked(0.02)
+        assert 0 < store.under_way <= LEAST_DESCRIPTORS // DESCRIPTORS_PER_FILE
+        store.heal()
+        assert await server.content("dir/01") == contents["dir/01"]
 
 
 async def test_the_first_brings_those_that_follow_and_no_large_one(
