@@ -92,6 +92,17 @@ def test_a_failure_of_the_server_that_serves_is_none_of_the_one_that_replaces_it
         assert (made._crew.replacement.under_way, replies) == (True, [])
 
 
+def test_a_mount_that_starts_does_not_end_with_a_standby_that_its_server_could_not_fork() -> None:
+    with keeper_in_process([]) as (made, server):
+        hear(made, server, TURN[0], [])
+        standby = made._crew.standby = FakeServer()
+        made._selector.register(standby.channel, 1)
+        standby.ended_with = 1
+        made._crew.on_end(standby)
+        standby.end.close()
+        assert (made._crew.active is server, made._mount.phase) == (True, Phase.STARTING)
+
+
 def test_a_server_that_has_closed_its_channel_says_nothing() -> None:
     with keeper_in_process([]) as (_, server):
         assert not server.has_message()

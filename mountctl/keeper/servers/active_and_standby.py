@@ -183,7 +183,7 @@ class Crew:
         server.failure, self.failure = failure, (failure.kind, failure.error)
         if self.replacement.awaits(server):
             self.replacement.fail(failure.error, failure.kind)
-        elif self._mount.phase is Phase.STARTING:
+        elif self._mount.phase is Phase.STARTING and self.active in {None, server}:
             self._reporter.outcome({"type": "failed", "kind": failure.kind, "error": failure.error}, failure.error)
         else:
             self._reporter.error(f"server {server.pid} failed: {failure.error}")
@@ -219,8 +219,8 @@ class Crew:
 
     def _on_standby_end(self, server: ServerProcess) -> None:
         reason = server.end_reason()
-        if self._mount.phase is Phase.STARTING:
-            self.restart_policy.standby_failed(reason, alone=self.active is None)
+        if self._mount.phase is Phase.STARTING and self.active is None:
+            self.restart_policy.standby_failed(reason, alone=True)
             self._mount.end(server.exit_code)
         elif self._withdrawn(server):
             self.replacement.fail("its launcher has ended")
