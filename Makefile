@@ -3,6 +3,7 @@
 #   make test    passes the tests, in several processes; with ARGS in one: make test ARGS='tests/unit/test_text.py -x'
 #   make reliability  injects faults and prints a table of what was survived
 #   make model   tries random sequences beside a reference model for long: make model EXAMPLES=20000
+#   make test-machines  boots Debian's kernels in virtual machines, and tries mounts there; half an hour for each
 #   make soak    does everything at once for 15 minutes: make soak ARGS='--hours 8 --seed 2'
 #   make bench   measures against a native file, downloads, rclone, JuiceFS, s3fs and Run:ai's streamer, over https
 #   make bench-fleet  measures hosts that fetch from each other beside the store alone, in network namespaces
@@ -36,6 +37,7 @@ APT_test := attr btrfs-progs bubblewrap busybox-static ceph-common ceph-mon ceph
 	faketime fio fish iproute2 man-db mandoc nginx-light openssl podman radosgw runc tmux xfsprogs zsh
 APT_all := chromium fonts-dejavu-core
 APT_reliability := qemu-utils
+APT_machines := mmdebstrap openssh-client qemu-system-x86 qemu-utils
 APT_bench := s3fs
 APT_fleet := iproute2 nginx-light
 APT_wheels := dpkg-dev pkg-config python3-dev python3-venv
@@ -48,7 +50,7 @@ missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $
 	printf '%s\n' $(1) | sort | comm -23 - /tmp/trimsfs-installed.$$$$; rm -f /tmp/trimsfs-installed.$$$$)
 
 .PHONY: demo test test-all test-gpu reliability model soak audit engines bench bench-fleet bench-gpu eval card lint docs man \
-	protocol clean apt-main apt-test apt-all apt-npm apt-reliability apt-bench apt-fleet
+	protocol clean apt-main apt-test apt-all apt-npm apt-reliability apt-machines apt-bench apt-fleet test-machines
 
 demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
@@ -62,7 +64,14 @@ test: apt-test $(TESTING) $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready 
 	$(MAIN)/bin/python -m pytest -m 'not slow and not gpu' $(or $(ARGS),-n $(WORKERS))
 
 test-all: apt-test apt-all apt-reliability $(TESTING) $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready $(HEAVY)/ready lint dist
-	$(MAIN)/bin/python -m pytest -m 'not gpu' $(ARGS)
+	$(MAIN)/bin/python -m pytest -m 'not gpu and not machine' $(ARGS)
+
+# The wheel is tried on Debian 12, whose Python is 3.11: PYTHON must be that.
+test-machines: apt-machines $(MAIN)/ready-dev deb
+	rm -rf build/machines/wheelhouse
+	$(WITH_DIST) pip -q --python $(PYTHON) download --only-binary :all: -d build/machines/wheelhouse \
+		dist/trimsfs-$(VERSION)-cp311-*.whl
+	$(MAIN)/bin/python -m pytest -m machine tests/machines $(ARGS)
 
 reliability: apt-test apt-reliability $(TESTING)
 	$(MAIN)/bin/python -m pytest -m 'not gpu' tests/reliability tests/security $(ARGS)
@@ -146,8 +155,8 @@ protocol: $(MAIN)/ready-dev
 	$(MAIN)/bin/python -m grpc_tools.protoc -Imountctl/extras/csi --descriptor_set_out=mountctl/extras/csi/csi.binpb \
 		--pyi_out=mountctl/extras/csi csi.proto
 
-apt-test apt-all apt-npm apt-reliability apt-bench apt-fleet: apt-main
-apt-main apt-test apt-all apt-wheels apt-dist apt-reliability apt-bench apt-fleet: apt-%:
+apt-test apt-all apt-npm apt-reliability apt-machines apt-bench apt-fleet: apt-main
+apt-main apt-test apt-all apt-wheels apt-dist apt-reliability apt-machines apt-bench apt-fleet: apt-%:
 	$(if $(call missing,$(APT_$*)),$(call apt_install,$(call missing,$(APT_$*))))
 
 apt-npm:

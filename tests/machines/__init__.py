@@ -1,0 +1,1 @@
+"""Virtual machines with the kernels and the userlands that hosts have, each with trimsfs installed from ``dist/``."""

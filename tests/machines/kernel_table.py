@@ -1,0 +1,61 @@
+"""Write the table of kernels and features in the docs from what hosts have shown: run it with ``python -m``."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs/operations.md"
+RESULTS = ROOT / "build/machines/results.jsonl"
+BEGIN, END = "<!-- written by tests.machines.kernel_table -->\n", "<!-- end -->\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a kind of host, by its name and the release of its kernel, has shown of a feature on a date."""
+
+    host: str
+    release: str
+    date: str
+    feature: str
+    cell: str
+
+    def line(self) -> str:
+        """As a line of RESULTS."""
+        return json.dumps(asdict(self)) + "\n"
+
+
+def main() -> None:
+    """Write the table into the docs."""
+    results = [Result(**json.loads(line)) for line in RESULTS.read_text().splitlines()]
+    text = DOCUMENT.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    DOCUMENT.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}")
+
+
+def table(results: list[Result]) -> str:
+    """The last result of each host and feature, as a table with a column for each host."""
+    hosts = list(dict.fromkeys(result.host for result in sorted(results, key=lambda result: _order(result.release))))
+    cells = {(result.feature, result.host): result.cell for result in results}
+    releases = {result.host: result.release for result in results}
+    dates = {result.host: result.date for result in results}
+    rows = [
+        ["", *hosts],
+        ["---"] * (len(hosts) + 1),
+        ["kernel", *(releases[host] for host in hosts)],
+        *(
+            [feature, *(cells.get((feature, host), "not run") for host in hosts)]
+            for feature in dict.fromkeys(result.feature for result in results)
+        ),
+        ["run on", *(dates[host] for host in hosts)],
+    ]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _order(release: str) -> tuple[int, ...]:
+    return tuple(int(part.split("-")[0].split("+")[0]) for part in release.split(".")[:2])
+
+
+if __name__ == "__main__":
+    main()
