@@ -66,7 +66,8 @@ def _run(options: argparse.Namespace, console: Console) -> tuple[list[Result], l
 
 
 def _options() -> argparse.Namespace:
-    parser = parser_of("tests.benchmarks.fleet", __doc__, CASES, "build/benchmarks-fleet")
+    output = "build/benchmarks-fleet"
+    parser = parser_of("tests.benchmarks.fleet", __doc__, CASES, output, asked_for=caches.CASES)
     parser.add_argument("--quick", action="store_true", help="a small object, few hosts")
     parser.add_argument("--size", type=TypeAdapter(ByteSize).validate_python)
     parser.add_argument("--hosts", type=int)
