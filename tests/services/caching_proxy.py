@@ -48,7 +48,7 @@ def start_caching_proxy(
         port = stack.enter_context(reserved_ports())[0]
         text = CONFIGURATION.read_text()
         yours = {
-            "/var/cache/nginx/models": str(directory / "cache"),
+            "/var/cache/nginx-models": str(directory / "cache"),
             "10.0.0.5:9000": urlsplit(store_url).netloc,
             "10.0.0.9:9000": f"{name}:{port}",
         }
