@@ -52,7 +52,8 @@ class Generation:
     @property
     def plausible(self) -> bool:
         """Whether a store can have such an object; callers drop entries that are not plausible."""
-        named = 0 < len(self.etag) <= ETAG_MAX and self.etag.isascii() and self.etag.isprintable()
+        visible = self.etag.isascii() and self.etag.isprintable() and self.etag.strip('"') != ""
+        named = visible and len(self.etag) <= ETAG_MAX
         return named and 0 <= self.size <= SIZE_MAX
 
     def token(self, store: str | Origins) -> str:

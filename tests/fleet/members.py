@@ -32,6 +32,8 @@ class Member:
     host: Host
     directory: Path
     identity: Identity
+    strangers: frozenset[int] = frozenset()
+    """Processes of the host that ran before it was a member."""
     running: ExitStack = field(default_factory=ExitStack)
     """What ends when it goes down."""
     ticks: dict[tuple[int, str], int] = field(default_factory=dict)
@@ -47,6 +49,10 @@ class Member:
         """Its mount, if it is up."""
         return MountedStore(self.directory / "models", self.directory / "cache")
 
+    def pids(self) -> list[int]:
+        """Its processes."""
+        return [pid for pid in self.host.namespace.pids() if pid not in self.strangers]
+
     def freeze(self) -> None:
         """Stop its processes; `thaw` has them go on."""
         self._signal(signal.SIGSTOP)
@@ -60,7 +66,7 @@ class Member:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
-        for pid in self.host.namespace.pids():
+        for pid in self.pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
@@ -69,7 +75,7 @@ class Member:
 
         Servers do not wait for their children, so the kernel adds their time to no parent's.
         """
-        for pid in self.host.namespace.pids():
+        for pid in self.pids():
             with suppress(OSError):
                 # After the name, which may hold anything, the third field of proc_pid_stat(5) comes first.
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -128,7 +134,7 @@ class Fleet:
         # Containers of tests that run beside this one have copies of all mounts.
         trimsfs("umount", LAZY, member.mount.path)
         try:
-            wait_until(lambda: not member.host.namespace.pids(), GONE_S)
+            wait_until(lambda: not member.pids(), GONE_S)
         except AssertionError:
             member.kill()
 
@@ -161,7 +167,10 @@ def a_fleet(
     directory.mkdir(parents=True, exist_ok=True)
     let_in(directory)
     authority = Authority(directory)
-    members = [Member(host, directory / host.address, authority.identity(host.address)) for host in hosts]
+    members = [
+        Member(host, directory / host.address, authority.identity(host.address), frozenset(host.namespace.pids()))
+        for host in hosts
+    ]
     fleet = Fleet(directory, store, members, options, authority, alone)
     fleet.announce(members)
     try:

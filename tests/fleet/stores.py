@@ -75,9 +75,9 @@ def a_fast_store(host: Host, directory: Path) -> Iterator[FleetStore]:
 
 
 @contextmanager
-def a_real_store(host: Host) -> Iterator[FleetStore]:
-    """SeaweedFS."""
-    with start_seaweed(host) as server:
+def a_real_store(host: Host, *, public: bool = False) -> Iterator[FleetStore]:
+    """SeaweedFS; if it is *public*, it lets everyone read."""
+    with start_seaweed(host, public=public) as server:
         store = FleetStore(
             server, host, lambda: server.sent_bytes(BUCKET), lambda objects: put(server, BUCKET, objects)
         )

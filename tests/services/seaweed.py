@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ STOP_S = 2
 """Then it is killed: it ends its connections first, which takes it long, and nothing of it is kept."""
 VOLUME_MIB = 2048
 VOLUMES = 100
-_KEY, _SECRET = "bench", "bench-secret"
+KEY, SECRET = "bench", "bench-secret"
 _PORTS = ("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc")
 _MORE_PORTS = ("filer.port", "filer.port.grpc", "metricsPort", "s3.port.https")
 _SENT = "SeaweedFS_s3_bucket_traffic_sent_bytes_total"
@@ -58,21 +58,17 @@ def missing_program() -> str | None:
 
 
 @contextlib.contextmanager
-def start_seaweed(host: Host | None = None) -> Iterator[Seaweed]:
+def start_seaweed(host: Host | None = None, *, public: bool = False) -> Iterator[Seaweed]:
     """Run an empty server until the context ends, on this host or on one of a network.
 
-    Raises ServiceError when it does not answer within a minute.
+    If it is *public*, requests without a signature may read. Raises ServiceError when it does not answer within a
+    minute.
     """
     with tempfile.TemporaryDirectory(prefix="trimsfs-seaweed-", dir=SCRATCH) as scratch, reserved_ports() as ports:
         directory, address = Path(scratch), host.address if host else HOST
         name = host.name if host else HOST
         (directory / "data").mkdir()
-        identity = {
-            "name": _KEY,
-            "credentials": [{"accessKey": _KEY, "secretKey": _SECRET}],
-            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-        }
-        (directory / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        (directory / "s3.json").write_text(identities(public=public))
         directory.chmod(0o711)  # who reads the certificate is not always root
         authority = Authority(directory)
         own = authority.identity(address)
@@ -100,8 +96,8 @@ def start_seaweed(host: Host | None = None) -> Iterator[Seaweed]:
         metrics_url = f"http://{name}:{numbered['metricsPort']}/metrics"
         server = Seaweed(
             f"http://{name}:{numbered['s3.port']}",
-            _KEY,
-            _SECRET,
+            KEY,
+            SECRET,
             metrics_url=metrics_url,
             https_url=f"https://{name}:{numbered['s3.port.https']}",
             authority=authority.certificate,
@@ -112,9 +108,28 @@ def start_seaweed(host: Host | None = None) -> Iterator[Seaweed]:
                 daemon.wait_until((lambda: host.namespace.call(answers)) if host else answers, START_S)
                 yield dataclasses.replace(server, pids=(daemon.process.pid,))
         finally:
-            for port in numbered.values():
-                for left in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
-                    left.unlink(missing_ok=True)
+            remove_sockets(numbered.values())
+
+
+def identities(*, public: bool = False) -> str:
+    """The configuration of who may send requests: whoever has the key, and if it is *public*, all may read."""
+    known: list[object] = [
+        {
+            "name": KEY,
+            "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        }
+    ]
+    if public:
+        known.append({"name": "anonymous", "actions": ["Read", "List"]})
+    return json.dumps({"identities": known})
+
+
+def remove_sockets(ports: Iterable[int]) -> None:
+    """Remove what servers that have ended left of these ports."""
+    for port in ports:
+        for left in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
+            left.unlink(missing_ok=True)
 
 
 def _answers(server: S3Server, address: str, port: int) -> bool:

@@ -11,7 +11,8 @@ from pydantic import ByteSize, TypeAdapter
 from rich.console import Console
 
 from tests.benchmarks import machine, program, tables
-from tests.benchmarks.fleet.cases import CASES, Case, References, Result
+from tests.benchmarks.fleet import caches, cases
+from tests.benchmarks.fleet.cases import Case, References, Result
 from tests.benchmarks.fleet.setting import a_setting
 from tests.benchmarks.program import parser_of
 from tests.support.mounts import let_in
@@ -19,6 +20,7 @@ from tests.support.network import MEGABIT
 
 SIZE, HOSTS = ByteSize(1 << 30), 8
 QUICK_SIZE, QUICK_HOSTS = ByteSize(128 << 20), 4
+CASES = cases.CASES | caches.CASES
 LEAST_TIMEOUT_S = 60
 PATIENCE = 3
 """A case may take so many times as long as the store would take to send the object to each host."""
@@ -64,7 +66,8 @@ def _run(options: argparse.Namespace, console: Console) -> tuple[list[Result], l
 
 
 def _options() -> argparse.Namespace:
-    parser = parser_of("tests.benchmarks.fleet", __doc__, CASES, "build/benchmarks-fleet")
+    output = "build/benchmarks-fleet"
+    parser = parser_of("tests.benchmarks.fleet", __doc__, CASES, output, asked_for=caches.CASES)
     parser.add_argument("--quick", action="store_true", help="a small object, few hosts")
     parser.add_argument("--size", type=TypeAdapter(ByteSize).validate_python)
     parser.add_argument("--hosts", type=int)

@@ -3,13 +3,13 @@
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 
 from tests.benchmarks.children import Child, begin
 from tests.benchmarks.fleet.setting import OBJECT, SMALL, Round, Setting
-from tests.fleet.members import Fleet, Member
+from tests.fleet.members import Member
 
 GB = 10**9
 SLOW = 10
@@ -64,8 +64,7 @@ class References:
     @cached_property
     def all(self) -> Round:
         """All hosts, each of which fetches from the store."""
-        with self.setting.fleet(len(self.setting.hosts), alone=True) as fleet:
-            fleet.up(fleet.members)
+        with self.setting.everyone(alone=True) as fleet:
             return self.setting.read(fleet.members)
 
 
@@ -86,7 +85,7 @@ def store_alone(to: References) -> Iterator[Result]:
 def together(to: References) -> Iterator[Result]:
     """All hosts at once, none of which has anything."""
     case, setting = "all cold together", to.setting
-    with _everyone(setting) as fleet:
+    with setting.everyone() as fleet:
         read = setting.read(fleet.members)
     yield from _compared(case, to, read, time_bound=1.5, store_bound=1.05)
     yield Result(case, "time / all from the store", read.seconds / to.all.seconds, 0.2)
@@ -128,7 +127,7 @@ def late(to: References) -> Iterator[Result]:
 def slow_uplink(to: References) -> Iterator[Result]:
     """One host sends at a tenth of the rate."""
     case, setting = "one slow uplink", to.setting
-    with _everyone(setting) as fleet:
+    with setting.everyone() as fleet:
         fleet.members[0].host.limit(up=setting.rate // SLOW)
         read = setting.read(fleet.members)
     yield from _compared(case, to, read, time_bound=2, store_bound=1.25)
@@ -172,7 +171,7 @@ CASES: dict[str, Case] = {
 
 def _lost(case: str, to: References, lose: Callable[[Member], object]) -> Iterator[Result]:
     setting = to.setting
-    with _everyone(setting) as fleet, ExitStack() as stack:
+    with setting.everyone() as fleet, ExitStack() as stack:
         lost, *others = fleet.members
         # It fetches as the others do; its own program's bytes do not matter.
         victim = stack.enter_context(setting.reader(lost))
@@ -192,14 +191,6 @@ def _compared(
     yield Result(case, "time, in seconds", read.seconds)
     yield Result(case, "time / one plain GET", read.seconds / to.link_s, time_bound)
     yield Result(case, "bytes of the store / object", read.store_bytes / to.setting.size, store_bound)
-
-
-@contextmanager
-def _everyone(setting: Setting) -> Iterator[Fleet]:
-    """All hosts as a fleet, up."""
-    with setting.fleet(len(setting.hosts)) as fleet:
-        fleet.up(fleet.members)
-        yield fleet
 
 
 def _opens(member: Member, meanwhile: Callable[[], object]) -> float:

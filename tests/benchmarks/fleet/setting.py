@@ -29,6 +29,8 @@ class Round:
     """Until the last of them had its first bytes."""
     store_bytes: float
     """What the store sent meanwhile."""
+    ahead_s: float = 0.0
+    """How much of the time a cache took to fetch the object before anybody asked."""
 
 
 @dataclass(slots=True)
@@ -43,6 +45,8 @@ class Setting:
     timeout_s: float
     store: FleetStore
     hosts: Sequence[Host]
+    cache: Host
+    """Where a cache of the hosts runs, in the cases that have one."""
     _fleets: int = 0
     wrong: list[str] = field(default_factory=list)
     """Readers that got a wrong byte."""
@@ -53,21 +57,31 @@ class Setting:
         return self.directory / "expected" / OBJECT
 
     @contextmanager
-    def fleet(self, count: int, *, alone: bool = False) -> Iterator[Fleet]:
-        """A fleet of the first hosts with empty caches, none of it up; then all links are as they were."""
+    def fleet(self, count: int, *options: str, alone: bool = False) -> Iterator[Fleet]:
+        """A fleet of the first hosts with empty caches, none of it up; then all links are as they were.
+
+        They mount with these *options*.
+        """
         self._fleets += 1
         hosts = self.hosts[:count]
         try:
-            with a_fleet(self.directory / f"fleet{self._fleets}", self.store, hosts, alone=alone) as fleet:
+            with a_fleet(self.directory / f"fleet{self._fleets}", self.store, hosts, *options, alone=alone) as fleet:
                 yield fleet
         finally:
             kept = self.logs / f"fleet{self._fleets}"
-            kept.mkdir(parents=True, exist_ok=True)
+            kept.mkdir(exist_ok=True)
             for log in (self.directory / f"fleet{self._fleets}").rglob("*.log"):
                 shutil.copy(log, kept / f"{log.parent.name}-{log.name}")
             for host in (*hosts, self.store.host):
                 host.plug()
                 host.limit(up=self.rate, down=self.rate)
+
+    @contextmanager
+    def everyone(self, *options: str, alone: bool = False) -> Iterator[Fleet]:
+        """All hosts as a `fleet`, up."""
+        with self.fleet(len(self.hosts), *options, alone=alone) as fleet:
+            fleet.up(fleet.members)
+            yield fleet
 
     def link_s(self) -> float:
         """How long one plain GET of the object takes on one host: no host can have it sooner."""
@@ -115,11 +129,13 @@ def a_setting(directory: Path, logs: Path, *, size: int, rate: int, count: int, 
     """A store with the object and a small one, and *count* hosts; logs are kept in *logs*."""
     expected = directory / "expected"
     expected.mkdir()
+    logs.mkdir(parents=True, exist_ok=True)
     with (expected / OBJECT).open("wb") as file:
         for at in range(0, size, _PIECE):
             file.write(content(min(_PIECE, size - at), at))
     with a_network() as network:
         place = network.host(rate)
-        with a_real_store(place) as store:
+        with a_real_store(place, public=True) as store:
             store.put({OBJECT: (expected / OBJECT).read_bytes(), SMALL: b"{}"})
-            yield Setting(directory, logs, size, rate, timeout_s, store, [network.host(rate) for _ in range(count)])
+            hosts = [network.host(rate) for _ in range(count)]
+            yield Setting(directory, logs, size, rate, timeout_s, store, hosts, network.host(rate))

@@ -336,7 +336,8 @@ async def test_an_answer_for_a_name_outlives_an_older_listing(autojump_clock: Mo
 
 
 @pytest.mark.parametrize(
-    ("etag", "size"), [("e", -1), ("e", SIZE_MAX + 1), ("", 1), ("e" * (ETAG_MAX + 1), 1), ("e\r\nX: y", 1), ("é", 1)]
+    ("etag", "size"),
+    [("e", -1), ("e", SIZE_MAX + 1), ("", 1), ('""', 1), ("e" * (ETAG_MAX + 1), 1), ("e\r\nX: y", 1), ("é", 1)],
 )
 async def test_what_can_be_no_object_is_hidden(etag: str, size: int) -> None:
     """Whether it is listed or asked for by name, and its neighbours are not."""
