@@ -157,7 +157,11 @@ def _systemd(ancestor: int) -> int:
 
 
 def _descendants(process: int) -> Iterator[int]:
-    for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
+    try:
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        return
+    for child in children:
         yield int(child)
         yield from _descendants(int(child))
 

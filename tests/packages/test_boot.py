@@ -200,7 +200,7 @@ def test_the_documented_drop_in_gives_a_server_what_its_unit_denies(root: Root) 
             ! systemctl start trimsfs-server@scratch
             journalctl --sync; journalctl --unit=trimsfs-server@scratch --output=cat
         """)
-        assert "/tmp/store" in said
+        assert "/home/cache/scratch: Read-only file system" in said
         system.run("""
             systemctl stop trimsfs-server@scratch
             install -D -m 644 /drop-in /etc/systemd/system/trimsfs-server@scratch.service.d/override.conf
