@@ -202,6 +202,38 @@ def test_up_down_and_logs_are_about_the_server_where_that_is_a_unit_of_its_own(
     assert system.state("models") == "active"
 
 
+def test_a_server_in_a_mount_namespace_of_its_own_sees_later_mounts_and_keeps_none(
+    system: Booted, mountpoint: Path
+) -> None:
+    later, bind = mountpoint.with_name("store") / "later", mountpoint.with_name("bind")
+    later.mkdir()
+    bind.mkdir()
+    try:
+        assert system.run("systemctl", "start", "trimsfs-keeper@models", "trimsfs-server@models").returncode == 0
+        server = re.search(r"server pid (\d+)", system.mountctl("status", "models").stdout)
+        assert server is not None
+        own, root = (system.run("readlink", f"/proc/{pid}/ns/mnt").stdout for pid in (server[1], "1"))
+        assert own != root
+        system.run("sh", "-c", f"mount -t tmpfs tmpfs {later}; echo late > {later}/model")
+        assert system.run("cat", mountpoint / "later/model").stdout == "late\n"
+        assert system.run("umount", later).returncode == 0
+
+        system.run("systemctl", "restart", "trimsfs-server@models")  # its namespace begins with the mount in it
+        system.run("mount", "--bind", mountpoint, bind)
+        done = system.mountctl("down", "models")
+        assert (done.returncode, f"is in use by the mount at {bind}" in done.stderr) == (12, True), done.stderr
+        system.run("umount", bind)
+        with reader(system, mountpoint / "model") as process:
+            done = system.mountctl("down", "models")
+            assert (done.returncode, "(bash)" in done.stderr) == (12, True), done.stderr
+            assert process.communicate("\n")[0] == "weights"
+        done = system.mountctl("down", "models")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert system.run("pgrep", "-f", "^trimsfs server").stdout == ""
+    finally:
+        system.run("systemctl", "stop", "trimsfs-server@models", "trimsfs-keeper@models")
+
+
 def test_status_of_a_unit_without_its_keeper_tells_that_systemd_starts_another(
     system: Booted, mountpoint: Path
 ) -> None:

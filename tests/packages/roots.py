@@ -1,5 +1,6 @@
 """What ``make dist`` has built; clean roots of Debian 13, made by mmdebstrap, and what systemd-nspawn runs in them."""
 
+import json
 import os
 import shutil
 import stat
@@ -7,14 +8,16 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import trimsfs
 
 REPOSITORY = Path(trimsfs.__file__).parents[1]
 DIST = REPOSITORY / "dist"
 WHEELHOUSE = REPOSITORY / "build/wheelhouse"
+READER = Path(__file__).with_name("block_reader.py")
 BUILD_TIMEOUT_S = 900
 TIMEOUT_S = 300
 STOP_TIMEOUT_S = 60
@@ -42,6 +45,7 @@ class Root:
             "--quiet",
             "--keep-unit",
             "--register=no",
+            f"--machine=trimsfs-{os.getpid()}",  # others may run at the same time
             "--timezone=off",
             f"--bind={self._fuse()}:/dev/fuse",
             f"--directory={self.path}",
@@ -82,6 +86,44 @@ class BootedRoot:
         spaces = ["--mount", "--pid", "--uts", "--ipc", "--cgroup", "--root", "--wdns=/"]
         return _finished(["nsenter", f"--target={self.systemd}", *spaces, "sh", "-euxc", script])
 
+    @contextmanager
+    def reading(self, model: str, *, count: int) -> Iterator["Reads"]:
+        """Have processes read a model all the time, by opens; what they have seen is there after the block."""
+        reads = Reads()
+        self.run(f"""
+            rm -rf /readers; mkdir /readers
+            for number in $(seq {count}); do
+                setsid python3 /{READER.name} {model} /store/model /readers/stop /readers/$number.json \\
+                    < /dev/null > /dev/null 2>> /readers/crashed &
+            done
+        """)
+        try:
+            yield reads
+        finally:
+            said = self.run(f"""
+                touch /readers/stop
+                timeout 60 sh -c 'until test $(ls /readers/*.json | wc -l) = {count}; do sleep 0.1; done' || true
+                cat /readers/crashed >&2
+                cat /readers/*.json
+            """)
+        reads.add([json.loads(line) for line in said.splitlines()], count)
+
+
+@dataclass(slots=True)
+class Reads:
+    """What the processes of `BootedRoot.reading` have seen: the reads of the slowest, and the longest of all."""
+
+    fewest: int = 0
+    longest_s: float = 0.0
+    errors: list[str] = field(default_factory=list)
+
+    def add(self, reports: list[dict[str, Any]], count: int) -> None:
+        """Take the reports of all readers. One that lacks is an error."""
+        self.fewest = min((report["reads"] for report in reports), default=0)
+        self.longest_s = max((report["longest_s"] for report in reports), default=0.0)
+        self.errors = [error for report in reports for error in report["errors"]]
+        self.errors += [f"{count - len(reports)} readers hang"] * (len(reports) < count)
+
 
 def built(pattern: str) -> Path:
     """What ``make dist`` has built of this version."""
@@ -94,6 +136,7 @@ def make_root(directory: Path, *packages: str) -> Root:
     command = ["mmdebstrap", "--quiet", "--variant=apt", f"--include={','.join(packages)}", "trixie", str(directory)]
     subprocess.run(command, check=True, timeout=BUILD_TIMEOUT_S)
     shutil.copy("/etc/hosts", directory / "etc")
+    shutil.copy(READER, directory)
     assert not list((directory / "usr/bin").glob("*gcc*"))
     (directory / "store").mkdir()
     (directory / "store/model").write_bytes(os.urandom(20 << 20))
@@ -114,7 +157,11 @@ def _systemd(ancestor: int) -> int:
 
 
 def _descendants(process: int) -> Iterator[int]:
-    for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
+    try:
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        return
+    for child in children:
         yield int(child)
         yield from _descendants(int(child))
 

@@ -20,6 +20,7 @@ echo $$ > "$1/cgroup.procs"
 exec unshare --pid --fork --kill-child --mount --cgroup --uts --ipc --propagation slave sh -euc "$2" sh "$3"
 """
 _INIT = """
+mount --make-rshared /  # as systemd does on a host, and nspawn in a container
 umount --all --lazy --types fuse.trimsfs  # a copy would keep the mounts of other tests
 for directory in /run /var/cache /var/log /etc/systemd/system; do mount -t tmpfs -o mode=755 tmpfs $directory; done
 mount -t proc proc /proc
@@ -92,6 +93,7 @@ def _adapted(unit: str, variables: dict[str, str]) -> str:
     settings = [f'Environment="{name}={value}"' for name, value in variables.items()]
     unit = unit.replace("[Unit]\n", "[Unit]\nDefaultDependencies=no\n")
     unit = unit.replace("[Service]\n", "\n".join(["[Service]", *settings, ""]))
+    unit = unit.replace("PrivateTmp=yes\n", "")  # stores of tests lie below /tmp, and perhaps this repository
     return unit.replace("/usr/local/bin/mountctl", MOUNTCTL).replace("/usr/local/bin/trimsfs", TRIMSFS)
 
 

@@ -81,9 +81,10 @@ def _facts(mountpoint: Path) -> dict[str, Any] | None:
 
 
 def _is_at(mountpoint: Path, facts: dict[str, Any]) -> bool:
-    """Whether a server serves this mount point, and in this mount namespace."""
+    """Whether this is the mount that its keeper made, in the keeper's mount namespace; a server may have another."""
+    maker = facts["server_pid"] if facts["keeper_pid"] is None else facts["keeper_pid"]
     with suppress(OSError):
-        if os.readlink(f"/proc/{facts['server_pid']}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
+        if os.readlink(f"/proc/{maker}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
             return False
     return bool(facts["mountpoint"] == str(mountpoint))
 

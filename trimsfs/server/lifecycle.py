@@ -49,8 +49,11 @@ log = logging.getLogger(__name__)
 
 SETTLED_AFTER_S = 10.0
 """Time in which the kernel resends, at once, all requests that the previous server did not answer."""
-PROBE_DEADLINE_S, KNOWN_PROBE_DEADLINE_S = 5.0, 1.0
-"""How long a new mount tries to reach its store, before it fails or, if it knows names, serves what is cached."""
+PROBE_DEADLINE_S = 5.0
+"""How long a new mount tries to reach its store, before it fails."""
+KNOWN_PROBE_DEADLINE_S, KNOWN_RETRIES_S = 1.0, 0.3
+"""If it knows names, how long it waits for an answer, and for how long it repeats what fails, before it serves what is
+cached: programs that start at boot wait for it."""
 
 
 async def serve(
@@ -283,11 +286,11 @@ async def _reach_stores(store: Store, options: MountOptions, components: Compone
 async def _why_away(store: Store, place: Place, components: Components) -> StoreUnavailableError | None:
     """Why a store does not answer, with the remedy; None if it does. Raises StoreError if it is missing or refuses."""
     options, known = place.options, await components.namespace.recall_root(place.path)
-    deadline_s = KNOWN_PROBE_DEADLINE_S if known else min(PROBE_DEADLINE_S, options.retry_deadline)
-    failure = StoreUnavailableError(f"no answer within {deadline_s:.0f} s")
+    retries_s = KNOWN_RETRIES_S if known else min(PROBE_DEADLINE_S, options.retry_deadline)
+    failure = StoreUnavailableError(f"no answer within {KNOWN_PROBE_DEADLINE_S:.0f} s")
     try:
-        with trio.move_on_after(deadline_s if known else math.inf):
-            if not await reach_place(store, place, deadline_s=deadline_s):
+        with trio.move_on_after(KNOWN_PROBE_DEADLINE_S if known else math.inf):
+            if not await reach_place(store, place, deadline_s=retries_s):
                 await components.namespace.entries(place.path)  # facts tell that there is nothing
             return None
     except StoreUnavailableError as error:
