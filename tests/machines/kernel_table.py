@@ -1,5 +1,6 @@
 """Write the table of kernels and features in the docs from what hosts have shown: run it with ``python -m``."""
 
+import enum
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,6 +9,27 @@ ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs/operations.md"
 RESULTS = ROOT / "build/machines/results.jsonl"
 BEGIN, END = "<!-- written by tests.machines.kernel_table -->\n", "<!-- end -->\n"
+
+
+class Feature(enum.StrEnum):
+    """What is tried on each host: a row of the table."""
+
+    PASSTHROUGH = "reads by the kernel alone (passthrough)"
+    READS = "cold, warm and mapped reads"
+    S3 = "S3"
+    EVICTION = "eviction under a budget"
+    RESTART = "another server takes over (`mountctl restart`)"
+    KILL = "the server is killed (`kill -9`)"
+    UPGRADE = "upgrade"
+    USER = "mount of a user (`fusermount3`)"
+    CONTAINER = "container (podman, bind mount)"
+    FSTAB = "fstab"
+    TENANTS = "access rules and tenants"
+    MEMORY_HIGH = "a reader with less memory than its model (`memory.high`)"
+    EXT4 = "cache on ext4"
+    XFS = "cache on xfs"
+    BTRFS = "cache on btrfs"
+    BOOT = "boot: a declared mount, and one in fstab"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +66,7 @@ def table(results: list[Result]) -> str:
         ["", *hosts],
         ["---"] * (len(hosts) + 1),
         ["kernel", *(releases[host] for host in hosts)],
-        *(
-            [feature, *(cells.get((feature, host), "not run") for host in hosts)]
-            for feature in dict.fromkeys(result.feature for result in results)
-        ),
+        *([feature, *(cells.get((feature, host), "not run") for host in hosts)] for feature in Feature),
         ["run on", *(dates[host] for host in hosts)],
     ]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)

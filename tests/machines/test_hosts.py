@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.machines.conftest import BY_PACKAGE, Host
+from tests.machines.hosts import BY_PACKAGE, Host
+from tests.machines.kernel_table import Feature
 from tests.machines.machine import HOST
 from tests.services.fast import start_fast
 
@@ -63,7 +64,7 @@ def test_kernel_is_told_of_once_and_in_words(host: Host) -> None:
     assert "Traceback" not in said
 
 
-@pytest.mark.feature("reads by the kernel alone (passthrough)")
+@pytest.mark.feature(Feature.PASSTHROUGH)
 def test_passthrough(host: Host, record_property: Cell) -> None:
     host.run(f"trimsfs mount /store /models; cd /models; {CHECK}; {CHECK}")
     lines = host.run("cat /models/.trims/metrics; cd /; trimsfs umount /models").splitlines()
@@ -72,7 +73,7 @@ def test_passthrough(host: Host, record_property: Cell) -> None:
     record_property("cell", "yes" if passed else "no: through the server")
 
 
-@pytest.mark.feature("cold, warm and mapped reads")
+@pytest.mark.feature(Feature.READS)
 def test_reads(host: Host) -> None:
     said = host.run(f"""
         trimsfs mount /store /models
@@ -85,7 +86,7 @@ def test_reads(host: Host) -> None:
     assert mapped == stored.split()[0]
 
 
-@pytest.mark.feature("S3")
+@pytest.mark.feature(Feature.S3)
 def test_s3(host: Host, tmp_path: Path) -> None:
     (tmp_path / "bucket").mkdir()
     (tmp_path / "bucket/model").write_bytes(bytes(range(256)) * 50_000)
@@ -101,7 +102,7 @@ def test_s3(host: Host, tmp_path: Path) -> None:
     assert said.endswith("right\n")
 
 
-@pytest.mark.feature("eviction under a budget")
+@pytest.mark.feature(Feature.EVICTION)
 def test_eviction(host: Host) -> None:
     host.run(f"""
         trimsfs mount /store /models --cache-size 24MiB --cache-dir /var/cache/trimsfs/small
@@ -121,7 +122,7 @@ def declared(host: Host) -> None:
 
 
 @pytest.mark.usefixtures("declared")
-@pytest.mark.feature("another server takes over (`mountctl restart`)")
+@pytest.mark.feature(Feature.RESTART)
 def test_restart(host: Host, record_property: Cell) -> None:
     try:
         said = host.run(f"""
@@ -145,7 +146,7 @@ def test_restart(host: Host, record_property: Cell) -> None:
 
 
 @pytest.mark.usefixtures("declared")
-@pytest.mark.feature("the server is killed (`kill -9`)")
+@pytest.mark.feature(Feature.KILL)
 def test_kill(host: Host, record_property: Cell) -> None:
     try:
         said = host.run(f"""
@@ -168,7 +169,7 @@ def test_kill(host: Host, record_property: Cell) -> None:
 
 
 @pytest.mark.usefixtures("declared")
-@pytest.mark.feature("upgrade")
+@pytest.mark.feature(Feature.UPGRADE)
 def test_upgrade(host: Host, record_property: Cell) -> None:
     upgrade = UPGRADE[host.kind.install == BY_PACKAGE]
     try:
@@ -192,7 +193,7 @@ def test_upgrade(host: Host, record_property: Cell) -> None:
         record_property("cell", "the old server serves on until `mountctl down`")
 
 
-@pytest.mark.feature("mount of a user (`fusermount3`)")
+@pytest.mark.feature(Feature.USER)
 def test_user(host: Host) -> None:
     host.run("""
         id user || useradd --create-home user
@@ -205,7 +206,7 @@ def test_user(host: Host) -> None:
     """)
 
 
-@pytest.mark.feature("container (podman, bind mount)")
+@pytest.mark.feature(Feature.CONTAINER)
 def test_container(host: Host) -> None:
     said = host.run("""
         mkdir -p /container/bin /container/model
@@ -220,7 +221,7 @@ def test_container(host: Host) -> None:
     assert inside == outside
 
 
-@pytest.mark.feature("fstab")
+@pytest.mark.feature(Feature.FSTAB)
 def test_fstab(host: Host) -> None:
     host.run("""
         mkdir -p /fstab
@@ -232,7 +233,7 @@ def test_fstab(host: Host) -> None:
     """)
 
 
-@pytest.mark.feature("access rules and tenants")
+@pytest.mark.feature(Feature.TENANTS)
 def test_tenants(host: Host) -> None:
     host.machine.write("/tenants.toml", TENANTS)
     said = host.run("""
@@ -248,7 +249,7 @@ def test_tenants(host: Host) -> None:
     assert 'tenant="many"' in said
 
 
-@pytest.mark.feature("a reader with less memory than its model (`memory.high`)")
+@pytest.mark.feature(Feature.MEMORY_HIGH)
 def test_memory_high(host: Host) -> None:
     host.run("""
         trimsfs mount /store /models
@@ -258,13 +259,17 @@ def test_memory_high(host: Host) -> None:
     """)
 
 
-CACHES = {"ext4": "mkfs.ext4 -q", "xfs": "mkfs.xfs -q", "btrfs": "mkfs.btrfs -q"}
-
-
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.feature(f"cache on {kind}")) for kind in CACHES])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("ext4", marks=pytest.mark.feature(Feature.EXT4)),
+        pytest.param("xfs", marks=pytest.mark.feature(Feature.XFS)),
+        pytest.param("btrfs", marks=pytest.mark.feature(Feature.BTRFS)),
+    ],
+)
 def test_file_systems(host: Host, kind: str) -> None:
     host.run(f"""
-        rm -f /disk && truncate -s 400M /disk && {CACHES[kind]} /disk
+        rm -f /disk && truncate -s 400M /disk && mkfs.{kind} -q /disk
         mkdir -p /cache && mount -o loop /disk /cache
         trimsfs mount /store /models --cache-dir /cache/models --min-free 0
         cd /models && {CHECK} && {CHECK}
@@ -278,7 +283,7 @@ def test_file_systems(host: Host, kind: str) -> None:
     """)
 
 
-@pytest.mark.feature("boot: a declared mount, and one in fstab")
+@pytest.mark.feature(Feature.BOOT)
 def test_boot(host: Host, tmp_path: Path) -> None:
     (tmp_path / "bucket").mkdir()
     (tmp_path / "bucket/model").write_bytes(bytes(range(256)) * 50_000)
