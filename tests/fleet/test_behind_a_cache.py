@@ -26,7 +26,7 @@ SIZE = 3 * CHUNK_SIZE + 12345
 HEAD_SHARE = 0.02
 """Of an object, what each host asks the store for: its head, as its ETag is not known yet."""
 HALF = CHUNK_SIZE // 2
-BY_RANGE_ALONE = {'"" $slice_range': '"" $http_range', '"$uri $http_if_match $asked_range"': '"$uri $asked_range"'}
+BY_RANGE_ALONE = {'"" $slice_range': '"" $http_range', "$request_uri $http_if_match $asked": "$request_uri $asked"}
 """A cache that passes ranges on as they are asked, and gives what it has of one, whatever ETag is asked for."""
 SMALL = 1 << 20
 """An object that all hosts ask for by the same range."""
