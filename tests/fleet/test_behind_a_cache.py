@@ -71,7 +71,10 @@ class Place:
 
     def part(self, start: int, size: int, etag: str) -> bytes | int:
         """What the cache gives of some bytes for this ETag; or the status of its refusal."""
-        headers = {"If-Match": etag, "Range": f"bytes={start}-{start + size - 1}"}
+        return self.asked({"If-Match": etag, "Range": f"bytes={start}-{start + size - 1}"})
+
+    def asked(self, headers: dict[str, str]) -> bytes | int:
+        """What the cache gives for these headers; or the status of its refusal."""
         request = urllib.request.Request(f"{self.cache_url}/{BUCKET}/{NAME}", headers=headers)
         try:
             with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
@@ -141,6 +144,29 @@ def test_a_replaced_object_is_not_mixed_with_what_the_cache_has_of_the_old_one(
         assert read(mount.path / NAME) in (new, told)
         assert trimsfs("refresh", mount.path / NAME).returncode == 0
         assert read(mount.path / NAME) == new
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pytest.param({"If-Match": "*"}, id="of any content"),
+        pytest.param({"If-Match": "{etag}", "Authorization": "of its user"}, id="with credentials"),
+        pytest.param({}, id="of no content"),
+    ],
+)
+def test_what_is_not_for_everybody_or_of_any_content_is_not_kept(
+    start: Callable[[], Place], headers: dict[str, str]
+) -> None:
+    place = start()
+    model = place.put("model")
+    assert isinstance(place.part(0, HALF, place.etag()), bytes)
+    for _ in range(2):
+        before = place.sent_bytes()
+        named = {name: value.format(etag=place.etag()) for name, value in headers.items()}
+        content = place.asked({"Range": f"bytes=0-{HALF - 1}", **named})
+        assert isinstance(content, bytes)
+        assert model.startswith(content)
+        assert place.sent_bytes() - before == len(content)
 
 
 def test_a_cache_that_does_not_tell_generations_apart_gives_no_wrong_byte(

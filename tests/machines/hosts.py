@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.machines.images import BOOKWORM, NEWEST, TRIXIE, Debian, image
+from tests.machines.images import BOOKWORM, NEWEST, TRIXIE, Debian, image, version
 from tests.machines.machine import Machine, booted
 
 BY_PACKAGE = "apt-get -q -y install --no-install-recommends /dist/trimsfs_*.deb"
@@ -25,7 +25,7 @@ SLOW = """
     printf '[Service]\\nTimeoutStartSec=900\\n' > /etc/systemd/system/trimsfs@.service.d/slow.conf
     systemctl daemon-reload
 """
-"""A machine is so slow that the start of three mounts at once takes longer than units may."""
+"""A mount may take 900 s to start: a machine is slow."""
 MODELS = """
     mkdir -p /store/many /models
     head -c 20M /dev/urandom > /store/model
@@ -71,8 +71,7 @@ class Host:
     @property
     def linux(self) -> tuple[int, int]:
         """The first two numbers of the kernel's version."""
-        major, minor, *_ = self.machine.release.split(".")
-        return int(major), int(minor.split("-")[0].split("+")[0])
+        return version(self.machine.release)
 
     def run(self, script: str) -> str:
         """Run a shell script as root, which ends with its first error; what it prints."""

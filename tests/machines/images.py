@@ -82,18 +82,18 @@ class Image:
     def key(self) -> Path:
         return self.directory / "key"
 
-    def kernel(self, version: str) -> tuple[Path, Path]:
-        """The kernel of a version, as ``6.12`` or NEWEST, and its initial file system."""
-        kernels = sorted(self.directory.glob("vmlinuz-*"), key=_numbers)
-        if version != NEWEST:
-            kernels = [kernel for kernel in kernels if kernel.name.startswith(f"vmlinuz-{version}.")]
+    def kernel(self, kind: str) -> tuple[Path, Path]:
+        """The kernel of a version, as ``6.12``, or NEWEST, and its initial file system."""
+        kernels = sorted(self.directory.glob("vmlinuz-*"), key=lambda file: version(file.name.partition("-")[2]))
+        if kind != NEWEST:
+            kernels = [kernel for kernel in kernels if kernel.name.startswith(f"vmlinuz-{kind}.")]
         return kernels[-1], kernels[-1].with_name(kernels[-1].name.replace("vmlinuz", "initrd.img", 1))
 
 
-def _numbers(kernel: Path) -> tuple[int, ...]:
-    """The first numbers of a kernel's version: (6, 12) of ``vmlinuz-6.12.38+deb13-cloud-amd64``."""
-    major, minor, *_ = kernel.name.removeprefix("vmlinuz-").split(".")
-    return int(major), int(minor.split("-")[0].split("+")[0])
+def version(release: str) -> tuple[int, int]:
+    """The first numbers of a kernel's release: (6, 12) of ``6.12.38+deb13-cloud-amd64``."""
+    major, minor, *_ = release.split(".")
+    return int(major), int(minor)
 
 
 def image(debian: Debian) -> Image:

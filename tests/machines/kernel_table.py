@@ -5,6 +5,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tests.machines.images import version
+
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs/operations.md"
 RESULTS = ROOT / "build/machines/results.jsonl"
@@ -57,11 +59,15 @@ def main() -> None:
 
 
 def table(results: list[Result]) -> str:
-    """The last result of each host and feature, as a table with a column for each host."""
-    hosts = list(dict.fromkeys(result.host for result in sorted(results, key=lambda result: _order(result.release))))
-    cells = {(result.feature, result.host): result.cell for result in results}
+    """The results of each host's last day and kernel, as a table with a column for each host."""
+    hosts = list(dict.fromkeys(result.host for result in sorted(results, key=lambda result: version(result.release))))
     releases = {result.host: result.release for result in results}
     dates = {result.host: result.date for result in results}
+    cells = {
+        (result.feature, result.host): result.cell
+        for result in results
+        if (result.release, result.date) == (releases[result.host], dates[result.host])
+    }
     rows = [
         ["", *hosts],
         ["---"] * (len(hosts) + 1),
@@ -70,10 +76,6 @@ def table(results: list[Result]) -> str:
         ["run on", *(dates[host] for host in hosts)],
     ]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def _order(release: str) -> tuple[int, ...]:
-    return tuple(int(part.split("-")[0].split("+")[0]) for part in release.split(".")[:2])
 
 
 if __name__ == "__main__":

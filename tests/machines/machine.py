@@ -55,18 +55,22 @@ class Machine:
         """Wait until it lets root in and systemd has started all, in another boot than that *after* which it comes."""
         deadline = time.monotonic() + BOOT_TIMEOUT_S
         while time.monotonic() < deadline and self.process.poll() is None:
-            done = self._ssh("cat /proc/sys/kernel/random/boot_id; systemctl is-system-running --wait; uname -r", 180)
-            answers = done.stdout.split()
-            if len(answers) == 3 and answers[0] != after:
-                self.release = answers[2]
-                return
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                done = self._ssh(
+                    "cat /proc/sys/kernel/random/boot_id; systemctl is-system-running --wait; uname -r", 180
+                )
+                answers = done.stdout.split()
+                if len(answers) == 3 and answers[0] != after:
+                    self.release = answers[2]
+                    return
             time.sleep(1)
         raise TimeoutError(f"the machine lets nobody in:\n{self._console_tail()}")
 
     def reboot(self) -> None:
         """Restart it in an orderly way."""
         before = self.boot_id()
-        self._ssh("systemctl reboot", END_TIMEOUT_S)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the connection may hang as the machine ends
+            self._ssh("systemctl reboot", END_TIMEOUT_S)
         self.wait(after=before)
 
     def _ssh(self, command: str, timeout_s: float) -> "subprocess.CompletedProcess[str]":

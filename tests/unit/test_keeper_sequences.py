@@ -97,6 +97,9 @@ def test_a_mount_that_starts_does_not_end_with_a_standby_that_its_server_could_n
         hear(made, server, TURN[0], [])
         standby = made._crew.standby = FakeServer()
         made._selector.register(standby.channel, 1)
+        failed = server_messages.Failed("CacheError", "no room")
+        made._crew._on_message(standby, failed, [])
+        assert not made._reporter._reported
         standby.ended_with = 1
         made._crew.on_end(standby)
         standby.end.close()

@@ -374,6 +374,46 @@ async def test_a_load_is_not_idle_while_an_open_waits_for_its_file(serving: Serv
         await until(lambda: server.components.prefetcher.statistics().ahead_files >= 2)
 
 
+@pytest.mark.usefixtures("impatient")
+async def test_a_long_open_is_no_end_of_its_load(serving: Serving, store: MemoryStore) -> None:
+    async with serving() as server, trio.open_nursery() as nursery:
+        first, second = (store.block(key=f"m/{name}") for name in SHARDS[:2])
+        here = trio.Event()
+
+        async def hold() -> None:
+            await server.open(f"m/{SHARDS[0]}")
+            here.set()
+
+        nursery.start_soon(hold)
+        await until(lambda: len(fetched(store)) >= 2)
+        await trio.sleep(1)
+        first.set()
+        await here.wait()
+        nursery.start_soon(server.content, f"m/{SHARDS[1]}")
+        await wait_all_tasks_blocked()
+        second.set()
+        await read(server, *SHARDS[2:])
+        await recorded(server, len(SHARDS))
+
+
+async def test_an_open_that_is_interrupted_ends_no_prefetch(serving: Serving, store: MemoryStore) -> None:
+    async with serving() as server, trio.open_nursery() as nursery:
+        gates = [store.block(key=f"m/{name}") for name in SHARDS[:2]]
+        opening = trio.CancelScope()
+
+        async def be_interrupted() -> None:
+            with opening:
+                await server.open(f"m/{SHARDS[0]}")
+
+        nursery.start_soon(be_interrupted)
+        await until(lambda: len(fetched(store)) >= 2)
+        opening.cancel()
+        await wait_all_tasks_blocked()
+        for gate in gates:
+            gate.set()
+        await until(lambda: server.components.prefetcher.statistics().ahead_files >= 2)
+
+
 async def test_a_damaged_record_does_not_matter(serving: Serving, store: MemoryStore) -> None:
     for record in ["", "{", "[[]]", '[["../x", null], [7], ["a", [[2, 1]]]]', "[" * 10_000, "\ud800"[:0] + "null"]:
         async with serving() as server:

@@ -81,10 +81,13 @@ def _facts(mountpoint: Path) -> dict[str, Any] | None:
 
 
 def _is_at(mountpoint: Path, facts: dict[str, Any]) -> bool:
-    """Whether this is the mount that its keeper made, in the keeper's mount namespace; a server may have another."""
-    maker = facts["server_pid"] if facts["keeper_pid"] is None else facts["keeper_pid"]
+    """Whether this is the mount that its keeper made, in the keeper's mount namespace; a server may have another.
+
+    Without a keeper, the namespace is not known: a mount at this path is taken for that one.
+    """
     with suppress(OSError):
-        if os.readlink(f"/proc/{maker}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
+        keeper = facts["keeper_pid"]
+        if keeper is not None and os.readlink(f"/proc/{keeper}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
             return False
     return bool(facts["mountpoint"] == str(mountpoint))
 

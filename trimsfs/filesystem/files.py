@@ -150,13 +150,14 @@ class Files:
             await self._trust.admit(blob, interruptible)
             passed = await self._opener.open(inode, blob, interruptible, thread)
         except BaseException as error:
-            self._prefetcher.closed(blob)
+            self._prefetcher.open_failed(blob)
             self._blobs.release(blob)
             if isinstance(error, ObjectChangedError):
                 self._look_up_again(inode, thread)
             self._end(trace, error)
             raise
         reopened = self._opener.reopens.expected(thread, inode.path)
+        self._prefetcher.opened(blob)
         file = OpenFile(inode, blob, thread, thread if reopened else None)
         handle = self._handles.add_file(file, passed=passed)
         if self._tracer.answered(trace, streams=not blob.complete):

@@ -134,22 +134,31 @@ class ModelReadahead:
         self._loads[prefix] = load
         return load
 
-    def opened(self, blob: Blob) -> None:
+    def open_begun(self, blob: Blob) -> None:
         """Count an open of a file from its begin: while it waits for the file, its program is not idle."""
         load = self._load_of(blob)
         if load is not None:
             load.handles[blob.token] += 1
 
-    def closed(self, blob: Blob) -> None:
-        """Count an open that failed, or a released handle."""
+    def opened(self, blob: Blob) -> None:
+        """Record that an open has succeeded, however long it has waited."""
         load = self._load_of(blob)
-        if load is None or not load.handles[blob.token]:
+        if load is not None:
+            load.active = trio.current_time()
+
+    def open_failed(self, blob: Blob) -> None:
+        """Uncount an open that failed; its program, or the kernel, may try again."""
+        load = self._uncount(blob)
+        if load is not None:
+            self._watch(load)
+
+    def closed(self, blob: Blob) -> None:
+        """Uncount a released handle."""
+        load = self._uncount(blob)
+        if load is None:
             return
-        load.handles[blob.token] -= 1
-        if not load.handles[blob.token]:
-            del load.handles[blob.token]
+        if blob.token not in load.handles:
             self._record_use(load, blob)
-        load.active = trio.current_time()
         if load.handles or self._whole:
             return
         if blob.complete and load.window.ends_with(blob.generation.key):
@@ -158,6 +167,15 @@ class ModelReadahead:
         if not blob.complete:  # the program did not read it to the end, so it may not want the rest
             self._stop(load)
         self._watch(load)
+
+    def _uncount(self, blob: Blob) -> Load | None:
+        """The load of a file, which has one handle or open less; None if it had none."""
+        load = self._load_of(blob)
+        if load is None or not load.handles[blob.token]:
+            return None
+        load.handles -= Counter([blob.token])
+        load.active = trio.current_time()
+        return load
 
     def _load_of(self, blob: Blob) -> Load | None:
         key = blob.generation.key

@@ -60,7 +60,10 @@ class Prefetcher:
             task_status.started()
 
     def record_open(self, blob: Blob, readable: Readable) -> None:
-        """Record an open, which may have to wait, by a user who may read the *readable* files; call `closed` later."""
+        """Record the begin of an open by a user who may read the *readable* files.
+
+        Then call `open_failed`, or `closed` when the handle is released; before that, `opened` if the open had to wait.
+        """
         self._account.opened(blob.token)
         if self._mode == "off" or _CONTROL in blob.generation.key:
             return
@@ -69,10 +72,18 @@ class Prefetcher:
             self._siblings.record_open(blob.generation, readable, here=blob.complete)
         if not small or self._mode == "directory" or describes(os.fsencode(blob.generation.key)):
             self._models.record_open(blob, readable, small=small)
+        self._models.open_begun(blob)
+
+    def opened(self, blob: Blob) -> None:
+        """Record that an open has succeeded."""
         self._models.opened(blob)
 
+    def open_failed(self, blob: Blob) -> None:
+        """Record that an open has failed."""
+        self._models.open_failed(blob)
+
     def closed(self, blob: Blob) -> None:
-        """Count an open that failed, or a released handle."""
+        """Record a released handle."""
         self._models.closed(blob)
 
     def record_listing(self, inode: Inode, readable: Readable) -> None:
