@@ -5,6 +5,8 @@ import resource
 from collections.abc import Sequence
 from functools import partial
 
+import trio
+
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.space import DiskSpace
 from trimsfs.tiers.disk.state import TierState
@@ -19,6 +21,8 @@ MOST_IDLE = 1024
 """Most idle files kept open. A reopen takes microseconds."""
 LOOKS = 8
 """Blobs to examine per release, to find one to close."""
+CLOSE_TRIES = 4
+"""How often to sync, to have files that can be closed."""
 SPARE_DESCRIPTORS = 256
 """Descriptors reserved for other purposes, if there are enough: without one, the server answers no request."""
 
@@ -176,7 +180,10 @@ class OpenBlobs:
     async def _close_some(self) -> None:
         """Close files, as too many are open; sync if that is not enough, as only synced files can be closed."""
         self.close_idle()
-        if self._state.open_files.full:
+        for _ in range(CLOSE_TRIES):  # others open files meanwhile, and those that come are not synced yet
+            if not self._state.open_files.full:
+                return
             await self._state.journal.flush()
             await self._state.journal.sync()
             self.close_idle()
+            await trio.sleep(0)
