@@ -148,7 +148,7 @@ def test_the_unit_of_systemd_has_the_capabilities_of_the_server_s_container(pod:
     unit = (ROOT / "packaging/systemd/trimsfs-server@.service").read_text()
     (told,) = re.findall(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE)
     added = container(pod, "server")["securityContext"]["capabilities"]["add"]
-    assert {name.removeprefix("CAP_") for name in told.split()} == {*added, "DAC_OVERRIDE"} - {"SYS_RESOURCE"}  # limits of the unit
+    assert {name.removeprefix("CAP_") for name in told.split()} == {*added, "DAC_OVERRIDE"} - {"SYS_RESOURCE"}
 
 
 def test_the_command_of_the_driver_is_one_that_it_understands(pod: Manifest) -> None:

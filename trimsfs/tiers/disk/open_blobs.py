@@ -186,4 +186,4 @@ class OpenBlobs:
             await self._state.journal.flush()
             await self._state.journal.sync()
             self.close_idle()
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
