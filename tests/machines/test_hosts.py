@@ -1,6 +1,7 @@
 """What the docs promise of a mount, on hosts with each kernel: right bytes for readers, reasons for administrators."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -86,14 +87,21 @@ def test_reads(host: Host) -> None:
     assert mapped == stored.split()[0]
 
 
+@contextmanager
+def s3_store(directory: Path) -> Iterator[tuple[str, str]]:
+    """A store of this host with a model in s3://bucket: its address for machines, and variables with credentials."""
+    (directory / "bucket").mkdir()
+    (directory / "bucket/model").write_bytes(bytes(range(256)) * 50_000)
+    with start_fast(directory) as server:
+        credentials = f"AWS_ACCESS_KEY_ID={server.access_key} AWS_SECRET_ACCESS_KEY={server.secret_key}"
+        yield server.endpoint_url.replace("127.0.0.1", HOST), f"{credentials} AWS_REGION={server.region}"
+
+
 @pytest.mark.feature(Feature.S3)
 def test_s3(host: Host, tmp_path: Path) -> None:
-    (tmp_path / "bucket").mkdir()
-    (tmp_path / "bucket/model").write_bytes(bytes(range(256)) * 50_000)
-    with start_fast(tmp_path) as server:
-        endpoint = server.endpoint_url.replace("127.0.0.1", HOST)
+    with s3_store(tmp_path) as (endpoint, variables):
         said = host.run(f"""
-            export AWS_ACCESS_KEY_ID={server.access_key} AWS_SECRET_ACCESS_KEY={server.secret_key} AWS_REGION=us-east-1
+            export {variables}
             trimsfs mount s3://bucket /models --endpoint-url {endpoint}
             python3 -c 'assert open("/models/model", "rb").read() == bytes(range(256)) * 50_000'
             trimsfs umount /models
@@ -285,14 +293,9 @@ def test_file_systems(host: Host, kind: str) -> None:
 
 @pytest.mark.feature(Feature.BOOT)
 def test_boot(host: Host, tmp_path: Path) -> None:
-    (tmp_path / "bucket").mkdir()
-    (tmp_path / "bucket/model").write_bytes(bytes(range(256)) * 50_000)
-    with start_fast(tmp_path) as server:
-        endpoint = server.endpoint_url.replace("127.0.0.1", HOST)
-        credentials = f"AWS_ACCESS_KEY_ID={server.access_key} AWS_SECRET_ACCESS_KEY={server.secret_key}"
+    with s3_store(tmp_path) as (endpoint, variables):
         host.machine.write(
-            "/etc/systemd/system/trimsfs@away.service.d/credentials.conf",
-            f"[Service]\nEnvironment={credentials} AWS_REGION=us-east-1\n",
+            "/etc/systemd/system/trimsfs@away.service.d/credentials.conf", f"[Service]\nEnvironment={variables}\n"
         )
         host.machine.write(
             "/etc/trimsfs/mounts.d/away.toml",

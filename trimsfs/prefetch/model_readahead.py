@@ -135,7 +135,7 @@ class ModelReadahead:
         return load
 
     def open_begun(self, blob: Blob) -> None:
-        """Count an open of a file from its begin: while it waits for the file, its program is not idle."""
+        """Count an open of a file from its beginning: while it waits for the file, its program is not idle."""
         load = self._load_of(blob)
         if load is not None:
             load.handles[blob.token] += 1
@@ -173,7 +173,9 @@ class ModelReadahead:
         load = self._load_of(blob)
         if load is None or not load.handles[blob.token]:
             return None
-        load.handles -= Counter([blob.token])
+        load.handles[blob.token] -= 1
+        if not load.handles[blob.token]:
+            del load.handles[blob.token]
         load.active = trio.current_time()
         return load
 

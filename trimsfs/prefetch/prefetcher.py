@@ -60,7 +60,7 @@ class Prefetcher:
             task_status.started()
 
     def record_open(self, blob: Blob, readable: Readable) -> None:
-        """Record the begin of an open by a user who may read the *readable* files.
+        """Record the beginning of an open by a user who may read the *readable* files.
 
         Then call `open_failed`, or `closed` when the handle is released; before that, `opened` if the open had to wait.
         """

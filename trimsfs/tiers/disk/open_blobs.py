@@ -5,8 +5,6 @@ import resource
 from collections.abc import Sequence
 from functools import partial
 
-import trio
-
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.space import DiskSpace
 from trimsfs.tiers.disk.state import TierState
@@ -21,8 +19,6 @@ MOST_IDLE = 1024
 """Most idle files kept open. A reopen takes microseconds."""
 LOOKS = 8
 """Blobs to examine per release, to find one to close."""
-CLOSE_TRIES = 4
-"""How often to sync, to have files that can be closed."""
 SPARE_DESCRIPTORS = 256
 """Descriptors reserved for other purposes, if there are enough: without one, the server answers no request."""
 
@@ -96,6 +92,8 @@ class OpenBlobs:
     async def _load_unknown(self, token: str, generation: Generation) -> tuple[Blob, bool]:
         """`_load` a blob that is not known. The caller holds the lock."""
         state = self._state
+        if state.open_files.full:
+            self.close_idle()  # others have opened files while the caller waited for the lock
         if state.open_files.full:
             log.error("%s: not cached: too many files are open: raise the limit (ulimit -n)", generation.key)
         gone = state.journal.gone(token)
@@ -180,10 +178,7 @@ class OpenBlobs:
     async def _close_some(self) -> None:
         """Close files, as too many are open; sync if that is not enough, as only synced files can be closed."""
         self.close_idle()
-        for _ in range(CLOSE_TRIES):  # others open files meanwhile, and those that come are not synced yet
-            if not self._state.open_files.full:
-                return
+        if self._state.open_files.full:
             await self._state.journal.flush()
             await self._state.journal.sync()
             self.close_idle()
-            await trio.lowlevel.checkpoint()
