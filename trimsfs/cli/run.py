@@ -1,17 +1,13 @@
 """``trimsfs run``: runs a program whose MXNet maps models from mounts."""
 
-import os
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import click
 
-import trimsfs.client
+from trimsfs.cli.direct_run import environment, run_plain
 from trimsfs.cli.output import reported
-from trimsfs.client.import_hook import VERBOSE
 from trimsfs.command_group import examples
 from trimsfs.errors import CommandNotFoundError, CommandNotRunnableError
-
-STARTUP = Path(trimsfs.client.__file__).with_name("startup")
 
 
 @click.command(
@@ -20,19 +16,20 @@ STARTUP = Path(trimsfs.client.__file__).with_name("startup")
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log for each model whether it is mapped and, if not, why.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-@reported
 def run(command: tuple[str, ...], *, verbose: bool) -> None:
     """Run a program whose MXNet maps models.
 
     MXNet's own loaders then map files that lie on a mount instead of reading them; nothing else changes. This includes
     all Python programs that COMMAND starts, unless they ignore PYTHONPATH, as `python -E` and `python -I` do.
     """
-    places = [str(STARTUP), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
-    if verbose:
-        environment[VERBOSE] = "1"
+    become(command, environment(verbose=verbose))
+
+
+@reported
+def become(command: Sequence[str], variables: Mapping[str, str]) -> None:
+    """Become a program. One that cannot be executed ends this process with a line, and 126 or 127."""
     try:
-        os.execvpe(command[0], command, environment)
+        run_plain(command, variables)
     except FileNotFoundError:
         raise CommandNotFoundError(f"{command[0]}: no such command") from None
     except OSError as error:

@@ -18,6 +18,12 @@ PLUGINS = {
         "exporter": "trimsfs.extras.exporter.exporter_command",
         "node-labels": "trimsfs.extras.kubernetes.node_labels",
     },
+    "commands/Run": {
+        "spawn": "trimsfs.extras.spawn.spawn_command",
+    },
+    "direct": {
+        "spawn": "trimsfs.extras.spawn.direct:main",
+    },
     "eviction": {},
     "stores": {
         "gs": "trimsfs.extras.stores.cloud.gcs:open_bucket",

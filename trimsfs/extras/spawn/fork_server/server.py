@@ -1,0 +1,371 @@
+"""The loop of a fork server: takes callers' orders, forks, and passes signals and exit statuses on.
+
+It waits for nothing but the next event. A fork tells it over a channel when it is ready; the caller then says "go", or
+is gone. So a program runs only after its caller knows that it will.
+"""
+
+import errno
+import gc
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from contextlib import suppress
+from typing import Any
+
+from trimsfs.extras.spawn.fork_server.child import become, end_with_parent, raised, take_signals
+from trimsfs.extras.spawn.fork_server.preloading import Preloading, imported_since
+from trimsfs.extras.spawn.fork_server.successors import Successors
+from trimsfs.extras.spawn.fork_server.thread_count import ThreadCount, end_idle_pools
+from trimsfs.extras.spawn.messages import Receiver, send
+
+Message = dict[str, Any]
+_CREDENTIALS = struct.Struct("iII")
+"""Pid, user and group of a socket's peer."""
+
+
+class Program:
+    """What this process is to run, once it is a fork: the *order* of its caller, and how to tell what it imported."""
+
+    def __init__(self, order: Message, channel: socket.socket, known: set[str] | None) -> None:
+        self.order = order
+        self._channel = channel
+        self._known = known
+        if known is None:
+            channel.close()
+
+    def tell_imports(self) -> None:
+        """Tell the server what the program imported, if it learns that."""
+        if self._known is not None:
+            with suppress(OSError):  # the server has ended
+                send(self._channel, {"is": "imported", "modules": imported_since(self._known, self.order["directory"])})
+            self._channel.close()
+
+
+class _Caller:
+    """A process that asks: its connection, and the program that was forked for it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.receiver = Receiver(connection)
+        self.fork: _Fork | None = None
+
+    def tell(self, message: Message) -> None:
+        with suppress(OSError):  # it has ended: the end of its connection tells
+            send(self.connection, message)
+
+
+class _Fork:
+    """A program: its process, and the channel to it."""
+
+    def __init__(self, pid: int, channel: socket.socket, caller: _Caller) -> None:
+        self.pid = pid
+        self.channel = channel
+        self.receiver = Receiver(channel)
+        self.caller = caller
+
+
+class Server:
+    """Forks programs until it has been idle for *idle_s* seconds, or is told to end.
+
+    *first* is the lowest number of its own descriptors, so that callers' have theirs in a fork. *successors* take its
+    place when there is more to import, or when a file has changed that a module came from.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        preloading: Preloading,
+        threads: ThreadCount,
+        *,
+        first: int,
+        idle_s: float,
+        successors: Successors,
+    ) -> None:
+        self._listener: socket.socket | None = listener
+        self._preloading = preloading
+        self._threads = threads
+        self._first = first
+        self._idle_s = idle_s
+        self._notes = successors.notes
+        self._successors = successors
+        self._known = set(sys.modules) if successors.learns else None
+        self._changes = preloading.environment_changes()
+        self._callers: dict[int, _Caller] = {}
+        self._forks: dict[int, _Fork] = {}
+        self._served = 0
+        self._used_at = time.monotonic()
+        self._poll = select.poll()
+        self._woken, self._wakes = (raised(end, first) for end in os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
+
+    def serve(self) -> Program | None:
+        """Serve callers. Returns in a fork, with what it is to run; else at the server's end, with None."""
+        signal.signal(signal.SIGCHLD, _ignored)
+        signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
+        assert self._listener is not None
+        self._listener.setblocking(False)
+        for number in (self._listener.fileno(), self._woken):
+            self._poll.register(number, select.POLLIN)
+        gc.collect()
+        gc.freeze()  # else the collector would write to each object, and each fork would copy all pages
+        while self._listener is not None or self._callers:
+            for number, _ in self._poll.poll(self._patience_ms()):
+                if (program := self._event(number)) is not None:
+                    return program
+            if self._listener is not None and self._patience_ms() == 0:
+                self.stop()
+        return None
+
+    def stop(self) -> None:
+        """Take no more callers."""
+        if self._listener is not None:
+            self._poll.unregister(self._listener)
+            self._listener.close()
+            self._listener = None
+
+    def _patience_ms(self) -> int | None:
+        if self._callers or self._successors.ready >= 0:
+            return None
+        return int(1000 * max(0.0, self._used_at + self._idle_s - time.monotonic()))
+
+    def _event(self, number: int) -> Program | None:
+        if self._listener is not None and number == self._listener.fileno():
+            self._accept()
+        elif number == self._woken:
+            os.read(self._woken, 4096)
+            self._reap()
+        elif number == self._successors.ready:
+            self._poll.unregister(number)
+            if self._successors.took_over():
+                self.stop()
+        elif number in self._callers:
+            return self._hear(self._callers[number])
+        elif number in self._forks:
+            self._hear_fork(self._forks[number])
+        return None
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            connection, _ = self._listener.accept()
+        except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
+                time.sleep(0.01)  # a fork that ends makes room
+            return
+        user = _user(connection)
+        if user != os.geteuid():
+            print(f"uid {user} is refused", file=sys.stderr, flush=True)
+            connection.close()
+            return
+        number = raised(connection.detach(), self._first)
+        caller = _Caller(socket.socket(fileno=number))
+        caller.connection.setblocking(True)
+        caller.tell({"is": "here"})  # a caller's descriptors must not wait in a server that does not run
+        self._callers[number] = caller
+        self._poll.register(number, select.POLLIN)
+
+    def _hear(self, caller: _Caller) -> Program | None:
+        try:
+            caller.receiver.read(socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except (EOFError, OSError):
+            self._forget(caller)
+            return None
+        while (whole := caller.receiver.message()) is not None:
+            message, descriptors = whole
+            program = self._answer(caller, message, descriptors)
+            for descriptor in descriptors:
+                if program is None:
+                    os.close(descriptor)
+            if program is not None:
+                return program
+        return None
+
+    def _answer(self, caller: _Caller, message: Message, descriptors: list[int]) -> Program | None:
+        match message["do"]:
+            case "run":
+                return self._order(caller, message, descriptors)
+            case "go" if caller.fork is not None:
+                _tell(caller.fork.channel, message)
+            case "signal" if caller.fork is not None:
+                _signal(caller.fork.pid, message["number"], group=message["group"])
+            case "tell":
+                caller.tell(self._status())
+            case "stop":
+                if self._successors.ready >= 0:
+                    self._poll.unregister(self._successors.ready)
+                    self._successors.cancel()
+                self.stop()
+                caller.tell({"is": "stopping"})
+        return None
+
+    def _start_successor(self) -> None:
+        """Start the server that is to take this one's place; this one goes on until then."""
+        if self._listener is not None and self._successors.start(self._listener):
+            self._poll.register(self._successors.ready, select.POLLIN)
+
+    def _status(self) -> Message:
+        return {
+            "is": "serving",
+            "served": self._served,
+            "running": sum(each.fork is not None for each in self._callers.values()),
+            "idle_s": round(time.monotonic() - self._used_at),
+            "modules": len(sys.modules),
+            "title": self._successors.settings["title"],
+            "left_out": [f"{name} is left out: {why}" for name, why in self._successors.left_out.items()],
+        }
+
+    def _order(self, caller: _Caller, order: Message, descriptors: list[int]) -> Program | None:
+        self._used_at = time.monotonic()
+        if self._preloading.stale() is not None:
+            self._start_successor()
+            self.stop()
+            caller.tell({"is": "again"})
+            return None
+        others = set(order["descriptors"]) - set(descriptors) - {0, 1, 2}
+        if taken := [number for number in others if _is_open(number)]:
+            caller.tell({"is": "refused", "why": f"its descriptor {min(taken)} is one that the fork server has"})
+            return None
+        ours, theirs = (_raised_socket(end, self._first) for end in socket.socketpair())
+        end_idle_pools()
+        server = os.getpid()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            pid = os.fork()
+        except OSError as error:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            ours.close()
+            theirs.close()
+            caller.tell({"is": "refused", "why": f"the fork server cannot fork: {error.strerror}"})
+            return None
+        if pid == 0:
+            ours.close()
+            return self._in_fork(server, theirs, order, descriptors)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+        self._served += 1
+        caller.fork = fork = _Fork(pid, ours, caller)
+        self._forks[ours.fileno()] = fork
+        self._poll.register(ours, select.POLLIN)
+        return None
+
+    def _in_fork(self, server: int, channel: socket.socket, order: Message, descriptors: list[int]) -> Program:
+        end_with_parent(server)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if self._threads.at_fork > 1:
+            _refuse(channel, f"the fork server has threads: {', '.join(self._threads.names)}")
+        for caller in self._callers.values():
+            caller.connection.close()
+        for fork in self._forks.values():
+            fork.channel.close()
+        if self._listener is not None:
+            self._listener.close()
+        os.close(self._woken)
+        os.close(self._wakes)
+        self._successors.close()
+        try:
+            become(order, descriptors, first=self._first, changes=self._changes, keep=channel.fileno())
+        except Exception as error:  # whatever it is, the caller can still run the program itself
+            _refuse(channel, f"a fork cannot become what its caller is: {error}")
+        try:
+            send(channel, {"is": "ready"})
+            Receiver(channel).wait()
+        except (EOFError, OSError):
+            os._exit(1)  # the caller, or the server, has ended
+        take_signals(order)
+        return Program(order, channel, self._known)
+
+    def _hear_fork(self, fork: _Fork) -> None:
+        try:
+            fork.receiver.read(socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except (EOFError, OSError):
+            self._close(fork)
+            return
+        while (whole := fork.receiver.message()) is not None:
+            message, _ = whole
+            if message["is"] == "imported":
+                if self._successors.learn(message["modules"]):
+                    self._start_successor()
+            else:
+                fork.caller.tell(message | {"notes": self._notes})
+
+    def _close(self, fork: _Fork) -> None:
+        self._poll.unregister(fork.channel)
+        del self._forks[fork.channel.fileno()]
+        fork.receiver.close()
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            caller = next((each for each in self._callers.values() if each.fork and each.fork.pid == pid), None)
+            if caller is None:
+                continue
+            if os.WIFSTOPPED(status):
+                caller.tell({"is": "stopped"})
+                continue
+            fork, caller.fork = caller.fork, None
+            if fork is not None and fork.channel.fileno() in self._forks:
+                self._hear_fork(fork)  # the last that it said; what it started may have the channel, too, for long
+            if fork is not None and fork.channel.fileno() in self._forks:
+                self._close(fork)
+            self._used_at = time.monotonic()
+            caller.tell({"is": "ended", "status": status})
+
+    def _forget(self, caller: _Caller) -> None:
+        """A caller has ended: so does its program, as it would have with it."""
+        if caller.fork is not None:
+            _signal(caller.fork.pid, signal.SIGKILL, group=False)
+            if caller.fork.channel.fileno() in self._forks:
+                self._close(caller.fork)
+        self._poll.unregister(caller.connection)
+        del self._callers[caller.connection.fileno()]
+        caller.receiver.close()
+
+
+def _ignored(*_: object) -> None:
+    """For a signal that wakes the loop."""
+
+
+def _raised_socket(end: socket.socket, first: int) -> socket.socket:
+    return socket.socket(fileno=raised(end.detach(), first))
+
+
+def _user(connection: socket.socket) -> int:
+    """The user of a caller, as this namespace numbers users."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(credentials)[1])
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+def _tell(channel: socket.socket, message: Message) -> None:
+    with suppress(OSError):  # it has ended
+        send(channel, message)
+
+
+def _signal(pid: int, number: int, *, group: bool) -> None:
+    with suppress(OSError):  # it has ended, or is no longer this user's
+        (os.killpg if group else os.kill)(pid, number)
+
+
+def _refuse(channel: socket.socket, why: str) -> None:
+    _tell(channel, {"is": "refused", "why": why})
+    os._exit(1)

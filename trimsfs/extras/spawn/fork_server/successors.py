@@ -1,0 +1,136 @@
+"""Starts the fork server anew: with more to import, without what a fork must not have, or after a file has changed."""
+
+import json
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+MOST = 12
+"""So often may a server be started anew before it learns nothing more."""
+
+
+class Successors:
+    """What the servers of one socket know, in a file at *path*: what to import, and what not to, and why."""
+
+    def __init__(self, settings: dict[str, Any], arguments: list[str], generation: int) -> None:
+        self.settings = settings
+        self._arguments = arguments
+        self._environment = dict(os.environ)
+        self._generation = generation
+        self._path: str = settings["learned"]
+        self._pid = 0
+        self.ready = -1
+        """A pipe that can be read once the successor serves, or has failed; -1 if there is none."""
+        self.modules: list[str] = settings["preload"]
+        self.left_out: dict[str, str] = {}
+        try:
+            with open(self._path) as file:
+                known = json.load(file)
+            self.left_out = {str(name): str(reason) for name, reason in known["left_out"].items()}
+            if self.learns:
+                self.modules = [str(name) for name in known["modules"]]
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            pass  # nothing is known yet, or a file was cut short: it is learned again
+
+    @property
+    def learns(self) -> bool:
+        """Whether the programs tell what to import; else the command line did."""
+        return not self.settings["preload"] and self._generation < MOST
+
+    @property
+    def notes(self) -> list[str]:
+        """For callers: what they named, and is not imported before they run."""
+        named = self.settings["preload"]
+        return [f"{name} is not preloaded: {reason}" for name, reason in self.left_out.items() if name in named]
+
+    def learn(self, modules: list[str]) -> bool:
+        """Note what a program has imported; whether a successor would import more than this server has."""
+        others = tuple(f"{name}." for name in self.left_out)
+        new = [
+            name
+            for name in modules
+            if name not in self.left_out and not name.startswith(others) and name not in self.modules
+        ]
+        self.modules = [*self.modules, *new]
+        if new:
+            self._write()
+        return bool(new)
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Note a module that must not be imported before a fork."""
+        self.left_out[name] = reason
+        self.modules = [each for each in self.modules if each != name and not each.startswith(f"{name}.")]
+        self._write()
+
+    def start_over(self, listener: int, ready: int) -> None:
+        """Become a new server, which has imported nothing yet. Raises OSError."""
+        for number in (listener, ready):
+            if number >= 0:
+                os.set_inheritable(number, True)
+        os.execve(sys.executable, self._line(listener, ready), self._environment)
+
+    def start(self, listener: socket.socket) -> bool:
+        """Start a server that takes this one's place when it is ready; False if one starts already, or cannot."""
+        if self.ready >= 0:
+            return False
+        ours, theirs = os.pipe()
+        actions = [(os.POSIX_SPAWN_DUP2, number, number) for number in (listener.fileno(), theirs)]
+        try:
+            self._pid = os.posix_spawn(
+                sys.executable,
+                self._line(listener.fileno(), theirs),
+                self._environment,
+                file_actions=actions,
+                setsid=True,
+            )
+        except OSError as error:
+            os.close(ours)
+            print(f"no successor: {error}", file=sys.stderr)
+            return False
+        finally:
+            os.close(theirs)
+        self.ready = ours
+        return True
+
+    def took_over(self) -> bool:
+        """Whether the successor serves now; False if it has failed."""
+        serves = bool(os.read(self.ready, 1))
+        self.close()
+        return serves
+
+    def cancel(self) -> None:
+        """End a successor that does not serve yet."""
+        if self.ready >= 0:
+            os.kill(self._pid, signal.SIGKILL)  # it has not been reaped: its pid is its own
+            self.close()
+
+    def close(self) -> None:
+        """Wait for no successor any more."""
+        if self.ready >= 0:
+            os.close(self.ready)
+        self.ready = -1
+
+    def _line(self, listener: int, ready: int) -> list[str]:
+        own = sys.orig_argv
+        start = len(own) - len(self._arguments)
+        return [
+            sys.executable,
+            *own[1:start],
+            str(listener),
+            str(ready),
+            str(self._generation + 1),
+            *self._arguments[3:],
+        ]
+
+    def _write(self) -> None:
+        """Write what is known. A file that cannot be written is done without: the next server learns again."""
+        try:
+            os.makedirs(os.path.dirname(self._path), exist_ok=True)
+            temporary = f"{self._path}.{os.getpid()}"
+            with open(temporary, "w") as file:
+                json.dump({"modules": self.modules, "left_out": self.left_out}, file)
+            os.replace(temporary, self._path)
+        except OSError as error:
+            print(f"{self._path}: {error.strerror}", file=sys.stderr)

@@ -1,0 +1,207 @@
+"""The fork servers of a user: where their sockets are, how one is started, and how many there may be."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from trimsfs.extras.spawn.messages import Receiver, send
+from trimsfs.extras.spawn.python_command import PlainError
+
+TYPE_CHECKING = False  # type checkers take it as true; `import typing` would take time
+if TYPE_CHECKING:
+    from typing import Any
+
+DIRECTORY = "TRIMSFS_SPAWN_DIR"
+"""The environment variable that names the directory of the sockets, in place of the user's runtime directory."""
+MOST_SERVERS = 8
+MOST_MEMORY = 0.25
+"""The part of the host's memory that servers may have, before idle ones make room."""
+ANSWER_S, LOCK_S, LOCK_PAUSE_S = 1.0, 10.0, 0.01
+_PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fork_server", "__main__.py")
+_PADDING = "-" * 4096
+_CREDENTIALS = struct.Struct("iII")
+
+
+class Directory:
+    """A directory of sockets that only this user can enter. Raises PlainError if there is none."""
+
+    def __init__(self) -> None:
+        runtime = os.environ.get("XDG_RUNTIME_DIR")
+        default = f"{runtime}/trimsfs-spawn" if runtime else f"/tmp/trimsfs-spawn-{os.geteuid()}"  # noqa: S108 - it is checked
+        self.path = os.environ.get(DIRECTORY) or default
+        try:
+            with suppress(FileExistsError):
+                os.mkdir(self.path, 0o700)
+            status = os.lstat(self.path)
+        except OSError as error:
+            raise PlainError(f"{self.path}: {error.strerror}: set {DIRECTORY} to a directory of yours") from error
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise PlainError(f"{self.path} is not a directory that only you can write: set {DIRECTORY} to one")
+
+    def path_of(self, key: str, kind: str) -> str:
+        """The path of a server's file: its ``socket``, ``settings`` or ``log``."""
+        return f"{self.path}/{key}.{kind}"
+
+    def names(self) -> list[str]:
+        """The keys of all servers, those that have ended as well."""
+        return sorted(name.removesuffix(".socket") for name in os.listdir(self.path) if name.endswith(".socket"))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep others from starting servers meanwhile. Raises PlainError if that takes too long."""
+        import fcntl  # noqa: PLC0415 - only who starts a server needs it
+
+        descriptor = os.open(f"{self.path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        give_up_at = time.monotonic() + LOCK_S
+        try:
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > give_up_at:
+                        raise PlainError(f"{self.path}/lock is held by a process that does not go on") from None
+                time.sleep(LOCK_PAUSE_S)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def connect(self, key: str) -> socket.socket | None:
+        """Connect to a server; None if it does not run."""
+        channel = socket.socket(socket.AF_UNIX)
+        try:
+            channel.settimeout(ANSWER_S)
+            channel.connect(self.path_of(key, "socket"))
+        except OSError:
+            channel.close()
+            return None
+        return channel
+
+    def ask(self, key: str, what: str) -> "tuple[int, dict[str, Any]] | None":
+        """A server's pid and its answer to ``tell`` or ``stop``; None if it has ended, no answer if it is busy."""
+        channel = self.connect(key)
+        if channel is None:
+            return None
+        receiver = Receiver(channel)
+        try:
+            pid = peer(channel)
+            try:
+                receiver.wait()  # it is here
+                send(channel, {"do": what})
+                return pid, receiver.wait()[0]
+            except TimeoutError:
+                return pid, {}
+            except (EOFError, OSError):
+                return None
+        finally:
+            receiver.close()
+
+    def forget(self, key: str) -> None:
+        """Remove the files of a server that has ended."""
+        for kind in ("socket", "settings", "log"):
+            with suppress(FileNotFoundError):
+                os.unlink(self.path_of(key, kind))
+
+    def start(self, key: str, line: list[str], settings: "dict[str, Any]") -> None:
+        """Start a server unless one runs. *line* is its interpreter with options. Raises PlainError."""
+        with self.locked():
+            running = self.connect(key)
+            if running is not None:
+                running.close()
+                return
+            self.forget(key)
+            self._make_room()
+            try:
+                self._start(key, line, settings)
+            except OSError as error:
+                raise PlainError(f"no fork server: {error}") from error
+
+    def _start(self, key: str, line: list[str], settings: "dict[str, Any]") -> None:
+        path = self.path_of(key, "settings")
+        with open(path, "w") as file:
+            json.dump(settings, file)
+        listener = socket.socket(socket.AF_UNIX)
+        log = os.open(
+            self.path_of(key, "log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
+        try:
+            listener.bind(self.path_of(key, "socket"))
+            listener.listen(socket.SOMAXCONN)
+            actions = [
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, log, 1),
+                (os.POSIX_SPAWN_DUP2, log, 2),
+                *((os.POSIX_SPAWN_CLOSE, number) for number in _inheritable() if number > 2),
+                (os.POSIX_SPAWN_DUP2, listener.fileno(), listener.fileno()),
+            ]
+            os.posix_spawn(
+                line[0],
+                [*line, _PROGRAM, str(listener.fileno()), "-1", "0", path, _PADDING],
+                os.environ,
+                file_actions=actions,
+                setsid=True,
+                setsigmask=[],
+                setsigdef=signal.valid_signals(),
+            )
+        finally:
+            listener.close()
+            os.close(log)
+
+    def _make_room(self) -> None:
+        """Have idle servers end where there are too many, or they have too much memory. Raises PlainError."""
+        idle: list[tuple[float, str]] = []
+        count, memory = 0, 0
+        sizes = {}
+        for key in self.names():
+            answer = self.ask(key, "tell")
+            if answer is None:
+                self.forget(key)
+                continue
+            pid, facts = answer
+            count += 1
+            sizes[key] = memory_of(pid)
+            memory += sizes[key]
+            if facts and not facts["running"]:
+                idle.append((facts["idle_s"], key))
+        idle.sort()
+        limit = MOST_MEMORY * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        while idle and (count >= MOST_SERVERS or memory > limit):
+            _, key = idle.pop()
+            self.ask(key, "stop")
+            self.forget(key)
+            count, memory = count - 1, memory - sizes[key]
+        if count >= MOST_SERVERS:
+            raise PlainError(f"{count} fork servers run programs already, and there may be no more")
+
+
+def peer(channel: socket.socket) -> int:
+    """The pid of the server at the other end; 0 where it is in another PID namespace."""
+    credentials = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(credentials)[0])
+
+
+def memory_of(pid: int) -> int:
+    """The memory of a process in bytes, what it shares with others divided by their number; 0 if it has ended."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup") as file:
+            return sum(int(line.split()[1]) << 10 for line in file if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
+    except OSError:
+        return 0
+
+
+def _inheritable() -> list[int]:
+    from trimsfs.extras.spawn.caller import inherited_descriptors  # noqa: PLC0415
+
+    return inherited_descriptors()
+
+
+def say(line: str) -> None:
+    """Print one line to standard error."""
+    print(f"trimsfs: {line}", file=sys.stderr, flush=True)
