@@ -16,7 +16,7 @@ UNFIT = {
     "import random; random.random()": "it seeds random, or draws from it, when it is imported",
     "import numpy; numpy.random.rand()": "it seeds numpy.random, or draws from it, when it is imported",
     "import os; os.chdir('/tmp')": "it changes the working directory",
-    "import subprocess; p = subprocess.Popen(['sleep', '30'])": "it starts a process",
+    "import subprocess; p = subprocess.Popen(['sleep', '3'])": "it starts a process",
     "import mmap; m = mmap.mmap(-1, 4096)": "it has memory that all forks would share and could write",
     "raise SystemExit(3)": "its import failed: SystemExit: 3",
     "import no_such_module": "its import failed: ModuleNotFoundError: No module named 'no_such_module'",

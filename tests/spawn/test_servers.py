@@ -6,11 +6,12 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 
-from tests.support.fork_servers import ForkServers
+from tests.support.fork_servers import ForkServers, fork_servers
 from tests.support.mounts import wait_until
 from trimsfs.extras.spawn import servers as registry
 from trimsfs.extras.spawn.servers import DIRECTORY
@@ -90,7 +91,10 @@ def test_another_user_is_refused(servers: ForkServers) -> None:
     for parent in path.parents:
         if parent.stat().st_uid == os.geteuid() and not parent.stat().st_mode & 1:
             parent.chmod(0o755)
-    ask = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({str(path)!r}); print(s.recv(1))"
+    ask = (
+        f"import os, socket; os.chdir({str(path.parent)!r}); s = socket.socket(socket.AF_UNIX); "
+        f"s.connect({path.name!r}); print(s.recv(1))"
+    )
     done = subprocess.run(
         ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "/usr/bin/python3", "-c", ask],
         capture_output=True,
@@ -127,7 +131,8 @@ def test_rubbish_on_the_socket_ends_nothing(servers: ForkServers) -> None:
     (path,) = (servers.place / "sockets").glob("*.socket")
     for rubbish in (b"\0" * 100, os.urandom(1000), b"\0\0\0\2\0\0\0\0{}", b"\0\0\0\2\0\0\0\0[]", b"\xff" * 9):
         with socket.socket(socket.AF_UNIX) as channel:
-            channel.connect(str(path))
+            with chdir(path.parent):
+                channel.connect(path.name)
             channel.sendall(rubbish)
     assert servers.run(*ONE).stderr == ""
     assert len(servers.pids()) == 1
@@ -146,3 +151,10 @@ def test_a_server_that_cannot_start_is_named_with_its_log(servers: ForkServers, 
     done = servers.run(*ONE, environment={"PYTHONPATH": str(tmp_path)})
     assert done.stdout == "1\n"
     assert done.stderr.startswith("trimsfs: not forked: the fork server ends when it starts: see ")
+
+
+def test_a_long_path_of_the_sockets_works(tmp_path: Path) -> None:
+    place = tmp_path / ("x" * 120)
+    with fork_servers(place) as servers:
+        assert servers.run(*ONE).stderr == ""
+        assert len(servers.pids()) == 1

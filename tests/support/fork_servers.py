@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,13 @@ class ForkServers:
         """The fork servers that run."""
         if not list((self.place / "sockets").glob("*.socket")):
             return []
-        directory = self._directory()
+        directory = self._directory
         answers = [directory.ask(name, "tell") for name in directory.names()]
         return sorted(answer[0] for answer in answers if answer is not None)
 
     def facts(self) -> list[dict[str, Any]]:
         """What each server tells of itself."""
-        directory = self._directory()
+        directory = self._directory
         return [answer[1] for name in directory.names() if (answer := directory.ask(name, "tell"))]
 
     def logs(self) -> str:
@@ -73,6 +74,7 @@ class ForkServers:
             check=False,
         )
 
+    @cached_property
     def _directory(self) -> Directory:
         with _variable(DIRECTORY, self.environment[DIRECTORY]):
             return Directory()
