@@ -2,6 +2,7 @@
 
 import sys
 import time
+import venv
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,18 @@ def test_what_a_program_imported_is_there_for_the_next(servers: ForkServers, tmp
     servers.command("--stop")
     wait_until(lambda: not servers.pids())
     assert servers.run(sys.executable, script).stdout == "True False\n"  # another server knows from a file
+
+
+def test_an_environment_beside_the_program_is_none_of_its_own_modules(servers: ForkServers, tmp_path: Path) -> None:
+    venv.create(tmp_path / ".venv", symlinks=True)
+    python = tmp_path / ".venv/bin/python"
+    (site,) = (tmp_path / ".venv/lib").glob("python*/site-packages")
+    (site / "library.py").write_text("")
+    (tmp_path / "own.py").write_text("")
+    script = tmp_path / "program.py"
+    script.write_text("import sys; print('library' in sys.modules, 'own' in sys.modules); import library, own")
+    assert servers.run(python, script).stdout == "False False\n"
+    wait_until(lambda: servers.run(python, script).stdout == "True False\n")
 
 
 def test_a_program_whose_imports_do_not_fit_is_forked_without_them(servers: ForkServers, tmp_path: Path) -> None:

@@ -17,6 +17,11 @@ TRIMSFS = Path(sys.executable).with_name("trimsfs")
 TIMEOUT_S = 60
 
 
+def own_environment() -> dict[str, str]:
+    """The variables of this process, without those that a test runner changes at each test."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
+
+
 class ForkServers:
     """Fork servers with their sockets below a directory of a test."""
 
@@ -24,7 +29,7 @@ class ForkServers:
         self.place = place
         place.mkdir()
         self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))},
+            **own_environment(),
             DIRECTORY: str(place / "sockets"),
             "XDG_CACHE_HOME": str(place / "cache"),
         }

@@ -59,6 +59,8 @@ def inherited_descriptors() -> list[int]:
 def facts(command: "PythonCommand", environment: Mapping[str, str], status: Status) -> "dict[str, Any]":
     """What a fork server tells its child to become, as JSON; descriptors go beside it."""
     return {
+        "interpreter": [command.path, *command.options],
+        "identity": status.confinement(),
         "kind": command.kind,
         "target": command.target,
         "arguments": command.arguments,
@@ -95,7 +97,7 @@ def key(
         sorted(
             (name, value)
             for name, value in environment.items()
-            if not any(_matches(name, pattern) for pattern in left_out)
+            if not any(matches(name, pattern) for pattern in left_out)
         ),
         sorted(status.confinement().items()),
         [os.readlink(f"/proc/self/ns/{name}") for name in NAMESPACES],
@@ -120,7 +122,8 @@ def directory_of(command: "PythonCommand") -> str:
     return os.path.dirname(os.path.realpath(command.target)) if command.kind == "script" else os.getcwd()
 
 
-def _matches(name: str, pattern: str) -> bool:
+def matches(name: str, pattern: str) -> bool:
+    """Whether a variable has this name, or begins as a pattern that ends with ``*`` does."""
     return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
 
 

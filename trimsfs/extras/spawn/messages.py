@@ -16,6 +16,8 @@ GROUP = 250
 _HEADER = struct.Struct("!II")
 """The length of the JSON text in bytes, and the number of descriptors."""
 _PIECE = 1 << 18
+MOST_BYTES, MOST_DESCRIPTORS = 16 << 20, 1 << 16
+"""No order is larger: the kernel gives a program 6 MiB of arguments and variables at most."""
 
 
 def send(channel: socket.socket, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
@@ -52,10 +54,15 @@ class Receiver:
         self._bytes += piece
 
     def message(self) -> tuple[dict[str, Any], list[int]] | None:
-        """The next message and its descriptors, which are the caller's to close; None until it is whole."""
+        """The next message and its descriptors, which are the caller's to close; None until it is whole.
+
+        Raises ValueError for what is none.
+        """
         if len(self._bytes) < _HEADER.size:
             return None
         length, count = _HEADER.unpack_from(self._bytes)
+        if length > MOST_BYTES or count > MOST_DESCRIPTORS:
+            raise ValueError(f"a message of {length} bytes and {count} descriptors")
         start = _HEADER.size + -(-count // GROUP)
         if len(self._bytes) < start + length or len(self._descriptors) < count:
             return None

@@ -23,8 +23,9 @@ MOST_SERVERS = 8
 MOST_MEMORY = 0.25
 """The part of the host's memory that servers may have, before idle ones make room."""
 ANSWER_S, LOCK_S, LOCK_PAUSE_S = 1.0, 10.0, 0.01
-_PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fork_server", "__main__.py")
-_PADDING = "-" * 4096
+PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fork_server", "__main__.py")
+PADDING = "-" * 4096
+"""The last argument of a fork server: its program has room there for its own command line, as ps shows it."""
 _CREDENTIALS = struct.Struct("iII")
 
 
@@ -79,33 +80,14 @@ class Directory:
 
     def connect(self, key: str) -> socket.socket | None:
         """Connect to a server; None if it does not run."""
-        channel = socket.socket(socket.AF_UNIX)
-        try:
-            channel.settimeout(ANSWER_S)
-            channel.connect(self._address(key))
-        except OSError:
-            channel.close()
-            return None
-        return channel
+        return _connected(self._address(key))
 
     def ask(self, key: str, what: str) -> "tuple[int, dict[str, Any]] | None":
         """A server's pid and its answer to ``tell`` or ``stop``; None if it has ended, no answer if it is busy."""
-        channel = self.connect(key)
-        if channel is None:
-            return None
-        receiver = Receiver(channel)
-        try:
-            pid = peer(channel)
-            try:
-                receiver.wait()  # it is here
-                send(channel, {"do": what})
-                return pid, receiver.wait()[0]
-            except TimeoutError:
-                return pid, {}
-            except (EOFError, OSError):
-                return None
-        finally:
-            receiver.close()
+        answer = _asked(self.connect(key), what)
+        if answer is None:
+            self.forget(key)
+        return answer
 
     def forget(self, key: str) -> None:
         """Remove the files of a server that has ended."""
@@ -147,7 +129,7 @@ class Directory:
             ]
             os.posix_spawn(
                 line[0],
-                [*line, _PROGRAM, str(listener.fileno()), "-1", "0", path, _PADDING],
+                [*line, PROGRAM, str(listener.fileno()), "-1", "0", path, PADDING],
                 os.environ,
                 file_actions=actions,
                 setsid=True,
@@ -164,9 +146,7 @@ class Directory:
         count, memory = 0, 0
         sizes = {}
         for key in self.names():
-            answer = self.ask(key, "tell")
-            if answer is None:
-                self.forget(key)
+            if (answer := self.ask(key, "tell")) is None:
                 continue
             pid, facts = answer
             count += 1
@@ -183,6 +163,59 @@ class Directory:
             count, memory = count - 1, memory - sizes[key]
         if count >= MOST_SERVERS:
             raise PlainError(f"{count} fork servers run programs already, and there may be no more")
+
+
+def connect(path: str) -> socket.socket | None:
+    """Connect to the server at a socket; None if none listens there."""
+    try:
+        with short_path(path) as address:
+            return _connected(address)
+    except OSError:
+        return None
+
+
+def ask(path: str, what: str) -> "tuple[int, dict[str, Any]] | None":
+    """As `Directory.ask`, of the server at a socket."""
+    return _asked(connect(path), what)
+
+
+@contextmanager
+def short_path(path: str) -> Iterator[str]:
+    """A path of a socket that is short: the kernel takes 107 bytes. Raises OSError."""
+    descriptor = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{os.path.basename(path)}"
+    finally:
+        os.close(descriptor)
+
+
+def _connected(address: str) -> socket.socket | None:
+    channel = socket.socket(socket.AF_UNIX)
+    try:
+        channel.settimeout(ANSWER_S)
+        channel.connect(address)
+    except OSError:
+        channel.close()
+        return None
+    return channel
+
+
+def _asked(channel: socket.socket | None, what: str) -> "tuple[int, dict[str, Any]] | None":
+    if channel is None:
+        return None
+    receiver = Receiver(channel)
+    try:
+        pid = peer(channel)
+        try:
+            receiver.wait()  # it is here
+            send(channel, {"do": what})
+            return pid, receiver.wait()[0]
+        except TimeoutError:
+            return pid, {}
+        except (EOFError, OSError):
+            return None
+    finally:
+        receiver.close()
 
 
 def peer(channel: socket.socket) -> int:

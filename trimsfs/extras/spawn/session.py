@@ -13,7 +13,7 @@ from trimsfs.extras.spawn import caller
 from trimsfs.extras.spawn.messages import Receiver, send
 from trimsfs.extras.spawn.models import files_of
 from trimsfs.extras.spawn.python_command import PlainError, PythonCommand, parse
-from trimsfs.extras.spawn.servers import Directory, peer, say
+from trimsfs.extras.spawn.servers import Directory, connect, peer, say
 
 TYPE_CHECKING = False  # type checkers take it as true; `import typing` would take time
 if TYPE_CHECKING:
@@ -49,50 +49,64 @@ def spawn(
         "title": " ".join([*command.line[:1], command.target]),
         "preload": list(preload),
         "directory": directory if preload else "",
-        "models": [path for path, *_ in files],
+        "models": [os.path.abspath(model) for model in models],
         "idle_s": idle_s,
         "learned": os.path.join(cache, "trimsfs", "spawn", f"{key}.json"),
+        "joining": None,
     }
-    order = caller.facts(command, os.environ, status) | {"do": "run", "directory": directory}
-    return _Session(command, key, settings, order).run()
+    session = _Session(_order(command, status, directory))
+    servers = Directory()
+    for _ in range(ATTEMPTS):
+        channel = servers.connect(key)
+        if channel is None:
+            servers.start(key, [command.path, *command.options], settings)
+        elif (ended := session.run(channel)) is not None:
+            return ended
+    raise PlainError(f"the fork server ends when it starts: see {servers.path_of(key, 'log')}")
+
+
+def spawn_at(path: str, words: Sequence[str]) -> int:
+    """Run a program in a fork of the server at a socket, as `spawn`."""
+    command = parse(words, os.environ)
+    session = _Session(_order(command, caller.Status(), caller.directory_of(command)))
+    for _ in range(ATTEMPTS):
+        channel = connect(path)
+        if channel is None:
+            raise PlainError(f"no fork server listens at {path}")
+        if (ended := session.run(channel)) is not None:
+            return ended
+    raise PlainError(f"the fork server at {path} ends when it starts")
+
+
+def _order(command: PythonCommand, status: caller.Status, directory: str) -> "dict[str, Any]":
+    return caller.facts(command, os.environ, status) | {"do": "run", "directory": directory}
 
 
 class _Session:
-    def __init__(self, command: PythonCommand, key: str, settings: "dict[str, Any]", order: "dict[str, Any]") -> None:
-        self._command = command
-        self._key = key
-        self._settings = settings
+    def __init__(self, order: "dict[str, Any]") -> None:
         self._order = order
         self._numbers = caller.inherited_descriptors()
 
-    def run(self) -> int:
-        directory = Directory()
-        for _ in range(ATTEMPTS):
-            channel = directory.connect(self._key)
-            if channel is None:
-                line = [self._command.path, *self._command.options]
-                directory.start(self._key, line, self._settings)
-                continue
-            receiver = Receiver(channel)
-            try:
-                if self._ready(channel, receiver):
-                    return self._follow(channel, receiver)
-            finally:
-                receiver.close()
-        log = directory.path_of(self._key, "log")
-        raise PlainError(f"the fork server ends when it starts: see {log}")
+    def run(self, channel: socket.socket) -> int | None:
+        """Run the program; None if the server has ended before that. Raises PlainError."""
+        receiver = Receiver(channel)
+        try:
+            return self._follow(channel, receiver) if self._ready(channel, receiver) else None
+        finally:
+            receiver.close()
 
     def _ready(self, channel: socket.socket, receiver: Receiver) -> bool:
         """Whether a fork waits for the word to run. Raises PlainError."""
-        here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        places = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in (".", "/")]
         try:
             _answer(channel, receiver)  # it is here
-            send(channel, self._order | {"descriptors": self._numbers}, [here, *self._numbers])
+            send(channel, self._order | {"descriptors": self._numbers}, [*places, *self._numbers])
             answer = _answer(channel, receiver)
         except (EOFError, OSError):
             return False  # the server has ended meanwhile
         finally:
-            os.close(here)
+            for place in places:
+                os.close(place)
         if answer["is"] == "again":
             return False
         if answer["is"] == "ended":

@@ -6,8 +6,10 @@ import io
 import os
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from trimsfs.extras.spawn.fork_server.random_state import renew
@@ -18,11 +20,15 @@ _ARGUMENTS_START, _ARGUMENTS_END = 47, 48
 _SHOWN_COMMAND = 15
 
 
-def end_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the fork server, the process *parent*, ends."""
+def end_with_parent(channel: socket.socket) -> None:
+    """Have the kernel kill this process when the fork server ends. Raises EOFError if it has ended: *channel* tells.
+
+    A change of the user, or of the parent, would undo that.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
+    with suppress(BlockingIOError):
+        if not channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+            raise EOFError
 
 
 def become(
@@ -30,9 +36,9 @@ def become(
 ) -> None:
     """Take over all that *order* says of the caller. Raises OSError and ValueError.
 
-    *descriptors* are the caller's working directory and then its descriptors, whose numbers are in the order. This
-    process uses numbers from *first* up for others meanwhile, and *keep* for its channel to the server. *changes* are
-    what imports did to the environment.
+    *descriptors* are the caller's working directory, its root, and its descriptors, whose numbers are in the order.
+    This process uses numbers from *first* up for others meanwhile, and *keep* for its channel to the server. *changes*
+    are what imports did to the environment.
     """
     os.setpgid(0, 0)  # so that a terminal's signals reach what the program starts, too
     os.fchdir(descriptors[0])
@@ -59,7 +65,7 @@ def take_signals(order: dict[str, Any]) -> None:
 
 def _place(numbers: Sequence[int], descriptors: Sequence[int], first: int) -> None:
     """Give the caller's descriptors the numbers that they have there."""
-    moved = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, first) for each in descriptors[1:]]
+    moved = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, first) for each in descriptors[2:]]
     for each in descriptors:
         os.close(each)
     for number, each in zip(numbers, moved, strict=True):

@@ -9,10 +9,13 @@ import sys
 from typing import Any
 
 from trimsfs.extras.spawn.fork_server.child import raised, set_title
+from trimsfs.extras.spawn.fork_server.joining import Joining
 from trimsfs.extras.spawn.fork_server.preloading import Preloading, UnfitError
-from trimsfs.extras.spawn.fork_server.server import Program, Server
+from trimsfs.extras.spawn.fork_server.programs import Program
+from trimsfs.extras.spawn.fork_server.server import Server
 from trimsfs.extras.spawn.fork_server.successors import Successors
 from trimsfs.extras.spawn.fork_server.thread_count import ThreadCount
+from trimsfs.extras.spawn.models import files_of
 
 FIRST_DESCRIPTOR = 4096
 """Below are the numbers of callers' descriptors; fewer where this process may not open so many."""
@@ -37,12 +40,23 @@ def main(arguments: list[str]) -> Program | None:
         ready = raised(ready, first)
     set_title(["trimsfs fork-server", settings["title"]])
     successors = Successors(settings, arguments, generation)
+    joining = settings["joining"] and Joining(**settings["joining"], first=first)
     os.chdir("/")
     os.environ.update(WITHOUT_THREADS)
-    _map_models(settings["models"])
+    models = files_of(settings["models"])
+    _map_models([path for path, *_ in models])
     preloading = _preload(settings, successors, threads, [listener.fileno(), ready], first)
+    preloading.models = {path: (inode, size, modified) for path, _, inode, size, modified in models}
     listener.listen(socket.SOMAXCONN)
-    server = Server(listener, preloading, threads, first=first, idle_s=settings["idle_s"], successors=successors)
+    server = Server(
+        listener,
+        preloading,
+        threads,
+        first=first,
+        idle_s=settings["idle_s"],
+        successors=successors,
+        joining=joining,
+    )
     if ready >= 0:
         os.write(ready, b"1")
         os.close(ready)

@@ -33,6 +33,8 @@ class Preloading:
         self._children = _children()
         self.files: dict[str, FileState] = {}
         """The files that modules were loaded from, as they were."""
+        self.models: dict[str, FileState] = {}
+        """Files that are mapped, as they were."""
 
     def load(self, modules: Iterable[str], left_out: Iterable[str]) -> None:
         """Import *modules* but for those *left_out* and what lies in them. Raises UnfitError."""
@@ -69,8 +71,8 @@ class Preloading:
             raise UnfitError(name, "it has memory that all forks would share and could write")
 
     def stale(self) -> str | None:
-        """A file that has changed since a module was loaded from it; None if none has."""
-        for path, state in self.files.items():
+        """A file that has changed since a module was loaded from it, or it was mapped; None if none has."""
+        for path, state in (*self.files.items(), *self.models.items()):
             if _state(path) != state:
                 return path
         return None
@@ -117,16 +119,26 @@ def imported_since(known: set[str], directory: str) -> list[str]:
         if name in known or name.startswith("__m") or spec is None or spec.name != name or spec.loader is None:
             continue
         path = contents.get("__file__")
-        if path is not None and (not isinstance(path, str) or os.path.realpath(path).startswith(directory + os.sep)):
-            continue
-        if path is None and spec.origin not in {"built-in", "frozen"}:
-            continue
-        found.append(name)
+        if path is None:
+            if spec.origin in {"built-in", "frozen"}:
+                found.append(name)
+        elif isinstance(path, str) and not _is_own(path, directory):
+            found.append(name)
     return found
 
 
+def _is_own(path: str, directory: str) -> bool:
+    """Whether a module is the program's own: in its directory, but not in an environment that lies there, too."""
+    real = os.path.realpath(path)
+    if not real.startswith(directory + os.sep):
+        return False
+    environments = (os.path.realpath(prefix) + os.sep for prefix in {sys.prefix, sys.base_prefix})
+    return not any(prefix.startswith(directory + os.sep) and real.startswith(prefix) for prefix in environments)
+
+
 def _files() -> Iterable[tuple[str, FileState]]:
-    paths = {getattr(module, "__dict__", {}).get("__file__") for module in list(sys.modules.values())}
+    modules = [module for name, module in list(sys.modules.items()) if name != "__main__"]  # this server's own
+    paths = {getattr(module, "__dict__", {}).get("__file__") for module in modules}
     directories = {path for path in sys.path if path.endswith(("site-packages", "dist-packages"))}
     for path in paths | directories:
         if isinstance(path, str) and (state := _state(path)) is not None:

@@ -14,58 +14,17 @@ import struct
 import sys
 import time
 from contextlib import suppress
-from typing import Any
 
 from trimsfs.extras.spawn.fork_server.child import become, end_with_parent, raised, take_signals
-from trimsfs.extras.spawn.fork_server.preloading import Preloading, imported_since
+from trimsfs.extras.spawn.fork_server.joining import Joining, Peer, RefusedError, differing
+from trimsfs.extras.spawn.fork_server.preloading import Preloading
+from trimsfs.extras.spawn.fork_server.programs import Caller, Fork, Message, Program
 from trimsfs.extras.spawn.fork_server.successors import Successors
 from trimsfs.extras.spawn.fork_server.thread_count import ThreadCount, end_idle_pools
 from trimsfs.extras.spawn.messages import Receiver, send
 
-Message = dict[str, Any]
 _CREDENTIALS = struct.Struct("iII")
 """Pid, user and group of a socket's peer."""
-
-
-class Program:
-    """What this process is to run, once it is a fork: the *order* of its caller, and how to tell what it imported."""
-
-    def __init__(self, order: Message, channel: socket.socket, known: set[str] | None) -> None:
-        self.order = order
-        self._channel = channel
-        self._known = known
-        if known is None:
-            channel.close()
-
-    def tell_imports(self) -> None:
-        """Tell the server what the program imported, if it learns that."""
-        if self._known is not None:
-            with suppress(OSError):  # the server has ended
-                send(self._channel, {"is": "imported", "modules": imported_since(self._known, self.order["directory"])})
-            self._channel.close()
-
-
-class _Caller:
-    """A process that asks: its connection, and the program that was forked for it."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection = connection
-        self.receiver = Receiver(connection)
-        self.fork: _Fork | None = None
-
-    def tell(self, message: Message) -> None:
-        with suppress(OSError):  # it has ended: the end of its connection tells
-            send(self.connection, message)
-
-
-class _Fork:
-    """A program: its process, and the channel to it."""
-
-    def __init__(self, pid: int, channel: socket.socket, caller: _Caller) -> None:
-        self.pid = pid
-        self.channel = channel
-        self.receiver = Receiver(channel)
-        self.caller = caller
 
 
 class Server:
@@ -82,8 +41,9 @@ class Server:
         threads: ThreadCount,
         *,
         first: int,
-        idle_s: float,
+        idle_s: float | None,
         successors: Successors,
+        joining: Joining | None,
     ) -> None:
         self._listener: socket.socket | None = listener
         self._preloading = preloading
@@ -92,10 +52,12 @@ class Server:
         self._idle_s = idle_s
         self._notes = successors.notes
         self._successors = successors
+        self._joining = joining
         self._known = set(sys.modules) if successors.learns else None
         self._changes = preloading.environment_changes()
-        self._callers: dict[int, _Caller] = {}
-        self._forks: dict[int, _Fork] = {}
+        self._callers: dict[int, Caller] = {}
+        self._forks: dict[int, Fork] = {}
+        self._pid = os.getpid()
         self._served = 0
         self._used_at = time.monotonic()
         self._poll = select.poll()
@@ -127,7 +89,7 @@ class Server:
             self._listener = None
 
     def _patience_ms(self) -> int | None:
-        if self._callers or self._successors.ready >= 0:
+        if self._callers or self._successors.ready >= 0 or self._idle_s is None:
             return None
         return int(1000 * max(0.0, self._used_at + self._idle_s - time.monotonic()))
 
@@ -156,18 +118,18 @@ class Server:
                 time.sleep(0.01)  # a fork that ends makes room
             return
         user = _user(connection)
-        if user != os.geteuid():
+        if user != os.geteuid() and self._joining is None:
             print(f"uid {user} is refused", file=sys.stderr, flush=True)
             connection.close()
             return
         number = raised(connection.detach(), self._first)
-        caller = _Caller(socket.socket(fileno=number))
-        caller.connection.setblocking(True)
+        caller = Caller(socket.socket(fileno=number))
+        caller.connection.setblocking(False)  # who does not read what it is told must not hold others up
         caller.tell({"is": "here"})  # a caller's descriptors must not wait in a server that does not run
         self._callers[number] = caller
         self._poll.register(number, select.POLLIN)
 
-    def _hear(self, caller: _Caller) -> Program | None:
+    def _hear(self, caller: Caller) -> Program | None:
         try:
             caller.receiver.read(socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -175,33 +137,53 @@ class Server:
         except (EOFError, OSError):
             self._forget(caller)
             return None
-        while (whole := caller.receiver.message()) is not None:
-            message, descriptors = whole
-            program = self._answer(caller, message, descriptors)
+        program = None
+        while program is None and caller.connection.fileno() in self._callers:
+            descriptors: list[int] = []
+            try:
+                if (whole := caller.receiver.message()) is None:
+                    return None
+                message, descriptors = whole
+                program = self._answer(caller, message, descriptors)
+            except (KeyError, TypeError, ValueError) as error:
+                if os.getpid() != self._pid:
+                    os._exit(1)
+                print(f"a message that is none: {error!r}", file=sys.stderr, flush=True)
+                self._forget(caller)
             for descriptor in descriptors:
                 if program is None:
                     os.close(descriptor)
-            if program is not None:
-                return program
-        return None
+        return program
 
-    def _answer(self, caller: _Caller, message: Message, descriptors: list[int]) -> Program | None:
+    def _answer(self, caller: Caller, message: Message, descriptors: list[int]) -> Program | None:
         match message["do"]:
             case "run":
                 return self._order(caller, message, descriptors)
-            case "go" if caller.fork is not None:
+            case "go" if caller.fork is not None and caller.fork.may_run:
                 _tell(caller.fork.channel, message)
             case "signal" if caller.fork is not None:
                 _signal(caller.fork.pid, message["number"], group=message["group"])
             case "tell":
                 caller.tell(self._status())
-            case "stop":
+            case "stop" if _user(caller.connection) == os.geteuid():
                 if self._successors.ready >= 0:
                     self._poll.unregister(self._successors.ready)
                     self._successors.cancel()
                 self.stop()
                 caller.tell({"is": "stopping"})
         return None
+
+    def _renew(self, caller: Caller, path: str) -> None:
+        """Have another server take this one's place, as a file has changed."""
+        if self._joining is None:
+            self._start_successor()
+            self.stop()
+            caller.tell({"is": "again"})
+        elif self._listener is None or any(each.fork for each in self._callers.values()):
+            caller.tell({"is": "refused", "why": f"{path} has changed since the fork server began, and programs run"})
+        else:
+            caller.tell({"is": "again"})
+            self._successors.start_over(self._listener.fileno(), -1)  # who started it knows this process
 
     def _start_successor(self) -> None:
         """Start the server that is to take this one's place; this one goes on until then."""
@@ -219,42 +201,45 @@ class Server:
             "left_out": [f"{name} is left out: {why}" for name, why in self._successors.left_out.items()],
         }
 
-    def _order(self, caller: _Caller, order: Message, descriptors: list[int]) -> Program | None:
+    def _order(self, caller: Caller, order: Message, descriptors: list[int]) -> Program | None:
         self._used_at = time.monotonic()
-        if self._preloading.stale() is not None:
-            self._start_successor()
-            self.stop()
-            caller.tell({"is": "again"})
+        if (path := self._preloading.stale()) is not None:
+            self._renew(caller, path)
             return None
         others = set(order["descriptors"]) - set(descriptors) - {0, 1, 2}
         if taken := [number for number in others if _is_open(number)]:
             caller.tell({"is": "refused", "why": f"its descriptor {min(taken)} is one that the fork server has"})
             return None
+        try:
+            peer = None if self._joining is None else self._joining.peer(caller.connection, order)
+        except RefusedError as refused:
+            caller.tell({"is": "refused", "why": str(refused)})
+            return None
         ours, theirs = (_raised_socket(end, self._first) for end in socket.socketpair())
         end_idle_pools()
-        server = os.getpid()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            pid = os.fork()
+            pid = os.fork() if peer is None else peer.fork()
         except OSError as error:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             ours.close()
             theirs.close()
+            if peer is not None:
+                peer.close()
             caller.tell({"is": "refused", "why": f"the fork server cannot fork: {error.strerror}"})
             return None
         if pid == 0:
             ours.close()
-            return self._in_fork(server, theirs, order, descriptors)
+            return self._in_fork(theirs, order, descriptors, peer)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self._served += 1
-        caller.fork = fork = _Fork(pid, ours, caller)
+        caller.fork = fork = Fork(pid, ours, caller, peer)
         self._forks[ours.fileno()] = fork
         self._poll.register(ours, select.POLLIN)
         return None
 
-    def _in_fork(self, server: int, channel: socket.socket, order: Message, descriptors: list[int]) -> Program:
-        end_with_parent(server)
+    def _in_fork(self, channel: socket.socket, order: Message, descriptors: list[int], peer: Peer | None) -> Program:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if self._threads.at_fork > 1:
@@ -262,25 +247,31 @@ class Server:
         for caller in self._callers.values():
             caller.connection.close()
         for fork in self._forks.values():
-            fork.channel.close()
+            fork.close()
         if self._listener is not None:
             self._listener.close()
         os.close(self._woken)
         os.close(self._wakes)
         self._successors.close()
         try:
+            if peer is not None:
+                peer.join(order, descriptors[1])
+                peer.close()
+                if (path := differing(self._preloading.files)) is not None:
+                    _refuse(channel, f"{path} is another file than the one that the fork server has")
             become(order, descriptors, first=self._first, changes=self._changes, keep=channel.fileno())
         except Exception as error:  # whatever it is, the caller can still run the program itself
             _refuse(channel, f"a fork cannot become what its caller is: {error}")
         try:
             send(channel, {"is": "ready"})
             Receiver(channel).wait()
+            end_with_parent(channel)
         except (EOFError, OSError):
             os._exit(1)  # the caller, or the server, has ended
         take_signals(order)
         return Program(order, channel, self._known)
 
-    def _hear_fork(self, fork: _Fork) -> None:
+    def _hear_fork(self, fork: Fork) -> None:
         try:
             fork.receiver.read(socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -293,13 +284,17 @@ class Server:
             if message["is"] == "imported":
                 if self._successors.learn(message["modules"]):
                     self._start_successor()
+            elif message["is"] == "ready" and (why := fork.joined()) is not None:
+                _signal(fork.pid, signal.SIGKILL, group=False)
+                fork.caller.tell({"is": "refused", "why": why})
             else:
+                fork.may_run = True
                 fork.caller.tell(message | {"notes": self._notes})
 
-    def _close(self, fork: _Fork) -> None:
+    def _close(self, fork: Fork) -> None:
         self._poll.unregister(fork.channel)
         del self._forks[fork.channel.fileno()]
-        fork.receiver.close()
+        fork.close()
 
     def _reap(self) -> None:
         while True:
@@ -323,7 +318,7 @@ class Server:
             self._used_at = time.monotonic()
             caller.tell({"is": "ended", "status": status})
 
-    def _forget(self, caller: _Caller) -> None:
+    def _forget(self, caller: Caller) -> None:
         """A caller has ended: so does its program, as it would have with it."""
         if caller.fork is not None:
             _signal(caller.fork.pid, signal.SIGKILL, group=False)

@@ -1,0 +1,350 @@
+"""Forks of a server at a socket become what their callers are: in namespaces, with less privileges, in other groups."""
+
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import trimsfs
+from tests.support.control_groups import control_groups
+from tests.support.fork_servers import TIMEOUT_S, TRIMSFS, own_environment
+from tests.support.mounts import let_in, wait_until
+from tests.support.processes import alive, family
+from tests.support.users import STRANGER
+from trimsfs.extras.spawn.messages import Receiver, send
+from trimsfs.extras.spawn.servers import ask
+
+PYTHON = "/usr/bin/python3"
+"""One that every user may execute, for servers, callers and programs."""
+SELF = r"""
+import os, socket, sqlite3
+for name in ("user", "mnt", "pid", "net", "ipc", "uts", "time", "cgroup"):
+    print(name, os.readlink(f"/proc/self/ns/{name}"))
+fields = dict(line.rstrip("\n").split(":\t", 1) for line in open("/proc/self/status") if ":\t" in line)
+for name in ("Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp", "Seccomp_filters", "Umask",
+             "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NSpid"):
+    print(name, fields[name] if name != "NSpid" else len(fields[name].split()))
+print(open("/proc/self/cgroup").read(), open("/proc/self/oom_score_adj").read(), os.getpriority(os.PRIO_PROCESS, 0))
+print(socket.gethostname(), os.getcwd(), os.stat("/").st_ino, os.path.exists("/mnt/only-here"))
+"""
+"""Prints what a program is."""
+ALONE = ["unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup", "--fork", "--mount-proc"]
+INSIDE = "hostname inside; mount -t tmpfs none /mnt; touch /mnt/only-here; cd /mnt"
+USER = ["setpriv", f"--reuid={STRANGER}", f"--regid={STRANGER}", "--clear-groups", "--inh-caps=-all"]
+FILTER = """
+import ctypes, os, struct, sys
+code = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0x7FFF0000))
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 1, ctypes.addressof(code)))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, program) == 0
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+"""Starts a program with a seccomp filter that lets everything through."""
+
+
+class Server:
+    """A fork server at a socket that everybody may use, and a copy of trimsfs for callers, as in a container."""
+
+    def __init__(self, directory: Path, preload: str, options: Sequence[str], start: Sequence[str]) -> None:
+        self.directory = directory
+        self.path = directory / "fork-server.socket"
+        package = Path(trimsfs.__file__).parent
+        shutil.copytree(package, directory / "site/trimsfs", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        command = [str(TRIMSFS), "spawn", f"--preload={preload}", *options, "--serve", str(self.path), "--", PYTHON]
+        if start[: len(USER)] == USER:  # who cannot enter the environment of the tests
+            arguments = f"{str(self.path)!r}, [{PYTHON!r}], preload=['json'], models=[], vary=[], allow=[]"
+            command = self.python(f"from trimsfs.extras.spawn.shared_server import *; become_server({arguments})")
+        self.process = subprocess.Popen(
+            [*start, *command], umask=0, stderr=subprocess.PIPE, text=True, env=own_environment()
+        )
+        wait_until(lambda: ask(str(self.path), "tell") is not None)
+
+    def python(self, text: str) -> list[str]:
+        """A program of the system's Python that finds the copy of trimsfs."""
+        place = str(self.directory / "site")
+        return [PYTHON, "-c", f"import sys; sys.path.insert(0, {place!r}); sys.argv[0] = 'trimsfs'; {text}"]
+
+    def line(self, *words: str) -> list[str]:
+        """`trimsfs spawn`."""
+        return [*self.python("from trimsfs.__main__ import main; main()"), "spawn", *words]
+
+    def both(self, text: str, *start: str, before: str = ":", between: str = ":") -> tuple[str, str, str]:
+        """What a program prints as it is, and in a fork, and on standard error; started by one shell."""
+        script = self.directory / "program.py"
+        script.write_text(text)
+        program = [PYTHON, str(script)]
+        forked = self.line("--socket", str(self.path), "--", *program)
+        shell = f"set -e; {before}; {shlex.join(program)}; echo ====; {between}; {shlex.join(forked)}"
+        done = subprocess.run(
+            [*start, "sh", "-c", shell],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=True,
+            umask=0o027,
+            env=own_environment(),
+        )
+        one, two = done.stdout.split("====\n")
+        return one, two, done.stderr
+
+
+@contextmanager
+def serving(
+    directory: Path, *options: str, preload: str = "sqlite3,json", start: Sequence[str] = ()
+) -> Iterator[Server]:
+    """A server with options, which *start* starts."""
+    place = directory / f"server{len(list(directory.iterdir()))}"
+    place.mkdir()
+    let_in(place)
+    place.chmod(0o777)
+    server = Server(place, preload, options, start)
+    try:
+        yield server
+    finally:
+        server.process.terminate()
+        _, errors = server.process.communicate(timeout=TIMEOUT_S)
+        assert "Traceback" not in errors
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A server that allows nothing."""
+    with serving(tmp_path) as started:
+        yield started
+
+
+@pytest.mark.parametrize(
+    ("start", "before"),
+    [
+        pytest.param([], ":", id="the server's own"),
+        pytest.param(ALONE, INSIDE, id="namespaces"),
+        pytest.param(["unshare", "--user", "--map-root-user"], ":", id="user namespace"),
+        pytest.param(["unshare", "--user", "--map-root-user", *ALONE[1:]], INSIDE, id="all namespaces"),
+        pytest.param(["setpriv", "--no-new-privs", "--bounding-set=-sys_admin", "--inh-caps=-all"], ":", id="less"),
+        pytest.param(USER, ":", id="another user"),
+        pytest.param([*USER[:4], "--bounding-set=-all", "--no-new-privs"], ":", id="another user without any"),
+        pytest.param([*ALONE, *USER], ":", id="another user in namespaces"),
+        pytest.param(["nice", "-n", "7", "choom", "-n", "300", "--"], ":", id="priorities"),
+    ],
+)
+def test_a_fork_is_what_its_caller_is(server: Server, start: list[str], before: str) -> None:
+    plain, forked, errors = server.both(SELF, *start, before=before)
+    assert forked == plain
+    assert not errors
+
+
+def test_a_fork_is_in_the_control_group_of_its_caller(server: Server) -> None:
+    group = control_groups() / f"trimsfs-tests-{uuid.uuid4().hex}"
+    group.mkdir()
+    try:
+        plain, forked, errors = server.both(SELF, before=f"echo $$ > {group}/cgroup.procs")
+        assert f"0::/{group.name}\n" in plain
+        assert forked == plain
+        assert not errors
+        wait_until(lambda: not (group / "cgroup.procs").read_text())
+    finally:
+        group.rmdir()
+
+
+def test_a_fork_is_below_the_root_of_its_caller(server: Server, tmp_path: Path) -> None:
+    """The same files, but another root: as in a container of the same image."""
+    root = tmp_path / "root"
+    root.mkdir()
+    start = ["unshare", "--mount", "sh", "-c", f'mount --rbind / {root}; cd {root}; exec chroot . "$@"', "sh"]
+    plain, forked, errors = server.both(SELF, *start, before="cd /usr")
+    assert forked == plain
+    assert not errors
+
+
+def test_a_caller_with_filters_is_refused(server: Server) -> None:
+    plain, forked, errors = server.both(SELF, PYTHON, "-c", FILTER)
+    assert forked == plain  # as it is, with its filter
+    assert errors == "trimsfs: not forked: a fork would have another seccomp than its caller\n"
+
+
+def test_filters_are_the_same_where_the_operator_says_so(tmp_path: Path) -> None:
+    start = [PYTHON, "-c", FILTER]
+    with serving(tmp_path, start=start) as server:
+        plain, forked, errors = server.both(SELF, *start)
+        assert forked == plain
+        assert errors.startswith("trimsfs: not forked: its process has seccomp filters: ")
+    with serving(tmp_path, "--allow=seccomp", start=start) as server:
+        plain, forked, errors = server.both(SELF, *start)
+        assert forked == plain
+        assert not errors
+
+
+def test_a_variable_that_differs_is_named(tmp_path: Path) -> None:
+    text = "import os; print(os.environ['COLOUR'], os.environ['HOSTNAME'])"
+    with serving(tmp_path) as server:
+        plain, forked, errors = server.both(text, "env", "COLOUR=red", "HOSTNAME=x")
+        assert plain == forked == "red x\n"
+        assert errors == "trimsfs: not forked: COLOUR is another than the fork server's: give that --vary COLOUR\n"
+    with serving(tmp_path, "--vary=COL*") as server:
+        plain, forked, errors = server.both(text, "env", "COLOUR=red", "HOSTNAME=x")
+        assert plain == forked == "red x\n"
+        assert not errors
+
+
+def test_a_caller_that_has_another_file_of_a_module_is_refused(tmp_path: Path) -> None:
+    """Its container has another version of the library than the fork server's."""
+    (tmp_path / "libraries").mkdir()
+    module, other = tmp_path / "libraries/library.py", tmp_path / "other.py"
+    module.write_text("VERSION = 1")
+    other.write_text("VERSION = 22")
+    let_in(tmp_path / "libraries")
+    start = ["env", f"PYTHONPATH={module.parent}"]
+    with serving(tmp_path, preload="library", start=start) as server:
+        alone = [*start, "unshare", "--mount"]
+        text = "import library; print(library.VERSION)"
+        plain, forked, errors = server.both(text, *alone, before=f"mount --bind {other} {module}")
+        assert plain == forked == "22\n"
+        assert errors == f"trimsfs: not forked: {module} is another file than the one that the fork server has\n"
+
+
+def test_a_file_that_changes_makes_a_new_server_once_no_program_runs(tmp_path: Path) -> None:
+    (tmp_path / "libraries").mkdir()
+    module = tmp_path / "libraries/library.py"
+    module.write_text("VERSION = 1")
+    start = ["env", f"PYTHONPATH={module.parent}"]
+    with serving(tmp_path, preload="library", start=start) as server:
+        text = "import library; print(library.VERSION)"
+        assert server.both(text, *start) == ("1\n", "1\n", "")
+        long = [*start, *server.line("--socket", str(server.path), "--", PYTHON, "-c", "print(1, flush=True); input()")]
+        with subprocess.Popen(
+            long, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=own_environment()
+        ) as running:
+            assert running.stdout is not None
+            running.stdout.readline()
+            module.write_text("VERSION = 22")
+            plain, forked, errors = server.both(text, *start)
+            assert plain == forked == "22\n"
+            assert errors.startswith(f"trimsfs: not forked: {module} has changed since the fork server began")
+            running.communicate("\n", timeout=TIMEOUT_S)
+        assert server.both(text, *start) == ("22\n", "22\n", "")
+        assert server.process.poll() is None
+
+
+@pytest.mark.parametrize("start", [[], ALONE, [*ALONE, *USER]], ids=["", "namespaces", "another user"])
+@pytest.mark.parametrize("who", ["the caller", "the fork server"])
+def test_a_program_ends_with_its_caller_and_with_its_fork_server(server: Server, start: list[str], who: str) -> None:
+    text = "import os; print(os.getpid(), flush=True); os.read(0, 1)"
+    line = [*start, *server.line("--socket", str(server.path), "--", PYTHON, "-c", text)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(line, stdin=pipe, stdout=pipe, text=True, env=own_environment()) as caller:
+        assert caller.stdout is not None
+        assert caller.stdout.readline()
+        _, program = family(server.process.pid)
+        if who == "the caller":
+            for pid in family(caller.pid):
+                os.kill(pid, signal.SIGKILL)
+        else:
+            server.process.kill()
+        wait_until(lambda: not alive(program))
+        caller.wait(TIMEOUT_S)
+
+
+def test_who_may_not_write_the_socket_gets_no_fork(server: Server) -> None:
+    server.path.chmod(0o600)
+    plain, forked, errors = server.both(SELF, *USER)
+    assert forked == plain
+    assert errors == f"trimsfs: not forked: no fork server listens at {server.path}\n"
+
+
+def test_another_user_cannot_end_a_server(server: Server) -> None:
+    command = [*USER, *server.line("--socket", str(server.path), "--stop")]
+    subprocess.run(command, check=False, capture_output=True, timeout=TIMEOUT_S)
+    assert ask(str(server.path), "tell") is not None
+
+
+def test_a_caller_that_becomes_another_program_after_it_connected_gets_no_more_than_it_had(
+    server: Server,
+) -> None:
+    """A setuid program runs in its process when the fork server looks, and somebody else sends the order."""
+    proof = server.directory / "proof"
+    powerful = server.directory / "sleep"
+    shutil.copy("/usr/bin/sleep", powerful)
+    powerful.chmod(0o4755)
+    attack = f"""
+import os, socket, sys, time
+sys.path.insert(0, {str(server.directory / "site")!r})
+from trimsfs.extras.spawn import caller
+from trimsfs.extras.spawn.messages import Receiver, send
+from trimsfs.extras.spawn.python_command import parse
+channel = socket.socket(socket.AF_UNIX)
+channel.connect({str(server.path)!r})
+channel.set_inheritable(True)
+if os.fork():
+    os.execv({str(powerful)!r}, ["sleep", "5"])
+time.sleep(1)
+command = parse([{PYTHON!r}, "-c", "open({str(proof)!r}, 'w')"], os.environ)
+order = caller.facts(command, os.environ, caller.Status()) | {{"do": "run", "directory": "/", "descriptors": [1]}}
+order["identity"] |= {{"Uid": "0\t0\t0\t0", "CapPrm": order["identity"]["CapBnd"]}}
+places = [os.open("/", os.O_PATH), os.open("/", os.O_PATH)]
+receiver = Receiver(channel)
+receiver.wait()
+send(channel, order, [*places, 1])
+send(channel, {{"do": "go"}})
+print(receiver.wait()[0], flush=True)
+"""
+    done = subprocess.run(
+        [*USER, PYTHON, "-c", attack],
+        env=own_environment(),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=True,
+    )
+    assert "'is': 'refused'" in done.stdout
+    assert not proof.exists()
+
+
+def test_messages_that_are_none_end_a_connection_and_no_server(server: Server) -> None:
+    for message in ({}, {"do": "run"}, {"do": "run", "environment": 3}):
+        channel = socket.socket(socket.AF_UNIX)
+        channel.settimeout(TIMEOUT_S)
+        channel.connect(str(server.path))
+        receiver = Receiver(channel)
+        receiver.wait()
+        send(channel, message)
+        with pytest.raises(EOFError):
+            receiver.wait()
+        receiver.close()
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.connect(str(server.path))
+        channel.sendall(b"\xff" * 100)
+        while channel.recv(4096):
+            pass
+    assert ask(str(server.path), "tell") is not None
+
+
+def test_a_server_of_a_user_forks_for_that_user_alone(tmp_path: Path) -> None:
+    let_in(tmp_path)
+    with serving(tmp_path, start=USER) as server:
+        rootless = [*USER, "unshare", "--user", "--map-root-user", *ALONE[1:]]
+        for start, before in ((USER, ":"), (rootless, INSIDE)):
+            plain, forked, errors = server.both(SELF, *start, before=before)
+            assert forked == plain
+            assert not errors
+        plain, forked, errors = server.both(SELF)
+        assert forked == plain
+        assert errors.startswith("trimsfs: not forked: ")
+
+
+def test_a_server_in_the_user_namespace_of_containers_joins_what_is_in_it(tmp_path: Path) -> None:
+    """As `podman unshare` starts it, for containers without root."""
+    let_in(tmp_path)
+    with serving(tmp_path, start=[*USER, "unshare", "--user", "--map-root-user"]) as server:
+        start = ["nsenter", f"--user=/proc/{server.process.pid}/ns/user", "--setuid=0", "--setgid=0", *ALONE]
+        plain, forked, errors = server.both(SELF, *start, before=INSIDE)
+        assert forked == plain
+        assert not errors

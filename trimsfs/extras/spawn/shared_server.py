@@ -1,0 +1,64 @@
+"""Becomes a fork server at a socket that its operator names, for callers of other users and in containers."""
+
+import json
+import os
+import signal
+import socket
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+
+from trimsfs.extras.spawn.caller import inherited_descriptors
+from trimsfs.extras.spawn.models import files_of
+from trimsfs.extras.spawn.python_command import PlainError, parse
+from trimsfs.extras.spawn.servers import PADDING, PROGRAM, connect, short_path
+
+
+def become_server(
+    path: str,
+    words: Sequence[str],
+    *,
+    preload: Sequence[str],
+    models: Sequence[str],
+    vary: Sequence[str],
+    allow: Sequence[str],
+) -> None:
+    """Become a fork server at a socket, by the interpreter and options that *words* name. Raises PlainError, OSError.
+
+    Who may connect may have programs forked, which get all privileges of that caller and no others.
+    """
+    command = parse([*words, "-c", "pass"], os.environ)
+    line = [command.path, *command.options]
+    files_of(models)
+    settings = {
+        "title": path,
+        "preload": list(preload),
+        "directory": "",
+        "models": [os.path.abspath(model) for model in models],
+        "idle_s": None,
+        "learned": f"{path}.modules",
+        "joining": {"line": line, "vary": list(vary), "allow": list(allow)},
+    }
+    if (running := connect(path)) is not None:
+        running.close()
+        raise PlainError(f"a fork server listens at {path} already")
+    with suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise PlainError(f"{path} is no socket")
+        os.unlink(path)
+    with open(f"{path}.settings", "w") as file:
+        json.dump(settings, file)
+    for number in inherited_descriptors():
+        if number > 2:
+            os.set_inheritable(number, False)  # a caller's descriptor of this number must find it free
+    listener = socket.socket(socket.AF_UNIX)
+    with short_path(path) as address:
+        listener.bind(address)
+    listener.listen(socket.SOMAXCONN)
+    listener.set_inheritable(True)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)  # Python ignores them, and every program would inherit that
+    arguments = [str(listener.fileno()), "-1", "0", f"{path}.settings", PADDING]
+    os.execve(line[0], [*line, PROGRAM, *arguments], os.environ)
