@@ -75,6 +75,48 @@ def test_a_program_whose_imports_do_not_fit_is_forked_without_them(servers: Fork
     assert servers.run(sys.executable, script, environment=more).stderr == ""
 
 
+def test_rich_is_there_and_numbers_its_links_anew_in_each_fork(servers: ForkServers, tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import sys; print('rich.style' in sys.modules); import rich.style; print(next(rich.style._id_generator))"
+    )
+    done = [servers.run(sys.executable, script, options=("--preload=rich.console",)) for _ in range(2)]
+    assert [each.stderr for each in done] == ["", ""]
+    assert [each.stdout.partition("\n")[0] for each in done] == ["True", "True"]
+    assert done[0].stdout != done[1].stdout
+
+
+PAUSES = """
+import numpy as np
+def retry(func=None, initial_delay=0, wait=np.logspace(-1, 1, 5) * np.random.rand(5), exceptions=Exception): return wait
+"""
+
+
+@pytest.mark.parametrize("more", ["", "np.random.rand()"])
+def test_pauses_that_jax_draws_are_drawn_in_each_fork_and_what_draws_more_is_left_out(
+    servers: ForkServers, tmp_path: Path, more: str
+) -> None:
+    clusters = tmp_path / "jax" / "_src" / "clusters"
+    clusters.mkdir(parents=True)
+    (clusters / "k8s_cluster.py").write_text(PAUSES + more)
+    for package in (clusters, clusters.parent, clusters.parent.parent):
+        (package / "__init__.py").write_text("")
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import sys; print('jax._src.clusters.k8s_cluster' in sys.modules)\n"
+        "from jax._src.clusters.k8s_cluster import retry; print(*retry())"
+    )
+    options = ("--preload=jax._src.clusters.k8s_cluster",)
+    done = [servers.run(sys.executable, script, options=options) for _ in range(2)]
+    assert [each.stdout.partition("\n")[0] for each in done] == [str(not more)] * 2
+    assert [each.stderr == "" for each in done] == [not more] * 2
+    pauses = [each.stdout.split()[1:] for each in done]
+    assert pauses[0] != pauses[1]
+    for each in pauses:
+        assert all(0 <= float(pause) <= 10 for pause in each)
+        assert len(each) == 5
+
+
 def test_a_changed_file_is_imported_anew(servers: ForkServers, tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text("VERSION = 1")
     script = tmp_path / "program.py"
