@@ -19,8 +19,8 @@ from trimsfs.extras.spawn.models import files_of
 
 FIRST_DESCRIPTOR = 4096
 """Below are the numbers of callers' descriptors; fewer where this process may not open so many."""
-WITHOUT_THREADS = {"ORT_DISABLE_TELEMETRY": "1"}
-"""Variables by which libraries start no thread at their import. Programs get their callers' values again."""
+WITHOUT_THREADS = {"ORT_DISABLE_TELEMETRY": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+"""Variables by which libraries start no thread at their import, unless callers set them. Programs do not get them."""
 _MADV_POPULATE_READ = 22
 _models: list[mmap.mmap] = []
 """Mapped as long as this process, or a fork of it, runs."""
@@ -42,7 +42,8 @@ def main(arguments: list[str]) -> Program | None:
     successors = Successors(settings, arguments, generation)
     joining = settings["joining"] and Joining(**settings["joining"], first=first)
     os.chdir("/")
-    os.environ.update(WITHOUT_THREADS)
+    for name, value in WITHOUT_THREADS.items():
+        os.environ.setdefault(name, value)
     models = files_of(settings["models"])
     _map_models([path for path, *_ in models])
     preloading = _preload(settings, successors, threads, [listener.fileno(), ready], first)
