@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 
 from trimsfs.extras.spawn.fork_server.random_state import RandomState
-from trimsfs.extras.spawn.fork_server.thread_count import ThreadCount, end_idle_pools, names
+from trimsfs.extras.spawn.fork_server.thread_count import ThreadCount, end_idle_pools
 
 FileState = tuple[int, int, int]
 """Inode number, size in bytes, and modification time in nanoseconds."""
@@ -66,7 +66,7 @@ class Preloading:
         if len(os.listdir("/proc/self/task")) > 1:
             end_idle_pools()
             if self._threads.try_fork() > 1:
-                raise UnfitError(name, f"it starts threads ({', '.join(names())})")
+                raise UnfitError(name, f"it starts threads ({', '.join(self._threads.names)})")
         if "." not in name and _shared_memory() - self._shared:
             raise UnfitError(name, "it has memory that all forks would share and could write")
 
