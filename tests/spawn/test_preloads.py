@@ -10,6 +10,7 @@ import pytest
 from tests.support.fork_servers import ForkServers
 from tests.support.mounts import wait_until
 
+REPOSITORY = Path(__file__).parents[2]
 UNFIT = {
     "import threading, time; threading.Thread(target=time.sleep, args=(99,), daemon=True).start()": "it starts threads",
     "print('hello')": "it prints when it is imported",
@@ -73,6 +74,54 @@ def test_a_program_whose_imports_do_not_fit_is_forked_without_them(servers: Fork
     assert servers.run(sys.executable, script, environment=more).stdout == "False\nnoisy\n"
     wait_until(lambda: servers.run(sys.executable, script, environment=more).stdout == "True\nnoisy\n")
     assert servers.run(sys.executable, script, environment=more).stderr == ""
+
+
+def test_what_imports_a_module_that_is_left_out_is_left_out_with_it(servers: ForkServers, tmp_path: Path) -> None:
+    package = tmp_path / "site" / "package"
+    package.mkdir(parents=True)
+    (package.parent / "draws.py").write_text("import random; random.random()")
+    (package.parent / "fit.py").write_text("")
+    for number in range(30):
+        (package / f"part{number}.py").write_text("import draws")
+    (package / "__init__.py").write_text("from package import " + ", ".join(f"part{number}" for number in range(30)))
+    (package.parent / "uses.py").write_text("import package")
+    script = tmp_path / "app" / "program.py"
+    script.parent.mkdir()
+    script.write_text("import sys; print('fit' in sys.modules, 'package' in sys.modules); import draws, uses, fit")
+    more = {"PYTHONPATH": f"{package.parent}:{REPOSITORY}"}
+    assert servers.run(sys.executable, script, environment=more).stdout == "False False\n"
+    wait_until(lambda: servers.run(sys.executable, script, environment=more).stdout == "True False\n")
+    (line,) = (line for line in servers.command("--list").stdout.splitlines() if " is left out: " in line)
+    assert line.endswith("; with it modules of package, uses, which import it")
+    assert f"draws is left out: {UNFIT['import random; random.random()']}" in line
+
+
+def test_modules_of_a_package_are_left_out_one_by_one_however_many_they_are(
+    servers: ForkServers, tmp_path: Path
+) -> None:
+    package = tmp_path / "site" / "package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    for number in range(20):
+        (package / f"part{number}.py").write_text("import random; random.random()")
+    names = ", ".join(f"package.part{number}" for number in range(20))
+    script = tmp_path / "app" / "program.py"
+    script.parent.mkdir()
+    script.write_text(f"import sys; print(sorted(n for n in sys.modules if 'package' in n)); import {names}")
+    more = {"PYTHONPATH": f"{package.parent}:{REPOSITORY}"}
+    assert servers.run(sys.executable, script, environment=more).stdout == "[]\n"
+    wait_until(lambda: servers.run(sys.executable, script, environment=more).stdout == "['package']\n")
+
+
+def test_a_module_that_is_left_out_need_not_be_written_down(servers: ForkServers, tmp_path: Path) -> None:
+    (tmp_path / "unfit.py").write_text("print('unfit')")
+    script = tmp_path / "program.py"
+    script.write_text("import sys; print('unfit' in sys.modules)")
+    done = servers.run(
+        sys.executable, script, options=("--preload=unfit",), environment={"XDG_CACHE_HOME": "/dev/null"}
+    )
+    assert done.stdout == "False\n"
+    assert done.stderr == "trimsfs: unfit is not preloaded: it prints when it is imported\n"
 
 
 def test_rich_is_there_and_numbers_its_links_anew_in_each_fork(servers: ForkServers, tmp_path: Path) -> None:

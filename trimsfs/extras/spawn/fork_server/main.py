@@ -76,10 +76,12 @@ def _preload(
     if settings["directory"] and not sys.flags.safe_path:
         sys.path.insert(0, settings["directory"])
     try:
+        if successors.doubts:
+            for unfit in preloading.sift(successors.modules, successors.left_out):
+                successors.leave_out(unfit)
         preloading.load(successors.modules, successors.left_out)
     except UnfitError as unfit:
-        print(unfit, file=sys.stderr, flush=True)
-        successors.leave_out(unfit.name, unfit.reason)
+        successors.leave_out(unfit)
         successors.start_over(*inherited)
     for number in kept:
         os.close(number)

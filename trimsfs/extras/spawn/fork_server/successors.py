@@ -7,6 +7,8 @@ import socket
 import sys
 from typing import Any
 
+from trimsfs.extras.spawn.fork_server.preloading import IMPORTS, UnfitError, lies_in
+
 MOST = 12
 """So often may a server be started anew before it learns nothing more."""
 
@@ -29,7 +31,7 @@ class Successors:
             with open(self._path) as file:
                 known = json.load(file)
             self.left_out = {str(name): str(reason) for name, reason in known["left_out"].items()}
-            if self.learns:
+            if not self.modules:
                 self.modules = [str(name) for name in known["modules"]]
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             pass  # nothing is known yet, or a file was cut short: it is learned again
@@ -40,6 +42,27 @@ class Successors:
         return not self.settings["preload"] and self._generation < MOST
 
     @property
+    def doubts(self) -> bool:
+        """Whether some module may have to be left out that is not known yet: one had to be before."""
+        return self._generation > 0 and bool(self.left_out or self.settings["preload"])
+
+    @property
+    def told(self) -> list[str]:
+        """What is left out, a line for each cause: modules that import another are told with that one."""
+        importers: dict[str, list[str]] = {}
+        for name, reason in self.left_out.items():
+            if reason.startswith(IMPORTS):
+                importers.setdefault(reason.removeprefix(IMPORTS), []).append(name.partition(".")[0])
+        lines = []
+        for name, reason in self.left_out.items():
+            packages = ", ".join(dict.fromkeys(importers.get(name, [])))
+            if not reason.startswith(IMPORTS):
+                lines.append(
+                    f"{name} is left out: {reason}" + (packages and f"; with it modules of {packages}, which import it")
+                )
+        return lines
+
+    @property
     def notes(self) -> list[str]:
         """For callers: what they named, and is not imported before they run."""
         named = self.settings["preload"]
@@ -47,21 +70,17 @@ class Successors:
 
     def learn(self, modules: list[str]) -> bool:
         """Note what a program has imported; whether a successor would import more than this server has."""
-        others = tuple(f"{name}." for name in self.left_out)
-        new = [
-            name
-            for name in modules
-            if name not in self.left_out and not name.startswith(others) and name not in self.modules
-        ]
+        new = [name for name in modules if not lies_in(name, self.left_out) and name not in self.modules]
         self.modules = [*self.modules, *new]
         if new:
             self._write()
         return bool(new)
 
-    def leave_out(self, name: str, reason: str) -> None:
+    def leave_out(self, unfit: UnfitError) -> None:
         """Note a module that must not be imported before a fork."""
-        self.left_out[name] = reason
-        self.modules = [each for each in self.modules if each != name and not each.startswith(f"{name}.")]
+        print(unfit, file=sys.stderr, flush=True)
+        self.left_out[unfit.name] = unfit.reason
+        self.modules = [each for each in self.modules if not lies_in(each, [unfit.name])]
         self._write()
 
     def start_over(self, listener: int, ready: int) -> None:
