@@ -7,7 +7,7 @@
 #   make soak    does everything at once for 15 minutes: make soak ARGS='--hours 8 --seed 2'
 #   make bench   measures against a native file, downloads, rclone, JuiceFS, s3fs and Run:ai's streamer, over https
 #   make bench-fleet  measures hosts that fetch from each other beside the store alone, in network namespaces
-#   make engines loads models by 30 unchanged programs, from a mount of S3 and locally, and compares
+#   make engines loads models by 36 unchanged programs, from a mount of S3, locally and in forks, and compares
 #   make dist    builds wheels, a Debian package and a container image, each with its bill of materials, below dist/
 #   make eval    measures what sharing gains MXNet's networks: the TrIMS paper's evaluation
 #   make push    pushes the image and names it by its digest in the Kubernetes manifests: REGISTRY=registry.example.com/trimsfs
