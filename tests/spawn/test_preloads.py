@@ -12,7 +12,9 @@ from tests.support.mounts import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 UNFIT = {
-    "import threading, time; threading.Thread(target=time.sleep, args=(99,), daemon=True).start()": "it starts threads (Thread-1 (sleep))",
+    "import threading, time; threading.Thread(target=time.sleep, args=(99,), name='naps', daemon=True).start()": (
+        "it starts threads (naps)"
+    ),
     "print('hello')": "it prints when it is imported",
     "import random; random.seed(1)": "it seeds random, or draws from it, when it is imported",
     "import random; random.random()": "it seeds random, or draws from it, when it is imported",
