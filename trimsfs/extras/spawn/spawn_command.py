@@ -119,6 +119,8 @@ def spawn(
 def _servers(socket: str) -> list[Ask]:
     """What asks each server of this user, or the one at a socket."""
     if socket:
+        if ask(socket, "tell") is None:
+            raise NoSuchEntryError(f"no fork server listens at {socket}")
         return [partial(ask, socket)]
     try:
         directory = Directory()

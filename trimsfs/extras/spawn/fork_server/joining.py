@@ -29,8 +29,10 @@ NAMESPACES = {
     "cgroup": 0x02000000,
 }
 """By the kernel's name, the flag of each kind of namespace."""
-OF_CONTAINERS = ("HOSTNAME", "container", "KUBERNETES_*", "NOTIFY_SOCKET", "JOURNAL_STREAM", "MEMORY_PRESSURE_*")
-"""Variables that differ between containers and that no library reads when it is imported."""
+OF_CONTAINERS = ("HOSTNAME", "container", "KUBERNETES_*")
+OF_SERVICES = ("NOTIFY_SOCKET", "JOURNAL_STREAM", "MEMORY_PRESSURE_*", "SYSTEMD_EXEC_PID", "RUNTIME_DIRECTORY", "LISTEN_*")
+"""Variables that differ between containers or services, and that no library reads when it is imported."""
+_OWN = "TRIMSFS_SPAWN_*"
 _PEER_PIDFD = 77
 """``SO_PEERPIDFD``, of Linux 6.5."""
 _CREDENTIALS = struct.Struct("iII")
@@ -61,7 +63,7 @@ class Joining:
     def __init__(self, line: Sequence[str], vary: Sequence[str], allow: Sequence[str], first: int) -> None:
         self._first = first
         self._line = list(line)
-        self._vary = (*OF_SESSIONS, *OF_CONTAINERS, *vary)
+        self._vary = (*OF_SESSIONS, *OF_CONTAINERS, *OF_SERVICES, _OWN, *vary)
         self._allow = frozenset(allow)
         self._environment = dict(os.environ)
         _control(_PR_SET_CHILD_SUBREAPER, 1)
@@ -71,11 +73,14 @@ class Joining:
         if order["interpreter"] != self._line:
             raise RefusedError(f"the fork server runs {' '.join(self._line)}")
         theirs = order["environment"]
-        for name in sorted(theirs.keys() | self._environment.keys()):
-            if theirs.get(name) != self._environment.get(name) and not any(
-                matches(name, pattern) for pattern in self._vary
-            ):
-                raise RefusedError(f"{name} is another than the fork server's: give that --vary {name}")
+        others = [
+            name
+            for name in sorted(theirs.keys() | self._environment.keys())
+            if theirs.get(name) != self._environment.get(name)
+            and not any(matches(name, pattern) for pattern in self._vary)
+        ]
+        if others:
+            raise RefusedError(f"variables differ from the fork server's: give that --vary {','.join(others)}")
         pid, user, group = _CREDENTIALS.unpack(
             connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         )

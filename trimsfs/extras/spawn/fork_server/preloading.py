@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 
 from trimsfs.extras.spawn.fork_server.random_state import RandomState
+from trimsfs.extras.spawn.fork_server.successors import FAILED
 from trimsfs.extras.spawn.fork_server.thread_count import ThreadCount, end_idle_pools, names
 
 FileState = tuple[int, int, int]
@@ -46,7 +47,7 @@ class Preloading:
                 try:
                     importlib.import_module(name)
                 except BaseException as error:  # whatever it is, the program must meet it, not this server
-                    raise UnfitError(name, f"its import failed: {type(error).__name__}: {error}") from error
+                    raise UnfitError(name, f"{FAILED}: {type(error).__name__}: {error}") from error
                 for stream in (sys.stdout, sys.stderr):
                     stream.flush()
                 if output.written:

@@ -7,6 +7,7 @@ import socket
 import sys
 from typing import Any
 
+FAILED = "its import failed"
 MOST = 12
 """So often may a server be started anew before it learns nothing more."""
 
@@ -28,7 +29,11 @@ class Successors:
         try:
             with open(self._path) as file:
                 known = json.load(file)
-            self.left_out = {str(name): str(reason) for name, reason in known["left_out"].items()}
+            self.left_out = {
+                str(name): str(reason)
+                for name, reason in known["left_out"].items()
+                if generation or not reason.startswith(FAILED)  # what was missing may be there now
+            }
             if self.learns:
                 self.modules = [str(name) for name in known["modules"]]
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
