@@ -46,6 +46,12 @@ class ForkServers:
         variables = self.environment | (environment or {})
         return subprocess.run(self.line(*words, options=options), env=variables, check=False, **defaults | more)
 
+    def plain(self, *words: str | Path, environment: dict[str, str] | None = None) -> str:
+        """What a program prints that is started as it is."""
+        variables = self.environment | (environment or {})
+        done = subprocess.run(words, env=variables, check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
+        return done.stdout
+
     def start(self, *words: str | Path, **more: Any) -> "subprocess.Popen[str]":
         """Start a program in a fork."""
         pipe = subprocess.PIPE
