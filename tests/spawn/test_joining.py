@@ -8,6 +8,7 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -230,7 +231,10 @@ print(receiver.wait()[0], flush=True)
 
 
 def test_messages_that_are_none_end_a_connection_and_no_server(server: ServerAtSocket) -> None:
-    for message in ({}, {"do": "run"}, {"do": "run", "environment": 3}):
+    order = {"do": "run", "interpreter": [PYTHON], "environment": 3, "descriptors": []}
+    messages: list[dict[str, Any]] = [{}, {"do": "run"}, {"do": "run", "environment": 3}, order]
+    messages.append({"do": "run", "descriptors": [1 << 70]})
+    for message in messages:
         channel = socket.socket(socket.AF_UNIX)
         channel.settimeout(TIMEOUT_S)
         channel.connect(str(server.path))
@@ -243,6 +247,11 @@ def test_messages_that_are_none_end_a_connection_and_no_server(server: ServerAtS
     with socket.socket(socket.AF_UNIX) as channel:
         channel.connect(str(server.path))
         channel.sendall(b"\xff" * 100)
+        while channel.recv(4096):
+            pass
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.connect(str(server.path))
+        channel.sendall(b"\0\1\0\0\0\0\0\0" + b"[" * (1 << 16))
         while channel.recv(4096):
             pass
     assert ask(str(server.path), "tell") is not None

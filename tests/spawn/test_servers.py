@@ -35,6 +35,18 @@ def test_servers_are_listed_and_ended(servers: ForkServers) -> None:
     assert len(servers.command("--list").stdout.splitlines()) == 1
 
 
+def test_a_server_that_imports_is_listed_by_its_own_pid(servers: ForkServers, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(f"import time; open({str(tmp_path / 'begun')!r}, 'w'); time.sleep(3)")
+    script = tmp_path / "program.py"
+    script.write_text("import os; print(os.getppid())")
+    line = servers.line(sys.executable, script, options=("--preload", "slow"))
+    with subprocess.Popen(line, stdout=subprocess.PIPE, env=servers.environment, text=True) as caller:
+        wait_until((tmp_path / "begun").exists)
+        (pid,) = servers.pids()
+        assert caller.stdout is not None
+        assert int(caller.stdout.read()) == pid
+
+
 def test_programs_go_on_when_their_server_is_told_to_end(servers: ForkServers) -> None:
     caller = servers.start(
         sys.executable, "-c", "print('begun', flush=True); input(); print('ended')", stdin=subprocess.PIPE
@@ -82,6 +94,27 @@ def test_servers_that_run_programs_do_not(servers: ForkServers) -> None:
     )
     for caller in callers:
         caller.communicate("x\n", timeout=60)
+
+
+@pytest.mark.parametrize("limit", [0.0, 1.0])
+def test_idle_servers_make_room_where_they_have_too_much_memory(
+    servers: ForkServers, monkeypatch: pytest.MonkeyPatch, limit: float
+) -> None:
+    """One that runs a program stays."""
+    monkeypatch.setattr(registry, "MOST_MEMORY", limit)
+    servers.run(*ONE)
+    (idle,) = servers.pids()
+    caller = servers.start(sys.executable, "-c", "print(2, flush=True); input()", stdin=subprocess.PIPE)
+    assert caller.stdout is not None
+    caller.stdout.readline()
+    (busy,) = set(servers.pids()) - {idle}
+    settings = {"title": "", "preload": [], "directory": "", "models": [], "idle_s": 60.0, "joining": None}
+    settings["learned"] = str(servers.place / "learned")
+    servers.directory.start("0" * 32, [sys.executable], settings)
+    wait_until(lambda: servers.pids().count(idle) == (limit > 0))
+    assert busy in servers.pids()
+    assert len(servers.pids()) == 2 + (limit > 0)
+    caller.communicate("x\n", timeout=60)
 
 
 def test_another_user_is_refused(servers: ForkServers) -> None:

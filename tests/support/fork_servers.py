@@ -61,13 +61,13 @@ class ForkServers:
         """The fork servers that run."""
         if not list((self.place / "sockets").glob("*.socket")):
             return []
-        directory = self._directory
+        directory = self.directory
         answers = [directory.ask(name, "tell") for name in directory.names()]
         return sorted(answer[0] for answer in answers if answer is not None)
 
     def facts(self) -> list[dict[str, Any]]:
         """What each server tells of itself."""
-        directory = self._directory
+        directory = self.directory
         return [answer[1] for name in directory.names() if (answer := directory.ask(name, "tell"))]
 
     def logs(self) -> str:
@@ -86,7 +86,7 @@ class ForkServers:
         )
 
     @cached_property
-    def _directory(self) -> Directory:
+    def directory(self) -> Directory:
         with _variable(DIRECTORY, self.environment[DIRECTORY]):
             return Directory()
 

@@ -1,6 +1,7 @@
 """``trimsfs spawn``: runs a Python program in a fork of a process that has imported its libraries already."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -97,6 +98,8 @@ def spawn(
             _stop(servers, command)
         else:
             _list(servers)
+        if not socket:
+            _clean()
         return
     if not command:
         raise click.UsageError("Missing argument 'COMMAND...'.")
@@ -114,6 +117,12 @@ def spawn(
     if socket and (preload or models or vary):
         raise click.UsageError("--preload, --model and --vary go with --serve.")
     run(command, preload=preload, models=models, vary=vary, socket=socket)
+
+
+def _clean() -> None:
+    """Remove the files of servers that have ended; those do no harm where they cannot be removed."""
+    with suppress(PlainError, OSError):
+        Directory().clean()
 
 
 def _servers(socket: str) -> list[Ask]:

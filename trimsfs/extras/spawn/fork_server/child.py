@@ -119,13 +119,6 @@ def _open_standard_streams() -> None:
         )
 
 
-def raised(number: int, first: int) -> int:
-    """Move a descriptor to a number from *first* up; programs that this process starts do not get it."""
-    moved = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, first)
-    os.close(number)
-    return moved
-
-
 def set_title(line: Iterable[str]) -> None:
     """Have ps show *line* as this process's command line, cut to the room that the server's own had."""
     words = list(line)

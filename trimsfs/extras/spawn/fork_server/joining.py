@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from trimsfs.extras.spawn.caller import OF_SESSIONS, Status, matches
-from trimsfs.extras.spawn.fork_server.child import raised
+from trimsfs.extras.spawn.messages import peer, raised
 
 NAMESPACES = {
     "user": 0x10000000,
@@ -30,12 +30,13 @@ NAMESPACES = {
 }
 """By the kernel's name, the flag of each kind of namespace."""
 OF_CONTAINERS = ("HOSTNAME", "container", "KUBERNETES_*")
-OF_SERVICES = ("NOTIFY_SOCKET", "JOURNAL_STREAM", "MEMORY_PRESSURE_*", "SYSTEMD_EXEC_PID", "RUNTIME_DIRECTORY", "LISTEN_*")
+OF_SERVICES = (
+    *("NOTIFY_SOCKET", "JOURNAL_STREAM", "MEMORY_PRESSURE_*", "SYSTEMD_EXEC_PID", "RUNTIME_DIRECTORY", "LISTEN_*"),
+)
 """Variables that differ between containers or services, and that no library reads when it is imported."""
 _OWN = "TRIMSFS_SPAWN_*"
-_PEER_PIDFD = 77
+PEER_PIDFD = 77
 """``SO_PEERPIDFD``, of Linux 6.5."""
-_CREDENTIALS = struct.Struct("iII")
 SECCOMP, CGROUP, LABEL = "seccomp", "cgroup", "label"
 ALLOWABLE = (CGROUP, LABEL, SECCOMP)
 """What ``--allow`` takes: that a fork has the server's control group, or its label of AppArmor or SELinux; that filters
@@ -81,13 +82,11 @@ class Joining:
         ]
         if others:
             raise RefusedError(f"variables differ from the fork server's: give that --vary {','.join(others)}")
-        pid, user, group = _CREDENTIALS.unpack(
-            connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
+        pid, user, group = peer(connection)
         if pid == 0:
             raise RefusedError("its process is in a PID namespace that the fork server cannot see: share that")
         try:
-            pidfd = connection.getsockopt(socket.SOL_SOCKET, _PEER_PIDFD)
+            pidfd = connection.getsockopt(socket.SOL_SOCKET, PEER_PIDFD)
         except OSError as error:
             raise RefusedError(f"the kernel does not tell which process asks, as Linux 6.5 does: {error}") from error
         return Peer(pid, raised(pidfd, self._first), user, group, self._allow)
@@ -124,7 +123,12 @@ class Peer:
         flags = sum(NAMESPACES[name] for name in ("user", "pid") if name in self._other)
         self._other = [name for name in self._other if name not in {"user", "pid"}]
         reads, writes = os.pipe()
-        between = os.fork()
+        try:
+            between = os.fork()
+        except OSError:
+            os.close(reads)
+            os.close(writes)
+            raise
         if between == 0:
             try:
                 _set_namespaces(self._pidfd, flags)
@@ -294,7 +298,8 @@ def _place_of(process: str, name: str) -> str:
 
 def _place(directory: int) -> str:
     """What tells an open directory from others: a directory may be the root of several mounts."""
-    mount = next(line for line in _content("self", f"fdinfo/{directory}").splitlines() if line.startswith("mnt_id"))
+    lines = _content("self", f"fdinfo/{directory}").splitlines()
+    mount = next((line for line in lines if line.startswith("mnt_id")), "")
     return f"{mount} {os.fstat(directory).st_ino}"
 
 

@@ -8,13 +8,15 @@ import socket
 import sys
 from typing import Any
 
-from trimsfs.extras.spawn.fork_server.child import raised, set_title
+from trimsfs.extras.spawn.fork_server.child import set_title
 from trimsfs.extras.spawn.fork_server.joining import Joining
+from trimsfs.extras.spawn.fork_server.log import log
 from trimsfs.extras.spawn.fork_server.preloading import Preloading, UnfitError
 from trimsfs.extras.spawn.fork_server.programs import Program
 from trimsfs.extras.spawn.fork_server.server import Server
 from trimsfs.extras.spawn.fork_server.successors import Successors
 from trimsfs.extras.spawn.fork_server.thread_count import ThreadCount
+from trimsfs.extras.spawn.messages import raised
 from trimsfs.extras.spawn.models import files_of
 
 FIRST_DESCRIPTOR = 4096
@@ -38,6 +40,8 @@ def main(arguments: list[str]) -> Program | None:
     listener = socket.socket(fileno=raised(listener_number, first))
     if ready >= 0:
         ready = raised(ready, first)
+    else:
+        listener.listen(socket.SOMAXCONN)  # who asks is told this process's pid by the kernel
     set_title(["trimsfs fork-server", settings["title"]])
     successors = Successors(settings, arguments, generation)
     joining = settings["joining"] and Joining(**settings["joining"], first=first)
@@ -77,7 +81,7 @@ def _preload(
     try:
         preloading.load(successors.modules, successors.left_out)
     except UnfitError as unfit:
-        print(unfit, file=sys.stderr, flush=True)
+        log(f"{unfit}")
         successors.leave_out(unfit.name, unfit.reason)
         successors.start_over(*inherited)
     for number in kept:

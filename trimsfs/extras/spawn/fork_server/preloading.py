@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import time
 from collections.abc import Iterable
 
 from trimsfs.extras.spawn.fork_server.random_state import RandomState
@@ -11,6 +12,9 @@ from trimsfs.extras.spawn.fork_server.thread_count import ThreadCount, end_idle_
 
 FileState = tuple[int, int, int]
 """Inode number, size in bytes, and modification time in nanoseconds."""
+_UNKNOWN = (0, 0, 0)
+_TICK_NS = 10_000_000
+"""So much may the time of a change be behind the clock."""
 
 
 class UnfitError(Exception):
@@ -40,6 +44,7 @@ class Preloading:
     def load(self, modules: Iterable[str], left_out: Iterable[str]) -> None:
         """Import *modules* but for those *left_out* and what lies in them. Raises UnfitError."""
         skipped = tuple(left_out)
+        began_at = time.time_ns()
         with _Captured() as output, self._random.watched():
             for name in modules:
                 if name in sys.modules or any(name == other or name.startswith(f"{other}.") for other in skipped):
@@ -54,6 +59,9 @@ class Preloading:
                     raise UnfitError(name, "it prints when it is imported")
                 self._look(name)
         self.files = dict(_files())
+        for path in self.files:
+            if began_at - _TICK_NS <= _changed_at(path) <= time.time_ns():
+                self.files[path] = _UNKNOWN  # a module may have been loaded from what it was before
 
     def _look(self, name: str) -> None:
         if (generator := self._random.used()) is not None:
@@ -152,6 +160,13 @@ def _state(path: str) -> FileState | None:
     except OSError:
         return None
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _changed_at(path: str) -> int:
+    try:
+        return os.stat(path).st_ctime_ns
+    except OSError:
+        return 0
 
 
 def _children() -> set[str]:
