@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,8 +18,8 @@ from tests.engines.matrix import REPEATED, Row, matrix
 from tests.services.seaweed import start_seaweed
 
 HEAD = """\
-| engine | model, MB | mapped | copied | cold / local | warm / local | why copied |
-| --- | ---: | ---: | ---: | ---: | ---: | --- |
+| engine | model, MB | mapped | copied | cold / local | warm / local | why copied | forked |
+| --- | ---: | ---: | ---: | ---: | ---: | --- | --- |
 """
 
 
@@ -30,7 +31,7 @@ def markdown(rows: Sequence[Row]) -> str:
         engine = known[row.engine]
         lines.append(
             f"| {engine.title} | {row.size / 1e6:.0f} | {row.mapped / 1e6:.0f} | {row.copied / 1e6:.0f} | "
-            f"{row.cold_s / row.local_s:.1f} | {row.warm_s / row.local_s:.2f} | {engine.copies} |"
+            f"{row.cold_s / row.local_s:.1f} | {row.warm_s / row.local_s:.2f} | {engine.copies} | {row.forked.how} |"
         )
     return HEAD + "\n".join(lines) + "\n"
 
@@ -59,7 +60,7 @@ def main() -> None:
                 continue
             try:
                 rows.append(here.row(engine))
-            except (ChildError, TooSlowError, OSError) as error:
+            except (ChildError, TooSlowError, OSError, AssertionError, subprocess.TimeoutExpired) as error:
                 failures.append(f"{engine.name}: {error}")
                 console.print(f"[red]{failures[-1]}[/red]", highlight=False)
                 continue
@@ -68,8 +69,9 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "results.json").write_text(json.dumps([asdict(row) for row in rows], indent=1))
     (options.output / "table.md").write_text(markdown(rows))
-    console.print(markdown(rows), highlight=False)
+    console.print(markdown(rows), highlight=False, soft_wrap=True)
     failures += [f"{row.engine}: another output from the mount" for row in rows if not row.equal]
+    failures += [f"{row.engine}: another output in a fork" for row in rows if not row.forked.equal]
     for failure in failures:
         console.print(f"failed: {failure}", style="red", highlight=False)
     sys.exit(1 if failures else 0)

@@ -1,4 +1,4 @@
-"""Have engines load their models from local files and from a mount, and compare."""
+"""Have engines load their models from local files and from a mount, also in forks of `trimsfs spawn`, and compare."""
 
 import statistics
 import subprocess
@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.benchmarks.children import ChildError, Program
 from tests.engines.engines import REPOSITORY, Engine, builder, command
+from tests.engines.forks import Forked, forked
 from tests.services import S3Server
 from tests.support.mounts import MountedStore, mounted, trimsfs
 
@@ -23,7 +24,7 @@ SHARERS = 2
 @dataclass(frozen=True, slots=True)
 class Row:
     """What came of one engine. Times in seconds, of load and first use; *mapped* and *copied* in bytes, of each of two
-    processes at once; *size* is that of the files it loads."""
+    processes at once; *size* is that of the files it loads. *forked* tells of forks that load from the mount."""
 
     engine: str
     size: int
@@ -33,6 +34,7 @@ class Row:
     mapped: int
     copied: int
     equal: bool
+    forked: Forked
 
 
 @dataclass(slots=True)
@@ -48,7 +50,7 @@ class Matrix:
     _built: set[str] = field(default_factory=set)
 
     def row(self, engine: Engine) -> Row:
-        """Load the model of one engine in each way. Raises ChildError and TooSlowError."""
+        """Load the model of one engine in each way. Raises ChildError, TooSlowError, and as `forked`."""
         directory = self._model(engine)
         on_mount = self.mount.path / engine.program
         done = trimsfs("evict", on_mount)
@@ -61,6 +63,7 @@ class Matrix:
             warm.append(self._load(engine, on_mount))
         loaded, memory = self._memory(engine, on_mount)
         outputs = {each["digest"] for each in (*local, cold, *warm, *loaded)}
+        place = self.local.parent / f"forks-{engine.program}-{engine.way}"
         return Row(
             engine=engine.name,
             size=cold["size"],
@@ -70,6 +73,7 @@ class Matrix:
             mapped=min(each["mapped"] for each in memory),
             copied=min(each["copied"] for each in memory),
             equal=len(outputs) == 1,
+            forked=forked(command(engine, "load", engine.way), on_mount, place, LOAD_S),
         )
 
     def _load(self, engine: Engine, directory: Path) -> dict[str, Any]:

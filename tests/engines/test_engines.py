@@ -42,6 +42,9 @@ def test_an_engine_loads_by_path_what_it_loads_locally(models: Matrix, engine: E
         pytest.skip(f"make engines makes {engine.environment}")
     row = models.row(engine)
     assert row.equal
+    assert row.forked.equal
+    if engine.name in QUICK:
+        assert row.forked.how == "yes"
     if not engine.copies:
         assert row.mapped > row.size / 2 or row.copied < row.size * MOST_COPIED
 

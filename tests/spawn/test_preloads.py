@@ -10,6 +10,7 @@ import pytest
 from tests.support.fork_servers import ForkServers
 from tests.support.mounts import wait_until
 
+REPOSITORY = Path(__file__).parents[2]
 UNFIT = {
     "import threading, time; threading.Thread(target=time.sleep, args=(99,), daemon=True).start()": "it starts threads",
     "print('hello')": "it prints when it is imported",
@@ -95,6 +96,96 @@ def test_a_program_whose_imports_do_not_fit_is_forked_without_them(servers: Fork
     assert servers.run(sys.executable, script, environment=more).stdout == "False\nnoisy\n"
     wait_until(lambda: servers.run(sys.executable, script, environment=more).stdout == "True\nnoisy\n")
     assert servers.run(sys.executable, script, environment=more).stderr == ""
+
+
+def test_what_imports_a_module_that_is_left_out_is_left_out_with_it(servers: ForkServers, tmp_path: Path) -> None:
+    package = tmp_path / "site" / "package"
+    package.mkdir(parents=True)
+    (package.parent / "draws.py").write_text("import random; random.random()")
+    (package.parent / "fit.py").write_text("")
+    for number in range(30):
+        (package / f"part{number}.py").write_text("import draws")
+    (package / "__init__.py").write_text("from package import " + ", ".join(f"part{number}" for number in range(30)))
+    (package.parent / "uses.py").write_text("import package")
+    script = tmp_path / "app" / "program.py"
+    script.parent.mkdir()
+    script.write_text("import sys; print('fit' in sys.modules, 'package' in sys.modules); import draws, uses, fit")
+    more = {"PYTHONPATH": f"{package.parent}:{REPOSITORY}"}
+    assert servers.run(sys.executable, script, environment=more).stdout == "False False\n"
+    wait_until(lambda: servers.run(sys.executable, script, environment=more).stdout == "True False\n")
+    (line,) = (line for line in servers.command("--list").stdout.splitlines() if " is left out: " in line)
+    assert line.endswith("; with it modules of package, uses, which import it")
+    assert f"draws is left out: {UNFIT['import random; random.random()']}" in line
+
+
+def test_modules_of_a_package_are_left_out_one_by_one_however_many_they_are(
+    servers: ForkServers, tmp_path: Path
+) -> None:
+    package = tmp_path / "site" / "package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    for number in range(20):
+        (package / f"part{number}.py").write_text("import random; random.random()")
+    names = ", ".join(f"package.part{number}" for number in range(20))
+    script = tmp_path / "app" / "program.py"
+    script.parent.mkdir()
+    script.write_text(f"import sys; print(sorted(n for n in sys.modules if 'package' in n)); import {names}")
+    more = {"PYTHONPATH": f"{package.parent}:{REPOSITORY}"}
+    assert servers.run(sys.executable, script, environment=more).stdout == "[]\n"
+    wait_until(lambda: servers.run(sys.executable, script, environment=more).stdout == "['package']\n")
+
+
+def test_a_module_that_is_left_out_need_not_be_written_down(servers: ForkServers, tmp_path: Path) -> None:
+    (tmp_path / "unfit.py").write_text("print('unfit')")
+    script = tmp_path / "program.py"
+    script.write_text("import sys; print('unfit' in sys.modules)")
+    done = servers.run(
+        sys.executable, script, options=("--preload=unfit",), environment={"XDG_CACHE_HOME": "/dev/null"}
+    )
+    assert done.stdout == "False\n"
+    assert done.stderr == "trimsfs: unfit is not preloaded: it prints when it is imported\n"
+
+
+def test_rich_is_there_and_numbers_its_links_anew_in_each_fork(servers: ForkServers, tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import sys; print('rich.style' in sys.modules); import rich.style; print(next(rich.style._id_generator))"
+    )
+    done = [servers.run(sys.executable, script, options=("--preload=rich.console",)) for _ in range(2)]
+    assert [each.stderr for each in done] == ["", ""]
+    assert [each.stdout.partition("\n")[0] for each in done] == ["True", "True"]
+    assert done[0].stdout != done[1].stdout
+
+
+PAUSES = """
+import numpy as np
+def retry(func=None, initial_delay=0, wait=np.logspace(-1, 1, 5) * np.random.rand(5), exceptions=Exception): return wait
+"""
+
+
+@pytest.mark.parametrize("more", ["", "np.random.rand()"])
+def test_pauses_that_jax_draws_are_drawn_in_each_fork_and_what_draws_more_is_left_out(
+    servers: ForkServers, tmp_path: Path, more: str
+) -> None:
+    clusters = tmp_path / "jax" / "_src" / "clusters"
+    clusters.mkdir(parents=True)
+    (clusters / "k8s_cluster.py").write_text(PAUSES + more)
+    for package in (clusters, clusters.parent, clusters.parent.parent):
+        (package / "__init__.py").write_text("")
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import sys; print('jax._src.clusters.k8s_cluster' in sys.modules)\n"
+        "from jax._src.clusters.k8s_cluster import retry; print(*retry())"
+    )
+    options = ("--preload=jax._src.clusters.k8s_cluster",)
+    done = [servers.run(sys.executable, script, options=options) for _ in range(2)]
+    assert [each.stdout.partition("\n")[0] for each in done] == [str(not more)] * 2
+    assert [each.stderr == "" for each in done] == [not more] * 2
+    pauses = [each.stdout.split()[1:] for each in done]
+    assert pauses[0] != pauses[1]
+    for each in pauses:
+        assert all(0 <= float(pause) <= 10 for pause in each)
+        assert len(each) == 5
 
 
 def test_a_changed_file_is_imported_anew(servers: ForkServers, tmp_path: Path) -> None:

@@ -25,10 +25,15 @@ def end_with_parent(channel: socket.socket) -> None:
 
     A change of the user, or of the parent, would undo that.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+    be_killed_with_parent()
     with suppress(BlockingIOError):
         if not channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
             raise EOFError
+
+
+def be_killed_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
 
 
 def become(

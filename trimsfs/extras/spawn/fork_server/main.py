@@ -10,7 +10,6 @@ from typing import Any
 
 from trimsfs.extras.spawn.fork_server.child import set_title
 from trimsfs.extras.spawn.fork_server.joining import Joining
-from trimsfs.extras.spawn.fork_server.log import log
 from trimsfs.extras.spawn.fork_server.preloading import Preloading, UnfitError
 from trimsfs.extras.spawn.fork_server.programs import Program
 from trimsfs.extras.spawn.fork_server.server import Server
@@ -21,8 +20,8 @@ from trimsfs.extras.spawn.models import files_of
 
 FIRST_DESCRIPTOR = 4096
 """Below are the numbers of callers' descriptors; fewer where this process may not open so many."""
-WITHOUT_THREADS = {"ORT_DISABLE_TELEMETRY": "1"}
-"""Variables by which libraries start no thread at their import. Programs get their callers' values again."""
+WITHOUT_THREADS = {"ORT_DISABLE_TELEMETRY": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+"""Variables by which libraries start no thread at their import, unless callers set them. Programs do not get them."""
 _MADV_POPULATE_READ = 22
 _models: list[mmap.mmap] = []
 """Mapped as long as this process, or a fork of it, runs."""
@@ -46,7 +45,8 @@ def main(arguments: list[str]) -> Program | None:
     successors = Successors(settings, arguments, generation)
     joining = settings["joining"] and Joining(**settings["joining"], first=first)
     os.chdir("/")
-    os.environ.update(WITHOUT_THREADS)
+    for name, value in WITHOUT_THREADS.items():
+        os.environ.setdefault(name, value)
     models = files_of(settings["models"])
     _map_models([path for path, *_ in models])
     preloading = _preload(settings, successors, threads, [listener.fileno(), ready], first)
@@ -79,10 +79,12 @@ def _preload(
     if settings["directory"] and not sys.flags.safe_path:
         sys.path.insert(0, settings["directory"])
     try:
+        if successors.doubts:
+            for unfit in preloading.sift(successors.modules, successors.left_out):
+                successors.leave_out(unfit)
         preloading.load(successors.modules, successors.left_out)
     except UnfitError as unfit:
-        log(f"{unfit}")
-        successors.leave_out(unfit.name, unfit.reason)
+        successors.leave_out(unfit)
         successors.start_over(*inherited)
     for number in kept:
         os.close(number)

@@ -1,15 +1,21 @@
 """Imports modules so that forks have them, and finds those of which a fork would not do what a new process does."""
 
 import importlib
+import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 
+from trimsfs.extras.spawn.fork_server.child import be_killed_with_parent
 from trimsfs.extras.spawn.fork_server.random_state import RandomState
-from trimsfs.extras.spawn.fork_server.successors import FAILED
-from trimsfs.extras.spawn.fork_server.thread_count import ThreadCount, end_idle_pools, names
+from trimsfs.extras.spawn.fork_server.thread_count import ThreadCount, end_idle_pools
 
+FAILED = "its import failed"
+"""Begins the reason to leave a module out whose import may not fail another time."""
+IMPORTS = "it imports "
+"""Begins the reason to leave a module out that imports one that is left out: that one's name follows."""
 FileState = tuple[int, int, int]
 """Inode number, size in bytes, and modification time in nanoseconds."""
 _UNKNOWN = (0, 0, 0)
@@ -41,23 +47,62 @@ class Preloading:
         self.models: dict[str, FileState] = {}
         """Files that are mapped, as they were."""
 
+    def sift(self, modules: Sequence[str], left_out: Iterable[str]) -> Iterator[UnfitError]:
+        """Import *modules* as `load`, but have a fork try them first, and tell of each that is unfit.
+
+        Who hears of it leaves it out. So this process never has what it should not have, and need not begin anew.
+        """
+        rest = list(modules)
+        while (unfit := self._tried(rest, left_out)) is not None:
+            at = next(place for place, name in enumerate(rest) if lies_in(name, [unfit.name]))
+            self.load(rest[:at], left_out)
+            del rest[: at + 1]
+            yield unfit
+
+    def _tried(self, modules: Iterable[str], left_out: Iterable[str]) -> UnfitError | None:
+        """What is unfit first when a fork imports *modules*."""
+        end_idle_pools()
+        told = os.memfd_create("trimsfs-unfit")
+        pid = os.fork()
+        if pid == 0:
+            try:
+                be_killed_with_parent()
+                self._random.restore()
+                self.load(modules, left_out)
+            except UnfitError as unfit:
+                os.write(told, json.dumps([unfit.name, unfit.reason]).encode())
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+        with open(told, "rb") as file:
+            file.seek(0)
+            text = file.read()
+        return UnfitError(*json.loads(text)) if text else None
+
     def load(self, modules: Iterable[str], left_out: Iterable[str]) -> None:
-        """Import *modules* but for those *left_out* and what lies in them. Raises UnfitError."""
+        """Import *modules*, and before each the packages around it, but nothing that lies in what is *left_out*.
+
+        Raises UnfitError.
+        """
         skipped = tuple(left_out)
         began_at = time.time_ns()
+        absent = [name for name in skipped if name not in sys.modules]
         with _Captured() as output, self._random.watched():
-            for name in modules:
-                if name in sys.modules or any(name == other or name.startswith(f"{other}.") for other in skipped):
-                    continue
-                try:
-                    importlib.import_module(name)
-                except BaseException as error:  # whatever it is, the program must meet it, not this server
-                    raise UnfitError(name, f"{FAILED}: {type(error).__name__}: {error}") from error
-                for stream in (sys.stdout, sys.stderr):
-                    stream.flush()
-                if output.written:
-                    raise UnfitError(name, "it prints when it is imported")
-                self._look(name)
+            for module in modules:
+                for name in accumulate(module.split("."), "{}.{}".format):
+                    if name in sys.modules or lies_in(name, skipped):
+                        continue
+                    try:
+                        importlib.import_module(name)
+                    except BaseException as error:  # whatever it is, the program must meet it, not this server
+                        raise UnfitError(name, f"{FAILED}: {type(error).__name__}: {error}") from error
+                    for stream in (sys.stdout, sys.stderr):
+                        stream.flush()
+                    if (other := next((other for other in absent if other in sys.modules), None)) is not None:
+                        raise UnfitError(name, f"{IMPORTS}{other}")
+                    if output.written:
+                        raise UnfitError(name, "it prints when it is imported")
+                    self._look(name)
         self.files = dict(_files())
         for path in self.files:
             if began_at - _TICK_NS <= _changed_at(path) <= time.time_ns():
@@ -75,7 +120,7 @@ class Preloading:
         if len(os.listdir("/proc/self/task")) > 1:
             end_idle_pools()
             if self._threads.try_fork() > 1:
-                raise UnfitError(name, f"it starts threads ({', '.join(names())})")
+                raise UnfitError(name, f"it starts threads ({', '.join(self._threads.names)})")
         if "." not in name and _shared_memory() - self._shared:
             raise UnfitError(name, "it has memory that all forks would share and could write")
 
@@ -143,6 +188,11 @@ def _is_own(path: str, directory: str) -> bool:
         return False
     environments = (os.path.realpath(prefix) + os.sep for prefix in {sys.prefix, sys.base_prefix})
     return not any(prefix.startswith(directory + os.sep) and real.startswith(prefix) for prefix in environments)
+
+
+def lies_in(name: str, others: Iterable[str]) -> bool:
+    """Whether a module is one of *others*, or lies in a package of them."""
+    return any(name == other or name.startswith(f"{other}.") for other in others)
 
 
 def _files() -> Iterable[tuple[str, FileState]]:

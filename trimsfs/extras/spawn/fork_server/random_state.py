@@ -6,8 +6,9 @@ MXNet's generator starts with the same seed in every process, so it stays as it 
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.machinery import ModuleSpec, PathFinder
+from itertools import count
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +23,26 @@ def _torch_seed(module: Any) -> Any:
 
 
 _STATES: dict[str, Callable[[Any], Any]] = {"numpy.random": _numpy_state, "torch": _torch_seed}
+
+
+def _number_links(module: Any) -> None:
+    module._id_generator = count(random.getrandbits(24))
+
+
+def _vary_pauses(module: Any) -> None:
+    numpy = module.np
+    for value in module.retry.__defaults__:
+        if isinstance(value, numpy.ndarray):
+            value[:] = numpy.logspace(-1, 1, len(value)) * numpy.random.rand(len(value))
+
+
+_DRAWS: dict[str, Callable[[Any], None]] = {
+    "rich.style": _number_links,
+    "jax._src.clusters.k8s_cluster": _vary_pauses,
+}
+"""Modules that draw when they are imported, and what does that once more: all that they drew is another then."""
+_drawn: list[str] = []
+"""Those that did so, and that forks have draw again."""
 
 
 class RandomState:
@@ -41,6 +62,10 @@ class RandomState:
         finally:
             sys.meta_path.remove(finder)
 
+    def restore(self) -> None:
+        """In a fork, whose generator Python has seeded: have it as before."""
+        random.setstate(self._random)
+
     def used(self) -> str | None:
         """A generator that an import has seeded or drawn from; None if there is none.
 
@@ -58,7 +83,7 @@ class _Finder:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name not in _STATES:
+        if name not in _STATES and name not in _DRAWS:
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
@@ -67,7 +92,7 @@ class _Finder:
 
 
 class _Loader:
-    """Runs another loader, and then notes the state of the generator."""
+    """Runs another loader, and then notes the state of the generator, or undoes what a fork draws anew."""
 
     def __init__(self, loader: Any, first: dict[str, Any]) -> None:
         self._loader = loader
@@ -76,17 +101,51 @@ class _Loader:
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self._loader
-        self._loader.exec_module(module)
         name = module.__name__
-        self._first[name] = _STATES[name](module)
+        before = _states() if name in _DRAWS else None
+        self._loader.exec_module(module)
+        if before is None:
+            self._first[name] = _STATES[name](module)
+        else:
+            of_python, of_numpy = before
+            _undo((of_python, of_numpy or self._first.get("numpy.random")), name)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
 
 
+def _undo(before: Any, name: str) -> None:
+    """Have generators in the state *before* the import of a module, if that drew what forks can draw again, no more."""
+    after = _states()
+    _restore(before)
+    with suppress(AttributeError, TypeError):  # another version
+        _DRAWS[name](sys.modules[name])
+        if _states() == after != before:
+            _restore(before)
+            _drawn.append(name)
+            return
+    _restore(after)
+
+
+def _states() -> Any:
+    """The states of Python's generator and of NumPy's, if that is there."""
+    module = sys.modules.get("numpy.random")
+    return random.getstate(), module and _numpy_state(module)
+
+
+def _restore(states: Any) -> None:
+    random.setstate(states[0])
+    if states[1]:
+        kind, words, rest = states[1]
+        numpy = sys.modules["numpy"]
+        numpy.random.set_state((kind, numpy.frombuffer(words, numpy.uint32), *rest))
+
+
 def renew() -> None:
-    """In a fork: seed the generators as a new process would. Python's own does so by itself."""
+    """In a fork: seed the generators as a new process would, and draw anew. Python's own is seeded by itself."""
     if module := sys.modules.get("numpy.random"):
         module.seed()
     if module := sys.modules.get("torch"):
         module.default_generator.seed()
+    for name in _drawn:
+        _DRAWS[name](sys.modules[name])

@@ -203,7 +203,7 @@ class Server:
             "idle_s": round(time.monotonic() - self._used_at),
             "modules": len(sys.modules),
             "title": self._successors.settings["title"],
-            "left_out": [f"{name} is left out: {why}" for name, why in self._successors.left_out.items()],
+            "left_out": self._successors.told,
         }
 
     def _order(self, caller: Caller, order: Message, descriptors: list[int]) -> Program | None:

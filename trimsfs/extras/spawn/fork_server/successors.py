@@ -9,9 +9,9 @@ from contextlib import suppress
 from typing import Any
 
 from trimsfs.extras.spawn.fork_server.log import log
+from trimsfs.extras.spawn.fork_server.preloading import FAILED, IMPORTS, UnfitError, lies_in
 from trimsfs.extras.spawn.messages import raised
 
-FAILED = "its import failed"
 MOST = 12
 """So often may a server be started anew before it learns nothing more."""
 _LEFT_OUT = "TRIMSFS_SPAWN_LEFT_OUT"
@@ -36,12 +36,14 @@ class Successors:
         try:
             with open(self._path) as file:
                 known = json.load(file)
-            self.left_out = {
-                str(name): str(reason)
-                for name, reason in known["left_out"].items()
-                if generation or not reason.startswith(FAILED)  # what was missing may be there now
-            }
-            if self.learns:
+            self.left_out = {str(name): str(reason) for name, reason in known["left_out"].items()}
+            if not generation:  # what was missing may be there now
+                failed = {name for name, reason in self.left_out.items() if reason.startswith(FAILED)}
+                again = failed | {
+                    name for name, reason in self.left_out.items() if reason.removeprefix(IMPORTS) in failed
+                }
+                self.left_out = {name: reason for name, reason in self.left_out.items() if name not in again}
+            if not self.modules:
                 self.modules = [str(name) for name in known["modules"]]
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             pass  # nothing is known yet, or a file was cut short: it is learned again
@@ -53,6 +55,27 @@ class Successors:
         return not self.settings["preload"] and self._generation < MOST
 
     @property
+    def doubts(self) -> bool:
+        """Whether some module may have to be left out that is not known yet: one had to be before."""
+        return self._generation > 0 and bool(self.left_out or self.settings["preload"])
+
+    @property
+    def told(self) -> list[str]:
+        """What is left out, a line for each cause: modules that import another are told with that one."""
+        importers: dict[str, list[str]] = {}
+        for name, reason in self.left_out.items():
+            if reason.startswith(IMPORTS):
+                importers.setdefault(reason.removeprefix(IMPORTS), []).append(name.partition(".")[0])
+        lines = []
+        for name, reason in self.left_out.items():
+            packages = ", ".join(dict.fromkeys(importers.get(name, [])))
+            if not reason.startswith(IMPORTS):
+                lines.append(
+                    f"{name} is left out: {reason}" + (packages and f"; with it modules of {packages}, which import it")
+                )
+        return lines
+
+    @property
     def notes(self) -> list[str]:
         """For callers: what they named, and is not imported before they run."""
         named = self.settings["preload"]
@@ -60,19 +83,15 @@ class Successors:
 
     def learn(self, modules: list[str]) -> bool:
         """Note what a program has imported; whether a successor would import more than this server has."""
-        others = tuple(f"{name}." for name in self.left_out)
-        new = [
-            name
-            for name in modules
-            if name not in self.left_out and not name.startswith(others) and name not in self.modules
-        ]
+        new = [name for name in modules if not lies_in(name, self.left_out) and name not in self.modules]
         self.modules = [*self.modules, *new]
         return bool(new) and self._write()
 
-    def leave_out(self, name: str, reason: str) -> None:
+    def leave_out(self, unfit: UnfitError) -> None:
         """Note a module that must not be imported before a fork."""
-        self.left_out[name] = reason
-        self.modules = [each for each in self.modules if each != name and not each.startswith(f"{name}.")]
+        log(f"{unfit}")
+        self.left_out[unfit.name] = unfit.reason
+        self.modules = [each for each in self.modules if not lies_in(each, [unfit.name])]
         if not self._write():
             self._environment[_LEFT_OUT] = json.dumps(self.left_out)
 

@@ -6,6 +6,7 @@ Libraries that end their threads for a fork do so in handlers that run during it
 import ctypes
 import os
 import struct
+import sys
 import time
 from contextlib import suppress
 
@@ -54,8 +55,11 @@ class ThreadCount:
 
 
 def names() -> list[str]:
-    """What started each thread of this process besides the main one: a library, or else the thread's name."""
-    return sorted(_starter(thread) for thread in os.listdir("/proc/self/task") if int(thread) != os.getpid())
+    """Each thread of this process besides the main one: its name in Python, a library that started it, or its name."""
+    threading = sys.modules.get("threading")
+    known = {str(each.native_id): each.name for each in threading.enumerate()} if threading else {}
+    threads = [thread for thread in os.listdir("/proc/self/task") if int(thread) != os.getpid()]
+    return sorted(known.get(thread) or _starter(thread) for thread in threads)
 
 
 def _starter(thread: str) -> str:
