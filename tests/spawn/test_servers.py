@@ -110,7 +110,7 @@ def test_idle_servers_make_room_where_they_have_too_much_memory(
     (busy,) = set(servers.pids()) - {idle}
     settings = {"title": "", "preload": [], "directory": "", "models": [], "idle_s": 60.0, "joining": None}
     settings["learned"] = str(servers.place / "learned")
-    servers.directory.start("0" * 32, [sys.executable], settings)
+    servers.directory.start("0" * 32, [sys.executable], servers.environment, settings)
     wait_until(lambda: servers.pids().count(idle) == (limit > 0))
     assert busy in servers.pids()
     assert len(servers.pids()) == 2 + (limit > 0)
@@ -191,3 +191,38 @@ def test_a_long_path_of_the_sockets_works(tmp_path: Path) -> None:
     with fork_servers(place) as servers:
         assert servers.run(*ONE).stderr == ""
         assert len(servers.pids()) == 1
+
+
+def test_nothing_of_one_program_is_in_the_memory_of_another(servers: ForkServers) -> None:
+    secret = "a-word-that-only-one-program-has"
+    options, more = ("--vary", "SECRET"), {"SECRET": secret}
+    text = "import os, sys; print(os.getpid(), flush=True); sys.stdin.read()"
+    script = servers.place / "program.py"
+    script.write_text(text)
+    for _ in range(3):
+        assert servers.run(sys.executable, script, secret, options=options, environment=more, input="").returncode == 0
+    line = servers.line(sys.executable, script, options=options)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(line, stdin=pipe, stdout=pipe, text=True, env=servers.environment) as caller:
+        assert caller.stdout is not None
+        other = int(caller.stdout.readline())
+        assert not any(_has(pid, secret) for pid in (other, *servers.pids()))
+        caller.communicate()
+    line = servers.line(sys.executable, script, secret, options=options)
+    with subprocess.Popen(line, stdin=pipe, stdout=pipe, text=True, env=servers.environment | more) as caller:
+        assert caller.stdout is not None
+        assert _has(int(caller.stdout.readline()), secret)
+        caller.communicate()
+
+
+def _has(pid: int, word: str) -> bool:
+    """Whether a process has a word somewhere in memory that it can write."""
+    with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        for line in maps:
+            where, mode, *_ = line.split()
+            if mode.startswith("rw"):
+                start, end = (int(address, 16) for address in where.split("-"))
+                memory.seek(start)
+                if word.encode() in (memory.read(end - start) or b""):
+                    return True
+    return False

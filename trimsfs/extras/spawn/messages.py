@@ -18,8 +18,8 @@ _HEADER = struct.Struct("!II")
 """The length of the JSON text in bytes, and the number of descriptors."""
 _CREDENTIALS = struct.Struct("iII")
 _PIECE = 1 << 18
-MOST_BYTES, MOST_DESCRIPTORS = 16 << 20, 1 << 16
-"""No order is larger: the kernel gives a program 6 MiB of arguments and variables at most."""
+MOST_BYTES, MOST_DESCRIPTORS = 64 << 20, 1 << 16
+"""No order is larger: the kernel gives a program 6 MiB of arguments and variables, and JSON may write each six-fold."""
 
 
 def send(channel: socket.socket, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
@@ -55,7 +55,9 @@ class Receiver:
     Descriptors get numbers from *first* up.
     """
 
-    def __init__(self, channel: socket.socket, first: int = 0) -> None:
+    def __init__(self, channel: socket.socket, first: int = 0, *, most_bytes: int = MOST_BYTES) -> None:
+        self.most_bytes = most_bytes
+        """Of a message; it may be changed."""
         self._channel = channel
         self._first = first
         self._bytes = bytearray()
@@ -88,7 +90,7 @@ class Receiver:
         if len(self._bytes) < _HEADER.size:
             return None
         length, count = _HEADER.unpack_from(self._bytes)
-        if length > MOST_BYTES or count > MOST_DESCRIPTORS:
+        if length > self.most_bytes or count > MOST_DESCRIPTORS:
             raise ValueError(f"a message of {length} bytes and {count} descriptors")
         start = _HEADER.size + -(-count // GROUP)
         if len(self._bytes) < start + length or len(self._descriptors) < count:

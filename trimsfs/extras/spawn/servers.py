@@ -111,7 +111,7 @@ class Directory:
             with suppress(FileNotFoundError):
                 os.unlink(self.path_of(key, kind))
 
-    def start(self, key: str, line: list[str], settings: "dict[str, Any]") -> None:
+    def start(self, key: str, line: list[str], environment: "dict[str, str]", settings: "dict[str, Any]") -> None:
         """Start a server unless one runs. *line* is its interpreter with options. Raises PlainError."""
         try:
             with self.locked():
@@ -119,14 +119,14 @@ class Directory:
                     return
                 self._make_room()
                 try:
-                    self._start(key, line, settings)
+                    self._start(key, line, environment, settings)
                 except OSError:
                     self._forget(key)
                     raise
         except OSError as error:
             raise PlainError(f"no fork server: {error}") from error
 
-    def _start(self, key: str, line: list[str], settings: "dict[str, Any]") -> None:
+    def _start(self, key: str, line: list[str], environment: "dict[str, str]", settings: "dict[str, Any]") -> None:
         path = self.path_of(key, "settings")
         with open(path, "w") as file:
             json.dump(settings, file)
@@ -150,7 +150,7 @@ class Directory:
                 os.posix_spawn(
                     line[0],
                     [*line, PROGRAM, str(listener.fileno()), "-1", "0", path, PADDING],
-                    os.environ,
+                    environment,
                     file_actions=actions,
                     setsid=True,
                     setsigmask=[],

@@ -43,9 +43,10 @@ def spawn(
     status = caller.Status()
     files = files_of(models)
     directory = caller.directory_of(command)
+    environment = caller.common(os.environ, vary)
     imports = [list(preload), directory if preload else caller.script_of(command), files, idle_s]
     try:
-        key = caller.key(command, os.environ, status, vary, imports)
+        key = caller.key(command, environment, status, imports)
     except OSError as error:
         raise PlainError(f"{error.filename}: {error.strerror}") from error
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
@@ -63,7 +64,7 @@ def spawn(
     for _ in range(ATTEMPTS):
         channel = servers.connect(key)
         if channel is None:
-            servers.start(key, [command.path, *command.options], settings)
+            servers.start(key, [command.path, *command.options], environment, settings)
         elif (ended := session.run(channel)) is not None:
             return ended
     raise PlainError(f"the fork server ends when it starts: see {servers.path_of(key, 'log')}")
@@ -101,18 +102,21 @@ class _Session:
 
     def _ready(self, channel: socket.socket, receiver: Receiver) -> bool:
         """Whether a fork waits for the word to run. Raises PlainError."""
-        places = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in (".", "/")]
+        here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             answer = _answer(channel, receiver)
             if answer["is"] == "here":
                 with suppress(BrokenPipeError):  # it may have said why
-                    send(channel, self._order | {"descriptors": self._numbers}, [*places, *self._numbers])
+                    send(channel, {"do": "run"})
+                answer = _answer(channel, receiver)
+            if answer["is"] == "forked":  # by the fork alone is the order read
+                with suppress(BrokenPipeError):
+                    send(channel, self._order | {"descriptors": self._numbers}, [here, *self._numbers])
                 answer = _answer(channel, receiver)
         except (EOFError, OSError):
             return False  # the server has ended meanwhile
         finally:
-            for place in places:
-                os.close(place)
+            os.close(here)
         if answer["is"] == "again":
             return False
         if answer["is"] == "ended":

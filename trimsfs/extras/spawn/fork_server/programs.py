@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import signal
 import socket
 from contextlib import suppress
@@ -9,9 +10,11 @@ from typing import Any
 
 from trimsfs.extras.spawn.fork_server.joining import PEER_PIDFD, Peer
 from trimsfs.extras.spawn.fork_server.preloading import imported_since
-from trimsfs.extras.spawn.messages import Receiver, peer, send
+from trimsfs.extras.spawn.messages import MOST_BYTES, Receiver, peer, send
 
 Message = dict[str, Any]
+MOST_TO_SERVER = 4096
+"""Bytes of the longest message that a server reads itself."""
 
 
 class Program:
@@ -44,10 +47,21 @@ class Caller:
 
     def __init__(self, connection: socket.socket, first: int) -> None:
         self.connection = connection
-        self.receiver = Receiver(connection, first)
+        self.receiver = Receiver(connection, first, most_bytes=MOST_TO_SERVER)
         self.fork: Fork | None = None
         self._is_stopped = False
         self._is_roused = False
+
+    def order(self) -> tuple[Message, list[int]]:
+        """In its fork: wait for its order, and the descriptors beside it. Raises EOFError, OSError and ValueError."""
+        self.receiver.most_bytes = MOST_BYTES
+        arrives = select.poll()
+        arrives.register(self.connection, select.POLLIN)
+        while (whole := self.receiver.message()) is None:
+            arrives.poll()
+            with suppress(BlockingIOError):
+                self.receiver.read(socket.MSG_DONTWAIT)
+        return whole
 
     def stop(self) -> None:
         """Its program has stopped, so it stops. It is not told that: it might read it after it was to go on."""

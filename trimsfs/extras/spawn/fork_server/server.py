@@ -141,12 +141,10 @@ class Server:
             return None
         program = None
         while program is None and caller.connection.fileno() in self._callers:
-            descriptors: list[int] = []
             try:
                 if (whole := caller.receiver.message()) is None:
                     return None
-                message, descriptors = whole
-                program = self._answer(caller, message, descriptors)
+                program = self._answer(caller, whole[0])
             except Exception as error:  # whatever one caller sends, the programs of others must go on
                 if os.getpid() != self._pid:
                     os._exit(1)
@@ -155,15 +153,12 @@ class Server:
                 else:
                     log(f"a message that is none: {error!r}")
                     self._forget(caller)
-            for descriptor in descriptors:
-                if program is None:
-                    os.close(descriptor)
         return program
 
-    def _answer(self, caller: Caller, message: Message, descriptors: list[int]) -> Program | None:
+    def _answer(self, caller: Caller, message: Message) -> Program | None:
         match message["do"]:
             case "run" if caller.fork is None:
-                return self._order(caller, message, descriptors)
+                return self._fork_for(caller)
             case "go" if caller.fork is not None and caller.fork.may_run:
                 _tell(caller.fork.channel, message)
             case "signal" if caller.fork is not None and caller.passes_on(message["number"]):
@@ -206,19 +201,16 @@ class Server:
             "left_out": self._successors.told,
         }
 
-    def _order(self, caller: Caller, order: Message, descriptors: list[int]) -> Program | None:
+    def _fork_for(self, caller: Caller) -> Program | None:
+        """Fork a process that reads a caller's order itself: this one never has what belongs to one program."""
         self._used_at = time.monotonic()
         if (path := self._preloading.stale()) is not None:
             self._renew(caller, path)
             return None
-        others = set(order["descriptors"]) - set(descriptors) - {0, 1, 2}
-        if taken := [number for number in others if _is_open(number)]:
-            caller.tell({"is": "refused", "why": f"its descriptor {min(taken)} is one that the fork server has"})
-            return None
         ours, theirs = (_raised_socket(end, self._first) for end in socket.socketpair())
         end_idle_pools()
         try:
-            joined = None if self._joining is None else self._joining.peer(caller.connection, order)
+            joined = None if self._joining is None else self._joining.peer(caller.connection)
         except RefusedError as refused:
             ours.close()
             theirs.close()
@@ -237,22 +229,23 @@ class Server:
             return None
         if pid == 0:
             ours.close()
-            return self._in_fork(theirs, order, descriptors, joined)
+            return self._in_fork(theirs, caller, joined)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self._served += 1
         caller.fork = fork = Fork(pid, ours, caller, joined)
         self._forks[ours.fileno()] = fork
         self._poll.register(ours, select.POLLIN)
+        self._poll.unregister(caller.connection)  # until the fork is ready, or has ended
+        caller.tell({"is": "forked"})
         return None
 
-    def _in_fork(self, channel: socket.socket, order: Message, descriptors: list[int], joined: Peer | None) -> Program:
+    def _in_fork(self, channel: socket.socket, own: Caller, joined: Peer | None) -> Program:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        if self._threads.at_fork > 1:
-            _refuse(channel, f"the fork server has threads: {', '.join(self._threads.names)}")
         for caller in self._callers.values():
-            caller.receiver.close()
+            if caller is not own:
+                caller.receiver.close()
         for fork in self._forks.values():
             fork.close()
         if self._listener is not None:
@@ -261,12 +254,24 @@ class Server:
         os.close(self._wakes)
         self._successors.close()
         try:
-            if joined is not None:
-                joined.join(order, descriptors[1])
+            order, descriptors = own.order()
+            own.connection.close()
+            others = set(order["descriptors"]) - set(descriptors) - {0, 1, 2}
+            if taken := [number for number in others if _is_open(number)]:
+                raise RefusedError(f"its descriptor {min(taken)} is one that the fork server has")
+            if self._threads.at_fork > 1:
+                raise RefusedError(f"the fork server has threads: {', '.join(self._threads.names)}")
+            if self._joining is not None and joined is not None:
+                self._joining.check(order)
+                joined.join()
                 joined.close()
                 if (path := differing(self._preloading.files)) is not None:
-                    _refuse(channel, f"{path} is another file than the one that the fork server has")
+                    raise RefusedError(f"{path} is another file than the one that the fork server has")
             become(order, descriptors, first=self._first, changes=self._changes, keep=channel.fileno())
+        except EOFError:
+            os._exit(1)  # the caller has ended
+        except RefusedError as refused:
+            _refuse(channel, str(refused))
         except Exception as error:  # whatever it is, the caller can still run the program itself
             _refuse(channel, f"a fork cannot become what its caller is: {error}")
         try:
@@ -292,15 +297,17 @@ class Server:
     def _follow(self, fork: Fork) -> None:
         while (whole := fork.receiver.message()) is not None:
             message, _ = whole
-            if message["is"] == "imported":
+            if message["is"] == "imported" and fork.may_run and self._known is not None:
                 if self._successors.learn(message["modules"]):
                     self._start_successor()
-            elif message["is"] == "ready" and (why := fork.joined()) is not None:
+                continue
+            self._poll.register(fork.caller.connection, select.POLLIN)
+            if message["is"] == "refused" or (why := fork.joined()) is None:
+                fork.may_run = message["is"] == "ready"
+                fork.caller.tell(message | {"notes": self._notes})
+            else:
                 _signal(fork.pid, signal.SIGKILL, group=False)
                 fork.caller.tell({"is": "refused", "why": why})
-            else:
-                fork.may_run = True
-                fork.caller.tell(message | {"notes": self._notes})
 
     def _close(self, fork: Fork) -> None:
         self._poll.unregister(fork.channel)
@@ -331,6 +338,7 @@ class Server:
             if fork is not None and fork.channel.fileno() in self._forks:
                 self._close(fork)
             self._used_at = time.monotonic()
+            self._poll.register(caller.connection, select.POLLIN)
             caller.tell({"is": "ended", "status": status})
 
     def _forget(self, caller: Caller) -> None:
