@@ -158,7 +158,7 @@ class Soak:
         """Who is stopped goes on, by a signal to the program or to its caller, or is killed."""
         servers = self._any(rng)
         stopped, roused = rng.choice([("program", "program"), ("program", "caller"), ("caller", "caller")])
-        number = rng.choice([signal.SIGCONT, signal.SIGCONT, signal.SIGKILL])
+        number = signal.SIGCONT if stopped == "caller" else rng.choice([signal.SIGCONT, signal.SIGKILL])
 
         def outcome(line: Line) -> Outcome:
             caller = self._start(servers, line("stop"), held)
@@ -172,8 +172,8 @@ class Soak:
         self._equal(outcome(self._forked(servers)), outcome(_plain))
 
     def in_namespaces(self, rng: random.Random, name: str, held: int) -> None:
-        """The server's fork joins those of its caller, which is their first process."""
-        words = rng.choice([("exit", f"{rng.randrange(256)}"), ("echo", name), ("raise",), ("fork",), ("segv",)])
+        """The fork joins those of its caller, which is their first process: to a signal, its status is another."""
+        words = rng.choice([("exit", f"{rng.randrange(256)}"), ("echo", name), ("raise",), ("fork",)])
         start = 'exec unshare --mount --pid --fork --kill-child --mount-proc "$@"'
         self._same(self.steady["shared"], held, *words, before=start)
 
@@ -228,7 +228,7 @@ class Soak:
 
     def chaos(self, rng: random.Random, name: str, held: int) -> None:
         """The servers end meanwhile, or a module changes."""
-        words = rng.choice([("module",), ("echo", name), ("wait",), ("exit", "7")])
+        words = rng.choice([("module",), ("echo", name), ("exit", "7"), *[("wait",)] * 3])
         version, began_at = self._version, time.monotonic()
         caller = self._start(self._chaos, self._forked(self._chaos)(*words), held)
         if words == ("wait",):
