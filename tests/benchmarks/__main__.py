@@ -25,6 +25,7 @@ from tests.benchmarks.models.loads import Loads, Selection
 from tests.benchmarks.models.outages import outages
 from tests.benchmarks.models.partial_reads import partial_reads
 from tests.benchmarks.models.places import PLACES, places
+from tests.benchmarks.models.starts import starts
 from tests.benchmarks.models.ways import WAYS
 from tests.benchmarks.program import parser_of, some_of
 from tests.benchmarks.results import Results
@@ -48,6 +49,7 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "cold-open": cold.cold_open,
     "ways": ways.ways,
     "scale": growths.scale,
+    "start": starts,
 }
 TOUCHED, FRESH = "touched", "fresh"
 
@@ -61,7 +63,7 @@ def models(bench: Bench, selection: Selection) -> None:
 
 SELECTED = {"models": models, "outages": outages}
 NAMES = [*GROUPS, *SELECTED]
-LONG = ("stores", "scale", "outages")
+LONG = ("stores", "scale", "outages", "start")
 """Groups that are measured when they are asked for: the others take about an hour."""
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from tests.benchmarks.measure import cold, growth, processes, service, stores, warm
 from tests.benchmarks.measure.references import ONE_LAST, PART, WHOLE
-from tests.benchmarks.models import loads, partial_reads
-from tests.benchmarks.models.cases import FILE_READ, LLAMA, LLAMA_32, SMALL, TENSORS
+from tests.benchmarks.models import loads, partial_reads, starts
+from tests.benchmarks.models.cases import FILE_READ, LLAMA, LLAMA_32, ONNX, RESNET, SMALL, TENSORS
 from tests.benchmarks.models.places import BUSY_HTTP, BUSY_HTTPS, DISTANT, HTTPS, SLOW
 from tests.benchmarks.models.ways import DOWNLOADS
 from tests.benchmarks.results import GETS, JUICEFS, NATIVE, PEERS, RCLONE, RUNAI, S3FS, TRIMSFS, Key, Results
@@ -174,6 +174,24 @@ def _beside_the_wire(results: Results) -> float | None:
     return (cold_s - inferring_s) / wire_s if cold_s and inferring_s and wire_s else None
 
 
+# Starts of programs
+
+
+def _start(name: str, case: str, way: str, base: str = starts.PYTHON) -> Formula:
+    """A way of starting a program / another one."""
+    return lambda results: _ratio(results, starts.STARTS, name, case, way, base)
+
+
+def _memory_of_spawned(results: Results) -> float | None:
+    return results.median(starts.STARTS, starts.PRIVATE, LLAMA, starts.SPAWN)
+
+
+def _start_of_run(results: Results) -> float | None:
+    """What `trimsfs run` adds to the start of a program that does nothing."""
+    run, plain = (results.median(starts.STARTS, starts.CPU, starts.EMPTY, way) for way in (starts.RUN, starts.PYTHON))
+    return run - plain if run and plain else None
+
+
 _BUSY = (BUSY_HTTPS, BUSY_HTTP)
 _LLAMAS = (LLAMA, LLAMA_32)
 _SAME_FAR = "the same, 25 ms and 90 MB/s for each connection"
@@ -228,6 +246,15 @@ BUDGETS = (
     Budget("memory of a mount at rest", slopes.at(growths.MOUNTS, study.MEMORY, 1), 60 * MIB, "MiB"),
     Budget("memory of 20 mounts at rest", slopes.at(growths.MOUNTS, study.MEMORY, 20), 600 * MIB, "MiB"),
     Budget("wakeups of a mount at rest", slopes.at(growths.MOUNTS, growths.WAKEUPS, 1), 2, ""),
+    Budget("spawned Llama", _start(starts.CPU, LLAMA, starts.SPAWN), 1 / 6),
+    Budget("spawned Llama, to the output", _start(starts.FIRST, LLAMA, starts.SPAWN), 1 / 6),
+    Budget("spawned ResNet-50", _start(starts.CPU, RESNET, starts.RESIDENT), 1 / 4),
+    Budget("spawned ResNet-50, to the output", _start(starts.FIRST, RESNET, starts.RESIDENT), 1 / 4),
+    Budget("spawned ONNX session", _start(starts.CPU, ONNX, starts.RESIDENT), 1 / 2),
+    Budget("spawned ONNX session, to the output", _start(starts.FIRST, ONNX, starts.RESIDENT), 1 / 2),
+    Budget("memory of a spawned Llama", _memory_of_spawned, 30e6, "MiB"),
+    Budget("eight spawned Llamas", _start(starts.TOGETHER, LLAMA, starts.RESIDENT, starts.INFERENCES), 1.2),
+    Budget("start of trimsfs run", _start_of_run, 28.5e-3, "ms"),
 )
 DESCRIPTIONS = {
     "warm mapping, pages entered": "time / native time to map the open file and enter every page",
@@ -283,5 +310,14 @@ DESCRIPTIONS = {
     "memory of a mount at rest": "PSS of all its processes",
     "memory of 20 mounts at rest": "PSS of all their processes",
     "wakeups of a mount at rest": "a second, of all its processes",
+    "spawned Llama": "processor time from exec to the first output / of plain python; its imports are preloaded",
+    "spawned Llama, to the output": "the same: time / time",
+    "spawned ResNet-50": "processor time, MXNet, / of plain python; a preloaded module has the model",
+    "spawned ResNet-50, to the output": "the same: time / time",
+    "spawned ONNX session": "processor time / of plain python; a preloaded module has the session",
+    "spawned ONNX session, to the output": "the same: time / time",
+    "memory of a spawned Llama": "what it has written, and no other process has",
+    "eight spawned Llamas": "to the last output, two processors / eight inferences of loaded models; model preloaded",
+    "start of trimsfs run": "processor time of a program that does nothing, less that of plain python",
 }
 """What each measures, by its name."""

@@ -73,6 +73,13 @@ class Program:
         outcome: dict[str, Any] = json.loads(self._line(timeout_s))
         return outcome
 
+    def end(self, timeout_s: float) -> None:
+        """Have it end by itself. Raises ChildError when it fails, TimeoutExpired."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        if self._process.wait(timeout_s):
+            raise ChildError(self._last_words())
+
     def run(self, timeout_s: float) -> dict[str, Any]:
         """Have it act, and end it; its outcome. Raises as `outcome`."""
         with self:

@@ -63,6 +63,11 @@ def markdown(results: Results, machine: Mapping[str, str | int], plots: Sequence
         "just before the load; what it lost is the time that it takes alone for what it did not do.",
         '"GETs" are plain GETs there without an SDK that keep nothing; JuiceFS has its metadata on this machine.',
         "",
+        'In the group "starts" a program runs from its exec on, over a mount that has its model in memory, with one',
+        "thread. Processor time is that of all its processes, also of the fork server, up to its first output. Private",
+        'memory is what it has written then and shares with nobody. "Model preloaded": a module of the program that',
+        "loads the model and infers once is imported before the fork; plain python imports and loads the same.",
+        "",
         'In the groups "scale" a column is how many there are of what grows, and the slope is the exponent of a fit to',
         'them, both axes logarithmic: 0 for what stays, 1 for what is linear. "At the end": between the last two.',
     ]

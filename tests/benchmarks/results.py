@@ -20,6 +20,7 @@ BYTES = frozenset(
         "less MemAvailable",
         "bytes fetched",
         "memory of all its processes",
+        "private memory",
     }
 )
 """Names of what is measured in bytes."""

@@ -30,6 +30,7 @@ class Scale:
     shard: int = 256 * MIB
     touched: int = 4 * GIB
     model_repetitions: int = 2
+    starts: int = 20
     model_timeout_s: float = 180
     quiet_s: float = 15
     objects: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
@@ -65,6 +66,7 @@ QUICK = Scale(
     shard=64 * MIB,
     touched=GIB,
     model_repetitions=1,
+    starts=3,
     model_timeout_s=60,
     quiet_s=2,
     objects=(1_000, 10_000, 30_000),

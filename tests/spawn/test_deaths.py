@@ -115,6 +115,44 @@ def test_a_program_that_stops_stops_its_caller_and_goes_on_with_it(
     assert caller.wait(60) == -signal.SIGTERM
 
 
+def test_a_caller_goes_on_with_a_program_that_somebody_else_rouses(
+    sleeper: tuple["subprocess.Popen[str]", int],
+) -> None:
+    caller, pid = sleeper
+    for _ in range(3):
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: _state(caller.pid) == "T")
+        os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: _state(caller.pid) == "S")
+        assert _state(pid) == "S"
+    caller.terminate()
+    assert caller.wait(60) == -signal.SIGTERM
+
+
+def test_a_program_hears_once_that_it_goes_on(servers: ForkServers) -> None:
+    program = (
+        "import os, signal\nsignal.signal(signal.SIGCONT, lambda *a: print('goes on', flush=True))\n"
+        "print(os.getpid(), flush=True)\ninput()"
+    )
+    caller = servers.start(sys.executable, "-c", program, stdin=subprocess.PIPE)
+    assert caller.stdout is not None
+    pid = int(caller.stdout.readline())
+    for roused in (pid, caller.pid, pid):
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: _state(caller.pid) == "T")
+        os.kill(roused, signal.SIGCONT)
+        wait_until(lambda: _state(caller.pid) == _state(pid) == "S")
+    assert caller.communicate("\n", timeout=60) == ("goes on\n" * 3, "")
+
+
+def test_a_stopped_program_that_is_killed_ends_its_caller(sleeper: tuple["subprocess.Popen[str]", int]) -> None:
+    caller, pid = sleeper
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: _state(caller.pid) == "T")
+    os.kill(pid, signal.SIGKILL)
+    assert caller.wait(60) == -signal.SIGKILL
+
+
 @pytest.mark.parametrize(("key", "number"), [(b"\x03", signal.SIGINT), (b"\x1c", signal.SIGQUIT)])
 def test_keys_of_a_terminal_reach_the_program_and_what_it_started(
     servers: ForkServers, key: bytes, number: signal.Signals
@@ -172,6 +210,32 @@ def test_a_daemon_outlives_its_program(servers: ForkServers, tmp_path: Path) -> 
     assert not (tmp_path / "x").exists()
     wait_until((tmp_path / "x").exists)
     assert servers.facts()[0]["running"] == 0
+
+
+def test_processes_that_a_program_forks_end_as_it_does_at_the_same_time(servers: ForkServers, tmp_path: Path) -> None:
+    """All of them would tell the server what they have imported."""
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import os, sys, unittest.mock, sqlite3, email.message\n"
+        "for _ in range(5):\n    os.fork()\nsys.stdout.write('x\\n')"
+    )
+    for _ in range(3):
+        done = servers.run(sys.executable, script, environment={"XDG_CACHE_HOME": "/dev/null"})
+        assert (done.returncode, done.stdout, done.stderr) == (0, "x\n" * 32, "")
+
+
+def test_what_a_program_writes_to_its_server_ends_no_server(servers: ForkServers) -> None:
+    program = (
+        "import os, sys\n"
+        "for number in map(int, os.listdir('/proc/self/fd')):\n"
+        "    if number >= 64 and os.readlink(f'/proc/self/fd/{number}').startswith('socket'):\n"
+        "        print(os.write(number, b'\\xff' * 100))"
+    )
+    done = servers.run(sys.executable, "-c", program)
+    assert (done.stdout, done.stderr) == ("100\n", "")
+    (before,) = servers.pids()
+    assert servers.run(sys.executable, "-c", program).stdout == "100\n"
+    assert servers.pids() == [before]
 
 
 def test_a_full_disk_and_a_closed_pipe_are_the_programs(servers: ForkServers) -> None:

@@ -1,44 +1,28 @@
 """Forks of a server at a socket become what their callers are: in namespaces, with less privileges, in other groups."""
 
 import os
-import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import trimsfs
 from tests.support.control_groups import control_groups
-from tests.support.fork_servers import TIMEOUT_S, TRIMSFS, own_environment
+from tests.support.fork_servers import TIMEOUT_S, own_environment
 from tests.support.mounts import let_in, wait_until
 from tests.support.processes import alive, family
-from tests.support.users import STRANGER
+from tests.support.socket_servers import PYTHON, SELF, USER, ServerAtSocket, serving
 from trimsfs.extras.spawn.messages import Receiver, send
 from trimsfs.extras.spawn.servers import ask
 
-PYTHON = "/usr/bin/python3"
-"""One that every user may execute, for servers, callers and programs."""
-SELF = r"""
-import os, socket, sqlite3
-for name in ("user", "mnt", "pid", "net", "ipc", "uts", "time", "cgroup"):
-    print(name, os.readlink(f"/proc/self/ns/{name}"))
-fields = dict(line.rstrip("\n").split(":\t", 1) for line in open("/proc/self/status") if ":\t" in line)
-for name in ("Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp", "Seccomp_filters", "Umask",
-             "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NSpid"):
-    print(name, fields[name] if name != "NSpid" else len(fields[name].split()))
-print(open("/proc/self/cgroup").read(), open("/proc/self/oom_score_adj").read(), os.getpriority(os.PRIO_PROCESS, 0))
-print(socket.gethostname(), os.getcwd(), os.stat("/").st_ino, os.path.exists("/mnt/only-here"))
-"""
-"""Prints what a program is."""
 ALONE = ["unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup", "--fork", "--mount-proc"]
 INSIDE = "hostname inside; mount -t tmpfs none /mnt; touch /mnt/only-here; cd /mnt"
-USER = ["setpriv", f"--reuid={STRANGER}", f"--regid={STRANGER}", "--clear-groups", "--inh-caps=-all"]
 FILTER = """
 import ctypes, os, struct, sys
 code = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0x7FFF0000))
@@ -51,72 +35,8 @@ os.execvp(sys.argv[1], sys.argv[1:])
 """Starts a program with a seccomp filter that lets everything through."""
 
 
-class Server:
-    """A fork server at a socket that everybody may use, and a copy of trimsfs for callers, as in a container."""
-
-    def __init__(self, directory: Path, preload: str, options: Sequence[str], start: Sequence[str]) -> None:
-        self.directory = directory
-        self.path = directory / "fork-server.socket"
-        package = Path(trimsfs.__file__).parent
-        shutil.copytree(package, directory / "site/trimsfs", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-        command = [str(TRIMSFS), "spawn", f"--preload={preload}", *options, "--serve", str(self.path), "--", PYTHON]
-        if start[: len(USER)] == USER:  # who cannot enter the environment of the tests
-            arguments = f"{str(self.path)!r}, [{PYTHON!r}], preload=['json'], models=[], vary=[], allow=[]"
-            command = self.python(f"from trimsfs.extras.spawn.shared_server import *; become_server({arguments})")
-        self.process = subprocess.Popen(
-            [*start, *command], umask=0, stderr=subprocess.PIPE, text=True, env=own_environment()
-        )
-        wait_until(lambda: ask(str(self.path), "tell") is not None)
-
-    def python(self, text: str) -> list[str]:
-        """A program of the system's Python that finds the copy of trimsfs."""
-        place = str(self.directory / "site")
-        return [PYTHON, "-c", f"import sys; sys.path.insert(0, {place!r}); sys.argv[0] = 'trimsfs'; {text}"]
-
-    def line(self, *words: str) -> list[str]:
-        """`trimsfs spawn`."""
-        return [*self.python("from trimsfs.__main__ import main; main()"), "spawn", *words]
-
-    def both(self, text: str, *start: str, before: str = ":", between: str = ":") -> tuple[str, str, str]:
-        """What a program prints as it is, and in a fork, and on standard error; started by one shell."""
-        script = self.directory / "program.py"
-        script.write_text(text)
-        program = [PYTHON, str(script)]
-        forked = self.line("--socket", str(self.path), "--", *program)
-        shell = f"set -e; {before}; {shlex.join(program)}; echo ====; {between}; {shlex.join(forked)}"
-        done = subprocess.run(
-            [*start, "sh", "-c", shell],
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=True,
-            umask=0o027,
-            env=own_environment(),
-        )
-        one, two = done.stdout.split("====\n")
-        return one, two, done.stderr
-
-
-@contextmanager
-def serving(
-    directory: Path, *options: str, preload: str = "sqlite3,json", start: Sequence[str] = ()
-) -> Iterator[Server]:
-    """A server with options, which *start* starts."""
-    place = directory / f"server{len(list(directory.iterdir()))}"
-    place.mkdir()
-    let_in(place)
-    place.chmod(0o777)
-    server = Server(place, preload, options, start)
-    try:
-        yield server
-    finally:
-        server.process.terminate()
-        _, errors = server.process.communicate(timeout=TIMEOUT_S)
-        assert "Traceback" not in errors
-
-
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path) -> Iterator[ServerAtSocket]:
     """A server that allows nothing."""
     with serving(tmp_path) as started:
         yield started
@@ -136,13 +56,13 @@ def server(tmp_path: Path) -> Iterator[Server]:
         pytest.param(["nice", "-n", "7", "choom", "-n", "300", "--"], ":", id="priorities"),
     ],
 )
-def test_a_fork_is_what_its_caller_is(server: Server, start: list[str], before: str) -> None:
+def test_a_fork_is_what_its_caller_is(server: ServerAtSocket, start: list[str], before: str) -> None:
     plain, forked, errors = server.both(SELF, *start, before=before)
     assert forked == plain
     assert not errors
 
 
-def test_a_fork_is_in_the_control_group_of_its_caller(server: Server) -> None:
+def test_a_fork_is_in_the_control_group_of_its_caller(server: ServerAtSocket) -> None:
     group = control_groups() / f"trimsfs-tests-{uuid.uuid4().hex}"
     group.mkdir()
     try:
@@ -155,7 +75,7 @@ def test_a_fork_is_in_the_control_group_of_its_caller(server: Server) -> None:
         group.rmdir()
 
 
-def test_a_fork_is_below_the_root_of_its_caller(server: Server, tmp_path: Path) -> None:
+def test_a_fork_is_below_the_root_of_its_caller(server: ServerAtSocket, tmp_path: Path) -> None:
     """The same files, but another root: as in a container of the same image."""
     root = tmp_path / "root"
     root.mkdir()
@@ -165,7 +85,7 @@ def test_a_fork_is_below_the_root_of_its_caller(server: Server, tmp_path: Path) 
     assert not errors
 
 
-def test_a_caller_with_filters_is_refused(server: Server) -> None:
+def test_a_caller_with_filters_is_refused(server: ServerAtSocket) -> None:
     plain, forked, errors = server.both(SELF, PYTHON, "-c", FILTER)
     assert forked == plain  # as it is, with its filter
     assert errors == "trimsfs: not forked: a fork would have another seccomp than its caller\n"
@@ -183,12 +103,13 @@ def test_filters_are_the_same_where_the_operator_says_so(tmp_path: Path) -> None
         assert not errors
 
 
-def test_a_variable_that_differs_is_named(tmp_path: Path) -> None:
+def test_variables_that_differ_are_named(tmp_path: Path) -> None:
     text = "import os; print(os.environ['COLOUR'], os.environ['HOSTNAME'])"
     with serving(tmp_path) as server:
-        plain, forked, errors = server.both(text, "env", "COLOUR=red", "HOSTNAME=x")
+        plain, forked, errors = server.both(text, "env", "COLOUR=red", "HOSTNAME=x", "SIZE=3")
         assert plain == forked == "red x\n"
-        assert errors == "trimsfs: not forked: COLOUR is another than the fork server's: give that --vary COLOUR\n"
+        refusal = "variables differ from the fork server's: give that --vary COLOUR,SIZE"
+        assert errors == f"trimsfs: not forked: {refusal}\n"
     with serving(tmp_path, "--vary=COL*") as server:
         plain, forked, errors = server.both(text, "env", "COLOUR=red", "HOSTNAME=x")
         assert plain == forked == "red x\n"
@@ -236,7 +157,9 @@ def test_a_file_that_changes_makes_a_new_server_once_no_program_runs(tmp_path: P
 
 @pytest.mark.parametrize("start", [[], ALONE, [*ALONE, *USER]], ids=["", "namespaces", "another user"])
 @pytest.mark.parametrize("who", ["the caller", "the fork server"])
-def test_a_program_ends_with_its_caller_and_with_its_fork_server(server: Server, start: list[str], who: str) -> None:
+def test_a_program_ends_with_its_caller_and_with_its_fork_server(
+    server: ServerAtSocket, start: list[str], who: str
+) -> None:
     text = "import os; print(os.getpid(), flush=True); os.read(0, 1)"
     line = [*start, *server.line("--socket", str(server.path), "--", PYTHON, "-c", text)]
     pipe = subprocess.PIPE
@@ -253,21 +176,21 @@ def test_a_program_ends_with_its_caller_and_with_its_fork_server(server: Server,
         caller.wait(TIMEOUT_S)
 
 
-def test_who_may_not_write_the_socket_gets_no_fork(server: Server) -> None:
+def test_who_may_not_write_the_socket_gets_no_fork(server: ServerAtSocket) -> None:
     server.path.chmod(0o600)
     plain, forked, errors = server.both(SELF, *USER)
     assert forked == plain
     assert errors == f"trimsfs: not forked: no fork server listens at {server.path}\n"
 
 
-def test_another_user_cannot_end_a_server(server: Server) -> None:
+def test_another_user_cannot_end_a_server(server: ServerAtSocket) -> None:
     command = [*USER, *server.line("--socket", str(server.path), "--stop")]
     subprocess.run(command, check=False, capture_output=True, timeout=TIMEOUT_S)
     assert ask(str(server.path), "tell") is not None
 
 
 def test_a_caller_that_becomes_another_program_after_it_connected_gets_no_more_than_it_had(
-    server: Server,
+    server: ServerAtSocket,
 ) -> None:
     """A setuid program runs in its process when the fork server looks, and somebody else sends the order."""
     proof = server.directory / "proof"
@@ -287,12 +210,12 @@ if os.fork():
     os.execv({str(powerful)!r}, ["sleep", "5"])
 time.sleep(1)
 command = parse([{PYTHON!r}, "-c", "open({str(proof)!r}, 'w')"], os.environ)
-order = caller.facts(command, os.environ, caller.Status()) | {{"do": "run", "directory": "/", "descriptors": [1]}}
-order["identity"] |= {{"Uid": "0\t0\t0\t0", "CapPrm": order["identity"]["CapBnd"]}}
-places = [os.open("/", os.O_PATH), os.open("/", os.O_PATH)]
+order = caller.facts(command, os.environ, caller.Status()) | {{"directory": "/", "descriptors": [1]}}
 receiver = Receiver(channel)
 receiver.wait()
-send(channel, order, [*places, 1])
+send(channel, {{"do": "run"}})
+receiver.wait()
+send(channel, order, [os.open("/", os.O_PATH), 1])
 send(channel, {{"do": "go"}})
 print(receiver.wait()[0], flush=True)
 """
@@ -308,20 +231,29 @@ print(receiver.wait()[0], flush=True)
     assert not proof.exists()
 
 
-def test_messages_that_are_none_end_a_connection_and_no_server(server: Server) -> None:
-    for message in ({}, {"do": "run"}, {"do": "run", "environment": 3}):
+def test_messages_that_are_none_end_a_connection_and_no_server(server: ServerAtSocket) -> None:
+    orders: list[dict[str, Any]] = [{}, {"environment": 3}, {"descriptors": [1 << 70]}]
+    orders.append({"interpreter": [PYTHON], "environment": 3, "descriptors": []})
+    wrong: list[list[dict[str, Any]]] = [[{}], *([{"do": "run"}, order] for order in orders)]
+    for messages in wrong:
         channel = socket.socket(socket.AF_UNIX)
         channel.settimeout(TIMEOUT_S)
         channel.connect(str(server.path))
         receiver = Receiver(channel)
-        receiver.wait()
-        send(channel, message)
-        with pytest.raises(EOFError):
+        for message in messages:
             receiver.wait()
+            send(channel, message)
+        with suppress(EOFError):
+            assert receiver.wait()[0]["is"] == "refused"
         receiver.close()
     with socket.socket(socket.AF_UNIX) as channel:
         channel.connect(str(server.path))
         channel.sendall(b"\xff" * 100)
+        while channel.recv(4096):
+            pass
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.connect(str(server.path))
+        channel.sendall(b"\0\1\0\0\0\0\0\0" + b"[" * (1 << 16))
         while channel.recv(4096):
             pass
     assert ask(str(server.path), "tell") is not None

@@ -83,6 +83,7 @@ print(signal.pthread_sigmask(signal.SIG_BLOCK, ()), signal.set_wakeup_fd(-1))
     "modules": "import sys; print(any(n.startswith('trimsfs') for n in sys.modules))",
     "name": "print(open('/proc/self/cmdline').read().rstrip('\\0').split('\\0')[1:], open('/proc/self/comm').read())",
     "standard output that nobody reads": "import sys, os; os.close(1); os.pipe(); print('x' * 100)",
+    "closed descriptors": "import os; os.closerange(3, 1 << 16); import tabnanny; print(1)",
     "closed output": "import sys; sys.stdout.close()",
     "logging": "import logging; logging.basicConfig(level=10); logging.getLogger('x').info('said %s', 1)",
     "tracing": "import sys; print(sys.gettrace(), sys.getprofile(), sys.flags)",

@@ -39,6 +39,28 @@ def test_a_module_that_no_fork_should_have_is_left_out_by_name(servers: ForkServ
     assert f"unfit is left out: {UNFIT[text]}" in servers.command("--list").stdout
 
 
+def test_a_module_whose_import_failed_is_tried_again_by_the_next_server(servers: ForkServers, tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text("open('data')")
+    script = tmp_path / "program.py"
+    script.write_text("import sys; print('late' in sys.modules)")
+    assert servers.run(sys.executable, script, options=("--preload", "late"), cwd=tmp_path).stdout == "False\n"
+    (tmp_path / "late.py").write_text("")
+    servers.command("--stop")
+    wait_until(lambda: not servers.pids())
+    assert servers.run(sys.executable, script, options=("--preload", "late"), cwd=tmp_path).stdout == "True\n"
+
+
+def test_a_module_is_left_out_although_no_file_can_say_so(servers: ForkServers, tmp_path: Path) -> None:
+    (tmp_path / "noisy.py").write_text("print('noisy')")
+    (tmp_path / "loud.py").write_text("print('loud')")
+    script = tmp_path / "program.py"
+    script.write_text("import os, sys; print('noisy' in sys.modules, any('TRIMSFS_SPAWN_L' in v for v in os.environ))")
+    more = {"XDG_CACHE_HOME": "/dev/null"}
+    done = servers.run(sys.executable, script, options=("--preload", "noisy,loud"), environment=more)
+    assert done.stdout == "False False\n"
+    assert [line.split(" is ")[0] for line in done.stderr.splitlines()] == ["trimsfs: noisy", "trimsfs: loud"]
+
+
 def test_what_a_program_imported_is_there_for_the_next(servers: ForkServers, tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     (tmp_path / "own.py").write_text("")

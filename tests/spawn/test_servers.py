@@ -35,6 +35,18 @@ def test_servers_are_listed_and_ended(servers: ForkServers) -> None:
     assert len(servers.command("--list").stdout.splitlines()) == 1
 
 
+def test_a_server_that_imports_is_listed_by_its_own_pid(servers: ForkServers, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(f"import time; open({str(tmp_path / 'begun')!r}, 'w'); time.sleep(3)")
+    script = tmp_path / "program.py"
+    script.write_text("import os; print(os.getppid())")
+    line = servers.line(sys.executable, script, options=("--preload", "slow"))
+    with subprocess.Popen(line, stdout=subprocess.PIPE, env=servers.environment, text=True) as caller:
+        wait_until((tmp_path / "begun").exists)
+        (pid,) = servers.pids()
+        assert caller.stdout is not None
+        assert int(caller.stdout.read()) == pid
+
+
 def test_programs_go_on_when_their_server_is_told_to_end(servers: ForkServers) -> None:
     caller = servers.start(
         sys.executable, "-c", "print('begun', flush=True); input(); print('ended')", stdin=subprocess.PIPE
@@ -82,6 +94,27 @@ def test_servers_that_run_programs_do_not(servers: ForkServers) -> None:
     )
     for caller in callers:
         caller.communicate("x\n", timeout=60)
+
+
+@pytest.mark.parametrize("limit", [0.0, 1.0])
+def test_idle_servers_make_room_where_they_have_too_much_memory(
+    servers: ForkServers, monkeypatch: pytest.MonkeyPatch, limit: float
+) -> None:
+    """One that runs a program stays."""
+    monkeypatch.setattr(registry, "MOST_MEMORY", limit)
+    servers.run(*ONE)
+    (idle,) = servers.pids()
+    caller = servers.start(sys.executable, "-c", "print(2, flush=True); input()", stdin=subprocess.PIPE)
+    assert caller.stdout is not None
+    caller.stdout.readline()
+    (busy,) = set(servers.pids()) - {idle}
+    settings = {"title": "", "preload": [], "directory": "", "models": [], "idle_s": 60.0, "joining": None}
+    settings["learned"] = str(servers.place / "learned")
+    servers.directory.start("0" * 32, [sys.executable], servers.environment, settings)
+    wait_until(lambda: servers.pids().count(idle) == (limit > 0))
+    assert busy in servers.pids()
+    assert len(servers.pids()) == 2 + (limit > 0)
+    caller.communicate("x\n", timeout=60)
 
 
 def test_another_user_is_refused(servers: ForkServers) -> None:
@@ -158,3 +191,38 @@ def test_a_long_path_of_the_sockets_works(tmp_path: Path) -> None:
     with fork_servers(place) as servers:
         assert servers.run(*ONE).stderr == ""
         assert len(servers.pids()) == 1
+
+
+def test_nothing_of_one_program_is_in_the_memory_of_another(servers: ForkServers) -> None:
+    secret = "a-word-that-only-one-program-has"
+    options, more = ("--vary", "SECRET"), {"SECRET": secret}
+    text = "import os, sys; print(os.getpid(), flush=True); sys.stdin.read()"
+    script = servers.place / "program.py"
+    script.write_text(text)
+    for _ in range(3):
+        assert servers.run(sys.executable, script, secret, options=options, environment=more, input="").returncode == 0
+    line = servers.line(sys.executable, script, options=options)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(line, stdin=pipe, stdout=pipe, text=True, env=servers.environment) as caller:
+        assert caller.stdout is not None
+        other = int(caller.stdout.readline())
+        assert not any(_has(pid, secret) for pid in (other, *servers.pids()))
+        caller.communicate()
+    line = servers.line(sys.executable, script, secret, options=options)
+    with subprocess.Popen(line, stdin=pipe, stdout=pipe, text=True, env=servers.environment | more) as caller:
+        assert caller.stdout is not None
+        assert _has(int(caller.stdout.readline()), secret)
+        caller.communicate()
+
+
+def _has(pid: int, word: str) -> bool:
+    """Whether a process has a word somewhere in memory that it can write."""
+    with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        for line in maps:
+            where, mode, *_ = line.split()
+            if mode.startswith("rw"):
+                start, end = (int(address, 16) for address in where.split("-"))
+                memory.seek(start)
+                if word.encode() in (memory.read(end - start) or b""):
+                    return True
+    return False

@@ -46,6 +46,12 @@ class ForkServers:
         variables = self.environment | (environment or {})
         return subprocess.run(self.line(*words, options=options), env=variables, check=False, **defaults | more)
 
+    def plain(self, *words: str | Path, environment: dict[str, str] | None = None) -> str:
+        """What a program prints that is started as it is."""
+        variables = self.environment | (environment or {})
+        done = subprocess.run(words, env=variables, check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
+        return done.stdout
+
     def start(self, *words: str | Path, **more: Any) -> "subprocess.Popen[str]":
         """Start a program in a fork."""
         pipe = subprocess.PIPE
@@ -55,13 +61,13 @@ class ForkServers:
         """The fork servers that run."""
         if not list((self.place / "sockets").glob("*.socket")):
             return []
-        directory = self._directory
+        directory = self.directory
         answers = [directory.ask(name, "tell") for name in directory.names()]
         return sorted(answer[0] for answer in answers if answer is not None)
 
     def facts(self) -> list[dict[str, Any]]:
         """What each server tells of itself."""
-        directory = self._directory
+        directory = self.directory
         return [answer[1] for name in directory.names() if (answer := directory.ask(name, "tell"))]
 
     def logs(self) -> str:
@@ -80,7 +86,7 @@ class ForkServers:
         )
 
     @cached_property
-    def _directory(self) -> Directory:
+    def directory(self) -> Directory:
         with _variable(DIRECTORY, self.environment[DIRECTORY]):
             return Directory()
 

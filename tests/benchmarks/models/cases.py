@@ -20,7 +20,8 @@ from tests.services.buckets import uploaded
 BUILD_S = 300
 BLOCK = 8 * MIB
 TENSOR = MIB
-ENVIRONMENTS = {"frameworks": ".venv-frameworks", "mxnet": ".venv-mxnet"}
+FRAMEWORKS, MXNET = "frameworks", "mxnet"
+ENVIRONMENTS = {FRAMEWORKS: ".venv-frameworks", MXNET: ".venv-mxnet"}
 LLAMA, LLAMA_32 = "Llama, transformers", "Llama of 32 shards, transformers"
 SHARDS_MAPPED, TENSORS = "Llama's shards, safe_open", "Llama's tensors, copied"
 RESNET, VGG, ONNX = "ResNet-50, MXNet", "VGG-16, MXNet", "ONNX, external data"
@@ -68,7 +69,7 @@ class Case:
 def cases(bench: Bench) -> list[Case]:
     """All that load whole models."""
     count = str(bench.scale.small_files)
-    torch, mxnet = "frameworks", "mxnet"
+    torch, mxnet = FRAMEWORKS, MXNET
     all_near = (HTTPS, HTTP, BUSY_HTTPS, BUSY_HTTP)
     return [
         Case(LLAMA, "llama", "llama", "llama", torch, infers=True, places=(*all_near, DISTANT)),
@@ -127,12 +128,12 @@ def _builders(bench: Bench) -> dict[str, Callable[[Path], None]]:
     layers, width = map(str, scale.llama)
     return {
         **{
-            name: partial(_program, "frameworks", "llama_build", [layers, width, str(count)])
+            name: partial(_program, FRAMEWORKS, "llama_build", [layers, width, str(count)])
             for name, count in SHARD_COUNTS.items()
         },
         "resnet50": partial(_network, "resnet50"),
         "vgg16": partial(_network, "vgg16"),
-        "onnx": partial(_program, "frameworks", "onnx_build", [str(scale.onnx)]),
+        "onnx": partial(_program, FRAMEWORKS, "onnx_build", [str(scale.onnx)]),
         "small": partial(_small, scale.small_files, scale.small_size),
         FILE: partial(_safetensors, scale.file, ["model.safetensors"]),
         SHARDS: partial(_safetensors, scale.shard, [shard(number) for number in range(COUNT)]),
@@ -148,7 +149,7 @@ def _program(environment: str, name: str, options: Sequence[str], directory: Pat
 
 def _network(name: str, directory: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "tests/evaluation")}
-    command = [str(interpreter("mxnet")), "-W", "ignore", "-m", "zoo", name, str(directory)]
+    command = [str(interpreter(MXNET)), "-W", "ignore", "-m", "zoo", name, str(directory)]
     subprocess.run(command, env=environment, check=True, timeout=BUILD_S, capture_output=True, text=True)
 
 

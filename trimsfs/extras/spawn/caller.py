@@ -27,8 +27,12 @@ _CONFINEMENT_OF_CAPABILITIES = "Cap"
 class Status:
     """The fields of a process's /proc/PID/status, by name."""
 
-    def __init__(self, process: str = "self") -> None:
-        with open(f"/proc/{process}/status", errors="surrogateescape") as file:
+    def __init__(self, process: str = "self", *, directory: "int | None" = None) -> None:
+        """Of a process by its number, or by the open *directory* of it in /proc. Raises OSError."""
+        path = f"/proc/{process}/status" if directory is None else "status"
+        with open(
+            path, errors="surrogateescape", opener=lambda name, flags: os.open(name, flags, dir_fd=directory)
+        ) as file:
             pairs = (line.partition(":\t")[::2] for line in file.read().splitlines())
         self.fields = {name: value.strip() for name, value in pairs}
 
@@ -60,7 +64,6 @@ def facts(command: "PythonCommand", environment: Mapping[str, str], status: Stat
     """What a fork server tells its child to become, as JSON; descriptors go beside it."""
     return {
         "interpreter": [command.path, *command.options],
-        "identity": status.confinement(),
         "kind": command.kind,
         "target": command.target,
         "arguments": command.arguments,
@@ -74,31 +77,27 @@ def facts(command: "PythonCommand", environment: Mapping[str, str], status: Stat
     }
 
 
-def key(
-    command: "PythonCommand",
-    environment: Mapping[str, str],
-    status: Status,
-    vary: Iterable[str],
-    imports: object,
-) -> str:
+def common(environment: Mapping[str, str], vary: Iterable[str]) -> dict[str, str]:
+    """The variables that a fork server shares with its callers: none of a session, and none that match *vary*."""
+    left_out = [*OF_SESSIONS, *vary]
+    return {
+        name: value for name, value in environment.items() if not any(matches(name, pattern) for pattern in left_out)
+    }
+
+
+def key(command: "PythonCommand", environment: Mapping[str, str], status: Status, imports: object) -> str:
     """The name of the fork server for a program: 32 hexadecimal digits.
 
-    *vary* are patterns of variables that may differ between callers, and *imports* says what the server imports. Raises
-    OSError.
+    *environment* is what it shares with its callers, and *imports* says what it imports. Raises OSError.
     """
     interpreter = os.stat(command.path)
     root = os.stat("/")
-    left_out = [*OF_SESSIONS, *vary]
     same = [
         os.path.realpath(command.path),
         command.path,
         _identity(interpreter),
         command.options,
-        sorted(
-            (name, value)
-            for name, value in environment.items()
-            if not any(matches(name, pattern) for pattern in left_out)
-        ),
+        sorted(environment.items()),
         sorted(status.confinement().items()),
         [os.readlink(f"/proc/self/ns/{name}") for name in NAMESPACES],
         _content("/proc/self/cgroup"),

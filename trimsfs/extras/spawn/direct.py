@@ -39,7 +39,7 @@ def run(
     """Run a program in a fork, or as it is, and exit as it does. A *socket* is that of a server that runs already."""
     try:
         status = spawn_at(socket, words) if socket else spawn(words, preload=preload, models=models, vary=vary)
-    except PlainError as error:
+    except (PlainError, OSError) as error:
         say(f"not forked: {error}")
         try:
             run_plain(words, os.environ)

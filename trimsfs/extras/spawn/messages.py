@@ -3,6 +3,7 @@
 A message is a header, one byte for each group of descriptors, and the JSON text; the header tells how much follows.
 """
 
+import fcntl
 import json
 import os
 import socket
@@ -15,9 +16,10 @@ GROUP = 250
 """So many descriptors go with one byte: the kernel takes 253."""
 _HEADER = struct.Struct("!II")
 """The length of the JSON text in bytes, and the number of descriptors."""
+_CREDENTIALS = struct.Struct("iII")
 _PIECE = 1 << 18
-MOST_BYTES, MOST_DESCRIPTORS = 16 << 20, 1 << 16
-"""No order is larger: the kernel gives a program 6 MiB of arguments and variables at most."""
+MOST_BYTES, MOST_DESCRIPTORS = 64 << 20, 1 << 16
+"""No order is larger: the kernel gives a program 6 MiB of arguments and variables, and JSON may write each six-fold."""
 
 
 def send(channel: socket.socket, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
@@ -30,11 +32,34 @@ def send(channel: socket.socket, message: dict[str, Any], descriptors: Sequence[
     channel.sendall(text)
 
 
-class Receiver:
-    """Puts the messages of one socket together, whatever pieces they arrive in."""
+def raised(number: int, first: int) -> int:
+    """Move a descriptor to a number from *first* up; programs that this process starts do not get it. Raises OSError.
 
-    def __init__(self, channel: socket.socket) -> None:
+    It is closed if there is no such number.
+    """
+    try:
+        return fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, first)
+    finally:
+        os.close(number)
+
+
+def peer(channel: socket.socket) -> tuple[int, int, int]:
+    """The pid, the user and the group at the other end; pid 0 where it is in a PID namespace that is not seen here."""
+    pid, user, group = _CREDENTIALS.unpack(channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return pid, user, group
+
+
+class Receiver:
+    """Puts the messages of one socket together, whatever pieces they arrive in.
+
+    Descriptors get numbers from *first* up.
+    """
+
+    def __init__(self, channel: socket.socket, first: int = 0, *, most_bytes: int = MOST_BYTES) -> None:
+        self.most_bytes = most_bytes
+        """Of a message; it may be changed."""
         self._channel = channel
+        self._first = first
         self._bytes = bytearray()
         self._descriptors: list[int] = []
 
@@ -46,7 +71,11 @@ class Receiver:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 numbers = array("i")
                 numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+                before = len(self._descriptors)
                 self._descriptors += numbers
+                for at, number in enumerate(numbers if self._first else (), before):
+                    self._descriptors[at] = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, self._first)
+                    os.close(number)
         if state & socket.MSG_CTRUNC:
             raise OSError("descriptors were lost: this process may open no more")
         if not piece:
@@ -61,7 +90,7 @@ class Receiver:
         if len(self._bytes) < _HEADER.size:
             return None
         length, count = _HEADER.unpack_from(self._bytes)
-        if length > MOST_BYTES or count > MOST_DESCRIPTORS:
+        if length > self.most_bytes or count > MOST_DESCRIPTORS:
             raise ValueError(f"a message of {length} bytes and {count} descriptors")
         start = _HEADER.size + -(-count // GROUP)
         if len(self._bytes) < start + length or len(self._descriptors) < count:

@@ -4,13 +4,12 @@ import json
 import os
 import signal
 import socket
-import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from trimsfs.extras.spawn.messages import Receiver, send
+from trimsfs.extras.spawn.messages import Receiver, peer, raised, send
 from trimsfs.extras.spawn.python_command import PlainError
 
 TYPE_CHECKING = False  # type checkers take it as true; `import typing` would take time
@@ -26,7 +25,8 @@ ANSWER_S, LOCK_S, LOCK_PAUSE_S = 1.0, 10.0, 0.01
 PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fork_server", "__main__.py")
 PADDING = "-" * 4096
 """The last argument of a fork server: its program has room there for its own command line, as ps shows it."""
-_CREDENTIALS = struct.Struct("iII")
+_KINDS = ("socket", "settings", "log")
+_KEY_LENGTH = 32
 
 
 class Directory:
@@ -55,8 +55,9 @@ class Directory:
         return f"/proc/self/fd/{self._descriptor}/{key}.socket"
 
     def names(self) -> list[str]:
-        """The keys of all servers, those that have ended as well."""
-        return sorted(name.removesuffix(".socket") for name in os.listdir(self.path) if name.endswith(".socket"))
+        """The keys of all servers, those that have ended as well, or have never begun."""
+        parts = [name.partition(".") for name in os.listdir(self.path)]
+        return sorted({key for key, _, kind in parts if kind in _KINDS and len(key) == _KEY_LENGTH})
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -84,42 +85,58 @@ class Directory:
 
     def ask(self, key: str, what: str) -> "tuple[int, dict[str, Any]] | None":
         """A server's pid and its answer to ``tell`` or ``stop``; None if it has ended, no answer if it is busy."""
-        answer = _asked(self.connect(key), what)
-        if answer is None:
-            self.forget(key)
-        return answer
+        return _asked(self.connect(key), what)
 
-    def forget(self, key: str) -> None:
-        """Remove the files of a server that has ended."""
-        for kind in ("socket", "settings", "log"):
+    def clean(self) -> None:
+        """Remove the files of servers that have ended. Raises PlainError and OSError."""
+        with self.locked():
+            for key in self.names():
+                if self._has_ended(key):
+                    self._forget(key)
+
+    def _has_ended(self, key: str) -> bool:
+        """Whether nothing listens at a server's socket. While this process has the lock, nothing will."""
+        with socket.socket(socket.AF_UNIX) as channel:
+            channel.setblocking(False)
+            try:
+                channel.connect(self._address(key))
+            except (ConnectionRefusedError, FileNotFoundError):
+                return True
+            except OSError:
+                pass  # it may be busy
+        return False
+
+    def _forget(self, key: str) -> None:
+        for kind in _KINDS:
             with suppress(FileNotFoundError):
                 os.unlink(self.path_of(key, kind))
 
-    def start(self, key: str, line: list[str], settings: "dict[str, Any]") -> None:
+    def start(self, key: str, line: list[str], environment: "dict[str, str]", settings: "dict[str, Any]") -> None:
         """Start a server unless one runs. *line* is its interpreter with options. Raises PlainError."""
-        with self.locked():
-            running = self.connect(key)
-            if running is not None:
-                running.close()
-                return
-            self.forget(key)
-            self._make_room()
-            try:
-                self._start(key, line, settings)
-            except OSError as error:
-                raise PlainError(f"no fork server: {error}") from error
+        try:
+            with self.locked():
+                if not self._has_ended(key):
+                    return
+                self._make_room()
+                try:
+                    self._start(key, line, environment, settings)
+                except OSError:
+                    self._forget(key)
+                    raise
+        except OSError as error:
+            raise PlainError(f"no fork server: {error}") from error
 
-    def _start(self, key: str, line: list[str], settings: "dict[str, Any]") -> None:
+    def _start(self, key: str, line: list[str], environment: "dict[str, str]", settings: "dict[str, Any]") -> None:
         path = self.path_of(key, "settings")
         with open(path, "w") as file:
             json.dump(settings, file)
-        listener = socket.socket(socket.AF_UNIX)
         log = os.open(
             self.path_of(key, "log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600
         )
+        log = raised(log, 3)  # this process may have closed a standard stream, whose number is the server's
+        listener = new_socket()
         try:
             listener.bind(self._address(key))
-            listener.listen(socket.SOMAXCONN)
             actions = [
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, log, 1),
@@ -127,15 +144,20 @@ class Directory:
                 *((os.POSIX_SPAWN_CLOSE, number) for number in _inheritable() if number > 2),
                 (os.POSIX_SPAWN_DUP2, listener.fileno(), listener.fileno()),
             ]
-            os.posix_spawn(
-                line[0],
-                [*line, PROGRAM, str(listener.fileno()), "-1", "0", path, PADDING],
-                os.environ,
-                file_actions=actions,
-                setsid=True,
-                setsigmask=[],
-                setsigdef=signal.valid_signals(),
-            )
+
+            def begin() -> None:
+                listener.listen(socket.SOMAXCONN)  # the kernel takes who does that for the server: not this process
+                os.posix_spawn(
+                    line[0],
+                    [*line, PROGRAM, str(listener.fileno()), "-1", "0", path, PADDING],
+                    environment,
+                    file_actions=actions,
+                    setsid=True,
+                    setsigmask=[],
+                    setsigdef=signal.valid_signals(),
+                )
+
+            _in_between(begin)
         finally:
             listener.close()
             os.close(log)
@@ -146,6 +168,9 @@ class Directory:
         count, memory = 0, 0
         sizes = {}
         for key in self.names():
+            if self._has_ended(key):
+                self._forget(key)
+                continue
             if (answer := self.ask(key, "tell")) is None:
                 continue
             pid, facts = answer
@@ -159,7 +184,7 @@ class Directory:
         while idle and (count >= MOST_SERVERS or memory > limit):
             _, key = idle.pop()
             self.ask(key, "stop")
-            self.forget(key)
+            self._forget(key)
             count, memory = count - 1, memory - sizes[key]
         if count >= MOST_SERVERS:
             raise PlainError(f"{count} fork servers run programs already, and there may be no more")
@@ -189,6 +214,32 @@ def short_path(path: str) -> Iterator[str]:
         os.close(descriptor)
 
 
+def new_socket() -> socket.socket:
+    """A Unix socket whose number is none of a standard stream. Raises OSError."""
+    return socket.socket(fileno=raised(socket.socket(socket.AF_UNIX).detach(), 3))
+
+
+def _in_between(start: Callable[[], object]) -> None:
+    """Start a process from one that ends at once: it is no child of this one. Raises OSError.
+
+    The program that this process may become would have a child that it did not start, and wait for it.
+    """
+    between = os.fork()
+    if between == 0:
+        number = 1
+        try:
+            start()
+            number = 0
+        except OSError as error:
+            number = error.errno or number
+        finally:
+            os._exit(number)
+    with suppress(ChildProcessError):  # nobody waits where SIGCHLD is ignored
+        _, status = os.waitpid(between, 0)
+        if number := os.waitstatus_to_exitcode(status):
+            raise OSError(number, os.strerror(abs(number)))
+
+
 def _connected(address: str) -> socket.socket | None:
     channel = socket.socket(socket.AF_UNIX)
     try:
@@ -205,9 +256,10 @@ def _asked(channel: socket.socket | None, what: str) -> "tuple[int, dict[str, An
         return None
     receiver = Receiver(channel)
     try:
-        pid = peer(channel)
+        pid, _, _ = peer(channel)
         try:
-            receiver.wait()  # it is here
+            if receiver.wait()[0]["is"] != "here":
+                return pid, {}
             send(channel, {"do": what})
             return pid, receiver.wait()[0]
         except TimeoutError:
@@ -216,12 +268,6 @@ def _asked(channel: socket.socket | None, what: str) -> "tuple[int, dict[str, An
             return None
     finally:
         receiver.close()
-
-
-def peer(channel: socket.socket) -> int:
-    """The pid of the server at the other end; 0 where it is in another PID namespace."""
-    credentials = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return int(_CREDENTIALS.unpack(credentials)[0])
 
 
 def memory_of(pid: int) -> int:
@@ -240,5 +286,6 @@ def _inheritable() -> list[int]:
 
 
 def say(line: str) -> None:
-    """Print one line to standard error."""
-    print(f"trimsfs: {line}", file=sys.stderr, flush=True)
+    """Print one line to standard error, where somebody reads it."""
+    with suppress(OSError):
+        print(f"trimsfs: {line}", file=sys.stderr, flush=True)

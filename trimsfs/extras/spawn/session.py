@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from trimsfs.extras.spawn import caller
-from trimsfs.extras.spawn.messages import Receiver, send
+from trimsfs.extras.spawn.messages import Receiver, peer, send
 from trimsfs.extras.spawn.models import files_of
 from trimsfs.extras.spawn.python_command import PlainError, PythonCommand, parse
-from trimsfs.extras.spawn.servers import Directory, connect, peer, say
+from trimsfs.extras.spawn.servers import Directory, connect, say
 
 TYPE_CHECKING = False  # type checkers take it as true; `import typing` would take time
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ IDLE_S = 600.0
 LOOK_S, START_S, MOST_LOOKS = 1.0, 120.0, 3
 """How often a caller looks whether the fork server runs, and how long it waits until it runs the program itself."""
 ATTEMPTS = 4
+LEAST_FILES = 256
+"""Who may open fewer files than this would see that a fork has some more from the beginning."""
 _EVERY_SIGNAL = signal.valid_signals()
 _BY_KERNEL = 0x80
 """``si_code`` of a signal that a terminal sends, to a whole process group."""
@@ -33,15 +35,18 @@ def spawn(
 ) -> int:
     """Run a program in a fork, and return its exit status. Ends by a signal if the program does.
 
-    Raises PlainError if it has not been run, and must be run as it is.
+    Raises PlainError or OSError if it has not been run, and must be run as it is.
     """
     command = parse(words, os.environ)
+    if (most := resource.getrlimit(resource.RLIMIT_NOFILE)[1]) < LEAST_FILES:
+        raise PlainError(f"it may open {most} files, and a fork has some from the beginning")
     status = caller.Status()
     files = files_of(models)
     directory = caller.directory_of(command)
+    environment = caller.common(os.environ, vary)
     imports = [list(preload), directory if preload else caller.script_of(command), files, idle_s]
     try:
-        key = caller.key(command, os.environ, status, vary, imports)
+        key = caller.key(command, environment, status, imports)
     except OSError as error:
         raise PlainError(f"{error.filename}: {error.strerror}") from error
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
@@ -59,7 +64,7 @@ def spawn(
     for _ in range(ATTEMPTS):
         channel = servers.connect(key)
         if channel is None:
-            servers.start(key, [command.path, *command.options], settings)
+            servers.start(key, [command.path, *command.options], environment, settings)
         elif (ended := session.run(channel)) is not None:
             return ended
     raise PlainError(f"the fork server ends when it starts: see {servers.path_of(key, 'log')}")
@@ -88,7 +93,7 @@ class _Session:
         self._numbers = caller.inherited_descriptors()
 
     def run(self, channel: socket.socket) -> int | None:
-        """Run the program; None if the server has ended before that. Raises PlainError."""
+        """Run the program; None if the server has ended before that. Raises PlainError, and OSError before it runs."""
         receiver = Receiver(channel)
         try:
             return self._follow(channel, receiver) if self._ready(channel, receiver) else None
@@ -97,16 +102,21 @@ class _Session:
 
     def _ready(self, channel: socket.socket, receiver: Receiver) -> bool:
         """Whether a fork waits for the word to run. Raises PlainError."""
-        places = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in (".", "/")]
+        here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _answer(channel, receiver)  # it is here
-            send(channel, self._order | {"descriptors": self._numbers}, [*places, *self._numbers])
             answer = _answer(channel, receiver)
+            if answer["is"] == "here":
+                with suppress(BrokenPipeError):  # it may have said why
+                    send(channel, {"do": "run"})
+                answer = _answer(channel, receiver)
+            if answer["is"] == "forked":  # by the fork alone is the order read
+                with suppress(BrokenPipeError):
+                    send(channel, self._order | {"descriptors": self._numbers}, [here, *self._numbers])
+                answer = _answer(channel, receiver)
         except (EOFError, OSError):
             return False  # the server has ended meanwhile
         finally:
-            for place in places:
-                os.close(place)
+            os.close(here)
         if answer["is"] == "again":
             return False
         if answer["is"] == "ended":
@@ -117,13 +127,20 @@ class _Session:
             say(note)
         return True
 
-    def _follow(self, channel: socket.socket, receiver: Receiver) -> int:
-        """Have the program run, and pass on what happens to it and to this process, until it ends."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, _EVERY_SIGNAL)
+    def _follow(self, channel: socket.socket, receiver: Receiver) -> int | None:
+        """Have the program run, and pass on what happens to it and to this process, until it ends.
+
+        None if the server has ended before it heard that.
+        """
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _EVERY_SIGNAL)
         channel.setblocking(False)
+        try:
+            send(channel, {"do": "go"})
+        except OSError:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            return None
         fcntl.fcntl(channel, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(channel, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)  # SIGIO tells of messages
-        send(channel, {"do": "go"})
         for number in self._numbers:
             if number != 2:
                 _close(number)  # a reader of the program's output must see its end when the program ends
@@ -142,7 +159,7 @@ class _Session:
 
 def _answer(channel: socket.socket, receiver: Receiver) -> "dict[str, Any]":
     """Wait for the server's answer. Raises EOFError, OSError, and PlainError if it does not run."""
-    server = peer(channel)
+    server, _, _ = peer(channel)
     give_up_at = time.monotonic() + START_S
     channel.settimeout(LOOK_S)
     looks = 0
@@ -172,8 +189,6 @@ def _heard(receiver: Receiver) -> int | None:
             message, _ = whole
             if message["is"] == "ended":
                 return int(message["status"])
-            if message["is"] == "stopped":
-                os.kill(os.getpid(), signal.SIGSTOP)
         try:
             receiver.read()
         except BlockingIOError:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from trimsfs.extras.spawn.caller import inherited_descriptors
+from trimsfs.extras.spawn.messages import raised
 from trimsfs.extras.spawn.models import files_of
 from trimsfs.extras.spawn.python_command import PlainError, parse
-from trimsfs.extras.spawn.servers import PADDING, PROGRAM, connect, short_path
+from trimsfs.extras.spawn.servers import PADDING, PROGRAM, connect, new_socket, short_path
 
 
 def become_server(
@@ -48,16 +49,18 @@ def become_server(
         os.unlink(path)
     with open(f"{path}.settings", "w") as file:
         json.dump(settings, file)
-    for number in inherited_descriptors():
+    inherited = inherited_descriptors()
+    for number in inherited:
         if number > 2:
             os.set_inheritable(number, False)  # a caller's descriptor of this number must find it free
-    listener = socket.socket(socket.AF_UNIX)
+    listener = new_socket()
     with short_path(path) as address:
         listener.bind(address)
     listener.listen(socket.SOMAXCONN)
     listener.set_inheritable(True)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
+    null = raised(os.open(os.devnull, os.O_RDWR), 3)
+    for number in {0, 1, 2} - set(inherited) | {0}:
+        os.dup2(null, number)
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)  # Python ignores them, and every program would inherit that
     arguments = [str(listener.fileno()), "-1", "0", f"{path}.settings", PADDING]

@@ -1,6 +1,7 @@
 """``trimsfs spawn``: runs a Python program in a fork of a process that has imported its libraries already."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -97,6 +98,8 @@ def spawn(
             _stop(servers, command)
         else:
             _list(servers)
+        if not socket:
+            _clean()
         return
     if not command:
         raise click.UsageError("Missing argument 'COMMAND...'.")
@@ -116,9 +119,17 @@ def spawn(
     run(command, preload=preload, models=models, vary=vary, socket=socket)
 
 
+def _clean() -> None:
+    """Remove the files of servers that have ended; those do no harm where they cannot be removed."""
+    with suppress(PlainError, OSError):
+        Directory().clean()
+
+
 def _servers(socket: str) -> list[Ask]:
     """What asks each server of this user, or the one at a socket."""
     if socket:
+        if ask(socket, "tell") is None:
+            raise NoSuchEntryError(f"no fork server listens at {socket}")
         return [partial(ask, socket)]
     try:
         directory = Directory()

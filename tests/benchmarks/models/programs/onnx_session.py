@@ -1,5 +1,6 @@
 """Open an ONNX model whose weights lie beside it, and run it once."""
 
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +11,9 @@ from tests.benchmarks.models.programs.common import serve
 
 def load(path: str) -> Callable[[], bytes]:
     """The model of a directory."""
-    session = onnxruntime.InferenceSession(f"{path}/model.onnx", providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))  # it reads no variable by itself
+    session = onnxruntime.InferenceSession(f"{path}/model.onnx", options, providers=["CPUExecutionProvider"])
     (first,) = session.get_inputs()
     rows = np.random.default_rng(0).standard_normal(first.shape, dtype=np.float32)
     return lambda: bytes(session.run(None, {first.name: rows})[0])

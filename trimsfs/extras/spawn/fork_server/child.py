@@ -10,11 +10,12 @@ import socket
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 from trimsfs.extras.spawn.fork_server.random_state import renew
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _ARGUMENTS_START, _ARGUMENTS_END = 47, 48
 """Where /proc/self/stat, split at spaces, has the addresses of the command line."""
 _SHOWN_COMMAND = 15
@@ -41,9 +42,9 @@ def become(
 ) -> None:
     """Take over all that *order* says of the caller. Raises OSError and ValueError.
 
-    *descriptors* are the caller's working directory, its root, and its descriptors, whose numbers are in the order.
-    This process uses numbers from *first* up for others meanwhile, and *keep* for its channel to the server. *changes*
-    are what imports did to the environment.
+    *descriptors* are the caller's working directory and then its descriptors, whose numbers are in the order. This
+    process uses numbers from *first* up for others meanwhile, and *keep* for its channel to the server. *changes* are
+    what imports did to the environment.
     """
     os.setpgid(0, 0)  # so that a terminal's signals reach what the program starts, too
     os.fchdir(descriptors[0])
@@ -70,7 +71,7 @@ def take_signals(order: dict[str, Any]) -> None:
 
 def _place(numbers: Sequence[int], descriptors: Sequence[int], first: int) -> None:
     """Give the caller's descriptors the numbers that they have there."""
-    moved = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, first) for each in descriptors[2:]]
+    moved = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, first) for each in descriptors[1:]]
     for each in descriptors:
         os.close(each)
     for number, each in zip(numbers, moved, strict=True):
@@ -87,11 +88,9 @@ def _set_environment(environment: dict[str, str], changes: dict[str, str | None]
             wanted.pop(name, None)
         else:
             wanted[name] = value
-    for name in set(os.environ) - set(wanted):
-        del os.environ[name]
-    for name, value in wanted.items():
-        if os.environ.get(name) != value:
-            os.environ[name] = value
+    if list(os.environ.items()) != list(wanted.items()):  # their order, too
+        os.environ.clear()
+        os.environ.update(wanted)
 
 
 def _open_standard_streams() -> None:
@@ -124,21 +123,20 @@ def _open_standard_streams() -> None:
         )
 
 
-def raised(number: int, first: int) -> int:
-    """Move a descriptor to a number from *first* up; programs that this process starts do not get it."""
-    moved = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, first)
-    os.close(number)
-    return moved
-
-
 def set_title(line: Iterable[str]) -> None:
     """Have ps show *line* as this process's command line, cut to the room that the server's own had."""
     words = list(line)
-    with open("/proc/self/stat", errors="replace") as file:
-        fields = file.read().rpartition(")")[2].split()
-    start, end = int(fields[_ARGUMENTS_START - 2]), int(fields[_ARGUMENTS_END - 2])
+    start, end = _arguments()
     text = b"".join(os.fsencode(word) + b"\0" for word in words)[: end - start - 1]
     ctypes.memset(start, 0, end - start)
     ctypes.memmove(start, text, len(text))
-    with open("/proc/self/comm", "wb") as comm:
-        comm.write(os.fsencode(os.path.basename(words[0]))[:_SHOWN_COMMAND])
+    name = os.fsencode(os.path.basename(words[0]))[:_SHOWN_COMMAND]
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, ctypes.c_char_p(name), 0, 0, 0)
+
+
+@cache
+def _arguments() -> tuple[int, int]:
+    """Where the command line lies in memory. Read once: forks may have another /proc, or none."""
+    with open("/proc/self/stat", errors="replace") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return int(fields[_ARGUMENTS_START - 2]), int(fields[_ARGUMENTS_END - 2])

@@ -1,7 +1,7 @@
 """Has a fork join the namespaces, the control group and the identity of a caller that may be in a container.
 
-The kernel says what a caller is: by the socket, as it was when it connected, and by /proc. What its order says is only
-tried, and the fork runs nothing before the kernel says the same of both.
+The kernel says what a caller is: by the socket, as it was when it connected, and by /proc. The fork runs nothing before
+the kernel says the same of both.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from trimsfs.extras.spawn.caller import OF_SESSIONS, Status, matches
-from trimsfs.extras.spawn.fork_server.child import raised
+from trimsfs.extras.spawn.messages import peer, raised
 
 NAMESPACES = {
     "user": 0x10000000,
@@ -29,11 +29,14 @@ NAMESPACES = {
     "cgroup": 0x02000000,
 }
 """By the kernel's name, the flag of each kind of namespace."""
-OF_CONTAINERS = ("HOSTNAME", "container", "KUBERNETES_*", "NOTIFY_SOCKET", "JOURNAL_STREAM", "MEMORY_PRESSURE_*")
-"""Variables that differ between containers and that no library reads when it is imported."""
-_PEER_PIDFD = 77
+OF_CONTAINERS = ("HOSTNAME", "container", "KUBERNETES_*")
+OF_SERVICES = (
+    *("NOTIFY_SOCKET", "JOURNAL_STREAM", "MEMORY_PRESSURE_*", "SYSTEMD_EXEC_PID", "RUNTIME_DIRECTORY", "LISTEN_*"),
+)
+"""Variables that differ between containers or services, and that no library reads when it is imported."""
+_OWN = "TRIMSFS_SPAWN_*"
+PEER_PIDFD = 77
 """``SO_PEERPIDFD``, of Linux 6.5."""
-_CREDENTIALS = struct.Struct("iII")
 SECCOMP, CGROUP, LABEL = "seccomp", "cgroup", "label"
 ALLOWABLE = (CGROUP, LABEL, SECCOMP)
 """What ``--allow`` takes: that a fork has the server's control group, or its label of AppArmor or SELinux; that filters
@@ -61,52 +64,62 @@ class Joining:
     def __init__(self, line: Sequence[str], vary: Sequence[str], allow: Sequence[str], first: int) -> None:
         self._first = first
         self._line = list(line)
-        self._vary = (*OF_SESSIONS, *OF_CONTAINERS, *vary)
+        self._vary = (*OF_SESSIONS, *OF_CONTAINERS, *OF_SERVICES, _OWN, *vary)
         self._allow = frozenset(allow)
         self._environment = dict(os.environ)
         _control(_PR_SET_CHILD_SUBREAPER, 1)
 
-    def peer(self, connection: socket.socket, order: Mapping[str, Any]) -> "Peer":
-        """The process that asks. Raises RefusedError if it can have no fork of this server."""
-        if order["interpreter"] != self._line:
-            raise RefusedError(f"the fork server runs {' '.join(self._line)}")
-        theirs = order["environment"]
-        for name in sorted(theirs.keys() | self._environment.keys()):
-            if theirs.get(name) != self._environment.get(name) and not any(
-                matches(name, pattern) for pattern in self._vary
-            ):
-                raise RefusedError(f"{name} is another than the fork server's: give that --vary {name}")
-        pid, user, group = _CREDENTIALS.unpack(
-            connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
+    def peer(self, connection: socket.socket) -> "Peer":
+        """The process that asks. Raises RefusedError if this server cannot tell which it is."""
+        pid, user, group = peer(connection)
         if pid == 0:
             raise RefusedError("its process is in a PID namespace that the fork server cannot see: share that")
         try:
-            pidfd = connection.getsockopt(socket.SOL_SOCKET, _PEER_PIDFD)
+            pidfd = connection.getsockopt(socket.SOL_SOCKET, PEER_PIDFD)
         except OSError as error:
             raise RefusedError(f"the kernel does not tell which process asks, as Linux 6.5 does: {error}") from error
-        return Peer(pid, raised(pidfd, self._first), user, group, self._allow)
+        return Peer(pid, raised(pidfd, self._first), user, group, allow=self._allow, first=self._first)
+
+    def check(self, order: Mapping[str, Any]) -> None:
+        """In the fork: compare what its order says with this server. Raises RefusedError."""
+        if order["interpreter"] != self._line:
+            raise RefusedError(f"the fork server runs {' '.join(self._line)}")
+        theirs = order["environment"]
+        others = [
+            name
+            for name in sorted(theirs.keys() | self._environment.keys())
+            if theirs.get(name) != self._environment.get(name)
+            and not any(matches(name, pattern) for pattern in self._vary)
+        ]
+        if others:
+            raise RefusedError(f"variables differ from the fork server's: give that --vary {','.join(others)}")
 
 
 class Peer:
     """A caller: its process, and the user and the group that it had when it connected."""
 
-    def __init__(self, pid: int, pidfd: int, user: int, group: int, allow: frozenset[str]) -> None:
+    def __init__(self, pid: int, pidfd: int, user: int, group: int, *, allow: frozenset[str], first: int) -> None:
         """Raises RefusedError if this server may not look at the process."""
         self._pid = pid
         self._pidfd = pidfd
         self._user = user
         self._group = group
         self._allow = allow
+        self._opened = [pidfd]
         try:
+            for name in ("", "/root"):
+                self._opened.append(raised(os.open(f"/proc/{pid}{name}", os.O_PATH | os.O_CLOEXEC), first))
             self._other = [name for name in NAMESPACES if _namespace(str(pid), name) != _namespace("self", name)]
+            self._has_other_root = "mnt" in self._other or _place(self._opened[2]) != _place_of("self", "root")
         except OSError as error:
-            os.close(pidfd)
+            self.close()
             raise RefusedError(f"the fork server may not look at pid {pid}: {error.strerror}") from error
 
     def close(self) -> None:
         """Look at the caller no more."""
-        os.close(self._pidfd)
+        for descriptor in self._opened:
+            os.close(descriptor)
+        self._opened.clear()
 
     def fork(self) -> int:
         """Fork a process in the caller's PID namespace, as `os.fork`. Raises OSError.
@@ -119,7 +132,12 @@ class Peer:
         flags = sum(NAMESPACES[name] for name in ("user", "pid") if name in self._other)
         self._other = [name for name in self._other if name not in {"user", "pid"}]
         reads, writes = os.pipe()
-        between = os.fork()
+        try:
+            between = os.fork()
+        except OSError:
+            os.close(reads)
+            os.close(writes)
+            raise
         if between == 0:
             try:
                 _set_namespaces(self._pidfd, flags)
@@ -141,15 +159,19 @@ class Peer:
             raise OSError(-pid, f"into its caller's PID namespace: {os.strerror(-pid)}")
         return pid
 
-    def join(self, order: Mapping[str, Any], root: int) -> None:
-        """In the fork: become what the caller is, below the directory *root*. Raises OSError."""
+    def join(self) -> None:
+        """In the fork: become what the caller is. Raises OSError.
+
+        Nothing is read by a path once this process has another root: who made that may have put anything there.
+        """
+        _, process, root = self._opened
         flags = sum(NAMESPACES[name] for name in self._other if name != "pid")
         if flags:
             _set_namespaces(self._pidfd, flags)
-        if _place(root) != _place_of("self", "root"):
+        if self._has_other_root:
             os.fchdir(root)
             os.chroot(".")
-        _take_identity(order)
+        _take_identity(Status(directory=process).fields)  # as the caller's user namespace numbers users
 
     def place(self, fork: int) -> None:
         """Have a fork in the caller's control group, with its place among processes, where this process may do that.
@@ -200,8 +222,7 @@ def differing(files: Mapping[str, tuple[int, int, int]]) -> str | None:
     return None
 
 
-def _take_identity(order: Mapping[str, Any]) -> None:
-    identity = order["identity"]
+def _take_identity(identity: Mapping[str, str]) -> None:
     users, groups, more = ([int(word) for word in identity[name].split()] for name in ("Uid", "Gid", "Groups"))
     permitted, effective, inheritable, bounding, ambient = (
         int(identity[name], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapBnd", "CapAmb")
@@ -289,7 +310,8 @@ def _place_of(process: str, name: str) -> str:
 
 def _place(directory: int) -> str:
     """What tells an open directory from others: a directory may be the root of several mounts."""
-    mount = next(line for line in _content("self", f"fdinfo/{directory}").splitlines() if line.startswith("mnt_id"))
+    lines = _content("self", f"fdinfo/{directory}").splitlines()
+    mount = next((line for line in lines if line.startswith("mnt_id")), "")
     return f"{mount} {os.fstat(directory).st_ino}"
 
 

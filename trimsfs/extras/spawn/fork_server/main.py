@@ -8,13 +8,14 @@ import socket
 import sys
 from typing import Any
 
-from trimsfs.extras.spawn.fork_server.child import raised, set_title
+from trimsfs.extras.spawn.fork_server.child import set_title
 from trimsfs.extras.spawn.fork_server.joining import Joining
 from trimsfs.extras.spawn.fork_server.preloading import Preloading, UnfitError
 from trimsfs.extras.spawn.fork_server.programs import Program
 from trimsfs.extras.spawn.fork_server.server import Server
 from trimsfs.extras.spawn.fork_server.successors import Successors
 from trimsfs.extras.spawn.fork_server.thread_count import ThreadCount
+from trimsfs.extras.spawn.messages import raised
 from trimsfs.extras.spawn.models import files_of
 
 FIRST_DESCRIPTOR = 4096
@@ -38,6 +39,8 @@ def main(arguments: list[str]) -> Program | None:
     listener = socket.socket(fileno=raised(listener_number, first))
     if ready >= 0:
         ready = raised(ready, first)
+    else:
+        listener.listen(socket.SOMAXCONN)  # who asks is told this process's pid by the kernel
     set_title(["trimsfs fork-server", settings["title"]])
     successors = Successors(settings, arguments, generation)
     joining = settings["joining"] and Joining(**settings["joining"], first=first)

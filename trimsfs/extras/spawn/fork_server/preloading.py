@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
@@ -11,10 +12,15 @@ from trimsfs.extras.spawn.fork_server.child import be_killed_with_parent
 from trimsfs.extras.spawn.fork_server.random_state import RandomState
 from trimsfs.extras.spawn.fork_server.thread_count import ThreadCount, end_idle_pools
 
+FAILED = "its import failed"
+"""Begins the reason to leave a module out whose import may not fail another time."""
 IMPORTS = "it imports "
 """Begins the reason to leave a module out that imports one that is left out: that one's name follows."""
 FileState = tuple[int, int, int]
 """Inode number, size in bytes, and modification time in nanoseconds."""
+_UNKNOWN = (0, 0, 0)
+_TICK_NS = 10_000_000
+"""So much may the time of a change be behind the clock."""
 
 
 class UnfitError(Exception):
@@ -79,6 +85,7 @@ class Preloading:
         Raises UnfitError.
         """
         skipped = tuple(left_out)
+        began_at = time.time_ns()
         absent = [name for name in skipped if name not in sys.modules]
         with _Captured() as output, self._random.watched():
             for module in modules:
@@ -88,7 +95,7 @@ class Preloading:
                     try:
                         importlib.import_module(name)
                     except BaseException as error:  # whatever it is, the program must meet it, not this server
-                        raise UnfitError(name, f"its import failed: {type(error).__name__}: {error}") from error
+                        raise UnfitError(name, f"{FAILED}: {type(error).__name__}: {error}") from error
                     for stream in (sys.stdout, sys.stderr):
                         stream.flush()
                     if (other := next((other for other in absent if other in sys.modules), None)) is not None:
@@ -97,6 +104,9 @@ class Preloading:
                         raise UnfitError(name, "it prints when it is imported")
                     self._look(name)
         self.files = dict(_files())
+        for path in self.files:
+            if began_at - _TICK_NS <= _changed_at(path) <= time.time_ns():
+                self.files[path] = _UNKNOWN  # a module may have been loaded from what it was before
 
     def _look(self, name: str) -> None:
         if (generator := self._random.used()) is not None:
@@ -200,6 +210,13 @@ def _state(path: str) -> FileState | None:
     except OSError:
         return None
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _changed_at(path: str) -> int:
+    try:
+        return os.stat(path).st_ctime_ns
+    except OSError:
+        return 0
 
 
 def _children() -> set[str]:

@@ -1,14 +1,20 @@
 """The processes that a fork server deals with: callers, their forks, and what this process itself is once it is one."""
 
+import errno
+import os
+import select
+import signal
 import socket
 from contextlib import suppress
 from typing import Any
 
-from trimsfs.extras.spawn.fork_server.joining import Peer
+from trimsfs.extras.spawn.fork_server.joining import PEER_PIDFD, Peer
 from trimsfs.extras.spawn.fork_server.preloading import imported_since
-from trimsfs.extras.spawn.messages import Receiver, send
+from trimsfs.extras.spawn.messages import MOST_BYTES, Receiver, peer, send
 
 Message = dict[str, Any]
+MOST_TO_SERVER = 4096
+"""Bytes of the longest message that a server reads itself."""
 
 
 class Program:
@@ -18,24 +24,76 @@ class Program:
         self.order = order
         self._channel = channel
         self._known = known
+        self._pid = os.getpid()
+        self._inode = os.fstat(channel.fileno()).st_ino
         if known is None:
             channel.close()
 
     def tell_imports(self) -> None:
-        """Tell the server what the program imported, if it learns that."""
-        if self._known is not None:
-            with suppress(OSError):  # the server has ended
+        """Tell the server what the program imported, if it learns that.
+
+        What the program has forked ends here, too, perhaps at the same time, and tells nothing.
+        """
+        if self._known is None or os.getpid() != self._pid:
+            return
+        with suppress(OSError):  # the server has ended, or the program has closed all descriptors
+            if os.fstat(self._channel.fileno()).st_ino == self._inode:
                 send(self._channel, {"is": "imported", "modules": imported_since(self._known, self.order["directory"])})
-            self._channel.close()
+        self._channel.detach()  # the number may be that of a file of the program by now
 
 
 class Caller:
     """A process that asks: its connection, and the program that was forked for it."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, first: int) -> None:
         self.connection = connection
-        self.receiver = Receiver(connection)
+        self.receiver = Receiver(connection, first, most_bytes=MOST_TO_SERVER)
         self.fork: Fork | None = None
+        self._is_stopped = False
+        self._is_roused = False
+
+    def order(self) -> tuple[Message, list[int]]:
+        """In its fork: wait for its order, and the descriptors beside it. Raises EOFError, OSError and ValueError."""
+        self.receiver.most_bytes = MOST_BYTES
+        arrives = select.poll()
+        arrives.register(self.connection, select.POLLIN)
+        while (whole := self.receiver.message()) is None:
+            arrives.poll()
+            with suppress(BlockingIOError):
+                self.receiver.read(socket.MSG_DONTWAIT)
+        return whole
+
+    def stop(self) -> None:
+        """Its program has stopped, so it stops. It is not told that: it might read it after it was to go on."""
+        self._is_stopped = True
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Its program goes on, or has ended: so does it, unless it was the first to do so."""
+        if self._is_stopped:
+            self._is_stopped, self._is_roused = False, True
+            self._signal(signal.SIGCONT)
+
+    def passes_on(self, number: int) -> bool:
+        """Whether a signal that it tells of is meant for its program, and is not the one that roused it."""
+        if number != signal.SIGCONT:
+            return True
+        was_roused, self._is_roused, self._is_stopped = self._is_roused, False, False
+        return not was_roused
+
+    def _signal(self, number: int) -> None:
+        with suppress(OSError):  # it has ended
+            try:
+                pidfd = self.connection.getsockopt(socket.SOL_SOCKET, PEER_PIDFD)
+            except OSError as error:
+                if error.errno != errno.ENOPROTOOPT:
+                    raise
+                os.kill(peer(self.connection)[0], number)  # of this namespace, as it is with such a kernel
+            else:
+                try:
+                    signal.pidfd_send_signal(pidfd, number)
+                finally:
+                    os.close(pidfd)
 
     def tell(self, message: Message) -> None:
         with suppress(OSError):  # it has ended: the end of its connection tells

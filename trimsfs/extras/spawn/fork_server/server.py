@@ -4,27 +4,24 @@ It waits for nothing but the next event. A fork tells it over a channel when it 
 is gone. So a program runs only after its caller knows that it will.
 """
 
-import errno
+import fcntl
 import gc
 import os
 import select
 import signal
 import socket
-import struct
 import sys
 import time
 from contextlib import suppress
 
-from trimsfs.extras.spawn.fork_server.child import become, end_with_parent, raised, take_signals
+from trimsfs.extras.spawn.fork_server.child import become, end_with_parent, take_signals
 from trimsfs.extras.spawn.fork_server.joining import Joining, Peer, RefusedError, differing
+from trimsfs.extras.spawn.fork_server.log import log
 from trimsfs.extras.spawn.fork_server.preloading import Preloading
 from trimsfs.extras.spawn.fork_server.programs import Caller, Fork, Message, Program
 from trimsfs.extras.spawn.fork_server.successors import Successors
 from trimsfs.extras.spawn.fork_server.thread_count import ThreadCount, end_idle_pools
-from trimsfs.extras.spawn.messages import Receiver, send
-
-_CREDENTIALS = struct.Struct("iII")
-"""Pid, user and group of a socket's peer."""
+from trimsfs.extras.spawn.messages import Receiver, peer, raised, send
 
 
 class Server:
@@ -71,6 +68,7 @@ class Server:
         self._listener.setblocking(False)
         for number in (self._listener.fileno(), self._woken):
             self._poll.register(number, select.POLLIN)
+        self._reap()  # what ended before this process was started over
         gc.collect()
         gc.freeze()  # else the collector would write to each object, and each fork would copy all pages
         while self._listener is not None or self._callers:
@@ -113,17 +111,19 @@ class Server:
         assert self._listener is not None
         try:
             connection, _ = self._listener.accept()
-        except OSError as error:
-            if error.errno in {errno.EMFILE, errno.ENFILE}:
-                time.sleep(0.01)  # a fork that ends makes room
+        except OSError:
             return
-        user = _user(connection)
-        if user != os.geteuid() and self._joining is None:
-            print(f"uid {user} is refused", file=sys.stderr, flush=True)
-            connection.close()
-            return
-        number = raised(connection.detach(), self._first)
-        caller = Caller(socket.socket(fileno=number))
+        with connection:
+            _, user, _ = peer(connection)
+            if user != os.geteuid() and self._joining is None:
+                log(f"uid {user} is refused")
+                return
+            try:
+                number = fcntl.fcntl(connection, fcntl.F_DUPFD_CLOEXEC, self._first)
+            except OSError as error:
+                _tell(connection, _refusal(error))
+                return
+        caller = Caller(socket.socket(fileno=number), self._first)
         caller.connection.setblocking(False)  # who does not read what it is told must not hold others up
         caller.tell({"is": "here"})  # a caller's descriptors must not wait in a server that does not run
         self._callers[number] = caller
@@ -134,38 +134,38 @@ class Server:
             caller.receiver.read(socket.MSG_DONTWAIT)
         except BlockingIOError:
             return None
-        except (EOFError, OSError):
+        except (EOFError, OSError) as error:
+            if isinstance(error, OSError):
+                caller.tell(_refusal(error))
             self._forget(caller)
             return None
         program = None
         while program is None and caller.connection.fileno() in self._callers:
-            descriptors: list[int] = []
             try:
                 if (whole := caller.receiver.message()) is None:
                     return None
-                message, descriptors = whole
-                program = self._answer(caller, message, descriptors)
-            except (KeyError, TypeError, ValueError) as error:
+                program = self._answer(caller, whole[0])
+            except Exception as error:  # whatever one caller sends, the programs of others must go on
                 if os.getpid() != self._pid:
                     os._exit(1)
-                print(f"a message that is none: {error!r}", file=sys.stderr, flush=True)
-                self._forget(caller)
-            for descriptor in descriptors:
-                if program is None:
-                    os.close(descriptor)
+                if isinstance(error, OSError):
+                    caller.tell(_refusal(error))
+                else:
+                    log(f"a message that is none: {error!r}")
+                    self._forget(caller)
         return program
 
-    def _answer(self, caller: Caller, message: Message, descriptors: list[int]) -> Program | None:
+    def _answer(self, caller: Caller, message: Message) -> Program | None:
         match message["do"]:
-            case "run":
-                return self._order(caller, message, descriptors)
+            case "run" if caller.fork is None:
+                return self._fork_for(caller)
             case "go" if caller.fork is not None and caller.fork.may_run:
                 _tell(caller.fork.channel, message)
-            case "signal" if caller.fork is not None:
+            case "signal" if caller.fork is not None and caller.passes_on(message["number"]):
                 _signal(caller.fork.pid, message["number"], group=message["group"])
             case "tell":
                 caller.tell(self._status())
-            case "stop" if _user(caller.connection) == os.geteuid():
+            case "stop" if peer(caller.connection)[1] == os.geteuid():
                 if self._successors.ready >= 0:
                     self._poll.unregister(self._successors.ready)
                     self._successors.cancel()
@@ -201,51 +201,51 @@ class Server:
             "left_out": self._successors.told,
         }
 
-    def _order(self, caller: Caller, order: Message, descriptors: list[int]) -> Program | None:
+    def _fork_for(self, caller: Caller) -> Program | None:
+        """Fork a process that reads a caller's order itself: this one never has what belongs to one program."""
         self._used_at = time.monotonic()
         if (path := self._preloading.stale()) is not None:
             self._renew(caller, path)
             return None
-        others = set(order["descriptors"]) - set(descriptors) - {0, 1, 2}
-        if taken := [number for number in others if _is_open(number)]:
-            caller.tell({"is": "refused", "why": f"its descriptor {min(taken)} is one that the fork server has"})
-            return None
-        try:
-            peer = None if self._joining is None else self._joining.peer(caller.connection, order)
-        except RefusedError as refused:
-            caller.tell({"is": "refused", "why": str(refused)})
-            return None
         ours, theirs = (_raised_socket(end, self._first) for end in socket.socketpair())
         end_idle_pools()
+        try:
+            joined = None if self._joining is None else self._joining.peer(caller.connection)
+        except RefusedError as refused:
+            ours.close()
+            theirs.close()
+            caller.tell({"is": "refused", "why": str(refused)})
+            return None
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            pid = os.fork() if peer is None else peer.fork()
+            pid = os.fork() if joined is None else joined.fork()
         except OSError as error:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             ours.close()
             theirs.close()
-            if peer is not None:
-                peer.close()
-            caller.tell({"is": "refused", "why": f"the fork server cannot fork: {error.strerror}"})
+            if joined is not None:
+                joined.close()
+            caller.tell(_refusal(error))
             return None
         if pid == 0:
             ours.close()
-            return self._in_fork(theirs, order, descriptors, peer)
+            return self._in_fork(theirs, caller, joined)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self._served += 1
-        caller.fork = fork = Fork(pid, ours, caller, peer)
+        caller.fork = fork = Fork(pid, ours, caller, joined)
         self._forks[ours.fileno()] = fork
         self._poll.register(ours, select.POLLIN)
+        self._poll.unregister(caller.connection)  # until the fork is ready, or has ended
+        caller.tell({"is": "forked"})
         return None
 
-    def _in_fork(self, channel: socket.socket, order: Message, descriptors: list[int], peer: Peer | None) -> Program:
+    def _in_fork(self, channel: socket.socket, own: Caller, joined: Peer | None) -> Program:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        if self._threads.at_fork > 1:
-            _refuse(channel, f"the fork server has threads: {', '.join(self._threads.names)}")
         for caller in self._callers.values():
-            caller.connection.close()
+            if caller is not own:
+                caller.receiver.close()
         for fork in self._forks.values():
             fork.close()
         if self._listener is not None:
@@ -254,12 +254,24 @@ class Server:
         os.close(self._wakes)
         self._successors.close()
         try:
-            if peer is not None:
-                peer.join(order, descriptors[1])
-                peer.close()
+            order, descriptors = own.order()
+            own.connection.close()
+            others = set(order["descriptors"]) - set(descriptors) - {0, 1, 2}
+            if taken := [number for number in others if _is_open(number)]:
+                raise RefusedError(f"its descriptor {min(taken)} is one that the fork server has")
+            if self._threads.at_fork > 1:
+                raise RefusedError(f"the fork server has threads: {', '.join(self._threads.names)}")
+            if self._joining is not None and joined is not None:
+                self._joining.check(order)
+                joined.join()
+                joined.close()
                 if (path := differing(self._preloading.files)) is not None:
-                    _refuse(channel, f"{path} is another file than the one that the fork server has")
+                    raise RefusedError(f"{path} is another file than the one that the fork server has")
             become(order, descriptors, first=self._first, changes=self._changes, keep=channel.fileno())
+        except EOFError:
+            os._exit(1)  # the caller has ended
+        except RefusedError as refused:
+            _refuse(channel, str(refused))
         except Exception as error:  # whatever it is, the caller can still run the program itself
             _refuse(channel, f"a fork cannot become what its caller is: {error}")
         try:
@@ -274,22 +286,28 @@ class Server:
     def _hear_fork(self, fork: Fork) -> None:
         try:
             fork.receiver.read(socket.MSG_DONTWAIT)
+            self._follow(fork)
         except BlockingIOError:
             return
-        except (EOFError, OSError):
+        except Exception as error:  # a program can write what it wants
+            if not isinstance(error, EOFError | OSError):
+                log(f"a message of a program that is none: {error!r}")
             self._close(fork)
-            return
+
+    def _follow(self, fork: Fork) -> None:
         while (whole := fork.receiver.message()) is not None:
             message, _ = whole
-            if message["is"] == "imported":
+            if message["is"] == "imported" and fork.may_run and self._known is not None:
                 if self._successors.learn(message["modules"]):
                     self._start_successor()
-            elif message["is"] == "ready" and (why := fork.joined()) is not None:
+                continue
+            self._poll.register(fork.caller.connection, select.POLLIN)
+            if message["is"] == "refused" or (why := fork.joined()) is None:
+                fork.may_run = message["is"] == "ready"
+                fork.caller.tell(message | {"notes": self._notes})
+            else:
                 _signal(fork.pid, signal.SIGKILL, group=False)
                 fork.caller.tell({"is": "refused", "why": why})
-            else:
-                fork.may_run = True
-                fork.caller.tell(message | {"notes": self._notes})
 
     def _close(self, fork: Fork) -> None:
         self._poll.unregister(fork.channel)
@@ -299,16 +317,20 @@ class Server:
     def _reap(self) -> None:
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
+            self._successors.forget(pid, status)
             caller = next((each for each in self._callers.values() if each.fork and each.fork.pid == pid), None)
             if caller is None:
                 continue
             if os.WIFSTOPPED(status):
-                caller.tell({"is": "stopped"})
+                caller.stop()
+                continue
+            caller.go_on()
+            if os.WIFCONTINUED(status):
                 continue
             fork, caller.fork = caller.fork, None
             if fork is not None and fork.channel.fileno() in self._forks:
@@ -316,6 +338,7 @@ class Server:
             if fork is not None and fork.channel.fileno() in self._forks:
                 self._close(fork)
             self._used_at = time.monotonic()
+            self._poll.register(caller.connection, select.POLLIN)
             caller.tell({"is": "ended", "status": status})
 
     def _forget(self, caller: Caller) -> None:
@@ -337,10 +360,8 @@ def _raised_socket(end: socket.socket, first: int) -> socket.socket:
     return socket.socket(fileno=raised(end.detach(), first))
 
 
-def _user(connection: socket.socket) -> int:
-    """The user of a caller, as this namespace numbers users."""
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return int(_CREDENTIALS.unpack(credentials)[1])
+def _refusal(error: OSError) -> Message:
+    return {"is": "refused", "why": f"the fork server cannot fork: {error.strerror or error}"}
 
 
 def _is_open(number: int) -> bool:

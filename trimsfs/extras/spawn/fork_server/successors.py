@@ -5,12 +5,17 @@ import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 from typing import Any
 
-from trimsfs.extras.spawn.fork_server.preloading import IMPORTS, UnfitError, lies_in
+from trimsfs.extras.spawn.fork_server.log import log
+from trimsfs.extras.spawn.fork_server.preloading import FAILED, IMPORTS, UnfitError, lies_in
+from trimsfs.extras.spawn.messages import raised
 
 MOST = 12
 """So often may a server be started anew before it learns nothing more."""
+_LEFT_OUT = "TRIMSFS_SPAWN_LEFT_OUT"
+"""The variable that tells what to leave out to a server that is started over, where no file can."""
 
 
 class Successors:
@@ -19,6 +24,7 @@ class Successors:
     def __init__(self, settings: dict[str, Any], arguments: list[str], generation: int) -> None:
         self.settings = settings
         self._arguments = arguments
+        left_out = json.loads(os.environ.pop(_LEFT_OUT, "{}"))
         self._environment = dict(os.environ)
         self._generation = generation
         self._path: str = settings["learned"]
@@ -31,10 +37,17 @@ class Successors:
             with open(self._path) as file:
                 known = json.load(file)
             self.left_out = {str(name): str(reason) for name, reason in known["left_out"].items()}
+            if not generation:  # what was missing may be there now
+                failed = {name for name, reason in self.left_out.items() if reason.startswith(FAILED)}
+                again = failed | {
+                    name for name, reason in self.left_out.items() if reason.removeprefix(IMPORTS) in failed
+                }
+                self.left_out = {name: reason for name, reason in self.left_out.items() if name not in again}
             if not self.modules:
                 self.modules = [str(name) for name in known["modules"]]
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             pass  # nothing is known yet, or a file was cut short: it is learned again
+        self.left_out |= left_out
 
     @property
     def learns(self) -> bool:
@@ -72,16 +85,15 @@ class Successors:
         """Note what a program has imported; whether a successor would import more than this server has."""
         new = [name for name in modules if not lies_in(name, self.left_out) and name not in self.modules]
         self.modules = [*self.modules, *new]
-        if new:
-            self._write()
-        return bool(new)
+        return bool(new) and self._write()
 
     def leave_out(self, unfit: UnfitError) -> None:
         """Note a module that must not be imported before a fork."""
-        print(unfit, file=sys.stderr, flush=True)
+        log(f"{unfit}")
         self.left_out[unfit.name] = unfit.reason
         self.modules = [each for each in self.modules if not lies_in(each, [unfit.name])]
-        self._write()
+        if not self._write():
+            self._environment[_LEFT_OUT] = json.dumps(self.left_out)
 
     def start_over(self, listener: int, ready: int) -> None:
         """Become a new server, which has imported nothing yet. Raises OSError."""
@@ -94,7 +106,12 @@ class Successors:
         """Start a server that takes this one's place when it is ready; False if one starts already, or cannot."""
         if self.ready >= 0:
             return False
-        ours, theirs = os.pipe()
+        try:
+            ours, theirs = os.pipe()
+            ours = raised(ours, listener.fileno())  # a caller's descriptor of its number must find that free
+        except OSError as error:
+            log(f"no successor: {error}")
+            return False
         actions = [(os.POSIX_SPAWN_DUP2, number, number) for number in (listener.fileno(), theirs)]
         try:
             self._pid = os.posix_spawn(
@@ -106,7 +123,7 @@ class Successors:
             )
         except OSError as error:
             os.close(ours)
-            print(f"no successor: {error}", file=sys.stderr)
+            log(f"no successor: {error}")
             return False
         finally:
             os.close(theirs)
@@ -121,9 +138,14 @@ class Successors:
 
     def cancel(self) -> None:
         """End a successor that does not serve yet."""
-        if self.ready >= 0:
+        if self._pid:
             os.kill(self._pid, signal.SIGKILL)  # it has not been reaped: its pid is its own
-            self.close()
+        self.close()
+
+    def forget(self, pid: int, status: int) -> None:
+        """A process has ended, or not, as its wait status says; perhaps the successor."""
+        if pid == self._pid and (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
+            self._pid = 0
 
     def close(self) -> None:
         """Wait for no successor any more."""
@@ -143,13 +165,17 @@ class Successors:
             *self._arguments[3:],
         ]
 
-    def _write(self) -> None:
-        """Write what is known. A file that cannot be written is done without: the next server learns again."""
+    def _write(self) -> bool:
+        """Write what is known, and tell whether that could be done. If not, the next server learns again."""
+        temporary = f"{self._path}.{os.getpid()}"
         try:
             os.makedirs(os.path.dirname(self._path), exist_ok=True)
-            temporary = f"{self._path}.{os.getpid()}"
             with open(temporary, "w") as file:
                 json.dump({"modules": self.modules, "left_out": self.left_out}, file)
             os.replace(temporary, self._path)
+            return True
         except OSError as error:
-            print(f"{self._path}: {error.strerror}", file=sys.stderr)
+            log(f"{self._path}: {error.strerror}")
+            with suppress(OSError):
+                os.unlink(temporary)
+            return False
