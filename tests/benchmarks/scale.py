@@ -31,6 +31,7 @@ class Scale:
     touched: int = 4 * GIB
     model_repetitions: int = 2
     starts: int = 20
+    starts_at_once: int = 5
     model_timeout_s: float = 180
     quiet_s: float = 15
     objects: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
@@ -67,6 +68,7 @@ QUICK = Scale(
     touched=GIB,
     model_repetitions=1,
     starts=3,
+    starts_at_once=1,
     model_timeout_s=60,
     quiet_s=2,
     objects=(1_000, 10_000, 30_000),

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.support.fork_servers import TRIMSFS, ForkServers
+from tests.support.fork_servers import TIMEOUT_S, TRIMSFS, ForkServers
 from tests.support.mounts import wait_until
 from tests.support.processes import alive
 from trimsfs.extras.spawn.servers import ask
@@ -45,8 +45,27 @@ class Preloading(ForkServers):
 class Chaos(ForkServers):
     """Which import a module that changes."""
 
+    def __init__(self, place: Path, modules: Path) -> None:
+        super().__init__(place)
+        self.environment["PYTHONPATH"] = os.pathsep.join([str(modules), *filter(None, [os.environ.get("PYTHONPATH")])])
+
     def line(self, *words: str | Path, options: tuple[str, ...] = ()) -> list[str]:
         return super().line(*words, options=("--preload=soaked_module", *options))
+
+
+def settled(servers: ForkServers, program: Path) -> int:
+    """The pid of a server that has all that a program imports: one that learns is replaced by one that knows."""
+    servers.run(sys.executable, program, "exit", "0")
+    first = servers.pids()
+    servers.run(sys.executable, program, "fork")
+    if type(servers) is ForkServers:
+        wait_until(lambda: servers.pids() not in ([], first), TIMEOUT_S)
+    (pid,) = servers.pids()
+    return pid
+
+
+def is_idle(servers: ForkServers, pid: int) -> bool:
+    return all(each.get("running") == 0 for each in servers.facts()) and not children(pid)
 
 
 def content(pid: int, name: str) -> str:

@@ -20,10 +20,11 @@ from tests.spawn.soaked_servers import (
     Chaos,
     Preloading,
     SharedServer,
-    children,
     content,
     descriptors,
     fewest_descriptors,
+    is_idle,
+    settled,
     state,
     zombies,
 )
@@ -62,6 +63,7 @@ class Soak:
         self._killed_at: list[float] = []
         self._version = 0
         self._lock = threading.Lock()
+        self._pids: dict[str, int] = {}
         self._first: dict[int, tuple[int, int]] = {}
         self.counts: Counter[str] = Counter()
 
@@ -72,9 +74,11 @@ class Soak:
         try:
             for name, kind in kinds.items():
                 self.steady[name] = kind(self.directory / name)
-            self._chaos = Chaos(self.directory / "chaos")
+            self._chaos = Chaos(self.directory / "chaos", self.directory / "modules")
             self._poor = ForkServers(self.directory / "poor")
             self._write_module()
+            for name, servers in self.steady.items():
+                self._pids[name] = settled(servers, PROGRAM)
             yield
         finally:
             for pid in self.ours():
@@ -292,7 +296,8 @@ class Soak:
         assert not (left := self._left()), "\n".join(left)
         for name, each in self.steady.items():
             (pid,) = each.pids()
-            wait_until(lambda each=each, pid=pid: self._is_idle(each, pid), TIMEOUT_S)  # type: ignore[misc]
+            assert pid == self._pids[name], f"{name} is another server than at first"
+            wait_until(lambda each=each, pid=pid: is_idle(each, pid), TIMEOUT_S)  # type: ignore[misc]
             first, memory = self._first.setdefault(pid, (fewest_descriptors(pid), memory_of(pid)))
             wait_until(lambda pid=pid, first=first: descriptors(pid) <= first, TIMEOUT_S)  # type: ignore[misc]
             print(f"{name}: {descriptors(pid)} descriptors, {memory_of(pid) >> 10} KiB; at first {memory >> 10} KiB")
@@ -311,10 +316,6 @@ class Soak:
         others = [pid for pid in {*ours} - servers if f"={self._full}/" not in content(pid, "environ")]
         return [f"{pid}: {content(pid, 'cmdline')}{content(pid, 'status')}" for pid in [*others, *zombies(servers)]]
 
-    @staticmethod
-    def _is_idle(servers: ForkServers, pid: int) -> bool:
-        return all(each.get("running") == 0 for each in servers.facts()) and not children(pid)
-
     # How a program is run.
 
     def _forked(self, servers: ForkServers, options: tuple[str, ...] = ()) -> Line:
@@ -324,7 +325,7 @@ class Soak:
         self, servers: ForkServers, line: Sequence[str], held: int, more: dict[str, str] | None = None
     ) -> "subprocess.Popen[str]":
         pipe = subprocess.PIPE
-        variables = servers.environment | self._path(servers) | (more or {})
+        variables = servers.environment | (more or {})
         return subprocess.Popen(
             line,
             stdin=pipe,
@@ -335,13 +336,6 @@ class Soak:
             pass_fds=[held],
             start_new_session=True,
         )
-
-    def _path(self, servers: ForkServers) -> dict[str, str]:
-        """What has programs find the modules that change."""
-        if servers is not self._chaos:
-            return {}
-        others = [place for place in [os.environ.get("PYTHONPATH")] if place]
-        return {"PYTHONPATH": os.pathsep.join([str(self.directory / "modules"), *others])}
 
     @staticmethod
     def _ended(caller: "subprocess.Popen[str]", text: str | None = None) -> Outcome:

@@ -123,8 +123,7 @@ def test_a_caller_goes_on_with_a_program_that_somebody_else_rouses(
         os.kill(pid, signal.SIGSTOP)
         wait_until(lambda: _state(caller.pid) == "T")
         os.kill(pid, signal.SIGCONT)
-        wait_until(lambda: _state(caller.pid) == "S")
-        assert _state(pid) == "S"
+        wait_until(lambda: _state(caller.pid) == _state(pid) == "S")
     caller.terminate()
     assert caller.wait(60) == -signal.SIGTERM
 

@@ -1,5 +1,6 @@
 """What is imported before a fork, and what must not be."""
 
+import os
 import sys
 import time
 import venv
@@ -94,7 +95,7 @@ def test_a_program_whose_imports_do_not_fit_is_forked_without_them(servers: Fork
     script = tmp_path / "app" / "program.py"
     script.parent.mkdir()
     script.write_text("import sys; print('quiet' in sys.modules); import noisy, quiet")
-    more = {"PYTHONPATH": str(directory)}
+    more = {"PYTHONPATH": f"{directory}:{os.environ.get('PYTHONPATH', '')}"}
     assert servers.run(sys.executable, script, environment=more).stdout == "False\nnoisy\n"
     wait_until(lambda: servers.run(sys.executable, script, environment=more).stdout == "True\nnoisy\n")
     assert servers.run(sys.executable, script, environment=more).stderr == ""

@@ -14,7 +14,7 @@ from tests.support.mounts import wait_until
 from tests.support.tmpfs import tmpfs
 from trimsfs.extras.spawn.messages import send
 from trimsfs.extras.spawn.python_command import PlainError
-from trimsfs.extras.spawn.servers import DIRECTORY
+from trimsfs.extras.spawn.servers import DIRECTORY, short_path
 from trimsfs.extras.spawn.session import LEAST_FILES, _Session
 
 ONE = (sys.executable, "-c", "print(1)")
@@ -32,7 +32,8 @@ def _shell(servers: ForkServers, script: str, *words: str) -> "subprocess.Comple
 def _connected(servers: ForkServers) -> socket.socket:
     (path,) = (servers.place / "sockets").glob("*.socket")
     channel = socket.socket(socket.AF_UNIX)
-    channel.connect(str(path))
+    with short_path(str(path)) as address:
+        channel.connect(address)
     return channel
 
 

@@ -85,17 +85,18 @@ class _Starts:
             self.bench.results.skipped.append(f"{EMPTY}: {missing}")
             return
         lines = {PYTHON: program, RUN: [_TRIMSFS, "run", "--", *program], SPAWN: [_TRIMSFS, "spawn", "--", *program]}
-        self._in_turns(EMPTY, lines, [FIRST, CPU], self._empty)
+        self._in_turns(self.bench.scale.starts, EMPTY, lines, [FIRST, CPU], self._empty)
 
     def one_by_one(self, case: Case, path: Path) -> None:
         """One program after the other."""
-        self._in_turns(case.name, self._lines(case, path), [FIRST, CPU, PRIVATE], self._one)
+        self._in_turns(self.bench.scale.starts, case.name, self._lines(case, path), [FIRST, CPU, PRIVATE], self._one)
 
     def at_once(self, case: Case, path: Path) -> None:
         """Eight at once, and beside them the inferences of eight programs that have their model."""
         told = [*_program(case), case.program, path, "--told"]
-        lines = {INFERENCES: told, **self._lines(case, path)}
-        self._in_turns(case.name, lines, [TOGETHER, TOGETHER_CPU], self._together)
+        forked = {way: line for way, line in self._lines(case, path).items() if way in {SPAWN, RUN_SPAWN, RESIDENT}}
+        lines = {INFERENCES: told, **forked}
+        self._in_turns(self.bench.scale.starts_at_once, case.name, lines, [TOGETHER, TOGETHER_CPU], self._together)
 
     @staticmethod
     def _lines(case: Case, path: Path) -> dict[str, Line]:
@@ -111,10 +112,15 @@ class _Starts:
         }
 
     def _in_turns(
-        self, case: str, lines: Mapping[str, Line], names: list[str], measure: Callable[[Line], Sequence[float]]
+        self,
+        turns: int,
+        case: str,
+        lines: Mapping[str, Line],
+        names: list[str],
+        measure: Callable[[Line], Sequence[float]],
     ) -> None:
         ways = list(lines)
-        for turn in range(-WARM_UPS, self.bench.scale.starts):
+        for turn in range(-WARM_UPS, turns):
             first = turn % len(ways)
             for way in (*ways[first:], *ways[:first]):
                 wait_quiet(self.bench.scale.quiet_s)
