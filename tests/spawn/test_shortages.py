@@ -12,7 +12,7 @@ import pytest
 from tests.support.fork_servers import ForkServers
 from tests.support.mounts import wait_until
 from tests.support.tmpfs import tmpfs
-from trimsfs.extras.spawn.messages import send
+from trimsfs.extras.spawn.messages import PROTOCOL, send
 from trimsfs.extras.spawn.python_command import PlainError
 from trimsfs.extras.spawn.servers import DIRECTORY, short_path
 from trimsfs.extras.spawn.session import LEAST_FILES, _Session
@@ -155,7 +155,7 @@ def test_a_module_that_changes_while_the_server_imports_is_imported_anew(servers
 
 def test_a_server_that_ends_before_the_word_to_run_leaves_its_caller_as_it_was() -> None:
     ours, theirs = socket.socketpair()
-    send(theirs, {"is": "here"})
+    send(theirs, {"is": "here", "protocol": PROTOCOL})
     send(theirs, {"is": "ready", "notes": []})
     theirs.close()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())

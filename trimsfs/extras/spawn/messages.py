@@ -12,6 +12,8 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
+PROTOCOL = 1
+"""Of callers and servers that understand each other."""
 GROUP = 250
 """So many descriptors go with one byte: the kernel takes 253."""
 _HEADER = struct.Struct("!II")

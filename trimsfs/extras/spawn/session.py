@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from trimsfs.extras.spawn import caller
-from trimsfs.extras.spawn.messages import Receiver, peer, send
+from trimsfs.extras.spawn.messages import PROTOCOL, Receiver, peer, send
 from trimsfs.extras.spawn.models import files_of
 from trimsfs.extras.spawn.python_command import PlainError, PythonCommand, parse
 from trimsfs.extras.spawn.servers import Directory, connect, say
@@ -44,7 +44,7 @@ def spawn(
     files = files_of(models)
     directory = caller.directory_of(command)
     environment = caller.common(os.environ, vary)
-    imports = [list(preload), directory if preload else caller.script_of(command), files, idle_s]
+    imports = [PROTOCOL, list(preload), directory if preload else caller.script_of(command), files, idle_s]
     try:
         key = caller.key(command, environment, status, imports)
     except OSError as error:
@@ -106,6 +106,8 @@ class _Session:
         try:
             answer = _answer(channel, receiver)
             if answer["is"] == "here":
+                if answer.get("protocol") != PROTOCOL:
+                    raise PlainError("the fork server is of another version of trimsfs: start it anew")
                 with suppress(BrokenPipeError):  # it may have said why
                     send(channel, {"do": "run"})
                 answer = _answer(channel, receiver)

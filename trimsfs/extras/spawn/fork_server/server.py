@@ -21,7 +21,7 @@ from trimsfs.extras.spawn.fork_server.preloading import Preloading
 from trimsfs.extras.spawn.fork_server.programs import Caller, Fork, Message, Program
 from trimsfs.extras.spawn.fork_server.successors import Successors
 from trimsfs.extras.spawn.fork_server.thread_count import ThreadCount, end_idle_pools
-from trimsfs.extras.spawn.messages import Receiver, peer, raised, send
+from trimsfs.extras.spawn.messages import PROTOCOL, Receiver, peer, raised, send
 
 
 class Server:
@@ -125,7 +125,9 @@ class Server:
                 return
         caller = Caller(socket.socket(fileno=number), self._first)
         caller.connection.setblocking(False)  # who does not read what it is told must not hold others up
-        caller.tell({"is": "here"})  # a caller's descriptors must not wait in a server that does not run
+        caller.tell(
+            {"is": "here", "protocol": PROTOCOL}
+        )  # a caller's descriptors must not wait in a server that does not run
         self._callers[number] = caller
         self._poll.register(number, select.POLLIN)
 
