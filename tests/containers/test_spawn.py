@@ -26,7 +26,7 @@ def test_a_container_gets_a_fork_that_is_in_it(
 ) -> None:
     (server.directory / "program.py").write_text(SELF)
     program = [PYTHON, str(server.directory / "program.py")]
-    volumes = [*SAME_FILES, *SAME_LINKS, f"--volume={server.directory}:{server.directory}"]
+    volumes = [*SAME_FILES, *SAME_LINKS, f"--volume={server.directory}:{server.directory}:ro"]
     both = f'{" ".join(program)}; echo ====; exec "$@"'
     line = ["sh", "-c", both, "sh", *server.line("--socket", str(server.path), "--", *program)]
     done = podman("run", "--rm", *users.podman, *options, *volumes, podman.image, *line)

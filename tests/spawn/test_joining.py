@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -53,6 +54,7 @@ def server(tmp_path: Path) -> Iterator[ServerAtSocket]:
         pytest.param(USER, ":", id="another user"),
         pytest.param([*USER[:4], "--bounding-set=-all", "--no-new-privs"], ":", id="another user without any"),
         pytest.param([*ALONE, *USER], ":", id="another user in namespaces"),
+        pytest.param(["prlimit", "--nofile=300:400", "--nproc=99", "--core=0", "--"], ":", id="limits"),
         pytest.param(["nice", "-n", "7", "choom", "-n", "300", "--"], ":", id="priorities"),
     ],
 )
@@ -229,6 +231,62 @@ print(receiver.wait()[0], flush=True)
     )
     assert "'is': 'refused'" in done.stdout
     assert not proof.exists()
+
+
+def test_what_follows_a_word_to_run_ends_no_server(server: ServerAtSocket) -> None:
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.settimeout(TIMEOUT_S)
+        channel.connect(str(server.path))
+        receiver = Receiver(channel)
+        receiver.wait()
+        text = b'{"do": "run"}'
+        channel.sendall(struct.pack("!II", len(text), 0) + text + b"\xff" * 100)
+        with suppress(EOFError):
+            while receiver.wait()[0]["is"] not in {"refused", "ended"}:
+                pass
+    assert ask(str(server.path), "tell") is not None
+
+
+def test_descriptors_that_nobody_asked_for_are_not_taken(server: ServerAtSocket) -> None:
+    before = len(os.listdir(f"/proc/{server.process.pid}/fd"))
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.settimeout(TIMEOUT_S)
+        channel.connect(str(server.path))
+        Receiver(channel).wait()
+        with suppress(ConnectionError):
+            send(channel, {"do": "tell"}, [0] * 200)
+            while channel.recv(4096):
+                pass
+    wait_until(lambda: len(os.listdir(f"/proc/{server.process.pid}/fd")) <= before)
+
+
+def test_who_may_ask_writes_nothing_that_a_server_reads(server: ServerAtSocket) -> None:
+    assert [path.name for path in server.path.parent.glob(f"{server.path.name}*")] == [server.path.name]
+
+
+def test_a_server_in_the_background_of_a_shell_ignores_no_signal(tmp_path: Path) -> None:
+    with serving(tmp_path, start=["sh", "-c", 'trap "" INT HUP QUIT; exec "$@"', "sh"]) as server:
+        plain, forked, errors = server.both(SELF)
+        assert forked == plain
+        assert not errors
+
+
+@pytest.mark.parametrize("start", [[], ALONE], ids=["", "namespaces"])
+def test_a_thread_that_a_module_starts_later_is_found(tmp_path: Path, start: list[str]) -> None:
+    (tmp_path / "libraries").mkdir()
+    text = "import threading, time\n" + (
+        "def later():\n    time.sleep(0.3)\n    threading.Thread(target=time.sleep, args=(99,), daemon=True).start()\n"
+    )
+    (tmp_path / "libraries/late.py").write_text(
+        f"{text}import signal\nsignal.signal(signal.SIGALRM, lambda *_: later())\n"
+    )
+    variable = ["env", f"PYTHONPATH={tmp_path / 'libraries'}"]
+    with serving(tmp_path, preload="late", start=variable) as server:
+        os.kill(server.process.pid, signal.SIGALRM)
+        wait_until(lambda: len(os.listdir(f"/proc/{server.process.pid}/task")) > 1)
+        plain, forked, errors = server.both("print(1)", *variable, *start)
+        assert plain == forked == "1\n"
+        assert errors.startswith("trimsfs: not forked: the fork server has threads: ")
 
 
 def test_messages_that_are_none_end_a_connection_and_no_server(server: ServerAtSocket) -> None:

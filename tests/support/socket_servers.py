@@ -16,13 +16,15 @@ from trimsfs.extras.spawn.servers import ask
 PYTHON = "/usr/bin/python3"
 """One that every user may execute, for servers, callers and programs."""
 SELF = r"""
-import os, socket, sqlite3
+import os, resource, socket, sqlite3
 for name in ("user", "mnt", "pid", "net", "ipc", "uts", "time", "cgroup"):
     print(name, os.readlink(f"/proc/self/ns/{name}"))
 fields = dict(line.rstrip("\n").split(":\t", 1) for line in open("/proc/self/status") if ":\t" in line)
 for name in ("Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp", "Seccomp_filters", "Umask",
              "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NSpid"):
     print(name, fields[name] if name != "NSpid" else len(fields[name].split()))
+limits = sorted(name for name in dir(resource) if name.startswith("RLIMIT_"))
+print([resource.getrlimit(getattr(resource, name)) for name in limits], fields["SigIgn"], fields["SigBlk"])
 print(open("/proc/self/cgroup").read(), open("/proc/self/oom_score_adj").read(), os.getpriority(os.PRIO_PROCESS, 0))
 print(socket.gethostname(), os.getcwd(), os.stat("/").st_ino, os.path.exists("/mnt/only-here"))
 """

@@ -60,6 +60,7 @@ class Receiver:
     def __init__(self, channel: socket.socket, first: int = 0, *, most_bytes: int = MOST_BYTES) -> None:
         self.most_bytes = most_bytes
         """Of a message; it may be changed."""
+        self.takes_descriptors = False
         self._channel = channel
         self._first = first
         self._bytes = bytearray()
@@ -67,7 +68,7 @@ class Receiver:
 
     def read(self, flags: int = 0) -> None:
         """Read what there is. Raises EOFError at the end, OSError, and BlockingIOError if there is nothing yet."""
-        ancillary = socket.CMSG_SPACE(GROUP * 4)
+        ancillary = socket.CMSG_SPACE(GROUP * 4) if self.takes_descriptors else 0
         piece, controls, state, _ = self._channel.recvmsg(_PIECE, ancillary, flags | socket.MSG_CMSG_CLOEXEC)
         for level, kind, data in controls:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -79,7 +80,7 @@ class Receiver:
                     self._descriptors[at] = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, self._first)
                     os.close(number)
         if state & socket.MSG_CTRUNC:
-            raise OSError("descriptors were lost: this process may open no more")
+            raise OSError("descriptors were lost: this process may open no more, or takes none")
         if not piece:
             raise EOFError
         self._bytes += piece

@@ -29,7 +29,10 @@ def become_server(
     Who may connect may have programs forked, which get all privileges of that caller and no others.
     """
     command = parse([*words, "-c", "pass"], os.environ)
+    if not os.path.isabs(command.path):
+        raise PlainError(f"{command.path}: name the interpreter by its absolute path, as callers must")
     line = [command.path, *command.options]
+    path = os.path.abspath(path)
     files_of(models)
     settings = {
         "title": path,
@@ -37,7 +40,7 @@ def become_server(
         "directory": "",
         "models": [os.path.abspath(model) for model in models],
         "idle_s": None,
-        "learned": f"{path}.modules",
+        "learned": "",  # who may ask may be able to write wherever the socket lies
         "joining": {"line": line, "vary": list(vary), "allow": list(allow)},
     }
     if (running := connect(path)) is not None:
@@ -47,8 +50,6 @@ def become_server(
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise PlainError(f"{path} is no socket")
         os.unlink(path)
-    with open(f"{path}.settings", "w") as file:
-        json.dump(settings, file)
     inherited = inherited_descriptors()
     for number in inherited:
         if number > 2:
@@ -61,7 +62,8 @@ def become_server(
     null = raised(os.open(os.devnull, os.O_RDWR), 3)
     for number in {0, 1, 2} - set(inherited) | {0}:
         os.dup2(null, number)
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)  # Python ignores them, and every program would inherit that
-    arguments = [str(listener.fileno()), "-1", "0", f"{path}.settings", PADDING]
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_DFL)  # else every program would inherit what this process ignores
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    arguments = [str(listener.fileno()), "-1", "0", json.dumps(settings), PADDING]
     os.execve(line[0], [*line, PROGRAM, *arguments], os.environ)

@@ -1,7 +1,7 @@
 """Starts a fork server: ``python OPTIONS fork_server/__main__.py LISTENER READY GENERATION SETTINGS PADDING``.
 
 LISTENER and READY are descriptors: a listening socket, and a pipe to write to once the server serves, or -1. SETTINGS
-is a file. PADDING makes room for the command lines that forks show in ps.
+is a file, or JSON text itself. PADDING makes room for the command lines that forks show in ps.
 """
 
 import os

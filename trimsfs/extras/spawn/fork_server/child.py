@@ -15,10 +15,15 @@ from typing import Any
 
 from trimsfs.extras.spawn.fork_server.random_state import renew
 
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME = 1, 4, 15
 _ARGUMENTS_START, _ARGUMENTS_END = 47, 48
 """Where /proc/self/stat, split at spaces, has the addresses of the command line."""
 _SHOWN_COMMAND = 15
+
+
+def be_traceable(*, may: bool) -> None:
+    """Whether others with this process's identity may trace it: not before it is what its caller is."""
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(may), 0, 0, 0)
 
 
 def end_with_parent(channel: socket.socket) -> None:
@@ -38,15 +43,24 @@ def be_killed_with_parent() -> None:
 
 
 def become(
-    order: dict[str, Any], descriptors: Sequence[int], *, first: int, changes: dict[str, str | None], keep: int
+    order: dict[str, Any],
+    descriptors: Sequence[int],
+    *,
+    first: int,
+    changes: dict[str, str | None],
+    keep: int,
+    joins: bool,
 ) -> None:
     """Take over all that *order* says of the caller. Raises OSError and ValueError.
 
     *descriptors* are the caller's working directory and then its descriptors, whose numbers are in the order. This
     process uses numbers from *first* up for others meanwhile, and *keep* for its channel to the server. *changes* are
-    what imports did to the environment.
+    what imports did to the environment. One that *joins* its caller may be another user's than the server.
     """
-    os.setpgid(0, 0)  # so that a terminal's signals reach what the program starts, too
+    if joins:
+        os.setsid()  # the fork server's session is not the caller's, nor is its terminal
+    else:
+        os.setpgid(0, 0)  # so that a terminal's signals reach what the program starts, too
     os.fchdir(descriptors[0])
     os.umask(order["umask"])
     _place(order["descriptors"], descriptors, max([first, *(number + 1 for number in order["descriptors"])]))

@@ -5,8 +5,8 @@ the kernel says the same of both.
 """
 
 import ctypes
-import errno
 import os
+import resource
 import select
 import socket
 import stat
@@ -42,9 +42,10 @@ ALLOWABLE = (CGROUP, LABEL, SECCOMP)
 """What ``--allow`` takes: that a fork has the server's control group, or its label of AppArmor or SELinux; that filters
 of the same number are the same filters."""
 _NO_FILTERS = "0 0"
-_PR_SET_DUMPABLE, _PR_CAPBSET_READ, _PR_CAPBSET_DROP = 4, 23, 24
+_PR_CAPBSET_READ, _PR_CAPBSET_DROP = 23, 24
 _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 36, 38, 47
 _AMBIENT_RAISE, _AMBIENT_CLEAR = 2, 4
+_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING = {"x86_64": 250, "aarch64": 219}, 1
 _CAPABILITIES_VERSION = 0x20080522
 _MOST_CAPABILITIES = 64
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -79,6 +80,15 @@ class Joining:
         except OSError as error:
             raise RefusedError(f"the kernel does not tell which process asks, as Linux 6.5 does: {error}") from error
         return Peer(pid, raised(pidfd, self._first), user, group, allow=self._allow, first=self._first)
+
+    def owns(self, connection: socket.socket) -> bool:
+        """Whether a caller may end this server: its own user does, in its own namespaces."""
+        pid, user, _ = peer(connection)
+        if user != os.geteuid() or pid == 0:
+            return False
+        with suppress(OSError):
+            return all(_namespace(str(pid), name) == _namespace("self", name) for name in ("user", "pid"))
+        return False
 
     def check(self, order: Mapping[str, Any]) -> None:
         """In the fork: compare what its order says with this server. Raises RefusedError."""
@@ -121,52 +131,23 @@ class Peer:
             os.close(descriptor)
         self._opened.clear()
 
-    def fork(self) -> int:
-        """Fork a process in the caller's PID namespace, as `os.fork`. Raises OSError.
+    @property
+    def enters_pid_namespace(self) -> bool:
+        """Whether the caller has another PID namespace than this server."""
+        return "pid" in self._other
 
-        A process enters such a namespace as a child of one that has chosen it. That one ends, and the kernel gives its
-        child to this server.
-        """
-        if "pid" not in self._other:
-            return os.fork()
-        flags = sum(NAMESPACES[name] for name in ("user", "pid") if name in self._other)
-        self._other = [name for name in self._other if name not in {"user", "pid"}]
-        reads, writes = os.pipe()
-        try:
-            between = os.fork()
-        except OSError:
-            os.close(reads)
-            os.close(writes)
-            raise
-        if between == 0:
-            try:
-                _set_namespaces(self._pidfd, flags)
-                pid = os.fork()
-            except OSError as error:
-                os.write(writes, f"{-(error.errno or 0)}".encode())
-                os._exit(1)
-            if pid != 0:
-                os.write(writes, f"{pid}".encode())
-                os._exit(0)
-            os.close(reads)
-            os.close(writes)
-            return 0
-        os.close(writes)
-        os.waitpid(between, 0)
-        with open(reads) as file:
-            pid = int(file.read() or -errno.ECHILD)
-        if pid < 0:
-            raise OSError(-pid, f"into its caller's PID namespace: {os.strerror(-pid)}")
-        return pid
-
-    def join(self) -> None:
+    def join(self, order: Mapping[str, Any]) -> None:
         """In the fork: become what the caller is. Raises OSError.
 
+        Only what this process forks then is in the caller's PID namespace: `enters_pid_namespace`.
         Nothing is read by a path once this process has another root: who made that may have put anything there.
         """
         _, process, root = self._opened
-        flags = sum(NAMESPACES[name] for name in self._other if name != "pid")
-        if flags:
+        for limit, _, hard in order["limits"]:
+            if (own := resource.getrlimit(limit))[1] != resource.RLIM_INFINITY and not 0 <= hard <= own[1]:
+                resource.setrlimit(limit, (own[0], hard))  # whoever this process is then may not raise it
+        _renew_keyring()
+        if flags := sum(NAMESPACES[name] for name in self._other):
             _set_namespaces(self._pidfd, flags)
         if self._has_other_root:
             os.fchdir(root)
@@ -245,7 +226,12 @@ def _take_identity(identity: Mapping[str, str]) -> None:
             _control(_PR_CAP_AMBIENT, _AMBIENT_RAISE, number)
     if identity["NoNewPrivs"] == "1":
         _control(_PR_SET_NO_NEW_PRIVS, 1)
-    _control(_PR_SET_DUMPABLE, 1)  # as after exec; a process that changes its user loses it
+
+
+def _renew_keyring() -> None:
+    """Leave the server's session keyring."""
+    if (number := _KEYCTL.get(os.uname().machine)) is not None:
+        _libc.syscall(ctypes.c_long(number), ctypes.c_long(_KEYCTL_JOIN_SESSION_KEYRING), None)
 
 
 def _set_capabilities(effective: int, permitted: int, inheritable: int) -> None:
@@ -286,6 +272,7 @@ def _facts(pid: int) -> dict[str, str]:
         LABEL: _content(pid, "attr/current"),
         "root directory": _place_of(str(pid), "root"),
         "oom_score_adj": _content(pid, "oom_score_adj"),
+        "limits": _content(pid, "limits"),
         "priority": f"{os.getpriority(os.PRIO_PROCESS, pid)} {os.sched_getscheduler(pid)} "
         f"{os.sched_getparam(pid).sched_priority}",
     }

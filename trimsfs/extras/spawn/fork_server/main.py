@@ -30,8 +30,7 @@ _models: list[mmap.mmap] = []
 def main(arguments: list[str]) -> Program | None:
     """Serve. Returns in a fork, with what it is to run; else at the server's end, with None."""
     listener_number, ready, generation = map(int, arguments[:3])
-    with open(arguments[3]) as file:
-        settings: dict[str, Any] = json.load(file)
+    settings = _settings(arguments[3])
     threads = ThreadCount()
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # programs get their callers' limit
@@ -65,6 +64,16 @@ def main(arguments: list[str]) -> Program | None:
         os.write(ready, b"1")
         os.close(ready)
     return server.serve()
+
+
+def _settings(argument: str) -> dict[str, Any]:
+    """What a server is to do: JSON text itself, or the path of a file that has it."""
+    text = argument
+    if not argument.startswith("{"):
+        with open(argument) as file:
+            text = file.read()
+    settings: dict[str, Any] = json.loads(text)
+    return settings
 
 
 def _preload(

@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import socket
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -13,6 +14,8 @@ from trimsfs.extras.spawn.fork_server.preloading import imported_since
 from trimsfs.extras.spawn.messages import MOST_BYTES, Receiver, peer, send
 
 Message = dict[str, Any]
+ORDER_S = 10.0
+"""So long a fork waits for its caller's order."""
 MOST_TO_SERVER = 4096
 """Bytes of the longest message that a server reads itself."""
 
@@ -49,16 +52,20 @@ class Caller:
         self.connection = connection
         self.receiver = Receiver(connection, first, most_bytes=MOST_TO_SERVER)
         self.fork: Fork | None = None
+        self.is_read_by_fork = False
         self._is_stopped = False
         self._is_roused = False
 
     def order(self) -> tuple[Message, list[int]]:
         """In its fork: wait for its order, and the descriptors beside it. Raises EOFError, OSError and ValueError."""
         self.receiver.most_bytes = MOST_BYTES
+        self.receiver.takes_descriptors = True
         arrives = select.poll()
         arrives.register(self.connection, select.POLLIN)
+        give_up_at = time.monotonic() + ORDER_S
         while (whole := self.receiver.message()) is None:
-            arrives.poll()
+            if not arrives.poll(1000 * max(0.0, give_up_at - time.monotonic())):
+                raise EOFError
             with suppress(BlockingIOError):
                 self.receiver.read(socket.MSG_DONTWAIT)
         return whole
@@ -110,7 +117,20 @@ class Fork:
         self.caller = caller
         self.peer = peer
         self.may_run = False
-        """Whether it is what its caller is. It waits for the caller's word then."""
+        """Whether it is what its caller is, and waits for the caller's word."""
+        self.has_begun = False
+
+    def is_now(self, pid: int) -> None:
+        """It is another process from now on, a child of this one, as its parent ends. Raises ValueError if not."""
+        if self.peer is None or not self.peer.enters_pid_namespace:
+            raise ValueError("a fork that is in its namespaces already is no other process")
+        with suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)  # the kernel kills a program whose parent ends later
+        with open(f"/proc/{pid}/stat", errors="replace") as file:
+            parent = file.read().rpartition(")")[2].split()[1]
+        if int(parent) != os.getpid():
+            raise ValueError(f"pid {pid} is not the fork's")
+        self.pid = pid
 
     def joined(self) -> str | None:
         """Put it where its caller is, as far as only the server can; why it must not run, or None."""

@@ -3,6 +3,7 @@
 MXNet's generator starts with the same seed in every process, so it stays as it is.
 """
 
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ def _torch_seed(module: Any) -> Any:
     return module.initial_seed()  # drawing leaves it: a model's initial weights may be drawn
 
 
+_KEY_BYTES = 32
 _STATES: dict[str, Callable[[Any], Any]] = {"numpy.random": _numpy_state, "torch": _torch_seed}
 
 
@@ -142,7 +144,12 @@ def _restore(states: Any) -> None:
 
 
 def renew() -> None:
-    """In a fork: seed the generators as a new process would, and draw anew. Python's own is seeded by itself."""
+    """In a fork: seed the generators as a new process would, and draw anew. Python's own is seeded by itself.
+
+    The key by which programs of multiprocessing know each other is drawn anew, too.
+    """
+    if module := sys.modules.get("multiprocessing.process"):
+        module.current_process().authkey = os.urandom(_KEY_BYTES)
     if module := sys.modules.get("numpy.random"):
         module.seed()
     if module := sys.modules.get("torch"):

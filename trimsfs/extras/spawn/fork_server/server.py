@@ -14,7 +14,7 @@ import sys
 import time
 from contextlib import suppress
 
-from trimsfs.extras.spawn.fork_server.child import become, end_with_parent, take_signals
+from trimsfs.extras.spawn.fork_server.child import be_traceable, become, end_with_parent, take_signals
 from trimsfs.extras.spawn.fork_server.joining import Joining, Peer, RefusedError, differing
 from trimsfs.extras.spawn.fork_server.log import log
 from trimsfs.extras.spawn.fork_server.preloading import Preloading
@@ -142,7 +142,7 @@ class Server:
             self._forget(caller)
             return None
         program = None
-        while program is None and caller.connection.fileno() in self._callers:
+        while program is None and caller.connection.fileno() in self._callers and not caller.is_read_by_fork:
             try:
                 if (whole := caller.receiver.message()) is None:
                     return None
@@ -162,12 +162,13 @@ class Server:
             case "run" if caller.fork is None:
                 return self._fork_for(caller)
             case "go" if caller.fork is not None and caller.fork.may_run:
-                _tell(caller.fork.channel, message)
+                caller.fork.may_run, caller.fork.has_begun = False, True
+                _tell(caller.fork.channel, {"do": "go"})
             case "signal" if caller.fork is not None and caller.passes_on(message["number"]):
                 _signal(caller.fork.pid, message["number"], group=message["group"])
             case "tell":
                 caller.tell(self._status())
-            case "stop" if peer(caller.connection)[1] == os.geteuid():
+            case "stop" if self._joining is None or self._joining.owns(caller.connection):
                 if self._successors.ready >= 0:
                     self._poll.unregister(self._successors.ready)
                     self._successors.cancel()
@@ -220,7 +221,7 @@ class Server:
             return None
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            pid = os.fork() if joined is None else joined.fork()
+            pid = os.fork()
         except OSError as error:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             ours.close()
@@ -239,10 +240,12 @@ class Server:
         self._forks[ours.fileno()] = fork
         self._poll.register(ours, select.POLLIN)
         self._poll.unregister(caller.connection)  # until the fork is ready, or has ended
+        caller.is_read_by_fork = True
         caller.tell({"is": "forked"})
         return None
 
     def _in_fork(self, channel: socket.socket, own: Caller, joined: Peer | None) -> Program:
+        self._threads.end()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for caller in self._callers.values():
@@ -263,13 +266,16 @@ class Server:
                 raise RefusedError(f"its descriptor {min(taken)} is one that the fork server has")
             if self._threads.at_fork > 1:
                 raise RefusedError(f"the fork server has threads: {', '.join(self._threads.names)}")
-            if self._joining is not None and joined is not None:
-                self._joining.check(order)
-                joined.join()
-                joined.close()
-                if (path := differing(self._preloading.files)) is not None:
-                    raise RefusedError(f"{path} is another file than the one that the fork server has")
-            become(order, descriptors, first=self._first, changes=self._changes, keep=channel.fileno())
+            if joined is not None:
+                self._join(joined, order, channel)
+            become(
+                order,
+                descriptors,
+                first=self._first,
+                changes=self._changes,
+                keep=channel.fileno(),
+                joins=joined is not None,
+            )
         except EOFError:
             os._exit(1)  # the caller has ended
         except RefusedError as refused:
@@ -279,11 +285,30 @@ class Server:
         try:
             send(channel, {"is": "ready"})
             Receiver(channel).wait()
+            be_traceable(may=True)
             end_with_parent(channel)
         except (EOFError, OSError):
             os._exit(1)  # the caller, or the server, has ended
         take_signals(order)
         return Program(order, channel, self._known)
+
+    def _join(self, joined: Peer, order: Message, channel: socket.socket) -> None:
+        """In a fork: become what its caller is. Returns in the process that is in the caller's PID namespace."""
+        assert self._joining is not None
+        self._joining.check(order)
+        be_traceable(may=os.geteuid() != 0)
+        joined.join(order)
+        if (path := differing(self._preloading.files)) is not None:
+            raise RefusedError(f"{path} is another file than the one that the fork server has")
+        if joined.enters_pid_namespace:
+            reads, writes = os.pipe()
+            if (pid := os.fork()) != 0:
+                send(channel, {"is": "another process", "pid": pid})
+                os._exit(0)
+            os.close(writes)
+            os.read(reads, 1)  # until that is sent: two processes have the channel
+            os.close(reads)
+        joined.close()
 
     def _hear_fork(self, fork: Fork) -> None:
         try:
@@ -299,11 +324,14 @@ class Server:
     def _follow(self, fork: Fork) -> None:
         while (whole := fork.receiver.message()) is not None:
             message, _ = whole
-            if message["is"] == "imported" and fork.may_run and self._known is not None:
-                if self._successors.learn(message["modules"]):
+            if fork.has_begun:
+                if self._known is not None and self._successors.learn(message["modules"]):
                     self._start_successor()
                 continue
-            self._poll.register(fork.caller.connection, select.POLLIN)
+            if message["is"] == "another process":
+                fork.is_now(message["pid"])
+                continue
+            self._listen_to(fork.caller)
             if message["is"] == "refused" or (why := fork.joined()) is None:
                 fork.may_run = message["is"] == "ready"
                 fork.caller.tell(message | {"notes": self._notes})
@@ -326,8 +354,12 @@ class Server:
                 return
             self._successors.forget(pid, status)
             caller = next((each for each in self._callers.values() if each.fork and each.fork.pid == pid), None)
-            if caller is None:
+            if caller is None or caller.fork is None:
                 continue
+            if not caller.fork.has_begun and caller.fork.channel.fileno() in self._forks:
+                self._hear_fork(caller.fork)  # another process may be the fork now
+                if caller.fork is None or caller.fork.pid != pid:
+                    continue
             if os.WIFSTOPPED(status):
                 caller.stop()
                 continue
@@ -340,8 +372,13 @@ class Server:
             if fork is not None and fork.channel.fileno() in self._forks:
                 self._close(fork)
             self._used_at = time.monotonic()
-            self._poll.register(caller.connection, select.POLLIN)
+            self._listen_to(caller)
             caller.tell({"is": "ended", "status": status})
+
+    def _listen_to(self, caller: Caller) -> None:
+        """Hear a caller again that its fork has read from."""
+        caller.is_read_by_fork = False
+        self._poll.register(caller.connection, select.POLLIN)
 
     def _forget(self, caller: Caller) -> None:
         """A caller has ended: so does its program, as it would have with it."""
@@ -349,7 +386,8 @@ class Server:
             _signal(caller.fork.pid, signal.SIGKILL, group=False)
             if caller.fork.channel.fileno() in self._forks:
                 self._close(caller.fork)
-        self._poll.unregister(caller.connection)
+        if not caller.is_read_by_fork:
+            self._poll.unregister(caller.connection)
         del self._callers[caller.connection.fileno()]
         caller.receiver.close()
 

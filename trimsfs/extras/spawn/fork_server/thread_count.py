@@ -24,6 +24,7 @@ class ThreadCount:
     """Counts at each fork of this process. Make it before any library is imported: its handler then runs last."""
 
     def __init__(self) -> None:
+        self._counts = True
         self.at_fork = 1
         """The threads that the process had when it forked last."""
         self.names: list[str] = []
@@ -37,7 +38,13 @@ class ThreadCount:
         self._prepare = _handler(self._count)
         register(self._prepare, *arguments)
 
+    def end(self) -> None:
+        """Count no more: this process is a fork, whose own forks concern nobody."""
+        self._counts = False
+
     def _count(self) -> None:
+        if not self._counts:
+            return
         give_up_at = time.monotonic() + PATIENCE_S
         while (count := len(os.listdir("/proc/self/task"))) > 1 and time.monotonic() < give_up_at:
             time.sleep(PAUSE_S)
