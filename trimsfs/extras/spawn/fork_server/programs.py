@@ -6,12 +6,13 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from trimsfs.extras.spawn.fork_server.joining import PEER_PIDFD, Peer
+from trimsfs.extras.spawn.fork_server.joining import PEER_PIDFD, Peer, RefusedError
 from trimsfs.extras.spawn.fork_server.preloading import imported_since
-from trimsfs.extras.spawn.messages import MOST_BYTES, Receiver, peer, send
+from trimsfs.extras.spawn.messages import MOST_BYTES, Receiver, peer, raised, send
 
 Message = dict[str, Any]
 ORDER_S = 10.0
@@ -85,7 +86,9 @@ class Caller:
         """Whether a signal that it tells of is meant for its program, and is not the one that roused it."""
         if number != signal.SIGCONT:
             return True
-        was_roused, self._is_roused, self._is_stopped = self._is_roused, False, False
+        was_roused, self._is_roused = self._is_roused, False
+        if not was_roused:
+            self._is_stopped = False  # else it may have been stopped again since it was roused
         return not was_roused
 
     def _signal(self, number: int) -> None:
@@ -144,3 +147,40 @@ class Fork:
         self.receiver.close()
         if self.peer is not None:
             self.peer.close()
+
+
+def raised_socket(end: socket.socket, first: int) -> socket.socket:
+    return socket.socket(fileno=raised(end.detach(), first))
+
+
+def refusal(error: OSError) -> Message:
+    return {"is": "refused", "why": f"the fork server cannot fork: {error.strerror or error}"}
+
+
+def check_numbers(wanted: Sequence[int], descriptors: Sequence[int]) -> None:
+    """See that this process has no descriptor of a *wanted* number but those it was sent. Raises RefusedError."""
+    if taken := [number for number in set(wanted) - set(descriptors) - {0, 1, 2} if is_open(number)]:
+        raise RefusedError(f"its descriptor {min(taken)} is one that the fork server has")
+
+
+def is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+def tell(channel: socket.socket, message: Message) -> None:
+    with suppress(OSError):  # it has ended
+        send(channel, message)
+
+
+def signal_process(pid: int, number: int, *, group: bool) -> None:
+    with suppress(OSError):  # it has ended, or is no longer this user's
+        (os.killpg if group else os.kill)(pid, number)
+
+
+def refuse(channel: socket.socket, why: str) -> None:
+    tell(channel, {"is": "refused", "why": why})
+    os._exit(1)

@@ -1,7 +1,6 @@
 """The loop of a fork server: takes callers' orders, forks, and passes signals and exit statuses on.
 
-It waits for nothing but the next event. A fork tells it over a channel when it is ready; the caller then says "go", or
-is gone. So a program runs only after its caller knows that it will.
+It waits for nothing but the next event. A fork tells it when it is ready; the caller then says "go", or is gone.
 """
 
 import fcntl
@@ -12,13 +11,23 @@ import signal
 import socket
 import sys
 import time
-from contextlib import suppress
 
 from trimsfs.extras.spawn.fork_server.child import be_traceable, become, end_with_parent, take_signals
 from trimsfs.extras.spawn.fork_server.joining import Joining, Peer, RefusedError, differing
 from trimsfs.extras.spawn.fork_server.log import log
 from trimsfs.extras.spawn.fork_server.preloading import Preloading
-from trimsfs.extras.spawn.fork_server.programs import Caller, Fork, Message, Program
+from trimsfs.extras.spawn.fork_server.programs import (
+    Caller,
+    Fork,
+    Message,
+    Program,
+    check_numbers,
+    raised_socket,
+    refusal,
+    refuse,
+    signal_process,
+    tell,
+)
 from trimsfs.extras.spawn.fork_server.successors import Successors
 from trimsfs.extras.spawn.fork_server.thread_count import ThreadCount, end_idle_pools
 from trimsfs.extras.spawn.messages import PROTOCOL, Receiver, peer, raised, send
@@ -62,7 +71,7 @@ class Server:
 
     def serve(self) -> Program | None:
         """Serve callers. Returns in a fork, with what it is to run; else at the server's end, with None."""
-        signal.signal(signal.SIGCHLD, _ignored)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # it wakes the loop
         signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
         assert self._listener is not None
         self._listener.setblocking(False)
@@ -121,7 +130,7 @@ class Server:
             try:
                 number = fcntl.fcntl(connection, fcntl.F_DUPFD_CLOEXEC, self._first)
             except OSError as error:
-                _tell(connection, _refusal(error))
+                tell(connection, refusal(error))
                 return
         caller = Caller(socket.socket(fileno=number), self._first)
         caller.connection.setblocking(False)  # who does not read what it is told must not hold others up
@@ -138,7 +147,7 @@ class Server:
             return None
         except (EOFError, OSError) as error:
             if isinstance(error, OSError):
-                caller.tell(_refusal(error))
+                caller.tell(refusal(error))
             self._forget(caller)
             return None
         program = None
@@ -151,7 +160,7 @@ class Server:
                 if os.getpid() != self._pid:
                     os._exit(1)
                 if isinstance(error, OSError):
-                    caller.tell(_refusal(error))
+                    caller.tell(refusal(error))
                 else:
                     log(f"a message that is none: {error!r}")
                     self._forget(caller)
@@ -163,9 +172,9 @@ class Server:
                 return self._fork_for(caller)
             case "go" if caller.fork is not None and caller.fork.may_run:
                 caller.fork.may_run, caller.fork.has_begun = False, True
-                _tell(caller.fork.channel, {"do": "go"})
+                tell(caller.fork.channel, {"do": "go"})
             case "signal" if caller.fork is not None and caller.passes_on(message["number"]):
-                _signal(caller.fork.pid, message["number"], group=message["group"])
+                signal_process(caller.fork.pid, message["number"], group=message["group"])
             case "tell":
                 caller.tell(self._status())
             case "stop" if self._joining is None or self._joining.owns(caller.connection):
@@ -210,7 +219,7 @@ class Server:
         if (path := self._preloading.stale()) is not None:
             self._renew(caller, path)
             return None
-        ours, theirs = (_raised_socket(end, self._first) for end in socket.socketpair())
+        ours, theirs = (raised_socket(end, self._first) for end in socket.socketpair())
         end_idle_pools()
         try:
             joined = None if self._joining is None else self._joining.peer(caller.connection)
@@ -228,7 +237,7 @@ class Server:
             theirs.close()
             if joined is not None:
                 joined.close()
-            caller.tell(_refusal(error))
+            caller.tell(refusal(error))
             return None
         if pid == 0:
             ours.close()
@@ -261,9 +270,7 @@ class Server:
         try:
             order, descriptors = own.order()
             own.connection.close()
-            others = set(order["descriptors"]) - set(descriptors) - {0, 1, 2}
-            if taken := [number for number in others if _is_open(number)]:
-                raise RefusedError(f"its descriptor {min(taken)} is one that the fork server has")
+            check_numbers(order["descriptors"], descriptors)
             if self._threads.at_fork > 1:
                 raise RefusedError(f"the fork server has threads: {', '.join(self._threads.names)}")
             if joined is not None:
@@ -279,9 +286,9 @@ class Server:
         except EOFError:
             os._exit(1)  # the caller has ended
         except RefusedError as refused:
-            _refuse(channel, str(refused))
+            refuse(channel, str(refused))
         except Exception as error:  # whatever it is, the caller can still run the program itself
-            _refuse(channel, f"a fork cannot become what its caller is: {error}")
+            refuse(channel, f"a fork cannot become what its caller is: {error}")
         try:
             send(channel, {"is": "ready"})
             Receiver(channel).wait()
@@ -336,7 +343,7 @@ class Server:
                 fork.may_run = message["is"] == "ready"
                 fork.caller.tell(message | {"notes": self._notes})
             else:
-                _signal(fork.pid, signal.SIGKILL, group=False)
+                signal_process(fork.pid, signal.SIGKILL, group=False)
                 fork.caller.tell({"is": "refused", "why": why})
 
     def _close(self, fork: Fork) -> None:
@@ -383,45 +390,10 @@ class Server:
     def _forget(self, caller: Caller) -> None:
         """A caller has ended: so does its program, as it would have with it."""
         if caller.fork is not None:
-            _signal(caller.fork.pid, signal.SIGKILL, group=False)
+            signal_process(caller.fork.pid, signal.SIGKILL, group=False)
             if caller.fork.channel.fileno() in self._forks:
                 self._close(caller.fork)
         if not caller.is_read_by_fork:
             self._poll.unregister(caller.connection)
         del self._callers[caller.connection.fileno()]
         caller.receiver.close()
-
-
-def _ignored(*_: object) -> None:
-    """For a signal that wakes the loop."""
-
-
-def _raised_socket(end: socket.socket, first: int) -> socket.socket:
-    return socket.socket(fileno=raised(end.detach(), first))
-
-
-def _refusal(error: OSError) -> Message:
-    return {"is": "refused", "why": f"the fork server cannot fork: {error.strerror or error}"}
-
-
-def _is_open(number: int) -> bool:
-    try:
-        os.fstat(number)
-    except OSError:
-        return False
-    return True
-
-
-def _tell(channel: socket.socket, message: Message) -> None:
-    with suppress(OSError):  # it has ended
-        send(channel, message)
-
-
-def _signal(pid: int, number: int, *, group: bool) -> None:
-    with suppress(OSError):  # it has ended, or is no longer this user's
-        (os.killpg if group else os.kill)(pid, number)
-
-
-def _refuse(channel: socket.socket, why: str) -> None:
-    _tell(channel, {"is": "refused", "why": why})
-    os._exit(1)
