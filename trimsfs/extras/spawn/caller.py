@@ -16,7 +16,17 @@ if TYPE_CHECKING:
 
     from trimsfs.extras.spawn.python_command import PythonCommand
 
-NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "time", "cgroup")
+NAMESPACES = {
+    "user": 0x10000000,
+    "mnt": 0x00020000,
+    "pid": 0x20000000,
+    "net": 0x40000000,
+    "ipc": 0x08000000,
+    "uts": 0x04000000,
+    "time": 0x00000080,
+    "cgroup": 0x02000000,
+}
+"""By the kernel's name, the flag of each kind of namespace."""
 OF_SESSIONS = ("_", "PWD", "OLDPWD", "SHLVL", "COLUMNS", "LINES", "WINDOWID", "SSH_*", "XDG_SESSION_*", "INVOCATION_ID")
 """Variables that differ between calls and that no library reads when it is imported."""
 _LIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
@@ -100,9 +110,9 @@ def key(command: "PythonCommand", environment: Mapping[str, str], status: Status
         sorted(environment.items()),
         sorted(status.confinement().items()),
         [os.readlink(f"/proc/self/ns/{name}") for name in NAMESPACES],
-        _content("/proc/self/cgroup"),
-        _content("/proc/self/attr/current"),
-        _content("/proc/self/oom_score_adj"),
+        content("/proc/self/cgroup"),
+        content("/proc/self/attr/current"),
+        content("/proc/self/oom_score_adj"),
         [root.st_dev, root.st_ino],
         [resource.getrlimit(limit)[1] for limit in _LIMITS],
         [os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), os.sched_getparam(0).sched_priority],
@@ -130,7 +140,7 @@ def _identity(status: os.stat_result) -> list[int]:
     return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, stat.S_IFMT(status.st_mode)]
 
 
-def _content(path: str) -> str:
+def content(path: str) -> str:
     """What the kernel says, or nothing where it does not have that."""
     try:
         with open(path) as file:

@@ -84,7 +84,7 @@ def spawn_at(path: str, words: Sequence[str]) -> int:
 
 
 def _order(command: PythonCommand, status: caller.Status, directory: str) -> "dict[str, Any]":
-    return caller.facts(command, os.environ, status) | {"do": "run", "directory": directory}
+    return caller.facts(command, os.environ, status) | {"directory": directory}
 
 
 class _Session:

@@ -15,20 +15,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from trimsfs.extras.spawn.caller import OF_SESSIONS, Status, matches
+from trimsfs.extras.spawn.caller import NAMESPACES, OF_SESSIONS, Status, content, matches
 from trimsfs.extras.spawn.messages import peer, raised
 
-NAMESPACES = {
-    "user": 0x10000000,
-    "mnt": 0x00020000,
-    "pid": 0x20000000,
-    "net": 0x40000000,
-    "ipc": 0x08000000,
-    "uts": 0x04000000,
-    "time": 0x00000080,
-    "cgroup": 0x02000000,
-}
-"""By the kernel's name, the flag of each kind of namespace."""
 OF_CONTAINERS = ("HOSTNAME", "container", "KUBERNETES_*")
 OF_SERVICES = (
     *("NOTIFY_SOCKET", "JOURNAL_STREAM", "MEMORY_PRESSURE_*", "SYSTEMD_EXEC_PID", "RUNTIME_DIRECTORY", "LISTEN_*"),
@@ -159,13 +148,13 @@ class Peer:
 
         `difference` tells whether it did.
         """
-        groups = _content(self._pid, "cgroup")
+        groups = content(f"/proc/{self._pid}/cgroup")
         path = next((line[3:] for line in groups.splitlines() if line.startswith("0::")), None)
-        if path is not None and groups != _content(fork, "cgroup"):
+        if path is not None and groups != content(f"/proc/{fork}/cgroup"):
             with suppress(OSError):
                 _write(f"{_control_groups()}{path}/cgroup.procs", str(fork))
         with suppress(OSError):
-            if (wanted := _content(self._pid, "oom_score_adj")) != _content(fork, "oom_score_adj"):
+            if (wanted := content(f"/proc/{self._pid}/oom_score_adj")) != content(f"/proc/{fork}/oom_score_adj"):
                 _write(f"/proc/{fork}/oom_score_adj", wanted)
             os.setpriority(os.PRIO_PROCESS, fork, os.getpriority(os.PRIO_PROCESS, self._pid))
             os.sched_setscheduler(fork, os.sched_getscheduler(self._pid), os.sched_getparam(self._pid))
@@ -268,11 +257,11 @@ def _facts(pid: int) -> dict[str, str]:
         SECCOMP: f"{fields.get('Seccomp', '0')} {fields.get('Seccomp_filters', '0')}",
         "capabilities": " ".join(value for name, value in sorted(fields.items()) if name.startswith("Cap")),
         **{f"{name} namespace": _namespace(str(pid), name) for name in NAMESPACES},
-        CGROUP: _content(pid, "cgroup"),
-        LABEL: _content(pid, "attr/current"),
+        CGROUP: content(f"/proc/{pid}/cgroup"),
+        LABEL: content(f"/proc/{pid}/attr/current"),
         "root directory": _place_of(str(pid), "root"),
-        "oom_score_adj": _content(pid, "oom_score_adj"),
-        "limits": _content(pid, "limits"),
+        "oom_score_adj": content(f"/proc/{pid}/oom_score_adj"),
+        "limits": content(f"/proc/{pid}/limits"),
         "priority": f"{os.getpriority(os.PRIO_PROCESS, pid)} {os.sched_getscheduler(pid)} "
         f"{os.sched_getparam(pid).sched_priority}",
     }
@@ -297,17 +286,9 @@ def _place_of(process: str, name: str) -> str:
 
 def _place(directory: int) -> str:
     """What tells an open directory from others: a directory may be the root of several mounts."""
-    lines = _content("self", f"fdinfo/{directory}").splitlines()
+    lines = content(f"/proc/self/fdinfo/{directory}").splitlines()
     mount = next((line for line in lines if line.startswith("mnt_id")), "")
     return f"{mount} {os.fstat(directory).st_ino}"
-
-
-def _content(pid: int | str, name: str) -> str:
-    try:
-        with open(f"/proc/{pid}/{name}") as file:
-            return file.read()
-    except OSError:
-        return ""
 
 
 def _write(path: str, text: str) -> None:

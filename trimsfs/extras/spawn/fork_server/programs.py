@@ -106,8 +106,7 @@ class Caller:
                     os.close(pidfd)
 
     def tell(self, message: Message) -> None:
-        with suppress(OSError):  # it has ended: the end of its connection tells
-            send(self.connection, message)
+        tell(self.connection, message)
 
 
 class Fork:
@@ -159,11 +158,11 @@ def refusal(error: OSError) -> Message:
 
 def check_numbers(wanted: Sequence[int], descriptors: Sequence[int]) -> None:
     """See that this process has no descriptor of a *wanted* number but those it was sent. Raises RefusedError."""
-    if taken := [number for number in set(wanted) - set(descriptors) - {0, 1, 2} if is_open(number)]:
+    if taken := [number for number in set(wanted) - set(descriptors) - {0, 1, 2} if _is_open(number)]:
         raise RefusedError(f"its descriptor {min(taken)} is one that the fork server has")
 
 
-def is_open(number: int) -> bool:
+def _is_open(number: int) -> bool:
     try:
         os.fstat(number)
     except OSError:

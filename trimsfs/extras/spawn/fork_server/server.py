@@ -134,9 +134,8 @@ class Server:
                 return
         caller = Caller(socket.socket(fileno=number), self._first)
         caller.connection.setblocking(False)  # who does not read what it is told must not hold others up
-        caller.tell(
-            {"is": "here", "protocol": PROTOCOL}
-        )  # a caller's descriptors must not wait in a server that does not run
+        # A caller's descriptors must not wait in a server that does not run.
+        caller.tell({"is": "here", "protocol": PROTOCOL})
         self._callers[number] = caller
         self._poll.register(number, select.POLLIN)
 
@@ -361,11 +360,11 @@ class Server:
                 return
             self._successors.forget(pid, status)
             caller = next((each for each in self._callers.values() if each.fork and each.fork.pid == pid), None)
-            if caller is None or caller.fork is None:
+            if caller is None or (fork := caller.fork) is None:
                 continue
-            if not caller.fork.has_begun and caller.fork.channel.fileno() in self._forks:
-                self._hear_fork(caller.fork)  # another process may be the fork now
-                if caller.fork is None or caller.fork.pid != pid:
+            if not fork.has_begun and fork.channel.fileno() in self._forks:
+                self._hear_fork(fork)  # another process may be the fork now
+                if fork.pid != pid:
                     continue
             if os.WIFSTOPPED(status):
                 caller.stop()
@@ -373,10 +372,10 @@ class Server:
             caller.go_on()
             if os.WIFCONTINUED(status):
                 continue
-            fork, caller.fork = caller.fork, None
-            if fork is not None and fork.channel.fileno() in self._forks:
+            caller.fork = None
+            if fork.channel.fileno() in self._forks:
                 self._hear_fork(fork)  # the last that it said; what it started may have the channel, too, for long
-            if fork is not None and fork.channel.fileno() in self._forks:
+            if fork.channel.fileno() in self._forks:
                 self._close(fork)
             self._used_at = time.monotonic()
             self._listen_to(caller)
