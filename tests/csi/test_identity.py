@@ -25,12 +25,13 @@ from tests.csi.driver import Driver, needs_root, node, publication, refused, run
 from tests.services.roles import Authorising, of_moto
 from tests.services.web_identity import AUDIENCE, WebIdentities, start_sts
 from tests.support.keepers import hanging, kill
+from tests.support.mount_namespace import own_mounts
 from tests.support.mounts import MountedStore, mounted, wait_until
 from tests.support.users import STRANGER, as_user
 from tests.support.versions import move, publish
 from trimsfs.options.schema import default_user
 
-pytestmark = [needs_root, pytest.mark.alone]  # its namespaces hold copies of others' mounts
+pytestmark = needs_root
 
 BUCKET = "clusters"
 MINE, BOTH = os.urandom(3 << 20), os.urandom(1 << 20)
@@ -133,7 +134,7 @@ def in_pod(volume: Path, program: str) -> str:
     """What a Python program prints in a mount namespace whose ``/mnt`` is a volume, as root, and in a PID namespace."""
     script = 'mount --bind "$0" /mnt && cd /mnt && exec "$1" -c "$2"'
     spaces = ("unshare", "--mount", "--propagation", "slave", "--pid", "--fork", "--mount-proc")
-    command = [*spaces, "sh", "-ec", script, str(volume), sys.executable, program]
+    command = [*spaces, *own_mounts(volume), "sh", "-ec", script, str(volume), sys.executable, program]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 

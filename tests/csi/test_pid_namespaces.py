@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from tests.csi.driver import Driver, needs_root, newest, running, take_away
+from tests.support.mount_namespace import own_mounts
 from tests.support.mounts import wait_until
 from tests.support.nodes import a_node
 from tests.support.versions import in_directory, move, publish
 
-pytestmark = [needs_root, pytest.mark.alone]  # its namespaces hold copies of others' mounts
+pytestmark = needs_root
 
 _POD = """
 import subprocess, sys
@@ -34,16 +35,8 @@ def pod(driver: Driver, name: str) -> Iterator["subprocess.Popen[str]"]:
     """A process in PID and mount namespaces of its own, in a volume that holds the alias."""
     script = 'mount --bind "$0" /mnt && cd /mnt && exec "$@"'
     spaces = ("unshare", "--mount", "--propagation", "slave", "--pid", "--fork", "--mount-proc", "--kill-child")
-    command: list[str | Path] = [
-        *spaces,
-        "sh",
-        "-ec",
-        script,
-        driver.publish(name, path="llama"),
-        sys.executable,
-        "-c",
-        _POD,
-    ]
+    volume = driver.publish(name, path="llama")
+    command = [*spaces, *own_mounts(volume), "sh", "-ec", script, str(volume), sys.executable, "-c", _POD]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process

@@ -70,9 +70,6 @@ sys.exit(launcher.ServerLauncher(json.loads(sys.argv[1])).run())
 FILES = {"warm": random.Random(1).randbytes(9 << 20), "cold": random.Random(2).randbytes(5 << 20)}
 
 
-pytestmark = pytest.mark.alone  # its namespaces hold copies of others' mounts
-
-
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
     with a_node(tmp_path, FILES) as node:
@@ -557,6 +554,7 @@ def test_before_linux_6_9_a_server_is_ready_too_and_the_next_one_mounts_anew(nod
 
 
 @pytest.mark.slow
+@pytest.mark.alone  # measures time
 def test_a_node_serves_its_first_model_about_as_soon_as_a_mount_of_one_service(tmp_path: Path) -> None:
     """From nothing to the first bytes of a model in the cache: keeper and server start at once, in any order."""
     bucket = tmp_path / "buckets/models"

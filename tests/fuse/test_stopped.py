@@ -134,7 +134,7 @@ def test_opens_go_on_without_a_keeper_that_is_stopped_until_it_runs_again(waitin
     assert keeper(waiting)["restarts"] == 0
 
 
-@pytest.mark.parametrize("halt", [halted, frozen], ids=["stopped", "hangs"])
+@pytest.mark.parametrize("halt", [halted, pytest.param(frozen, marks=pytest.mark.slow)], ids=["stopped", "hangs"])
 def test_a_keeper_that_does_not_run_can_be_replaced(
     halt: Callable[[int], AbstractContextManager[None]], waiting: MountedStore, store: Path
 ) -> None:

@@ -16,13 +16,14 @@ import pytest
 
 from tests.support.control_groups import control_groups
 from tests.support.fork_servers import TIMEOUT_S, own_environment
+from tests.support.mount_namespace import own_mounts
 from tests.support.mounts import let_in, wait_until
 from tests.support.processes import alive, family
 from tests.support.socket_servers import PYTHON, SELF, USER, ServerAtSocket, serving
 from trimsfs.extras.spawn.messages import Receiver, send
 from trimsfs.extras.spawn.servers import ask
 
-ALONE = ["unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup", "--fork", "--mount-proc"]
+ALONE = ["unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup", "--fork", "--mount-proc", *own_mounts()]
 INSIDE = "hostname inside; mount -t tmpfs none /mnt; touch /mnt/only-here; cd /mnt"
 FILTER = """
 import ctypes, os, struct, sys
@@ -81,7 +82,15 @@ def test_a_fork_is_below_the_root_of_its_caller(server: ServerAtSocket, tmp_path
     """The same files, but another root: as in a container of the same image."""
     root = tmp_path / "root"
     root.mkdir()
-    start = ["unshare", "--mount", "sh", "-c", f'mount --rbind / {root}; cd {root}; exec chroot . "$@"', "sh"]
+    start = [
+        "unshare",
+        "--mount",
+        *own_mounts(),
+        "sh",
+        "-c",
+        f'mount --rbind / {root}; cd {root}; exec chroot . "$@"',
+        "sh",
+    ]
     plain, forked, errors = server.both(SELF, *start, before="cd /usr")
     assert forked == plain
     assert not errors

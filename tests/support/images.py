@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mounts import umount
+from tests.support.mounts import umount, wait_until
 
 MAKERS = {"xfs": ("mkfs.xfs", 320 << 20), "btrfs": ("mkfs.btrfs", 256 << 20), "ext4": ("mkfs.ext4", 320 << 20)}
 """What makes a file system of a kind, and bytes that are enough for it."""
@@ -47,8 +47,14 @@ class Image:
         subprocess.run(["mount", "-o", f"remount,{how}", self.mountpoint], check=True, timeout=TIMEOUT_S)
 
     def unmount(self) -> None:
-        """Unmount it, which nobody uses."""
+        """Unmount it, which nobody uses. Another test's new mount namespace may have a copy of it for a moment."""
         umount(self.mountpoint)
+        wait_until(lambda: not self._attached())
+
+    def _attached(self) -> bool:
+        """Whether a loop device has the file."""
+        command = ["losetup", "--noheadings", "--associated", str(self.file)]
+        return bool(subprocess.run(command, capture_output=True, check=True, timeout=TIMEOUT_S).stdout)
 
     def restart(self) -> None:
         """Mount it anew, as a host that is started again does: what was not brought to the disk is gone."""

@@ -8,15 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TIMEOUT_S = 90
-_SCRIPT = """
+_OTHERS_ENDED = """
 for mount in $(findmnt --noheadings --list --types fuse.trimsfs --output TARGET); do
-    test "$mount" = "$1" || umount --lazy "$mount" 2>/dev/null || true  # it has ended meanwhile
+    case "$mount/" in
+        "$1"/*) ;;
+        *) umount --internal-only --lazy "$mount" 2>/dev/null || true ;;  # it may have ended meanwhile
+    esac
 done
 shift
-"$@"
-echo ready
-exec cat
+exec "$@"
 """
+_READY = '"$@"; echo ready; exec cat'
+
+
+def own_mounts(of: Path = Path("/")) -> tuple[str, ...]:
+    """Before a program in a new mount namespace: only mounts of trimsfs in the directory *of* stay, by default none."""
+    return ("sh", "-euc", _OTHERS_ENDED, "sh", str(of))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,7 @@ class Apart:
 @contextmanager
 def apart(prepare: Sequence[str | Path], *, but: Path = Path("/"), before: Sequence[str] = ()) -> Iterator[Apart]:
     """A namespace that a command has prepared, without any mount of trimsfs *but* one. *before* is as of `Apart`."""
-    command = ["unshare", "--mount", "sh", "-euc", _SCRIPT, "sh", str(but), *map(str, prepare)]
+    command = ["unshare", "--mount", *own_mounts(but), "sh", "-euc", _READY, "sh", *map(str, prepare)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mountctl.keeper.control_socket import KeeperGoneError, ask
+from tests.support.mount_namespace import own_mounts
 from tests.support.mounts import MOUNTCTL, TRIMSFS, MountedStore, let_in, settings, trimsfs, wait_until
 from trimsfs.mountinfo import trimsfs_at
 
@@ -50,7 +51,7 @@ class Node:
         """Start a server's container: its first process is ``trimsfs serve``, or a program *before* that becomes it."""
         options, variables = settings(options)
         places = (store or self.store, self.mountpoint, "--cache-dir", self.directory / "cache")
-        spaces = _HOST_PID if host_pid else _POD
+        spaces = (*(_HOST_PID if host_pid else _POD), *own_mounts(self.directory))
         command = [*spaces, *before, TRIMSFS, "serve", *places, *options]
         return self._start("server", command, variables | dict(environment or {}))
 

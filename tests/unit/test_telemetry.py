@@ -262,7 +262,7 @@ def test_sharing_saves_a_copy_for_each_process_but_one() -> None:
 
 
 async def test_the_spans_of_a_cold_open_explain_its_time(serving: Serving, store: MemoryStore) -> None:
-    store.delay(5 * DELAY_S)
+    store.delay(15 * DELAY_S)
     async with serving(prefetch="off") as server:
         for key in SHARDS:
             server.release(await server.open(key))
