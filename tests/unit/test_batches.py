@@ -1,6 +1,7 @@
 """Neighbouring chunks in one request, from a store whose bytes are right at once."""
 
 import errno
+import itertools
 import random
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,13 @@ from tests.support.parts import blob_files, content_of, fetching, fill, flip_byt
 from tests.support.stores import MemoryStore
 from tests.support.tmpfs import tmpfs
 from tests.unit.workshop import Bench, Workshop, break_writes, failure, fill_from
+from trimsfs.checksums import crc32c
 from trimsfs.errors import (
     CacheFullError,
     ObjectChangedError,
     StoreAccessError,
     StoreError,
+    StoreSlowError,
     StoreUnavailableError,
     TransientStoreError,
 )
@@ -237,6 +240,50 @@ async def test_a_request_that_breaks_is_resumed_at_the_first_chunk_that_has_not_
     statistics = bench.fetcher.statistics()
     assert (statistics.fetched_chunks, statistics.fetched_bytes, statistics.failed_chunks) == (4, 4 * chunk_size, 0)
     assert bench.tier.statistics().used_bytes == 4 * chunk_size == await recorded_bytes(bench.tier)
+
+
+async def test_a_request_that_breaks_within_a_chunk_is_resumed_there(
+    streaming: Workshop, chunk_size: int, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mock_clock.autojump_threshold = 0.05
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.LEAST_PART", 10)
+    bench, blob, content = await streaming.opened(3, requests=1)
+    stops = [10, 300, chunk_size - 1, chunk_size, 2 * chunk_size + 70, 3 * chunk_size - 1]
+    for begin, stop in itertools.pairwise([0, *stops]):
+        bench.store.fail(StoreSlowError("few bytes"), offset=begin, after=stop - begin)
+    await bench.fetcher.fetch_all(blob)
+    assert blob.view(0, len(content)) == content
+    asked = [(request.offset, request.length) for request in bench.store.requests if request.method == "read"]
+    assert asked == [(begin, len(content) - begin) for begin in [0, *stops]]
+    assert bench.fetcher.statistics().fetched_bytes == len(content)
+    assert bench.tier.statistics().used_bytes == len(content) == await recorded_bytes(bench.tier)
+    assert await bench.tier.damage.check_chunk(blob, 0, crc32c(content[:chunk_size]))
+
+
+async def test_a_part_counts_no_more_once_its_file_was_truncated_or_its_request_fails_for_good(
+    streaming: Workshop, chunk_size: int, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mock_clock.autojump_threshold = 0.05
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.LEAST_PART", 10)
+    bench, blob, content = await streaming.opened(2, requests=1)
+    bench.store.fail(TransientStoreError("reset"), after=chunk_size + 50)
+    bench.store.fail(StoreAccessError("denied"), offset=chunk_size + 50)
+    with pytest.raises(StoreAccessError):
+        await bench.fetcher.fetch_all(blob)
+    await until(bench.idle)
+    assert states(blob) == [VERIFIED, MISSING]
+    assert bench.tier.statistics().used_bytes == chunk_size == await recorded_bytes(bench.tier)
+    bench.store.fail(TransientStoreError("reset"), offset=chunk_size, after=50)
+    gate, asked = bench.store.block(offset=chunk_size + 50), len(bench.store.requests)
+    bench.store.fail(TransientStoreError("reset"), offset=chunk_size + 50)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.fetcher.fetch_all, blob)
+        await bench.store.arrived(asked + 2)
+        assert bench.store.requests[-1].offset == chunk_size + 50
+        blob.resizes += 1
+        gate.set()
+    assert bench.store.requests[-1].offset == chunk_size
+    assert blob.view(0, len(content)) == content
 
 
 async def test_a_request_that_fails_for_good_leaves_what_has_landed(streaming: Workshop, chunk_size: int) -> None:

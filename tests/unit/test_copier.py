@@ -18,7 +18,7 @@ from tests.support.chunks import SMALL_CHUNK
 from tests.support.parts import content_of, copier, piece
 from tests.support.stores import MemoryStore
 from tests.support.tmpfs import tmpfs
-from trimsfs.errors import ObjectChangedError, StoreError, TransientStoreError
+from trimsfs.errors import ObjectChangedError, StoreAccessError, StoreError, TransientStoreError
 from trimsfs.fetch.copier import Extent
 from trimsfs.fetch.processes.thread_copier import FIRST_WRITE_SHARE, ThreadCopier
 from trimsfs.stores.base import Sink
@@ -234,6 +234,28 @@ async def test_what_came_before_a_stream_breaks_has_landed(
         await fetch(streaming, range(5), file, records)
     assert caught.value is error
     assert records == [record_of(content, chunk) for chunk in range(2)]
+
+
+async def test_the_part_of_a_chunk_that_came_before_a_stream_broke_has_landed_and_is_in_the_file(
+    streaming: MemoryStore, content: bytes, file: int, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.LEAST_PART", 1000)
+    failures: list[tuple[StoreError, int, list[int]]] = [
+        (TransientStoreError("reset"), chunk_size + 1000, [chunk_size, 1000]),
+        (TransientStoreError("reset"), 999, []),
+        (StoreAccessError("denied"), chunk_size + 1000, [chunk_size]),
+    ]
+    for error, after, expected in failures:
+        streaming.fail(error, after=after)
+        records: list[ChunkRecord] = []
+        with pytest.raises(StoreError):
+            await fetch(streaming, range(3), file, records)
+        assert [record.length for record in records] == expected
+        for record in records:
+            start = record.chunk * chunk_size
+            part = content[start : start + record.length]
+            assert os.pread(file, record.length, start) == part
+            assert record.crc == crc32c.crc32c(part)
 
 
 @pytest.mark.parametrize("after", [0, 50_000])

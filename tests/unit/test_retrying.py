@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -244,6 +246,35 @@ async def test_after_a_slow_body_the_deadline_counts_anew(
         store.fail(failure)
     assert (await retrying.stat("a")).key == "a"
     assert policy.breaker.openings == 0
+
+
+async def test_the_deadline_does_not_count_while_an_attempt_waits_for_its_turn(
+    store: MemoryStore, policy: Retrying, autojump_clock: MockClock
+) -> None:
+    turns: list[float] = []
+
+    async def turn() -> None:
+        await trio.sleep(10 * DEADLINE_S)
+        turns.append(trio.current_time())
+
+    store.fail(TransientStoreError("reset"), times=3)
+    assert (await policy.call("a", partial(store.stat, "a"), turn=turn)).key == "a"
+    assert len(turns) == 3, "all but the first"
+    store.fail(TransientStoreError("reset"), times=float("inf"))
+    with pytest.raises(StoreUnavailableError, match="reset"):
+        await policy.call("a", partial(store.stat, "a"), turn=turn)
+
+
+async def test_an_attempt_that_waits_for_its_turn_is_not_made_once_the_store_is_away(
+    store: MemoryStore, policy: Retrying, autojump_clock: MockClock
+) -> None:
+    async def turn() -> None:
+        policy.breaker.give_up(StoreUnavailableError("away"))
+
+    store.fail(TransientStoreError("reset"), times=float("inf"))
+    with pytest.raises(StoreUnavailableError, match="away"):
+        await policy.call("a", partial(store.stat, "a"), turn=turn)
+    assert store.count("stat") == 1
 
 
 async def test_bodies_that_are_slow_for_ever_end_and_open_no_breaker(

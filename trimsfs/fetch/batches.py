@@ -8,6 +8,7 @@ from weakref import WeakValueDictionary
 
 import trio
 
+from trimsfs.checksums import combine_crc32c
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import StoreError, StoreUnavailableError, TransientStoreError
 from trimsfs.fetch.bypass import UncachedChunks
@@ -226,36 +227,45 @@ class BatchFetcher:
         flights = {flight.chunk: flight for flight in batch}
         position, stop = _start(batch), _stop(batch)
         resizes, heard = blob.resizes, trio.current_time()
+        part: ChunkRecord | None = None  # what the last attempt has left of the chunk at the position
 
         def landed(record: ChunkRecord) -> None:
-            nonlocal position, heard
+            nonlocal position, heard, part
             if blob.resizes != resizes or flights[record.chunk].done.is_set():
                 return  # the file was truncated since, so bytes may be lost; or the flight was cancelled
-            position += record.length
             heard = trio.current_time()
             self._retrying.breaker.answered()
-            self._writes.wrote(blob, record)
             self._requests.came(blob, record.length)
-            self._publish(flights[record.chunk])
+            if part is not None:
+                record = _joined(part, record)
+            start, end = blob.span_of(record.chunk)
+            part = record if record.length < end - start else None
+            if part is None:
+                position += record.length
+                self._writes.wrote(blob, record)
+                self._publish(flights[record.chunk])
 
         def arrived(offset: int) -> None:
             if blob.resizes == resizes:
                 flights[offset // blob.chunk_size].has_arrived(offset % blob.chunk_size)
 
         async def attempt() -> None:
-            nonlocal resizes
+            nonlocal resizes, part
             if position == stop:
                 return  # the last request failed only after its last chunk
+            if blob.resizes != resizes:
+                part = None  # it may be lost
             resizes = blob.resizes
             wanted = any(flight.demanded for flight in batch)
-            extent = Extent(position, stop, blob.fileno(), position, blob.chunk_size)
+            start = position + (part.length if part is not None else 0)
+            extent = Extent(start, stop, blob.fileno(), start, blob.chunk_size)
             await self._requests.once(blob, extent, landed, arrived, batch[0].priority, eager=wanted)
             if position < stop:
                 raise TransientStoreError("its file in the cache was truncated meanwhile")
 
         try:
             subject = f"{blob.generation.key} at {position}"
-            await self._retrying.call(subject, attempt, heard=lambda: heard, token=blob.token)
+            await self._retrying.call(subject, attempt, heard=lambda: heard, turn=self._requests.turn, token=blob.token)
         except OSError as error:
             await self._writes.write_failed(blob, stop - position, error, last=last)
             return False
@@ -274,6 +284,12 @@ class BatchFetcher:
             self._equal.forget(blob)
         if blob.complete and self._background.running:
             self._background.start(self._completed, blob)
+
+
+def _joined(part: ChunkRecord, rest: ChunkRecord) -> ChunkRecord:
+    """A chunk of which two requests have brought a part each."""
+    crc = combine_crc32c(part.crc, rest.crc, rest.length)
+    return ChunkRecord(chunk=part.chunk, length=part.length + rest.length, crc=crc)
 
 
 def _start(batch: Sequence[Flight]) -> int:

@@ -15,7 +15,7 @@ from trimsfs.telemetry.open_trace import Spent
 from trimsfs.types import ChunkRecord, Generation
 
 Landed = Callable[[ChunkRecord], None]
-"""Called with each chunk that is written in full."""
+"""Called with each chunk, or part of one, that is written in full."""
 Arrived = Callable[[int], None]
 """Called more often, with the offset in the object up to which everything is written."""
 
@@ -59,7 +59,8 @@ class Copier(Protocol):
         spent: Spent | None = None,
         priority: Priority | None = None,
     ) -> str | None:
-        """Copy an extent of a generation. If it begins or ends within a chunk, *landed* gets a record of that part.
+        """Copy an extent of a generation. If it begins or ends within a chunk, or its request fails within one,
+        *landed* gets a record of that part.
 
         *arrived* is only called for a streaming store, often if readers wait (*eager*). *spent* is filled in at the
         end. Without a *priority*, it is that of ordinary programs. Returns and raises what ``Store.read`` does, and

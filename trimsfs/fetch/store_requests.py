@@ -133,10 +133,19 @@ class StoreRequests:
         self._names = names
         self._store = store
         self._under_way = 0
+        self._ended = trio.Event()
         self.fetched = self.fetched_bytes = 0
         """Answers since this server started, and their bytes."""
         self.succeeded_at = float("-inf")
         """When the last of them came."""
+
+    async def turn(self) -> None:
+        """Wait until so few requests are under way that one that has failed may be made again.
+
+        All of them at once would be as slow as before, and fail again.
+        """
+        while self._under_way >= self._speed.limit.limit:
+            await self._ended.wait()
 
     def came(self, blob: Blob, size: int) -> None:
         """Bytes of a blob have come from the store."""
@@ -186,6 +195,7 @@ class StoreRequests:
         await self._retrying.call(
             f"{blob.generation.key} at {start}",
             lambda: self.once(blob, Extent(start, stop, descriptor, 0, blob.chunk_size), came.append),
+            turn=self.turn,
             token=blob.token,
         )
         return came[-1]
@@ -233,6 +243,8 @@ class StoreRequests:
             raise await self._missing(generation) from error
         finally:
             self._under_way -= 1
+            self._ended.set()
+            self._ended = trio.Event()
         if extent.size % blob.chunk_size == 0:
             self._speed.limit.succeeded(trio.current_time() - began, under_way, size=extent.size)
         if blob.generation.key in refused:

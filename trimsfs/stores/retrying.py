@@ -156,19 +156,20 @@ class Retrying:
         attempt: Callable[[], Awaitable[T]],
         *,
         heard: Callable[[], float] = _nothing_yet,
+        turn: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
         token: str | None = None,
     ) -> T:
         """The result of the first successful *attempt* at a request; messages name its *subject*.
 
-        *heard* returns when the store last sent a part of the answer: the deadline counts from then. A fetch passes the
-        *token* of its blob.
+        *heard* returns when the store last sent a part of the answer: the deadline counts from then. Each attempt but
+        the first waits for its *turn*, and the deadline with it. A fetch passes the *token* of its blob.
         """
         self._requests += 1
-        return await self._call(subject, partial(self._timed, attempt), self.breaker, heard, token)
+        return await self._call(subject, partial(self._timed, attempt), self.breaker, heard, turn, token)
 
     async def call_locally(self, subject: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """As `call`, for work that needs a fetch process but not the store: statistics do not count it."""
-        return await self._call(subject, attempt, CircuitBreaker(deadline_s=math.inf), _nothing_yet)
+        return await self._call(subject, attempt, CircuitBreaker(deadline_s=math.inf))
 
     async def _timed(self, attempt: Callable[[], Awaitable[T]]) -> T:
         began, outcome = time.perf_counter(), "success"
@@ -187,7 +188,8 @@ class Retrying:
         subject: str,
         attempt: Callable[[], Awaitable[T]],
         breaker: CircuitBreaker,
-        heard: Callable[[], float],
+        heard: Callable[[], float] = _nothing_yet,
+        turn: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
         token: str | None = None,
     ) -> T:
         answer = _LastAnswer(trio.current_time())
@@ -227,7 +229,15 @@ class Retrying:
             # The last attempt starts at the deadline itself, in case the store has just come back.
             await breaker.sleep(min(random.uniform(0, longest_s), max(0.0, deadline - now)))  # noqa: S311 jitter
             longest_s = min(2 * longest_s, LONGEST_WAIT_S)
+            answer.at += await _seconds_of(turn)
         raise AssertionError("unreachable: the attempts are not bounded")
+
+
+async def _seconds_of(turn: Callable[[], Awaitable[None]]) -> float:
+    """Wait for a turn; for how long."""
+    began = trio.current_time()
+    await turn()
+    return trio.current_time() - began
 
 
 def _raise_refusal(breaker: CircuitBreaker, subject: str, error: StoreError) -> None:

@@ -14,7 +14,7 @@ import trio
 
 from trimsfs.checksums import crc32c, crc32c_of_file
 from trimsfs.concurrency.in_thread import in_thread
-from trimsfs.errors import StoreError
+from trimsfs.errors import StoreError, TransientStoreError
 from trimsfs.fetch.copier import Arrived, Extent, Landed, LocalBytes
 from trimsfs.fetch.flights import Priority
 from trimsfs.fetch.peers import PeerAnswer, PeerReader, PeerRequest
@@ -43,6 +43,8 @@ POPULATE_SIZE = 8 << 20
 """Bytes to populate at a time; a cancelled worker ends between them."""
 FIRST_WRITE_SHARE = 8
 """The first write is this many times smaller if a reader waits for its bytes."""
+LEAST_PART = 32 << 10
+"""Bytes of a chunk that are worth keeping if its request fails. A store that sends fewer at a time counts as silent."""
 REPORT_S = 0.05
 """On a slow link, bytes are written and reported after this time at the latest: somebody may begin to wait for them."""
 
@@ -89,8 +91,10 @@ class ThreadCopier:
             version = await self._store.read(generation, extent.start, extent.size, writer)
         except _FileError as error:
             raise OSError(*error.args) from error
-        except BaseException:
+        except BaseException as error:
             await _close([writer])  # the reading thread may go on for a moment, and the file be closed
+            if isinstance(error, TransientStoreError):
+                writer.land_part()
             raise
         buffers.append(buffer)
         for record in whole:
@@ -273,6 +277,16 @@ class _ChunkWriter:
         self._closed = True
         self._turn.release()
         return True
+
+    def land_part(self) -> None:
+        """Land what has come of a chunk, once closed: the next request need not bring it again. Raises OSError."""
+        if self._offset - self._began < LEAST_PART:
+            return
+        try:
+            self._write()
+        except _FileError as error:
+            raise OSError(*error.args) from error
+        self._land()
 
     def __call__(self, piece: Buffer) -> None:
         view = memoryview(piece)
