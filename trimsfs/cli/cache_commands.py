@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,9 +156,17 @@ def verify(paths: tuple[Path, ...], tier: str, quiet: bool, as_json: bool) -> No
     _give(verifying if tier == "gpu" else lambda _: "verify", paths, manner)
 
 
+def pin_before(paths: Sequence[Path]) -> None:
+    """Pin models for a command that then uses them, and exit if that fails. Prints nothing else."""
+    _give(lambda _: "pin", paths, _Manner("pinning", "pinned", quiet=True, best_effort=True, silent=True))
+
+
 @dataclass(frozen=True, slots=True)
 class _Manner:
-    """How a command reports: its verb in the present and past tense, and what it shows."""
+    """How a command reports: its verb in the present and past tense, and what it shows.
+
+    With *silent*, it prints no result.
+    """
 
     doing: str
     done: str
@@ -165,9 +174,10 @@ class _Manner:
     quiet: bool = False
     as_json: bool = False
     best_effort: bool = False
+    silent: bool = False
 
 
-def _give(naming: Naming, paths: tuple[Path, ...], manner: _Manner, background: bool = False) -> None:
+def _give(naming: Naming, paths: Sequence[Path], manner: _Manner, background: bool = False) -> None:
     """Run a command for each path; after all of them, exit with the code of the first failure."""
     failures: list[tuple[str, str]] = []
     carry_out = _start_jobs if background else _carry_out
@@ -223,7 +233,7 @@ def _carry_out(files: dict[Path, Path], manner: _Manner) -> list[tuple[str, str]
                 continue
             progress.update(task, total=last["total_bytes"], completed=last["total_bytes"])
             result = "; ".join(_result(file.name, last, manner))
-            if result and not manner.as_json:
+            if result and not manner.as_json and not manner.silent:
                 say(f"{path}: {result}")
     return failures
 

@@ -13,6 +13,9 @@ PLUGINS = {
         "rm": "trimsfs.extras.versions.commands.versions",
         "diff": "trimsfs.extras.versions.commands.diff",
     },
+    "commands/Models": {
+        "image": "trimsfs.extras.images.image_command",
+    },
     "commands/Watch": {
         "trace": "trimsfs.extras.tracing.trace",
         "exporter": "trimsfs.extras.exporter.exporter_command",

@@ -1,0 +1,1 @@
+"""Images for microVMs: guests map the mount's own files."""
