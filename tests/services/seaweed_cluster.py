@@ -6,6 +6,7 @@ Each host has a volume server, and an S3 gateway of its own; one more host has t
 import os
 import subprocess
 import tempfile
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from tests.support.network import Host
 
-from . import HOST, SCRATCH, S3Server, ServiceError, accepts, installed, reserved_ports, run_daemon
+from . import HOST, SCRATCH, Daemon, S3Server, ServiceError, accepts, installed, reserved_ports, run_daemon
 from .seaweed import START_S, STOP_S, VOLUME_MIB, VOLUMES, identities, remove_sockets
 
 _UNTRUSTED = {"allowUntrustedRemoteEndpoints": "true"}
@@ -65,13 +66,20 @@ def start_seaweed_cluster(center: Host, hosts: Sequence[Host]) -> Iterator[Seawe
         (directory / "s3.json").write_text(identities())
         master, master_grpc, filer, filer_grpc, gateway, *_ = _ports(stack)
 
-        def run(host: Host, name: str, port: int, options: Mapping[str, object], address: str = "") -> None:
+        def run(host: Host, name: str, port: int, options: Mapping[str, object], address: str = "") -> Daemon:
             log = directory / f"{host.address}-{name}.log"
             named = {"port": port, "ip": host.address, **options}
             arguments = ["-logtostderr=true", name, *(f"-{option}={value}" for option, value in named.items())]
             command = [*host.namespace.before, installed("weed"), *arguments]
             daemon = stack.enter_context(run_daemon(f"weed {name}", command, log, os.environ, STOP_S))
             daemon.wait_until(lambda: host.namespace.call(lambda: accepts(port, address or host.address)), START_S)
+            return daemon
+
+        def registered() -> bool:
+            """Whether the master knows the volume servers: it gives no place for chunks before."""
+            with urllib.request.urlopen(f"http://{center.address}:{master}/dir/status", timeout=START_S) as answer:
+                topology = answer.read().decode()
+            return all(f'"{host.address}:' in topology for host in hosts)
 
         def room(host: Host, name: str) -> Path:
             path = directory / f"{host.address}-{name}"
@@ -81,12 +89,13 @@ def start_seaweed_cluster(center: Host, hosts: Sequence[Host]) -> Iterator[Seawe
         masters = f"{center.address}:{master}.{master_grpc}"
         filers = f"{center.address}:{filer}.{filer_grpc}"
         options = {"port.grpc": master_grpc, "mdir": room(center, "master"), "peers": "none", "telemetry": "false"}
-        run(center, "master", master, {**options, "volumeSizeLimitMB": VOLUME_MIB})
+        daemon = run(center, "master", master, {**options, "volumeSizeLimitMB": VOLUME_MIB})
         for host in hosts:
             port, grpc, *_ = _ports(stack)
             options = {"port.grpc": grpc, "dir": room(host, "volume"), "max": VOLUMES, "preStopSeconds": 0}
             trusting = {f"volume.{name}": value for name, value in _UNTRUSTED.items()}
             run(host, "volume", port, {**options, **trusting, "master": masters})
+        daemon.wait_until(lambda: center.namespace.call(registered), START_S)
         options = {"port.grpc": filer_grpc, "defaultStoreDir": room(center, "filer"), "master": masters}
         run(center, "filer", filer, {**options, **_UNTRUSTED, "localSocket": directory / "filer.sock"})
         for host in hosts:

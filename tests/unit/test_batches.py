@@ -247,6 +247,7 @@ async def test_a_request_that_breaks_within_a_chunk_is_resumed_there(
 ) -> None:
     mock_clock.autojump_threshold = 0.05
     monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.LEAST_PART", 10)
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.LEAST_PART_RATE", 0)
     bench, blob, content = await streaming.opened(3, requests=1)
     stops = [10, 300, chunk_size - 1, chunk_size, 2 * chunk_size + 70, 3 * chunk_size - 1]
     for begin, stop in itertools.pairwise([0, *stops]):
@@ -265,6 +266,7 @@ async def test_a_part_counts_no_more_once_its_file_was_truncated_or_its_request_
 ) -> None:
     mock_clock.autojump_threshold = 0.05
     monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.LEAST_PART", 10)
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.LEAST_PART_RATE", 0)
     bench, blob, content = await streaming.opened(2, requests=1)
     bench.store.fail(TransientStoreError("reset"), after=chunk_size + 50)
     bench.store.fail(StoreAccessError("denied"), offset=chunk_size + 50)

@@ -18,7 +18,7 @@ from tests.support.chunks import SMALL_CHUNK
 from tests.support.parts import content_of, copier, piece
 from tests.support.stores import MemoryStore
 from tests.support.tmpfs import tmpfs
-from trimsfs.errors import ObjectChangedError, StoreAccessError, StoreError, TransientStoreError
+from trimsfs.errors import ObjectChangedError, StoreAccessError, StoreError, StoreSlowError, TransientStoreError
 from trimsfs.fetch.copier import Extent
 from trimsfs.fetch.processes.thread_copier import FIRST_WRITE_SHARE, ThreadCopier
 from trimsfs.stores.base import Sink
@@ -236,10 +236,23 @@ async def test_what_came_before_a_stream_breaks_has_landed(
     assert records == [record_of(content, chunk) for chunk in range(2)]
 
 
+async def test_a_part_that_came_too_slowly_does_not_land(
+    streaming: MemoryStore, file: int, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.LEAST_PART", 1000)
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.LEAST_PART_RATE", 1e12)
+    streaming.fail(StoreSlowError("few bytes"), after=chunk_size + 1000)
+    records: list[ChunkRecord] = []
+    with pytest.raises(StoreSlowError):
+        await fetch(streaming, range(3), file, records)
+    assert [record.length for record in records] == [chunk_size]
+
+
 async def test_the_part_of_a_chunk_that_came_before_a_stream_broke_has_landed_and_is_in_the_file(
     streaming: MemoryStore, content: bytes, file: int, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.LEAST_PART", 1000)
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.LEAST_PART_RATE", 0)
     failures: list[tuple[StoreError, int, list[int]]] = [
         (TransientStoreError("reset"), chunk_size + 1000, [chunk_size, 1000]),
         (TransientStoreError("reset"), 999, []),

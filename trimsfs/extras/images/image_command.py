@@ -26,7 +26,7 @@ _RECORD = ".json"
 @click.command(
     epilog=examples(
         "trimsfs image /models/llama -o llama.erofs",
-        "qemu-system-x86_64 -m 4G,maxmem=64G $(trimsfs image /models/llama/prod -o llama.erofs --run qemu) ...",
+        "trimsfs image /models/llama/prod -o llama.erofs --run qemu",
         "trimsfs image --check llama.erofs",
     )
 )

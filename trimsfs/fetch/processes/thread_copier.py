@@ -43,8 +43,9 @@ POPULATE_SIZE = 8 << 20
 """Bytes to populate at a time; a cancelled worker ends between them."""
 FIRST_WRITE_SHARE = 8
 """The first write is this many times smaller if a reader waits for its bytes."""
-LEAST_PART = 32 << 10
-"""Bytes of a chunk that are worth keeping if its request fails. A store that sends fewer at a time counts as silent."""
+LEAST_PART, LEAST_PART_RATE = 32 << 10, 32 << 10
+"""Bytes of a chunk, in all and a second, that are worth keeping if its request fails. What comes more slowly is no
+progress: else a reader would wait without end."""
 REPORT_S = 0.05
 """On a slow link, bytes are written and reported after this time at the latest: somebody may begin to wait for them."""
 
@@ -262,7 +263,7 @@ class _ChunkWriter:
         self._crc = 0
         self._began = extent.start
         self._write_end = extent.start + (WRITE_SIZE // FIRST_WRITE_SHARE if eager else WRITE_SIZE)
-        self._wrote_at = self._reported_at = time.perf_counter()
+        self._wrote_at = self._reported_at = self._since = time.perf_counter()
         self._buffer = memoryview(buffer)
         self._filled = 0
         self._pages = pages
@@ -280,7 +281,7 @@ class _ChunkWriter:
 
     def land_part(self) -> None:
         """Land what has come of a chunk, once closed: the next request need not bring it again. Raises OSError."""
-        if self._offset - self._began < LEAST_PART:
+        if self._offset - self._began < max(LEAST_PART, LEAST_PART_RATE * (time.perf_counter() - self._since)):
             return
         try:
             self._write()
@@ -335,7 +336,7 @@ class _ChunkWriter:
         """A chunk is whole, or the part of it that is fetched."""
         chunk, length = self._began // self._chunk_size, self._offset - self._began
         self._landed(ChunkRecord(chunk=chunk, length=length, crc=self._crc))
-        self._crc, self._began = 0, self._offset
+        self._crc, self._began, self._since = 0, self._offset, time.perf_counter()
 
     def _write(self) -> None:
         part, began = self._buffer[: self._filled], time.perf_counter()
