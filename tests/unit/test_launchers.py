@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mountctl.keeper.launching import launcher_socket, launchers
@@ -63,6 +63,7 @@ def admitted(found: Launchers) -> Launcher | None:
     return found.take()
 
 
+@example(json.dumps(JOIN | {"version": None, "protocol": 0}).encode(), [])
 @given(messages, st.lists(st.sampled_from(sorted(DESCRIPTORS)), max_size=3))
 @settings(deadline=None, max_examples=150)
 def test_whoever_connects_joins_or_is_refused(data: bytes, kinds: list[str]) -> None:

@@ -277,14 +277,14 @@ class Launchers:
                 raise _RefusedError(TakeoverError.__name__, _mismatch(protocol, version))
             case {
                 "type": "join",
-                "protocol": int(),
+                "protocol": int(protocol),
                 "mountpoint": str(mountpoint),
                 "source": str(source),
                 "allow_other": bool(allow_other),
                 "cache_dir": str(cache_dir),
                 "log_file": str(log_file),
                 "names": list(names),
-            } if len(names) == len(held) == sum(name in names for name in KEPT):
+            } if protocol == PROTOCOL and len(names) == len(held) == sum(name in names for name in KEPT):
                 if mountpoint != str(self._mountpoint):
                     raise _RefusedError(TakeoverError.__name__, f"this keeper holds {self._mountpoint}")
                 self._number += 1
