@@ -33,6 +33,13 @@ from trimsfs.tiers.blob import Blob, ChunkState
 MISSING, UNVERIFIED, VERIFIED = ChunkState
 
 
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of ten bytes are kept, however slowly they come."""
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.LEAST_PART", 10)
+    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.LEAST_PART_RATE", 0)
+
+
 def batches(store: MemoryStore, chunk_size: int, key: str | None = None) -> list[range]:
     """The chunks of each request so far."""
     return [
@@ -243,11 +250,9 @@ async def test_a_request_that_breaks_is_resumed_at_the_first_chunk_that_has_not_
 
 
 async def test_a_request_that_breaks_within_a_chunk_is_resumed_there(
-    streaming: Workshop, chunk_size: int, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    streaming: Workshop, chunk_size: int, mock_clock: MockClock, small_parts: None
 ) -> None:
     mock_clock.autojump_threshold = 0.05
-    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.LEAST_PART", 10)
-    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.LEAST_PART_RATE", 0)
     bench, blob, content = await streaming.opened(3, requests=1)
     stops = [10, 300, chunk_size - 1, chunk_size, 2 * chunk_size + 70, 3 * chunk_size - 1]
     for begin, stop in itertools.pairwise([0, *stops]):
@@ -262,11 +267,9 @@ async def test_a_request_that_breaks_within_a_chunk_is_resumed_there(
 
 
 async def test_a_part_counts_no_more_once_its_file_was_truncated_or_its_request_fails_for_good(
-    streaming: Workshop, chunk_size: int, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    streaming: Workshop, chunk_size: int, mock_clock: MockClock, small_parts: None
 ) -> None:
     mock_clock.autojump_threshold = 0.05
-    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.LEAST_PART", 10)
-    monkeypatch.setattr("trimsfs.fetch.processes.thread_copier.LEAST_PART_RATE", 0)
     bench, blob, content = await streaming.opened(2, requests=1)
     bench.store.fail(TransientStoreError("reset"), after=chunk_size + 50)
     bench.store.fail(StoreAccessError("denied"), offset=chunk_size + 50)

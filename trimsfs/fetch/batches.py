@@ -236,7 +236,7 @@ class BatchFetcher:
             heard = trio.current_time()
             self._retrying.breaker.answered()
             self._requests.came(blob, record.length)
-            if part is not None:
+            if part is not None and part.chunk == record.chunk:
                 record = _joined(part, record)
             start, end = blob.span_of(record.chunk)
             part = record if record.length < end - start else None

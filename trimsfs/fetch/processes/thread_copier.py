@@ -95,7 +95,7 @@ class ThreadCopier:
         except BaseException as error:
             await _close([writer])  # the reading thread may go on for a moment, and the file be closed
             if isinstance(error, TransientStoreError):
-                writer.land_part()
+                await in_thread(writer.land_part, limiter=_closing)  # a disk may stand still
             raise
         buffers.append(buffer)
         for record in whole:
