@@ -20,7 +20,7 @@ from tests.services.fast import start_fast
 from tests.services.switch import switched
 from tests.support.memory_group import memory_group
 from tests.support.mounts import MountedStore, log_beside, mounted, trimsfs, umount, wait_until
-from tests.support.processes import alive, run
+from tests.support.processes import alive, mapped_bytes, run
 from tests.support.tmpfs import tmpfs
 from trimsfs import fuse
 from trimsfs.tiers.host.page_cache import resident_bytes
@@ -315,24 +315,13 @@ def test_eight_processes_share_one_copy_in_memory(store_directory: Path, tmp_pat
         with (store_directory / "model").open("rb") as file:  # the store's own pages do not count
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         grown = page_cache_bytes() - before
-        shares = [proportional_bytes(reader.pid, "model") for reader in readers]
+        shares = [mapped_bytes(reader.pid, "model") for reader in readers]
         for reader in readers:
             reader.communicate(timeout=30)
         assert len(digests) == 1
         # What else happens on this host is not ours: a little is allowed for it.
         assert grown <= 1.02 * size + 8 * MIB
         assert sum(shares) <= 1.02 * size
-
-
-def proportional_bytes(pid: int, name: str) -> int:
-    """The share of a process in the pages of its mapping of a file."""
-    total, inside = 0, False
-    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
-        if "-" in line.split()[0]:
-            inside = line.endswith(f"/{name}")
-        elif inside and line.startswith("Pss:"):
-            total += int(line.split()[1]) * 1024
-    return total
 
 
 def test_client_limited_below_the_size_of_the_file_maps_all_of_it(mount: MountedStore) -> None:

@@ -2,7 +2,6 @@
 
 import functools
 import gzip
-import json
 import os
 import shlex
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.mounts import trimsfs, wait_until
+from tests.support.processes import run
 
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 MODULES = ("virtio_pci", "virtio_pmem", "nd_pmem", "erofs")
@@ -54,18 +54,6 @@ class Guest:
         """The SHA-256 of each file, by its path in the image."""
         return {name.removeprefix("./"): digest for digest, name in (line.split("  ", 1) for line in self.lines("sum"))}
 
-    def memory(self, path: Path) -> dict[str, int]:
-        """Bytes of a file's pages that it has mapped: its own share of them (Pss), and those that are its alone."""
-        found = {"Pss": 0, "Private_Dirty": 0, "Rss": 0}
-        inode, inside = path.stat().st_ino, False
-        for line in Path(f"/proc/{self.process.pid}/smaps").read_text().splitlines():
-            words = line.split()
-            if "-" in words[0] and not words[0].endswith(":"):
-                inside = len(words) > 4 and words[4] == str(inode)
-            elif inside and words[0].removesuffix(":") in found:
-                found[words[0].removesuffix(":")] += int(words[1]) << 10
-        return found
-
 
 @functools.cache
 def kernel() -> tuple[Path, tuple[Path, ...]]:
@@ -74,9 +62,7 @@ def kernel() -> tuple[Path, tuple[Path, ...]]:
         pytest.skip("qemu-system-x86_64 is not installed")
     place = Path(tempfile.gettempdir(), f"trimsfs-tests-kernel-{os.getuid()}")
     place.mkdir(exist_ok=True)
-    depends = subprocess.run(
-        ["apt-cache", "depends", "--important", KERNEL_PACKAGE], capture_output=True, text=True, check=True, timeout=60
-    ).stdout
+    depends = run("apt-cache", "depends", "--important", KERNEL_PACKAGE, check=True).stdout
     package = next(line.split()[1] for line in depends.splitlines() if "linux-image-" in line and "Depends" in line)
     root = place / package
     if not root.exists():
@@ -90,13 +76,7 @@ def kernel() -> tuple[Path, tuple[Path, ...]]:
     subprocess.run(["depmod", "-b", base, version], check=True, timeout=60)
     order = dict[Path, None]()
     for module in MODULES:
-        shown = subprocess.run(
-            ["modprobe", "-d", base, "-S", version, "--show-depends", module],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        ).stdout
+        shown = run("modprobe", "-d", base, "-S", version, "--show-depends", module, check=True).stdout
         order |= {Path(line.split()[1]): None for line in shown.splitlines() if line.startswith("insmod")}
     return root / f"boot/vmlinuz-{version}", tuple(order)
 
@@ -159,16 +139,10 @@ def booted(paths: Sequence[Path], directory: Path, *, count: int) -> Iterator[li
     finally:
         for guest in guests:
             guest.process.kill()
-            guest.process.wait(TIMEOUT_S)
+            guest.process.communicate(timeout=TIMEOUT_S)
 
 
 def _has_read(guest: Guest) -> bool:
     said = guest.log.read_text(errors="replace")
     assert guest.process.poll() is None, said[-2000:]
     return "all read" in said
-
-
-def devices(image: Path) -> list[Path]:
-    """The files of the mount that are devices of an image."""
-    record = json.loads(image.with_name(f"{image.name}.json").read_text())
-    return [Path(device["path"]) for device in record["devices"]]

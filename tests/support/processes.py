@@ -15,6 +15,17 @@ def run(
     )
 
 
+def mapped_bytes(pid: int, name: str, which: str = "Pss") -> int:
+    """Bytes of a process's mappings of a file: its share of the pages; other *which* ones are fields of smaps, too."""
+    total, inside = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            inside = line.endswith(f"/{name}")
+        elif inside and line.startswith(f"{which}:"):
+            total += int(line.split()[1]) * 1024
+    return total
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

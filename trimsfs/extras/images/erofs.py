@@ -18,7 +18,6 @@ from trimsfs.checksums import crc32c
 BLOCK = 4096
 CHUNK = 2 << 20
 """Bytes of a chunk, and what the sizes of devices are multiples of: a guest maps them by huge pages."""
-MOST_DEVICES = (1 << 16) - 1
 _MAGIC, _SUPERBLOCK_AT, _IDENTIFIER_AT = 0xE0F5E1E2, 1024, 48
 _CHECKSUM, _MTIMES = 0x1, 0x2
 """Compatible features: the superblock has a checksum; inodes have times of change."""
@@ -30,7 +29,6 @@ _UNIT = 32
 """Bytes that numbers of inodes count in."""
 _EXTENDED, _FLAT, _CHUNKS = 1, 0 << 1, 4 << 1
 _CHUNK_INDEXES = 0x20
-_TYPES = {stat.S_IFREG: 1, stat.S_IFDIR: 2, stat.S_IFLNK: 7}
 _SUPERBLOCK = struct.Struct("<II I BBH QQIIII 16s16s IHHHBBIQB 23x")
 _INODE = struct.Struct("<HHHH QI IIIQII 16x")
 _ENTRY = struct.Struct("<QHBx")
@@ -82,6 +80,12 @@ class File:
 
 
 Node = Directory | Link | File
+_KINDS: dict[type[Node], tuple[int, int]] = {
+    Directory: (stat.S_IFDIR, 2),
+    Link: (stat.S_IFLNK, 7),
+    File: (stat.S_IFREG, 1),
+}
+"""By the kind of a node, its bits of the mode and its number in directories."""
 
 
 @dataclass(slots=True)
@@ -93,8 +97,10 @@ class _Inode:
     number: int = 0
     block: int = 0
     content: bytes = b""
-    """Of directories and links; a directory's is filled in once all inodes have numbers."""
+    """Of links; others' is made when it is written."""
     size: int = 0
+    names: list[list[bytes]] = field(default_factory=list)
+    """Of directories: the names in each block."""
 
     @property
     def record_bytes(self) -> int:
@@ -118,9 +124,6 @@ def write(root: Directory, devices: Sequence[int], image: BinaryIO, *, identifie
     inodes = list(_inodes(root))
     start = -(-(_FIRST_SLOT + len(devices)) * _SLOT // BLOCK)
     end = _place_inodes(inodes)
-    for inode in inodes:
-        if isinstance(inode.node, Directory):
-            inode.size = _size_of_entries(inode.node)
     block = start + -(-end // BLOCK)
     for inode in inodes:
         inode.block = block
@@ -156,7 +159,10 @@ def _inodes(root: Directory) -> Iterator[_Inode]:
         inode = waiting.pop()
         match inode.node:
             case Directory(entries=entries):
-                waiting += [_Inode(node, inode) for _, node in sorted(entries.items(), reverse=True)]
+                inode.names = list(_blocks_of(sorted([b".", b"..", *entries])))
+                *whole, last = inode.names
+                inode.size = len(whole) * BLOCK + sum(_ENTRY.size + len(name) for name in last)
+                waiting += [_Inode(node, inode) for node in entries.values()]
             case Link(target=target):
                 inode.content, inode.size = target, len(target)
             case File(size=size):
@@ -178,14 +184,13 @@ def _place_inodes(inodes: list[_Inode]) -> int:
 def _record(inode: _Inode) -> bytes:
     """An inode as it is in the image, with its chunk indexes."""
     node, attributes = inode.node, inode.node.attributes
-    kind = {Directory: stat.S_IFDIR, Link: stat.S_IFLNK, File: stat.S_IFREG}[type(node)]
     chunked = isinstance(node, File) and node.device
     seconds, nanoseconds = divmod(attributes.modified_ns, 10**9)
     links = 2 + sum(isinstance(each, Directory) for each in node.entries.values()) if isinstance(node, Directory) else 1
     record = _INODE.pack(
         _EXTENDED | (_CHUNKS if chunked else _FLAT),
         0,
-        kind | attributes.mode,
+        _KINDS[type(node)][0] | attributes.mode,
         0,
         inode.size,
         _CHUNK_INDEXES | (CHUNK // BLOCK).bit_length() - 1 if chunked else inode.block,
@@ -204,10 +209,6 @@ def _record(inode: _Inode) -> bytes:
     return record
 
 
-def _names(directory: Directory) -> list[bytes]:
-    return sorted([b".", b"..", *directory.entries])
-
-
 def _blocks_of(names: list[bytes]) -> Iterator[list[bytes]]:
     """The names that fit into each block of a directory."""
     block, taken = list[bytes](), 0
@@ -220,22 +221,16 @@ def _blocks_of(names: list[bytes]) -> Iterator[list[bytes]]:
     yield block
 
 
-def _size_of_entries(directory: Directory) -> int:
-    *whole, last = _blocks_of(_names(directory))
-    return len(whole) * BLOCK + sum(_ENTRY.size + len(name) for name in last)
-
-
 def _entries(inode: _Inode, by_node: dict[int, _Inode]) -> bytes:
     """The content of a directory."""
     assert isinstance(inode.node, Directory)
     content = b""
-    for names in _blocks_of(_names(inode.node)):
+    for names in inode.names:
         content += bytes(-len(content) % BLOCK)
         at, heads = len(names) * _ENTRY.size, b""
         for name in names:
             to = {b".": inode, b"..": inode.parent or inode}.get(name) or by_node[id(inode.node.entries[name])]
-            kind = {Directory: stat.S_IFDIR, Link: stat.S_IFLNK, File: stat.S_IFREG}[type(to.node)]
-            heads += _ENTRY.pack(to.number, at, _TYPES[kind])
+            heads += _ENTRY.pack(to.number, at, _KINDS[type(to.node)][1])
             at += len(name)
         content += heads + b"".join(names)
     return content

@@ -16,7 +16,7 @@ from trimsfs.cli.gpu import counted
 from trimsfs.cli.output import reported, say
 from trimsfs.command_group import complete_mounted, examples
 from trimsfs.errors import ConfigurationError, ObjectChangedError
-from trimsfs.extras.images import erofs, tree
+from trimsfs.extras.images import erofs, image_tree
 from trimsfs.extras.images.virtual_machines import MOST_DEVICES, OPTIONS, mount_command
 
 _RECORD = ".json"
@@ -63,7 +63,7 @@ def image(paths: tuple[Path, ...], image: Path | None, monitor: str | None, devi
     if not paths or image is None:
         raise ConfigurationError("an image needs what it has and where it is: trimsfs image PATH... --output FILE")
     pin_before(paths)
-    found = tree.read(paths, most_devices=devices)
+    found = image_tree.read(paths, most_devices=devices)
     written = _write(found, image.absolute())
     memories = [(image.absolute(), image.stat().st_size), *((device.path, device.size) for device in found.devices)]
     shared = sum(device.size for device in found.devices)
@@ -80,7 +80,7 @@ def image(paths: tuple[Path, ...], image: Path | None, monitor: str | None, devi
     say(f"in the guest: {mount_command(len(found.devices))}", error=monitor is not None)
 
 
-def _write(found: tree.Tree, image: Path) -> int:
+def _write(found: image_tree.Tree, image: Path) -> int:
     """Write an image and its record in place of earlier ones; bytes of the image."""
     identifier = uuid.uuid4()
     record = {
@@ -115,6 +115,6 @@ def _check(image: Path) -> None:
         raise ConfigurationError(f"{image}: {record_file.name} is the record of another image: make the image again")
     for device in record["devices"]:
         path = Path(device["path"])
-        if tree.generation_of(path) != device["generation"]:
+        if image_tree.generation_of(path) != device["generation"]:
             raise ObjectChangedError(f"{path}: replaced in the store since {image} was made: make the image again")
     say(f"{image}: {counted(len(record['devices']), 'file')} of the mount as the image has them")

@@ -59,7 +59,9 @@ class _Reader:
     def __init__(self, mountpoint: Path) -> None:
         self._large: dict[int, list[tuple[Path, File]]] = {}
         self._links: list[Path] = []
-        self.tree = Tree(mountpoint, Directory(_attributes(os.stat(mountpoint))))
+        root = self._node(mountpoint, os.stat(mountpoint))
+        assert isinstance(root, Directory)
+        self.tree = Tree(mountpoint, root)
 
     def add(self, path: Path) -> None:
         """Add what is at a path, and the directories and links that lead there."""
@@ -70,26 +72,20 @@ class _Reader:
         at, directory, followed = self.tree.mountpoint, self.tree.root, 0
         while parts:
             name = parts.pop(0)
-            status = os.lstat(at / name)
-            if stat.S_ISLNK(status.st_mode):
-                target = os.readlink(at / name)
-                directory.entries[os.fsencode(name)] = Link(_attributes(status), os.fsencode(target))
-                followed += 1
-                inside = Path(os.path.normpath(at / target))
-                if followed > _MOST_LINKS or not inside.is_relative_to(self.tree.mountpoint):
-                    raise ConfigurationError(f"{at / name}: the link leads out of the mount: {target}")
-                parts = [*inside.relative_to(self.tree.mountpoint).parts, *parts]
-                at, directory = self.tree.mountpoint, self.tree.root
-                continue
-            at /= name
-            if not stat.S_ISDIR(status.st_mode):
-                if parts:
-                    raise NoSuchEntryError(f"{path}: {at} is no directory")
-                directory.entries[os.fsencode(name)] = self._file(at, status)
-                return
-            below = directory.entries.setdefault(os.fsencode(name), Directory(_attributes(status)))
-            assert isinstance(below, Directory)
-            directory = below
+            match self._enter(at / name, os.lstat(at / name), directory):
+                case Link(target=target):
+                    followed += 1
+                    inside = Path(os.path.normpath(at / os.fsdecode(target)))
+                    if followed > _MOST_LINKS or not inside.is_relative_to(self.tree.mountpoint):
+                        raise ConfigurationError(f"{at / name}: leads out of the mount: {os.fsdecode(target)}")
+                    parts = [*inside.relative_to(self.tree.mountpoint).parts, *parts]
+                    at, directory = self.tree.mountpoint, self.tree.root
+                case Directory() as below:
+                    at, directory = at / name, below
+                case File():
+                    if parts:
+                        raise NoSuchEntryError(f"{path}: {at / name} is no directory")
+                    return
         self._fill(at, directory)
 
     def _fill(self, path: Path, directory: Directory) -> None:
@@ -97,21 +93,26 @@ class _Reader:
             for entry in entries:
                 if entry.name == CONTROL_NAME:
                     continue
-                status = entry.stat(follow_symlinks=False)
-                directory.entries[os.fsencode(entry.name)] = self._node(Path(entry.path), status)
+                below = Path(entry.path)
+                node = self._enter(below, entry.stat(follow_symlinks=False), directory)
+                if isinstance(node, Directory):
+                    self._fill(below, node)
+
+    def _enter(self, path: Path, status: os.stat_result, directory: Directory) -> Node:
+        """What a directory has at a path, which may be there already: without what is below it."""
+        name = os.fsencode(path.name)
+        if name not in directory.entries:
+            directory.entries[name] = self._node(path, status)
+        return directory.entries[name]
 
     def _node(self, path: Path, status: os.stat_result) -> Node:
+        attributes = Attributes(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns)
         if stat.S_ISDIR(status.st_mode):
-            directory = Directory(_attributes(status))
-            self._fill(path, directory)
-            return directory
+            return Directory(attributes)
         if stat.S_ISLNK(status.st_mode):
             self._links.append(path)
-            return Link(_attributes(status), os.fsencode(os.readlink(path)))
-        return self._file(path, status)
-
-    def _file(self, path: Path, status: os.stat_result) -> File:
-        file = File(_attributes(status), status.st_size, partial(_read, path, status))
+            return Link(attributes, os.fsencode(os.readlink(path)))
+        file = File(attributes, status.st_size, partial(_read, path, status))
         self.tree.files += 1
         self.tree.file_bytes += status.st_size
         if status.st_size >= CHUNK:
@@ -156,10 +157,6 @@ def generation_of(path: Path, inode: int | None = None) -> str:
 
 def _replaced(path: Path) -> ObjectChangedError:
     return ObjectChangedError(f"{path}: the store has replaced it meanwhile: run the command again")
-
-
-def _attributes(status: os.stat_result) -> Attributes:
-    return Attributes(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns)
 
 
 def _read(path: Path, known: os.stat_result, offset: int) -> bytes:
