@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import pytest
@@ -19,7 +20,7 @@ from trimsfs.errors import (
     TransientStoreError,
     WorkerLostError,
 )
-from trimsfs.stores.retrying import LONGEST_WAIT_S, MOST_LOST, MOST_SLOW, Retrying, RetryingStore
+from trimsfs.stores.retrying import CROWDED_DEADLINES, LONGEST_WAIT_S, MOST_LOST, MOST_SLOW, Retrying, RetryingStore
 from trimsfs.types import Generation
 
 DEADLINE_S = 15.0
@@ -263,6 +264,29 @@ async def test_the_deadline_does_not_count_while_an_attempt_waits_for_its_turn(
     store.fail(TransientStoreError("reset"), times=float("inf"))
     with pytest.raises(StoreUnavailableError, match="reset"):
         await policy.call("a", partial(store.stat, "a"), turn=turn)
+
+
+async def test_a_request_of_a_crowded_store_has_more_time_but_ends(
+    store: MemoryStore, policy: Retrying, autojump_clock: MockClock
+) -> None:
+    def others(until: float = math.inf) -> float:
+        if trio.current_time() < until:
+            policy.breaker.answered()
+        return min(trio.current_time(), until)
+
+    store.delay(DEADLINE_S / 3, method="stat")
+    request = partial(policy.call, "a", partial(store.stat, "a"))
+    store.fail(StoreStalledError("timeout"), times=9)
+    assert (await request(others=others)).key == "a"
+    store.fail(StoreStalledError("timeout"), times=float("inf"))
+    began = trio.current_time()
+    with pytest.raises(StoreUnavailableError, match="timeout"):
+        await request(others=others)
+    assert CROWDED_DEADLINES <= (trio.current_time() - began) / DEADLINE_S < CROWDED_DEADLINES + 1
+    began = trio.current_time()
+    with pytest.raises(StoreUnavailableError, match="timeout"):
+        await request(others=partial(others, began + 3 * DEADLINE_S))
+    assert 3 < (trio.current_time() - began) / DEADLINE_S < 5, "the deadline counts from the last bytes of others"
 
 
 async def test_an_attempt_that_waits_for_its_turn_is_not_made_once_the_store_is_away(

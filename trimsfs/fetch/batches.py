@@ -265,7 +265,14 @@ class BatchFetcher:
 
         try:
             subject = f"{blob.generation.key} at {position}"
-            await self._retrying.call(subject, attempt, heard=lambda: heard, turn=self._requests.turn, token=blob.token)
+            await self._retrying.call(
+                subject,
+                attempt,
+                heard=lambda: heard,
+                others=lambda: self._requests.succeeded_at,
+                turn=self._requests.turn,
+                token=blob.token,
+            )
         except OSError as error:
             await self._writes.write_failed(blob, stop - position, error, last=last)
             return False

@@ -195,6 +195,7 @@ class StoreRequests:
         await self._retrying.call(
             f"{blob.generation.key} at {start}",
             lambda: self.once(blob, Extent(start, stop, descriptor, 0, blob.chunk_size), came.append),
+            others=lambda: self.succeeded_at,
             turn=self.turn,
             token=blob.token,
         )

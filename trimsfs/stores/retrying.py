@@ -49,6 +49,8 @@ MOST_SLOW = 3
 """Slow attempts that count as answers while nothing of a request is done; then it ends as if the store were silent."""
 MOST_LOST = 3
 """Attempts whose fetch process is lost that do not count; then a request ends as if the store were silent."""
+CROWDED_DEADLINES = 8
+"""Deadlines that a request has at most without an answer, while others get bytes of a store that is crowded."""
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 3.0
 
@@ -85,6 +87,10 @@ class _LastAnswer:
     at: float
     _slow: int = 0
     _lost: int = 0
+
+    def deadline(self, deadline_s: float, others: float) -> float:
+        """When the request ends without an answer, if *others* had bytes last at that time."""
+        return min(max(self.at, others), self.at + (CROWDED_DEADLINES - 1) * deadline_s) + deadline_s
 
     def failed(self, error: TransientStoreError, heard: float, breaker: CircuitBreaker) -> None:
         """Learn from a failed attempt, and from when the store was last heard; tell the breaker."""
@@ -156,16 +162,18 @@ class Retrying:
         attempt: Callable[[], Awaitable[T]],
         *,
         heard: Callable[[], float] = _nothing_yet,
+        others: Callable[[], float] = _nothing_yet,
         turn: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
         token: str | None = None,
     ) -> T:
         """The result of the first successful *attempt* at a request; messages name its *subject*.
 
-        *heard* returns when the store last sent a part of the answer: the deadline counts from then. Each attempt but
-        the first waits for its *turn*, and the deadline with it. A fetch passes the *token* of its blob.
+        *heard* returns when the store last sent a part of the answer: the deadline counts from then. *others* returns
+        when it last sent anything: a store that is crowded has CROWDED_DEADLINES. Each attempt but the first waits for
+        its *turn*, and the deadline with it. A fetch passes the *token* of its blob.
         """
         self._requests += 1
-        return await self._call(subject, partial(self._timed, attempt), self.breaker, heard, turn, token)
+        return await self._call(subject, partial(self._timed, attempt), self.breaker, heard, others, turn, token)
 
     async def call_locally(self, subject: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """As `call`, for work that needs a fetch process but not the store: statistics do not count it."""
@@ -189,6 +197,7 @@ class Retrying:
         attempt: Callable[[], Awaitable[T]],
         breaker: CircuitBreaker,
         heard: Callable[[], float] = _nothing_yet,
+        others: Callable[[], float] = _nothing_yet,
         turn: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
         token: str | None = None,
     ) -> T:
@@ -212,7 +221,7 @@ class Retrying:
                         self._on_failure(error)
                 answer.failed(error, heard(), breaker)
                 _raise_refusal(breaker, subject, error)
-                now, deadline = trio.current_time(), answer.at + self.deadline_s
+                now, deadline = trio.current_time(), answer.deadline(self.deadline_s, others())
                 if now >= deadline:
                     failure = StoreUnavailableError(f"{subject}: {error}")
                     if token is not None:
