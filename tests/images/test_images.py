@@ -136,8 +136,7 @@ def test_a_file_that_is_replaced_is_told(mount: MountedStore, store: Path, tmp_p
         done = trimsfs("image", "--check", image)
         assert done.returncode == exit_code("ObjectChangedError")
         assert done.stderr == (
-            f"trimsfs: {mount.path}/resnet50/params: replaced in the store since {image} was made: "
-            "make the image again\n"
+            f"trimsfs: {mount.path}/resnet50/params: replaced in the store meanwhile: make the image again\n"
         )
     finally:
         path.write_bytes(FILES["resnet50/params"])

@@ -105,7 +105,7 @@ class RandomTree:
             self.devices[-1].write_bytes(content)
             device = len(self.devices)
         self._expect(path, stat.S_IFREG, attributes, size, content)
-        return File(attributes, size, partial(_rest, content), device)
+        return File(attributes, size, partial(_part, content), device)
 
     def _name(self) -> bytes:
         length = self._draw.choice([1, 2, 8, 8, 8, 255])
@@ -129,5 +129,5 @@ class RandomTree:
         self.expected[path] = (kind | attributes.mode, owner.user, owner.group, owner.modified_ns, size, content)
 
 
-def _rest(content: bytes, offset: int) -> bytes:
-    return content[offset:]
+def _part(content: bytes, offset: int, most: int) -> bytes:
+    return content[offset : offset + most]

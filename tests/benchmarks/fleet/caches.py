@@ -12,6 +12,8 @@ from tests.services.caching_proxy import start_caching_proxy
 from tests.services.seaweed_cluster import start_seaweed_cluster
 
 TURNS = 3
+PATIENCE_S = 60
+"""A gateway of SeaweedFS sends the first byte once it has a whole chunk: when many ask, after more than 5 s."""
 
 
 def behind_nginx(to: References) -> Iterator[Result]:
@@ -43,8 +45,11 @@ def _by_seaweed(setting: Setting) -> Round:
         before, begun = setting.store.sent_bytes(), time.monotonic()
         cluster.fill(BUCKET, setting.timeout_s)
         filled_s, filled = time.monotonic() - begun, setting.store.sent_bytes() - before
+        patient = setting.logs / "patient.toml"
+        patient.write_text(f"stall_timeout = {PATIENCE_S}\n")
+        options = ("--endpoint-url", cluster.endpoint_url, "--config", str(patient))
         # Its ETags look like digests and are none: else each host would fetch the object again to find out.
-        with setting.everyone("--endpoint-url", cluster.endpoint_url, "--digests", "off", alone=True) as fleet:
+        with setting.everyone(*options, "--digests", "off", alone=True) as fleet:
             read = setting.read(fleet.members)
     return replace(
         read,

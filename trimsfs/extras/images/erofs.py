@@ -63,14 +63,14 @@ class Link:
 
 @dataclass(slots=True)
 class File:
-    """A file of *size* bytes. *read* returns those from an offset on, to its end.
+    """A file of *size* bytes. *read* returns those from an offset on, at most so many.
 
     With a *device*, its number from 1 on, that has the whole chunks.
     """
 
     attributes: Attributes
     size: int
-    read: Callable[[int], bytes]
+    read: Callable[[int, int], bytes]
     device: int = 0
 
     @property
@@ -96,8 +96,6 @@ class _Inode:
     parent: "_Inode | None"
     number: int = 0
     block: int = 0
-    content: bytes = b""
-    """Of links; others' is made when it is written."""
     size: int = 0
     names: list[list[bytes]] = field(default_factory=list)
     """Of directories: the names in each block."""
@@ -131,13 +129,11 @@ def write(root: Directory, devices: Sequence[int], image: BinaryIO, *, identifie
     by_node = {id(inode.node): inode for inode in inodes}
     for inode in inodes:
         _write_at(image, start * BLOCK + inode.number * _UNIT, _record(inode))
-        if isinstance(inode.node, Directory):
-            inode.content = _entries(inode, by_node)
-        elif isinstance(inode.node, File):
-            inode.content = inode.node.read(inode.node.device_bytes) if inode.image_bytes else b""
-        assert len(inode.content) == inode.image_bytes
-        _write_at(image, inode.block * BLOCK, inode.content)
-        inode.content = b""
+        written = 0
+        for piece in _content(inode, by_node):
+            _write_at(image, inode.block * BLOCK + written, piece)
+            written += len(piece)
+        assert written == inode.image_bytes
     _write_at(image, _SUPERBLOCK_AT + _SUPERBLOCK.size, bytes(start * BLOCK - _SUPERBLOCK_AT - _SUPERBLOCK.size))
     for number, size in enumerate(devices):
         _write_at(image, (_FIRST_SLOT + number) * _SLOT, struct.pack("<64xII56x", size // BLOCK, 0))
@@ -164,7 +160,7 @@ def _inodes(root: Directory) -> Iterator[_Inode]:
                 inode.size = len(whole) * BLOCK + sum(_ENTRY.size + len(name) for name in last)
                 waiting += [_Inode(node, inode) for node in entries.values()]
             case Link(target=target):
-                inode.content, inode.size = target, len(target)
+                inode.size = len(target)
             case File(size=size):
                 inode.size = size
         yield inode
@@ -219,6 +215,17 @@ def _blocks_of(names: list[bytes]) -> Iterator[list[bytes]]:
         block.append(name)
         taken += _ENTRY.size + len(name)
     yield block
+
+
+def _content(inode: _Inode, by_node: dict[int, _Inode]) -> Iterator[bytes]:
+    """What the image has of an inode's content, in pieces."""
+    match inode.node:
+        case Directory():
+            yield _entries(inode, by_node)
+        case Link(target=target):
+            yield target
+        case File(size=size, device_bytes=begin, read=read):
+            yield from (read(offset, CHUNK) for offset in range(begin, size, CHUNK))
 
 
 def _entries(inode: _Inode, by_node: dict[int, _Inode]) -> bytes:

@@ -11,11 +11,11 @@ from typing import Any
 import click
 from rich.filesize import decimal
 
-from trimsfs.cli.cache_commands import pin_before
+from trimsfs.cli.cache_commands import pin_before, warm_before
 from trimsfs.cli.gpu import counted
 from trimsfs.cli.output import reported, say
 from trimsfs.command_group import complete_mounted, examples
-from trimsfs.errors import ConfigurationError, ObjectChangedError
+from trimsfs.errors import ConfigurationError
 from trimsfs.extras.images import erofs, image_tree
 from trimsfs.extras.images.virtual_machines import MOST_DEVICES, OPTIONS, mount_command
 
@@ -51,7 +51,7 @@ def image(paths: tuple[Path, ...], image: Path | None, monitor: str | None, devi
     large file of the mount is a device of its own, read-only. Small files, and the rest of large ones beyond a multiple
     of 2 MiB, are in the image.
 
-    trimsfs pins the files first; `trimsfs unpin PATH` ends that. A new version needs a new image. A file that is
+    trimsfs pins the files on devices; `trimsfs unpin PATH` ends that. A new version needs a new image. A file that is
     replaced in the store under its name may not be given to a guest with an older image: start the virtual machine,
     then see that --check exits 0.
     """
@@ -62,8 +62,10 @@ def image(paths: tuple[Path, ...], image: Path | None, monitor: str | None, devi
         return
     if not paths or image is None:
         raise ConfigurationError("an image needs what it has and where it is: trimsfs image PATH... --output FILE")
-    pin_before(paths)
+    warm_before(paths)
     found = image_tree.read(paths, most_devices=devices)
+    pin_before([device.path for device in found.devices])
+    image_tree.check(found.devices)
     written = _write(found, image.absolute())
     memories = [(image.absolute(), image.stat().st_size), *((device.path, device.size) for device in found.devices)]
     shared = sum(device.size for device in found.devices)
@@ -113,8 +115,5 @@ def _check(image: Path) -> None:
         raise ConfigurationError(f"{image}: no image with its record {record_file.name}: {error}") from error
     if str(of_image) != record["image"]:
         raise ConfigurationError(f"{image}: {record_file.name} is the record of another image: make the image again")
-    for device in record["devices"]:
-        path = Path(device["path"])
-        if image_tree.generation_of(path) != device["generation"]:
-            raise ObjectChangedError(f"{path}: replaced in the store since {image} was made: make the image again")
+    image_tree.check([image_tree.Device(**device | {"path": Path(device["path"])}) for device in record["devices"]])
     say(f"{image}: {counted(len(record['devices']), 'file')} of the mount as the image has them")

@@ -123,7 +123,7 @@ class _Reader:
         """Make the largest files devices; all links to one file have one device. Raises ConfigurationError."""
         for inode, links in sorted(self._large.items(), key=lambda found: -found[1][0][1].size)[:most]:
             path, file = links[0]
-            self.tree.devices.append(Device(path, file.size // CHUNK * CHUNK, generation_of(path, inode)))
+            self.tree.devices.append(Device(path, file.size // CHUNK * CHUNK, _generation_of(path, inode)))
             for _, each in links:
                 each.device = len(self.tree.devices)
         for link in self._links:
@@ -144,7 +144,14 @@ class _Reader:
         return True
 
 
-def generation_of(path: Path, inode: int | None = None) -> str:
+def check(devices: Sequence[Device]) -> None:
+    """Raises ObjectChangedError if the mount has another file by now in place of one, other TrimsErrors if none."""
+    for device in devices:
+        if _generation_of(device.path) != device.generation:
+            raise _replaced(device.path)
+
+
+def _generation_of(path: Path, inode: int | None = None) -> str:
     """The generation of a file, which must have this number of an *inode*. Raises TrimsErrors."""
     try:
         with path.open("rb", buffering=0) as file:
@@ -156,17 +163,17 @@ def generation_of(path: Path, inode: int | None = None) -> str:
 
 
 def _replaced(path: Path) -> ObjectChangedError:
-    return ObjectChangedError(f"{path}: the store has replaced it meanwhile: run the command again")
+    return ObjectChangedError(f"{path}: replaced in the store meanwhile: make the image again")
 
 
-def _read(path: Path, known: os.stat_result, offset: int) -> bytes:
-    """The bytes of a file from an offset on. Raises ObjectChangedError if it is another file by now."""
+def _read(path: Path, known: os.stat_result, offset: int, most: int) -> bytes:
+    """Bytes of a file from an offset on. Raises ObjectChangedError if it is another file by now."""
     try:
         with path.open("rb", buffering=0) as file:
             status = os.fstat(file.fileno())
-            data = os.pread(file.fileno(), known.st_size - offset, offset)
+            data = os.pread(file.fileno(), most, offset)
     except OSError as error:
         raise translated(error, path) from error
-    if (status.st_ino, len(data)) != (known.st_ino, known.st_size - offset):
+    if (status.st_ino, len(data)) != (known.st_ino, min(most, known.st_size - offset)):
         raise _replaced(path)
     return data
