@@ -36,7 +36,7 @@ APT_main := fuse3 gcc libfuse3-dev pkg-config $(if $(filter /usr/bin/%,$(PYTHON)
 APT_test := attr btrfs-progs bubblewrap busybox-static ceph-common ceph-mon ceph-osd crun dnsmasq-base \
 	docker-registry erofs-utils faketime fio fish iproute2 man-db mandoc nginx-light openssl podman radosgw runc tmux \
 	xfsprogs zsh
-APT_all := chromium fonts-dejavu-core kmod qemu-system-x86 xz-utils
+APT_all := chromium fonts-dejavu-core kmod qemu-system-x86 runsc xz-utils
 APT_reliability := qemu-utils
 APT_machines := mmdebstrap openssh-client qemu-system-x86 qemu-utils
 APT_bench := s3fs

@@ -46,7 +46,7 @@ def _by_seaweed(setting: Setting) -> Round:
         cluster.fill(BUCKET, setting.timeout_s)
         filled_s, filled = time.monotonic() - begun, setting.store.sent_bytes() - before
         patient = setting.logs / "patient.toml"
-        patient.write_text(f"stall_timeout = {PATIENCE_S}\n")
+        patient.write_text(f"stall_timeout = {PATIENCE_S}\nretry_deadline = {2 * PATIENCE_S}\n")
         options = ("--endpoint-url", cluster.endpoint_url, "--config", str(patient))
         # Its ETags look like digests and are none: else each host would fetch the object again to find out.
         with setting.everyone(*options, "--digests", "off", alone=True) as fleet:
