@@ -35,12 +35,12 @@ def written_over(version: Path, directory: Path) -> Iterator[Path]:
 
 
 def compiled(cache: Path, *sizes: int) -> dict[str, Any]:
-    command = [python_of("others"), PROGRAMS / "torch_compile.py", *map(str, sizes)]
+    command: list[str | Path] = [python_of("others"), PROGRAMS / "torch_compile.py", *map(str, sizes)]
     return report_of(command, {"TORCHINDUCTOR_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"})
 
 
 def push(cache: Path, store: Path, version: str) -> None:
-    done = trimsfs("push", cache, f"{store}/compiled/llama:{version}")
+    done = trimsfs("push", cache, f"{store}/llama-compiled:{version}")
     assert done.returncode == 0, done.stderr
 
 
@@ -53,7 +53,7 @@ def test_a_host_finds_what_another_has_compiled_and_adds_to_it(tmp_path: Path) -
     assert (first["found"], first["compiled"]) == (0, 1)
     push(cache, store, "v1")
     with mounted(store, tmp_path / "host", "--metadata-ttl", "0.1") as mount:
-        versions = mount.path / "compiled/llama"
+        versions = mount.path / "llama-compiled"
         with written_over(versions / "v1", tmp_path):
             assert compiled(cache, 1) == first | {"found": 1, "compiled": 0}
             both = compiled(cache, 1, 2)
