@@ -129,5 +129,5 @@ class RandomTree:
         self.expected[path] = (kind | attributes.mode, owner.user, owner.group, owner.modified_ns, size, content)
 
 
-def _part(content: bytes, offset: int, most: int) -> bytes:
-    return content[offset : offset + most]
+def _part(content: bytes, offset: int, length: int) -> bytes:
+    return content[offset : offset + length]

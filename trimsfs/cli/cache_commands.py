@@ -156,11 +156,6 @@ def verify(paths: tuple[Path, ...], tier: str, quiet: bool, as_json: bool) -> No
     _give(verifying if tier == "gpu" else lambda _: "verify", paths, manner)
 
 
-def warm_before(paths: Sequence[Path]) -> None:
-    """Fetch models for a command that then reads them, and exit if that fails. Prints nothing else."""
-    _give(warming("host", None), paths, _Manner("warming", "warmed", quiet=True, silent=True))
-
-
 def pin_before(paths: Sequence[Path]) -> None:
     """Pin models for a command that then uses them, and exit if that fails. Prints nothing else."""
     _give(lambda _: "pin", paths, _Manner("pinning", "pinned", quiet=True, best_effort=True, silent=True))

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from rich.filesize import decimal
 
-from trimsfs.cli.cache_commands import pin_before, warm_before
+from trimsfs.cli.cache_commands import pin_before
 from trimsfs.cli.gpu import counted
 from trimsfs.cli.output import reported, say
 from trimsfs.command_group import complete_mounted, examples
@@ -62,7 +62,6 @@ def image(paths: tuple[Path, ...], image: Path | None, monitor: str | None, devi
         return
     if not paths or image is None:
         raise ConfigurationError("an image needs what it has and where it is: trimsfs image PATH... --output FILE")
-    warm_before(paths)
     found = image_tree.read(paths, most_devices=devices)
     pin_before([device.path for device in found.devices])
     image_tree.check(found.devices)

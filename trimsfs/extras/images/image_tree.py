@@ -166,14 +166,14 @@ def _replaced(path: Path) -> ObjectChangedError:
     return ObjectChangedError(f"{path}: replaced in the store meanwhile: make the image again")
 
 
-def _read(path: Path, known: os.stat_result, offset: int, most: int) -> bytes:
+def _read(path: Path, known: os.stat_result, offset: int, length: int) -> bytes:
     """Bytes of a file from an offset on. Raises ObjectChangedError if it is another file by now."""
     try:
         with path.open("rb", buffering=0) as file:
             status = os.fstat(file.fileno())
-            data = os.pread(file.fileno(), most, offset)
+            data = os.pread(file.fileno(), length, offset)
     except OSError as error:
         raise translated(error, path) from error
-    if (status.st_ino, len(data)) != (known.st_ino, min(most, known.st_size - offset)):
+    if (status.st_ino, len(data)) != (known.st_ino, length):
         raise _replaced(path)
     return data
