@@ -116,6 +116,22 @@ def test_an_alias_is_the_version_that_it_leads_to_now(mount: MountedStore, store
     assert trimsfs("image", "--check", image).returncode == 0, "the version is still there"
 
 
+def test_links_lead_to_what_the_image_has(tmp_path: Path) -> None:
+    store, image = tmp_path / "store", tmp_path / "hub.erofs"
+    (store / "org/model").mkdir(parents=True)
+    (store / "org/model/params").write_bytes(FILES["resnet50/params"])
+    with mounted(store, tmp_path / "host", "--layout", "hf-cache") as mount:
+        repository = mount.path / "models--org--model"
+        done = trimsfs("image", repository / "blobs", "--output", image)
+        assert done.returncode == exit_code("ConfigurationError")
+        assert "/params, which the image would not have: name that, too\n" in done.stderr
+        made(image, repository)
+        with mounted_image(image, devices_of(image), tmp_path / "guest") as guest:
+            assert found(guest / repository.name) == found(repository)
+            (blob,) = (guest / repository.name / "blobs").iterdir()
+            assert blob.read_bytes() == FILES["resnet50/params"]
+
+
 def test_a_guest_reads_the_pages_of_the_host(mount: MountedStore, tmp_path: Path) -> None:
     """The image has the end of the file alone."""
     image = tmp_path / "llama.erofs"
