@@ -191,7 +191,7 @@ def test_who_may_not_write_the_socket_gets_no_fork(server: ServerAtSocket) -> No
     server.path.chmod(0o600)
     plain, forked, errors = server.both(SELF, *USER)
     assert forked == plain
-    assert errors == f"trimsfs: not forked: no fork server listens at {server.path}\n"
+    assert errors == f"trimsfs: not forked: no fork server listens at {server.path}, or not to this user\n"
 
 
 def test_another_user_cannot_end_a_server(server: ServerAtSocket) -> None:

@@ -91,5 +91,5 @@ def test_what_is_wrong_with_the_network_is_told_without_the_object_that_was_aske
 
 def test_a_store_that_does_not_answer_is_told_with_what_to_check() -> None:
     error = StoreUnavailableError("no answer: Connection reset by peer")
-    assert unreachable(error, None) == f"{error}: check the network"
+    assert unreachable(error, None) == f"{error}: check the network, and name a server of your own by --endpoint-url"
     assert unreachable(error, "http://s3:443").endswith(" and --endpoint-url: http or https, host, port")

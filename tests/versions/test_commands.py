@@ -297,7 +297,7 @@ def test_an_error_of_a_bucket_names_the_option_for_another_server(
 @pytest.mark.parametrize(
     ("cause", "remedy"),
     [
-        ("silence", "check the network and a server of your own: `s3://bucket/llama --endpoint-url URL`"),
+        ("silence", "check the network; for a server of your own: `s3://bucket/llama --endpoint-url URL`"),
         ("answer", "the store answers with this error: try again, or see its log"),
     ],
 )

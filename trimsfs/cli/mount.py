@@ -142,7 +142,7 @@ def _check(mountpoint: Path, options: MountOptions) -> Path:
     mountpoint = canonical(mountpoint)
     mounted = mount_at(mountpoint)
     if mounted is not None:
-        remedy = "choose another"
+        remedy = f"end that first with `umount {mountpoint}`, or choose another"
         if mounted.kind == FILE_SYSTEM_TYPE:
             with suppress(NotPermittedError):
                 check_answers(mountpoint)

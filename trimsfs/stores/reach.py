@@ -21,7 +21,9 @@ async def reach(store: Store, options: MountOptions, *, deadline_s: float) -> bo
     await retrying.call("no answer", store.probe)
     page = await retrying.call("no answer", partial(store.list_page, "", limit=1))
     if not page.exists and not options.allow_empty:
-        raise BucketNotFoundError(f"{options.store}: there is nothing under it: check the spelling, or --allow-empty")
+        raise BucketNotFoundError(
+            f"{options.store}: there is nothing under it: check the spelling (an alias is none), or --allow-empty"
+        )
     if not page.exists:
         log.warning("%s: there is nothing under it: check the spelling if you expect objects", options.store)
     return page.exists
@@ -31,7 +33,9 @@ def unreachable(error: StoreUnavailableError, endpoint_url: str | None) -> str:
     """Why a store does not answer, with the remedy."""
     if isinstance(error.__cause__, StoreNotTrustedError):
         return str(error)
-    return f"{error}: check the network" + (" and --endpoint-url: http or https, host, port" if endpoint_url else "")
+    if endpoint_url:
+        return f"{error}: check the network and --endpoint-url: http or https, host, port"
+    return f"{error}: check the network, and name a server of your own by --endpoint-url"
 
 
 async def reach_place(store: Store, place: Place, *, deadline_s: float) -> bool:

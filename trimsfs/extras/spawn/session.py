@@ -77,10 +77,10 @@ def spawn_at(path: str, words: Sequence[str]) -> int:
     for _ in range(ATTEMPTS):
         channel = connect(path)
         if channel is None:
-            raise PlainError(f"no fork server listens at {path}")
+            raise PlainError(f"no fork server listens at {path}, or not to this user")
         if (ended := session.run(channel)) is not None:
             return ended
-    raise PlainError(f"the fork server at {path} ends when it starts")
+    raise PlainError(f"the fork server at {path} does not answer: it has ended, or is of another user")
 
 
 def _order(command: PythonCommand, status: caller.Status, directory: str) -> "dict[str, Any]":

@@ -121,15 +121,15 @@ def _with_remedy(error: BaseException, location: Location, options: MountOptions
     """The error, with what to check if a store did not answer, or may be another one than meant."""
     cause = error.__cause__
     may_be_elsewhere = location.store.startswith("s3://") and options.endpoint_url is None  # then it is AWS
-    own = f"a server of your own: `{location} --endpoint-url URL`" if may_be_elsewhere else ""
+    own = f"for a server of your own: `{location} --endpoint-url URL`" if may_be_elsewhere else ""
     if isinstance(error, StoreUnavailableError) and isinstance(cause, TransientStoreError):
         if isinstance(cause, StoreNotTrustedError):
             return error
         if getattr(cause.__cause__, "response", None) is not None:  # the store's answer, as the SDK has it
             return StoreUnavailableError(f"{error}: the store answers with this error: try again, or see its log")
-        return StoreUnavailableError(f"{error}: check the network and {own or 'the address'}")
+        return StoreUnavailableError(f"{error}: check the network{f'; {own}' if own else ' and the address'}")
     if own and (isinstance(error, BucketNotFoundError) or "InvalidAccessKeyId" in str(error)):
-        return type(error)(f"{error}; for {own}")
+        return type(error)(f"{error}; {own}")
     return error
 
 
