@@ -10,7 +10,7 @@ import pytest
 
 from tests.frameworks import PROGRAMS
 from tests.support.frameworks import TIMEOUT_S, python_of, report_of
-from tests.support.mounts import mounted, trimsfs, umount
+from tests.support.mounts import mounted, overlay, trimsfs, umount
 from tests.support.processes import run
 
 pytestmark = [
@@ -21,17 +21,13 @@ pytestmark = [
 
 
 @contextmanager
-def written_over(version: Path, directory: Path) -> Iterator[Path]:
-    """A host's directory that shows a version, and takes what its programs write."""
-    cache, upper, work = (directory / name for name in ("cache", "upper", "work"))
-    for each in (cache, upper, work):
-        each.mkdir(exist_ok=True)
-    options = f"lowerdir={version},upperdir={upper},workdir={work}"
-    run("mount", "-t", "overlay", "overlay", "-o", options, cache, check=True)
+def written_over(version: Path, directory: Path) -> Iterator[None]:
+    """The directory *merged* of a host shows a version, and takes what programs write."""
+    run(*overlay(directory, version), check=True)
     try:
-        yield cache
+        yield
     finally:
-        umount(cache)
+        umount(directory / "merged")
 
 
 def compiled(cache: Path, *sizes: int) -> dict[str, Any]:
@@ -45,7 +41,7 @@ def push(cache: Path, store: Path, version: str) -> None:
 
 
 def test_a_host_finds_what_another_has_compiled_and_adds_to_it(tmp_path: Path) -> None:
-    store, cache = tmp_path / "store", tmp_path / "cache"
+    store, cache = tmp_path / "store", tmp_path / "merged"
     (store / "llama").mkdir(parents=True)
     (store / "llama/config.json").write_text("{}")
     cache.mkdir()

@@ -191,7 +191,8 @@ def test_a_prefix_with_nothing_under_it_is_told_at_the_mount(tmp_path: Path) -> 
     with start_fast(tmp_path / "buckets") as server:
         cache = ("--cache-dir", tmp_path / "cache")
         typed = run("mount", "s3://bucket/modles", tmp_path / "m", *cache, environment=server.environment())
-        told = "s3://bucket/modles: there is nothing under it: check the spelling (an alias is none), or --allow-empty"
+        remedy = "check the spelling (an alias is no prefix), or --allow-empty"
+        told = f"s3://bucket/modles: there is nothing under it: {remedy}"
         assert (typed.returncode, told in typed.stderr, typed.stderr.count("\n")) == (5, True, 1), typed.stderr
         environment = server.environment()
         with mounted("s3://bucket/modles", tmp_path / "mount", "--allow-empty", environment=environment) as mount:

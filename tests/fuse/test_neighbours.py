@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.mount_namespace import mounted_apart
-from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
+from tests.support.mounts import MountedStore, mounted, overlay, trimsfs, wait_until
 
 KINDS = ("cold", "resident", "evicted", "replaced")
 OPENS = 25
@@ -100,11 +100,7 @@ def test_a_scanner_makes_no_open_fail(mount: MountedStore, tmp_path: Path) -> No
 @contextmanager
 def overlaid(directory: Path, lower: Path) -> Iterator[Path]:
     """An overlay over a mount."""
-    for name in ("upper", "work", "merged"):
-        (directory / name).mkdir(parents=True)
-    options = f"lowerdir={lower},upperdir={directory / 'upper'},workdir={directory / 'work'}"
-    mount = "mount", "-t", "overlay", "-o", options, "overlay", directory / "merged"
-    with mounted_apart(lower, *mount) as root:
+    with mounted_apart(lower, *overlay(directory, lower)) as root:
         yield root / (directory / "merged").relative_to("/")
 
 

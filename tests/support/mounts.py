@@ -178,6 +178,14 @@ def again_while_copied(
     return done
 
 
+def overlay(directory: Path, lower: Path) -> tuple[str | Path, ...]:
+    """The command that mounts an overlay over *lower* at ``merged``; what is written goes to ``upper``."""
+    for name in ("upper", "work", "merged"):
+        (directory / name).mkdir(parents=True, exist_ok=True)
+    options = f"lowerdir={lower},upperdir={directory / 'upper'},workdir={directory / 'work'}"
+    return "mount", "-t", "overlay", "-o", options, "overlay", directory / "merged"
+
+
 def umount(path: Path) -> None:
     """Unmount with umount(8), tried again while it is busy."""
     deadline = time.monotonic() + BUSY_S

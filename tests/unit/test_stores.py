@@ -91,5 +91,9 @@ def test_what_is_wrong_with_the_network_is_told_without_the_object_that_was_aske
 
 def test_a_store_that_does_not_answer_is_told_with_what_to_check() -> None:
     error = StoreUnavailableError("no answer: Connection reset by peer")
-    assert unreachable(error, None) == f"{error}: check the network, and name a server of your own by --endpoint-url"
-    assert unreachable(error, "http://s3:443").endswith(" and --endpoint-url: http or https, host, port")
+    elsewhere = MountOptions(store="s3://bucket", endpoint_url="http://s3:443")
+    assert unreachable(error, MountOptions(store="gs://bucket")) == f"{error}: check the network"
+    assert unreachable(error, MountOptions(store="s3://bucket")).endswith(
+        "; for a server of your own: --endpoint-url URL"
+    )
+    assert unreachable(error, elsewhere).endswith(" and --endpoint-url: http or https, host, port")

@@ -264,15 +264,7 @@ class BatchFetcher:
                 raise TransientStoreError("its file in the cache was truncated meanwhile")
 
         try:
-            subject = f"{blob.generation.key} at {position}"
-            await self._retrying.call(
-                subject,
-                attempt,
-                heard=lambda: heard,
-                others=lambda: self._requests.succeeded_at,
-                turn=self._requests.turn,
-                token=blob.token,
-            )
+            await self._requests.retried(blob, position, attempt, heard=lambda: heard)
         except OSError as error:
             await self._writes.write_failed(blob, stop - position, error, last=last)
             return False

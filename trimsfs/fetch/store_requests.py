@@ -139,7 +139,25 @@ class StoreRequests:
         self.succeeded_at = float("-inf")
         """When the last of them came."""
 
-    async def turn(self) -> None:
+    async def retried(
+        self,
+        blob: Blob,
+        start: int,
+        attempt: Callable[[], Awaitable[None]],
+        *,
+        heard: Callable[[], float] = lambda: -math.inf,
+    ) -> None:
+        """Make an *attempt* at a blob's bytes from *start* on, and again when its turn comes, as `Retrying.call`."""
+        await self._retrying.call(
+            f"{blob.generation.key} at {start}",
+            attempt,
+            heard=heard,
+            others=lambda: self.succeeded_at,
+            turn=self._turn,
+            token=blob.token,
+        )
+
+    async def _turn(self) -> None:
         """Wait until so few requests are under way that one that has failed may be made again.
 
         All of them at once would be as slow as before, and fail again.
@@ -192,13 +210,8 @@ class StoreRequests:
 
     async def _get_into(self, blob: Blob, start: int, stop: int, descriptor: int) -> ChunkRecord:
         came: list[ChunkRecord] = []
-        await self._retrying.call(
-            f"{blob.generation.key} at {start}",
-            lambda: self.once(blob, Extent(start, stop, descriptor, 0, blob.chunk_size), came.append),
-            others=lambda: self.succeeded_at,
-            turn=self.turn,
-            token=blob.token,
-        )
+        extent = Extent(start, stop, descriptor, 0, blob.chunk_size)
+        await self.retried(blob, start, lambda: self.once(blob, extent, came.append))
         return came[-1]
 
     async def once(

@@ -295,7 +295,7 @@ async def _why_away(store: Store, place: Place, components: Components) -> Store
             return None
     except StoreUnavailableError as error:
         failure = error
-    problem = StoreUnavailableError(f"{options.store}: {unreachable(failure, options.endpoint_url)}")
+    problem = StoreUnavailableError(f"{options.store}: {unreachable(failure, options)}")
     problem.__cause__ = failure
     return problem
 

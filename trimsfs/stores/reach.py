@@ -22,20 +22,22 @@ async def reach(store: Store, options: MountOptions, *, deadline_s: float) -> bo
     page = await retrying.call("no answer", partial(store.list_page, "", limit=1))
     if not page.exists and not options.allow_empty:
         raise BucketNotFoundError(
-            f"{options.store}: there is nothing under it: check the spelling (an alias is none), or --allow-empty"
+            f"{options.store}: there is nothing under it: check the spelling (an alias is no prefix), or --allow-empty"
         )
     if not page.exists:
         log.warning("%s: there is nothing under it: check the spelling if you expect objects", options.store)
     return page.exists
 
 
-def unreachable(error: StoreUnavailableError, endpoint_url: str | None) -> str:
+def unreachable(error: StoreUnavailableError, options: MountOptions) -> str:
     """Why a store does not answer, with the remedy."""
     if isinstance(error.__cause__, StoreNotTrustedError):
         return str(error)
-    if endpoint_url:
+    if options.endpoint_url:
         return f"{error}: check the network and --endpoint-url: http or https, host, port"
-    return f"{error}: check the network, and name a server of your own by --endpoint-url"
+    if (options.store or "").startswith("s3://"):
+        return f"{error}: check the network; for a server of your own: --endpoint-url URL"
+    return f"{error}: check the network"
 
 
 async def reach_place(store: Store, place: Place, *, deadline_s: float) -> bool:

@@ -13,7 +13,7 @@ from tests.services.seaweed_cluster import start_seaweed_cluster
 
 TURNS = 3
 PATIENCE_S = 60
-"""A gateway of SeaweedFS sends the first byte once it has a whole chunk: when many ask, after more than 5 s."""
+"""Of requests to gateways of SeaweedFS: when many ask at once, first bytes come after more than 5 s."""
 
 
 def behind_nginx(to: References) -> Iterator[Result]:

@@ -38,7 +38,7 @@ def check_store(place: Place, mount: MountOptions) -> str:
     try:
         return trio.run(probe)
     except StoreUnavailableError as error:
-        raise ProblemError(unreachable(error, options.endpoint_url)) from None
+        raise ProblemError(unreachable(error, options)) from None
 
 
 def _check_ca_file(store: Store, mount: MountOptions) -> None:

@@ -129,7 +129,7 @@ def _servers(socket: str) -> list[Ask]:
     """What asks each server of this user, or the one at a socket."""
     if socket:
         if ask(socket, "tell") is None:
-            raise NoSuchEntryError(f"no fork server listens at {socket}")
+            raise NoSuchEntryError(f"no fork server listens at {socket}, or not to this user")
         return [partial(ask, socket)]
     try:
         directory = Directory()
